@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: sources (`npz`, image folders, tables) and declarative preprocessing."""

@@ -1,0 +1,38 @@
+"""A data set: batches of model inputs, read lazily, with a fingerprint of its content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some samples. `feeds`: model input -> array with samples on axis 0; `labels` by label name."""
+
+    feeds: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    #: Index of the first sample in the data set.
+    start: int
+
+
+class Dataset(Protocol):
+    """Samples for a model. Iterating twice gives the same batches; only one batch is in memory at a time."""
+
+    name: str
+    path: str
+    #: Number of samples.
+    count: int
+    #: SHA-256 of the content and the preprocessing.
+    fingerprint: str
+    #: Names of label arrays; empty when unlabelled. The default labels are called `labels`.
+    label_names: tuple[str, ...]
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """Batches of `size` samples (default: the recipe's), the first `limit` samples only."""
+
+    def sample_hashes(self) -> list[str]:
+        """A hash per sample's raw content, to find overlaps between data sets."""

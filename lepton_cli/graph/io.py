@@ -1,0 +1,144 @@
+"""Loading, hashing, copying and saving models."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lepton_cli.tensors import TensorInfo
+
+#: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
+EXTERNAL_ABOVE = 1_800_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model read from disk. `files` are the model file and the external data files it names."""
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all files together."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def load(path: Path) -> Loaded:
+    """Read and validate a model; weights in external files stay on disk until used. Raises ModelError."""
+    from lepton_cli.graph import check
+
+    model = check.read(path)
+    files = (path, *check.external_files(model, path))
+    name_nodes(model)
+    return Loaded(model, path, hash_files(files), files)
+
+
+def hash_files(files: tuple[Path, ...]) -> str:
+    """SHA-256 over the contents of the files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy to edit: nodes and values are new, weight tensors (immutable) are shared."""
+    return model.clone()
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every unnamed or ambiguously named node a unique, stable name: globs and reports refer to names."""
+    taken: set[str] = set()
+    for node in model.graph.all_nodes():
+        name = node.name or ""
+        if not name or name in taken:
+            base = name or node.op_type
+            number = 0
+            while (candidate := f"{base}_{number}") in taken:
+                number += 1
+            node.name = name = candidate
+        taken.add(name)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message; equal models give equal bytes."""
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def payload(model: ir.Model, workdir: Path) -> bytes | Path:
+    """What `runtime.Session` takes: bytes, or a file in `workdir` when the weights exceed protobuf's limit."""
+    if weight_bytes(model) < EXTERNAL_ABOVE:
+        return to_bytes(model)
+    folder = Path(tempfile.mkdtemp(dir=workdir))
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
+    return folder / "model.onnx"
+
+
+def inputs(model: ir.Model) -> tuple[TensorInfo, ...]:
+    """Inputs a caller must feed (initializers that are also inputs are left out)."""
+    return tuple(_info(value) for value in model.graph.inputs if not value.is_initializer())
+
+
+def outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
+    """The model's outputs."""
+    return tuple(_info(value) for value in model.graph.outputs)
+
+
+def _info(value: ir.Value) -> TensorInfo:
+    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy()) if value.dtype != ir.DataType.STRING else "str"
+    shape = None
+    if value.shape is not None:
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return TensorInfo(value.name or "", dtype, shape)
+
+
+def save(model: ir.Model, path: Path, *, metadata: dict[str, str] | None = None) -> tuple[Path, ...]:
+    """Write atomically: a temporary file beside the target, then a rename. Returns the files written.
+
+    Models above 1.8 GB of weights get one external data file `NAME.onnx.data`. `metadata` goes into the model's
+    `metadata_props`.
+    """
+    copy = clone(model)
+    copy.metadata_props.update(metadata or {})
+    if weight_bytes(model) >= EXTERNAL_ABOVE:
+        return _save_external(copy, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(to_bytes(copy))
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return (path,)
+
+
+def _save_external(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Weights first, then the file that names them: a reader never sees a model without its data."""
+    data = path.with_name(path.name + ".data")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lepton-") as folder:
+        ir.save(model, Path(folder) / path.name, external_data=data.name)
+        (Path(folder) / data.name).replace(data)
+        (Path(folder) / path.name).replace(path)
+    return (path, data)

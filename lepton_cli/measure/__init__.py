@@ -1,0 +1,1 @@
+"""Measurements: accuracy, latency, size, memory, and the statistics that make them comparable."""

@@ -1,0 +1,196 @@
+"""What measurements return: plain frozen types that go into the report unchanged. Light: no numpy here.
+
+Times are seconds, sizes bytes, accuracies and differences shares of 1. `low` and `high` bound a 95 % interval.
+"""
+
+from __future__ import annotations
+
+from lepton_cli.values import Strict
+
+
+class Layer(Strict):
+    """One weight-carrying node (or a stray tensor) of a model."""
+
+    node: str
+    op: str
+    dtype: str
+    parameters: int
+    bytes: int
+    macs: int | None
+    #: Shape of the main weight, as stored.
+    weight_shape: tuple[int, ...] = ()
+
+
+class Size(Strict):
+    """Size and structure of one model file."""
+
+    #: The `.onnx` file and the external data it names, together.
+    file: int
+    external: int
+    gzip: int
+    parameters: int
+    nonzeros: int
+    #: Multiply-accumulates of one sample; `None` when shapes are unknown.
+    macs: int | None
+    nodes: int
+    #: Bytes by tensor dtype.
+    by_dtype: dict[str, int] = {}
+    #: Bytes held twice (identical initializers).
+    duplicated: int = 0
+    layers: tuple[Layer, ...] = ()
+
+
+class MetricValue(Strict):
+    """One metric of one model."""
+
+    metric: str
+    output: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    higher_is_better: bool = True
+
+
+class MetricChange(Strict):
+    """Paired difference, compressed minus original, on the same samples."""
+
+    metric: str
+    output: str
+    original: float
+    compressed: float
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+    higher_is_better: bool = True
+    #: `newcombe` (paired proportions) or `bootstrap`.
+    method: str = ""
+
+
+class ClassChange(Strict):
+    """Accuracy of one class before and after."""
+
+    label: str
+    n: int
+    original: float
+    compressed: float
+
+
+class Flip(Strict):
+    """A sample whose predicted class changed; `confidence` is the original's softmax probability."""
+
+    sample: int
+    label: str | None
+    original: str
+    compressed: str
+    confidence: float
+
+
+class Fidelity(Strict):
+    """How close one output is to the original's.
+
+    `agreement`: share of samples with the same argmax (classification) or within 1 % (otherwise); needs no labels.
+    `sqnr_db`: 10 log10(sum ref² / sum (ref - out)²); `None` for identical or non-float outputs.
+    """
+
+    output: str
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+    sqnr_db: float | None
+    max_abs_error: float
+    n: int
+
+
+class Accuracy(Strict):
+    """Everything measured about what two (or more) models compute."""
+
+    #: Metric values by variant name.
+    values: dict[str, tuple[MetricValue, ...]] = {}
+    changes: tuple[MetricChange, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
+    classes: tuple[ClassChange, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    flips_total: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class Latency(Strict):
+    """Latency of one variant on one provider at one batch size, in seconds per run (not per sample)."""
+
+    variant: str
+    provider: str
+    batch: int
+    threads: int
+    median: float
+    low: float
+    high: float
+    #: Percentiles are given only where the number of runs supports them.
+    p90: float | None = None
+    p99: float | None = None
+    n: int
+    #: Samples per second at this batch size.
+    throughput: float
+    #: On CUDA: time on the device alone, where it can be told apart.
+    device_median: float | None = None
+    #: Up to 200 of the raw times, evenly taken, for drawing.
+    times: tuple[float, ...] = ()
+    #: Nodes by the provider that really ran them.
+    placement: dict[str, int] = {}
+
+
+class LatencyChange(Strict):
+    """Median of paired ratios, compressed over original time; below 1 is faster."""
+
+    provider: str
+    batch: int
+    threads: int
+    original: float
+    compressed: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+class Skipped(Strict):
+    """A measurement that was not made, and why."""
+
+    what: str
+    reason: str
+
+
+class LatencyTable(Strict):
+    """All latency results of a run."""
+
+    results: tuple[Latency, ...] = ()
+    changes: tuple[LatencyChange, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Memory(Strict):
+    """Peak memory of loading and running one model in a process of its own, in bytes."""
+
+    peak: int
+    #: What loading and running added over an empty session process.
+    added: int
+    device: int | None = None
+
+
+class Environment(Strict):
+    """The machine and software a measurement was made on."""
+
+    lepton: str
+    python: str
+    onnxruntime: str | None
+    onnx: str | None
+    system: str
+    cpu: str
+    instructions: tuple[str, ...]
+    cores: int
+    usable_cores: int
+    memory: int
+    providers: tuple[str, ...]
+    warnings: tuple[str, ...] = ()

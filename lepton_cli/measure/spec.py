@@ -1,0 +1,77 @@
+"""The `evaluate:` part of a recipe: what to measure and how precisely. Light: no numpy here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lepton_cli import units
+from lepton_cli.values import Duration, Percent, Strict
+
+Metric = Literal["top1", "topk", "f1", "mae", "rmse", "r2", "cosine", "spearman", "python"]
+
+
+class AccuracySpec(Strict):
+    """One accuracy metric. Agreement with the original and fidelity are always measured besides."""
+
+    metric: Metric = Field(description="What is computed from outputs and labels")
+    k: int = Field(default=5, ge=1, description="For `topk`: how many guesses count")
+    average: Literal["macro", "micro", "binary"] = Field(default="macro", description="For `f1`")
+    output: str | None = Field(default=None, description="Model output; the first one when left out")
+    labels: str | None = Field(default=None, description="Label array or column for this output")
+    weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
+    function: str | None = Field(default=None, description="For `python`: `file.py:function` (needs --allow-code)")
+
+
+class ProviderSpec(Strict):
+    """An execution provider to measure on."""
+
+    name: str = Field(description="`cpu`, `cuda`, or an onnxruntime provider name")
+    optional: bool = Field(default=False, description="Skip with a notice where the provider is not there")
+
+
+def _provider(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _batches(value: object) -> object:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Provider = Annotated[ProviderSpec, BeforeValidator(_provider, json_schema_input_type=str | ProviderSpec)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Batches = Annotated[
+    tuple[PositiveInt, ...], BeforeValidator(_batches, json_schema_input_type=int | tuple[PositiveInt, ...])
+]
+
+
+class LatencySpec(Strict):
+    """Latency measurement: original and result interleaved, on every provider and batch size."""
+
+    providers: tuple[Provider, ...] = Field(default=(ProviderSpec(name="cpu"),), min_length=1)
+    batch: Batches = Field(default=(1,), description="Batch sizes, all measured")
+    threads: int | None = Field(default=None, ge=1, description="Threads per session; default: the usable cores")
+    precision: Percent = Field(default=units.Share(0.02), description="Half-width of the interval to stop at")
+    time: Duration = Field(default=units.Seconds(10.0), description="Longest time for one provider and batch size")
+
+
+class CostSpec(Strict):
+    """What a machine costs, to turn throughput into money."""
+
+    per_hour: str = Field(pattern=r"^[0-9]+(\.[0-9]+)? [A-Z]{3}$", description="For example `0.40 USD`")
+
+
+class EvaluateSpec(Strict):
+    """What is measured. A part left out takes its defaults; `latency: false` leaves it out."""
+
+    accuracy: Annotated[
+        tuple[AccuracySpec, ...],
+        BeforeValidator(
+            lambda value: (value,) if isinstance(value, (dict, AccuracySpec)) else value,
+            json_schema_input_type=AccuracySpec | tuple[AccuracySpec, ...],
+        ),
+    ] = Field(default=(), description="Metrics; empty: top1 where labels look like classes")
+    latency: LatencySpec | Literal[False] = LatencySpec()
+    memory: bool = Field(default=True, description="Peak memory of each model in a process of its own")
+    cost: CostSpec | None = None

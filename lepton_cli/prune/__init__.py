@@ -1,0 +1,1 @@
+"""Pruning algorithms: coupling, importance, allocation, recovery. Steps call them."""

@@ -1,0 +1,1 @@
+"""Quantization algorithms: targets, ranges, equalisation, rounding, sensitivity. Steps call them."""

@@ -1,0 +1,1 @@
+"""The recipe: its typed schema, reading it with positions, defaults and overrides."""

@@ -1,0 +1,1 @@
+"""The report: one type (`model.Report`), stored as JSON, and its renderings."""

@@ -1,0 +1,169 @@
+"""onnxruntime sessions: the only place that creates them.
+
+Telemetry is off before the import, threads are fixed, and the provider that was asked for is the provider that runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepton_cli.errors import MissingExtraError, ModelError, ProviderError
+from lepton_cli.tensors import TensorInfo
+
+#: Short names of recipes -> onnxruntime's.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "dnnl": "DnnlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+def onnxruntime() -> Any:
+    """The onnxruntime module, imported with telemetry off. Raises MissingExtraError when it is not installed."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingExtraError("cpu", "onnxruntime", "running models") from error
+    ort.set_default_logger_severity(4)
+    return ort
+
+
+def provider_name(name: str) -> str:
+    """onnxruntime's name of a provider given by its short or full name. Raises ProviderError when not installed."""
+    full = PROVIDERS.get(name, name)
+    available = onnxruntime().get_available_providers()
+    if full not in available:
+        raise ProviderError(
+            "provider.unavailable",
+            f"provider `{name}` is not in this onnxruntime",
+            cause=f"it has {', '.join(available)}",
+            hint="lepton doctor   or choose another provider" + ("; CUDA needs onnxruntime-gpu" if name == "cuda" else ""),
+        )
+    return str(full)
+
+
+def usable_threads() -> int:
+    """Threads this process may really use: its CPU affinity, cut by the container's quota; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, round(quota)) if quota else cores)
+
+
+def _cgroup_quota() -> float | None:
+    """Cores granted by cgroup v2 or v1, or `None` without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit_v1 = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        period_v1 = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
+        return limit_v1 / period_v1 if limit_v1 > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+class Session:
+    """A model ready to run on one provider.
+
+    `model` is a serialised model or, for models above 2 GB, a path. Nodes that the provider cannot run fall back to
+    the CPU, as onnxruntime does; `placement()` tells how many. Raises ProviderError when the provider does not start
+    and ModelError when onnxruntime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        optimise: bool = True,
+        optimised_path: Path | None = None,
+    ) -> None:
+        ort = onnxruntime()
+        self.provider = provider
+        self.threads = threads or usable_threads()
+        full = provider_name(provider)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+        # Two sessions take turns on few cores when arms are compared: idle threads must not spin in the other's time.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if optimised_path is not None:
+            options.optimized_model_filepath = str(optimised_path)
+        providers = [full] if full == "CPUExecutionProvider" else [full, "CPUExecutionProvider"]
+        source: Any = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = ort.InferenceSession(source, options, providers=providers)
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise ModelError("model.runtime", "onnxruntime cannot load the model", cause=one_line(error)) from error
+        if full not in self._session.get_providers():
+            raise ProviderError(
+                "provider.unavailable",
+                f"onnxruntime could not start provider `{provider}`",
+                hint=f"lepton doctor --provider {provider}",
+            )
+        self.inputs = [_info(argument) for argument in self._session.get_inputs()]
+        self.outputs = [_info(argument) for argument in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+        """Outputs by name for one batch. Raises ModelError when the run fails."""
+        names = list(outputs) if outputs is not None else [output.name for output in self.outputs]
+        try:
+            values = self._session.run(names, dict(feeds))
+        except Exception as error:
+            raise ModelError("model.run", "onnxruntime cannot run the model", cause=one_line(error)) from error
+        return dict(zip(names, values, strict=True))
+
+    @property
+    def raw(self) -> Any:
+        """onnxruntime's own session, for timing without a layer in between and for IO binding."""
+        return self._session
+
+    def placement(self) -> dict[str, int]:
+        """Nodes of the optimised graph by the provider that runs them; empty when onnxruntime does not tell."""
+        counts: dict[str, int] = {}
+        try:
+            for part in self._session.get_provider_graph_assignment_info():
+                counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        except Exception:  # older onnxruntime versions have no such call
+            return {}
+        return counts
+
+
+_TYPES = {"float": "float32", "double": "float64"}
+
+
+def _info(argument: Any) -> TensorInfo:
+    kind = str(argument.type)
+    dtype = kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind
+    shape = None if argument.shape is None else tuple(argument.shape)
+    return TensorInfo(argument.name, _TYPES.get(dtype, "str" if dtype == "string" else dtype), shape)
+
+
+def one_line(error: BaseException) -> str:
+    """The first meaningful line of an onnxruntime message, without its source paths."""
+    text = str(error).strip() or type(error).__name__
+    text = " ".join(text.split())
+    if "] : " in text[:40]:
+        text = text.split(" : ", 2)[-1]
+    return text[:300]

@@ -1,0 +1,58 @@
+"""Remove whole channels, heads and branches, so that the model really gets smaller and faster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from lepton_cli import units
+from lepton_cli.steps.base import Context, Outcome
+from lepton_cli.steps.base import Params as BaseParams
+from lepton_cli.values import Percent, Strict
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class Target(Strict):
+    """One goal, as the share that remains of the original (60 %: 1.67 times fewer)."""
+
+    macs: Percent | None = None
+    params: Percent | None = None
+    size: Percent | None = None
+    latency: Percent | None = Field(default=None, description="Measured on the recipe's first provider and batch")
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        given = [name for name in ("macs", "params", "size", "latency") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of macs, params, size, latency")
+        if not 0 < getattr(self, given[0]) <= 1:
+            raise ValueError(f"{given[0]} must be above 0 % and at most 100 %")
+        return self
+
+
+class Params(BaseParams):
+    """Remove whole channels, heads and residual branches, and repair what is left without training."""
+
+    step: Literal["prune.channels"]
+    target: Target = Field(default=Target(macs=units.Share(0.6)), description="What remains of the original")
+    importance: Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"] | None = Field(
+        default=None, description="Ranking of channels; default: hessian with calibration data, else l2"
+    )
+    scope: Literal["global", "layer"] = Field(
+        default="global", description="Allocate widths over the whole model, or the same share in every layer"
+    )
+    round_to: int | None = Field(default=None, ge=1, description="Widths are multiples of this; default: by target")
+    min_width: Percent = Field(default=units.Share(0.05), description="Least share of its channels a layer keeps")
+    recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
+        default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
+    )
+
+
+def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """Remove whole channels, heads and branches, so that the model really gets smaller and faster."""
+    from lepton_cli.prune import channels
+
+    return channels.prune(model, params, context)

@@ -1,0 +1,64 @@
+"""Pydantic types for values with units, so that every recipe field parses and prints them the same way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
+
+from lepton_cli import units
+
+
+class Strict(BaseModel):
+    """Base of all recipe types: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _text(pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
+
+
+def _parsed(parse: Any, kind: type) -> PlainValidator:
+    """Parse text; let values of the finished type through, so that defaults can be written in code."""
+
+    def convert(value: Any) -> Any:
+        return value if isinstance(value, kind) and not isinstance(value, bool) else parse(value)
+
+    return PlainValidator(convert)
+
+
+#: Bytes; written `1 MB`, `200 kB`, `1.5 MiB`.
+Size = Annotated[
+    units.Bytes,
+    _parsed(units.parse_size, units.Bytes),
+    PlainSerializer(str, return_type=str),
+    _text(r"^[0-9.]+ ?(B|kB|MB|GB|KiB|MiB|GiB)$", "1 MB"),
+]
+#: Seconds; written `5 ms`, `20 min`.
+Duration = Annotated[
+    units.Seconds,
+    _parsed(units.parse_duration, units.Seconds),
+    PlainSerializer(str, return_type=str),
+    _text(r"^[0-9.]+ ?(ns|us|ms|s|min|h)$", "20 min"),
+]
+#: A share of 1; written `60 %`.
+Percent = Annotated[
+    units.Share,
+    _parsed(units.parse_percent, units.Share),
+    PlainSerializer(str, return_type=str),
+    _text(r"^[0-9.]+ ?%$", "60 %"),
+]
+#: Percentage points as a share of 1; written `0.5 pp`.
+Points = Annotated[
+    units.PointsValue,
+    _parsed(units.parse_points, units.PointsValue),
+    PlainSerializer(str, return_type=str),
+    _text(r"^[0-9.]+ ?pp$", "0.5 pp"),
+]
+#: A plain number or a fraction such as `1/255`.
+Number = Annotated[
+    float,
+    BeforeValidator(units.parse_number),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^-?[0-9.]+/[0-9.]+$"}]}),
+]
