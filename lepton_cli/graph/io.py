@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
+from lepton_cli.graph import check
 from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
@@ -33,8 +36,6 @@ class Loaded:
 
 def load(path: Path) -> Loaded:
     """Read and validate a model; weights in external files stay on disk until used. Raises ModelError."""
-    from lepton_cli.graph import check
-
     model = check.read(path)
     files = (path, *check.external_files(model, path))
     name_nodes(model)
@@ -80,9 +81,24 @@ def weight_bytes(model: ir.Model) -> int:
     )
 
 
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf, with the value types that onnx-ir cannot hold put back."""
+    proto = ir.to_proto(model)
+    for value in (*proto.graph.output, *proto.graph.value_info):
+        for entry in [entry for entry in value.metadata_props if entry.key == check.TYPE_KEY]:
+            value.type.ParseFromString(base64.b64decode(entry.value))
+            value.metadata_props.remove(entry)
+    # onnx-ir describes every initializer a second time; no reader needs that.
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    described = [info for info in proto.graph.value_info if info.name not in initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    return proto
+
+
 def to_bytes(model: ir.Model) -> bytes:
     """The model as one protobuf message; equal models give equal bytes."""
-    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return bytes(to_proto(model).SerializeToString(deterministic=True))
 
 
 def payload(model: ir.Model, workdir: Path) -> bytes | Path:

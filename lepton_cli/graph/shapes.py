@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
@@ -17,14 +16,41 @@ from lepton_cli.graph import io
 Shapes = dict[str, tuple[int, ...]]
 
 
+#: Initializers above this many bytes stay out of the message that onnx infers shapes from: it is copied twice.
+_LARGE = 1024
+
+
 def infer(model: ir.Model) -> ir.Model:
-    """A copy with the shapes and types that ONNX's own inference finds; symbolic dimensions stay symbolic."""
+    """A copy with the shapes and types that ONNX's own inference finds; symbolic dimensions stay symbolic.
+
+    Shapes stored in the model are dropped first: exporters leave wrong ones. Where inference fails, shapes stay open.
+    """
     copy = io.clone(model)
     for node in copy.graph:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
-    return ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy).model
+    light = io.clone(copy)
+    for name, value in list(light.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _LARGE:
+            value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            value.const_value = None
+            light.graph.initializers.pop(name)
+            if not value.is_graph_input():
+                light.graph.inputs.append(value)
+    try:
+        found = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=True)
+    except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
+        return copy
+    types = {info.name: info.type.tensor_type for info in (*found.graph.value_info, *found.graph.output)}
+    for node in copy.graph:
+        for value in node.outputs:
+            kind = types.get(value.name or "")
+            if kind is not None and kind.HasField("shape"):
+                value.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim])
+            if kind is not None and kind.elem_type and value.dtype is None:
+                value.dtype = ir.DataType(kind.elem_type)
+    return copy
 
 
 def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> Shapes:
@@ -91,5 +117,3 @@ def opset(model: ir.Model) -> int:
     """Version of the standard operator set the model uses (0: none)."""
     return int(model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0)))
 
-
-NEWEST_OPSET = onnx.defs.onnx_opset_version()

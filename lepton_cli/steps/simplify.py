@@ -1,12 +1,13 @@
-"""Fold constants, remove dead and duplicate parts, fold BatchNorm into Conv; results stay the same."""
+"""Fold constants and BatchNorm, remove what is dead or held twice; outputs stay the same."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lepton_cli.steps.base import Context, Outcome
+from lepton_cli.steps.base import Context, Decision, Outcome
 from lepton_cli.steps.base import Params as BaseParams
 
 if TYPE_CHECKING:
@@ -14,16 +15,63 @@ if TYPE_CHECKING:
 
 
 class Params(BaseParams):
-    """Fold constants and BatchNorm, remove what is dead or held twice; outputs stay the same."""
+    """Fold constants and BatchNorm, remove what is dead or held twice; outputs stay the same.
+
+    Only standard operators are written: the result runs on every machine the original ran on.
+    """
 
     step: Literal["simplify"]
-    fold_batch_norm: bool | None = Field(
-        default=None, description="Fold BatchNormalization into Conv; default: yes, unless a later step re-estimates it"
+    fold_batch_norm: bool = Field(
+        default=True,
+        description="Fold BatchNormalization into the layer before it; `false` keeps it for re-estimation when pruning",
     )
 
 
-def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
-    """Fold constants, remove dead and duplicate parts, fold BatchNorm into Conv; results stay the same."""
-    from lepton_cli.graph import simplify
+#: Folding one thing uncovers another; real models settle in two or three rounds.
+ROUNDS = 8
 
-    return simplify.run(model, params, context)
+
+def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """Repeat folding and cleaning until nothing changes."""
+    from lepton_cli.graph import batch_norm, clean, fold, io
+    from lepton_cli.graph.select import select
+
+    copy = io.clone(model)
+    allowed = select([node.name or "" for node in model.graph], params.include, params.exclude)
+    decisions: list[Decision] = []
+
+    def record(nodes: list[tuple[ir.Node, str]], action: str) -> int:
+        decisions.extend(
+            Decision(node=node.name or "", op=node.op_type, action=action, reason=reason) for node, reason in nodes
+        )
+        return len(nodes)
+
+    defaults = clean.fix_default_inputs(copy)
+    decisions.extend(
+        Decision(node=name, op="", action="fixed", reason="was an input with a default value") for name in defaults
+    )
+    functions = clean.inline_functions(copy)
+    if functions:
+        io.name_nodes(copy)
+        allowed |= {node.name or "" for node in copy.graph} if not params.include else set()
+    left: list[tuple[ir.Node, str]] = []
+    with context.progress.stage("simplify") as stage:
+        for _ in range(ROUNDS):
+            count = record(clean.remove_unused(copy), "removed")
+            count += record(clean.remove_no_ops(copy, allowed), "removed")
+            count += record(fold.fold_constants(copy, allowed), "folded")
+            count += record(clean.merge_equal(copy), "merged")
+            if params.fold_batch_norm:
+                folded, left = batch_norm.fold_batch_norm(copy, allowed)
+                count += record([(node, "folded into the layer before it") for node in folded], "folded")
+            if not count:
+                break
+        shared = clean.share_initializers(copy)
+        clean.remove_unused(copy)
+        stage.note(f"{sum(1 for _ in model.graph)} -> {sum(1 for _ in copy.graph)} nodes")
+    decisions.extend(Decision(node=name, op="", action="merged", reason="equal to another tensor") for name in shared)
+    changed = len(decisions) + functions
+    record(left, "kept")
+    actions = Counter(decision.action for decision in decisions if decision.action != "kept")
+    summary = ", ".join(f"{count} {action}" for action, count in actions.items()) or "nothing to simplify"
+    return Outcome(copy, changed, tuple(decisions), summary, tolerance=1e-3)

@@ -1,0 +1,113 @@
+"""Removing what does nothing: dead nodes, identities, duplicates. Every function edits the model in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from lepton_cli.graph.fold import is_constant
+
+
+def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
+    """Bypass nodes that return their input as it is."""
+    removed: list[tuple[ir.Node, str]] = []
+    for node in list(model.graph):
+        rule = _NO_OPS.get(node.op_type) if node.domain == "" else None
+        reason = rule(node) if rule is not None and node.name in allowed else None
+        if reason is None or node.inputs[0] is None or node.outputs[0].is_graph_output():
+            continue
+        if any(output.uses() for output in node.outputs[1:]):
+            continue
+        node.outputs[0].replace_all_uses_with(node.inputs[0])
+        model.graph.remove(node, safe=True)
+        removed.append((node, reason))
+    return removed
+
+
+def remove_unused(model: ir.Model) -> list[tuple[ir.Node, str]]:
+    """Nodes and initializers no output depends on."""
+    before = list(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    after = set(model.graph)
+    return [(node, "no output depends on it") for node in before if node not in after]
+
+
+def merge_equal(model: ir.Model) -> list[tuple[ir.Node, str]]:
+    """Nodes that compute the same from the same inputs become one."""
+    before = list(model.graph)
+    common.CommonSubexpressionEliminationPass()(model)
+    after = set(model.graph)
+    return [(node, "computes the same as another node") for node in before if node not in after]
+
+
+def share_initializers(model: ir.Model) -> list[str]:
+    """Initializers with equal content become one; returns the names of those removed."""
+    before = list(model.graph.initializers)
+    common.DeduplicateHashedInitializersPass()(model)
+    after = set(model.graph.initializers)
+    return [name for name in before if name not in after]
+
+
+def fix_default_inputs(model: ir.Model) -> list[str]:
+    """Initializers that are also inputs (as IR version 3 demanded) become plain initializers; returns their names."""
+    names = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
+    if names:
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, 4)
+    return names
+
+
+def inline_functions(model: ir.Model) -> int:
+    """Replace calls of the model's own functions by their bodies; returns how many functions there were."""
+    count = len(model.functions)
+    if count:
+        common.InlinePass()(model)
+    return count
+
+
+def _identity(node: ir.Node) -> str | None:
+    return "passes its input on"
+
+
+def _dropout(node: ir.Node) -> str | None:
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    if mode is not None and not (is_constant(mode) and mode.const_value is not None and not mode.const_value.numpy()):
+        return None
+    return "Dropout does nothing in inference"
+
+
+def _cast(node: ir.Node) -> str | None:
+    source = node.inputs[0]
+    same = source is not None and source.dtype is not None and int(source.dtype) == node.attributes["to"].as_int()
+    return "casts to the type it already has" if same else None
+
+
+def _transpose(node: ir.Node) -> str | None:
+    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+    return "permutes nothing" if order is not None and list(order) == list(range(len(order))) else None
+
+
+def _concat(node: ir.Node) -> str | None:
+    return "joins a single tensor" if len(node.inputs) == 1 else None
+
+
+def _pad(node: ir.Node) -> str | None:
+    if "pads" in node.attributes:
+        return "pads by zero everywhere" if not any(node.attributes["pads"].as_ints()) else None
+    pads = node.inputs[1] if len(node.inputs) > 1 else None
+    if pads is not None and is_constant(pads) and pads.const_value is not None and not np.any(pads.const_value.numpy()):
+        return "pads by zero everywhere"
+    return None
+
+
+_NO_OPS: dict[str, Callable[[ir.Node], str | None]] = {
+    "Identity": _identity,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Pad": _pad,
+}

@@ -1,0 +1,62 @@
+"""External data of a model: which files it names, and that none of them lies outside the model's folder."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from lepton_cli.errors import ModelError
+
+
+def check(path: Path, tensor: onnx.TensorProto, expected: int, folder: Path) -> None:
+    """Raises ModelError unless the tensor's file lies in `folder` (resolved), is regular and long enough."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    name = tensor.name or "(unnamed)"
+
+    def refuse(cause: str, hint: str | None = None) -> ModelError:
+        return ModelError(
+            "model.external-data",
+            f"{path}: the external data of tensor `{name}` cannot be used",
+            cause=cause,
+            hint=hint,
+        )
+
+    if not location or "\0" in location:
+        raise refuse("it names no file")
+    relative = Path(location.replace("\\", "/"))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise refuse(f"`{location}` points outside the model's folder", "keep model and data in one folder")
+    file = folder / relative
+    try:
+        resolved = file.resolve(strict=True)
+        status = resolved.stat()
+    except FileNotFoundError as error:
+        raise refuse(f"`{location}` is missing", "copy the data file next to the model") from error
+    except (OSError, RuntimeError) as error:
+        raise refuse(f"`{location}` cannot be read: {error}") from error
+    if not resolved.is_relative_to(folder):
+        raise refuse(f"`{location}` is a link to outside the model's folder", "copy the data file next to the model")
+    if not stat.S_ISREG(status.st_mode):
+        raise refuse(f"`{location}` is not a regular file")
+    if resolved == path.resolve():
+        raise refuse(f"`{location}` is the model file itself")
+    if status.st_nlink > 1:
+        raise refuse(f"`{location}` is hard-linked to another place", "copy the data file next to the model")
+    try:
+        offset = int(entries.get("offset", "0") or 0)
+        length = int(entries["length"]) if entries.get("length") else expected
+    except ValueError:
+        raise refuse("offset or length is not a number") from None
+    if offset < 0 or length != expected:
+        raise refuse(f"it has {length} bytes at {offset}, the tensor's shape needs {expected}")
+    if offset + length > status.st_size:
+        raise refuse(f"`{location}` ends at {status.st_size} bytes, the tensor needs {offset + length}")
+
+
+def bind(model: ir.Model, folder: Path) -> None:
+    """Tell every external tensor where its folder is; data is read (memory-mapped) only when used."""
+    ir.external_data.set_base_dir(model.graph, folder)
