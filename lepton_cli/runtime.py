@@ -5,8 +5,9 @@ Telemetry is off before the import, threads are fixed, and the provider that was
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
+
+#: Providers with a memory of their own that onnxruntime's IO binding can use from Python.
+_DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+CPU = PROVIDERS["cpu"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,7 +55,8 @@ def provider_name(name: str) -> str:
             "provider.unavailable",
             f"provider `{name}` is not in this onnxruntime",
             cause=f"it has {', '.join(available)}",
-            hint="lepton doctor   or choose another provider" + ("; CUDA needs onnxruntime-gpu" if name == "cuda" else ""),
+            hint="lepton doctor   or choose another provider"
+            + ("; CUDA needs onnxruntime-gpu" if name == "cuda" else ""),
         )
     return str(full)
 
@@ -97,7 +103,7 @@ class Session:
         ort = onnxruntime()
         self.provider = provider
         self.threads = threads or usable_threads()
-        full = provider_name(provider)
+        self.provider_name = full = provider_name(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -110,7 +116,7 @@ class Session:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if optimised_path is not None:
             options.optimized_model_filepath = str(optimised_path)
-        providers = [full] if full == "CPUExecutionProvider" else [full, "CPUExecutionProvider"]
+        providers = [full] if full == CPU else [full, CPU]
         source: Any = model if isinstance(model, bytes) else str(model)
         try:
             self._session = ort.InferenceSession(source, options, providers=providers)
@@ -139,15 +145,64 @@ class Session:
         """onnxruntime's own session, for timing without a layer in between and for IO binding."""
         return self._session
 
-    def placement(self) -> dict[str, int]:
-        """Nodes of the optimised graph by the provider that runs them; empty when onnxruntime does not tell."""
-        counts: dict[str, int] = {}
+    def caller(self, feeds: Arrays) -> Callable[[], object]:
+        """One run from host memory to host memory, complete when the call returns: what a user waits for.
+
+        On a device the transfers of inputs and outputs are part of it.
+        """
+        if self.provider_name == CPU:
+            return functools.partial(self._session.run, [output.name for output in self.outputs], feeds)
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for output in self.outputs:
+            binding.bind_output(output.name)
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+    def device_caller(self, feeds: Arrays) -> Callable[[], object] | None:
+        """One run with inputs and outputs already on the device, synchronised; `None` where there is no such device."""
+        device = _DEVICES.get(self.provider_name)
+        if device is None:
+            return None
+        ort = onnxruntime()
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for output in self.outputs:
+            binding.bind_output(output.name, device)
+        binding.synchronize_inputs()
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+    def assignment(self) -> dict[str, tuple[str, ...]]:
+        """Names of the optimised graph's nodes by the provider that runs them; empty when onnxruntime does not tell."""
+        names: dict[str, tuple[str, ...]] = {}
         try:
             for part in self._session.get_provider_graph_assignment_info():
-                counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+                nodes = tuple(node.name or node.op_type for node in part.get_nodes())
+                names[part.ep_name] = names.get(part.ep_name, ()) + nodes
         except Exception:  # older onnxruntime versions have no such call
             return {}
-        return counts
+        return names
+
+    def placement(self) -> dict[str, int]:
+        """Number of nodes by the provider that runs them; empty when onnxruntime does not tell."""
+        return {provider: len(nodes) for provider, nodes in self.assignment().items()}
+
+    def fallback(self) -> tuple[str, ...]:
+        """Nodes that the requested provider left to another one."""
+        return tuple(
+            node for provider, nodes in self.assignment().items() if provider != self.provider_name for node in nodes
+        )
 
 
 _TYPES = {"float": "float32", "double": "float64"}

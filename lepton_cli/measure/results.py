@@ -64,8 +64,10 @@ class MetricChange(Strict):
     high: float | None
     n: int
     higher_is_better: bool = True
-    #: `newcombe` (paired proportions) or `bootstrap`.
+    #: `newcombe` (paired proportions) or `bootstrap`; empty: no interval.
     method: str = ""
+    #: Which variant is compared with the original.
+    variant: str = "compressed"
 
 
 class ClassChange(Strict):
@@ -101,6 +103,7 @@ class Fidelity(Strict):
     sqnr_db: float | None
     max_abs_error: float
     n: int
+    variant: str = "compressed"
 
 
 class Accuracy(Strict):
@@ -152,6 +155,9 @@ class LatencyChange(Strict):
     low: float
     high: float
     pairs: int
+    #: Which variant is compared with the original, and in how many rounds: the interval rests on their spread.
+    variant: str = "compressed"
+    rounds: int = 0
 
 
 class Skipped(Strict):
