@@ -20,7 +20,11 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """Samples for a model. Iterating twice gives the same batches; only one batch is in memory at a time."""
+    """Samples for a model. Iterating twice gives the same batches.
+
+    One batch is in memory at a time, except that small data sets are kept after the first whole pass. Arrays handed
+    out are not to be changed.
+    """
 
     name: str
     path: str
@@ -30,6 +34,12 @@ class Dataset(Protocol):
     fingerprint: str
     #: Names of label arrays; empty when unlabelled. The default labels are called `labels`.
     label_names: tuple[str, ...]
+    #: Label name -> class names, for labels stored as text or folders: the position is the label.
+    class_names: dict[str, tuple[str, ...]]
+    #: Remarks for the report: samples left out, files without labels.
+    notes: tuple[str, ...]
+    #: The number of samples every batch has when the model's first dimension is fixed, whatever size is asked for.
+    fixed_batch: int | None
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """Batches of `size` samples (default: the recipe's), the first `limit` samples only."""

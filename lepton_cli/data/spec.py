@@ -32,8 +32,10 @@ class Preprocess(Strict):
         default=None, description="Channel order the model wants (sources are RGB or gray)"
     )
     scale: Numbers | None = Field(default=None, description="Multiplier, a number or one per channel: `1/255`")
-    mean: Numbers | None = Field(default=None, description="Subtracted after `scale`")
-    std: Numbers | None = Field(default=None, description="Divided by after `mean`")
+    mean: Numbers | None = Field(
+        default=None, description="Subtracted after `scale`; per channel in the model's order, as `channels` sets it"
+    )
+    std: Numbers | None = Field(default=None, description="Divided by after `mean`; per channel like `mean`")
     standardise: bool = Field(
         default=False, description="Zero mean and unit variance per column, from the calibration data"
     )
@@ -59,6 +61,8 @@ class DataSpec(Strict):
     )
     samples: int | None = Field(default=None, ge=1, description="Use only so many samples, spread evenly")
     skip: int = Field(default=0, ge=0, description="Leave out so many samples at the start")
+    first: int | None = Field(default=None, ge=1, description="Use only the first so many samples (after `skip`)")
+    label_offset: int = Field(default=0, description="Added to every label: 1 for models whose class 0 is `background`")
     batch: int = Field(default=32, ge=1, description="Samples per batch when reading")
     preprocess: Preprocess = Preprocess()
     preprocess_inputs: dict[str, Preprocess] = Field(

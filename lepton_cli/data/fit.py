@@ -1,0 +1,72 @@
+"""What preprocessing learns from the calibration data: values for missing entries, mean and deviation per column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from lepton_cli.data.preprocess import Array, Fitted, Raw, prepare
+from lepton_cli.data.spec import Preprocess
+from lepton_cli.errors import DataError
+
+Statistics = Mapping[str, Fitted]
+#: A median needs its values in memory: at most so many are looked at, from the beginning.
+MAX_MEDIAN_VALUES = 50_000_000
+
+
+def fit(raw: Callable[[str], Iterator[Raw]], specs: Mapping[str, Preprocess]) -> dict[str, Fitted]:
+    """Statistics of the inputs that need them. `raw(name)` reads the stored samples of an input, chunk by chunk."""
+    result = {}
+    for name, spec in specs.items():
+        fitted = Fitted()
+        if isinstance(spec.fill_missing, str):
+            fitted = Fitted(fill=_typical(raw(name), spec.fill_missing))
+        if spec.standardise:
+            mean, std = _moments(raw(name), spec, fitted)
+            fitted = Fitted(fitted.fill, mean, std)
+        if fitted != Fitted():
+            result[name] = fitted
+    return result
+
+
+def _rows(chunk: Raw) -> Array:
+    """The values of a chunk as `[rows, columns]`."""
+    arrays = chunk if isinstance(chunk, list) else [chunk]
+    return np.concatenate([array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1) for array in arrays])
+
+
+def _typical(chunks: Iterator[Raw], kind: str) -> Array:
+    """Mean or median per column of the values that are there."""
+    kept: list[Array] = []
+    for chunk in chunks:
+        kept.append(_rows(chunk).astype(np.float64))
+        if sum(part.size for part in kept) > MAX_MEDIAN_VALUES:
+            break
+    values = np.concatenate(kept)
+    empty = np.isnan(values).all(axis=0)
+    if empty.any():
+        raise DataError(
+            "data.missing",
+            f"column {int(np.argmax(empty))} has no value at all: there is no {kind} to fill in",
+            option=("preprocess", "fill_missing"),
+        )
+    return np.asarray(np.nanmean(values, axis=0) if kind == "mean" else np.nanmedian(values, axis=0))
+
+
+def _moments(chunks: Iterator[Raw], spec: Preprocess, fitted: Fitted) -> tuple[Array, Array]:
+    """Mean and standard deviation per column in one pass (Chan's update, float64); constant columns get deviation 1."""
+    count, mean, squares = 0, np.zeros(()), np.zeros(())
+    for chunk in chunks:
+        parts = chunk if isinstance(chunk, list) else [chunk]
+        for part in parts:
+            array = part if not isinstance(chunk, list) else part[None]
+            values = _rows(prepare(array, spec, fitted)).astype(np.float64)
+            delta = values.mean(axis=0) - mean
+            added = len(values)
+            squares = squares + ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+            squares = squares + delta**2 * (count * added / (count + added))
+            count += added
+            mean = mean + delta * (added / count)
+    std = np.sqrt(squares / count)
+    return mean, np.where(std > 0, std, 1.0)

@@ -1,0 +1,70 @@
+"""Opening the data of a recipe: the file's kind decides the source, and a first batch is checked with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lepton_cli.data import check
+from lepton_cli.data.fit import Statistics
+from lepton_cli.data.reader import SourceDataset
+from lepton_cli.data.source import Source, nearest
+from lepton_cli.data.spec import DataSpec
+from lepton_cli.data.synthetic import synthetic
+from lepton_cli.errors import DataError, LeptonError
+from lepton_cli.tensors import TensorInfo
+
+__all__ = ["open_dataset", "synthetic"]
+
+
+def open_dataset(
+    spec: DataSpec,
+    inputs: Sequence[TensorInfo],
+    *,
+    name: str,
+    base: Path,
+    statistics: Statistics | None = None,
+    allow_code: bool = False,
+) -> SourceDataset:
+    """Open the data set `name` (`calibration` or `evaluation`) for a model with these `inputs`.
+
+    `base` is the folder that `spec.path` is relative to. `statistics` are the `statistics` of the calibration data
+    set, for `standardise` and `fill_missing: mean|median` in another one. Reads one sample and checks it against the
+    inputs. Raises DataError whose `option` is a path such as `("data", "evaluation", "inputs")`, MissingExtraError.
+    """
+    path = base / spec.path
+    try:
+        check.names(spec, inputs)
+        source = _source(path, spec, inputs, name, base, allow_code)
+        dataset = SourceDataset(source, spec, inputs, name=name, path=spec.path, statistics=statistics)
+    except LeptonError as error:
+        if isinstance(error, DataError) and error.option[:1] != ("data",):
+            error.option = ("data", name, *error.option)
+        raise
+    for batch in dataset.batches(size=1, limit=dataset.fixed_batch or 1):
+        check.batch(batch, inputs, name)
+    return dataset
+
+
+def _source(
+    path: Path, spec: DataSpec, inputs: Sequence[TensorInfo], name: str, base: Path, allow_code: bool
+) -> Source:
+    if not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(
+            "data.not-found",
+            f"`{name}`: {path} does not exist",
+            hint=nearest(path.name, sorted(siblings), what=f"in {path.parent}") if siblings else None,
+            option=("path",),
+        )
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in (".npz", ".npy"):
+        from lepton_cli.data.arrays import ArraySource
+
+        return ArraySource(path, spec, inputs, name)
+    raise DataError(
+        "data.format",
+        f"`{name}`: {path.name} is not a kind of data lepton reads",
+        hint="an .npz or .npy file, a folder of images, a .csv, .jsonl or .parquet table",
+        option=("path",),
+    )

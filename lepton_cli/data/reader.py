@@ -1,0 +1,240 @@
+"""The data set itself: a source, a choice of its samples, preprocessing, and a small cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lepton_cli.data import preprocess
+from lepton_cli.data.dataset import Batch
+from lepton_cli.data.fit import Statistics, fit
+from lepton_cli.data.preprocess import Array, Fitted, Raw
+from lepton_cli.data.source import Chunk, Source
+from lepton_cli.data.spec import DataSpec, Preprocess
+from lepton_cli.errors import DataError
+from lepton_cli.tensors import TensorInfo
+
+#: Data sets that are smaller than this as model inputs stay in memory after the first whole pass.
+CACHE_BYTES = 256_000_000
+
+
+class SourceDataset:
+    """A `Dataset` over a `Source`.
+
+    A model whose first dimension is fixed gets batches of exactly that size; the samples that do not fill a last
+    batch are left out, `count` says how many are used and `notes` says so. Arrays handed out are read-only.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spec: DataSpec,
+        inputs: Sequence[TensorInfo],
+        *,
+        name: str,
+        path: str,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self._source = source
+        self._spec = spec
+        self._inputs = tuple(inputs)
+        self._given = statistics
+        self._cache: Batch | None = None
+        self.label_names = source.label_names
+        self.class_names = dict(source.class_names)
+        self.fixed_batch = _fixed_batch(inputs)
+        self.notes = source.notes
+        self._indices = self._select()
+        self.count = len(self._indices)
+
+    def _select(self) -> Sequence[int]:
+        """Positions of the samples used: behind `skip`, within `first`, `samples` of them spread evenly."""
+        stored, spec = self._source.count, self._spec
+        if stored == 0:
+            raise self._error("data.empty", "the data set is empty", "path")
+        available = stored - spec.skip
+        if available <= 0:
+            raise self._error("data.empty", f"`skip: {spec.skip}` leaves none of the {stored} samples", "skip")
+        if spec.first is not None:
+            available = min(available, spec.first)
+        wanted = min(available, spec.samples or available)
+        if spec.samples is not None and spec.samples > available:
+            self.notes += (f"`{self.name}` has {available} samples, {spec.samples} were asked for",)
+        if self.fixed_batch is not None:
+            if wanted < self.fixed_batch:
+                raise self._error(
+                    "data.too-few",
+                    f"{wanted} samples cannot fill the model's fixed batch of {self.fixed_batch}",
+                    "samples" if spec.samples else "path",
+                )
+            if rest := wanted % self.fixed_batch:
+                self.notes += (
+                    f"`{self.name}`: the last {rest} of {wanted} samples do not fill the model's fixed batch of "
+                    f"{self.fixed_batch} and are left out",
+                )
+                wanted -= rest
+                available = available if spec.samples else wanted
+        if wanted == available:
+            return range(spec.skip, spec.skip + wanted)
+        return [spec.skip + position * available // wanted for position in range(wanted)]
+
+    def _error(self, code: str, message: str, option: str) -> DataError:
+        return DataError(code, f"`{self.name}` ({self.path}): {message}", option=("data", self.name, option))
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """What `standardise` and `fill_missing: mean|median` learned here, by model input: for the other data set.
+
+        Computed from this data set when it was opened without statistics of another one and is called `calibration`.
+        """
+        if self._given is not None or self.name != "calibration":
+            return self._given or {}
+        with self._located():
+            return fit(self._raw, {info.name: self._preprocess(info.name) for info in self._inputs})
+
+    def _raw(self, name: str) -> Iterator[Raw]:
+        for chunk in self._chunks(self._indices, self._spec.batch):
+            yield chunk.inputs[name]
+
+    def _chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:
+        with self._located():
+            yield from self._source.chunks(indices, size)
+
+    @contextlib.contextmanager
+    def _located(self, input_name: str | None = None) -> Iterator[None]:
+        """Turn an error's option, relative to the data set, into a path in the recipe."""
+        try:
+            yield
+        except DataError as error:
+            if error.option[:1] != ("data",):
+                option = error.option
+                if input_name in self._spec.preprocess_inputs and option[:1] == ("preprocess",):
+                    option = ("preprocess_inputs", input_name or "", *option[1:])
+                error.option = ("data", self.name, *option)
+                error.message = (
+                    f"`{self.name}`" + (f", input `{input_name}`" if input_name else "") + f": {error.message}"
+                )
+            raise
+
+    def _preprocess(self, name: str) -> Preprocess:
+        return self._spec.preprocess_inputs.get(name, self._spec.preprocess)
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """Batches of `size` samples (default: the recipe's; a model's fixed batch goes first), the first `limit` only."""
+        size = self.fixed_batch or size or self._spec.batch
+        count = self.count if limit is None else min(self.count, limit)
+        if self.fixed_batch is not None:
+            count -= count % self.fixed_batch
+        if self._cache is not None:
+            for start in range(0, count, size):
+                yield _slice(self._cache, start, min(start + size, count))
+            return
+        kept: list[Batch] | None = [] if count == self.count else None
+        total = 0
+        for batch in self._read(size, count):
+            total += sum(array.nbytes for array in batch.feeds.values())
+            kept = None if kept is None or total > CACHE_BYTES else [*kept, batch]
+            yield batch
+        if kept:
+            self._cache = _join(kept)
+
+    def _read(self, size: int, count: int) -> Iterator[Batch]:
+        start = 0
+        for chunk in self._chunks(self._indices[:count], size):
+            labels = {name: self._label(name, values) for name, values in chunk.labels.items()}
+            batch = Batch({info.name: self._feed(info, chunk) for info in self._inputs}, labels, start)
+            for array in (*batch.feeds.values(), *batch.labels.values()):
+                array.flags.writeable = False
+            yield batch
+            start += len(next(iter(chunk.inputs.values())))
+
+    def _feed(self, info: TensorInfo, chunk: Chunk) -> Array:
+        with self._located(info.name):
+            fitted = self.statistics.get(info.name, Fitted())
+            array = preprocess.apply(chunk.inputs[info.name], self._preprocess(info.name), info.dtype, fitted)
+            # A view of the source's own memory must not be locked or changed with the batch.
+            return array.view()
+
+    def _label(self, name: str, values: Array) -> Array:
+        return values + values.dtype.type(self._spec.label_offset) if self._spec.label_offset else values.view()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the stored content, the choice of samples and the preprocessing; read once, when asked for."""
+        digest = hashlib.sha256()
+        with self._located():
+            digest.update(self._source.digest(self._indices).encode())
+        settings = self._spec.model_dump(mode="json", exclude={"path", "batch"})
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(repr([(info.name, info.dtype) for info in self._inputs]).encode())
+        for name, fitted in sorted(self.statistics.items()):
+            values = [None if part is None else part.tolist() for part in dataclasses.astuple(fitted)]
+            digest.update(f"{name} {values}".encode())
+        return digest.hexdigest()
+
+    def sample_hashes(self) -> list[str]:
+        """A hash per sample of what is stored for the model's inputs, before preprocessing."""
+        return list(self._hashes)
+
+    @functools.cached_property
+    def _hashes(self) -> tuple[str, ...]:
+        hashes = []
+        for chunk in self._chunks(self._indices, self._spec.batch):
+            columns = [chunk.inputs[name] for name in sorted(chunk.inputs)]
+            hashes.extend(_sample_hash(sample) for sample in zip(*columns, strict=True))
+        return tuple(hashes)
+
+
+def _sample_hash(sample: Sequence[Array]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in sample:
+        array = np.ascontiguousarray(value)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+    return digest.hexdigest()
+
+
+def _fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
+    """The number of samples a model insists on, when its first dimension is fixed."""
+    sizes = {info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)}
+    if len(sizes) > 1:
+        raise DataError(
+            "data.batch",
+            f"the model's inputs are fixed to different numbers of samples: {sorted(sizes)}",
+            cause="data sets feed inputs whose first axis counts samples",
+            hint="use a `loader`, or measure without data",
+            option=("inputs",),
+        )
+    size = next(iter(sizes), None)
+    return size or None
+
+
+def _slice(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(
+        {name: array[start:stop] for name, array in batch.feeds.items()},
+        {name: array[start:stop] for name, array in batch.labels.items()},
+        start,
+    )
+
+
+def _join(batches: Sequence[Batch]) -> Batch | None:
+    """All batches as one; `None` when samples of different batches differ in shape."""
+    first = batches[0]
+    if any(batch.feeds[name].shape[1:] != array.shape[1:] for batch in batches for name, array in first.feeds.items()):
+        return None
+
+    def joined(parts: Mapping[str, Array], kind: str) -> dict[str, Array]:
+        result = {name: np.concatenate([getattr(batch, kind)[name] for batch in batches]) for name in parts}
+        for array in result.values():
+            array.flags.writeable = False
+        return result
+
+    return Batch(joined(first.feeds, "feeds"), joined(first.labels, "labels"), 0)
