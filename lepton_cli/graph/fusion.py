@@ -1,0 +1,134 @@
+"""Fusing transformer blocks into onnxruntime's own operators, with onnxruntime's optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from lepton_cli import runtime
+from lepton_cli.errors import MissingExtraError, StepError
+from lepton_cli.graph import external, io, shapes
+
+#: Tried in this order for `auto`; the first that fuses most wins.
+MODEL_TYPES = ("bert", "gpt2", "vit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A fused copy and how many operators of each kind it gained."""
+
+    model: ir.Model
+    gained: dict[str, int]
+    model_type: str
+
+
+def detect_heads(model: ir.Model) -> tuple[int, int] | None:
+    """(attention heads, hidden size), read from the Reshape to [batch, length, heads, size] before a Transpose."""
+    found: Counter[tuple[int, int]] = Counter()
+    known = shapes.concrete(model, shapes.default_feeds(model))
+    for node in model.graph:
+        if node.op_type != "Transpose" or "perm" not in node.attributes or node.inputs[0] is None:
+            continue
+        producer, shape = node.inputs[0].producer(), known.get(node.inputs[0].name or "", ())
+        if producer is None or producer.op_type != "Reshape" or len(shape) != 4:
+            continue
+        if list(node.attributes["perm"].as_ints())[:2] == [0, 2]:
+            found[shape[2], shape[2] * shape[3]] += 1
+    return found.most_common(1)[0][0] if found else None
+
+
+def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
+    """Run onnxruntime.transformers; `heads` and `hidden` 0 mean unknown. Raises StepError when it fails."""
+    runtime.onnxruntime()
+    from onnxruntime.transformers import optimizer
+
+    best: Fused | None = None
+    for kind in MODEL_TYPES if model_type == "auto" else (model_type,):
+        try:
+            with _quiet():
+                result = optimizer.optimize_model(
+                    io.to_proto(model), model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0, use_gpu=False
+                )
+            fused = _finish(model, result.model, kind)
+        except Exception as error:
+            if model_type != "auto":
+                raise StepError(
+                    "step.fuse", f"onnxruntime cannot fuse this graph as `{kind}`", cause=runtime.one_line(error)
+                ) from error
+            continue
+        if best is None or sum(fused.gained.values()) > sum(best.gained.values()):
+            best = fused
+    return best or Fused(io.clone(model), {}, model_type)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The optimizer logs every pattern it does not find, under a dozen logger names."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def fuse_with_tools(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
+    """Run onnxruntime-tools 1.7.0 in a process of its own: once imported it breaks onnxruntime.quantization.
+
+    Raises MissingExtraError or StepError.
+    """
+    kind = "bert" if model_type == "auto" else model_type
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+        source.write_bytes(io.to_bytes(model))
+        arguments = json.dumps([str(source), str(target), kind, heads, hidden])
+        worker = subprocess.run(
+            [sys.executable, "-c", _TOOLS_WORKER, arguments], capture_output=True, text=True, check=False
+        )
+        if "No module named 'onnxruntime_tools'" in worker.stderr:
+            raise MissingExtraError("tools", "onnxruntime-tools", "`engine: onnxruntime-tools`")
+        if worker.returncode != 0 or not target.exists():
+            last = (worker.stderr.strip().splitlines() or ["no message"])[-1]
+            raise StepError("step.fuse", "onnxruntime-tools failed on this graph", cause=last[:300],
+                            hint="use `engine: onnxruntime`")  # fmt: skip
+        return _finish(model, onnx.load(target), kind)
+
+
+_TOOLS_WORKER = """
+import json, sys
+source, target, kind, heads, hidden = json.loads(sys.argv[1])
+from onnxruntime_tools import optimizer
+optimizer.optimize_model(source, model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0).save_model_to_file(target)
+"""
+
+
+def _finish(before: ir.Model, proto: onnx.ModelProto, kind: str) -> Fused:
+    """Back to onnx-ir: names for new nodes, the original's inputs and outputs, operators counted."""
+    after = ir.from_proto(proto)
+    external.bind(after, Path())
+    io.name_nodes(after)
+    _restore_signature(before, after)
+    old, new = (Counter(node.op_type for node in model.graph if node.domain) for model in (before, after))
+    plain = Counter(node.op_type for node in after.graph if node.op_type == "LayerNormalization")
+    plain -= Counter(node.op_type for node in before.graph if node.op_type == "LayerNormalization")
+    return Fused(after, dict((new - old) + plain), kind)
+
+
+def _restore_signature(before: ir.Model, after: ir.Model) -> None:
+    """Element types and shapes of inputs and outputs as they were: the optimizer may rewrite int64 inputs to int32."""
+    for old, new in zip(
+        (*before.graph.inputs, *before.graph.outputs), (*after.graph.inputs, *after.graph.outputs), strict=True
+    ):
+        if old.dtype != new.dtype or old.name != new.name:
+            raise StepError("step.fuse", f"fusing would change `{old.name}`")
+        new.shape = old.shape
