@@ -136,7 +136,9 @@ class Links:
         """The node contracts or produces channels through this axis of its weight."""
         rank = len(self.shape(value) or ())
         if self.constant(weight) is not None:
-            self.ports.append(Port(node.name or "", weight.name or "", axis, side, value.name or "", value_axis % max(rank, 1)))
+            self.ports.append(
+                Port(node.name or "", weight.name or "", axis, side, value.name or "", value_axis % max(rank, 1))
+            )
             if side == "output":
                 self.live.add((value.name or "", value_axis % max(rank, 1)))
 

@@ -31,7 +31,10 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "TopK": (1,),
     "ConstantOfShape": (0,),
     "CumSum": (1,),
-    **{f"Reduce{kind}": (1,) for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
+    **{
+        f"Reduce{kind}": (1,)
+        for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    },
 }
 
 
@@ -79,14 +82,21 @@ def lift_constants(model: ir.Model) -> None:
         output = node.outputs[0]
         if tensor is None or output.is_graph_output():
             continue
-        value = ir.Value(name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        value = ir.Value(
+            name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+        )
         output.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
         model.graph.register_initializer(value)
 
 
 def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64), ("value_ints", np.int64)):
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
         if name in node.attributes:
             return ir.tensor(np.array(node.attributes[name].value, dtype))
     return node.attributes["value"].as_tensor() if "value" in node.attributes else None
@@ -147,7 +157,9 @@ def _values(model: ir.Model, feeds: Mapping[str, Sequence[int]], names: Sequence
 def _make_literal(model: ir.Model, name: str, array: NDArray[Any]) -> None:
     node_output = next(o for node in model.graph for o in node.outputs if o.name == name)
     tensor = ir.tensor(array)
-    literal = ir.Value(name=f"{name}__literal", const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    literal = ir.Value(
+        name=f"{name}__literal", const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+    )
     for node, index in list(node_output.uses()):
         if index in SHAPE_INPUTS.get(node.op_type, ()):
             node.replace_input_with(index, literal)

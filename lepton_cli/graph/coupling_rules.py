@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +13,12 @@ from lepton_cli.graph.coupling_layout import (
     depth_to_space,
     expand,
     gather,
+    integer,
+    optional,
     pad,
     reshape,
     slice_,
+    source,
     space_to_depth,
     split,
     squeeze,
@@ -35,7 +37,8 @@ def apply_rule(links: Links, node: ir.Node) -> None:
         for axis, size in enumerate(links.shape(value) or ()):
             if size > 1:
                 links.freeze(value, axis, f"is used inside {node.op_type}", node.name or "")
-    known = all(links.shape(value) is not None for value in (*node.inputs, *node.outputs) if value is not None and value.name)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    known = all(links.shape(value) is not None for value in values)
     if rule is None or not known:
         links.settle(node, f"{node.op_type} is not analysed" if rule is None else f"{node.op_type} has unknown shapes")
         return
@@ -54,15 +57,6 @@ def _captured(node: ir.Node) -> list[ir.Value]:
             used = [v for inner in graph.all_nodes() for v in inner.inputs if v is not None] + list(graph.outputs)
             values.update(dict.fromkeys(v for v in used if v not in inside and v.graph is node.graph))
     return list(values)
-
-
-def integer(node: ir.Node, name: str, default: int) -> int:
-    """Integer attribute or its default."""
-    return int(node.attributes[name].as_int()) if name in node.attributes else default
-
-
-def _optional(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def elementwise(links: Links, node: ir.Node) -> None:
@@ -92,16 +86,14 @@ def _channels(links: Links, value: ir.Value | None, output: ir.Value, axis: int)
 
 def conv(links: Links, node: ir.Node) -> None:
     """Weight [out, in / group, kernel]; also the fused form whose fourth input is added to the result."""
-    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert x is not None
-    assert w is not None
+    x, w, y = source(node), source(node, 1), node.outputs[0]
     group = integer(node, "group", 1)
     outputs, per_group = (links.shape(w) or (1, 1))[:2]
     links.join(x, 0, y, 0)
     links.join(y, 1, w, 0)
     links.port(node, w, 0, "output", y, 1)
-    _channels(links, _optional(node, 2), y, 1)
-    if (added := _optional(node, 3)) is not None:
+    _channels(links, optional(node, 2), y, 1)
+    if (added := optional(node, 3)) is not None:
         _align(links, added, y, len(links.shape(y) or ()))
     if group == 1:
         links.join(x, 1, w, 1)
@@ -129,12 +121,10 @@ def _even_groups(links: Links, x: ir.Value, axis: int, group: int, w: ir.Value, 
 
 def conv_transpose(links: Links, node: ir.Node) -> None:
     """Weight [in, out / group, kernel]."""
-    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert x is not None
-    assert w is not None
+    x, w, y = source(node), source(node, 1), node.outputs[0]
     group = integer(node, "group", 1)
     links.join(x, 0, y, 0)
-    _channels(links, _optional(node, 2), y, 1)
+    _channels(links, optional(node, 2), y, 1)
     links.join(x, 1, w, 0)
     if group == 1:
         links.join(y, 1, w, 1)
@@ -150,24 +140,20 @@ def conv_transpose(links: Links, node: ir.Node) -> None:
 
 def gemm(links: Links, node: ir.Node) -> None:
     """A [M, K] x B [K, N] + C, either side possibly transposed."""
-    a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert a is not None
-    assert b is not None
+    a, b, y = source(node), source(node, 1), node.outputs[0]
     a_row, b_row = integer(node, "transA", 0), integer(node, "transB", 0)
     links.join(a, a_row, y, 0)
     links.join(a, 1 - a_row, b, b_row)
     links.join(b, 1 - b_row, y, 1)
     links.port(node, b, b_row, "input", a, 1 - a_row)
     links.port(node, b, 1 - b_row, "output", y, 1)
-    if (c := _optional(node, 2)) is not None:
+    if (c := optional(node, 2)) is not None:
         _align(links, c, y, 2)
 
 
 def matmul(links: Links, node: ir.Node) -> None:
     """Batched product: batch axes align, the contracted axes join."""
-    a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert a is not None
-    assert b is not None
+    a, b, y = source(node), source(node, 1), node.outputs[0]
     a_shape, b_shape, rank = links.shape(a) or (), links.shape(b) or (), len(links.shape(y) or ())
     if len(a_shape) < 2 or len(b_shape) < 2 or integer(node, "transA", 0) or integer(node, "transBatchA", 0):
         return
@@ -203,8 +189,7 @@ def einsum(links: Links, node: ir.Node) -> None:
 
 def per_channel(links: Links, node: ir.Node) -> None:
     """BatchNormalization, InstanceNormalization: one parameter a channel; only the former leaves other axes alone."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
+    x, y = source(node), node.outputs[0]
     links.join(x, 0, y, 0)
     links.join(x, 1, y, 1)
     if node.op_type == "BatchNormalization":
@@ -216,8 +201,7 @@ def per_channel(links: Links, node: ir.Node) -> None:
 
 def pool(links: Links, node: ir.Node) -> None:
     """Batch and channels pass, positions do not."""
-    x = node.inputs[0]
-    assert x is not None
+    x = source(node)
     for output in node.outputs:
         if len(links.shape(output) or ()) == len(links.shape(x) or ()):
             links.join(x, 0, output, 0)
@@ -226,10 +210,9 @@ def pool(links: Links, node: ir.Node) -> None:
 
 def resize(links: Links, node: ir.Node) -> None:
     """Axes of unchanged size pass, unless sizes are computed at run time."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    sizes = _optional(node, 3)
-    if sizes is not None and sizes.name and links.constant(sizes) is None:
+    x, y = source(node), node.outputs[0]
+    sizes = optional(node, 3)
+    if sizes is not None and links.constant(sizes) is None:
         return
     for axis, (before, after) in enumerate(zip(links.shape(x) or (), links.shape(y) or (), strict=True)):
         if before == after and (before > 1) and axis < 2:
@@ -240,8 +223,7 @@ def _along(first_default: int, to_the_end: Callable[[Links, ir.Node], bool]) -> 
     """Operators that mix positions of one axis (or of it and all after it) and leave the others alone."""
 
     def rule(links: Links, node: ir.Node) -> None:
-        x, y = node.inputs[0], node.outputs[0]
-        assert x is not None
+        x, y = source(node), node.outputs[0]
         rank = len(links.shape(x) or ())
         first = integer(node, "axis", first_default) % max(rank, 1)
         for axis in range(rank):
@@ -262,14 +244,14 @@ def _softmax(links: Links, node: ir.Node) -> None:
 
 def reduce(links: Links, node: ir.Node) -> None:
     """Reduced axes are frozen, the others pass."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
+    x, y = source(node), node.outputs[0]
     rank = len(links.shape(x) or ())
-    given = _optional(node, 1)
-    if given is not None and given.name and links.constant(given) is None:
+    given = optional(node, 1)
+    literal = links.constant(given)
+    if given is not None and literal is None:
         return
-    if given is not None and given.name:
-        axes = [int(axis) for axis in np.ravel(links.constant(given))]
+    if literal is not None:
+        axes = [int(axis) for axis in np.ravel(literal)]
     elif "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif node.op_type in ("ArgMax", "ArgMin"):
@@ -284,8 +266,7 @@ def reduce(links: Links, node: ir.Node) -> None:
 
 def dequantize(links: Links, node: ir.Node) -> None:
     """Element by element; per-channel scales follow their axis."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
+    x, y = source(node), node.outputs[0]
     shape = links.shape(x) or ()
     if integer(node, "block_size", 0):
         return
@@ -298,8 +279,7 @@ def dequantize(links: Links, node: ir.Node) -> None:
 
 def shape_of(links: Links, node: ir.Node) -> None:
     """A size that is read while the model runs must not change: every axis read stays as it is."""
-    x = node.inputs[0]
-    assert x is not None
+    x = source(node)
     shape = links.shape(x) or ()
     for axis in set(range(len(shape))) - _axes_read(links, node, len(shape)):
         if shape[axis] > 1:
@@ -324,22 +304,16 @@ def _axes_read(links: Links, node: ir.Node, rank: int) -> set[int]:
     return read if not node.outputs[0].is_graph_output() else set(range(rank))
 
 
-def embedding(links: Links, node: ir.Node) -> None:
-    """Gather, by constant positions along a channel axis or by data from a table."""
-    gather(links, node)
-
-
-def where_all_match(links: Links, node: ir.Node) -> None:
-    """Operators whose inputs and outputs all have one shape."""
-    elementwise(links, node)
-
-
 _UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp FastGelu Floor Gelu HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not QuickGelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+    "Abs Acos Acosh Asin Asinh Atan Atanh Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp FastGelu "
+    "Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not QuickGelu Reciprocal Relu Round "
+    "Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 )
-_BROADCAST = "Add And BiasGelu BitShift Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
+_BROADCAST = (
+    "Add And BiasGelu BitShift Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub "
+    "Sum Where Xor"
+)
+_REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys((*_UNARY.split(), *_BROADCAST.split()), elementwise),
@@ -353,9 +327,7 @@ RULES: dict[str, Rule] = {
     "Einsum": einsum,
     "BatchNormalization": per_channel,
     "InstanceNormalization": per_channel,
-    **dict.fromkeys(
-        ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), pool
-    ),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), pool),
     "Resize": resize,
     "Upsample": resize,
     "Softmax": _softmax,
@@ -365,16 +337,9 @@ RULES: dict[str, Rule] = {
     "SimplifiedLayerNormalization": _along(-1, lambda links, node: True),
     "RMSNormalization": _along(-1, lambda links, node: True),
     "LpNormalization": _along(-1, lambda links, node: False),
-    "LRN": pool,
+    "LRN": _along(1, lambda links, node: False),
     "CumSum": _along(0, lambda links, node: True),
-    **dict.fromkeys(
-        (
-            *(f"Reduce{kind}" for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")),
-            "ArgMax",
-            "ArgMin",
-        ),
-        reduce,
-    ),
+    **dict.fromkeys((*(f"Reduce{kind}" for kind in _REDUCTIONS), "ArgMax", "ArgMin"), reduce),
     "QuantizeLinear": dequantize,
     "DequantizeLinear": dequantize,
     "Shape": shape_of,
@@ -387,11 +352,10 @@ RULES: dict[str, Rule] = {
     "Concat": concat,
     "Split": split,
     "Slice": slice_,
-    "Gather": embedding,
+    "Gather": gather,
     "Pad": pad,
     "Expand": expand,
     "Tile": tile,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
 }
-_ = prod
