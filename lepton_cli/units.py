@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from decimal import Decimal
 
 _SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*", re.ASCII)
-_FRACTION = re.compile(r"\s*([-+]?\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*")
+_TIMES = {
+    "ns": Decimal("1e-9"),
+    "us": Decimal("1e-6"),
+    "ms": Decimal("1e-3"),
+    "s": Decimal(1),
+    "min": Decimal(60),
+    "h": Decimal(3600),
+}
+_COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_MICRO = str.maketrans("\u00b5\u03bc", "uu")
+_DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
+_QUANTITY = re.compile(rf"([-+]?{_DECIMAL})[ \t]*([A-Za-z%/]*)")
+_FRACTION = re.compile(rf"([-+]?{_DECIMAL})[ ]*/[ ]*({_DECIMAL})")
+#: Longer texts are not quantities; it also keeps Decimal exact.
+_LONGEST = 40
 
 
 class Bytes(int):
@@ -43,70 +57,137 @@ class PointsValue(float):
         return f"{100 * self:.10g} pp"
 
 
-def _split(text: object, allowed: dict[str, float] | dict[str, int], what: str, example: str) -> tuple[float, str]:
-    listed = ", ".join(allowed)
-    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+def _split(value: object, allowed: Mapping[str, object], what: str, example: str) -> tuple[Decimal, str]:
+    """Number and unit of a quantity; every way to be wrong is a ValueError that shows the right form."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"expected a {what} such as `{example}`")
-    match = _QUANTITY.fullmatch(str(text))
+    text = _text(value).translate(_MICRO)
+    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
-        raise ValueError(f"`{str(text)[:40]}` is not a {what}: write for example `{example}`")
-    number, unit = float(match[1]), match[2]
-    if not unit:
-        raise ValueError(f"`{text}` has no unit: write for example `{example}` (units: {listed})")
+        raise ValueError(f"`{shown}` is not a {what}: write for example `{example}`")
+    number, unit = Decimal(match[1]), match[2]
+    listed = ", ".join(name for name in allowed if name)
     if unit not in allowed:
+        if not unit:
+            raise ValueError(f"`{text}` has no unit: write for example `{example}` (units: {listed})")
         near = [known for known in allowed if known.lower() == unit.lower()]
-        raise ValueError(f"unknown unit `{unit}`: " + (f"did you mean `{near[0]}`? " if near else "") + f"units: {listed}")
-    if not math.isfinite(number):
-        raise ValueError(f"`{text}` is not a finite number")
+        raise ValueError(
+            f"unknown unit `{unit}`: " + (f"did you mean `{near[0]}`? " if near else "") + f"(units: {listed})"
+        )
     return number, unit
 
 
-def parse_size(text: object) -> Bytes:
-    """`1 MB` -> 1000000. Raises ValueError without a known unit or below zero."""
-    number, unit = _split(text, _SIZES, "size", "1 MB")
+def _text(value: str | int | float) -> str:
+    """Text of a value from a file; of a number no more digits than an error may show."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:
+        return "a number of more than 40 digits"
+    return value.strip() if isinstance(value, str) else repr(value)
+
+
+def _not_negative(number: Decimal, value: object, what: str) -> None:
     if number < 0:
-        raise ValueError(f"`{text}`: a size cannot be negative")
-    value = number * _SIZES[unit]
-    if not math.isfinite(value):
-        raise ValueError(f"`{text}` is not a finite size")
-    return Bytes(round(value))
+        raise ValueError(f"`{value}`: a {what} cannot be negative")
 
 
-def parse_duration(text: object) -> Seconds:
+def _finite(number: Decimal, value: object) -> float:
+    result = float(number)
+    if not math.isfinite(result):
+        raise ValueError(f"`{value}` is too large")
+    return result
+
+
+def parse_size(value: object) -> Bytes:
+    """`1 MB` -> 1000000. Raises ValueError without a known unit, below zero or beyond an exabyte."""
+    number, unit = _split(value, _SIZES, "size", "1 MB")
+    _not_negative(number, value, "size")
+    count = number * _SIZES[unit]
+    if count > 10**18:
+        raise ValueError(f"`{value}` is too large")
+    return Bytes(round(count))
+
+
+def parse_duration(value: object) -> Seconds:
     """`5 ms` -> 0.005. Raises ValueError without a known unit or below zero."""
-    number, unit = _split(text, _TIMES, "time", "20 ms")
-    if number < 0:
-        raise ValueError(f"`{text}`: a time cannot be negative")
-    return Seconds(number * _TIMES[unit])
+    number, unit = _split(value, _TIMES, "time", "20 ms")
+    _not_negative(number, value, "time")
+    return Seconds(_finite(number * _TIMES[unit], value))
 
 
-def parse_percent(text: object) -> Share:
-    """`60 %` -> 0.6. Raises ValueError without `%`."""
-    number, _ = _split(text, {"%": 1.0}, "share", "60 %")
-    return Share(number / 100)
+def parse_percent(value: object) -> Share:
+    """`60 %` -> 0.6. Raises ValueError without `%` or below zero."""
+    number, _ = _split(value, {"%": 1}, "share", "60 %")
+    _not_negative(number, value, "share")
+    return Share(_finite(number / 100, value))
 
 
-def parse_points(text: object) -> PointsValue:
-    """`0.5 pp` -> 0.005. Raises ValueError without `pp`."""
-    number, _ = _split(text, {"pp": 1.0}, "number of percentage points", "0.5 pp")
-    return PointsValue(number / 100)
+def parse_points(value: object) -> PointsValue:
+    """`0.5 pp` -> 0.005. Raises ValueError without `pp` or below zero."""
+    number, _ = _split(value, {"pp": 1}, "number of percentage points", "0.5 pp")
+    _not_negative(number, value, "number of percentage points")
+    return PointsValue(_finite(number / 100, value))
 
 
-def parse_number(text: object) -> float:
+def parse_count(value: object) -> float:
+    """`272 k` or `272000` -> 272000.0. Raises ValueError for other units or below zero."""
+    number, unit = _split(value, _COUNTS, "count", "300 k")
+    _not_negative(number, value, "count")
+    return _finite(number * _COUNTS[unit], value)
+
+
+def parse_number(value: object) -> float:
     """`0.5` or `1/255`. Raises ValueError for anything else, infinities included."""
-    if isinstance(text, str) and (match := _FRACTION.fullmatch(text)):
+    example = "a number or a fraction such as `1/255`"
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"expected {example}")
+    text = _text(value)
+    if len(text) <= _LONGEST and (match := _FRACTION.fullmatch(text)):
         if float(match[2]) == 0:
             raise ValueError(f"`{text}` divides by zero")
-        return float(match[1]) / float(match[2])
-    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise ValueError("expected a number or a fraction such as `1/255`")
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"`{text[:40] if isinstance(text, str) else text}` is not a number or a fraction such as `1/255`") from None
-    if not math.isfinite(value):
+        result = float(match[1]) / float(match[2])
+    else:
+        match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
+        if match is None or match[2]:
+            raise ValueError(f"`{text[:_LONGEST]}` is not {example}")
+        result = float(match[1])
+    if not math.isfinite(result):
         raise ValueError(f"`{text}` is not a finite number")
-    return value
+    return result
+
+
+def write_size(count: int) -> str:
+    """A size without loss, in the largest decimal unit that needs no more than three decimals."""
+    for unit in ("GB", "MB", "kB"):
+        if count >= _SIZES[unit] and count % (_SIZES[unit] // 1000) == 0:
+            return f"{_plain(Decimal(count) / _SIZES[unit])} {unit}"
+    return f"{int(count)} B"
+
+
+def write_duration(seconds: float) -> str:
+    """A time without loss: `parse_duration` gives the same number back."""
+    number = Decimal(repr(float(seconds)))
+    if number == 0 or number >= 1:
+        return f"{_plain(number)} s"
+    return f"{_plain(number * 1000)} ms" if number >= Decimal("1e-6") else f"{_plain(number * 10**9)} ns"
+
+
+def write_percent(share: float) -> str:
+    """A share without loss: 0.6 -> `60 %`."""
+    return f"{_plain(Decimal(repr(float(share))) * 100)} %"
+
+
+def write_points(share: float) -> str:
+    """A difference of shares without loss: 0.005 -> `0.5 pp`."""
+    return f"{_plain(Decimal(repr(float(share))) * 100)} pp"
+
+
+def _plain(number: Decimal) -> str:
+    """Shortest text of a decimal; an exponent only where the digits would not fit."""
+    if number == 0:
+        return "0"
+    number = number.normalize()
+    text = f"{number:f}"
+    return text if len(text) <= 25 else f"{number:e}"
 
 
 def format_size(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
@@ -15,15 +16,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def _text(pattern: str, example: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
+#: Decimal digits, as the parsers in `units` read them.
+_DIGITS = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?"
 
 
-def _parsed(parse: Any, kind: type) -> PlainValidator:
+def _text(unit: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": rf"^{_DIGITS} *({unit})$", "examples": [example]})
+
+
+def _parsed(parse: Callable[[object], Any], kind: type) -> PlainValidator:
     """Parse text; let values of the finished type through, so that defaults can be written in code."""
 
-    def convert(value: Any) -> Any:
-        return value if isinstance(value, kind) and not isinstance(value, bool) else parse(value)
+    def convert(value: object) -> Any:
+        return value if isinstance(value, kind) else parse(value)
 
     return PlainValidator(convert)
 
@@ -32,33 +37,33 @@ def _parsed(parse: Any, kind: type) -> PlainValidator:
 Size = Annotated[
     units.Bytes,
     _parsed(units.parse_size, units.Bytes),
-    PlainSerializer(str, return_type=str),
-    _text(r"^[0-9.]+ ?(B|kB|MB|GB|KiB|MiB|GiB)$", "1 MB"),
+    PlainSerializer(units.write_size, return_type=str),
+    _text("B|kB|MB|GB|KiB|MiB|GiB", "1 MB"),
 ]
 #: Seconds; written `5 ms`, `20 min`.
 Duration = Annotated[
     units.Seconds,
     _parsed(units.parse_duration, units.Seconds),
-    PlainSerializer(str, return_type=str),
-    _text(r"^[0-9.]+ ?(ns|us|ms|s|min|h)$", "20 min"),
+    PlainSerializer(units.write_duration, return_type=str),
+    _text("ns|us|ms|s|min|h", "20 min"),
 ]
 #: A share of 1; written `60 %`.
 Percent = Annotated[
     units.Share,
     _parsed(units.parse_percent, units.Share),
-    PlainSerializer(str, return_type=str),
-    _text(r"^[0-9.]+ ?%$", "60 %"),
+    PlainSerializer(units.write_percent, return_type=str),
+    _text("%", "60 %"),
 ]
 #: Percentage points as a share of 1; written `0.5 pp`.
 Points = Annotated[
     units.PointsValue,
     _parsed(units.parse_points, units.PointsValue),
-    PlainSerializer(str, return_type=str),
-    _text(r"^[0-9.]+ ?pp$", "0.5 pp"),
+    PlainSerializer(units.write_points, return_type=str),
+    _text("pp", "0.5 pp"),
 ]
 #: A plain number or a fraction such as `1/255`.
 Number = Annotated[
     float,
     BeforeValidator(units.parse_number),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^-?[0-9.]+/[0-9.]+$"}]}),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": rf"^-?{_DIGITS} */ *{_DIGITS}$"}]}),
 ]

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lepton_cli.data.spec import DataSection
 from lepton_cli.measure.spec import EvaluateSpec
+from lepton_cli.recipe import metrics
+from lepton_cli.recipe.metrics import Limit
 from lepton_cli.steps import (
     convert_fp16,
     fuse,
@@ -32,38 +43,98 @@ StepParams = Annotated[
     Field(discriminator="step"),
 ]
 
-Limit = str | float
+COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_drop", "max_increase")
+
+
+def _known_metric(name: str) -> str:
+    if metrics.find(name) is None:
+        raise PydanticCustomError("unknown_metric", "there is no metric of this name")
+    return name
+
+
+def _limit(value: object, info: ValidationInfo) -> Limit | None:
+    """Read a limit in the unit of the gate's metric. An unknown metric has an error of its own already."""
+    metric = metrics.find(info.data.get("metric", ""))
+    if value is None or metric is None:
+        return None
+    if info.field_name == "max_drop" and metric.better == "lower":
+        raise ValueError(f"lower is better for `{metric.name}`: write `max_increase`")
+    if info.field_name == "max_increase" and metric.better == "higher":
+        raise ValueError(f"higher is better for `{metric.name}`: write `max_drop`")
+    return metrics.parse_limit(metric, info.field_name or "", value)
+
+
+def _scope(value: object, info: ValidationInfo) -> object:
+    metric = metrics.find(info.data.get("metric", ""))
+    if value is not None and metric is not None and info.field_name not in metric.scope:
+        takes = " and ".join(f"`{key}`" for key in metric.scope)
+        raise ValueError(f"`{metric.name}` has no `{info.field_name}`" + (f", only {takes}" if takes else ""))
+    return value
+
+
+#: A float in base units (bytes, seconds, shares), read in the unit of the gate's metric.
+LimitField = Annotated[
+    Limit | None,
+    PlainValidator(_limit, json_schema_input_type=float | str | None),
+    PlainSerializer(lambda limit: None if limit is None else limit.text, return_type=str | None),
+]
+_Scope = BeforeValidator(_scope)
 
 
 class Gate(Strict):
     """A limit on one metric. Exactly one of the comparisons below is given.
 
-    `max`/`min` are absolute; `max_ratio` compares with the original or baseline (0.6: at most 60 %);
-    `max_drop` is for metrics where higher is better, `max_increase` for those where lower is better.
+    `max`/`min` are absolute (`1 MB`, `20 ms`, `90 %`, `300 k`); `max_ratio`/`min_ratio` compare with the original or
+    the baseline (0.6: at most 60 %); `max_drop` is for metrics where higher is better, `max_increase` for those
+    where lower is better (`0.5 pp` for accuracies, `100 kB` for sizes).
     """
 
-    metric: str = Field(description="`size.file`, `accuracy.top1`, `latency.median`, …: see `lepton schema --metrics`")
-    max: Limit | None = None
-    min: Limit | None = None
-    max_ratio: float | None = Field(default=None, gt=0)
-    min_ratio: float | None = Field(default=None, gt=0)
-    max_drop: Limit | None = None
-    max_increase: Limit | None = None
-    against: Literal["original", "baseline"] = "original"
-    provider: str | None = None
-    batch: int | None = Field(default=None, ge=1)
-    output: str | None = None
-    level: Literal["error", "warn"] = "error"
+    metric: Annotated[str, AfterValidator(_known_metric)] = Field(
+        description="`size.file`, `accuracy.top1`, `latency.median`, …"
+    )
+    max: LimitField = Field(default=None, description="At most this much")
+    min: LimitField = Field(default=None, description="At least this much")
+    max_ratio: LimitField = Field(default=None, description="At most this share of the original: `0.6` or `60 %`")
+    min_ratio: LimitField = Field(default=None, description="At least this share of the original")
+    max_drop: LimitField = Field(default=None, description="May fall by this much: `0.5 pp`")
+    max_increase: LimitField = Field(default=None, description="May grow by this much: `100 kB`, `2 ms`")
+    against: Literal["original", "baseline"] = Field(
+        default="original", description="What ratios and differences compare with"
+    )
+    provider: Annotated[str | None, _Scope] = Field(default=None, description="Only this provider (latency)")
+    batch: Annotated[int | None, Field(ge=1), _Scope] = Field(
+        default=None, description="Only this batch size (latency)"
+    )
+    output: Annotated[str | None, _Scope] = Field(default=None, description="Only this model output (accuracy)")
+    level: Literal["error", "warn"] = Field(default="error", description="`warn` is reported and fails nothing")
 
     @model_validator(mode="after")
     def _one_comparison(self) -> Gate:
         given = [name for name in COMPARISONS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(COMPARISONS)}" + (f", not {' and '.join(given)}" if given else ""))
+            raise ValueError(
+                f"give exactly one of {', '.join(COMPARISONS)}" + (f", not {' and '.join(given)}" if given else "")
+            )
         return self
 
+    @property
+    def comparison(self) -> str:
+        """Which of `COMPARISONS` is given."""
+        return next(name for name in COMPARISONS if getattr(self, name) is not None)
 
-COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_drop", "max_increase")
+    @property
+    def limit(self) -> Limit:
+        """The limit that is given."""
+        value = getattr(self, self.comparison)
+        assert isinstance(value, Limit)
+        return value
+
+
+def _not_bool(value: object) -> object:
+    return str(value) if isinstance(value, bool) else value
+
+
+Version = Annotated[Literal[1], BeforeValidator(_not_bool)]
 
 
 class OutputSection(Strict):
@@ -75,15 +146,17 @@ class OutputSection(Strict):
 class Budget(Strict):
     """A budget file for `lepton gate`: the gates of a recipe, alone."""
 
-    version: Literal[1]
+    version: Version
     gates: tuple[Gate, ...] = Field(min_length=1)
 
 
 class Recipe(Strict):
     """How a model is compressed, measured and judged."""
 
-    version: Literal[1]
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="Names the result file; default: the recipe's")
+    version: Version
+    name: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="Names the result file; default: the recipe's"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()
     steps: tuple[StepParams, ...] = Field(min_length=1)

@@ -1,0 +1,181 @@
+"""Reads recipes and budgets: text -> tree -> overrides -> typed recipe, with the places kept for later errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from lepton_cli.errors import Place, RecipeError
+from lepton_cli.recipe import overrides as settings
+from lepton_cli.recipe.explain import explain
+from lepton_cli.recipe.schema import Budget, Gate, Recipe
+from lepton_cli.recipe.source import SourceMap
+from lepton_cli.recipe.yaml import MAX_BYTES, Node, decode, is_plain, read
+
+T = TypeVar("T", Recipe, Budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """What was read and where it stood. `path` is `None` for what was made in code."""
+
+    value: T
+    path: Path | None
+    source: SourceMap
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths in the file start from."""
+        return self.path.parent if self.path else Path()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option, defaults included, in the notation of the file."""
+        return self.value.model_dump(mode="json")
+
+    def resolved_yaml(self) -> str:
+        """`resolved()` as a file that reads back as an equal value."""
+        return yaml.dump(
+            self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was read, defaults included; notation and order of the file do not count."""
+        canonical = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class LoadedRecipe(Loaded[Recipe]):
+    """A recipe and where it came from."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; paths in it are as written, relative to `base`."""
+        return self.value
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or else its file's: fit for a file name."""
+        stem = self.path.stem if self.path else ""
+        return self.value.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "compressed"
+
+
+class LoadedBudget(Loaded[Budget]):
+    """A budget and where it came from."""
+
+    @property
+    def budget(self) -> Budget:
+        """The budget."""
+        return self.value
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe file and apply `--set` overrides. Raises RecipeError only."""
+    root = settings.apply(read_file(path, "recipe"), overrides)
+    source = SourceMap(root)
+    return LoadedRecipe(_validate(Recipe, root.plain(), source, str(path)), path, source)
+
+
+def load_budget(path: Path) -> LoadedBudget:
+    """Read a budget file. Raises RecipeError only."""
+    root = read_file(path, "budget")
+    source = SourceMap(root)
+    if isinstance(root.value, dict) and "steps" in root.value:
+        raise RecipeError(
+            "recipe.unknown-key",
+            "this is a recipe, not a budget",
+            where=source.key_place(("steps",)),
+            hint="a budget holds `version: 1` and `gates:` only: copy the recipe's gates into a file of their own",
+        )
+    return LoadedBudget(_validate(Budget, root.plain(), source, str(path)), path, source)
+
+
+def from_dict(data: Mapping[str, Any], name: str = "") -> LoadedRecipe:
+    """A recipe made in code. `name` stands in errors instead of a place. Raises RecipeError only."""
+    source = SourceMap()
+    return LoadedRecipe(_validate(Recipe, _tuples(data), source, name), None, source)
+
+
+def read_file(path: Path, what: str) -> Node:
+    """The tree of a YAML file; `what` is the word for it in errors."""
+    try:
+        if path.is_dir():
+            raise RecipeError("recipe.not-readable", f"`{path}` is a folder, not a {what} file", where=str(path))
+        if path.exists() and not path.is_file():
+            raise RecipeError("recipe.not-readable", f"`{path}` is not a regular file", where=str(path))
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(
+            "recipe.not-found",
+            f"there is no {what} file `{path}`",
+            where=str(path),
+            hint="lepton init MODEL   writes one",
+        ) from None
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RecipeError(
+            "recipe.not-readable", f"cannot read the {what} file `{path}`", where=str(path), cause=cause
+        ) from None
+    return read(decode(data, str(path)), str(path))
+
+
+def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
+    if not isinstance(data, Mapping):
+        raise RecipeError(
+            "recipe.wrong-value",
+            f"a {kind.__name__.lower()} is a mapping: `version: 1`, then `{'steps' if kind is Recipe else 'gates'}:`",
+            where=source.place(()) or name or None,
+        )
+    try:
+        value = kind.model_validate(data, strict=True)
+    except ValidationError as error:
+        raise explain(error, kind, data, source, name) from None
+    _check_repeated(value.gates, source, name)
+    return value
+
+
+def _check_repeated(gates: tuple[Gate, ...], source: SourceMap, name: str) -> None:
+    seen: dict[tuple[object, ...], int] = {}
+    for index, gate in enumerate(gates):
+        key = (gate.metric, gate.comparison, gate.against, gate.provider, gate.batch, gate.output, gate.level)
+        if key in seen:
+            first = source.place(("gates", seen[key]))
+            raise RecipeError(
+                "recipe.duplicate-gate",
+                f"two gates limit `{gate.comparison}` of `{gate.metric}` in the same place",
+                where=source.place(("gates", index)) or name or None,
+                note=f"first at {first}" if isinstance(first, Place) else None,
+                hint="keep the stricter one",
+                option=("gates", index),
+            )
+        seen[key] = index
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which is what strict validation takes."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(child) for key, child in value.items()}
+    return tuple(_tuples(child) for child in value) if isinstance(value, (list, tuple)) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts in quotes where YAML 1.2 would read something else (PyYAML itself only knows 1.1)."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain(text) else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
