@@ -72,9 +72,8 @@ def _split(value: object, allowed: Mapping[str, object], what: str, example: str
         if not unit:
             raise ValueError(f"`{text}` has no unit: write for example `{example}` (units: {listed})")
         near = [known for known in allowed if known.lower() == unit.lower()]
-        raise ValueError(
-            f"unknown unit `{unit}`: " + (f"did you mean `{near[0]}`? " if near else "") + f"(units: {listed})"
-        )
+        advice = f"did you mean `{near[0]}`?" if near else f"write for example `{example}`"
+        raise ValueError(f"unknown unit `{unit}`: {advice} (units: {listed})")
     return number, unit
 
 
@@ -179,6 +178,21 @@ def write_percent(share: float) -> str:
 def write_points(share: float) -> str:
     """A difference of shares without loss: 0.005 -> `0.5 pp`."""
     return f"{_plain(Decimal(repr(float(share))) * 100)} pp"
+
+
+def write(value: object) -> object:
+    """A quantity as text, without loss; anything else as it is."""
+    match value:
+        case Bytes():
+            return write_size(value)
+        case Seconds():
+            return write_duration(value)
+        case Share():
+            return write_percent(value)
+        case PointsValue():
+            return write_points(value)
+        case _:
+            return value
 
 
 def _plain(number: Decimal) -> str:

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from lepton_cli.errors import Place, RecipeError
 from lepton_cli.recipe import overrides as settings
 from lepton_cli.recipe.explain import explain
+from lepton_cli.recipe.scalars import is_plain
 from lepton_cli.recipe.schema import Budget, Gate, Recipe
 from lepton_cli.recipe.source import SourceMap
-from lepton_cli.recipe.yaml import MAX_BYTES, Node, decode, is_plain, read
+from lepton_cli.recipe.yaml import MAX_BYTES, Node, decode, read
 
 T = TypeVar("T", Recipe, Budget)
 

@@ -15,7 +15,6 @@ Kind = Literal["size", "time", "count", "share", "coefficient", "number", "decib
 class Limit(float):
     """A limit in base units (bytes, seconds, shares of 1, plain numbers) that remembers how it was written."""
 
-    __slots__ = ("text",)
     text: str
 
     def __new__(cls, value: float, text: str = "") -> Limit:
@@ -25,9 +24,6 @@ class Limit(float):
 
     def __str__(self) -> str:
         return self.text
-
-    def __getnewargs__(self) -> tuple[float, str]:
-        return float(self), self.text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Sequence
 
 from lepton_cli.errors import Place, RecipeError
+from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.yaml import Node, container, read
 
 _FILE = "--set"
@@ -24,6 +25,8 @@ def apply(root: Node, overrides: Sequence[str]) -> Node:
 
 @dataclasses.dataclass(frozen=True)
 class _Override:
+    """One KEY=VALUE, and the errors that show it."""
+
     text: str
 
     def apply(self, root: Node) -> Node:
@@ -54,6 +57,8 @@ class _Override:
         """The same tree with places that show the whole override."""
 
         def shift(place: Place) -> Place:
+            if place.line > 1:
+                return self.place(offset)
             return dataclasses.replace(place, column=place.column + offset, source=self.shown())
 
         keys = {key: shift(place) for key, place in node.keys.items()}
@@ -121,14 +126,14 @@ class _Override:
         raise self.error("recipe.override", f"`{where}` is a list and has no `{first}`", 0, hint)
 
     def shown(self) -> str:
-        return self.text if len(self.text) <= 500 else ""
+        return printable(self.text, 500) if len(self.text) <= 500 else ""
 
     def place(self, offset: int) -> Place:
         length = len(self.text) - offset if offset else len(self.text.partition("=")[0])
         return Place(_FILE, 1, offset + 1, self.shown(), max(1, length))
 
     def error(self, code: str, message: str, offset: int, hint: str | None = None) -> RecipeError:
-        return RecipeError(code, message, where=self.place(offset), hint=hint)
+        return RecipeError(code, printable(message, 300), where=self.place(offset), hint=hint)
 
 
 def _name(node: Node, key: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The typed recipe. Step options live with the steps, data options with `data/`, measurement options with `measure/`."""
+"""The typed recipe. Options of steps live with the steps, those of data and measurement with `data/` and `measure/`."""
 
 from __future__ import annotations
 
@@ -52,23 +52,28 @@ def _known_metric(name: str) -> str:
     return name
 
 
+def _wrong_key(sentence: str) -> PydanticCustomError:
+    """An error about a key that does not fit the gate's metric."""
+    return PydanticCustomError("wrong_key", "{sentence}", {"sentence": sentence})
+
+
 def _limit(value: object, info: ValidationInfo) -> Limit | None:
     """Read a limit in the unit of the gate's metric. An unknown metric has an error of its own already."""
     metric = metrics.find(info.data.get("metric", ""))
     if value is None or metric is None:
         return None
     if info.field_name == "max_drop" and metric.better == "lower":
-        raise ValueError(f"lower is better for `{metric.name}`: write `max_increase`")
+        raise _wrong_key(f"lower is better for `{metric.name}`, so write `max_increase`")
     if info.field_name == "max_increase" and metric.better == "higher":
-        raise ValueError(f"higher is better for `{metric.name}`: write `max_drop`")
+        raise _wrong_key(f"higher is better for `{metric.name}`, so write `max_drop`")
     return metrics.parse_limit(metric, info.field_name or "", value)
 
 
 def _scope(value: object, info: ValidationInfo) -> object:
     metric = metrics.find(info.data.get("metric", ""))
     if value is not None and metric is not None and info.field_name not in metric.scope:
-        takes = " and ".join(f"`{key}`" for key in metric.scope)
-        raise ValueError(f"`{metric.name}` has no `{info.field_name}`" + (f", only {takes}" if takes else ""))
+        takes = " and ".join(f"`{key}`" for key in metric.scope) or "neither `provider` nor `batch` nor `output`"
+        raise _wrong_key(f"a gate on `{metric.name}` takes {takes}")
     return value
 
 
@@ -155,7 +160,7 @@ class Recipe(Strict):
 
     version: Version
     name: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="Names the result file; default: the recipe's"
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="Names the result file: letters, digits, `.`, `_`, `-`"
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()

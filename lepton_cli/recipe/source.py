@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class SourceMap:
-    """Places by path, such as `("steps", 2, "target", "macs")`. Without a tree (a recipe made in code) all are `None`."""
+    """Places by path, such as `("steps", 2, "target", "macs")`; all `None` without a tree (a recipe made in code)."""
 
     root: Node | None = None
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from lepton_cli.errors import Place, RecipeError
+from lepton_cli.recipe.scalars import Scalar, printable, scalar
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -25,14 +25,6 @@ MAX_NODES = 100_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_WORDS: dict[str, bool | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
 _TAG = "tag:yaml.org,2002:"
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "null": type(None),
@@ -41,7 +33,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "float": (int, float),
 }
 #: What libyaml says, in words that help. The first fragment found in its message counts.
-_PROBLEMS = (
+_PROBLEMS: tuple[tuple[str, str, str | None], ...] = (
     (
         "mapping values are not allowed",
         "a `:` that YAML does not expect here",
@@ -61,8 +53,6 @@ _PROBLEMS = (
         "put the list on lines of its own",
     ),
 )
-
-Scalar: TypeAlias = str | int | float | bool | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -144,32 +134,6 @@ def decode(data: bytes, file: str) -> str:
         ) from None
 
 
-def scalar(text: str) -> Scalar:
-    """A plain (unquoted) scalar by the YAML 1.2 core schema. Raises ValueError for numbers no recipe can use."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INT.fullmatch(text):
-        if len(text) > 30:
-            raise ValueError("a whole number of more than 30 characters")
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-    if _NOT_FINITE.fullmatch(text):
-        raise ValueError("not a finite number")
-    if _FLOAT.fullmatch(text):
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError("too large for a number")
-        return value
-    return text
-
-
-def is_plain(text: str) -> bool:
-    """Whether a text written without quotes would be read as the same text."""
-    try:
-        return scalar(text) == text
-    except ValueError:
-        return False
-
-
 class _Composer:
     """Builds the tree from the event stream; events are drawn lazily, so limits stop the parser early."""
 
@@ -180,8 +144,12 @@ class _Composer:
         #: `None` while the anchored value is still being read.
         self.anchors: dict[str, Node | None] = {}
 
+    def line(self, mark: Any) -> str:
+        """The line of a mark; libyaml's last mark may lie one line below the text."""
+        return self.lines[mark.line] if mark.line < len(self.lines) else ""
+
     def place(self, start: Any, end: Any = None) -> Place:
-        source = self.lines[start.line] if start.line < len(self.lines) else ""
+        source = self.line(start)
         length = max(1, len(source.rstrip()) - start.column)
         if end is not None and end.line == start.line:
             length = max(1, min(length, end.column - start.column))
@@ -230,13 +198,13 @@ class _Composer:
             near = difflib.get_close_matches(event.anchor, self.anchors, 1)
             raise RecipeError(
                 "recipe.alias",
-                f"`*{event.anchor}` refers to an anchor that is not defined above",
+                f"`*{printable(event.anchor)}` refers to an anchor that is not defined above",
                 where=place,
                 hint=f"did you mean `*{near[0]}`?" if near else 'to write a text that begins with `*`, quote it: `"*"`',
             )
         target = self.anchors[event.anchor]
         if target is None:
-            raise RecipeError("recipe.alias", f"`*{event.anchor}` contains itself", where=place)
+            raise RecipeError("recipe.alias", f"`*{printable(event.anchor)}` contains itself", where=place)
         if depth + target.height > MAX_DEPTH:
             raise too_deep(place)
         return target
@@ -262,7 +230,7 @@ class _Composer:
                 first = keys[key]
                 raise RecipeError(
                     "recipe.duplicate-key",
-                    f"the key `{_short(key)}` is given twice",
+                    f"the key `{printable(key)}` is given twice",
                     where=key_place,
                     note=f"first at {first}",
                     hint="keep one of the two",
@@ -308,9 +276,9 @@ class _Composer:
         try:
             value = scalar(event.value)
         except ValueError as error:
-            raise RecipeError("recipe.wrong-value", f"`{_short(event.value)}`: {error}", where=place) from None
+            raise RecipeError("recipe.wrong-value", f"`{printable(event.value)}`: {error}", where=place) from None
         if tag is not None and not isinstance(value, _TYPES[kind]):
-            raise RecipeError("recipe.wrong-value", f"`{_short(event.value)}` is not a YAML {kind}", where=place)
+            raise RecipeError("recipe.wrong-value", f"`{printable(event.value)}` is not a YAML {kind}", where=place)
         return value
 
     def check_tag(self, tag: str | None, kind: str, place: Place) -> None:
@@ -322,7 +290,7 @@ def _unknown_tag(tag: str | None, place: Place) -> RecipeError:
     name = (tag or "").replace(_TAG, "!!")
     return RecipeError(
         "recipe.tag",
-        f"the tag `{_short(name)}` is not allowed",
+        f"the tag `{printable(name)}` is not allowed",
         where=place,
         cause="recipes hold plain values only and never create objects",
         hint="remove the tag",
@@ -331,20 +299,15 @@ def _unknown_tag(tag: str | None, place: Place) -> RecipeError:
 
 def _syntax_error(error: yaml.MarkedYAMLError, composer: _Composer) -> RecipeError:
     mark = error.problem_mark or error.context_mark
-    if mark and error.context_mark and not "".join(composer.lines[mark.line : mark.line + 1]).strip():
+    if mark is None:
+        return RecipeError("recipe.syntax", "not valid YAML", where=Place(composer.file, 1, 1), cause=str(error))
+    if error.context_mark and not composer.line(mark).strip():
         # At the end of the text there is nothing to show: point at what was left open.
         mark = error.context_mark
-    place = composer.place(mark) if mark else Place(composer.file, 1, 1)
-    if mark and composer.lines[mark.line][mark.column : mark.column + 1] == "\t":
+    place = composer.place(mark)
+    if composer.line(mark)[mark.column : mark.column + 1] == "\t":
         return RecipeError("recipe.syntax", "a tab where YAML wants blanks", where=place, hint="indent with blanks")
     said = " ".join(part for part in (error.context, error.problem) if part)
-    for fragment, message, hint in _PROBLEMS:
-        if fragment in said:
-            break
-    else:
-        message, hint = "not valid YAML", None
+    known = (row[1:] for row in _PROBLEMS if row[0] in said)
+    message, hint = next(known, ("not valid YAML", None))
     return RecipeError("recipe.syntax", message, where=place, cause=said, hint=hint)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
