@@ -1,0 +1,242 @@
+"""Accuracy of several models on the same samples, with paired differences, and agreement with the first model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.data.dataset import Dataset
+from lepton_cli.errors import DataError, RecipeError
+from lepton_cli.measure import fidelity as fidelities
+from lepton_cli.measure import hooks, metrics, stream
+from lepton_cli.measure.arms import InputNames, Payload
+from lepton_cli.measure.classes import Predictions
+from lepton_cli.measure.results import Accuracy, ClassChange, Fidelity, Flip
+from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.measure.track import Track
+from lepton_cli.progress import Progress
+
+Array = NDArray[Any]
+
+
+def evaluate(
+    arms: Mapping[str, Payload],
+    dataset: Dataset,
+    specs: Sequence[AccuracySpec] = (),
+    *,
+    threads: int | None = None,
+    provider: str = "cpu",
+    progress: Progress | None = None,
+    allow_code: bool = False,
+    base: Path = Path(),
+    seed: int = 0,
+    limit: int | None = None,
+    input_names: InputNames | None = None,
+) -> Accuracy:
+    """Run all arms together over the data; the first one is the original that the others are compared with.
+
+    Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
+    alone without labels. `base` is the folder that `function: file.py:name` is relative to. Raises RecipeError for
+    an output or label name that does not exist, DataError for labels that do not fit, MeasurementError for NaN.
+    """
+    run = _Run(arms, dataset, specs, allow_code, base, seed)
+    for results in stream.run(
+        arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
+    ):
+        run.add(results)
+    return run.accuracy()
+
+
+def score(
+    model: Payload,
+    dataset: Dataset,
+    specs: Sequence[AccuracySpec] = (),
+    *,
+    threads: int | None = None,
+    provider: str = "cpu",
+    allow_code: bool = False,
+    base: Path = Path(),
+    limit: int | None = None,
+) -> float:
+    """One number for one model, higher is better: the weighted mean of its metrics.
+
+    Errors (mae, rmse) enter as 1 - error / spread of the labels, so that they too are at most 1. Raises DataError
+    when the data has no labels.
+    """
+    run = _Run({"model": model}, dataset, specs, allow_code, base, seed=0)
+    for results in stream.run({"model": model}, dataset, provider=provider, threads=threads, limit=limit):
+        run.add(results)
+    if not run.tracks:
+        raise DataError("data.no-labels", f"`{dataset.name}` has no labels to measure accuracy with")
+    total = sum(track.spec.weight for track in run.tracks)
+    return sum(track.spec.weight * track.score("model") for track in run.tracks) / total
+
+
+def fidelity(
+    reference: Payload, model: Payload, dataset: Dataset, *, threads: int | None = None, limit: int | None = None
+) -> tuple[Fidelity, ...]:
+    """How close the outputs of `model` are to those of `reference`, one result per output; labels are not used."""
+    arms = {"original": reference, "compressed": model}
+    trackers: dict[str, fidelities.Tracker] = {}
+    for results in stream.run(arms, dataset, threads=threads, limit=limit):
+        ours, theirs = results.outputs["original"], results.outputs["compressed"]
+        for name in ours:
+            if name not in trackers:
+                trackers[name] = fidelities.Tracker("compressed", name, _class_like(ours[name]))
+            trackers[name].add(ours[name], theirs[name], results.count)
+    return tuple(tracker.result() for tracker in trackers.values())
+
+
+class _Run:
+    """Everything collected while the batches pass."""
+
+    def __init__(
+        self,
+        arms: Mapping[str, Payload],
+        dataset: Dataset,
+        specs: Sequence[AccuracySpec],
+        allow_code: bool,
+        base: Path,
+        seed: int,
+    ) -> None:
+        self.arms = list(arms)
+        self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
+        self.hooks = {
+            index: hooks.load(spec.function, base, allow_code)
+            for index, spec in enumerate(self.specs)
+            if spec.metric == "python"
+        }
+        self.tracks: list[Track] = []
+        self.fidelity: dict[tuple[str, str], fidelities.Tracker] = {}
+        self.predictions: Predictions | None = None
+        self._class_labels: str | None = None
+        self._started = False
+
+    def add(self, results: stream.Results) -> None:
+        """One batch."""
+        reference = results.outputs[self.arms[0]]
+        if not self._started:
+            self._start(reference, results.labels)
+            self._started = True
+        for track in self.tracks:
+            for arm in self.arms:
+                track.add(arm, results.outputs[arm], results.labels, results.count)
+        for (arm, output), tracker in self.fidelity.items():
+            tracker.add(reference[output], results.outputs[arm][output], results.count)
+        if self.predictions is not None:
+            output = self.predictions.output
+            labels = results.labels[self._class_labels] if self._class_labels else None
+            by_arm = {arm: results.outputs[arm][output] for arm in self.arms}
+            if labels is not None:
+                labels = metrics.class_labels(labels, by_arm[self.arms[0]])
+            self.predictions.add(by_arm, labels)
+
+    def _start(self, outputs: dict[str, Array], labels: dict[str, Array]) -> None:
+        """Settle what is measured once the first outputs are known."""
+        for index, spec in enumerate(self.specs or _default_specs(outputs, labels)):
+            output = _output_name(spec, index, outputs)
+            label = _label_name(spec, index, output, tuple(labels))
+            self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
+        built_in = [track for track in self.tracks if track.hook is None]
+        values = {track.output for track in built_in if not track.metric.takes_classes}
+        scores = {name for name, value in outputs.items() if _class_like(value) and name not in values}
+        for track in built_in:
+            if track.metric.takes_classes and track.output in outputs:
+                scores.add(track.output)
+                if (
+                    self.predictions is None
+                    and metrics.class_labels(labels[track.label], outputs[track.output]).ndim == 1
+                ):
+                    self.predictions, self._class_labels = Predictions(track.output), track.label
+        if self.predictions is None and not labels and scores:
+            self.predictions = Predictions(next(name for name in outputs if name in scores))
+        self.fidelity = {
+            (arm, name): fidelities.Tracker(arm, name, name in scores) for arm in self.arms[1:] for name in outputs
+        }
+
+    def accuracy(self) -> Accuracy:
+        """The finished result."""
+        if not self._started:
+            raise DataError("data.empty", f"`{self.dataset.name}` has no samples")
+        reference = self.arms[0]
+        warnings = [
+            f"outputs `{t.output}` of `{t.variant}` have another shape than the original's in {t.different_shapes} batches"
+            for t in self.fidelity.values()
+            if t.different_shapes
+        ]
+        flips: tuple[Flip, ...] = ()
+        flips_total = 0
+        classes: tuple[ClassChange, ...] = ()
+        if self.predictions is not None:
+            warnings += self.predictions.suspicions(reference)
+            if len(self.arms) > 1:
+                flips, flips_total = self.predictions.flips(reference, self.arms[1])
+                classes = self.predictions.changes(reference, self.arms[1])
+        return Accuracy(
+            values={arm: tuple(track.result(arm, self.seed) for track in self.tracks) for arm in self.arms},
+            changes=tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in self.tracks),
+            fidelity=tuple(tracker.result() for tracker in self.fidelity.values()),
+            classes=classes,
+            flips=flips,
+            flips_total=flips_total,
+            warnings=tuple(warnings),
+        )
+
+
+def _class_like(output: Array) -> bool:
+    """Whether an output may hold a row of class scores per sample."""
+    return output.ndim == 2 and output.shape[1] > 1 and bool(np.issubdtype(output.dtype, np.floating))
+
+
+def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> tuple[AccuracySpec, ...]:
+    """Top-1 for whole-number labels that fit the output's classes, the root mean squared error for other numbers."""
+    if not labels:
+        return ()
+    own = labels[_label_name(AccuracySpec(metric="top1"), 0, next(iter(outputs)), tuple(labels))]
+    output = next(iter(outputs.values()))
+    if not np.issubdtype(own.dtype, np.number):
+        return (AccuracySpec(metric="top1"),)
+    whole = not np.issubdtype(own.dtype, np.floating) or bool((own == np.round(own)).all())
+    classes = output.size // max(1, own.size)
+    if whole and (classes > 1 or not np.issubdtype(output.dtype, np.floating) or bool(np.isin(own, (0, 1)).all())):
+        return (AccuracySpec(metric="top1"),)
+    return (AccuracySpec(metric="rmse"),)
+
+
+def _output_name(spec: AccuracySpec, index: int, outputs: Mapping[str, Array]) -> str:
+    if spec.output is None:
+        return next(iter(outputs))
+    if spec.output not in outputs:
+        raise _unknown(f"the model has no output `{spec.output}`", spec.output, outputs, index, "output")
+    return spec.output
+
+
+def _label_name(spec: AccuracySpec, index: int, output: str, names: Sequence[str]) -> str:
+    """Which labels belong to a metric: the named ones, those named like the output, `labels`, or the only ones."""
+    if not names:
+        raise DataError(
+            "data.no-labels",
+            f"metric `{spec.metric}` needs labels, and the evaluation data has none",
+            hint="add `labels:`",
+        )
+    if spec.labels is not None:
+        if spec.labels not in names:
+            raise _unknown(f"the data has no labels `{spec.labels}`", spec.labels, names, index, "labels")
+        return spec.labels
+    return next((name for name in (output, "labels") if name in names), names[0])
+
+
+def _unknown(message: str, word: str, known: Sequence[str] | Mapping[str, Any], index: int, key: str) -> RecipeError:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return RecipeError(
+        "recipe.unknown-name",
+        message,
+        cause=f"it has {', '.join(known)}",
+        hint=f"did you mean `{near[0]}`?" if near else None,
+        option=("evaluate", "accuracy", index, key),
+    )

@@ -1,0 +1,192 @@
+"""One metric followed over all batches for all models: its values, intervals and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.errors import DataError, MeasurementError
+from lepton_cli.measure import metrics, statistics
+from lepton_cli.measure.hooks import Hook
+from lepton_cli.measure.results import MetricChange, MetricValue
+from lepton_cli.measure.spec import AccuracySpec
+
+Array = NDArray[Any]
+
+
+class Track:
+    """The kept values of one metric."""
+
+    def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
+        self.spec, self.output, self.label, self.hook = spec, output, label, hook
+        self.metric = metrics.build(spec) if hook is None else metrics.per_sample(hook.name)
+        self._columns: dict[str, list[metrics.Columns]] = {}
+        self._deferred: dict[str, list[tuple[Array, Array]]] = {}
+        self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}
+        self._labels: list[Array] = []
+        self._done: dict[str, metrics.Columns] = {}
+        self._numbers: dict[str, float] = {}
+        self._n = 0
+
+    def add(self, arm: str, outputs: Mapping[str, Array], labels: Mapping[str, Array], count: int) -> None:
+        """One batch of one model."""
+        if self.hook is not None:
+            self._add_hook(arm, dict(outputs), dict(labels), count)
+            return
+        if self.output not in outputs:
+            raise MeasurementError("measure.output", f"output `{self.output}` is not a tensor")
+        output, own = outputs[self.output], labels[self.label]
+        if len(output) != count or len(own) != count:
+            raise DataError(
+                "data.labels",
+                f"output `{self.output}` has {len(output)} rows and `{self.label}` {len(own)} for {count} samples",
+                hint="metrics need one row per sample; use `metric: python` for anything else",
+            )
+        if self.metric.takes_classes:
+            own = metrics.class_labels(own, output)
+            if output.size == count and np.issubdtype(output.dtype, np.floating):
+                # One number per sample: whether it is a probability or a logit shows only in all of them.
+                self._deferred.setdefault(arm, []).append((output.reshape(-1), own))
+                return
+        elif not np.issubdtype(own.dtype, np.number):
+            raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.metric.name}` needs")
+        kept = self._columns.setdefault(arm, [])
+        kept.append(self.metric.keep(output, own))
+        if not self.metric.higher_is_better and len(self._labels) < len(kept):
+            self._labels.append(own)
+
+    def _add_hook(self, arm: str, outputs: dict[str, Array], labels: dict[str, Array], count: int) -> None:
+        """Per-sample values are kept as they come; a function that wants everything at once gets it at the end."""
+        if self.hook is None:
+            return
+        if arm not in self._everything:
+            found = self.hook(outputs, labels, count)
+            if isinstance(found, np.ndarray):
+                self._columns.setdefault(arm, []).append(found[:, None])
+                return
+        self._everything.setdefault(arm, []).append((outputs, labels))
+        self._n = sum(len(next(iter(o.values()))) for o, _ in self._everything[arm])
+
+    def columns(self, arm: str) -> metrics.Columns | None:
+        """Kept values of all samples; `None` for a hook that gives a single number."""
+        if arm in self._everything:
+            return None
+        if arm not in self._done:
+            if arm in self._deferred:
+                outputs, labels = (np.concatenate(part) for part in zip(*self._deferred[arm], strict=True))
+                self._done[arm] = self.metric.keep(outputs, labels)
+            else:
+                self._done[arm] = np.concatenate(self._columns[arm])
+        return self._done[arm]
+
+    def value(self, arm: str) -> float:
+        """The metric over all samples."""
+        columns = self.columns(arm)
+        if columns is not None:
+            return float(self.metric.value(columns))
+        if arm not in self._numbers:
+            outputs = _joined([outputs for outputs, _ in self._everything[arm]])
+            labels = _joined([labels for _, labels in self._everything[arm]])
+            found = self.hook(outputs, labels, self._n) if self.hook is not None else math.nan
+            self._numbers[arm] = float(np.mean(found))
+        return self._numbers[arm]
+
+    def result(self, arm: str, seed: int) -> MetricValue:
+        """Value with interval."""
+        value, columns = self._finite(arm), self.columns(arm)
+        low: float | None = None
+        high: float | None = None
+        if columns is not None:
+            if self._is_proportion(columns):
+                low, high = statistics.wilson(float(columns.sum()), len(columns))
+            else:
+                low, high = _bootstrap(lambda rows: self.metric.value(columns[rows]), len(columns), seed)
+        return MetricValue(
+            metric=self.metric.name,
+            output=self.output,
+            value=value,
+            low=low,
+            high=high,
+            n=self._n if columns is None else len(columns),
+            higher_is_better=self.metric.higher_is_better,
+        )
+
+    def change(self, reference: str, arm: str, seed: int) -> MetricChange:
+        """Paired difference, `arm` minus `reference`, on the same samples."""
+        first, second = self._finite(reference), self._finite(arm)
+        before, after = self.columns(reference), self.columns(arm)
+        low: float | None = None
+        high: float | None = None
+        method = ""
+        if before is not None and after is not None:
+            if self._is_proportion(before) and self._is_proportion(after):
+                a, b = before[:, 0] > 0, after[:, 0] > 0
+                counts = [int(x.sum()) for x in (a & b, a & ~b, ~a & b, ~a & ~b)]
+                _, low, high = statistics.paired_difference(*counts)
+                method = "newcombe"
+            else:
+                low, high = _bootstrap(
+                    lambda rows: self.metric.value(after[rows]) - self.metric.value(before[rows]), len(before), seed
+                )
+                method = "bootstrap"
+        return MetricChange(
+            metric=self.metric.name,
+            output=self.output,
+            original=first,
+            compressed=second,
+            difference=second - first,
+            low=low,
+            high=high,
+            n=self._n if before is None else len(before),
+            higher_is_better=self.metric.higher_is_better,
+            method=method,
+            variant=arm,
+        )
+
+    def score(self, arm: str) -> float:
+        """The value as a share of 1, higher is better: errors as 1 - error / spread of the labels."""
+        value = self._finite(arm)
+        if self.metric.higher_is_better:
+            return value
+        labels = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in self._labels])
+        if self.spec.metric == "mae":
+            spread = float(np.abs(labels - np.median(labels)).mean())
+        else:
+            spread = float(labels.std())
+        return 1 - value / spread if spread > 0 else -value
+
+    def _is_proportion(self, columns: metrics.Columns) -> bool:
+        return self.metric.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
+
+    def _finite(self, arm: str) -> float:
+        value = self.value(arm)
+        if not math.isfinite(value):
+            raise MeasurementError(
+                "measure.undefined",
+                f"`{self.metric.name}` of `{arm}` is not defined on this data",
+                cause="the labels or the outputs are all equal",
+            )
+        return value
+
+
+def _bootstrap(statistic: Any, n: int, seed: int) -> tuple[float | None, float | None]:
+    low, high = statistics.bootstrap(statistic, n, seed=seed, resamples=int(np.clip(2e7 / max(1, n), 200, 1000)))
+    return (low, high) if math.isfinite(low) else (None, None)
+
+
+def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Batches joined along axis 0; arrays of different widths become an array of samples."""
+    joined = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if len({array.shape[1:] for array in arrays}) == 1:
+            joined[name] = np.concatenate(arrays)
+        else:
+            rows = [row for array in arrays for row in array]
+            joined[name] = np.empty(len(rows), dtype=object)
+            joined[name][:] = rows
+    return joined
