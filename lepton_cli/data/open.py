@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lepton_cli.data import check
+from lepton_cli.data import check, rows
 from lepton_cli.data.fit import Statistics
 from lepton_cli.data.reader import SourceDataset
 from lepton_cli.data.source import Source, nearest
@@ -49,6 +49,10 @@ def open_dataset(
 def _source(
     path: Path, spec: DataSpec, inputs: Sequence[TensorInfo], name: str, base: Path, allow_code: bool
 ) -> Source:
+    if spec.loader is not None:
+        from lepton_cli.data.loader import LoaderSource
+
+        return LoaderSource(path, spec, inputs, base=base, allow_code=allow_code)
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
@@ -62,6 +66,14 @@ def _source(
         from lepton_cli.data.arrays import ArraySource
 
         return ArraySource(path, spec, inputs, name)
+    if path.is_file() and suffix in rows.SUFFIXES:
+        from lepton_cli.data.tables import TableSource
+
+        return TableSource(path, spec, inputs)
+    if path.is_dir():
+        from lepton_cli.data.images import ImageSource
+
+        return ImageSource(path, spec, inputs, base)
     raise DataError(
         "data.format",
         f"`{name}`: {path.name} is not a kind of data lepton reads",

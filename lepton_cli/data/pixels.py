@@ -106,7 +106,8 @@ def _luminance(array: Array) -> Array:
     if array.dtype == np.uint8:
         weighted = array.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
         return ((weighted + 0x8000) >> 16).astype(np.uint8)
-    return array @ np.array([0.299, 0.587, 0.114], np.result_type(array.dtype, np.float32))
+    weights = np.array([0.299, 0.587, 0.114], np.result_type(array.dtype, np.float32))
+    return np.asarray(array @ weights)
 
 
 def to_layout(array: Array, layout: Literal["nchw", "nhwc"]) -> Array:

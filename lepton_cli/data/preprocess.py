@@ -107,7 +107,7 @@ def _per_channel(array: Array, values: tuple[float, ...], option: str) -> Array:
     """`values` shaped to broadcast: one number, or one per entry of the last axis (of axis 1 if stored like that)."""
     numbers: Array = np.asarray(values, np.result_type(array.dtype, np.float32))
     if len(values) == 1:
-        return numbers[0]
+        return numbers.reshape(())
     if array.ndim > 1 and array.shape[-1] == len(values):
         return numbers
     if array.ndim > 2 and array.shape[1] == len(values):
@@ -138,7 +138,7 @@ def cast(array: Array, dtype: str) -> Array:
             option=("inputs",),
         )
     if target.kind == "b":
-        return array != 0
+        return np.not_equal(array, 0)
     if target.kind in "iu":
         return _to_integer(array, target)
     with np.errstate(over="ignore"):
@@ -152,12 +152,13 @@ _SCALE: dict[str, Any] = {"hint": "scale the values, for example `scale: 1/255`"
 
 
 def _numpy_dtype(dtype: str) -> np.dtype[Any]:
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
     try:
-        return np.dtype(dtype)
+        if dtype == "bfloat16":  # known to numpy by the type only
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        known: np.dtype[Any] = np.dtype(dtype)
+        return known
     except TypeError:
         raise DataError("data.dtype", f"no array can feed an input of type {dtype}", option=("inputs",)) from None
 

@@ -119,16 +119,16 @@ class SourceDataset:
                 if input_name in self._spec.preprocess_inputs and option[:1] == ("preprocess",):
                     option = ("preprocess_inputs", input_name or "", *option[1:])
                 error.option = ("data", self.name, *option)
-                error.message = (
-                    f"`{self.name}`" + (f", input `{input_name}`" if input_name else "") + f": {error.message}"
-                )
+                place = f"`{self.name}`" + (f", input `{input_name}`" if input_name else "")
+                error.message = f"{place}: {error.message}"
+                error.args = (error.message,)
             raise
 
     def _preprocess(self, name: str) -> Preprocess:
         return self._spec.preprocess_inputs.get(name, self._spec.preprocess)
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        """Batches of `size` samples (default: the recipe's; a model's fixed batch goes first), the first `limit` only."""
+        """Batches of `size` samples (default: the recipe's), the first `limit` only; `fixed_batch` overrules `size`."""
         size = self.fixed_batch or size or self._spec.batch
         count = self.count if limit is None else min(self.count, limit)
         if self.fixed_batch is not None:
@@ -164,7 +164,11 @@ class SourceDataset:
             return array.view()
 
     def _label(self, name: str, values: Array) -> Array:
-        return values + values.dtype.type(self._spec.label_offset) if self._spec.label_offset else values.view()
+        """Class numbers as one integer a sample, also where they are stored as `[n, 1]`."""
+        if values.dtype.kind in "biu":
+            values = values.astype(np.int64)
+            values = values.reshape(-1) if values.size == len(values) else values
+        return values + self._spec.label_offset if self._spec.label_offset else values.view()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -186,7 +190,7 @@ class SourceDataset:
 
     @functools.cached_property
     def _hashes(self) -> tuple[str, ...]:
-        hashes = []
+        hashes: list[str] = []
         for chunk in self._chunks(self._indices, self._spec.batch):
             columns = [chunk.inputs[name] for name in sorted(chunk.inputs)]
             hashes.extend(_sample_hash(sample) for sample in zip(*columns, strict=True))

@@ -60,7 +60,8 @@ class SyntheticDataset:
         self._seed, self._batch, self._shapes = seed, batch, shapes
         self.class_names: dict[str, tuple[str, ...]] = {}
         self.statistics: dict[str, Any] = {}
-        firsts = [shapes[i.name][0] if i.name in shapes else i.shape[0] for i in inputs if i.shape or i.name in shapes]
+        known = [tuple(shapes[i.name]) if i.name in shapes else i.shape or () for i in inputs]
+        firsts = [shape[0] for shape in known if shape]
         fixed = {size for size in firsts if isinstance(size, int)}
         dynamic = len(fixed) != 1
         #: The model's own number of samples a batch, when all its inputs agree on one.
@@ -122,11 +123,7 @@ class SyntheticDataset:
         if info.dtype == "bool":
             return random.integers(0, 2, shape).astype(bool)
         if "int" in info.dtype:
-            high = (
-                1
-                if "token_type" in name or "segment" in name
-                else (2 if info.dtype in ("int4", "uint4", "int2", "uint2") else MAX_INDEX)
-            )
+            high = 1 if "token_type" in name or "segment" in name else MAX_INDEX
             return cast(random.integers(0, high, shape), info.dtype)
         return cast(random.standard_normal(shape, np.float32), info.dtype)
 

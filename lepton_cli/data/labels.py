@@ -1,0 +1,65 @@
+"""Labels written as text: whole numbers, other numbers, or class names that get their sorted position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.errors import DataError
+
+#: More class names than this are a column that holds no labels.
+MAX_CLASSES = 100_000
+
+
+def number_labels(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Labels as int64 or float64, and the class names when they were text.
+
+    `where(row)` says where a value stands, for errors. Raises DataError for missing labels and for columns that mix
+    numbers with names.
+    """
+    for row, value in enumerate(values):
+        if value is None or str(value).strip().lower() in ("", "nan"):
+            raise DataError("data.missing-label", "a sample without a label", where=where(row), option=("labels",))
+        if not isinstance(value, (str, int, float)):
+            raise DataError("data.labels", f"`{str(value)[:40]}` is not a label", where=where(row), option=("labels",))
+    if not values:
+        return np.zeros(0, np.int64), ()
+    for kind in (np.int64, np.float64):
+        try:
+            return np.array([_number(value, kind) for value in values], kind), ()
+        except (ValueError, OverflowError):
+            continue
+    texts = [str(value) for value in values]
+    if (numbers := sum(_is_number(text) for text in texts)) > len(texts) / 2:
+        row = next(row for row, text in enumerate(texts) if not _is_number(text))
+        raise DataError(
+            "data.labels",
+            f"label `{texts[row][:40]}` is not a number, {numbers} others are",
+            where=where(row),
+            option=("labels",),
+        )
+    classes = sorted(set(texts))
+    if len(classes) > MAX_CLASSES:
+        raise DataError("data.labels", f"{len(classes)} different labels: are these labels?", option=("labels",))
+    positions = {name: position for position, name in enumerate(classes)}
+    return np.array([positions[text] for text in texts], np.int64), tuple(classes)
+
+
+def _number(value: Any, kind: type) -> Any:
+    """`value` as an integer or a float; ValueError when it is not one."""
+    if kind is np.float64:
+        return float(value)
+    if isinstance(value, float):
+        raise ValueError(value)
+    return int(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
