@@ -1,0 +1,246 @@
+"""Judging: (gates, report) -> verdicts. Pure: nothing is measured, read or written here.
+
+How a limit is judged depends on what kind of number was measured.
+
+* Timed metrics (latency, throughput) differ from run to run, so their interval decides: `pass` when all of it is
+  within the limit, `fail` when all of it is beyond, otherwise `inconclusive`.
+* Everything else is decided by its value. Size and structure are exact. Accuracy and agreement are too, for the
+  samples they were measured on: a model gives the same answers every time, so the value does not wobble, and a
+  whole-interval rule would leave nearly every limit on a small evaluation set undecided. Their interval says how far
+  other samples could differ: a verdict whose interval reaches across the limit says so in its reason.
+* Numbers of another machine are never compared with this one's: such a gate is `skipped`, with the reason.
+
+A metric the report does not hold at all is an error, not a verdict: a gate that silently judges nothing is worse
+than none. Only what a recipe left out on purpose (an optional provider) is `skipped`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lepton_cli.errors import ReportError
+from lepton_cli.recipe.schema import COMPARISONS, Gate
+from lepton_cli.report import advice, facts, words
+from lepton_cli.report import baseline as baselines
+from lepton_cli.report.facts import Fact, Range
+from lepton_cli.report.model import Report, Verdict
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+def judge(
+    gates: Sequence[Gate],
+    report: Report,
+    *,
+    baseline: Report | None = None,
+    places: Callable[[int], str] = lambda index: "",
+    strict: bool = False,
+) -> tuple[Verdict, ...]:
+    """Judge the last variant of the report. `places(i)` is `file:line` of gate i.
+
+    A gate that leaves provider, batch or output open is judged on each that was measured, one verdict for each.
+    With `strict`, inconclusive and skipped gates fail. Raises ReportError for a metric that was never measured
+    (`gate.metric-missing`), a missing baseline, or the baseline of another model.
+    """
+    verdicts = [
+        verdict for index, gate in enumerate(gates) for verdict in _judge_one(gate, report, baseline, places(index))
+    ]
+    return tuple(_strict(verdict) if strict else verdict for verdict in verdicts)
+
+
+def status(verdicts: Sequence[Verdict]) -> Literal["ok", "gate_failed"]:
+    """`gate_failed` when a gate of level `error` failed."""
+    failed = any(verdict.verdict == "fail" and verdict.level == "error" for verdict in verdicts)
+    return "gate_failed" if failed else "ok"
+
+
+def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) -> list[Verdict]:
+    found = facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output)
+    if not found:
+        notice = facts.skipped(report, gate.metric, gate.provider, gate.batch)
+        if notice is None:
+            raise _missing(gate, report, where)
+        return [_skipped(gate, None, f"{notice.what}: {notice.reason}", where)]
+    if gate.against == "baseline" and baseline is None:
+        raise ReportError(
+            "gate.no-baseline",
+            f"the gate on `{gate.metric}` compares with a baseline, but none is given",
+            where=where or None,
+            hint="give --baseline FILE; `lepton baseline update` writes one",
+        )
+    verdicts = []
+    for fact in found:
+        if baseline is not None and gate.against == "baseline":
+            reason, fact = baselines.against(fact, report, baseline)
+            if reason:
+                verdicts.append(_skipped(gate, fact, reason, where))
+                continue
+        verdicts.append(_verdict(gate, fact, report, where))
+    return verdicts
+
+
+def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
+    comparison, limit = _limit(gate)
+    observed = _observed(comparison, fact)
+    if observed is None:
+        raise ReportError(
+            "gate.no-reference",
+            f"the gate on `{gate.metric}` compares with the {gate.against}, but the report holds only one model",
+            where=where or None,
+            hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
+        )
+    upper = comparison in ("max", "max_ratio", "max_drop", "max_increase")
+    outcome = _decide(observed, limit, upper, by_interval=gate.metric.split(".")[0] in facts.TIMED)
+    return Verdict(
+        metric=gate.metric,
+        scope=_scope(gate, fact),
+        level=gate.level,
+        limit=_limit_words(gate),
+        verdict=outcome,
+        observed=_observed_words(comparison, observed, fact),
+        excess=_excess(comparison, observed, limit, fact) if outcome == "fail" else "",
+        reason=_reason(outcome, observed, limit, upper, fact),
+        hint="" if outcome == "pass" else advice.hint(gate.metric, outcome, report, fact.scope),
+        where=where,
+    )
+
+
+def _limit(gate: Gate) -> tuple[str, float]:
+    """The one comparison of a gate and its limit in base units (the recipe's reader has parsed it)."""
+    for comparison in COMPARISONS:
+        value = getattr(gate, comparison)
+        if value is not None:
+            return comparison, float(value)
+    raise ReportError("gate.no-limit", f"the gate on `{gate.metric}` has no limit")
+
+
+def _limit_words(gate: Gate) -> str:
+    """The limit as the recipe writes it: `max 1 MB`, `max_ratio 0.6 of baseline`."""
+    comparison, _ = _limit(gate)
+    against = f" of {gate.against}" if comparison.endswith("_ratio") else ""
+    against = f" from {gate.against}" if comparison in ("max_drop", "max_increase") else against
+    return f"{comparison} {getattr(gate, comparison)}{against}"
+
+
+def _observed(comparison: str, fact: Fact) -> Range | None:
+    """The number that is compared with the limit, with its interval."""
+    if comparison in ("max", "min"):
+        return fact.value
+    if comparison.endswith("_ratio"):
+        return fact.ratio
+    if fact.difference is None or comparison == "max_increase":
+        return fact.difference
+    return Range(-fact.difference.value, -fact.difference.high, -fact.difference.low)
+
+
+def _decide(observed: Range, limit: float, upper: bool, *, by_interval: bool) -> Outcome:
+    if math.isnan(observed.value):
+        return "fail"
+    low, high = (observed.low, observed.high) if by_interval else (observed.value, observed.value)
+    best, worst = (low, high) if upper else (high, low)
+    if _within(worst, limit, upper):
+        return "pass"
+    return "inconclusive" if _within(best, limit, upper) else "fail"
+
+
+def _within(value: float, limit: float, upper: bool) -> bool:
+    """Exactly at the limit is within; rounding in the last bits of a share must not fail `0.5 pp`."""
+    return (value <= limit if upper else value >= limit) or math.isclose(value, limit, rel_tol=1e-12, abs_tol=1e-12)
+
+
+def _observed_words(comparison: str, observed: Range, fact: Fact) -> str:
+    sample = f" (n = {fact.n:,})" if fact.n and fact.kind in ("share", "coefficient", "number") else ""
+    if comparison.endswith("_ratio"):
+        text = f"{words.significant(observed.value)}{_interval(observed)}"
+        return f"{text} ({words.exact(fact.value.value, fact.kind, fact.unit)})"
+    if comparison in ("max_drop", "max_increase"):
+        return _difference_words(observed.value, fact) + _interval(observed, _scale(fact)) + sample
+    return words.exact(observed.value, fact.kind, fact.unit) + _interval(observed, _scale(fact)) + sample
+
+
+def _scale(fact: Fact) -> float:
+    """What an interval is multiplied with to stand in the unit of the value before it."""
+    if fact.kind == "time":
+        return 1e3
+    return 100.0 if fact.kind == "share" else 1.0
+
+
+def _interval(observed: Range, factor: float = 1.0) -> str:
+    if observed.known_exactly:
+        return ""
+    unit = " ms" if factor == 1e3 else ""
+    return f" [{words.significant(factor * observed.low)}, {words.significant(factor * observed.high)}{unit}]"
+
+
+def _difference_words(difference: float, fact: Fact) -> str:
+    if fact.kind == "share":
+        return words.points(difference, sign=False)
+    return words.exact(difference, fact.kind, fact.unit)
+
+
+def _excess(comparison: str, observed: Range, limit: float, fact: Fact) -> str:
+    if not math.isfinite(observed.value):
+        return ""
+    beyond = abs(observed.value - limit)
+    direction = "under" if comparison in ("min", "min_ratio") else "over"
+    if comparison.endswith("_ratio"):
+        return f"{direction} by {words.significant(beyond)} ({words.percent(beyond / limit, sign=False)} of the limit)"
+    return f"{direction} by {_difference_words(beyond, fact)}"
+
+
+def _reason(outcome: Outcome, observed: Range, limit: float, upper: bool, fact: Fact) -> str:
+    """What a reader must know besides the numbers."""
+    if math.isnan(observed.value):
+        return "the measured value is not a number"
+    if outcome == "inconclusive":
+        return "the limit lies inside the 95 % interval: neither passed nor failed"
+    crosses = _within(observed.low, limit, upper) != _within(observed.high, limit, upper)
+    if fact.metric.split(".")[0] in facts.TIMED or not crosses:
+        return ""
+    if outcome == "pass":
+        return "within on these samples; the 95 % interval reaches beyond the limit: more samples would tell"
+    return "beyond on these samples; the 95 % interval reaches within the limit: more samples would tell"
+
+
+def _scope(gate: Gate, fact: Fact | None) -> dict[str, str | int]:
+    named = {key: value for key in ("provider", "batch", "output") if (value := getattr(gate, key)) is not None}
+    measured = {key: value for key, value in (fact.scope if fact else {}).items() if key != "threads"}
+    return {**measured, **named}
+
+
+def _skipped(gate: Gate, fact: Fact | None, reason: str, where: str) -> Verdict:
+    return Verdict(
+        metric=gate.metric,
+        scope=_scope(gate, fact),
+        level=gate.level,
+        limit=_limit_words(gate),
+        verdict="skipped",
+        observed="-" if fact is None else words.exact(fact.value.value, fact.kind, fact.unit),
+        reason=reason,
+        where=where,
+    )
+
+
+def _strict(verdict: Verdict) -> Verdict:
+    if verdict.verdict in ("pass", "fail"):
+        return verdict
+    reason = f"{verdict.verdict}, which --strict counts as failed: {verdict.reason}"
+    return verdict.model_copy(update={"verdict": "fail", "reason": reason})
+
+
+def _missing(gate: Gate, report: Report, where: str) -> ReportError:
+    scope = ", ".join(f"{key} {getattr(gate, key)}" for key in ("provider", "batch", "output") if getattr(gate, key))
+    same = facts.find(report, gate.metric)
+    if same:
+        described = ("/".join(str(value) for value in fact.scope.values()) or "once" for fact in same)
+        hint = f"`{gate.metric}` was measured for: {', '.join(dict.fromkeys(described))}"
+    else:
+        hint = f"measured: {', '.join(facts.names(report)) or 'nothing'}"
+    return ReportError(
+        "gate.metric-missing",
+        f"the gate on `{gate.metric}`{f' ({scope})' if scope else ''} has nothing to judge: it was not measured",
+        where=where or None,
+        hint=hint,
+    )

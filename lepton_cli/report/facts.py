@@ -1,0 +1,254 @@
+"""Metrics by name, as a gate reads them from a report: `find(report, "latency.median", provider="cpu")`.
+
+Always about the last variant (the compressed model). A fact knows its value with an interval where one was
+measured, and how it stands to the original: ratio and difference, paired wherever both came from one run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from lepton_cli.measure.results import Latency, MetricChange, Skipped
+from lepton_cli.recipe.metrics import Kind
+from lepton_cli.report import words
+from lepton_cli.report.model import Report
+
+_STRUCTURE = ("size.file", "size.external", "size.gzip", "parameters", "nonzeros", "macs", "nodes")
+#: Timed metrics differ from run to run and from machine to machine.
+TIMED = ("latency", "throughput", "cost", "memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A number with the interval it is known to lie in (95 %); equal bounds when it is exact."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> Range:
+        """A number without uncertainty."""
+        return cls(value, value, value)
+
+    @property
+    def known_exactly(self) -> bool:
+        """Whether there is no interval around the value."""
+        return self.low == self.high
+
+    def over(self, other: Range) -> Range:
+        """The quotient; bounds assume the two were measured independently."""
+        return Range(_divide(self.value, other.value), _divide(self.low, other.high), _divide(self.high, other.low))
+
+    def minus(self, other: Range) -> Range:
+        """The difference; bounds assume the two were measured independently."""
+        return Range(self.value - other.value, self.low - other.high, self.high - other.low)
+
+    def inverse(self) -> Range:
+        """One over it."""
+        return Range(_divide(1, self.value), _divide(1, self.high), _divide(1, self.low))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One metric of the compressed model. `ratio` and `difference` are compressed over (minus) original."""
+
+    metric: str
+    value: Range
+    reference: Range | None = None
+    ratio: Range | None = None
+    difference: Range | None = None
+    #: `provider`, `batch`, `threads`, `output`: what tells it from others of the same metric.
+    scope: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    n: int | None = None
+    unit: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of number it is."""
+        return words.kind(self.metric)
+
+    def compared_with(self, reference: Range) -> Fact:
+        """The same fact against another reference, measured separately."""
+        return dataclasses.replace(
+            self,
+            reference=reference,
+            ratio=self.value.over(reference),
+            difference=self.value.minus(reference),
+        )
+
+
+def find(
+    report: Report, metric: str, *, provider: str | None = None, batch: int | None = None, output: str | None = None
+) -> tuple[Fact, ...]:
+    """All facts of that metric within the scope: one for each provider and batch size, or each output."""
+    wanted = {key: value for key, value in (("provider", provider), ("batch", batch), ("output", output)) if value}
+    return tuple(
+        fact
+        for fact in facts(report)
+        if fact.metric == metric and all(fact.scope.get(key) == value for key, value in wanted.items())
+    )
+
+
+def facts(report: Report) -> Iterator[Fact]:
+    """Every fact of the compressed model that the report holds."""
+    if report.variants:
+        yield from _structure(report)
+    yield from _accuracy(report)
+    yield from _latency(report)
+    yield from _cost(report)
+
+
+def names(report: Report) -> tuple[str, ...]:
+    """The metrics a gate can ask this report for."""
+    return tuple(dict.fromkeys(fact.metric for fact in facts(report)))
+
+
+def skipped(report: Report, metric: str, provider: str | None = None, batch: int | None = None) -> Skipped | None:
+    """Why a metric was left out on purpose, where the report says so."""
+    family = metric.split(".")[0]
+    family = "latency" if family in ("throughput", "cost") else family
+    notices = (*report.skipped, *(report.latency.skipped if report.latency else ()))
+    for notice in notices:
+        said = notice.what.lower().replace(",", " ").split()
+        if not said or said[0].split(".")[0] != family:
+            continue
+        other_batch = "batch" in said[:-1] and batch is not None and said[said.index("batch") + 1] != str(batch)
+        if (provider is None or provider.lower() in said or len(said) == 1) and not other_batch:
+            return notice
+    return None
+
+
+def _structure(report: Report) -> Iterator[Fact]:
+    compressed = report.variants[-1]
+    original = report.variants[0] if len(report.variants) > 1 else None
+    for metric in _STRUCTURE:
+        field = metric.removeprefix("size.")
+        value = getattr(compressed.size, field)
+        if value is not None:
+            yield _against(metric, value, getattr(original.size, field) if original else None)
+    if compressed.memory is not None:
+        before = original.memory.peak if original and original.memory else None
+        yield _against("memory.peak", compressed.memory.peak, before)
+
+
+def _against(metric: str, value: float, reference: float | None) -> Fact:
+    fact = Fact(metric, Range.exact(value))
+    return fact if reference is None else fact.compared_with(Range.exact(reference))
+
+
+def _accuracy(report: Report) -> Iterator[Fact]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    name = report.variants[-1].name if report.variants else next(reversed(accuracy.values), "")
+    changes = {(change.metric, change.output): change for change in accuracy.changes}
+    for entry in accuracy.values.get(name, ()):
+        fact = Fact(
+            f"accuracy.{entry.metric}",
+            _range(entry.value, entry.low, entry.high),
+            scope={"output": entry.output},
+            n=entry.n,
+        )
+        change = changes.get((entry.metric, entry.output))
+        yield fact if change is None else _paired(fact, change)
+    for close in accuracy.fidelity:
+        scope: dict[str, str | int] = {"output": close.output}
+        agreement = Range(close.agreement, close.agreement_low, close.agreement_high)
+        yield Fact("agreement", agreement, scope=scope, n=close.n)
+        if close.sqnr_db is not None or close.max_abs_error == 0:
+            decibel = math.inf if close.sqnr_db is None else close.sqnr_db
+            yield Fact("fidelity.sqnr", Range.exact(decibel), scope=scope, n=close.n)
+
+
+def _paired(fact: Fact, change: MetricChange) -> Fact:
+    original = Range.exact(change.original)
+    return dataclasses.replace(
+        fact,
+        reference=original,
+        difference=_range(change.difference, change.low, change.high),
+        ratio=Range.exact(_divide(change.compressed, change.original)),
+    )
+
+
+def _latency(report: Report) -> Iterator[Fact]:
+    table = report.latency
+    if table is None:
+        return
+    name = report.variants[-1].name if report.variants else None
+    changes = {(change.provider, change.batch, change.threads): change for change in table.changes}
+    for result in table.results:
+        if name is not None and result.variant != name:
+            continue
+        scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
+        change = changes.get((result.provider, result.batch, result.threads))
+        paired = None if change is None else Range(change.ratio, change.low, change.high)
+        time = Fact("latency.median", Range(result.median, result.low, result.high), scope=scope, n=result.n)
+        if change is not None and paired is not None:
+            time = scaled(time, change.original, paired)
+        yield time
+        yield from _percentiles(result, original_latency(report, result), scope)
+        speed = Fact("throughput", throughput(result), scope=scope, n=result.n)
+        before = original_latency(report, result)
+        if before is not None and paired is not None:
+            speed = scaled(speed, before.throughput, paired.inverse())
+        yield speed
+
+
+def scaled(fact: Fact, original: float, ratio: Range) -> Fact:
+    """The difference that a paired ratio means at the original's value."""
+    difference = Range(*((bound - 1) * original for bound in (ratio.value, ratio.low, ratio.high)))
+    return dataclasses.replace(fact, reference=Range.exact(original), ratio=ratio, difference=difference)
+
+
+def _percentiles(result: Latency, before: Latency | None, scope: dict[str, str | int]) -> Iterator[Fact]:
+    """p90 and p99 have no interval of their own: they are judged as they are."""
+    for name in ("p90", "p99"):
+        value = getattr(result, name)
+        if value is not None:
+            fact = Fact(f"latency.{name}", Range.exact(value), scope=scope, n=result.n)
+            reference = getattr(before, name) if before else None
+            yield fact if reference is None else fact.compared_with(Range.exact(reference))
+
+
+def original_latency(report: Report, result: Latency) -> Latency | None:
+    """The original's result on the same provider, batch size and threads."""
+    first = report.variants[0].name if len(report.variants) > 1 else None
+    key = (first, result.provider, result.batch, result.threads)
+    for other in report.latency.results if report.latency else ():
+        if (other.variant, other.provider, other.batch, other.threads) == key:
+            return other
+    return None
+
+
+def throughput(result: Latency) -> Range:
+    """Samples per second, with the interval that the latency's implies."""
+    return Range(
+        result.throughput,
+        result.throughput * _divide(result.median, result.high),
+        result.throughput * _divide(result.median, result.low),
+    )
+
+
+def _cost(report: Report) -> Iterator[Fact]:
+    """`cost = {"per_hour", "currency", "per_million": [{"variant", "provider", "batch", "value"}]}`."""
+    last = report.variants[-1].name if report.variants else None
+    rows = [row for row in report.cost.get("per_million", ()) if isinstance(row, dict)]
+    for row in rows:
+        if row.get("variant") != last:
+            continue
+        scope = {key: row[key] for key in ("provider", "batch") if key in row}
+        fact = Fact("cost.per_million", Range.exact(row["value"]), scope=scope, unit=report.cost.get("currency", ""))
+        first = report.variants[0].name if len(report.variants) > 1 else None
+        before = [o for o in rows if o.get("variant") == first and {k: o.get(k) for k in scope} == scope]
+        yield fact.compared_with(Range.exact(before[0]["value"])) if before else fact
+
+
+def _range(value: float, low: float | None, high: float | None) -> Range:
+    return Range.exact(value) if low is None or high is None else Range(value, low, high)
+
+
+def _divide(one: float, other: float) -> float:
+    return one / other if other else math.inf if one else 1.0

@@ -1,0 +1,128 @@
+"""The first line of every output: what was gained, what it cost, and the worst news first."""
+
+from __future__ import annotations
+
+from lepton_cli.report import facts, words
+from lepton_cli.report.model import Report, Verdict
+
+#: Losses of shares below this are not worth leading with (0.5 percentage points).
+NOTABLE_LOSS = 0.005
+
+
+def headline(report: Report) -> str:
+    """One line in plain words, for example `5.3x smaller, 2.5x faster (cpu, batch 1), -0.36 pp top-1: all 5 gates passed`."""
+    bad, good = _bad(report), _good(report)
+    opening = _broken(report) or _failed(report.gates)
+    told = ", ".join([*bad, *good])
+    if opening:
+        return f"{opening}: {told}" if told else opening
+    closing = _gates(report.gates)
+    if not told:
+        return closing or ("nothing was compared" if len(report.variants) < 2 else "no difference was measured")
+    return f"{told}: {closing}" if closing else told
+
+
+def _broken(report: Report) -> str:
+    """Why the run is not whole, if it is not."""
+    if report.status == "interrupted":
+        return "INTERRUPTED, partial results"
+    if report.status == "failed":
+        message = str((report.error or {}).get("message", "")).strip()
+        return f"FAILED ({message}), partial results" if message else "FAILED, partial results"
+    return "" if report.complete else "UNFINISHED, partial results"
+
+
+def _failed(gates: tuple[Verdict, ...]) -> str:
+    failed = [gate for gate in gates if gate.verdict == "fail" and gate.level == "error"]
+    if not failed:
+        return ""
+    listed = ", ".join(f"{gate.metric} {gate.excess}".strip() for gate in failed[:2])
+    more = f" and {len(failed) - 2} more" if len(failed) > 2 else ""
+    return f"{len(failed)} of {words.plural(len(gates), 'gate')} FAILED ({listed}{more})"
+
+
+def _gates(gates: tuple[Verdict, ...]) -> str:
+    """How the gates ended when none failed at level error."""
+    passed = sum(gate.verdict == "pass" for gate in gates)
+    if not gates:
+        return ""
+    if passed == len(gates):
+        return "the gate passed" if passed == 1 else f"all {passed} gates passed"
+    counts = [f"{passed} of {words.plural(len(gates), 'gate')} passed"]
+    for verdict, said in (("fail", "failed as a warning"), ("inconclusive", "inconclusive"), ("skipped", "skipped")):
+        count = sum(gate.verdict == verdict for gate in gates)
+        counts += [f"{count} {said}"] if count else []
+    return ", ".join(counts)
+
+
+def _bad(report: Report) -> list[str]:
+    """Slower, larger, less accurate: whatever got worse, said first."""
+    slower = [text for text in (_speed(fact, slower=True) for fact in _times(report)) if text]
+    size = _size(report)
+    losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
+    return [*slower[:2], *([size] if size.endswith("LARGER") else []), *losses]
+
+
+def _good(report: Report) -> list[str]:
+    size = _size(report)
+    faster = [text for text in (_speed(fact, slower=False) for fact in _times(report)) if text]
+    small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
+    return [*([size] if size and not size.endswith("LARGER") else []), *faster[:2], *small]
+
+
+def _times(report: Report) -> tuple[facts.Fact, ...]:
+    return facts.find(report, "latency.median")
+
+
+def _speed(fact: facts.Fact, *, slower: bool) -> str:
+    """A clear difference in that direction, or with `slower=False` also the absence of any."""
+    if fact.ratio is None:
+        return ""
+    where = f"({fact.scope['provider']}, batch {fact.scope['batch']})"
+    if fact.ratio.low > 1:
+        return f"{_short(fact.ratio.value)} SLOWER {where}" if slower else ""
+    if slower:
+        return ""
+    if fact.ratio.high < 1:
+        return f"{_short(1 / fact.ratio.value)} faster {where}"
+    return f"no clear difference in speed {where}"
+
+
+def _size(report: Report) -> str:
+    found = facts.find(report, "size.file")
+    ratio = found[0].ratio if found else None
+    if ratio is None or ratio.value <= 0:
+        return ""
+    if ratio.value > 1.001:
+        return f"{_short(ratio.value)} LARGER"
+    return f"{_short(1 / ratio.value)} smaller" if ratio.value < 0.999 else "same size"
+
+
+def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
+    """Accuracy metrics with what they lost, as a share of 1 (relative to the original for unbounded metrics)."""
+    listed: list[tuple[facts.Fact, float]] = []
+    better = {change.metric: change.higher_is_better for change in (report.accuracy.changes if report.accuracy else ())}
+    for fact in facts.facts(report):
+        name = fact.metric.removeprefix("accuracy.")
+        if name == fact.metric or fact.difference is None or fact.reference is None:
+            continue
+        loss = -fact.difference.value if better.get(name, True) else fact.difference.value
+        scale = 1.0 if fact.kind in ("share", "coefficient") else abs(fact.reference.value) or 1.0
+        listed.append((fact, loss / scale))
+    return listed
+
+
+def _loss(fact: facts.Fact) -> str:
+    if fact.difference is None:
+        return ""
+    name = words.metric_words(fact.metric.removeprefix("accuracy."))
+    if fact.kind == "share":
+        return f"{words.points(fact.difference.value)} {name}"
+    return f"{fact.difference.value:+.3g} {name}"
+
+
+def _short(ratio: float) -> str:
+    """Two significant digits, or whole numbers from 10 on; three near 1, where the third matters."""
+    if ratio < 1.1:
+        return f"{ratio:.2f}x"
+    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"

@@ -1,0 +1,201 @@
+"""The comparison table as plain rows: the one source for terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from lepton_cli.measure.results import Accuracy, Latency, MetricChange, Size
+from lepton_cli.report import facts, words
+from lepton_cli.report.model import Report, Variant
+
+Tone = Literal["better", "worse", "same", ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line. `skipped` is set instead of values where nothing was measured; `tone` repeats what `note` says."""
+
+    label: str
+    detail: str = ""
+    original: str = ""
+    compressed: str = ""
+    change: str = ""
+    interval: str = ""
+    note: str = ""
+    tone: Tone = ""
+    skipped: str = ""
+
+    @property
+    def remark(self) -> str:
+        """Interval and note as one cell."""
+        return "  ".join(part for part in (self.interval, self.note) if part)
+
+
+def rows(report: Report) -> list[Row]:
+    """The table, first variant against last. With one variant only `original` is filled."""
+    listed: list[Row] = []
+    if report.variants:
+        listed += _structure(report.variants[0], _last(report))
+    if report.accuracy is not None:
+        listed += _accuracy(report, report.accuracy)
+    listed += _latency(report)
+    if report.variants:
+        listed += _memory(report.variants[0], _last(report))
+    listed += _cost(report)
+    return [*listed, *(Row(label=_said(notice.what), skipped=notice.reason) for notice in report.skipped)]
+
+
+def _said(what: str) -> str:
+    return what[:1].lower() + what[1:]
+
+
+def _last(report: Report) -> Variant | None:
+    return report.variants[-1] if len(report.variants) > 1 else None
+
+
+def _tone(difference: float, *, lower_is_better: bool) -> Tone:
+    if difference == 0:
+        return "same"
+    return "better" if (difference < 0) == lower_is_better else "worse"
+
+
+def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
+    before, after = original.size, compressed.size if compressed else None
+    yield _amount("size, file", "size", before.file, after and after.file)
+    yield _amount("size, gzip", "size", before.gzip, after and after.gzip)
+    yield _amount("parameters", "count", before.parameters, after and after.parameters)
+    if any(_has_zeros(size) for size in (before, after)):
+        yield _amount("non-zero parameters", "count", before.nonzeros, after and after.nonzeros)
+    if before.macs is not None:
+        yield _amount("multiply-accumulates", "count", before.macs, after and after.macs)
+
+
+def _has_zeros(size: Size | None) -> bool:
+    """More than one zero in a hundred: a few are in every model and say nothing."""
+    return size is not None and size.nonzeros < 0.99 * size.parameters
+
+
+def _amount(label: str, kind: words.Kind, before: float, after: float | None, detail: str = "") -> Row:
+    """A row of something that is better when smaller."""
+    shown = words.value if kind == "size" else _count
+    if after is None:
+        return Row(label, detail, shown(before, kind))
+    change = (after - before) / before if before else 0.0
+    tone = _tone(after - before, lower_is_better=True)
+    note = "larger" if tone == "worse" and abs(change) >= 0.0005 else ""
+    return Row(label, detail, shown(before, kind), shown(after, kind), words.percent(change), "", note, tone)
+
+
+def _count(amount: float, kind: words.Kind) -> str:
+    return words.units.format_count(amount)
+
+
+def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
+    several = len({close.output for close in accuracy.fidelity}) > 1
+    for change in accuracy.changes:
+        yield _metric_change(change, several)
+    changed = {(change.metric, change.output) for change in accuracy.changes}
+    first = report.variants[0].name if report.variants else next(iter(accuracy.values), "")
+    for value in accuracy.values.get(first, ()):
+        if (value.metric, value.output) not in changed:
+            kind = words.accuracy_kind(value.metric)
+            label = f"accuracy, {words.metric_words(value.metric)}{_of(value.output, several)}"
+            bounds = value.low is not None and value.high is not None
+            shown = (
+                words.interval(value.low or 0.0, value.high or 0.0, "percent" if kind == "share" else "")
+                if bounds
+                else ""
+            )
+            yield Row(label, f"(n = {value.n:,})", words.value(value.value, kind), interval=shown)
+    for close in accuracy.fidelity:
+        bounds_words = words.interval(close.agreement_low, close.agreement_high, "percent")
+        detail = "" if accuracy.changes else f"(n = {close.n:,})"
+        label = f"agreement with original{_of(close.output, several)}"
+        yield Row(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
+        if close.sqnr_db is not None or close.max_abs_error == 0:
+            fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
+            yield Row(f"fidelity (SQNR){_of(close.output, several)}", "", "-", fidelity)
+
+
+def _of(output: str, several: bool) -> str:
+    return f" of {output}" if several else ""
+
+
+def _metric_change(change: MetricChange, several: bool) -> Row:
+    kind = words.accuracy_kind(change.metric)
+    share = kind == "share"
+    difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
+    tone = _tone(change.difference, lower_is_better=not change.higher_is_better)
+    bounds = ""
+    if change.low is not None and change.high is not None:
+        bounds = words.interval(change.low, change.high, "points" if share else "")
+    return Row(
+        f"accuracy, {words.metric_words(change.metric)}{_of(change.output, several)}",
+        f"(n = {change.n:,})",
+        words.value(change.original, kind),
+        words.value(change.compressed, kind),
+        difference,
+        bounds,
+        "" if change.higher_is_better else "lower is better",
+        tone,
+    )
+
+
+def _latency(report: Report) -> Iterator[Row]:
+    table = report.latency
+    if table is None:
+        return
+    for change in table.changes:
+        speed = facts.Range(change.ratio, change.low, change.high).inverse()
+        slower, faster = speed.high < 1, speed.low > 1
+        yield Row(
+            f"latency, {change.provider} batch {change.batch}",
+            f"({words.plural(change.threads, 'thread')})",
+            words.value(change.original, "time"),
+            words.value(change.compressed, "time"),
+            words.times(speed.value),
+            words.interval(speed.low, speed.high),
+            "slower" if slower else "" if faster else "no clear difference",
+            "worse" if slower else "better" if faster else "same",
+        )
+    compared = {(change.provider, change.batch, change.threads) for change in table.changes}
+    for result in table.results:
+        if (result.provider, result.batch, result.threads) not in compared:
+            yield _single_latency(result)
+    yield from (Row(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
+
+
+def _single_latency(result: Latency) -> Row:
+    """A latency without a partner to compare with, as `bench` of one model measures it."""
+    return Row(
+        f"latency, {result.provider} batch {result.batch}",
+        f"({words.plural(result.threads, 'thread')})",
+        words.value(result.median, "time"),
+        interval=f"[{words.value(result.low, 'time')}, {words.value(result.high, 'time')}]",
+        note=f"{words.value(result.throughput, 'rate')}",
+    )
+
+
+def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
+    before, after = original.memory, compressed.memory if compressed else None
+    if before is None:
+        return
+    yield _amount("peak memory", "size", before.peak, after and after.peak)
+    if before.device is not None:
+        yield _amount("device memory", "size", before.device, after and after.device)
+
+
+def _cost(report: Report) -> Iterator[Row]:
+    for fact in facts.facts(report):
+        if fact.metric != "cost.per_million":
+            continue
+        label = f"cost of a million, {fact.scope.get('provider', '')} batch {fact.scope.get('batch', '')}"
+        now = words.value(fact.value.value, "money", fact.unit)
+        if fact.reference is None or fact.ratio is None:
+            yield Row(label, "", now)
+            continue
+        change = fact.ratio.value - 1
+        before = words.value(fact.reference.value, "money", fact.unit)
+        yield Row(label, "", before, now, words.percent(change), tone=_tone(change, lower_is_better=True))

@@ -1,0 +1,91 @@
+"""How numbers are written in reports: one place, so that terminal, Markdown and HTML say the same thing."""
+
+from __future__ import annotations
+
+import math
+
+from lepton_cli import units
+from lepton_cli.recipe import metrics
+from lepton_cli.recipe.metrics import Kind
+
+#: Names of accuracy metrics as people say them.
+_METRIC_WORDS = {"top1": "top-1", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R2"}
+
+
+def kind(metric: str) -> Kind:
+    """What kind of number a metric is; `number` for names the table does not know."""
+    known = metrics.find(metric)
+    return known.kind if known else "number"
+
+
+def accuracy_kind(metric: str) -> Kind:
+    """The kind of an accuracy metric by its short name: `top1` is a share."""
+    return kind(f"accuracy.{metric}")
+
+
+def metric_words(metric: str) -> str:
+    """`top1` -> `top-1`, `top5` -> `top-5`, `rmse` -> `RMSE`."""
+    if metric.startswith("top") and metric[3:].isdigit():
+        return f"top-{metric[3:]}"
+    return _METRIC_WORDS.get(metric, metric)
+
+
+def value(amount: float, kind: Kind, unit: str = "") -> str:
+    """An observed amount, rounded for reading. `unit` is the currency of `money`."""
+    if not math.isfinite(amount):
+        return "identical" if kind == "decibel" and amount > 0 else "not a number" if math.isnan(amount) else "infinite"
+    if kind == "size":
+        return units.format_size(amount)
+    if kind == "count":
+        return f"{amount:,.0f}"
+    if kind == "share":
+        return f"{100 * amount:.2f} %"
+    if kind == "time":
+        return units.format_duration(amount)
+    if kind == "decibel":
+        return f"{amount:.1f} dB"
+    if kind == "rate":
+        return f"{significant(amount)}/s"
+    return significant(amount) + (f" {unit}" if unit else "")
+
+
+def exact(amount: float, kind: Kind, unit: str = "") -> str:
+    """An amount that is judged: byte counts in full, because a limit of 200 kB is missed by single bytes."""
+    return f"{amount:,.0f} bytes" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
+
+
+def points(difference: float, *, sign: bool = True) -> str:
+    """A difference of shares in percentage points: -0.0036 -> `-0.36 pp`."""
+    return f"{100 * difference:{'+' if sign else ''}.2f} pp"
+
+
+def percent(change: float, *, sign: bool = True) -> str:
+    """A relative change: -0.811 -> `-81.1 %`."""
+    return f"{100 * change:{'+' if sign else ''}.1f} %"
+
+
+def times(ratio: float) -> str:
+    """A factor with three significant digits: 2.4639 -> `2.46x`."""
+    return f"{significant(ratio)}x" if math.isfinite(ratio) else "infx"
+
+
+def interval(low: float, high: float, show: str = "number") -> str:
+    """A 95 % interval in the unit of what stands before it: points, percent, or plain."""
+    factor = 100.0 if show in ("points", "percent") else 1.0
+    digits = (lambda amount: f"{amount:.2f}") if show in ("points", "percent") else significant
+    return f"[{digits(factor * low)}, {digits(factor * high)}]"
+
+
+def significant(amount: float) -> str:
+    """Three significant digits, never in exponent form between 0.0001 and a million."""
+    if amount == 0 or not math.isfinite(amount):
+        return "0" if amount == 0 else str(amount)
+    size = math.floor(math.log10(abs(amount)))
+    if size < -4:
+        return f"{amount:.2e}"
+    return f"{amount:,.{max(0, 2 - size)}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 gate`, `3 gates`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
