@@ -43,20 +43,12 @@ class ArraySource:
         self.count = next(iter(lengths.values()))
         self.label_names = tuple(self._labels)
         self._numbered = {
-            label: number_labels(self._text(member), lambda row, member=member: f"{member.where}, sample {row}")
-            for label, member in self._labels.items()
-            if member.dtype.kind in "US"
+            label: _numbered(member) for label, member in self._labels.items() if member.dtype.kind in "US"
         }
         self.class_names: Mapping[str, tuple[str, ...]] = {
             label: classes for label, (_, classes) in self._numbered.items() if classes
         }
         self.notes: tuple[str, ...] = ()
-
-    @staticmethod
-    def _text(member: Member) -> list[str]:
-        """All values of an array of text labels."""
-        chunks = member.chunks(range(member.shape[0]), 4096)
-        return [str(value) for chunk in chunks for value in np.char.asarray(chunk.reshape(-1)).astype(str)]
 
     def chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:
         """See `Source`."""
@@ -73,6 +65,13 @@ class ArraySource:
     def digest(self, indices: Sequence[int]) -> str:
         """See `Source`: of the whole file."""
         return file_digest(self._path)
+
+
+def _numbered(member: Member) -> tuple[Array, tuple[str, ...]]:
+    """Class numbers and names of an array of text labels."""
+    chunks = member.chunks(range(member.shape[0]), 4096)
+    texts = [str(value) for chunk in chunks for value in np.char.asarray(chunk.reshape(-1)).astype(str)]
+    return number_labels(texts, lambda row: f"{member.where}, sample {row}")
 
 
 def _choose(

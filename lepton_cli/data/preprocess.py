@@ -151,14 +151,13 @@ def cast(array: Array, dtype: str) -> Array:
 _SCALE: dict[str, Any] = {"hint": "scale the values, for example `scale: 1/255`", "option": ("preprocess",)}
 
 
-def _numpy_dtype(dtype: str) -> np.dtype[Any]:
+def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         if dtype == "bfloat16":  # known to numpy by the type only
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
-        known: np.dtype[Any] = np.dtype(dtype)
-        return known
+            dtype = ml_dtypes.bfloat16
+        return np.dtype(dtype)
     except TypeError:
         raise DataError("data.dtype", f"no array can feed an input of type {dtype}", option=("inputs",)) from None
 

@@ -60,10 +60,11 @@ class TableSource:
                 places.append(number)
             for name, column in self._labels.items():
                 values[name].append(row.get(column))
-        numbered = {
-            name: number_labels(listed, lambda row: rows.place(self._path, places[row]))
-            for name, listed in values.items()
-        }
+
+        def where(row: int) -> str:
+            return rows.place(self._path, places[row])
+
+        numbered = {name: number_labels(listed, where) for name, listed in values.items()}
         self._label_values = {name: labels for name, (labels, _) in numbered.items()}
         self.class_names = {name: classes for name, (_, classes) in numbered.items() if classes}
 
@@ -113,11 +114,11 @@ class TableSource:
         try:
             cells: Array = np.array(value, object)
         except ValueError:
-            cells = np.array([[]], object)
-        if any(isinstance(item, list) for item in cells.flat) or not cells.size:
+            cells = np.array([*value, None], object)[:-1]
+        if any(isinstance(item, list) for item in cells.flat):
             raise DataError(
                 "data.ragged",
-                f"column `{column}` holds an empty list, or lists of different lengths in one row",
+                f"column `{column}` holds lists of different lengths in one row",
                 where=place,
                 option=("inputs", name),
             )
