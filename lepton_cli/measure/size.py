@@ -1,0 +1,108 @@
+"""Size and structure of a model: files, gzip, parameters, non-zeros, bytes by type and by layer, waste.
+
+Parameters are the elements of weight tensors: floats, and quantized integers with their int32 biases. Scales, zero
+points, shape constants (int64) and settings such as clip limits are not parameters, though their bytes count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lepton_cli.graph import io
+from lepton_cli.graph.check import external_files
+from lepton_cli.measure import weights
+from lepton_cli.measure.results import Layer, Size
+
+_BLOCK = 1 << 20
+
+
+def measure(path: Path | None, model: ir.Model, *, macs: Mapping[str, int] | None = None) -> Size:
+    """Size of a model on disk, or of its serialised form when `path` is `None`. `macs`: node name -> MACs."""
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="lepton-size-") as folder:
+            payload = io.payload(model, Path(folder))
+            if isinstance(payload, bytes):
+                return _size([len(payload)], _gzip([payload]), model, macs)
+            return _on_disk(payload, ir.load(payload), macs)
+    return _on_disk(path, model, macs)
+
+
+def _on_disk(path: Path, model: ir.Model, macs: Mapping[str, int] | None) -> Size:
+    files = (path, *(file for file in external_files(model, path) if file.is_file()))
+    return _size([file.stat().st_size for file in files], _gzip(_blocks(files)), model, macs)
+
+
+def _size(files: list[int], gzip: int, model: ir.Model, macs: Mapping[str, int] | None) -> Size:
+    found = list(weights.find(model))
+    by_dtype: dict[str, int] = defaultdict(int)
+    for tensor in weights.tensors(model):
+        by_dtype[weights.dtype_name(tensor)] += tensor.nbytes
+    return Size(
+        file=sum(files),
+        external=sum(files[1:]),
+        gzip=gzip,
+        parameters=sum(weight.parameters for weight in found),
+        nonzeros=sum(weight.nonzeros for weight in found),
+        macs=None if macs is None else sum(macs.values()),
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        by_dtype=dict(sorted(by_dtype.items())),
+        duplicated=_duplicated(model),
+        layers=tuple(_layers(found, macs or {})),
+    )
+
+
+def _layers(found: Iterable[weights.Weight], macs: Mapping[str, int]) -> Iterator[Layer]:
+    """Weights by the node that computes with them, in graph order."""
+    nodes: dict[str, list[weights.Weight]] = defaultdict(list)
+    for weight in found:
+        nodes[weight.node].append(weight)
+    for node, own in nodes.items():
+        main = max(own, key=lambda weight: weight.parameters)
+        yield Layer(
+            node=node,
+            op=main.op,
+            dtype=main.dtype,
+            parameters=sum(weight.parameters for weight in own),
+            bytes=sum(weight.bytes for weight in own),
+            macs=macs.get(node),
+            weight_shape=main.shape,
+        )
+
+
+def _duplicated(model: ir.Model) -> int:
+    """Bytes of initializers whose content an earlier one already holds; below 64 bytes it is not worth a word."""
+    seen: set[tuple[str, tuple[int, ...], bytes]] = set()
+    wasted = 0
+    for tensor in weights.tensors(model):
+        if tensor.nbytes < 64 or tensor.dtype == ir.DataType.STRING:
+            continue
+        content = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+        key = (weights.dtype_name(tensor), tuple(tensor.shape.numpy()), content)
+        if key in seen:
+            wasted += tensor.nbytes
+        seen.add(key)
+    return wasted
+
+
+def _blocks(files: Iterable[Path]) -> Iterator[bytes]:
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                yield block
+
+
+def _gzip(blocks: Iterable[bytes]) -> int:
+    """Bytes after `gzip -6`, counted without keeping them."""
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
+    total = 0
+    for block in blocks:
+        for start in range(0, len(block), _BLOCK):
+            total += len(compressor.compress(block[start : start + _BLOCK]))
+    return total + len(compressor.flush())
