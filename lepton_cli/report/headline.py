@@ -10,7 +10,7 @@ NOTABLE_LOSS = 0.005
 
 
 def headline(report: Report) -> str:
-    """One line in plain words, for example `5.3x smaller, 2.5x faster (cpu, batch 1), -0.36 pp top-1: all 5 gates passed`."""
+    """One line in plain words: `5.3x smaller, 2.5x faster (cpu, batch 1), -0.36 pp top-1: all 5 gates passed`."""
     bad, good = _bad(report), _good(report)
     opening = _broken(report) or _failed(report.gates)
     told = ", ".join([*bad, *good])

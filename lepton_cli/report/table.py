@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+from lepton_cli import units
 from lepton_cli.measure.results import Accuracy, Latency, MetricChange, Size
+from lepton_cli.recipe.metrics import Kind
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Variant
 
@@ -63,13 +65,13 @@ def _tone(difference: float, *, lower_is_better: bool) -> Tone:
 
 def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     before, after = original.size, compressed.size if compressed else None
-    yield _amount("size, file", "size", before.file, after and after.file)
-    yield _amount("size, gzip", "size", before.gzip, after and after.gzip)
-    yield _amount("parameters", "count", before.parameters, after and after.parameters)
+    yield _amount("size, file", "size", before.file, after.file if after else None)
+    yield _amount("size, gzip", "size", before.gzip, after.gzip if after else None)
+    yield _amount("parameters", "count", before.parameters, after.parameters if after else None)
     if any(_has_zeros(size) for size in (before, after)):
-        yield _amount("non-zero parameters", "count", before.nonzeros, after and after.nonzeros)
+        yield _amount("non-zero parameters", "count", before.nonzeros, after.nonzeros if after else None)
     if before.macs is not None:
-        yield _amount("multiply-accumulates", "count", before.macs, after and after.macs)
+        yield _amount("multiply-accumulates", "count", before.macs, after.macs if after else None)
 
 
 def _has_zeros(size: Size | None) -> bool:
@@ -77,7 +79,7 @@ def _has_zeros(size: Size | None) -> bool:
     return size is not None and size.nonzeros < 0.99 * size.parameters
 
 
-def _amount(label: str, kind: words.Kind, before: float, after: float | None, detail: str = "") -> Row:
+def _amount(label: str, kind: Kind, before: float, after: float | None, detail: str = "") -> Row:
     """A row of something that is better when smaller."""
     shown = words.value if kind == "size" else _count
     if after is None:
@@ -88,8 +90,8 @@ def _amount(label: str, kind: words.Kind, before: float, after: float | None, de
     return Row(label, detail, shown(before, kind), shown(after, kind), words.percent(change), "", note, tone)
 
 
-def _count(amount: float, kind: words.Kind) -> str:
-    return words.units.format_count(amount)
+def _count(amount: float, kind: Kind) -> str:
+    return units.format_count(amount)
 
 
 def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
@@ -128,19 +130,20 @@ def _metric_change(change: MetricChange, several: bool) -> Row:
     share = kind == "share"
     difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
     tone = _tone(change.difference, lower_is_better=not change.higher_is_better)
-    bounds = ""
-    if change.low is not None and change.high is not None:
-        bounds = words.interval(change.low, change.high, "points" if share else "")
     return Row(
         f"accuracy, {words.metric_words(change.metric)}{_of(change.output, several)}",
         f"(n = {change.n:,})",
         words.value(change.original, kind),
         words.value(change.compressed, kind),
         difference,
-        bounds,
+        _bounds(change.low, change.high, "points" if share else ""),
         "" if change.higher_is_better else "lower is better",
         tone,
     )
+
+
+def _bounds(low: float | None, high: float | None, show: str) -> str:
+    return "" if low is None or high is None else words.interval(low, high, show)
 
 
 def _latency(report: Report) -> Iterator[Row]:
@@ -182,9 +185,9 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     before, after = original.memory, compressed.memory if compressed else None
     if before is None:
         return
-    yield _amount("peak memory", "size", before.peak, after and after.peak)
+    yield _amount("peak memory", "size", before.peak, after.peak if after else None)
     if before.device is not None:
-        yield _amount("device memory", "size", before.device, after and after.device)
+        yield _amount("device memory", "size", before.device, after.device if after else None)
 
 
 def _cost(report: Report) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from lepton_cli import units
 from lepton_cli.recipe import metrics
@@ -10,6 +11,20 @@ from lepton_cli.recipe.metrics import Kind
 
 #: Names of accuracy metrics as people say them.
 _METRIC_WORDS = {"top1": "top-1", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R2"}
+
+
+#: Control characters and the invisible ones that reverse the direction of text.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: object, longest: int = 300) -> str:
+    """Foreign text (node names, messages) made harmless: hidden characters spelled out, the middle cut if very long."""
+    shown = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
+    if len(shown) <= longest:
+        return shown
+    return f"{shown[: longest // 2]}…{shown[-(longest // 2) :]}"
 
 
 def kind(metric: str) -> Kind:
