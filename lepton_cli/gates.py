@@ -16,6 +16,7 @@ than none. Only what a recipe left out on purpose (an optional provider) is `ski
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -71,7 +72,7 @@ def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) 
             hint="give --baseline FILE; `lepton baseline update` writes one",
         )
     verdicts = []
-    for fact in found:
+    for fact in _plain_scope(found):
         if baseline is not None and gate.against == "baseline":
             reason, fact = baselines.against(fact, report, baseline)
             if reason:
@@ -79,6 +80,16 @@ def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) 
                 continue
         verdicts.append(_verdict(gate, fact, report, where))
     return verdicts
+
+
+def _plain_scope(found: tuple[Fact, ...]) -> tuple[Fact, ...]:
+    """Without the name of the output where there is only one: it says nothing then."""
+    if len({fact.scope.get("output") for fact in found}) > 1:
+        return found
+    return tuple(
+        dataclasses.replace(fact, scope={key: value for key, value in fact.scope.items() if key != "output"})
+        for fact in found
+    )
 
 
 def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
@@ -156,22 +167,17 @@ def _observed_words(comparison: str, observed: Range, fact: Fact) -> str:
         text = f"{words.significant(observed.value)}{_interval(observed)}"
         return f"{text} ({words.exact(fact.value.value, fact.kind, fact.unit)})"
     if comparison in ("max_drop", "max_increase"):
-        return _difference_words(observed.value, fact) + _interval(observed, _scale(fact)) + sample
-    return words.exact(observed.value, fact.kind, fact.unit) + _interval(observed, _scale(fact)) + sample
+        return _difference_words(observed.value, fact) + _interval(observed, fact.kind) + sample
+    return words.exact(observed.value, fact.kind, fact.unit) + _interval(observed, fact.kind) + sample
 
 
-def _scale(fact: Fact) -> float:
-    """What an interval is multiplied with to stand in the unit of the value before it."""
-    if fact.kind == "time":
-        return 1e3
-    return 100.0 if fact.kind == "share" else 1.0
-
-
-def _interval(observed: Range, factor: float = 1.0) -> str:
+def _interval(observed: Range, kind: str = "") -> str:
+    """The interval in the unit of the value before it."""
     if observed.known_exactly:
         return ""
-    unit = " ms" if factor == 1e3 else ""
-    return f" [{words.significant(factor * observed.low)}, {words.significant(factor * observed.high)}{unit}]"
+    if kind == "time":
+        return f" [{words.value(observed.low, 'time')}, {words.value(observed.high, 'time')}]"
+    return " " + words.interval(observed.low, observed.high, "percent" if kind == "share" else "")
 
 
 def _difference_words(difference: float, fact: Fact) -> str:

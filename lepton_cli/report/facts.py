@@ -233,17 +233,19 @@ def throughput(result: Latency) -> Range:
 
 
 def _cost(report: Report) -> Iterator[Fact]:
-    """`cost = {"per_hour", "currency", "per_million": [{"variant", "provider", "batch", "value"}]}`."""
+    """From `measure.cost`: `currency`, `entries` of `variant`, `provider`, `batch`, `threads`, `per_million`."""
     last = report.variants[-1].name if report.variants else None
-    rows = [row for row in report.cost.get("per_million", ()) if isinstance(row, dict)]
+    rows = [row for row in report.cost.get("entries", ()) if isinstance(row, dict)]
     for row in rows:
         if row.get("variant") != last:
             continue
-        scope = {key: row[key] for key in ("provider", "batch") if key in row}
-        fact = Fact("cost.per_million", Range.exact(row["value"]), scope=scope, unit=report.cost.get("currency", ""))
+        scope = {key: row[key] for key in ("provider", "batch", "threads") if key in row}
+        fact = Fact(
+            "cost.per_million", Range.exact(row["per_million"]), scope=scope, unit=report.cost.get("currency", "")
+        )
         first = report.variants[0].name if len(report.variants) > 1 else None
         before = [o for o in rows if o.get("variant") == first and {k: o.get(k) for k in scope} == scope]
-        yield fact.compared_with(Range.exact(before[0]["value"])) if before else fact
+        yield fact.compared_with(Range.exact(before[0]["per_million"])) if before else fact
 
 
 def _range(value: float, low: float | None, high: float | None) -> Range:

@@ -67,7 +67,7 @@ def _good(report: Report) -> list[str]:
     size = _size(report)
     faster = [text for text in (_speed(fact, slower=False) for fact in _times(report)) if text]
     small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
-    return [*([size] if size and not size.endswith("LARGER") else []), *faster[:2], *small]
+    return [*([size] if size and not size.endswith("LARGER") else []), *faster[:1], *small]
 
 
 def _times(report: Report) -> tuple[facts.Fact, ...]:

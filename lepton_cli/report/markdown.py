@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 
@@ -146,7 +147,7 @@ def _warnings(report: Report) -> str:
 
 def _step(step: StepRecord) -> str:
     title = f"{step.index + 1}. {step.step}: {step.summary or words.plural(step.changed, 'change')}"
-    lines = [f"{words.plural(step.changed, 'node or tensor')} changed in {step.seconds:.1f} s", ""]
+    lines = [f"{words.plural(step.changed, 'change')} in {step.seconds:.1f} s", ""]
     for (action, reason), nodes in grouped(step).items():
         shown = ", ".join(code(node) for node in nodes[:_NODES_SHOWN])
         more = f" and {len(nodes) - _NODES_SHOWN} more" if len(nodes) > _NODES_SHOWN else ""
@@ -195,4 +196,6 @@ def _environment(report: Report) -> str:
 
 
 def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{text(title)}</summary>\n\n{body}\n\n</details>\n"
+    """A folded section; its summary is HTML, where Markdown escapes do not work."""
+    summary = html.escape(words.printable(title)).replace("@", "@\u200b")
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>\n"

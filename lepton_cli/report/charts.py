@@ -1,0 +1,199 @@
+"""Charts as SVG: drawn in per cent of the width, so that they fit a phone without shrinking their text.
+
+Every chart has a title and a description for screen readers; the page shows the same numbers as a table. Colours are
+classes (`before`, `after`, `worse`), set by the page for light and dark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup, escape
+
+from lepton_cli import units
+from lepton_cli.report import words
+
+_ROW = 40
+#: Rows in one drawing; longer charts are several drawings, side by side where there is room.
+_CHUNK = 12
+_NAME = 34
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One labelled line of a bar chart: `bars` are (class, length in units of the chart, hover text)."""
+
+    name: str
+    value: str
+    bars: tuple[tuple[str, float], ...]
+
+
+def bars(title: str, description: str, rows: Sequence[Bar]) -> Markup:
+    """Horizontal bars from a common zero at the left, one or two per row."""
+    largest = max((length for row in rows for _, length in row.bars), default=0.0) or 1.0
+    drawings = []
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        body = [line for index, row in enumerate(part) for line in _bar_row(index * _ROW, row, largest)]
+        drawings.append(_svg(_numbered(title, start, len(rows)), description, _ROW * len(part), body))
+    return _joined(drawings)
+
+
+def _bar_row(top: int, row: Bar, largest: float) -> Iterable[Markup]:
+    yield _labels(top, row.name, row.value)
+    height = 12 // len(row.bars)
+    for index, (style, length) in enumerate(row.bars):
+        width = 100 * max(length, 0.0) / largest
+        y = top + 20 + index * (height + 1)
+        yield Markup('<rect class="track" x="0" y="{}" width="100%" height="{}" rx="2"/>').format(y, height)
+        yield Markup('<rect class="{}" x="0" y="{}" width="{:.2f}%" height="{}" rx="2"/>').format(
+            style, y, width, height
+        )
+
+
+def diverging(title: str, description: str, rows: Sequence[tuple[str, str, float]]) -> Markup:
+    """Bars to the left (losses) and right (gains) of a middle line; rows are (name, value, amount)."""
+    largest = max((abs(amount) for _, _, amount in rows), default=0.0) or 1.0
+    drawings = []
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        body = [line for i, row in enumerate(part) for line in _diverging_row(i * _ROW, row, largest)]
+        axis = Markup('<line class="axis" x1="50%" x2="50%" y1="18" y2="{}"/>').format(_ROW * len(part) - 6)
+        drawings.append(_svg(_numbered(title, start, len(rows)), description, _ROW * len(part), [*body, axis]))
+    return _joined(drawings)
+
+
+def _diverging_row(top: int, row: tuple[str, str, float], largest: float) -> Iterable[Markup]:
+    name, value, amount = row
+    width = 50 * abs(amount) / largest
+    left = 50 - width if amount < 0 else 50
+    yield _labels(top, name, value)
+    yield Markup('<rect class="track" x="0" y="{}" width="100%" height="10" rx="2"/>').format(top + 20)
+    yield Markup('<rect class="{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="10" rx="2"/>').format(
+        "worse" if amount < 0 else "after", left, top + 20, width
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Raw times of one model, in seconds."""
+
+    name: str
+    style: str
+    median: float
+    times: tuple[float, ...]
+
+
+_STRIP = 74
+_BINS = 72
+
+
+def distributions(title: str, description: str, samples: Sequence[Sample]) -> Markup:
+    """Histograms above each other on one time axis; the slowest 2 % of each lie beyond its end."""
+    drawn = [sample for sample in samples if sample.times]
+    if not drawn:
+        return Markup("")
+    fastest = min(min(sample.times) for sample in drawn)
+    end = 1.06 * max(_quantile(sample.times, 0.98) for sample in drawn)
+    start = 0.0 if fastest < 0.55 * end else max(0.0, fastest - 0.1 * (end - fastest))
+    body = [line for i, sample in enumerate(drawn) for line in _strip(i * _STRIP, sample, start, end)]
+    bottom = _STRIP * len(drawn)
+    return _joined([_svg(title, description, bottom + 26, [*body, *_axis(bottom, start, end)])])
+
+
+def _strip(top: int, sample: Sample, start: float, end: float) -> Iterable[Markup]:
+    counts = [0] * _BINS
+    for time in sample.times:
+        index = int((time - start) / (end - start) * _BINS)
+        if index < _BINS:
+            counts[max(index, 0)] += 1
+    highest = max(counts) or 1
+    base = top + _STRIP - 8
+    beyond = len(sample.times) - sum(counts)
+    note = f", {beyond} of {len(sample.times)} beyond the axis" if beyond else ""
+    yield _labels(top, sample.name, f"median {words.value(sample.median, 'time')}{note}")
+    for index, count in enumerate(counts):
+        if count:
+            height = max(1.0, 40 * count / highest)
+            yield Markup('<rect class="{}" x="{:.2f}%" y="{:.1f}" width="{:.2f}%" height="{:.1f}"/>').format(
+                sample.style, 100 * index / _BINS, base - height, 100 / _BINS, height
+            )
+    middle = 100 * (sample.median - start) / (end - start)
+    yield Markup('<line class="median" x1="{0:.2f}%" x2="{0:.2f}%" y1="{1}" y2="{2}"/>').format(middle, top + 20, base)
+    yield Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(base)
+
+
+def _axis(top: int, start: float, end: float) -> Iterable[Markup]:
+    anchors = ("start", "middle", "middle", "middle", "end")
+    for index, anchor in enumerate(anchors):
+        at = index / 4
+        yield Markup('<text class="tick" x="{:.0f}%" y="{}" text-anchor="{}">{}</text>').format(
+            100 * at, top + 12, anchor, units.format_duration(start + at * (end - start))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One candidate of a search: cost on the x axis (smaller is better), quality on the y axis (larger is better)."""
+
+    name: str
+    x: float
+    y: float
+    on_front: bool
+
+
+def scatter(title: str, description: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Candidates of `tune`, those on the Pareto front filled."""
+    if not points:
+        return Markup("")
+    left, right = min(point.x for point in points), max(point.x for point in points)
+    low, high = min(point.y for point in points), max(point.y for point in points)
+    height = 240
+    body = [
+        Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height - 24),
+        Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{}</text>').format(height - 8, x_label),
+        Markup('<text class="tick" x="0" y="12">{}</text>').format(y_label),
+    ]
+    for point in sorted(points, key=lambda one: one.on_front):
+        x = 4 + 92 * ((point.x - left) / (right - left) if right > left else 0.5)
+        y = height - 40 - (height - 76) * ((point.y - low) / (high - low) if high > low else 0.5)
+        body.append(
+            Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
+                "after" if point.on_front else "before", x, y, 6 if point.on_front else 4, words.printable(point.name)
+            )
+        )
+    return _joined([_svg(title, description, height, body)])
+
+
+def _labels(top: int, name: str, value: str) -> Markup:
+    whole = words.printable(name)
+    return Markup(
+        '<text class="name" x="0" y="{0}">{1}<title>{2}</title></text>'
+        '<text class="value" x="100%" y="{0}" text-anchor="end">{3}</text>'
+    ).format(top + 14, shortened(whole), whole, value)
+
+
+def shortened(name: str, longest: int = _NAME) -> str:
+    """The end of a node name tells more than its beginning: `/bert/enc…/attention/query/MatMul`."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 4]}…{name[-(longest - longest // 4 - 1) :]}"
+
+
+def _svg(title: str, description: str, height: float, body: Iterable[Markup]) -> Markup:
+    return Markup('<svg role="img" width="100%" height="{0:.0f}"><title>{1}</title><desc>{2}</desc>{3}</svg>').format(
+        height, title, description, Markup("").join(body)
+    )
+
+
+def _numbered(title: str, start: int, count: int) -> str:
+    return title if count <= _CHUNK else f"{title}, rows {start + 1} to {min(start + _CHUNK, count)} of {count}"
+
+
+def _joined(drawings: Sequence[Markup]) -> Markup:
+    return Markup('<div class="chart">{}</div>').format(Markup("").join(drawings)) if drawings else escape("")
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
