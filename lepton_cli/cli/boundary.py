@@ -1,0 +1,102 @@
+"""The one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+from lepton_cli.errors import ExitCode, LeptonError, Place
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def boundary(function: F) -> F:
+    """Wrap a command: a LeptonError is printed as one message, Ctrl-C and SIGTERM end in 130.
+
+    With `--json` the error goes to stdout as an object; with `--debug` the traceback follows.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            function(*args, **kwargs)
+        except LeptonError as error:
+            show(error, as_json=bool(kwargs.get("json_output")))
+            _leave(error, error.exit_code, bool(kwargs.get("debug")))
+        except KeyboardInterrupt as error:
+            sys.stderr.write("interrupted\n")
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # The reader (`head`, a pager) has left; that is its right.
+            sys.stderr.close()
+            raise typer.Exit(ExitCode.OK) from error
+        except (MemoryError, RecursionError, OSError) as error:
+            show(_unforeseen(error), as_json=bool(kwargs.get("json_output")))
+            _leave(error, ExitCode.FAILED, bool(kwargs.get("debug")))
+        except Exception as error:
+            if isinstance(error, typer.Exit) or type(error).__module__.startswith(("typer", "click")):
+                raise
+            show(_unforeseen(error), as_json=bool(kwargs.get("json_output")))
+            _leave(error, ExitCode.FAILED, bool(kwargs.get("debug")))
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _leave(error: BaseException, code: ExitCode, debug: bool) -> None:
+    if debug:
+        raise error
+    raise typer.Exit(code) from error
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _unforeseen(error: BaseException) -> LeptonError:
+    if isinstance(error, MemoryError):
+        return LeptonError("memory.exhausted", "not enough memory", hint="free memory, or use fewer samples per batch")
+    text = " ".join(str(error).split())[:300]
+    return LeptonError(
+        "internal",
+        f"unforeseen error: {type(error).__name__}" + (f": {text}" if text else ""),
+        hint="this is a defect of lepton: please report it with the output of --debug",
+    )
+
+
+def show(error: LeptonError, *, as_json: bool = False) -> None:
+    """Print an error: to stderr as text, or to stdout as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
+        return
+    sys.stderr.write(render(error) + "\n")
+
+
+def render(error: LeptonError) -> str:
+    """The text of an error: code, place with the source line, cause, note, help."""
+    lines = [f"error[{error.code}]: {printable(error.message)}"]
+    if isinstance(error.where, Place):
+        lines.append(f"  --> {error.where}")
+        if error.where.source:
+            margin = len(str(error.where.line))
+            source = printable(error.where.source.rstrip())
+            start = min(error.where.column - 1, len(source))
+            marks = "^" * max(1, min(error.where.length, len(source) - start))
+            lines += [f"{error.where.line} | {source}", f"{' ' * margin} | {' ' * start}{marks}"]
+    elif error.where:
+        lines.append(f"  --> {printable(str(error.where))}")
+    lines += [f"  {label}: {printable(text)}" for label, text in (("cause", error.cause), ("note", error.note)) if text]
+    if error.hint:
+        lines.append(f"   = help: {printable(error.hint)}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Without control characters: names come from files and must not steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

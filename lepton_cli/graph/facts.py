@@ -1,0 +1,109 @@
+"""What a model is made of: the facts that `inspect` shows and that a recipe is chosen by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from lepton_cli.graph import cost, io, shapes
+from lepton_cli.graph.fold import is_constant
+from lepton_cli.tensors import TensorInfo
+
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+              "MatMulNBits", "DynamicQuantizeLinear"}  # fmt: skip
+_ATTENTION = {"Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"}
+_MASK_CONSTANT = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """A model at a glance."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    opset: int
+    ir_version: int
+    domains: tuple[str, ...]
+    operators: dict[str, int]
+    macs: dict[str, int]
+    batch_norms: int
+    quantized: bool
+    transformer: bool
+    hazards: tuple[str, ...]
+
+    @property
+    def convolutions(self) -> int:
+        """Conv and ConvTranspose nodes."""
+        return self.operators.get("Conv", 0) + self.operators.get("ConvTranspose", 0)
+
+    @property
+    def products(self) -> int:
+        """MatMul and Gemm nodes."""
+        return self.operators.get("MatMul", 0) + self.operators.get("Gemm", 0)
+
+
+def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -> Facts:
+    """Look at a model. `feeds`: input shapes of one sample where data is known."""
+    operators = Counter(node.op_type for graph in model.graphs() for node in graph)
+    quantized = any(operators[name] for name in _QUANTIZED)
+    normalised = operators["LayerNormalization"] + operators["SkipLayerNormalization"] + operators["ReduceMean"] // 2
+    transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(operators[a] for a in _ATTENTION)
+    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=False)
+    return Facts(
+        inputs=io.inputs(model),
+        outputs=io.outputs(model),
+        opset=shapes.opset(model),
+        ir_version=model.ir_version,
+        domains=tuple(sorted({node.domain for node in model.graph if node.domain})),
+        operators=dict(operators.most_common()),
+        macs=cost.macs(model, known),
+        batch_norms=operators["BatchNormalization"],
+        quantized=quantized,
+        transformer=transformer,
+        hazards=tuple(_hazards(model, operators)),
+    )
+
+
+def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
+    """What is known to go wrong with models like this one."""
+    found: list[str] = []
+    mask = next((value.name for value in model.graph.initializers.values() if _is_mask(value)), None)
+    if mask is not None:
+        found.append(f"`{mask}` is a mask constant near -infinity: min-max calibration of other tools is wrecked by it")
+    defaults = [value.name for value in model.graph.inputs if value.is_initializer()]
+    if defaults:
+        found.append(f"{len(defaults)} weights are also graph inputs: `simplify` makes them constants")
+    if operators["Loop"] or operators["Scan"] or operators["If"]:
+        found.append("control flow (Loop, Scan, If): nodes inside are left as they are")
+    fixed = [value.name for value in model.graph.inputs if not value.is_initializer() and _fixed_batch(value)]
+    if fixed:
+        found.append(f"the batch size of `{fixed[0]}` is fixed: other batch sizes cannot be measured")
+    unfolded = sum(
+        1 for node in model.graph
+        if node.op_type == "BatchNormalization" and _linear_before(node)
+    )  # fmt: skip
+    if unfolded:
+        found.append(f"{unfolded} BatchNormalization nodes can be folded: `simplify` first, or int8 will be slow")
+    variable = sum(1 for node in model.graph if node.op_type in ("Conv", "Gemm") and not is_constant(node.inputs[1]))
+    if variable:
+        found.append(f"{variable} Conv or Gemm nodes have computed weights: they are left as they are")
+    return found
+
+
+def _linear_before(node: ir.Node) -> bool:
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is not None and producer.op_type in ("Conv", "ConvTranspose", "Gemm")
+
+
+def _fixed_batch(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[0], int)
+
+
+def _is_mask(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or tensor.size != 1 or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return False
+    return abs(float(tensor.numpy().reshape(-1)[0])) > _MASK_CONSTANT

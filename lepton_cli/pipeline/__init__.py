@@ -1,0 +1,1 @@
+"""The order of things: what is checked, run, measured, judged and written, one file a command."""

@@ -1,0 +1,215 @@
+"""`lepton compress`: check, run the steps, measure, judge, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lepton_cli import __version__, gates
+from lepton_cli.errors import LeptonError, MeasurementError, StepError
+from lepton_cli.graph import io
+from lepton_cli.measure.environment import environment
+from lepton_cli.pipeline import measuring, runner, workspace
+from lepton_cli.pipeline.job import Job, cache_folder, place_text, prepare
+from lepton_cli.progress import Progress
+from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.report import headline, render, store
+from lepton_cli.report.model import FileFacts, RecipeFacts, Report, StepRecord, Variant
+from lepton_cli.steps.base import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run made: the report, and the files written in order of interest."""
+
+    report: Report
+    files: tuple[Path, ...]
+    error: LeptonError | None = None
+
+
+def compress(
+    model: Path,
+    recipe: LoadedRecipe,
+    output: Path,
+    progress: Progress,
+    *,
+    allow_code: bool = False,
+    strict: bool = False,
+    command: str = "",
+) -> Result:
+    """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set."""
+    workspace.check(output, model)
+    job = prepare(model, recipe, allow_code=allow_code)
+    run = _Run(job, output, progress, strict, command or _command(model, recipe, output))
+    with workspace.use(output) as scratch:
+        return run.execute(scratch)
+
+
+def _command(model: Path, recipe: LoadedRecipe, output: Path) -> str:
+    parts = ["lepton", "compress", str(model), *(("-r", str(recipe.path)) if recipe.path else ()), "-o", str(output)]
+    return shlex.join(parts)
+
+
+class _Run:
+    """One run; collects what the report needs as it becomes known."""
+
+    def __init__(self, job: Job, output: Path, progress: Progress, strict: bool, command: str) -> None:
+        self.job = job
+        self.output = output
+        self.progress = progress
+        self.strict = strict
+        self.command = command
+        self.name = job.recipe.name
+        self.records: list[StepRecord] = []
+        self.started = time.monotonic()
+        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+    def execute(self, scratch: Path) -> Result:
+        """Steps, then measurements, then verdicts; whatever happens, a report."""
+        try:
+            compressed = self._steps(scratch)
+            path = self._save(compressed)
+            measured = measuring.measure(
+                {"original": self.job.loaded, "compressed": io.load(path)}, self.job, self.progress, seed=self.job.spec.seed
+            )
+        except (StepError, MeasurementError) as error:
+            return self._partial(self.job.locate(error), "failed")
+        except KeyboardInterrupt:
+            self._partial(None, "interrupted")
+            raise
+        except LeptonError as error:
+            raise self.job.locate(error) from error
+        report = self._judge(
+            self._report(
+                complete=True,
+                variants=measured.variants,
+                accuracy=measured.accuracy,
+                latency=measured.latency,
+                skipped=measured.skipped,
+                cost=measured.cost,
+            )
+        )
+        return Result(report, (path, *self._write(report)))
+
+    def _steps(self, scratch: Path) -> io.ir.Model:
+        context = self._context(scratch)
+        current = runner.reference(self.job.loaded.model, context)
+        for index, params in enumerate(self.job.spec.steps):
+            current, record = runner.run_step(current, params, index, context, self.output / ".failed")
+            self.records.append(record)
+            for warning in record.warnings:
+                self.progress.warn(f"{params.step}: {warning}")
+        return current.model
+
+    def _context(self, scratch: Path) -> Context:
+        latency = self.job.spec.evaluate.latency
+        return Context(
+            calibration=self.job.calibration,
+            evaluation=self.job.evaluation,
+            check=self.job.check,
+            original=self.job.loaded.model,
+            score=measuring.scorer(self.job, scratch),
+            provider=latency.providers[0].name if latency else "cpu",
+            batch=latency.batch[0] if latency else 1,
+            threads=self.job.threads,
+            seed=self.job.spec.seed,
+            progress=self.progress,
+            workdir=scratch,
+            cache=cache_folder(),
+        )
+
+    def _save(self, model: io.ir.Model) -> Path:
+        path = self.output / f"{self.name}.onnx"
+        io.save(
+            model,
+            path,
+            metadata={
+                "lepton.version": __version__,
+                "lepton.recipe_sha256": self.job.recipe.sha256,
+                "lepton.source_sha256": self.job.loaded.sha256,
+            },
+        )
+        return path
+
+    def _report(self, *, complete: bool, **parts: Any) -> Report:
+        loaded, recipe = self.job.loaded, self.job.recipe
+        warnings = [*self.job.warnings]
+        for record in self.records:
+            warnings += [f"{record.step}: {warning}" for warning in record.warnings]
+        for part in (parts.get("accuracy"), parts.get("latency")):
+            warnings += part.warnings if part is not None else ()
+        if "variants" not in parts:
+            facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
+            parts["variants"] = (Variant(name="original", file=facts, size=measuring.structure(loaded, self.job)),)
+        return Report(
+            command="compress",
+            status=parts.pop("status", "ok"),
+            complete=complete,
+            headline="",
+            created=self.created,
+            environment=environment(),
+            recipe=RecipeFacts(
+                name=self.name,
+                path=str(recipe.path) if recipe.path else None,
+                sha256=recipe.sha256,
+                resolved=recipe.resolved(),
+            ),
+            data=self.job.data_facts(),
+            steps=tuple(self.records),
+            warnings=tuple(dict.fromkeys(warnings)),
+            reproduce=self.command,
+            seconds=time.monotonic() - self.started,
+            **parts,
+        )
+
+    def _judge(self, report: Report) -> Report:
+        source = self.job.recipe.source
+        verdicts = gates.judge(
+            self.job.spec.gates,
+            report,
+            places=lambda index: place_text(source.place(("gates", index))),
+            strict=self.strict,
+        )
+        report = report.model_copy(update={"gates": verdicts, "status": gates.status(verdicts)})
+        return report.model_copy(update={"headline": headline.headline(report)})
+
+    def _partial(self, error: LeptonError | None, status: str) -> Result:
+        """Keep what is known when a run breaks off."""
+        details = error.to_dict() if error else {"code": "interrupted", "message": "interrupted"}
+        report = self._report(complete=False, status=status, error=details)
+        report = report.model_copy(update={"headline": headline.headline(report)})
+        return Result(report, self._write(report), error)
+
+    def _write(self, report: Report) -> tuple[Path, ...]:
+        """The reports asked for, `report.json` always, and the recipe as it was run."""
+        resolved = yaml.safe_load(self.job.recipe.resolved_yaml())
+        _rebase(resolved, self.job.recipe.base, self.output)
+        text = self.job.recipe.resolved_yaml() if not resolved else _dump(resolved)
+        store.write_text(text, self.output / "recipe.resolved.yaml")
+        written = []
+        for kind in dict.fromkeys((*self.job.spec.output.reports, "json")):
+            path = self.output / render.FILES[kind]
+            store.write_text(render.render(report, kind), path)
+            written.append(path)
+        return tuple(written)
+
+
+def _dump(resolved: dict[str, Any]) -> str:
+    header = "# The recipe as it was run: every option, defaults included.\n"
+    return header + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def _rebase(resolved: dict[str, Any], base: Path, output: Path) -> None:
+    """Make the data paths relative to the folder that `recipe.resolved.yaml` lies in."""
+    for source in (resolved.get("data") or {}).values():
+        for key in ("path", "loader"):
+            if isinstance(source, dict) and source.get(key):
+                source[key] = os.path.relpath(base / source[key], output)
+

@@ -1,0 +1,87 @@
+"""Measuring models side by side: what goes into the report's variants and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lepton_cli.errors import LeptonError
+from lepton_cli.graph import io
+from lepton_cli.measure import accuracy, cost, latency, memory, size
+from lepton_cli.measure.results import Accuracy, LatencyTable, Skipped
+from lepton_cli.pipeline.job import Job
+from lepton_cli.progress import Progress
+from lepton_cli.report.model import FileFacts, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """All measurements of a run."""
+
+    variants: tuple[Variant, ...]
+    accuracy: Accuracy | None
+    latency: LatencyTable | None
+    skipped: tuple[Skipped, ...]
+    cost: dict[str, object]
+
+
+def measure(models: Mapping[str, io.Loaded], job: Job, progress: Progress, *, seed: int) -> Measured:
+    """Measure models of the same task, the reference first. Raises MeasurementError."""
+    spec = job.spec.evaluate
+    paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
+    found_accuracy = accuracy.evaluate(
+        paths,
+        job.evaluation or job.check,
+        spec.accuracy,
+        threads=job.threads,
+        progress=progress,
+        allow_code=job.allow_code,
+        base=job.recipe.base,
+    )
+    skipped: list[Skipped] = []
+    table = None
+    if spec.latency:
+        table = latency.compare(paths, job.feeds, spec.latency, progress=progress, seed=seed)
+    variants = tuple(_variant(name, loaded, job, progress, skipped) for name, loaded in models.items())
+    costs: dict[str, object] = {}
+    if spec.cost is not None and table is not None:
+        costs = dict(cost.cost(table, spec.cost))
+    return Measured(variants, found_accuracy, table, tuple(skipped), costs)
+
+
+def _variant(name: str, loaded: io.Loaded, job: Job, progress: Progress, skipped: list[Skipped]) -> Variant:
+    peak = None
+    if job.spec.evaluate.memory:
+        try:
+            peak = memory.measure(loaded.path, job.feeds(1), threads=job.threads)
+        except LeptonError as error:
+            skipped.append(Skipped(what=f"memory {name}", reason=error.cause or error.message))
+    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
+    return Variant(name=name, file=facts, size=structure(loaded, job), memory=peak)
+
+
+def structure(loaded: io.Loaded, job: Job) -> size.Size:
+    """Size and structure of one model."""
+    return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model))
+
+
+def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
+    """Accuracy of a model on the evaluation data as one number; `None` without labelled evaluation data."""
+    data = job.evaluation
+    if data is None or not data.label_names:
+        return None
+
+    def score(model: ir.Model) -> float:
+        return accuracy.score(
+            io.payload(model, workdir),
+            data,
+            job.spec.evaluate.accuracy,
+            threads=job.threads,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+        )
+
+    return score

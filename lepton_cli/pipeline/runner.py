@@ -1,0 +1,156 @@
+"""Runs one step and checks what it made, so that no step has to be trusted.
+
+Before and after: valid ONNX, the same inputs, outputs and types, finite outputs on real batches, and outputs equal
+within the step's tolerance where it promises that. The input of a step that fails is kept on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from lepton_cli import runtime
+from lepton_cli.errors import LeptonError, StepError
+from lepton_cli.graph import io
+from lepton_cli.report.model import StepRecord
+from lepton_cli.steps import STEPS
+from lepton_cli.steps.base import Context, Outcome, Params
+
+#: Samples the outputs are compared on.
+CHECK_SAMPLES = 8
+
+Outputs = list[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A model with its outputs on the check batches."""
+
+    model: ir.Model
+    outputs: Outputs
+
+
+def reference(model: ir.Model, context: Context) -> Checked:
+    """The outputs the first step is compared with. Raises ModelError when onnxruntime cannot run the model."""
+    return Checked(model, _run(model, context))
+
+
+def run_step(before: Checked, params: Params, index: int, context: Context, keep: Path | None) -> tuple[Checked, StepRecord]:
+    """Apply step number `index` (from 0). `keep`: folder for the model that made it fail.
+
+    Raises StepError, or any LeptonError of the step with `option` extended to the path in the recipe.
+    """
+    started = time.monotonic()
+    try:
+        outcome = STEPS[params.step].apply(before.model, params, context)
+        if not outcome.changed and not params.if_possible and params.step.startswith(("prune.", "quantize.", "convert.")):
+            raise _no_effect(params, outcome)
+        outputs = _check(before, outcome, params, context)
+    except LeptonError as error:
+        error.option = ("steps", index, *error.option)
+        if error.note is None and isinstance(error, StepError):
+            error.note = _keep_input(before.model, index, keep)
+        raise
+    record = StepRecord(
+        index=index,
+        step=params.step,
+        changed=outcome.changed,
+        seconds=time.monotonic() - started,
+        summary=outcome.summary,
+        decisions=outcome.decisions,
+        details=dict(outcome.details),
+        warnings=outcome.warnings,
+        size_after=io.weight_bytes(outcome.model),
+    )
+    return Checked(outcome.model, outputs), record
+
+
+def _no_effect(params: Params, outcome: Outcome) -> StepError:
+    reasons: dict[str, int] = {}
+    for decision in outcome.decisions:
+        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return StepError(
+        "step.no-effect",
+        f"`{params.step}` changed nothing",
+        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or "no node it could work on",
+        hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
+    )
+
+
+def _keep_input(model: ir.Model, index: int, folder: Path | None) -> str | None:
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{index + 1}-input.onnx"
+        io.save(model, path)
+    except OSError:
+        return None
+    return f"the model before this step is kept as {path}"
+
+
+def _run(model: ir.Model, context: Context) -> Outputs:
+    session = runtime.Session(io.payload(model, context.workdir), threads=context.threads)
+    found: Outputs = []
+    for batch in context.check.batches(limit=CHECK_SAMPLES):
+        results = session.run(batch.feeds)
+        found.append({name: value for name, value in results.items() if isinstance(value, np.ndarray)})
+    return found
+
+
+def _check(before: Checked, outcome: Outcome, params: Params, context: Context) -> Outputs:
+    _check_signature(before.model, outcome.model, params)
+    if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
+        try:
+            onnx.checker.check_model(io.to_bytes(outcome.model))
+        except onnx.checker.ValidationError as error:
+            raise _changed(params, f"made an invalid model: {str(error).splitlines()[0]}") from error
+    try:
+        outputs = _run(outcome.model, context)
+    except LeptonError as error:
+        raise StepError(
+            "step.broken-model", f"after `{params.step}` onnxruntime cannot run the model", cause=error.cause or error.message
+        ) from error
+    for number, (old, new) in enumerate(zip(before.outputs, outputs, strict=True)):
+        for name, value in old.items():
+            _check_output(name, value, new[name], number, len(outputs), outcome, params)
+    return outputs
+
+
+def _check_signature(before: ir.Model, after: ir.Model, params: Params) -> None:
+    for what, old, new in (
+        ("inputs", io.inputs(before), io.inputs(after)),
+        ("outputs", io.outputs(before), io.outputs(after)),
+    ):
+        if [(info.name, info.dtype) for info in old] != [(info.name, info.dtype) for info in new]:
+            raise _changed(params, f"the {what} changed from {', '.join(map(str, old))} to {', '.join(map(str, new))}")
+
+
+def _check_output(
+    name: str, old: np.ndarray, new: np.ndarray, number: int, count: int, outcome: Outcome, params: Params
+) -> None:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        raise _changed(params, f"output `{name}` changed from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}")
+    if old.dtype.kind != "f":
+        return
+    if np.isfinite(old).all() and not np.isfinite(new).all():
+        raise _changed(params, f"output `{name}` contains NaN or infinity on check batch {number + 1} of {count}")
+    if outcome.tolerance is None or not old.size:
+        return
+    scale = max(float(np.abs(old[np.isfinite(old)]).max(initial=0.0)), 1e-3)
+    with np.errstate(invalid="ignore"):
+        error = float(np.nan_to_num(np.abs(old.astype(np.float64) - new.astype(np.float64))).max()) / scale
+    if error > outcome.tolerance:
+        raise _changed(
+            params, f"output `{name}` differs by {error:.2g} of its largest value, allowed are {outcome.tolerance:.0e}"
+        )
+
+
+def _changed(params: Params, what: str) -> StepError:
+    return StepError("step.output-changed", f"after `{params.step}` {what}", hint="exclude the nodes concerned, and report this")

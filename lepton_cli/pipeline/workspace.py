@@ -1,0 +1,107 @@
+"""The output folder: whose it is, what may be in it, and that only one run writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lepton_cli.errors import OutputError
+
+#: What lepton itself writes besides the model.
+OWN_FILES = frozenset(
+    ("report.json", "report.md", "report.html", "report.junit.xml", "recipe.yaml", "recipe.resolved.yaml", ".failed")
+)
+LOCK = ".lepton.lock"
+_TEMPORARY = ".lepton-"
+
+
+def check(folder: Path, model: Path) -> None:
+    """Raises OutputError unless `folder` is new, empty, or holds an earlier result of lepton and nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("output.not-a-folder", f"{folder} is a file, not a folder", hint="choose another -o DIR")
+    if not folder.exists():
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not os.access(parent, os.W_OK):
+            raise OutputError("output.not-writable", f"{folder} cannot be made: {parent} is not writable")
+        return
+    if not os.access(folder, os.W_OK):
+        raise OutputError("output.not-writable", f"{folder} is not writable")
+    if model.resolve().parent == folder.resolve():
+        raise OutputError(
+            "output.is-input-folder", f"{folder} holds the input model", hint="choose another -o DIR: inputs are never touched"
+        )
+    foreign = sorted(name for name in os.listdir(folder) if not _own(name, folder))
+    if foreign:
+        raise OutputError(
+            "output.not-empty",
+            f"{folder} holds other files: {', '.join(foreign[:3])}" + (" …" if len(foreign) > 3 else ""),
+            hint="choose another -o DIR, or empty it",
+        )
+
+
+def _own(name: str, folder: Path) -> bool:
+    if name in OWN_FILES or name == LOCK or name.startswith(_TEMPORARY) or name.endswith(".tmp"):
+        return True
+    return name in {f"{model}{end}" for model in _earlier_models(folder) for end in ("", ".data")}
+
+
+def _earlier_models(folder: Path) -> set[str]:
+    """Names of models that the report in the folder says lepton wrote."""
+    try:
+        variants = json.loads((folder / "report.json").read_text())["variants"]
+        return {Path(variant["file"]["path"]).name for variant in variants if variant["name"] != "original"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+@contextlib.contextmanager
+def use(folder: Path) -> Iterator[Path]:
+    """Create and lock the folder; yields a scratch folder inside it that is removed at the end.
+
+    Leftovers of killed runs are removed first: the lock proves that nobody uses them. A folder that this call made and
+    that stayed empty is removed again. Raises OutputError when another run holds the lock.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            for entry in folder.iterdir():
+                if entry.name.startswith(_TEMPORARY) and entry.name != LOCK:
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name.endswith(".tmp"):
+                    entry.unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as scratch:
+                yield Path(scratch)
+    except OSError as error:
+        raise OutputError(
+            "output.write", f"cannot write into {folder}", cause=error.strerror or str(error), hint="free space, or choose another -o DIR"
+        ) from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder / LOCK
+    with path.open("w") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows: no lock, two runs into one folder are the user's risk
+        except BlockingIOError as error:
+            raise OutputError(
+                "output.in-use", f"another lepton run is writing into {folder}", hint="wait for it, or choose another -o DIR"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
