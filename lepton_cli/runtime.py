@@ -5,7 +5,10 @@ Telemetry is off before the import, threads are fixed, and the provider that was
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,35 +102,31 @@ class Session:
         threads: int | None = None,
         optimise: bool = True,
         optimised_path: Path | None = None,
+        fallback: bool = True,
     ) -> None:
+        """`optimised_path`: where onnxruntime saves the graph it really runs. `fallback=False`: no node may go to the
+        CPU instead of the provider."""
         ort = onnxruntime()
         self.provider = provider
         self.threads = threads or usable_threads()
         self.provider_name = full = provider_name(provider)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.graph_optimization_level = (
-            ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        )
-        # Two sessions take turns on few cores when arms are compared: idle threads must not spin in the other's time.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options = _options(ort, self.threads, optimise)
         if optimised_path is not None:
             options.optimized_model_filepath = str(optimised_path)
-        providers = [full] if full == CPU else [full, CPU]
+        if not fallback and full != CPU:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = [full, CPU] if fallback and full != CPU else [full]
         source: Any = model if isinstance(model, bytes) else str(model)
+        if full in _DEVICES:
+            _preload_device_libraries()
         try:
-            self._session = ort.InferenceSession(source, options, providers=providers)
+            self._session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
+            if full != CPU and _loads_on_cpu(ort, source):
+                raise _not_started(provider, library_error(full) or one_line(error)) from error
             raise ModelError("model.runtime", "onnxruntime cannot load the model", cause=one_line(error)) from error
         if full not in self._session.get_providers():
-            raise ProviderError(
-                "provider.unavailable",
-                f"onnxruntime could not start provider `{provider}`",
-                hint=f"lepton doctor --provider {provider}",
-            )
+            raise _not_started(provider, library_error(full))
         self.inputs = [_info(argument) for argument in self._session.get_inputs()]
         self.outputs = [_info(argument) for argument in self._session.get_outputs()]
 
@@ -203,6 +202,61 @@ class Session:
         return tuple(
             node for provider, nodes in self.assignment().items() if provider != self.provider_name for node in nodes
         )
+
+
+def _options(ort: Any, threads: int, optimise: bool) -> Any:
+    """Session options: fixed threads, silent, and no spinning once a run has ended."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    # Two sessions take turns on few cores when models are compared: idle threads must not spin in the other's time.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+@functools.cache
+def _preload_device_libraries() -> None:
+    """Find CUDA and cuDNN where pip installs them; what is missing shows when the provider starts."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        onnxruntime().preload_dlls()
+
+
+def _loads_on_cpu(ort: Any, source: Any) -> bool:
+    """Whether the model itself is sound, so that a failure is the provider's."""
+    try:
+        ort.InferenceSession(source, _options(ort, 1, optimise=False), providers=[CPU])
+    except Exception:
+        return False
+    return True
+
+
+def library_error(full: str) -> str | None:
+    """Why the library of a provider cannot be loaded, in the words of the system's loader; `None` when it can.
+
+    onnxruntime itself only logs this, and then runs on the CPU.
+    """
+    short = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}.get(full)
+    if short is None:
+        return None
+    library = Path(onnxruntime().__file__).parent / "capi" / f"libonnxruntime_providers_{short}.so"
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _not_started(provider: str, cause: str | None) -> ProviderError:
+    return ProviderError(
+        "provider.unavailable",
+        f"onnxruntime could not start provider `{provider}`",
+        cause=cause,
+        hint=f"lepton doctor --provider {provider}   or run with --provider cpu",
+    )
 
 
 _TYPES = {"float": "float32", "double": "float64"}

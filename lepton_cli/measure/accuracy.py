@@ -107,7 +107,7 @@ class _Run:
         self.arms = list(arms)
         self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
         self.hooks = {
-            index: hooks.load(spec.function, base, allow_code)
+            index: hooks.load(spec.function, base, allow_code, ("evaluate", "accuracy", index, "function"))
             for index, spec in enumerate(self.specs)
             if spec.metric == "python"
         }
@@ -152,7 +152,8 @@ class _Run:
                     self.predictions is None
                     and metrics.class_labels(labels[track.label], outputs[track.output]).ndim == 1
                 ):
-                    self.predictions, self._class_labels = Predictions(track.output), track.label
+                    names = self.dataset.class_names.get(track.label, ())
+                    self.predictions, self._class_labels = Predictions(track.output, names), track.label
         if self.predictions is None and not labels and scores:
             self.predictions = Predictions(next(name for name in outputs if name in scores))
         self.fidelity = {
@@ -165,7 +166,7 @@ class _Run:
             raise DataError("data.empty", f"`{self.dataset.name}` has no samples")
         reference = self.arms[0]
         warnings = [
-            f"outputs `{t.output}` of `{t.variant}` have another shape than the original's in {t.different_shapes} batches"
+            f"output `{t.output}` of `{t.variant}` differs in shape from the original's in {t.different_shapes} batches"
             for t in self.fidelity.values()
             if t.different_shapes
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ _ENOUGH = 20
 class Predictions:
     """Predicted class, confidence and label of every sample, for each model."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    def __init__(self, output: str, names: Sequence[str] = ()) -> None:
+        """`names`: class names by class number, where the data knows them."""
+        self.output, self.names = output, names
         self.classes = 0
         self._outputs: dict[str, list[NDArray[Any]]] = {}
         self._found: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
@@ -50,6 +52,10 @@ class Predictions:
         """All labels, shape (samples,)."""
         return np.concatenate(self._labels) if self._labels else None
 
+    def name(self, number: int) -> str:
+        """What a class is called."""
+        return self.names[number] if 0 <= number < len(self.names) else str(int(number))
+
     def flips(self, reference: str, other: str) -> tuple[tuple[Flip, ...], int]:
         """Samples whose class changed, the original's most confident first (50 at most), and how many there are."""
         before, confidence = self.of(reference)
@@ -60,9 +66,9 @@ class Predictions:
         flips = tuple(
             Flip(
                 sample=int(i),
-                label=None if labels is None else str(int(labels[i])),
-                original=str(int(before[i])),
-                compressed=str(int(after[i])),
+                label=None if labels is None else self.name(labels[i]),
+                original=self.name(before[i]),
+                compressed=self.name(after[i]),
                 confidence=float(confidence[i]),
             )
             for i in first
@@ -77,7 +83,7 @@ class Predictions:
         before, after = self.of(reference)[0] == labels, self.of(other)[0] == labels
         return tuple(
             ClassChange(
-                label=str(int(label)),
+                label=self.name(label),
                 n=int((labels == label).sum()),
                 original=float(before[labels == label].mean()),
                 compressed=float(after[labels == label].mean()),
@@ -99,17 +105,17 @@ class Predictions:
             ]
         shifted = {shift: float((predicted == labels + shift).mean()) for shift in (1, -1)}
         shift, best = max(shifted.items(), key=lambda item: item[1])
+        right = f"`{arm}` is right on {100 * accuracy:.3g} % of the samples"
         if best > max(0.3, 3 * accuracy):
             return [
-                f"`{arm}` is right on {100 * accuracy:.3g} % of the samples, but on {100 * best:.3g} % when the labels are "
-                f"shifted by {shift:+d}: labels and outputs count classes differently (a background class?)"
+                f"{right}, but on {100 * best:.3g} % when the labels are shifted by {shift:+d}: labels and outputs "
+                "count classes differently (a background class?)"
             ]
         chance = 1 / max(2, self.classes)
         if accuracy < min(1.5 * chance, chance + 0.1):
             return [
-                f"`{arm}` is right on {100 * accuracy:.3g} % of the samples, near chance ({100 * chance:.3g} %): check the "
-                "preprocessing before trusting any comparison. Usual causes: values 0 to 255 where 0 to 1 is wanted or the "
-                "reverse (`scale: 1/255`), missing `mean`/`std`, BGR against RGB (`channels`), NHWC against NCHW (`layout`), "
-                "labels in another order"
+                f"{right}, near chance ({100 * chance:.3g} %): check the preprocessing before trusting any comparison. "
+                "Usual causes: values 0 to 255 where 0 to 1 is wanted or the reverse (`scale: 1/255`), missing "
+                "`mean`/`std`, BGR against RGB (`channels`), NHWC against NCHW (`layout`), labels in another order"
             ]
         return []

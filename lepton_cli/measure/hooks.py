@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,24 @@ class Hook:
         return MeasurementError("measure.hook", f"the metric `{self.reference}` {what}", where=where)
 
 
-def load(reference: str | None, base: Path, allow_code: bool) -> Hook:
+def load(reference: str | None, base: Path, allow_code: bool, option: Sequence[str | int] = ()) -> Hook:
     """The function named by `file.py:function`, relative to `base`. Raises RecipeError when it cannot be used."""
     file_name, separator, function_name = (reference or "").rpartition(":")
     if not separator or not file_name or not function_name:
-        raise RecipeError("recipe.hook", "`metric: python` needs `function: file.py:function`")
+        raise RecipeError("recipe.hook", "`metric: python` needs `function: file.py:function`", option=option)
     if not allow_code:
         raise RecipeError(
             "recipe.code-not-allowed",
             f"`{reference}` would run Python code of the recipe",
-            hint="add --allow-code to allow it",
+            hint="if you trust it: --allow-code",
+            option=option,
         )
     file = (base / file_name).resolve()
     if not file.is_file():
-        raise RecipeError("recipe.hook", f"there is no file {file}")
+        raise RecipeError("recipe.hook", f"there is no file {file}", option=option)
     spec = importlib.util.spec_from_file_location(f"lepton_hook_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise RecipeError("recipe.hook", f"{file} is not a Python file")
+        raise RecipeError("recipe.hook", f"{file} is not a Python file", option=option)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -74,7 +75,10 @@ def load(reference: str | None, base: Path, allow_code: bool) -> Hook:
     if not callable(function):
         known = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]
         raise RecipeError(
-            "recipe.hook", f"{file.name} has no function `{function_name}`", cause=f"it has {', '.join(known)}"
+            "recipe.hook",
+            f"{file.name} has no function `{function_name}`",
+            cause=f"it has {', '.join(known)}" if known else None,
+            option=option,
         )
     return Hook(str(reference), function, file)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def measure(
         if isinstance(model, bytes):
             path.write_bytes(model)
         feeds_path = Path(folder) / "feeds.npz"
-        np.savez(feeds_path, **{f"feed{i}": array for i, array in enumerate(feeds.values())})
+        numbered: dict[str, Any] = {f"feed{i}": array for i, array in enumerate(feeds.values())}
+        np.savez(feeds_path, **numbered)
         job = {
             "model": str(path),
             "feeds": str(feeds_path),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_cli.errors import LeptonError
+from lepton_cli.measure.arms import feeds_for
 from lepton_cli.runtime import PROVIDERS, Session, onnxruntime
 
 
@@ -49,8 +50,9 @@ def main() -> int:
     baseline = peak()
     try:
         session = Session(Path(job["model"]), provider=job["provider"], threads=job["threads"])
+        own = feeds_for(session, feeds)
         for _ in range(job["runs"]):
-            session.run(feeds)
+            session.run(own)
     except LeptonError as error:
         print(json.dumps({"error": f"{error.message}: {error.cause}"}))
         return 1

@@ -85,7 +85,7 @@ def class_labels(labels: Array, output: Array) -> Array:
     if labels.ndim == 2 and labels.shape == output.shape and labels.shape[1] > 1:
         one_hot = (labels.sum(axis=1) == 1) & (labels.max(axis=1) == 1) & (labels.min(axis=1) == 0)
         if one_hot.all():
-            return labels.argmax(axis=1)
+            return np.asarray(labels.argmax(axis=1))
     return labels.reshape(len(labels)) if labels.size == len(labels) else labels
 
 
@@ -144,7 +144,7 @@ def cosine(first: Array, second: Array) -> Array:
     _same_width(a, b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(norms > 0, np.einsum("ij,ij->i", a, b) / norms, (a == b).all(axis=1))
+        return np.asarray(np.where(norms > 0, np.einsum("ij,ij->i", a, b) / norms, (a == b).all(axis=1)))
 
 
 def _hits(output: Array, labels: Array, k: int) -> Columns:
@@ -162,18 +162,16 @@ def _hits(output: Array, labels: Array, k: int) -> Columns:
         # Ties count as argmax breaks them: an equal score of a lower class is ahead.
         ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[-1]) < labels[..., None]))
         hits = ahead.sum(axis=-1) < k
-    return hits.reshape(len(labels), -1).mean(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(hits.reshape(len(labels), -1).mean(axis=1, keepdims=True, dtype=np.float64))
 
 
 def check_range(labels: Array, classes: int) -> None:
     """Raises DataError for a label that is no class of the output."""
-    wrong = np.argwhere((labels < 0) | (labels >= classes))
+    wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        sample = int(wrong[0][0])
-        value = int(labels[tuple(wrong[0])])
         raise DataError(
             "data.label-range",
-            f"label {value} of sample {sample} in this batch is outside the output's classes 0 to {classes - 1}",
+            f"label {int(wrong[0])} is none of the output's classes 0 to {classes - 1}",
             cause="labels may count from 1, or belong to another output",
         )
 

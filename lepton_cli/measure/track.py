@@ -153,10 +153,8 @@ class Track:
         if self.metric.higher_is_better:
             return value
         labels = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in self._labels])
-        if self.spec.metric == "mae":
-            spread = float(np.abs(labels - np.median(labels)).mean())
-        else:
-            spread = float(labels.std())
+        absolute = self.spec.metric == "mae"
+        spread = float(np.abs(labels - np.median(labels)).mean() if absolute else labels.std())
         return 1 - value / spread if spread > 0 else -value
 
     def _is_proportion(self, columns: metrics.Columns) -> bool:
