@@ -81,14 +81,14 @@ def _hint(sample: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> str 
         return f"add `layout: {layout}`" + ("" if _fits(sample, size) else _resize(size))
     if len(sample) == 3 and len(wanted) == 3:
         return _image_hint(sample, wanted)
+    if 1 < len(sample) == len(wanted) < 6 and any(_fits(order, wanted) for order in itertools.permutations(sample)):
+        return "the axes are in another order than the model's: store them in its order"
     if len(fixed) == len(wanted) and math.prod(fixed) == math.prod(sample):
         return f"add `shape: {fixed}`"
     if len(sample) + 1 == len(wanted) and _fits((*sample, 1), wanted):
         return f"add `shape: {[*sample, 1]}`"
     if len(sample) == len(wanted) == 1 and isinstance(wanted[0], int):
         return f"the model wants {wanted[0]} numbers a sample: check `inputs`, or add `pad: {wanted[0]}`"
-    if len(sample) == len(wanted) and any(_fits(order, wanted) for order in itertools.permutations(sample)):
-        return "the axes are in another order than the model's: store them in its order"
     return None
 
 

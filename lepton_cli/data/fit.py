@@ -12,7 +12,7 @@ from lepton_cli.errors import DataError
 
 Statistics = Mapping[str, Fitted]
 #: A median needs its values in memory: at most so many are looked at, from the beginning.
-MAX_MEDIAN_VALUES = 50_000_000
+MAX_MEDIAN_VALUES = 10_000_000
 
 
 def fit(raw: Callable[[str], Iterator[Raw]], specs: Mapping[str, Preprocess]) -> dict[str, Fitted]:
@@ -25,22 +25,34 @@ def fit(raw: Callable[[str], Iterator[Raw]], specs: Mapping[str, Preprocess]) ->
         if spec.standardise:
             mean, std = _moments(raw(name), spec, fitted)
             fitted = Fitted(fitted.fill, mean, std)
-        if fitted != Fitted():
+        if spec.standardise or isinstance(spec.fill_missing, str):
             result[name] = fitted
     return result
 
 
-def _rows(chunk: Raw) -> Array:
-    """The values of a chunk as `[rows, columns]`."""
-    arrays = chunk if isinstance(chunk, list) else [chunk]
-    return np.concatenate([array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1) for array in arrays])
+def _parts(chunk: Raw) -> list[Array]:
+    """A chunk as arrays with samples on axis 0. Raises DataError for ragged lists: they have no columns."""
+    if not isinstance(chunk, list):
+        return [chunk]
+    if any(sample.ndim < 2 for sample in chunk):
+        raise DataError(
+            "data.ragged",
+            "`standardise` and `fill_missing: mean` work on columns, the samples are lists of different lengths",
+            option=("preprocess",),
+        )
+    return [sample[None] for sample in chunk]
+
+
+def _rows(array: Array) -> Array:
+    """The values as float64 `[rows, columns]`."""
+    return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1).astype(np.float64)
 
 
 def _typical(chunks: Iterator[Raw], kind: str) -> Array:
     """Mean or median per column of the values that are there."""
     kept: list[Array] = []
     for chunk in chunks:
-        kept.append(_rows(chunk).astype(np.float64))
+        kept.extend(_rows(array) for array in _parts(chunk))
         if sum(part.size for part in kept) > MAX_MEDIAN_VALUES:
             break
     values = np.concatenate(kept)
@@ -58,10 +70,8 @@ def _moments(chunks: Iterator[Raw], spec: Preprocess, fitted: Fitted) -> tuple[A
     """Mean and standard deviation per column in one pass (Chan's update, float64); constant columns get deviation 1."""
     count, mean, squares = 0, np.zeros(()), np.zeros(())
     for chunk in chunks:
-        parts = chunk if isinstance(chunk, list) else [chunk]
-        for part in parts:
-            array = part if not isinstance(chunk, list) else part[None]
-            values = _rows(prepare(array, spec, fitted)).astype(np.float64)
+        for array in _parts(chunk):
+            values = _rows(prepare(array, spec, fitted))
             delta = values.mean(axis=0) - mean
             added = len(values)
             squares = squares + ((values - values.mean(axis=0)) ** 2).sum(axis=0)

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Raw = Array | list[Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Fitted:
     """What `fill_missing: mean|median` and `standardise` learned from the calibration data: one value per column."""
 
@@ -151,13 +151,15 @@ def cast(array: Array, dtype: str) -> Array:
 _SCALE: dict[str, Any] = {"hint": "scale the values, for example `scale: 1/255`", "option": ("preprocess",)}
 
 
-def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        if dtype == "bfloat16":  # known to numpy by the type only
-            import ml_dtypes
+def _numpy_dtype(dtype: str) -> np.dtype[Any]:
+    name: Any = dtype
+    if dtype == "bfloat16":  # known to numpy by the type only
+        import ml_dtypes
 
-            dtype = ml_dtypes.bfloat16
-        return np.dtype(dtype)
+        name = ml_dtypes.bfloat16
+    try:
+        known: np.dtype[Any] = np.dtype(name)
+        return known
     except TypeError:
         raise DataError("data.dtype", f"no array can feed an input of type {dtype}", option=("inputs",)) from None
 
