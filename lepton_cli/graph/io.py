@@ -97,7 +97,9 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf message; equal models give equal bytes."""
+    """The model as one protobuf message, external weights included; equal models give equal bytes."""
+    if any(isinstance(v.const_value, ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values()):
+        model = ir.external_data.load_to_model(clone(model))
     return bytes(to_proto(model).SerializeToString(deterministic=True))
 
 

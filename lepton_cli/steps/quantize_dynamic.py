@@ -21,7 +21,8 @@ class Params(BaseParams):
         default="auto", description="Machine the model will run on; auto: this one"
     )
     op_types: tuple[str, ...] = Field(
-        default=("MatMul", "Gemm", "Gather", "Attention", "LSTM"), description="Operators to quantize (Conv gets slower)"
+        default=("MatMul", "Gemm", "Gather", "Attention", "LSTM"),
+        description="Operators to quantize (Conv gets slower)",
     )
 
 

@@ -20,7 +20,6 @@ class AccuracyGuard(Strict):
     max_drop: Points
 
 
-
 class Params(BaseParams):
     """Quantize weights and activations to int8, with ranges from calibration data."""
 
@@ -34,7 +33,9 @@ class Params(BaseParams):
     activations: Literal["int8", "int16"] = Field(default="int8", description="int16: more exact, slower")
     equalise: bool | None = Field(default=None, description="Cross-layer equalisation; default: where it helps")
     bias_correction: bool | None = Field(default=None, description="Default: where it helps")
-    rounding: Literal["nearest", "gptq"] | None = Field(default=None, description="Weight rounding; default: the better")
+    rounding: Literal["nearest", "gptq"] | None = Field(
+        default=None, description="Weight rounding; default: the better"
+    )
     accuracy_guard: AccuracyGuard | None = Field(
         default=None, description="Return the worst layers to float until the accuracy holds"
     )

@@ -1,0 +1,249 @@
+"""Which nodes become int8: the multiplications that pay, and the operators between them that keep a region together.
+
+Anchors are Conv, Gemm and MatMul with constant weights. Everything else becomes int8 only when it stands between
+anchors: each of its inputs is already int8 and its result ends in an anchor. So Softmax, LayerNorm, GELU and the
+arithmetic of attention masks never do. Refusals are decisions with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.quantize.limits import Range
+from lepton_cli.steps.base import Decision
+
+#: Operators that onnxruntime's x86 provider runs in int8 between two int8 neighbours; the moving ones share one scale.
+MOVING = frozenset(
+    {"MaxPool", "Resize", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split"}
+)
+COMPUTING = frozenset(
+    {"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "AveragePool", "GlobalAveragePool", "Concat"}
+)
+BETWEEN = MOVING | COMPUTING
+ANCHORS = frozenset({"Conv", "Gemm", "MatMul"})
+#: ModelOpt's rule: below this, a matrix product is too small for int8 to pay or to keep its accuracy.
+LEAST_SIDE = 16
+#: Inputs of a Concat whose ranges differ by more than this share one scale badly (boxes 0..640 beside scores 0..1).
+CONCAT_RATIO = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Nodes to quantize by name, and what is said about every other candidate."""
+
+    anchors: frozenset[str]
+    between: frozenset[str]
+    kept: tuple[Decision, ...]
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """All nodes to quantize."""
+        return self.anchors | self.between
+
+    def without(self, names: Iterable[str], reason: str, model: ir.Model) -> Choice:
+        """The choice that is left when anchors `names` stay float; regions shrink accordingly."""
+        dropped = frozenset(names)
+        anchors = self.anchors - dropped
+        kept = tuple(
+            Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason)
+            for node in model.graph
+            if node.name in dropped & self.anchors
+        )
+        return Choice(anchors, _between(model, anchors, self.between - dropped), self.kept + kept)
+
+
+def weight_of(node: ir.Node, position: int = 1) -> np.ndarray | None:
+    """The constant second input of an anchor, or `None`."""
+    if len(node.inputs) <= position or (value := node.inputs[position]) is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def candidates(model: ir.Model, allowed: set[str], excluded_reason: str = "left out by include/exclude") -> Choice:
+    """Anchors and the nodes between them, before any range is known."""
+    anchors: set[str] = set()
+    kept: list[Decision] = []
+    for node in model.graph:
+        if node.op_type not in ANCHORS or node.domain:
+            continue
+        reason = _refused(node) if node.name in allowed else excluded_reason
+        if reason is None:
+            anchors.add(node.name or "")
+        else:
+            kept.append(Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason))
+    kept += _inside_subgraphs(model)
+    eligible = {node.name or "" for node in model.graph if node.name in allowed and _may_stand_between(node)}
+    return Choice(frozenset(anchors), _between(model, frozenset(anchors), eligible), tuple(kept))
+
+
+def _refused(node: ir.Node) -> str | None:
+    """Why an anchor stays float, or `None`."""
+    weight = weight_of(node)
+    if weight is None:
+        return "its second input is computed, not a constant weight"
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if not np.isfinite(weight).all():
+        return "its weight holds infinities or NaN"
+    if node.op_type == "Conv":
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        return "its bias is computed" if bias is not None and bias.const_value is None else None
+    if weight.ndim != 2:
+        return f"its weight has {weight.ndim} dimensions"
+    inner, outer = weight.shape
+    if min(inner, outer) < LEAST_SIDE:
+        return f"too small for int8: {inner}x{outer}, needs at least {LEAST_SIDE} on both sides"
+    if node.op_type == "Gemm":
+        return _refused_gemm(node)
+    return None
+
+
+def _refused_gemm(node: ir.Node) -> str | None:
+    if node.attributes.get_int("transA", 0):
+        return "its activation is transposed (transA)"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and (bias.const_value is None or bias.const_value.numpy().ndim != 1):
+        return "its bias is not a constant vector"
+    if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
+        return "it scales its operands (alpha, beta)"
+    return None
+
+
+def _inside_subgraphs(model: ir.Model) -> list[Decision]:
+    top = {id(node) for node in model.graph}
+    return [
+        Decision(
+            node=node.name or "", op=node.op_type, action="kept", reason="inside the branch of a control-flow node"
+        )
+        for node in model.graph.all_nodes()
+        if id(node) not in top and node.op_type in ANCHORS
+    ]
+
+
+def _may_stand_between(node: ir.Node) -> bool:
+    if node.domain or node.op_type not in BETWEEN:
+        return False
+    if node.op_type == "Clip":
+        return _clip_holds_zero(node)
+    if node.op_type in ("Pad", "Resize"):
+        mode = node.attributes.get_string("mode", "constant" if node.op_type == "Pad" else "nearest")
+        return mode in ("constant", "nearest", "linear", "reflect", "edge")
+    return True
+
+
+def _clip_holds_zero(node: ir.Node) -> bool:
+    """A Clip vanishes into the range of its output, which always holds 0: so must the Clip's own."""
+    bounds = [weight_of(node, i) for i in (1, 2)]
+    if any(len(node.inputs) > i and node.inputs[i] is not None and bounds[i - 1] is None for i in (1, 2)):
+        return False
+    low = float(bounds[0].item()) if bounds[0] is not None else node.attributes.get_float("min", -np.inf)
+    high = float(bounds[1].item()) if bounds[1] is not None else node.attributes.get_float("max", np.inf)
+    return low <= 0 <= high
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs that carry activations, not constants and not shapes or axes."""
+    inputs = node.inputs if node.op_type in ("Add", "Mul", "Concat") else node.inputs[:1]
+    return [value for value in inputs if value is not None and value.const_value is None]
+
+
+def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) -> frozenset[str]:
+    """Eligible nodes all of whose inputs are int8 and whose result reaches an anchor through such nodes."""
+    eligible = set(eligible)
+    ready: set[str] = set()
+    forward: list[ir.Node] = []
+    for node in model.graph:
+        if node.name in anchors:
+            if node.op_type == "Conv":
+                ready.update(value.name or "" for value in node.outputs)
+        elif node.name in eligible:
+            inputs = data_inputs(node)
+            if inputs and all(value.name in ready for value in inputs) and _constants_fit(node):
+                forward.append(node)
+                ready.update(value.name or "" for value in node.outputs)
+    chosen: set[str] = set()
+    wanted: set[str] = set()
+    for node in model.graph:
+        if node.name in anchors and node.inputs[0] is not None:
+            wanted.add(node.inputs[0].name or "")
+    for node in reversed(forward):
+        if any(value.name in wanted for value in node.outputs):
+            chosen.add(node.name or "")
+            wanted.update(value.name or "" for value in data_inputs(node))
+    return frozenset(chosen) | _trailing_activations(model, anchors, forward, chosen)
+
+
+def _constants_fit(node: ir.Node) -> bool:
+    """Add and Mul with a constant operand: only float ones that vary are worth a scale of their own."""
+    if node.op_type not in ("Add", "Mul", "Concat"):
+        return True
+    constants = [
+        value.const_value.numpy() for value in node.inputs if value is not None and value.const_value is not None
+    ]
+    return all(constant.dtype == np.float32 and np.isfinite(constant).all() for constant in constants)
+
+
+def _trailing_activations(
+    model: ir.Model, anchors: frozenset[str], forward: list[ir.Node], chosen: set[str]
+) -> frozenset[str]:
+    """ReLU or Clip right behind a Conv whose result is float anyway: fused into the Conv they cost nothing."""
+    outputs = {value.name for value in model.graph.outputs}
+    found = set()
+    for node in forward:
+        if node.name in chosen or node.op_type not in ("Relu", "Clip") or node.inputs[0] is None:
+            continue
+        source = node.inputs[0]
+        producer = source.producer()
+        if producer is not None and producer.name in anchors and len(source.uses()) == 1 and source.name not in outputs:
+            found.add(node.name or "")
+    return frozenset(found)
+
+
+def activations(model: ir.Model, choice: Choice) -> list[str]:
+    """Tensors whose ranges the choice needs, in graph order."""
+    names: dict[str, None] = {}
+    for node in model.graph:
+        if node.name not in choice.nodes:
+            continue
+        for value in (*data_inputs(node), *(node.outputs if node.op_type in BETWEEN | {"Conv"} else ())):
+            if value.dtype in (None, ir.DataType.FLOAT):
+                names[value.name or ""] = None
+    return list(names)
+
+
+def refine(model: ir.Model, choice: Choice, ranges: Mapping[str, Range], masked: Mapping[str, int]) -> Choice:
+    """Drop what the ranges forbid: tensors with mask constants or no data, Concats of incompatible ranges."""
+    reasons: dict[str, str] = {}
+    for node in model.graph:
+        if node.name not in choice.nodes:
+            continue
+        for value in (*data_inputs(node), *node.outputs):
+            if value.name in masked:
+                reasons[node.name or ""] = f"`{value.name}` holds infinities or mask constants"
+        unseen = [value.name for value in data_inputs(node) if value.name not in ranges]
+        if unseen:
+            reasons.setdefault(node.name or "", f"no calibration values for `{unseen[0]}`")
+        if node.op_type == "Concat" and (spread := _concat_spread(node, ranges)) > CONCAT_RATIO:
+            reasons[node.name or ""] = f"joins ranges that differ {spread:.0f} times: one scale would lose the smaller"
+    for name, reason in reasons.items():
+        choice = _drop(model, choice, name, reason)
+    return choice
+
+
+def _drop(model: ir.Model, choice: Choice, name: str, reason: str) -> Choice:
+    op = next(node.op_type for node in model.graph if node.name == name)
+    anchors = choice.anchors - {name}
+    kept = (*choice.kept, Decision(node=name, op=op, action="kept", reason=reason))
+    return Choice(anchors, _between(model, anchors, choice.between - {name}), kept)
+
+
+def _concat_spread(node: ir.Node, ranges: Mapping[str, Range]) -> float:
+    sizes = [
+        max(-low, high) for value in data_inputs(node) if (pair := ranges.get(value.name or "")) for low, high in [pair]
+    ]
+    sizes = [size for size in sizes if size > 0]
+    return max(sizes) / min(sizes) if sizes else 1.0

@@ -1,0 +1,131 @@
+"""`quantize.dynamic`: int8 weights, activations quantized while running; no data needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.errors import RecipeError, StepError
+from lepton_cli.graph import io
+from lepton_cli.graph.select import select
+from lepton_cli.quantize import targets
+from lepton_cli.quantize.choose import LEAST_SIDE, weight_of
+from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
+from lepton_cli.quantize.qdq import quiet
+from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.steps.base import Context, Decision, Outcome
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.quantize_dynamic import Params
+
+#: What onnxruntime's writer can quantize dynamically.
+SUPPORTED = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "Conv", "EmbedLayerNormalization")
+
+
+def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """The dynamically quantized model.
+
+    Raises ModelError for models that are quantized already, RecipeError for operators that cannot be.
+    """
+    for index, op in enumerate(params.op_types):
+        if op not in SUPPORTED:
+            raise RecipeError(
+                "recipe.op-type",
+                f"`{op}` cannot be quantized dynamically",
+                hint=f"choose from {', '.join(SUPPORTED)}",
+                option=("op_types", index),
+            )
+    target = targets.resolve(params.target, context.provider)
+    prepared = prepare(model, context)
+    allowed = select(prepared.names, params.include, params.exclude)
+    chosen: list[ir.Node] = []
+    decisions: list[Decision] = []
+    for node in prepared.model.graph:
+        if node.op_type not in SUPPORTED:
+            continue
+        reason = _refused(node, params.op_types) if node.name in allowed else "left out by include/exclude"
+        if reason is None:
+            chosen.append(node)
+        action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
+        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=why))
+    details = {"target": target.name, "why": target.why}
+    summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
+    if not chosen or context.dry:
+        return Outcome(model, len(chosen), tuple(decisions), summary, details)
+    made = _written(prepared.model, {node.name or "" for node in chosen}, params.op_types, target)
+    details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)  # type: ignore[assignment]
+    return Outcome(made, len(chosen), tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+
+
+def _warnings(chosen: list[ir.Node], target: targets.Target, before: tuple[str, ...]) -> tuple[str, ...]:
+    found = list(before)
+    if any(node.op_type == "Conv" for node in chosen):
+        found.append(
+            "dynamic quantization makes Conv 5 to 15 times slower in onnxruntime (ConvInteger): use quantize.static"
+        )
+    if target.name in ("cuda", "tensorrt"):
+        found.append(f"`{target.name}` has no dynamic int8 kernels: these operators fall back to the CPU")
+    return tuple(found)
+
+
+def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
+    if node.op_type not in op_types:
+        return f"{node.op_type} is not among op_types" + (
+            ": dynamic Conv is slower than float" if node.op_type == "Conv" else ""
+        )
+    if node.op_type == "Gather":
+        table = weight_of(node, 0)
+        return (
+            None
+            if table is not None and table.dtype == np.float32 and table.size >= 4096
+            else "not a large float table"
+        )
+    if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
+        return None
+    weight = weight_of(node)
+    if weight is None:
+        return "its second input is computed, not a constant weight"
+    if weight.dtype != np.float32 or weight.ndim != 2:
+        return f"its weight is {weight.dtype} with {weight.ndim} dimensions"
+    if min(weight.shape) < LEAST_SIDE:
+        return f"too small for int8: {'x'.join(map(str, weight.shape))}, needs at least {LEAST_SIDE} on both sides"
+    return None
+
+
+def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target: targets.Target) -> ir.Model:
+    onnxruntime()
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+    from onnxruntime.quantization.quant_utils import QuantizationMode
+
+    gemm_to_matmul(model, nodes)
+    proto = io.to_proto(model)
+    try:
+        with quiet():
+            quantizer = ONNXQuantizer(
+                proto,
+                per_channel=True,
+                reduce_range=target.reduce_range,
+                mode=QuantizationMode.IntegerOps,
+                static=True,  # else every Gemm is rewritten, chosen or not; set right below
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=None,
+                nodes_to_quantize=sorted(nodes),
+                nodes_to_exclude=[],
+                op_types_to_quantize=list(op_types),
+                extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+            )
+            quantizer.static = False
+            made = quantizer.quantize_model()
+    except Exception as error:  # the writer raises whatever its numpy and protobuf code raises
+        raise StepError(
+            "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
+        ) from error
+    result: ir.Model = ir.from_proto(made)
+    result.graph.sort()
+    result.producer_name, result.producer_version = model.producer_name, model.producer_version
+    return result

@@ -1,0 +1,140 @@
+"""`convert.fp16`: float32 to float16 by onnxruntime's converter, with what leaves float16's range kept in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from lepton_cli.errors import ModelError, StepError
+from lepton_cli.graph import io
+from lepton_cli.graph.select import select
+from lepton_cli.quantize import ranges
+from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.quantize.histogram import MASK
+from lepton_cli.quantize.qdq import quiet
+from lepton_cli.quantize.targets import resolve
+from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.steps.base import Context, Decision, Outcome
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.convert_fp16 import Params
+
+#: Greatest finite float16; a margin is kept because other data reach further than the samples seen.
+GREATEST = 65504.0
+MARGIN = 4.0
+
+
+def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """The float16 model. Raises ModelError when there is nothing in float32, StepError when the converter fails."""
+    names = [node.name or "" for node in model.graph.all_nodes()]
+    chosen = select(names, params.include, params.exclude)
+    floats = sum(
+        value.const_value.dtype == ir.DataType.FLOAT
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    blocked = {name: "left out by include/exclude" for name in names if name not in chosen}
+    blocked |= _beyond_range(model, context)
+    kept = [
+        Decision(node=node.name or "", op=node.op_type, action="kept", reason=blocked[node.name or ""])
+        for node in model.graph.all_nodes()
+        if node.name in blocked
+    ]
+    if not floats and not any(_is_float(value) for value in model.graph.inputs):
+        return Outcome(model, 0, tuple(kept), "nothing in float32 to convert")
+    if context.dry:
+        return Outcome(model, len(names) - len(blocked), tuple(kept), f"{floats} tensors to float16")
+    made = _converted(model, sorted(blocked), params.keep_io)
+    halves = sum(t.const_value.dtype == ir.DataType.FLOAT16 for t in made.graph.initializers.values() if t.const_value)
+    fidelity = Fidelity(model, context, samples=32).sqnr(made) if params.keep_io else None
+    return Outcome(
+        made,
+        changed=len(names) - len(blocked),
+        decisions=tuple(kept),
+        summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
+        details={"sqnr_db": None if fidelity is None else round(fidelity, 2), "kept": len(kept)},
+        warnings=_warnings(params.keep_io, context),
+    )
+
+
+def _warnings(keep_io: bool, context: Context) -> tuple[str, ...]:
+    found = []
+    if context.provider == "cpu" and resolve("auto").name.startswith("x86"):
+        found.append(
+            "onnxruntime computes float16 on x86 CPUs in float32 with casts: expect half the size, not more speed"
+        )
+    if not keep_io:
+        found.append("inputs and outputs are float16 now: callers must feed and expect that type")
+    return tuple(found)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT
+
+
+def _converted(model: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
+    onnxruntime()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    if io.weight_bytes(model) >= io.EXTERNAL_ABOVE:
+        raise ModelError("model.too-large", "models above 1.8 GB cannot be converted to float16 yet")
+    try:
+        with quiet(), np.errstate(all="ignore"):
+            proto = convert_float_to_float16(
+                onnx.shape_inference.infer_shapes(io.to_proto(model)),
+                keep_io_types=keep_io,
+                disable_shape_infer=True,
+                node_block_list=blocked,
+                min_positive_val=5.97e-08,
+                max_finite_val=GREATEST,
+            )
+    except Exception as error:  # the converter raises whatever its protobuf code raises
+        raise StepError(
+            "fp16.converter", "onnxruntime's float16 converter cannot convert this graph", cause=one_line(error)
+        ) from error
+    made: ir.Model = ir.from_proto(proto)
+    _join_casts(made)
+    made.graph.sort()
+    return made
+
+
+def _join_casts(model: ir.Model) -> None:
+    """The converter casts around every float32 node: between two of them the value would squeeze through float16."""
+    for node in list(model.graph.all_nodes()):
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        before = source.producer() if source is not None else None
+        if source is None or before is None or before.op_type != "Cast" or before.inputs[0] is None:
+            continue
+        kinds = [cast.attributes.get_int("to", 0) for cast in (before, node)]
+        if kinds == [ir.DataType.FLOAT16, ir.DataType.FLOAT] and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _beyond_range(model: ir.Model, context: Context) -> dict[str, str]:
+    """Nodes whose weights or results do not fit float16, by name. Mask constants are cut to float16's range instead."""
+    found: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and _is_float(value):
+                largest = float(np.abs(value.const_value.numpy()).max(initial=0.0))
+                if GREATEST < largest < MASK:
+                    found[node.name or ""] = f"constant `{value.name}` reaches {largest:.3g}, beyond float16"
+    if context.dry:
+        return found
+    names = [value.name or "" for node in model.graph for value in node.outputs if _is_float(value)]
+    seen = ranges.collect(model, names, context.calibration or context.check, context)
+    for node in model.graph:
+        for value in (*node.inputs, *node.outputs):
+            histogram = seen.histograms.get(value.name or "") if value is not None else None
+            if value is None or histogram is None or histogram.empty:
+                continue
+            largest = max(-histogram.low, histogram.high)
+            if largest * MARGIN > GREATEST:
+                found.setdefault(node.name or "", f"`{value.name}` reaches {largest:.3g}, float16 ends at 65504")
+    return found

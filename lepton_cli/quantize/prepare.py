@@ -1,0 +1,97 @@
+"""Brings a float model into the shape that quantization expects, without changing what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from lepton_cli.errors import ModelError
+from lepton_cli.graph import io
+from lepton_cli.steps.base import Context
+
+#: Operators that only quantized models have.
+QUANTIZED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QLinearMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "QGemm",
+        "MatMulNBits",
+        "GatherBlockQuantized",
+        "QEmbedLayerNormalization",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A private copy of the model. `names` are the nodes of the model as the user knows them."""
+
+    model: ir.Model
+    names: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def refuse_quantized(model: ir.Model) -> None:
+    """Raise ModelError when the model holds quantized operators already."""
+    found = [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED]
+    if found:
+        raise ModelError(
+            "model.already-quantized",
+            f"the model is quantized already: {len(found)} quantized operators, the first is "
+            f"`{found[0].name}` ({found[0].op_type})",
+            hint="start from the float model",
+        )
+
+
+def prepare(model: ir.Model, context: Context) -> Prepared:
+    """A copy with constants as initializers and BatchNormalization folded where a Conv stands before it."""
+    refuse_quantized(model)
+    names = tuple(node.name or "" for node in model.graph.all_nodes())
+    copy = io.clone(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    return Prepared(copy, names)
+
+
+def gemm_to_matmul(model: ir.Model, names: set[str]) -> None:
+    """Rewrite the Gemms `names` (no transA, no alpha, beta) as MatMul + Add, in place; the MatMul keeps the name."""
+    for node in list(model.graph):
+        if node.name not in names or node.op_type != "Gemm":
+            continue
+        data, weight = node.inputs[0], node.inputs[1]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if weight is None or weight.const_value is None:
+            continue
+        if node.attributes.get_int("transB", 0):
+            transposed = np.ascontiguousarray(weight.const_value.numpy().T)
+            name = f"{weight.name}_{node.name}_T"
+            weight = ir.Value(
+                name=name,
+                shape=ir.Shape(transposed.shape),
+                type=ir.TensorType(ir.DataType.FLOAT),
+                const_value=ir.tensor(transposed, name=name),
+            )
+            model.graph.register_initializer(weight)
+        matmul = ir.Node("", "MatMul", [data, weight], name=node.name)
+        made = [matmul]
+        result = matmul.outputs[0]
+        result.name = f"{node.name}_product"
+        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+        if bias is not None:
+            made.append(ir.Node("", "Add", [result, bias], name=f"{node.name}_bias"))
+            made[-1].outputs[0].type, made[-1].outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, node.outputs, made[-1].outputs)
+    common.RemoveUnusedNodesPass()(model)

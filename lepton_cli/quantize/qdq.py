@@ -1,0 +1,139 @@
+"""Writes the quantized graph with onnxruntime's own QDQ writer, from our choice of nodes, ranges and weight scales."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.errors import StepError
+from lepton_cli.graph import io
+from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.limits import Range
+from lepton_cli.quantize.targets import Target
+from lepton_cli.runtime import one_line, onnxruntime
+
+#: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
+PER_CHANNEL_OPSET = 13
+MICROSOFT = "com.microsoft"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that decides how a quantized graph looks. Weights are symmetric, with one scale per output channel."""
+
+    target: Target
+    choice: Choice
+    ranges: Mapping[str, Range]
+    #: Weight initializer -> (axis, one scale per channel). Weights not named get the greatest magnitude's scale.
+    scales: Mapping[str, tuple[int, NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
+    activations: Literal["int8", "int16"] = "int8"
+
+
+def write(model: ir.Model, plan: Plan) -> ir.Model:
+    """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
+    proto = io.to_proto(model)
+    try:
+        with quiet():
+            made = _quantizer(proto, plan).quantize_model()
+    except Exception as error:  # the writer raises whatever its numpy and protobuf code raises
+        raise StepError(
+            "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
+        ) from error
+    result: ir.Model = ir.from_proto(made)
+    drop_float_pairs(result, plan.choice)
+    result.graph.sort()
+    result.producer_name, result.producer_version = model.producer_name, model.producer_version
+    return result
+
+
+def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
+    onnxruntime()
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in plan.ranges.items()
+    }
+    names = {node.name: node.op_type for node in proto.graph.node}
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+    wide = QuantType.QInt16 if plan.target.symmetric_activations else QuantType.QUInt16
+    return QDQQuantizer(
+        proto,
+        per_channel=True,
+        reduce_range=plan.target.reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=wide if plan.activations == "int16" else kinds[plan.target.activation],
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=sorted(plan.choice.nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=sorted({names[name] for name in plan.choice.nodes}),
+        extra_options={
+            "ActivationSymmetric": plan.target.symmetric_activations,
+            "WeightSymmetric": True,
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"] if plan.target.float_outputs else [],
+            "TensorQuantOverrides": _overrides(plan),
+            "UseQDQContribOps": opset < PER_CHANNEL_OPSET,
+        },
+    )
+
+
+def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [
+            {"axis": axis, "scale": np.float32(scale), "zero_point": np.int8(0)}
+            if i == 0
+            else {"scale": np.float32(scale), "zero_point": np.int8(0)}
+            for i, scale in enumerate(scales)
+        ]
+        for name, (axis, scales) in plan.scales.items()
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """onnxruntime's quantizer logs advice to the root logger; ours goes into the report instead."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def is_pair(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear directly follows its QuantizeLinear."""
+    source = node.inputs[0]
+    producer = source.producer() if source is not None else None
+    return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
+
+
+def drop_float_pairs(model: ir.Model, choice: Choice) -> int:
+    """Remove Q/DQ pairs between float nodes: they round for nothing. Returns how many."""
+    dropped = 0
+    for node in list(model.graph):
+        if not is_pair(node) or node.inputs[0] is None:
+            continue
+        quantize = node.inputs[0].producer()
+        source = quantize.inputs[0] if quantize is not None else None
+        if quantize is None or source is None or len(node.inputs[0].uses()) != 1:
+            continue
+        producer = source.producer()
+        if producer is not None and producer.name in choice.nodes and producer.op_type not in ("Gemm", "MatMul"):
+            continue
+        users = [use.node for use in node.outputs[0].uses()]
+        if any(user.name in choice.nodes for user in users) or node.outputs[0].is_graph_output():
+            continue
+        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        model.graph.remove([node, quantize], safe=True)
+        dropped += 1
+    return dropped

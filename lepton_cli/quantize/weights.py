@@ -1,0 +1,250 @@
+"""`quantize.weights`: MatMul, Gemm and embedding weights in 4 or 8 bits by blocks (MatMulNBits, GatherBlockQuantized).
+
+Weights are read and written block of rows by block of rows, so that memory stays bounded whatever the model's size.
+onnxruntime's own MatMulNBitsQuantizer holds the whole model; the format here is the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import io
+from lepton_cli.graph.select import select
+from lepton_cli.quantize import blockwise
+from lepton_cli.quantize.prepare import refuse_quantized
+from lepton_cli.steps.base import Context, Decision, Outcome
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.quantize_weights import Params
+
+MICROSOFT = "com.microsoft"
+#: Weights with fewer elements stay as they are: nothing to win.
+LEAST_SIZE = 4096
+#: Float elements worked on at once.
+CHUNK = 2_000_000
+#: Above this many bytes of weights, results go to a file in the work folder instead of memory.
+SPILL_ABOVE = 256_000_000
+
+
+def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """The model with blockwise weights. Raises ModelError for models that are quantized already."""
+    refuse_quantized(model)
+    names = [node.name or "" for node in model.graph.all_nodes()]
+    allowed = select(names, params.include, params.exclude)
+    copy = io.clone(model)
+    chosen, decisions = _chosen(copy, allowed, params)
+    details: dict[str, Any] = {
+        "bits": params.bits,
+        "block_size": params.block_size,
+        "method": params.method,
+        "symmetric": params.symmetric,
+    }
+    if not chosen or context.dry:
+        return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {params.bits} bits", details)
+    store = _Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+    errors = []
+    with context.progress.stage("quantize.weights", len(chosen)) as stage:
+        for node in chosen:
+            ratio = _replace(copy, node, params, store)
+            errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
+            stage.advance()
+    _drop_unused(copy)
+    copy.graph.opset_imports[MICROSOFT] = 1
+    details["sensitivity"] = errors
+    summary = f"{len(chosen)} weights to {params.bits} bits in blocks of {params.block_size}"
+    return Outcome(copy, len(chosen), tuple(decisions), summary, details)
+
+
+def _chosen(model: ir.Model, allowed: set[str], params: Params) -> tuple[list[ir.Node], list[Decision]]:
+    chosen, decisions = [], []
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain:
+            continue
+        reason = _refused(node, params) if node.name in allowed else "left out by include/exclude"
+        if reason is None:
+            chosen.append(node)
+        action = "kept" if reason else "quantized"
+        text = reason or f"{params.bits} bits, blocks of {params.block_size}"
+        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=text))
+    return chosen, decisions
+
+
+def _refused(node: ir.Node, params: Params) -> str | None:
+    value = node.inputs[0 if node.op_type == "Gather" else 1]
+    tensor = None if value is None else value.const_value
+    if tensor is None:
+        return "no constant weight"
+    if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+        return f"its weight is {tensor.dtype} with {len(tensor.shape)} dimensions"
+    if tensor.size < LEAST_SIZE:
+        return f"only {tensor.size} values"
+    if node.op_type == "Gather":
+        if node.attributes.get_int("axis", 0) != 0:
+            return "does not gather whole rows"
+        if _dims(tensor)[1] % params.block_size:
+            return f"its rows of {tensor.shape[1]} are no multiple of block_size {params.block_size}"
+    if node.op_type == "Gemm" and (
+        node.attributes.get_int("transA", 0) == 1
+        or node.attributes.get_float("alpha", 1.0) != 1.0
+        or node.attributes.get_float("beta", 1.0) != 1.0
+    ):
+        return "it transposes or scales its operands"
+    return None
+
+
+def _dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
+    rows, columns = tensor.shape.numpy()
+    return rows, columns
+
+
+class _Store:
+    """Keeps results in memory, or appends them to one file and hands out references to it."""
+
+    def __init__(self, workdir: Path | None) -> None:
+        self.path = None
+        self.end = 0
+        if workdir is not None:
+            self.path = Path(tempfile.mkdtemp(dir=workdir)) / "weights.data"
+
+    def keep(self, name: str, array: NDArray[Any]) -> ir.TensorProtocol:
+        if self.path is None:
+            return ir.tensor(array, name=name)
+        start = -(-self.end // 4096) * 4096
+        with self.path.open("ab") as stream:
+            stream.write(b"\0" * (start - self.end))
+            array.tofile(stream)
+        self.end = start + array.nbytes
+        return ir.ExternalTensor(
+            self.path.name,
+            start,
+            array.nbytes,
+            ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self.path.parent,
+        )
+
+
+def _rows(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Slabs of consecutive rows, a multiple of `multiple` each, without mapping the whole file at once."""
+    rows, columns = _dims(tensor)
+    step = max(multiple, CHUNK // max(columns, 1) // multiple * multiple)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        if isinstance(tensor, ir.ExternalTensor):
+            offset = (tensor.offset or 0) + start * columns * 4
+            slab = np.fromfile(tensor.path, dtype="<f4", count=count * columns, offset=offset).reshape(count, columns)
+        else:
+            slab = tensor.numpy()[start : start + count]
+        yield start, slab
+
+
+class _Quantized:
+    """Collects the blocks of one weight: packed codes [rows, blocks, bytes], scales and zero points [rows, blocks]."""
+
+    def __init__(self, rows: int, blocks: int, params: Params) -> None:
+        self.params = params
+        self.packed = np.zeros((rows, blocks, params.block_size * params.bits // 8), dtype=np.uint8)
+        self.scales = np.zeros((rows, blocks), dtype=np.float32)
+        self.zero_points = None if params.symmetric else np.zeros((rows, blocks), dtype=np.uint8)
+        self.signal = self.noise = 0.0
+
+    def add(self, rows: slice, blocks: slice, values: NDArray[np.float32]) -> None:
+        made = blockwise.quantize(values, self.params.bits, self.params.method, self.params.symmetric)
+        self.packed[rows, blocks] = blockwise.pack(made.codes, self.params.bits)
+        self.scales[rows, blocks] = made.scales
+        if self.zero_points is not None and made.zero_points is not None:
+            self.zero_points[rows, blocks] = made.zero_points
+        self.signal += float(np.square(values, dtype=np.float64).sum())
+        self.noise += float(np.square(made.dequantized(self.params.bits) - values, dtype=np.float64).sum())
+
+    @property
+    def sqnr(self) -> float:
+        return 10 * float(np.log10(max(self.signal, 1e-30) / max(self.noise, 1e-30)))
+
+
+def _by_columns(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
+    """A MatMul's [K, N]: blocks run down each column."""
+    size = params.block_size
+    inner, outer = _dims(tensor)
+    made = _Quantized(outer, -(-inner // size), params)
+    for start, slab in _rows(tensor, size):
+        padded = np.pad(slab, ((0, -len(slab) % size), (0, 0)))
+        blocks = padded.reshape(-1, size, outer).transpose(2, 0, 1)
+        made.add(slice(None), slice(start // size, start // size + blocks.shape[1]), np.ascontiguousarray(blocks))
+    return made
+
+
+def _by_rows(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
+    """A transposed Gemm's [N, K] or a table [rows, K]: blocks run along each row."""
+    size = params.block_size
+    outer, inner = _dims(tensor)
+    made = _Quantized(outer, -(-inner // size), params)
+    for start, slab in _rows(tensor, 1):
+        padded = np.pad(slab, ((0, 0), (0, -inner % size)))
+        made.add(slice(start, start + len(slab)), slice(None), padded.reshape(len(slab), -1, size))
+    return made
+
+
+def _replace(model: ir.Model, node: ir.Node, params: Params, store: _Store) -> float:
+    """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
+    gather = node.op_type == "Gather"
+    weight = node.inputs[0 if gather else 1]
+    assert weight is not None
+    assert weight.const_value is not None
+    along_rows = gather or node.attributes.get_int("transB", 0) == 1
+    made = (_by_rows if along_rows else _by_columns)(weight.const_value, params)
+    outer, inner = _dims(weight.const_value)
+    if not along_rows:
+        outer, inner = inner, outer
+    packed = made.packed.reshape(outer, -1) if gather else made.packed
+    arrays = [("codes", packed), ("scales", made.scales)]
+    if made.zero_points is not None:
+        arrays.append(("zero_points", blockwise.pack(made.zero_points, params.bits)))
+    inputs = [_initializer(model, f"{node.name}.{suffix}", array, store) for suffix, array in arrays]
+    if gather:
+        _put(model, node, _gather(node, inputs, params))
+    else:
+        _put(model, node, _matmul(node, inputs, params, inner, outer))
+    return made.sqnr
+
+
+def _initializer(model: ir.Model, name: str, array: NDArray[Any], store: _Store) -> ir.Value:
+    tensor = store.keep(name, array)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _gather(node: ir.Node, inputs: list[ir.Value], params: Params) -> list[ir.Node]:
+    attributes = {"bits": params.bits, "block_size": params.block_size, "gather_axis": 0, "quantize_axis": 1}
+    operands = [inputs[0], node.inputs[1], *inputs[1:]]
+    return [ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT, name=node.name)]
+
+
+def _matmul(node: ir.Node, inputs: list[ir.Value], params: Params, inner: int, outer: int) -> list[ir.Node]:
+    attributes = {"K": inner, "N": outer, "bits": params.bits, "block_size": params.block_size}
+    made = [ir.node("MatMulNBits", [node.inputs[0], *inputs], attributes, domain=MICROSOFT, name=node.name)]
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        made[0].outputs[0].name = f"{node.name}_product"
+        made.append(ir.node("Add", [made[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
+    return made
+
+
+def _put(model: ir.Model, node: ir.Node, made: list[ir.Node]) -> None:
+    old, new = node.outputs[0], made[-1].outputs[0]
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])
+
+
+def _drop_unused(model: ir.Model) -> None:
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]

@@ -1,0 +1,154 @@
+"""Small models, data and a context for tests of quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.graph import io
+from lepton_cli.progress import Silent
+from lepton_cli.runtime import Session
+from lepton_cli.steps.base import Context
+
+
+class Samples:
+    """Arrays as a data set."""
+
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, name: str = "samples", **feeds: np.ndarray) -> None:
+        self.name = name
+        self.path = name
+        self.feeds = feeds
+        self.count = len(next(iter(feeds.values())))
+        self.fingerprint = str(hash((name, *(array.tobytes() for array in feeds.values()))))
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        count = min(self.count, limit or self.count)
+        for start in range(0, count, size or 32):
+            end = min(start + (size or 32), count)
+            yield Batch({name: array[start:end] for name, array in self.feeds.items()}, {}, start)
+
+    def sample_hashes(self) -> list[str]:
+        return []
+
+
+def context(data: Dataset | None, workdir: Path, **options: Any) -> Context:
+    """A context with calibration data `data` and defaults for everything else."""
+    defaults: dict[str, Any] = {
+        "evaluation": None,
+        "check": data,
+        "original": None,
+        "score": None,
+        "provider": "cpu",
+        "batch": 1,
+        "threads": 1,
+        "seed": 0,
+        "progress": Silent(),
+        "workdir": workdir,
+        "cache": None,
+    }
+    return Context(calibration=data, **(defaults | options))
+
+
+class Graph:
+    """Builds a float model node by node; `take` and every operator return the name of a tensor."""
+
+    def __init__(self, opset: int = 17, seed: int = 0) -> None:
+        self.opset = opset
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+
+    def take(self, name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def constant(self, array: Any) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        number = len(self.nodes)
+        names = [f"t{number}" if i == 0 else f"t{number}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=f"{kind}_{number}", **attributes))
+        return names[0] if outputs == 1 else names
+
+    def conv(
+        self, x: str, cin: int, cout: int, k: int = 3, *, stride: int = 1, group: int = 1, relu: bool = True
+    ) -> str:
+        weight = self.random.normal(0, (2 / (cin // group * k * k)) ** 0.5, (cout, cin // group, k, k))
+        bias = self.random.normal(0, 0.1, cout)
+        pads = [k // 2] * 4
+        names = [self.constant(weight.astype(np.float32)), self.constant(bias.astype(np.float32))]
+        y: str = self.op("Conv", x, *names, pads=pads, strides=[stride, stride], group=group)
+        return self.op("Relu", y) if relu else y
+
+    def linear(self, x: str, inner: int, outer: int, *, gemm: bool = True) -> str:
+        weight = self.random.normal(0, inner**-0.5, (outer, inner) if gemm else (inner, outer)).astype(np.float32)
+        bias = self.constant(self.random.normal(0, 0.1, outer).astype(np.float32))
+        if gemm:
+            return str(self.op("Gemm", x, self.constant(weight), bias, transB=1))
+        return str(self.op("Add", self.op("MatMul", x, self.constant(weight)), bias))
+
+    def model(self, *outputs: str) -> ir.Model:
+        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        graph = helper.make_graph(self.nodes, "test", self.inputs, made, self.weights)
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+def residual_net(opset: int = 17) -> ir.Model:
+    """Two residual blocks, global pooling and a classifier of 10 outputs, input `x` [b, 3, 16, 16]."""
+    graph = Graph(opset)
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16)
+    for _ in range(2):
+        y = graph.conv(graph.conv(x, 16, 16), 16, 16, relu=False)
+        x = graph.op("Relu", graph.op("Add", y, x))
+    x = graph.op("Flatten", graph.op("GlobalAveragePool", x))
+    return graph.model(graph.linear(x, 16, 10))
+
+
+def mlp(opset: int = 17) -> ir.Model:
+    """64 -> 128 -> 128 -> 10 with ReLU, input `x` [b, 64]."""
+    graph = Graph(opset)
+    x = graph.op("Relu", graph.linear(graph.take("x", ["b", 64]), 64, 128))
+    x = graph.op("Relu", graph.linear(x, 128, 128, gemm=False))
+    return graph.model(graph.linear(x, 128, 10))
+
+
+def images(count: int = 48, channels: int = 3, size: int = 16, seed: int = 1) -> Samples:
+    return Samples(x=np.random.default_rng(seed).normal(0, 1, (count, channels, size, size)).astype(np.float32))
+
+
+def rows(count: int = 96, width: int = 64, seed: int = 1) -> Samples:
+    return Samples(x=np.random.default_rng(seed).normal(0, 1, (count, width)).astype(np.float32))
+
+
+def run(model: ir.Model, data: Samples) -> np.ndarray:
+    """The first output over all samples."""
+    session = Session(io.to_bytes(model), threads=1)
+    first = session.outputs[0].name
+    return np.concatenate([session.run(batch.feeds)[first] for batch in data.batches(16)])
+
+
+def sqnr(model: ir.Model, other: ir.Model, data: Samples) -> float:
+    """Signal to noise of `other` against `model` in dB."""
+    a, b = run(model, data).astype(np.float64), run(other, data).astype(np.float64)
+    return float(10 * np.log10(np.square(a).sum() / max(np.square(a - b).sum(), 1e-30)))
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+Apply = Callable[..., Any]

@@ -1,0 +1,142 @@
+"""`quantize.static` on small graphs: what becomes int8, what stays float and why, and how close the result is."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.errors import DataError, ModelError, RecipeError
+from lepton_cli.graph import io
+from lepton_cli.steps.base import Outcome
+from lepton_cli.steps.quantize_static import Params, apply
+from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
+
+
+def quantize(model: ir.Model, data: Samples | None, tmp_path: Path, **options: object) -> Outcome:
+    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", **options})
+    return apply(model, params, context(data, tmp_path))
+
+
+def reason(outcome: Outcome, node: str) -> str:
+    return next(decision.reason for decision in outcome.decisions if decision.node == node)
+
+
+def test_residual_net_is_close_and_all_convolutions_are_int8(tmp_path: Path) -> None:
+    model, data = residual_net(), images()
+    before = io.to_bytes(model)
+    outcome = quantize(model, data, tmp_path)
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+    assert io.to_bytes(model) == before
+    convolutions = [d for d in outcome.decisions if d.op == "Conv"]
+    assert len(convolutions) == 5
+    assert all(d.action == "quantized" for d in convolutions)
+    assert "too small" in reason(outcome, "Gemm_14")
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+def test_every_method_gives_a_usable_model(method: str, tmp_path: Path) -> None:
+    model = mlp()
+    outcome = quantize(model, rows(), tmp_path, calibration=method)
+    assert sqnr(model, outcome.model, rows(seed=5)) > 25
+    assert outcome.details["calibration"] == method
+
+
+@pytest.mark.parametrize("target", ["x86", "arm", "tensorrt"])
+def test_targets_choose_their_types(target: str, tmp_path: Path) -> None:
+    model = residual_net()
+    outcome = quantize(model, images(), tmp_path, target=target)
+    kinds = {value.const_value.dtype for value in outcome.model.graph.initializers.values() if value.const_value}
+    assert (ir.DataType.UINT8 in kinds) == (target == "x86")
+    largest = max(
+        np.abs(value.const_value.numpy().astype(int)).max()
+        for value in outcome.model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.INT8 and value.const_value.size > 1
+    )
+    assert largest <= (64 if target == "x86" else 128)
+    assert sqnr(model, outcome.model, images(seed=7)) > 20
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 21])
+def test_opsets(opset: int, tmp_path: Path) -> None:
+    model = residual_net(opset)
+    outcome = quantize(model, images(), tmp_path)
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+
+
+def test_mask_arithmetic_stays_float(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 64])
+    mask = graph.op("Mul", graph.op("Relu", x), graph.constant(np.float32(-3.4e38)))
+    y = graph.linear(graph.op("Add", graph.linear(x, 64, 64, gemm=False), mask), 64, 64, gemm=False)
+    model = graph.model(graph.op("Softmax", graph.op("Clip", y, graph.constant(np.float32(-50.0))), axis=-1), y)
+    outcome = quantize(model, rows(), tmp_path)
+    assert "mask constants" in reason(outcome, "MatMul_5")
+
+
+def test_concat_of_boxes_and_scores_stays_float(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16)
+    boxes = graph.op("Mul", graph.conv(x, 16, 16), graph.constant(np.float32(600.0)))
+    scores = graph.op("Sigmoid", graph.conv(x, 16, 16, relu=False))
+    joined = graph.op("Concat", boxes, scores, axis=1)
+    model = graph.model(graph.conv(joined, 32, 16))
+    outcome = quantize(model, images(), tmp_path)
+    assert "joins ranges" in reason(outcome, joined.replace("t", "Concat_"))
+
+
+def test_exclude_is_honoured(tmp_path: Path) -> None:
+    outcome = quantize(residual_net(), images(), tmp_path, exclude=["Conv_0"])
+    assert "exclude" in reason(outcome, "Conv_0")
+    assert next(node for node in outcome.model.graph if node.name == "Conv_0").inputs[1].name == "w0"
+
+
+def test_glob_without_match_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="matches no node"):
+        quantize(residual_net(), images(), tmp_path, exclude=["nothing*"])
+
+
+def test_without_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs calibration data"):
+        quantize(residual_net(), None, tmp_path)
+
+
+def test_nan_in_the_data(tmp_path: Path) -> None:
+    data = images()
+    data.feeds["x"][40, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="NaN in the batch at sample"):
+        quantize(residual_net(), data, tmp_path)
+
+
+def test_quantized_models_are_recognised(tmp_path: Path) -> None:
+    outcome = quantize(mlp(), rows(), tmp_path)
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize(outcome.model, rows(), tmp_path)
+
+
+def test_nothing_to_quantize_changes_nothing(tmp_path: Path) -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Relu", graph.take("x", ["b", 64])))
+    outcome = quantize(model, rows(), tmp_path)
+    assert outcome.changed == 0
+    assert ops(outcome.model) == ["Relu"]
+
+
+def test_dry_run_needs_no_data(tmp_path: Path) -> None:
+    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni"})
+    model = residual_net()
+    outcome = apply(model, params, context(None, tmp_path, dry=True, check=images()))
+    assert outcome.model is model
+    assert outcome.changed == 5
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    made = [io.to_bytes(quantize(residual_net(), images(), tmp_path).model) for _ in range(2)]
+    assert made[0] == made[1]
+
+
+def test_fixed_batch(tmp_path: Path) -> None:
+    graph = Graph()
+    model = graph.model(graph.linear(graph.op("Relu", graph.linear(graph.take("x", [8, 64]), 64, 64)), 64, 64))
+    outcome = quantize(model, rows(30), tmp_path)
+    assert outcome.details["sqnr_db"] > 25
