@@ -24,7 +24,9 @@ class Choice:
 LARGE_MODEL = 1_000_000_000
 
 
-def choose(facts: Facts, *, name: str, data: dict[str, Any], labelled: bool, calibrated: bool, provider: str = "cpu") -> Choice:
+def choose(
+    facts: Facts, *, name: str, data: dict[str, Any], labelled: bool, calibrated: bool, provider: str = "cpu"
+) -> Choice:
     """A recipe for `facts`. `data` is the `data:` section; `calibrated` says whether it has calibration data."""
     steps: list[dict[str, Any]] = [{"step": "simplify"}]
     reasons = ["folds constants and BatchNorm; outputs stay the same"]
@@ -39,9 +41,14 @@ def choose(facts: Facts, *, name: str, data: dict[str, Any], labelled: bool, cal
         add({"step": "convert.fp16", "if_possible": True}, f"provider {provider} is fastest in float16")
     elif facts.transformer:
         add({"step": "fuse", "if_possible": True}, "attention and LayerNorm run faster as onnxruntime's own operators")
-        add({"step": "quantize.dynamic", "if_possible": True}, "int8 MatMuls; activations of transformers vary too much for fixed ranges")
+        add(
+            {"step": "quantize.dynamic", "if_possible": True},
+            "int8 MatMuls; activations of transformers vary too much for fixed ranges",
+        )
     elif facts.convolutions and calibrated:
-        add({"step": "quantize.static", "if_possible": True}, "int8 convolutions, with ranges from the calibration data")
+        add(
+            {"step": "quantize.static", "if_possible": True}, "int8 convolutions, with ranges from the calibration data"
+        )
     elif facts.convolutions:
         reasons[0] += "; int8 convolutions need calibration data (--data)"
     elif facts.products:

@@ -135,8 +135,8 @@ def _problem(detail: ErrorDetails, subject: _Subject) -> Problem:
         return _wrong_step(path, value)
     if kind == "unknown_metric":
         near = metrics.nearest(str(value))
-        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(metrics.METRICS)}"
-        return Problem(path, "recipe.unknown-metric", f"there is no metric `{printable(value)}`", hint)
+        advice = f"did you mean `{near}`?" if near else f"one of: {', '.join(metrics.METRICS)}"
+        return Problem(path, "recipe.unknown-metric", f"there is no metric `{printable(value)}`", advice)
     if kind == "wrong_key":
         message = f"{owner(path, subject.data)}: {context['sentence']}"
         return Problem(path, "recipe.wrong-value", message, at_key=True)

@@ -25,6 +25,11 @@ def json_schema(name: SchemaName) -> dict[str, Any]:
     schema = _model(name).model_json_schema(
         schema_generator=_Generator, mode="serialization" if name == "report" else "validation"
     )
+    for definition in schema.get("$defs", {}).values():
+        # Every step's options are a class called `Params`: editors show the title.
+        step = definition.get("properties", {}).get("step", {}).get("const")
+        if step:
+            definition["title"] = f"step {step}"
     return {
         "$schema": _Generator.schema_dialect,
         "$id": f"urn:lepton:schema:{name}",

@@ -72,7 +72,7 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-_TOP_K = re.compile(r"accuracy\.top([1-9][0-9]{0,5})")
+TOP_K = re.compile(r"^accuracy\.top([1-9][0-9]{0,5})$")
 _SUFFIXED = {
     "decibel": (re.compile(r"(.*?) *dB"), "30 dB"),
     "rate": (re.compile(r"(.*?) */ ?s"), "500"),
@@ -83,7 +83,7 @@ _SUFFIXED = {
 def find(name: str) -> Metric | None:
     """The metric of that name; `accuracy.topK` exists for every K."""
     known = METRICS.get(name)
-    if known is None and (match := _TOP_K.fullmatch(name)):
+    if known is None and (match := TOP_K.fullmatch(name)):
         row = METRICS["accuracy.top5"]
         return dataclasses.replace(
             row, name=name, meaning=f"Share of samples whose class is among the first {match[1]}"

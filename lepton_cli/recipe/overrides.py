@@ -48,9 +48,9 @@ class _Override:
         try:
             node = read(written, _FILE)
         except RecipeError as error:
-            column = error.where.column - 1 if isinstance(error.where, Place) else 0
+            here = error.where if isinstance(error.where, Place) and error.where.line == 1 else None
             hint = error.hint or "quote what is special in YAML: --set 'steps.0.exclude=[\"a*\"]'"
-            raise self.error(error.code, error.message, offset + column, hint) from None
+            raise self.error(error.code, error.message, offset + (here.column - 1 if here else 0), hint) from None
         return self.moved(node, offset)
 
     def moved(self, node: Node, offset: int) -> Node:

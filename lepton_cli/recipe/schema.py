@@ -11,6 +11,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -77,6 +78,11 @@ def _scope(value: object, info: ValidationInfo) -> object:
     return value
 
 
+MetricName = Annotated[
+    str,
+    AfterValidator(_known_metric),
+    WithJsonSchema({"anyOf": [{"enum": list(metrics.METRICS)}, {"type": "string", "pattern": metrics.TOP_K.pattern}]}),
+]
 #: A float in base units (bytes, seconds, shares), read in the unit of the gate's metric.
 LimitField = Annotated[
     Limit | None,
@@ -94,9 +100,7 @@ class Gate(Strict):
     where lower is better (`0.5 pp` for accuracies, `100 kB` for sizes).
     """
 
-    metric: Annotated[str, AfterValidator(_known_metric)] = Field(
-        description="`size.file`, `accuracy.top1`, `latency.median`, …"
-    )
+    metric: MetricName = Field(description="What is limited: `size.file`, `accuracy.top1`, `latency.median`, …")
     max: LimitField = Field(default=None, description="At most this much")
     min: LimitField = Field(default=None, description="At least this much")
     max_ratio: LimitField = Field(default=None, description="At most this share of the original: `0.6` or `60 %`")
