@@ -18,7 +18,8 @@ from lepton_cli.tensors import TensorInfo
 Array = NDArray[Any]
 #: Token ids and other indices stay below this: nearly every table is longer.
 MAX_INDEX = 100
-_SEQUENCE, _CHANNELS, _HEIGHT = 8, 3, 224
+_SEQUENCE, _SOUND, _CHANNELS, _HEIGHT, _VOLUME = 8, 512, 3, 224, 32
+_SAMPLE_RATES = {"sr": 16_000, "sample_rate": 16_000, "sampling_rate": 16_000}
 
 
 def synthetic(
@@ -32,9 +33,10 @@ def synthetic(
     """A data set of random inputs; equal arguments give equal arrays.
 
     Floats are standard normal; integers lie in 0 to 99; inputs with `mask` in their name are all ones, those with
-    `token_type` or `segment` zeros; strings are empty. Dynamic dimensions: the first is the batch; of images (rank 4)
-    3 channels and 224 pixels a side; of spatial volumes 32; everything else 8. Dimensions of one name get one size.
-    `shapes` gives the whole shape of an input, batch included, instead. Raises DataError for inputs of unknown rank
+    `token_type` or `segment` zeros, a sample rate is 16000; strings are empty. Dynamic dimensions: the first is the
+    batch (the second in recurrent states, `[layers, batch, size]`); of images (rank 4) 3 channels and 224 pixels a
+    side; of volumes 32 a side; of float rows (rank 2, sound) 512; everything else 8. `shapes` gives the whole shape
+    of an input, batch included, instead. Raises DataError for inputs of unknown rank
     that `shapes` does not give.
     """
     return SyntheticDataset(inputs, seed, samples, batch, shapes or {})
@@ -60,12 +62,12 @@ class SyntheticDataset:
         self._seed, self._batch, self._shapes = seed, batch, shapes
         self.class_names: dict[str, tuple[str, ...]] = {}
         self.statistics: dict[str, Any] = {}
-        known = [tuple(shapes[i.name]) if i.name in shapes else i.shape or () for i in inputs]
-        firsts = [shape[0] for shape in known if shape]
-        fixed = {size for size in firsts if isinstance(size, int)}
-        dynamic = len(fixed) != 1
+        known = {info.name: tuple(shapes[info.name]) if info.name in shapes else info.shape or () for info in inputs}
+        self._axes = {info.name: _batch_axis(info.shape or (), inputs) for info in inputs}
+        fixed = {shape[self._axes[name]] for name, shape in known.items() if shape}
+        only = fixed.pop() if len(fixed) == 1 else None
         #: The model's own number of samples a batch, when all its inputs agree on one.
-        self.fixed_batch = None if dynamic else next(iter(fixed)) or None
+        self.fixed_batch = only if isinstance(only, int) and only > 0 else None
         size = self.fixed_batch or 1
         self.count = max(1, samples // size) * size
         words = [seed, samples, batch, [str(info) for info in inputs], {k: list(v) for k, v in shapes.items()}]
@@ -82,34 +84,29 @@ class SyntheticDataset:
             yield Batch({info.name: self._feed(info, rows) for info in self._inputs}, {}, start)
 
     def _feed(self, info: TensorInfo, rows: range) -> Array:
+        axis = self._axes[info.name]
         shape = self._shape(info, len(rows))
-        if not shape or shape[0] != len(rows):
+        if len(shape) <= axis or shape[axis] != len(rows):
             return self._values(info, shape, rows.start)
-        return np.concatenate([self._values(info, (1, *shape[1:]), row) for row in rows])
+        one = (*shape[:axis], 1, *shape[axis + 1 :])
+        return np.concatenate([self._values(info, one, row) for row in rows], axis)
 
     def _shape(self, info: TensorInfo, rows: int) -> tuple[int, ...]:
         if info.name in self._shapes:
             given = tuple(self._shapes[info.name])
-            return (rows, *given[1:]) if info.shape and not isinstance(info.shape[0], int) else given
+            dynamic = self.fixed_batch is None and info.shape is not None and not isinstance(info.shape[0], int)
+            return (rows, *given[1:]) if dynamic else given
         if info.shape is None:
             raise DataError(
                 "data.no-shape",
                 f"the model does not say how many dimensions its input `{info.name}` has",
                 hint="give data, or the shape of this input",
             )
-        image = len(info.shape) == 4
-        sizes: list[int] = []
-        for axis, size in enumerate(info.shape):
-            if isinstance(size, int):
-                sizes.append(size)
-            elif axis == 0:
-                sizes.append(rows)
-            elif image:
-                channels_last = info.shape[3] in (1, 3, 4) and info.shape[1] not in (1, 3, 4)
-                sizes.append(_CHANNELS if axis == (3 if channels_last else 1) else _HEIGHT)
-            else:
-                sizes.append(32 if len(info.shape) == 5 and axis > 1 else _SEQUENCE)
-        return tuple(sizes)
+        axis = self._axes[info.name]
+        return tuple(
+            size if isinstance(size, int) else rows if position == axis else _usual(info, position)
+            for position, size in enumerate(info.shape)
+        )
 
     def _values(self, info: TensorInfo, shape: tuple[int, ...], row: int) -> Array:
         """The values of one sample: seeded by input and row."""
@@ -122,6 +119,8 @@ class SyntheticDataset:
             return cast(np.ones(shape, np.int8), info.dtype)
         if info.dtype == "bool":
             return random.integers(0, 2, shape).astype(bool)
+        if name in _SAMPLE_RATES:
+            return cast(np.full(shape, _SAMPLE_RATES[name]), info.dtype)
         if "int" in info.dtype:
             high = 1 if "token_type" in name or "segment" in name else MAX_INDEX
             return cast(random.integers(0, high, shape), info.dtype)
@@ -130,3 +129,22 @@ class SyntheticDataset:
     def sample_hashes(self) -> list[str]:
         """One per sample."""
         return [f"{self.fingerprint[:16]}{row:016x}" for row in range(self.count)]
+
+
+def _batch_axis(shape: Sequence[int | str | None], inputs: Sequence[TensorInfo]) -> int:
+    """Where the samples are: axis 0, but axis 1 in recurrent states (`[2, batch, 64]` or `[2, ?, 64]`)."""
+    if len(shape) < 2 or not isinstance(shape[0], int) or isinstance(shape[1], int):
+        return 0
+    first_names = {info.shape[0] for info in inputs if info.shape}
+    return 1 if shape[1] in first_names or (len(shape) == 3 and isinstance(shape[2], int)) else 0
+
+
+def _usual(info: TensorInfo, axis: int) -> int:
+    """A sensible size for a dynamic axis."""
+    shape = info.shape or ()
+    if len(shape) == 4:
+        channels_last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+        return _CHANNELS if axis == (3 if channels_last else 1) else _HEIGHT
+    if len(shape) == 5 and axis > 1:
+        return _VOLUME
+    return _SOUND if len(shape) == 2 and info.dtype.startswith("float") else _SEQUENCE

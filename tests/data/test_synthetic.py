@@ -51,12 +51,29 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 
 def test_fixed_batches_and_given_shapes() -> None:
     dataset = synthetic([TensorInfo("x", "float32", (4, "n"))], seed=0, samples=10, batch=3)
-    assert [batch.feeds["x"].shape for batch in dataset.batches(size=2)] == [(4, 8), (4, 8)]
+    assert [batch.feeds["x"].shape for batch in dataset.batches(size=2)] == [(4, 512), (4, 512)]
     inputs = [TensorInfo("x", "float32", ("b", "n")), TensorInfo("y", "float32", None)]
     dataset = synthetic(inputs, seed=0, samples=2, batch=2, shapes={"x": (1, 70), "y": (5,)})
     (batch,) = dataset.batches()
     assert batch.feeds["x"].shape == (2, 70)
     assert batch.feeds["y"].shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["batch", None])
+def test_recurrent_states_have_their_batch_in_the_middle(name: str | None) -> None:
+    inputs = [
+        TensorInfo("input", "float32", (name, None)),
+        TensorInfo("state", "float32", (2, name, 16)),
+        TensorInfo("sr", "int64", ()),
+    ]
+    dataset = synthetic(inputs, seed=0, samples=6, batch=3)
+    (first, _) = dataset.batches()
+    assert {key: array.shape for key, array in first.feeds.items()} == {
+        "input": (3, 512),
+        "state": (2, 3, 16),
+        "sr": (),
+    }
+    assert first.feeds["sr"] == 16_000
 
 
 def test_unknown_rank_needs_a_shape() -> None:
