@@ -7,12 +7,15 @@ classes (`before`, `after`, `worse`), set by the page for light and dark.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from markupsafe import Markup, escape
 
-from lepton_cli import units
 from lepton_cli.report import words
+
+_Row = TypeVar("_Row")
 
 _ROW = 40
 #: Rows in one drawing; longer charts are several drawings, side by side where there is room.
@@ -22,7 +25,7 @@ _NAME = 34
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One labelled line of a bar chart: `bars` are (class, length in units of the chart, hover text)."""
+    """One labelled line of a bar chart: `bars` are (class, length in any unit)."""
 
     name: str
     value: str
@@ -32,11 +35,10 @@ class Bar:
 def bars(title: str, description: str, rows: Sequence[Bar]) -> Markup:
     """Horizontal bars from a common zero at the left, one or two per row."""
     largest = max((length for row in rows for _, length in row.bars), default=0.0) or 1.0
-    drawings = []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+    drawings: list[Markup] = []
+    for numbered, part in _chunks(title, rows):
         body = [line for index, row in enumerate(part) for line in _bar_row(index * _ROW, row, largest)]
-        drawings.append(_svg(_numbered(title, start, len(rows)), description, _ROW * len(part), body))
+        drawings.append(_svg(numbered, description, _ROW * len(part), body))
     return _joined(drawings)
 
 
@@ -55,12 +57,11 @@ def _bar_row(top: int, row: Bar, largest: float) -> Iterable[Markup]:
 def diverging(title: str, description: str, rows: Sequence[tuple[str, str, float]]) -> Markup:
     """Bars to the left (losses) and right (gains) of a middle line; rows are (name, value, amount)."""
     largest = max((abs(amount) for _, _, amount in rows), default=0.0) or 1.0
-    drawings = []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+    drawings: list[Markup] = []
+    for numbered, part in _chunks(title, rows):
         body = [line for i, row in enumerate(part) for line in _diverging_row(i * _ROW, row, largest)]
         axis = Markup('<line class="axis" x1="50%" x2="50%" y1="18" y2="{}"/>').format(_ROW * len(part) - 6)
-        drawings.append(_svg(_numbered(title, start, len(rows)), description, _ROW * len(part), [*body, axis]))
+        drawings.append(_svg(numbered, description, _ROW * len(part), [*body, axis]))
     return _joined(drawings)
 
 
@@ -125,12 +126,23 @@ def _strip(top: int, sample: Sample, start: float, end: float) -> Iterable[Marku
 
 
 def _axis(top: int, start: float, end: float) -> Iterable[Markup]:
-    anchors = ("start", "middle", "middle", "middle", "end")
-    for index, anchor in enumerate(anchors):
-        at = index / 4
-        yield Markup('<text class="tick" x="{:.0f}%" y="{}" text-anchor="{}">{}</text>').format(
-            100 * at, top + 12, anchor, units.format_duration(start + at * (end - start))
-        )
+    """About four round times below the strips."""
+    for time in ticks(start, end):
+        at = 100 * (time - start) / (end - start)
+        anchor = "start" if at < 4 else "end" if at > 96 else "middle"
+        mark = Markup('<line class="axis" x1="{0:.2f}%" x2="{0:.2f}%" y1="{1}" y2="{2}"/>')
+        yield mark.format(at, top - 8, top - 3)
+        label = Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>')
+        yield label.format(at, top + 12, anchor, f"{time * 1e3:.6g} ms")
+
+
+def ticks(start: float, end: float) -> list[float]:
+    """Three to six round numbers within the range."""
+    raw = (end - start) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(start / step - 1e-9)
+    return [index * step for index in range(first, math.floor(end / step + 1e-9) + 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +199,13 @@ def _svg(title: str, description: str, height: float, body: Iterable[Markup]) ->
     )
 
 
-def _numbered(title: str, start: int, count: int) -> str:
-    return title if count <= _CHUNK else f"{title}, rows {start + 1} to {min(start + _CHUNK, count)} of {count}"
+def _chunks(title: str, rows: Sequence[_Row]) -> Iterator[tuple[str, Sequence[_Row]]]:
+    """The rows in parts of equal height, each with the title of its drawing."""
+    count = math.ceil(len(rows) / _CHUNK)
+    size = math.ceil(len(rows) / count) if count else 1
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield (title if count == 1 else f"{title}, rows {start + 1} to {start + len(part)} of {len(rows)}"), part
 
 
 def _joined(drawings: Sequence[Markup]) -> Markup:

@@ -1,0 +1,232 @@
+"""The figures of the HTML report: which numbers go into which chart, each with the same numbers as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from lepton_cli.measure.results import Layer
+from lepton_cli.report import charts, words
+from lepton_cli.report.charts import Bar
+from lepton_cli.report.model import Report
+
+#: Rows drawn and rows listed; a longer list ends with how many more report.json holds.
+DRAWN = 24
+LISTED = 120
+#: Endings that quantizers add to the names of nodes they replace.
+_ENDINGS = ("_quant", "_QuantizeLinear", "_Q4", "_Q8", "_bnfusion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A chart and its text equivalent. `legend`: (class, meaning)."""
+
+    key: str
+    title: str
+    text: str
+    chart: Markup
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    more: int = 0
+
+
+_BOTH = (("before", "original"), ("after", "compressed"))
+
+
+def figures(report: Report) -> list[Figure]:
+    """All figures that the report has numbers for, in reading order."""
+    made = (*_latencies(report), _layers(report), _widths(report), _errors(report), _classes(report), _front(report))
+    return [figure for figure in made if figure is not None]
+
+
+def _figure(
+    key: str,
+    title: str,
+    text: str,
+    chart: Markup,
+    header: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    legend: tuple[tuple[str, str], ...] = (),
+) -> Figure:
+    shown = tuple(tuple(words.printable(cell, 160) for cell in row) for row in rows[:LISTED])
+    return Figure(key, title, text, chart, header, shown, legend, max(0, len(rows) - LISTED))
+
+
+def _paired_layers(report: Report) -> list[tuple[str, Layer | None, Layer | None]]:
+    """Layers of the first and last variant by node name, in the order of the original graph."""
+    before = {layer.node: layer for layer in report.variants[0].size.layers}
+    after: dict[str, Layer] = {}
+    if len(report.variants) > 1:
+        for layer in report.variants[-1].size.layers:
+            after[_original_name(layer.node, before)] = layer
+    names = [*before, *(name for name in after if name not in before)]
+    return [(name, before.get(name), after.get(name)) for name in names]
+
+
+def _original_name(node: str, known: dict[str, Layer]) -> str:
+    """The node that a quantizer replaced, by what it appended to the name."""
+    for ending in _ENDINGS:
+        if node not in known and node.removesuffix(ending) in known:
+            return node.removesuffix(ending)
+    return node
+
+
+def _layers(report: Report) -> Figure | None:
+    if not report.variants or not report.variants[0].size.layers:
+        return None
+    pairs = _paired_layers(report)
+    ranked = sorted(pairs, key=lambda pair: max(_bytes(pair[1]), _bytes(pair[2])), reverse=True)
+    both = len(report.variants) > 1
+    drawn = [Bar(name, _change(one, two, both), _lengths(one, two, both)) for name, one, two in ranked[:DRAWN]]
+    text = f"Bytes of weights, the {len(drawn)} largest of {words.plural(len(pairs), 'layer')}."
+    rows = [
+        (name, *(cell for layer in ((one, two) if both else (one,)) for cell in _layer_cells(layer)))
+        for name, one, two in pairs
+    ]
+    columns = ("bytes before", "type before", "bytes after", "type after") if both else ("bytes", "type")
+    title = "Size by layer"
+    return _figure(
+        "layers", title, text, charts.bars(title, text, drawn), ("layer", *columns), rows, _BOTH if both else ()
+    )
+
+
+def _bytes(layer: Layer | None) -> int:
+    return layer.bytes if layer else 0
+
+
+def _lengths(one: Layer | None, two: Layer | None, both: bool) -> tuple[tuple[str, float], ...]:
+    return (("before", _bytes(one)), ("after", _bytes(two))) if both else (("after", _bytes(one)),)
+
+
+def _change(one: Layer | None, two: Layer | None, both: bool) -> str:
+    before = words.value(_bytes(one), "size")
+    if not both:
+        return before
+    return f"{before} → {'removed' if two is None else words.value(two.bytes, 'size')}"
+
+
+def _layer_cells(layer: Layer | None) -> tuple[str, str]:
+    return ("-", "-") if layer is None else (f"{layer.bytes:,}", layer.dtype)
+
+
+def _latencies(report: Report) -> Iterator[Figure]:
+    """One figure for each provider and batch size with raw times."""
+    results = [result for result in (report.latency.results if report.latency else ()) if result.times]
+    for key in dict.fromkeys((result.provider, result.batch, result.threads) for result in results):
+        arms = [result for result in results if (result.provider, result.batch, result.threads) == key]
+        provider, batch, threads = key
+        title = f"Latency, {provider} batch {batch}"
+        counts = ", ".join(f"{arm.variant} {arm.n:,}" for arm in arms)
+        text = f"Times of single runs ({words.plural(threads, 'thread')}; runs: {counts}), interleaved; dashed: median."
+        samples = [
+            charts.Sample(arm.variant, "before" if arm is arms[0] and len(arms) > 1 else "after", arm.median, arm.times)
+            for arm in arms
+        ]
+        rows = [
+            (
+                arm.variant,
+                words.value(arm.median, "time"),
+                f"[{words.value(arm.low, 'time')}, {words.value(arm.high, 'time')}]",
+                "-" if arm.p90 is None else words.value(arm.p90, "time"),
+                "-" if arm.p99 is None else words.value(arm.p99, "time"),
+                words.value(arm.throughput, "rate"),
+                f"{arm.n:,}",
+            )
+            for arm in arms
+        ]
+        header = ("model", "median", "95 % interval", "p90", "p99", "samples", "runs")
+        key_text = f"latency-{provider}-{batch}-{threads}"
+        yield _figure(key_text, title, text, charts.distributions(title, text, samples), header, rows)
+
+
+def _details(report: Report, key: str, *fields: str) -> list[dict[str, Any]]:
+    """Rows that steps left for drawing; malformed ones (a hand-edited report) are passed over."""
+    return [
+        row
+        for step in report.steps
+        for row in (step.details.get(key) if isinstance(step.details.get(key), (list, tuple)) else ()) or ()
+        if isinstance(row, dict) and "node" in row and all(isinstance(row.get(field), (int, float)) for field in fields)
+    ]
+
+
+def _widths(report: Report) -> Figure | None:
+    rows = _details(report, "widths", "before", "after")
+    if not rows:
+        return None
+    title = "Channels kept"
+    changed = sum(row["after"] < row["before"] for row in rows)
+    text = f"Width of each prunable group before and after; {changed} of {len(rows)} are narrower now."
+    ranked = sorted(rows, key=lambda row: row["before"] - row["after"], reverse=True)[:DRAWN]
+    chosen = [row for row in rows if any(row is one for one in ranked)]
+    drawn = [
+        Bar(str(row["node"]), f"{row['before']} → {row['after']}", (("before", row["before"]), ("after", row["after"])))
+        for row in chosen
+    ]
+    cells = [(str(row["node"]), f"{row['before']}", f"{row['after']}") for row in rows]
+    return _figure("widths", title, text, charts.bars(title, text, drawn), ("group", "before", "after"), cells, _BOTH)
+
+
+def _errors(report: Report) -> Figure | None:
+    rows = sorted(_details(report, "sensitivity", "sqnr_db"), key=lambda row: float(row["sqnr_db"]))
+    if not rows:
+        return None
+    title = "Error by layer"
+    text = (
+        "Signal over quantization error at each layer's output, in decibels (short bars lose most); "
+        f"the {min(DRAWN, len(rows))} most sensitive of {len(rows)}."
+    )
+    drawn = [Bar(str(row["node"]), f"{row['sqnr_db']:.1f} dB", (("after", row["sqnr_db"]),)) for row in rows[:DRAWN]]
+    cells = [(str(row["node"]), f"{row['sqnr_db']:.1f} dB") for row in rows]
+    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", "SQNR"), cells)
+
+
+def _classes(report: Report) -> Figure | None:
+    classes = report.accuracy.classes if report.accuracy else ()
+    if not classes:
+        return None
+    title = "Accuracy by class"
+    ranked = sorted(classes, key=lambda one: abs(one.compressed - one.original), reverse=True)[:DRAWN]
+    drawn = [
+        (one.label, f"{words.points(one.compressed - one.original)}", one.compressed - one.original)
+        for one in sorted(ranked, key=lambda one: one.compressed - one.original)
+    ]
+    text = (
+        f"Change in percentage points: losses to the left, gains to the right ({len(drawn)} of {len(classes)} classes)."
+    )
+    cells = [
+        (
+            one.label,
+            f"{one.n:,}",
+            words.value(one.original, "share"),
+            words.value(one.compressed, "share"),
+            words.points(one.compressed - one.original),
+        )
+        for one in classes
+    ]
+    header = ("class", "n", "original", "compressed", "change")
+    return _figure("classes", title, text, charts.diverging(title, text, drawn), header, cells)
+
+
+def _front(report: Report) -> Figure | None:
+    """`extra["front"]`: rows of `name`, `x`, `y`, `on_front`; `x_label` and `y_label` beside it in `extra`."""
+    rows = [
+        row
+        for row in report.extra.get("front", ())
+        if isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in ("x", "y"))
+    ]
+    if not rows:
+        return None
+    title, x_label, y_label = (
+        "Trade-offs tried",
+        str(report.extra.get("x_label", "")),
+        str(report.extra.get("y_label", "")),
+    )
+    text = f"Every candidate by {x_label} and {y_label}; filled: nothing else is better in both."
+    points = [charts.Point(str(row.get("name", "")), row["x"], row["y"], bool(row.get("on_front"))) for row in rows]
+    cells = [(point.name, f"{point.x:.4g}", f"{point.y:.4g}", "yes" if point.on_front else "no") for point in points]
+    drawing = charts.scatter(title, text, points, x_label, y_label)
+    return _figure("front", title, text, drawing, ("candidate", x_label, y_label, "on the front"), cells)

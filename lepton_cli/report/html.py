@@ -1,0 +1,176 @@
+"""The report as one HTML file: no network, readable without scripts, on a phone, in the dark and on paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lepton_cli.report import facts, figures, markdown, store, table, words
+from lepton_cli.report.model import Report, StepRecord, Verdict
+
+#: A file stays below this: the embedded JSON gives up its longest lists first.
+LARGEST = 290_000
+#: Decisions listed for one step; the rest is in report.json.
+_DECISIONS = 400
+_FLIPS = 30
+_WORDS = {
+    "pass": ("passed", "good"),
+    "fail": ("failed", "bad"),
+    "inconclusive": ("inconclusive", "open"),
+    "skipped": ("skipped", "plain"),
+}
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(report: Report) -> str:
+    """HTML of at most about 300 KB."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["name"] = words.printable
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = environment.get_template("report.html.j2")
+    page = ""
+    for listed, embedded in ((_DECISIONS, 2), (150, 1), (40, 0)):
+        context = _context(report, listed)
+        page = template.render(
+            **context,
+            style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=digest,
+            embedded=Markup(_embedded(report, embedded)),
+        )
+        if len(page.encode()) <= LARGEST:
+            break
+    return page
+
+
+def _embedded(report: Report, detail: int) -> str:
+    """The report as JSON that cannot end its own script element. Detail 2: all but raw times; 0: the numbers alone."""
+    latency = report.latency and report.latency.model_copy(
+        update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
+    )
+    kept = report.model_copy(update={"latency": latency})
+    if detail < 2:
+        kept = kept.model_copy(update={"steps": tuple(_without_lists(step) for step in report.steps)})
+    if detail < 1:
+        sizes = [one.model_copy(update={"size": one.size.model_copy(update={"layers": ()})}) for one in report.variants]
+        accuracy = report.accuracy and report.accuracy.model_copy(update={"flips": (), "classes": ()})
+        kept = kept.model_copy(update={"variants": tuple(sizes), "accuracy": accuracy, "recipe": None, "extra": {}})
+    text = json.dumps(json.loads(store.to_json(kept)), separators=(",", ":"), ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _without_lists(step: StepRecord) -> StepRecord:
+    return step.model_copy(update={"decisions": (), "details": {}})
+
+
+def _context(report: Report, listed: int) -> dict[str, Any]:
+    name = report.recipe.name if report.recipe and report.recipe.name else report.command
+    model = report.variants[0].file.path if report.variants else ""
+    return {
+        "report": report,
+        "name": words.printable(name, 80),
+        "model": words.printable(model, 120),
+        # A line break inside `top-1` or a negative number would read wrongly.
+        "headline": words.printable(report.headline, 2000).replace("-", "\N{NON-BREAKING HYPHEN}"),
+        "verdict": _verdict(report),
+        "cards": cards(report),
+        "rows": table.rows(report),
+        "compared": len(report.variants) > 1 or any(row.compressed for row in table.rows(report)),
+        "gates": [_gate(gate) for gate in sorted(report.gates, key=markdown.severity)],
+        "warnings": [words.printable(warning, 600) for warning in markdown.warnings(report)],
+        "figures": figures.figures(report),
+        "flips": report.accuracy.flips[:_FLIPS] if report.accuracy else (),
+        "flips_total": report.accuracy.flips_total if report.accuracy else 0,
+        "steps": [_step(step, listed) for step in report.steps],
+        "environment": markdown.environment(report),
+    }
+
+
+def _verdict(report: Report) -> tuple[str, str]:
+    """The word of the badge and its style; the word alone carries the meaning."""
+    if report.status in ("failed", "interrupted"):
+        return report.status, "bad"
+    if not report.complete:
+        return "unfinished", "bad"
+    if report.status == "gate_failed":
+        return "gate failed", "bad"
+    if any(gate.verdict != "pass" for gate in report.gates):
+        return "passed with remarks", "open"
+    return ("all gates passed", "good") if report.gates else ("measured, no gates set", "plain")
+
+
+def cards(report: Report) -> list[dict[str, str]]:
+    """The figures people look for first: size, speed, accuracy, agreement."""
+    made = []
+    for label, metric in (("File size", "size.file"), ("Latency", "latency.median")):
+        found = facts.find(report, metric)
+        if found and found[0].ratio and found[0].reference:
+            fact, ratio = found[0], found[0].ratio
+            big = words.percent(ratio.value - 1) if metric == "size.file" else _speed(ratio)
+            before, after = (words.value(one.value, fact.kind) for one in (found[0].reference, fact.value))
+            where = f"{fact.scope['provider']}, batch {fact.scope['batch']}" if "batch" in fact.scope else ""
+            made.append({"label": label, "big": big, "small": f"{before} → {after}", "note": where})
+    for change in (report.accuracy.changes if report.accuracy else ())[:1]:
+        kind = words.accuracy_kind(change.metric)
+        big = words.points(change.difference) if kind == "share" else f"{change.difference:+.3g}"
+        small = f"{words.value(change.original, kind)} → {words.value(change.compressed, kind)}"
+        label = f"Accuracy, {words.metric_words(change.metric)}"
+        made.append({"label": label, "big": big, "small": small, "note": f"n = {change.n:,}"})
+    for close in (report.accuracy.fidelity if report.accuracy else ())[:1]:
+        fidelity = "" if close.sqnr_db is None else f"SQNR {words.value(close.sqnr_db, 'decibel')}"
+        big = words.value(close.agreement, "share")
+        made.append({"label": "Agreement", "big": big, "small": "same answer as the original", "note": fidelity})
+    return made
+
+
+def _speed(ratio: facts.Range) -> str:
+    if ratio.low > 1:
+        return f"{words.significant(ratio.value)}x slower"
+    return f"{words.significant(1 / ratio.value)}x faster" if ratio.high < 1 else "no clear change"
+
+
+def _gate(gate: Verdict) -> dict[str, str]:
+    word, style = _WORDS[gate.verdict]
+    if gate.verdict == "fail" and gate.level == "warn":
+        word, style = "warning", "open"
+    return {
+        "name": words.printable(markdown.gate_name(gate), 160),
+        "limit": words.printable(gate.limit),
+        "observed": words.printable(gate.observed),
+        "excess": words.printable(gate.excess),
+        "reason": words.printable(gate.reason, 600),
+        "hint": words.printable(gate.hint, 600),
+        "where": words.printable(gate.where),
+        "word": word,
+        "style": style,
+    }
+
+
+def _step(step: StepRecord, listed: int) -> dict[str, Any]:
+    """A step with its decisions, of each kind of action some when there are too many for the page."""
+    by_action: dict[str, list[Any]] = {}
+    for decision in step.decisions:
+        by_action.setdefault(decision.action, []).append(decision)
+    each = max(1, listed // max(1, len(by_action)))
+    shown = [decision for group in by_action.values() for decision in group[:each]]
+    return {
+        "record": step,
+        "title": words.printable(step.summary) or words.plural(step.changed, "change"),
+        "actions": [(action, len(group)) for action, group in by_action.items()],
+        "decisions": shown,
+        "more": len(step.decisions) - len(shown),
+        "size": "" if step.size_after is None else words.value(step.size_after, "size"),
+    }
