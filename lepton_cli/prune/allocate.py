@@ -1,0 +1,167 @@
+"""Which width for which group: the least loss under a budget, by dynamic programming over sensitivity tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.prune.cost import Cost, Widths
+
+Losses = NDArray[np.float64]
+#: Steps the budget is divided into.
+BINS = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Levels of one group, widest first, and the loss at each (never falling)."""
+
+    levels: Widths
+    loss: Losses
+
+
+def levels(channels: int, least: int, round_to: int, most: int = 96) -> Widths:
+    """Widths to choose from: the full one, then multiples of `round_to` down to `least`, at most about `most`."""
+    step = round_to * max(1, -(-(channels - least) // (most * round_to)))
+    lower = [width for width in range((channels - 1) // step * step, 0, -step) if width >= least]
+    floor = -(-least // round_to) * round_to
+    if floor < channels and floor not in lower:
+        lower.append(floor)
+    return np.array([channels, *lower], np.int64)
+
+
+def narrowest(tables: Sequence[Table]) -> Widths:
+    """Every group at its least width."""
+    return np.array([table.levels[-1] for table in tables], np.int64)
+
+
+def best(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+    """Widths of least summed loss with `cost <= budget` (the caller has checked that the narrowest widths fit).
+
+    Costs of neighbouring groups multiply, so each is tabulated with the others held at the last solution, and the
+    knapsack is solved again until nothing improves.
+    """
+    widths = _uniform(tables, cost, budget)
+    best_widths, best_loss = widths, _total(tables, widths)
+    goal = budget
+    for _ in range(12):
+        costs = [_relative(cost.table(widths, g, table.levels)) for g, table in enumerate(tables)]
+        least = cost(widths) - sum(
+            float(c[np.flatnonzero(t.levels == w)[0]]) for c, t, w in zip(costs, tables, widths, strict=True)
+        )
+        chosen = _knapsack([table.loss for table in tables], costs, goal - least)
+        proposal = np.array([table.levels[c] for table, c in zip(tables, chosen, strict=True)], np.int64)
+        spent = cost(proposal)
+        fitted = _fit(tables, cost, budget, proposal)
+        loss = _total(tables, fitted)
+        if loss < best_loss:
+            best_widths, best_loss = fitted, loss
+        goal *= 1 + 0.7 * (budget - spent) / max(spent, 1e-9)
+        widths = fitted
+    return best_widths
+
+
+def _relative(costs: Losses) -> Losses:
+    return np.asarray(costs - costs.min())
+
+
+def _total(tables: Sequence[Table], widths: Widths) -> float:
+    return float(
+        sum(table.loss[np.flatnonzero(table.levels == width)[0]] for table, width in zip(tables, widths, strict=True))
+    )
+
+
+def _knapsack(losses: Sequence[Losses], costs: Sequence[Losses], budget: float) -> list[int]:
+    """Level of every group with the least loss within the budget (costs rounded up to bins)."""
+    if budget <= 0:
+        return [len(loss) - 1 for loss in losses]
+    unit = budget / BINS
+    value = np.zeros(BINS + 1)
+    choices = []
+    for loss, cost in zip(losses, costs, strict=True):
+        bins = np.ceil(cost / unit - 1e-9).astype(np.int64)
+        options = np.full((len(loss), BINS + 1), np.inf)
+        for level, size in enumerate(bins):
+            if size <= BINS:
+                options[level, size:] = value[: BINS + 1 - size] + loss[level]
+        choices.append((np.argmin(options, axis=0), bins))
+        value = options.min(axis=0)
+    place = BINS
+    chosen = []
+    for choice, bins in reversed(choices):
+        level = int(choice[place])
+        chosen.append(level)
+        place -= int(min(bins[level], place))
+    return chosen[::-1]
+
+
+def _fit(tables: Sequence[Table], cost: Cost, budget: float, start: Widths) -> Widths:
+    """Narrow the cheapest group step by step until the budget holds, then widen again what still fits."""
+    place = np.array([np.flatnonzero(t.levels == w)[0] for t, w in zip(tables, start, strict=True)])
+    widths = start.copy()
+    while cost(widths) > budget:
+        moved = _step(tables, cost, widths, place, +1, lambda now, after, spent: (after - now) / max(spent, 1e-30))
+        if not moved:
+            break
+    while _step(tables, cost, widths, place, -1, lambda now, after, spent: (after - now) / max(-spent, 1e-30), budget):
+        pass
+    return widths
+
+
+def _step(
+    tables: Sequence[Table],
+    cost: Cost,
+    widths: Widths,
+    place: NDArray[np.int64],
+    direction: int,
+    score: Callable[[float, float, float], float],
+    budget: float | None = None,
+) -> bool:
+    """Move the one group by one level that scores least; with a budget only where it still holds. In place."""
+    now, best_score, best_group = cost(widths), np.inf, -1
+    for g, table in enumerate(tables):
+        to = place[g] + direction
+        if not 0 <= to < len(table.levels):
+            continue
+        trial = widths.copy()
+        trial[g] = table.levels[to]
+        after = cost(trial)
+        if (budget is not None and after > budget) or (budget is None and after >= now):
+            continue
+        value = score(float(table.loss[place[g]]), float(table.loss[to]), now - after)
+        if value < best_score:
+            best_score, best_group = value, g
+    if best_group < 0:
+        return False
+    place[best_group] += direction
+    widths[best_group] = tables[best_group].levels[place[best_group]]
+    return True
+
+
+def _uniform(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+    """The same share in every group, as wide as the budget allows."""
+    full = np.array([table.levels[0] for table in tables], np.int64)
+    if cost(full) <= budget:
+        return full
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(_share(tables, middle)) <= budget else (low, middle)
+    return _share(tables, low)
+
+
+def _share(tables: Sequence[Table], share: float) -> Widths:
+    """The widest level of every group that is at most `share` of its channels (or its narrowest)."""
+    chosen = []
+    for table in tables:
+        fitting = table.levels[table.levels <= share * table.levels[0] + 1e-9]
+        chosen.append(fitting[0] if len(fitting) else table.levels[-1])
+    return np.array(chosen, np.int64)
+
+
+def uniform(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+    """`scope: layer`: the same share of channels everywhere."""
+    return _uniform(tables, cost, budget)

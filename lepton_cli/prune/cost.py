@@ -1,0 +1,124 @@
+"""What a set of widths costs: multiply-accumulates, parameters or bytes as a function of every group's width."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import cost
+from lepton_cli.graph.coupling import Axis, Coupling, Group
+
+Widths = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """`base` plus a sum of terms, each a constant times a product of axis lengths that are linear in the widths.
+
+    `weights` [terms, axes, groups] holds positions per channel, `fixed` [terms, axes] positions of no group; unused
+    axes have `fixed` 1.
+    """
+
+    base: float
+    factor: NDArray[np.float64]
+    fixed: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    def __call__(self, widths: Widths) -> float:
+        """Cost of these widths."""
+        return self.base + float(np.sum(self.factor * np.prod(self.fixed + self.weights @ widths, axis=1)))
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
+        """Cost at every level of one group, the others as in `widths`."""
+        lengths = self.fixed + self.weights @ widths
+        uses = self.weights[:, :, group].any(axis=1)
+        rest = self.base + float(np.sum(self.factor[~uses] * np.prod(lengths[~uses], axis=1)))
+        change = (levels - widths[group])[:, None, None] * self.weights[uses, :, group]
+        return rest + np.prod(lengths[uses] + change, axis=2) @ self.factor[uses]
+
+
+def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> Cost:
+    """Multiply-accumulates of one run at the analysed input size."""
+    counted = cost.macs(model, coupling.facts.shapes)
+    nodes = {node.name or "": node for node in model.graph}
+    terms = []
+    for name, count in counted.items():
+        node = nodes[name]
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if weight is not None and weight.is_initializer() and weight.const_value is not None:
+            shape = tuple(int(d) for d in weight.const_value.shape.numpy())
+            terms.append((float(count), [(weight.name or "", axis) for axis in range(len(shape))], shape))
+        else:
+            terms.append((float(count), *_activation_axes(node, coupling)))
+    return _build(terms, 0.0, coupling, groups)
+
+
+def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[Axis], tuple[int, ...]]:
+    """Axes that a product of two activations loops over: the output's and the contracted one."""
+    output, left = node.outputs[0], node.inputs[0]
+    shape = coupling.facts.shapes.get(output.name or "", ())
+    axes = [(output.name or "", axis) for axis in range(len(shape))]
+    inner = coupling.facts.shapes.get((left.name or "") if left is not None else "", ())
+    if left is not None and inner:
+        return [*axes, (left.name or "", len(inner) - 1)], (*shape, inner[-1])
+    return axes, shape
+
+
+def parameters(
+    model: ir.Model, coupling: Coupling, groups: Sequence[Group], *, as_bytes: bool = False, base: float = 0.0
+) -> Cost:
+    """Elements (or bytes) of all initializers."""
+    terms = []
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.size:
+            shape = tuple(int(d) for d in value.const_value.shape.numpy())
+            unit = value.const_value.nbytes / value.const_value.size if as_bytes else 1.0
+            terms.append((unit * value.const_value.size, [(name, axis) for axis in range(len(shape))], shape))
+    return _build(terms, base, coupling, groups)
+
+
+def _build(
+    terms: Sequence[tuple[float, list[Axis], tuple[int, ...]]], base: float, coupling: Coupling, groups: Sequence[Group]
+) -> Cost:
+    """Terms that no group touches become part of the base."""
+    owner = {int(label): index for index, group in enumerate(groups) for label in group.atoms}
+    makeup: dict[Axis, dict[int, int] | None] = {}
+    rows: list[tuple[float, list[tuple[float, Mapping[int, float]]]]] = []
+    for total, axes, shape in terms:
+        touched = []
+        for axis, size in zip(axes, shape, strict=True):
+            if axis not in makeup:
+                makeup[axis] = _makeup(coupling, axis, owner)
+            counts = makeup[axis]
+            if counts:
+                per = {g: count / groups[g].channels for g, count in counts.items()}
+                touched.append((float(size - sum(counts.values())), per))
+                total /= size
+        if touched:
+            rows.append((total, touched))
+        else:
+            base += total
+    width = max((len(touched) for _, touched in rows), default=1)
+    fixed, weights = np.ones((len(rows), width)), np.zeros((len(rows), width, len(groups)))
+    for r, (_, touched) in enumerate(rows):
+        for a, (rest, row_weights) in enumerate(touched):
+            fixed[r, a] = rest
+            for g, count in row_weights.items():
+                weights[r, a, g] = count
+    return Cost(base, np.array([total for total, _ in rows]), fixed, weights)
+
+
+def _makeup(coupling: Coupling, axis: Axis, owner: Mapping[int, int]) -> dict[int, int] | None:
+    labels = coupling.labels.get(axis)
+    if labels is None:
+        return None
+    counts: dict[int, int] = {}
+    for label, number in zip(*np.unique(labels, return_counts=True), strict=True):
+        group = owner.get(int(label))
+        if group is not None:
+            counts[group] = counts.get(group, 0) + int(number)
+    return counts or None

@@ -1,0 +1,120 @@
+"""How much every channel of a group matters, by six measures, and the order in which channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph.coupling import Group
+from lepton_cli.prune import gram, hessian, linear, recover, taps
+from lepton_cli.prune.gram import Moments, Wanted
+from lepton_cli.prune.hessian import Ranking, Side
+from lepton_cli.prune.linear import Linear
+
+Scores = NDArray[np.float64]
+#: Gram matrices kept at once, in bytes.
+MEMORY = 600_000_000
+
+
+def data_free(kind: str, model: ir.Model, group: Group, scales: Mapping[str, Scores]) -> Scores:
+    """`l1`, `l2`, `zscore` or `bn_scale` of every channel, aggregated over the group, as shares of the group's sum.
+
+    Weight measures sum over the producing and consuming slices, each tensor first normalised by its mean so that no
+    tensor dominates. `bn_scale` multiplies over the group's normalisations; a group without any is measured by `l2`.
+    """
+    if kind == "bn_scale":
+        known = [
+            scales[port.node]
+            for port in group.producers
+            if port.node in scales and len(scales[port.node]) == group.channels
+        ]
+        if known:
+            return _shares(np.prod([_shares(scale) for scale in known], axis=0))
+        kind = "l2"
+    total = np.zeros(group.channels)
+    ports = {(port.weight, port.axis) for port in (*group.producers, *group.consumers)}
+    for weight, axis in sorted(ports):
+        value = model.graph.initializers[weight].const_value
+        if value is None:
+            continue
+        rows = np.moveaxis(np.asarray(value.numpy(), np.float64), axis, 0)
+        rows = rows.reshape(len(rows), -1)
+        if kind == "zscore":
+            rows = (rows - rows.mean()) / max(float(rows.std()), 1e-12)
+        size = np.abs(rows).sum(axis=1) if kind == "l1" else np.square(rows).sum(axis=1)
+        total += _shares(size[group.slices[(weight, axis)]].sum(axis=1))
+    return _shares(total)
+
+
+def _shares(values: Scores) -> Scores:
+    return np.asarray(values / max(float(values.sum()), 1e-30))
+
+
+def by_scores(scores: Scores, least: int) -> Ranking:
+    """Least score first; the loss is the share of importance that is gone."""
+    order = np.argsort(scores, kind="stable")
+    return Ranking(order, np.cumsum(scores[order])[: len(order) - least])
+
+
+def consumers(group: Group, layers: Mapping[str, Linear]) -> list[tuple[Linear, NDArray[np.int64]]]:
+    """Linear layers that read the group, with the features [channels, features] each channel has in them."""
+    found = []
+    for port in group.consumers:
+        layer = layers.get(port.node)
+        if layer is not None and layer.weight == port.weight and port.axis == layer.in_axis:
+            positions = group.slices[(port.weight, port.axis)]
+            size = layer.per_channel
+            found.append((layer, (positions[:, :, None] * size + np.arange(size)).reshape(group.channels, -1)))
+    return found
+
+
+def chunks(groups: Sequence[Group], layers: Mapping[str, Linear], model: ir.Model) -> list[list[Group]]:
+    """Groups whose Gram matrices fit into memory together."""
+    found: list[list[Group]] = [[]]
+    used = 0
+    for group in groups:
+        need = sum(16 * (linear.matrix_of(model, layer).shape[0] + 1) ** 2 for layer, _ in consumers(group, layers))
+        if found[-1] and used + need > MEMORY:
+            found.append([])
+            used = 0
+        found[-1].append(group)
+        used += need
+    return found
+
+
+def moments(
+    model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Source
+) -> dict[str, Moments]:
+    """Gram matrices of all layers that read these groups, by node."""
+    needed = {layer.node: layer for group in groups for layer, _ in consumers(group, layers)}
+    asked = []
+    for layer in needed.values():
+        matrix = linear.matrix_of(model, layer)
+        asked.append(Wanted(layer, 0, matrix.shape[0]))
+    if not asked:
+        return {}
+    tap = taps.Tap(model, [layer.input for layer in needed.values()], source.workdir, source.threads)
+    found = gram.collect(asked, recover.batches(model, source), tap.run, None, source.samples, source.seed)
+    return {node: fit + held for node, (fit, held) in found.items()}
+
+
+def with_data(
+    kind: str, model: ir.Model, group: Group, layers: Mapping[str, Linear], grams: Mapping[str, Moments], least: int
+) -> Ranking:
+    """`hessian` or `activation` ranking of one group."""
+    sides = []
+    for layer, blocks in consumers(group, layers):
+        weight = linear.matrix_of(model, layer)
+        bias = linear.bias_of(model, layer)
+        row = np.zeros((1, weight.shape[1])) if bias is None else bias[None]
+        sides.append(Side(grams[layer.node].xx, np.concatenate([weight, row]), blocks))
+    if kind == "hessian":
+        return hessian.rank(sides, least)
+    scores = np.zeros(group.channels)
+    for side in sides:
+        energy = np.diag(side.gram) * np.sum(side.weight**2, axis=1)
+        scores += energy[side.blocks].sum(axis=1) / hessian.energy(side.gram, side.weight)
+    return by_scores(scores, least)

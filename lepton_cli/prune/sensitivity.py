@@ -1,0 +1,90 @@
+"""What narrowing one group alone does to the model's outputs: a few levels measured, the rest from the ranking's curve."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import cut
+from lepton_cli.graph.coupling import Coupling, Group
+from lepton_cli.prune import hessian, importance, linear, recover, taps
+from lepton_cli.prune.gram import Moments
+from lepton_cli.prune.hessian import Ranking
+from lepton_cli.prune.linear import Linear
+
+#: Shares of a group's channels that are removed on trial.
+LEVELS = (0.25, 0.5, 0.8)
+#: Multiply-accumulates that all trials together may take (about 20 s on two cores). A count and not a time: the
+#: same model and data must give the same result on a busy machine.
+EFFORT = 4e11
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Batches to try on, and what the unpruned model makes of them."""
+
+    model: ir.Model
+    coupling: Coupling
+    feeds: Sequence[taps.Arrays]
+    outputs: Sequence[NDArray[np.float64]]
+    source: recover.Source
+
+    def error(self, model: ir.Model) -> float:
+        """Squared output error as a share of the outputs' variance, averaged over the outputs."""
+        now = taps.outputs(model, self.feeds, self.source.workdir, self.source.threads)
+        shares = []
+        for before, after in zip(self.outputs, now, strict=True):
+            spread = float(np.sum((before - before.mean(axis=0)) ** 2)) if len(before) > 1 else float(np.sum(before**2))
+            shares.append(float(np.sum((after - before) ** 2)) / max(spread, 1e-12))
+        return float(np.mean(shares)) if shares else 0.0
+
+
+def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials: int, macs: float) -> Trial:
+    """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
+    count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
+    feeds = list(taps.batches(model, source.data, count, min(32, count)))
+    return Trial(model, coupling, feeds, taps.outputs(model, feeds, source.workdir, source.threads), source)
+
+
+def curve(
+    trial: Trial, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Moments]
+) -> NDArray[np.float64]:
+    """Loss after removing 0, 1, 2, ... channels: the ranking's own curve, scaled to what a few trials measured."""
+    own = np.concatenate([[0.0], np.maximum.accumulate(ranking.loss)])
+    points, ratios = [], []
+    for share in LEVELS:
+        count = min(max(1, round(share * group.channels)), len(own) - 1)
+        if count < 1 or (points and count <= points[-1]):
+            continue
+        measured = trial.error(removed(trial, group, ranking.order[:count], layers, grams))
+        points.append(count)
+        ratios.append(np.log(max(measured, 1e-9) / max(own[count], 1e-12)))
+    if not points:
+        return own
+    factor = np.exp(np.interp(np.arange(len(own)), points, ratios))
+    return np.maximum.accumulate(own * factor)
+
+
+def removed(
+    trial: Trial, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Moments]
+) -> ir.Model:
+    """The model without these channels, its consumers refitted to their own Gram matrices."""
+    model = cut.cut(trial.model, trial.coupling, group.atoms[gone])
+    for layer, blocks in importance.consumers(group, layers):
+        if layer.node not in grams:
+            continue
+        weight, bias = linear.matrix_of(trial.model, layer), linear.bias_of(trial.model, layer)
+        keep = np.ones(len(weight) + 1, np.bool_)
+        keep[blocks[gone].ravel()] = False
+        row = np.zeros((1, weight.shape[1])) if bias is None else bias[None]
+        fitted = hessian.refit(grams[layer.node].xx, np.concatenate([weight, row]), keep)
+        after = linear.find(model)[layer.node]
+        mask = trial.coupling.keep((layer.weight, layer.out_axis), group.atoms[gone])
+        if mask is not None:
+            fitted = fitted[:, mask]
+        linear.store(model, after, fitted[:-1], None if bias is None else fitted[-1])
+    return model
