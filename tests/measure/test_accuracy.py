@@ -1,0 +1,222 @@
+"""Accuracy of models whose outputs are known, because the model is the identity or a matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton_cli.errors import DataError, MeasurementError, RecipeError
+from lepton_cli.measure import accuracy
+from lepton_cli.measure.spec import AccuracySpec
+from tests.measure import builders
+
+SAME = builders.identity("N, 4")
+#: Exchanges class 0 and 1.
+SWAPPED = builders.linear(np.eye(4, dtype=np.float32)[[1, 0, 2, 3]])
+
+
+def data(n: int = 60, wrong: int = 6, classes: int = 4, **options: Any) -> builders.Arrays:
+    """Scores that favour the label, except for the first `wrong` samples."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    favoured = np.where(np.arange(n) < wrong, (labels + 1) % classes, labels)
+    scores = generator.random((n, classes)).astype(np.float32) + 3 * np.eye(classes, dtype=np.float32)[favoured]
+    return builders.Arrays({"x": scores}, {"labels": labels}, **options)
+
+
+def test_top1_is_the_default_for_class_labels() -> None:
+    found = accuracy.evaluate({"original": SAME, "compressed": SAME}, data())
+    (metric,) = found.values["original"]
+    assert (metric.metric, metric.value, metric.n, metric.output) == ("top1", 0.9, 60, "y")
+    assert metric.low == pytest.approx(0.7985, abs=1e-3)
+    (change,) = found.changes
+    assert (change.difference, change.method, change.variant) == (0.0, "newcombe", "compressed")
+    assert found.fidelity[0].agreement == 1
+    assert found.fidelity[0].sqnr_db is None
+    assert found.flips_total == 0
+    assert found.warnings == ()
+
+
+def test_flips_and_classes() -> None:
+    found = accuracy.evaluate(
+        {"original": SAME, "compressed": SWAPPED},
+        data(wrong=0, class_names={"labels": ("cat", "dog", "owl", "bee")}),
+    )
+    assert found.changes[0].difference == pytest.approx(-0.5)
+    assert found.changes[0].high is not None
+    assert found.changes[0].high < -0.3
+    assert found.flips_total == 30
+    assert len(found.flips) == 30
+    confidences = [flip.confidence for flip in found.flips]
+    assert confidences == sorted(confidences, reverse=True)
+    assert {(flip.label, flip.original, flip.compressed) for flip in found.flips} == {
+        ("cat", "cat", "dog"),
+        ("dog", "dog", "cat"),
+    }
+    assert [(c.label, c.n, c.original, c.compressed) for c in found.classes] == [
+        ("cat", 15, 1.0, 0.0),
+        ("dog", 15, 1.0, 0.0),
+        ("owl", 15, 1.0, 1.0),
+        ("bee", 15, 1.0, 1.0),
+    ]
+    assert found.fidelity[0].agreement == 0.5
+
+
+def test_at_most_fifty_flips_are_kept() -> None:
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, data(n=240, wrong=0))
+    assert (len(found.flips), found.flips_total) == (50, 120)
+
+
+def test_without_labels_only_agreement_is_measured() -> None:
+    unlabelled = data(wrong=0)
+    unlabelled.labels = {}
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, unlabelled)
+    assert found.values == {"original": (), "compressed": ()}
+    assert found.changes == ()
+    assert found.fidelity[0].agreement == 0.5
+    assert found.flips_total == 30
+    assert found.flips[0].label is None
+
+
+def test_several_metrics_and_their_pairing() -> None:
+    specs = [AccuracySpec(metric="topk", k=2), AccuracySpec(metric="f1")]
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, data(wrong=9), specs)
+    assert [change.metric for change in found.changes] == ["top2", "f1"]
+    assert found.changes[1].method == "bootstrap"
+    low, high = found.changes[1].low, found.changes[1].high
+    assert low is not None
+    assert high is not None
+    assert low < found.changes[1].difference < high < 0
+
+
+def test_regression_is_the_default_for_other_numbers() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((50, 1)).astype(np.float32)
+    labels = x[:, 0] + 0.1
+    double = builders.linear(np.full((1, 1), 1.1, np.float32))
+    found = accuracy.evaluate(
+        {"original": builders.identity("N, 1"), "compressed": double}, builders.Arrays({"x": x}, {"labels": labels})
+    )
+    (metric,) = found.values["original"]
+    assert (metric.metric, metric.higher_is_better) == ("rmse", False)
+    assert metric.value == pytest.approx(0.1, abs=1e-6)
+    assert found.fidelity[0].sqnr_db == pytest.approx(20, abs=0.01)
+    assert found.fidelity[0].agreement == 0
+    assert found.flips_total == 0
+
+
+def test_logits_of_one_column_are_decided_over_all_batches() -> None:
+    """The first batch alone looks like probabilities, the whole does not: 0.4 is a positive logit."""
+    x = np.array([[0.4]] * 7 + [[-3.0], [2.0]], np.float32)
+    labels = np.array([1] * 7 + [0, 1])
+    found = accuracy.evaluate({"original": builders.identity("N, 1")}, builders.Arrays({"x": x}, {"labels": labels}))
+    assert found.values["original"][0].value == 1
+
+
+def test_many_outputs_each_with_its_metric() -> None:
+    two = builders.model(
+        "g (float[N, 4] x) => (float[N, 4] a, float[N, 1] b) { a = Identity (x) b = ReduceSum <keepdims = 1> (x, axes) }",
+        axes=np.array([1]),
+    )
+    dataset = data()
+    dataset.labels = {"kind": dataset.labels["labels"], "b": dataset.feeds["x"].sum(axis=1)}
+    specs = [AccuracySpec(metric="top1", labels="kind", weight=3), AccuracySpec(metric="mae", output="b")]
+    found = accuracy.evaluate({"original": two, "compressed": two}, dataset, specs)
+    assert [(m.metric, m.output) for m in found.values["original"]] == [("top1", "a"), ("mae", "b")]
+    assert [f.output for f in found.fidelity] == ["a", "b"]
+    assert accuracy.score(two, dataset, specs) == pytest.approx((3 * 0.9 + 1) / 4, abs=1e-6)
+
+
+def test_score_of_an_error_is_relative_to_the_labels() -> None:
+    x = np.random.default_rng(0).standard_normal((200, 1)).astype(np.float32)
+    dataset = builders.Arrays({"x": x}, {"labels": np.zeros(200) + x[:, 0].astype(float)})
+    zero = builders.linear(np.zeros((1, 1), np.float32))
+    specs = [AccuracySpec(metric="rmse")]
+    assert accuracy.score(builders.identity("N, 1"), dataset, specs) == pytest.approx(1)
+    assert accuracy.score(zero, dataset, specs) == pytest.approx(0, abs=0.01)
+
+
+def test_fixed_batch_models_get_full_batches() -> None:
+    fixed = builders.identity("8, 4")
+    found = accuracy.evaluate({"original": fixed, "compressed": SAME}, data(n=60))
+    assert found.values["original"][0].n == 60
+    assert found.values["original"][0].value == 0.9
+    assert found.fidelity[0].n == 60
+
+
+def test_fidelity_of_two_models() -> None:
+    noisy = builders.linear((np.eye(4) * 1.01).astype(np.float32))
+    (found,) = accuracy.fidelity(SAME, noisy, data())
+    assert found.sqnr_db == pytest.approx(40, abs=0.1)
+    assert found.agreement == 1
+    assert found.n == 60
+
+
+def test_outputs_are_matched_by_position_when_names_differ() -> None:
+    renamed = builders.model("g (float[N, 4] x) => (float[N, 4] other) { other = Identity (x) }")
+    found = accuracy.evaluate({"original": SAME, "compressed": renamed}, data())
+    assert found.fidelity[0].agreement == 1
+
+
+def test_nan_outputs_name_output_and_sample() -> None:
+    root = builders.identity("N, 4", "y = Sqrt (x)")
+    dataset = data()
+    dataset.feeds["x"][40, 2] = -1
+    with pytest.raises(MeasurementError, match="output `y` of `compressed` contains NaN at sample 40") as caught:
+        accuracy.evaluate({"original": SAME, "compressed": root}, dataset)
+    assert caught.value.code == "measure.nan"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d.feeds.update(x=d.feeds["x"][:, ::-1] * 0 + np.eye(4, dtype=np.float32)[2]),
+            "predicts class 2 for all",
+        ),
+        (lambda d: d.feeds.update(x=np.roll(d.feeds["x"], 1, axis=1)), "shifted by"),
+        (lambda d: d.feeds.update(x=np.random.default_rng(4).random((60, 4)).astype(np.float32)), "near chance"),
+    ],
+)
+def test_implausible_float_accuracy_is_pointed_out(change: Any, message: str) -> None:
+    dataset = data(wrong=0)
+    change(dataset)
+    found = accuracy.evaluate({"original": SAME}, dataset)
+    assert len(found.warnings) == 1
+    assert message in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (AccuracySpec(metric="top1", output="yy"), RecipeError, "no output `yy`"),
+        (AccuracySpec(metric="top1", labels="label"), RecipeError, "no labels `label`"),
+        (AccuracySpec(metric="python", function="nothing.py:f"), RecipeError, "no file"),
+        (AccuracySpec(metric="python"), RecipeError, "needs `function"),
+        (AccuracySpec(metric="mae"), DataError, "do not fit"),
+    ],
+)
+def test_specs_that_do_not_fit(spec: AccuracySpec, error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        accuracy.evaluate({"original": SAME}, data(), [spec], base=tmp_path, allow_code=True)
+
+
+def test_labels_out_of_range_and_missing() -> None:
+    dataset = data()
+    dataset.labels["labels"] = dataset.labels["labels"] + 1
+    with pytest.raises(DataError, match="label 4 is none"):
+        accuracy.evaluate({"original": SAME}, dataset)
+    dataset.labels = {}
+    with pytest.raises(DataError, match="needs labels"):
+        accuracy.evaluate({"original": SAME}, dataset, [AccuracySpec(metric="top1")])
+    with pytest.raises(DataError, match="has no labels"):
+        accuracy.score(SAME, dataset)
+
+
+def test_undefined_metrics_are_errors() -> None:
+    dataset = builders.Arrays({"x": np.ones((9, 1), np.float32)}, {"labels": np.full(9, 1.5)})
+    with pytest.raises(MeasurementError, match="not defined"):
+        accuracy.evaluate({"original": builders.identity("N, 1")}, dataset, [AccuracySpec(metric="spearman")])

@@ -1,0 +1,150 @@
+"""Intervals against published and independently computed values, and their coverage by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lepton_cli.measure import statistics
+
+counts = st.integers(0, 200)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
+        (81, 263, 0.2552885198782742, 0.3662095769828),
+        (15, 148, 0.0623864, 0.1604872),
+        (0, 20, 0.0, 0.1611252),
+        (29, 29, 0.8830302, 1.0),
+    ],
+)
+def test_wilson_matches_reference(successes: int, n: int, low: float, high: float) -> None:
+    assert statistics.wilson(successes, n) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_wilson_of_nothing_says_nothing() -> None:
+    assert statistics.wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_proportion(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = statistics.wilson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    mirrored = statistics.wilson(n - successes, n)
+    assert (low, high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        # Newcombe 1998, table II, method 10, signs turned (first minus second there).
+        ((36, 12, 2, 0), -0.3404, -0.0569),
+        ((20, 12, 2, 16), -0.3292, -0.0562),
+        ((0, 0, 0, 54), -0.0664, 0.0664),
+    ],
+)
+def test_paired_difference_matches_newcombe(table: tuple[int, int, int, int], low: float, high: float) -> None:
+    estimate = statistics.paired_difference(*table)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.0002)
+
+
+@given(counts, counts, counts, counts)
+def test_paired_difference_is_antisymmetric_and_bounded(a: int, b: int, c: int, d: int) -> None:
+    forward, backward = statistics.paired_difference(a, b, c, d), statistics.paired_difference(a, c, b, d)
+    assert -1 <= forward.low <= forward.value <= forward.high <= 1
+    assert forward.value == pytest.approx(-backward.value)
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low), abs=1e-9)
+
+
+def test_paired_difference_covers_the_truth() -> None:
+    """2,000 simulated pairs of models, 92 % and 91 % accurate and agreeing on 97 % of 400 samples."""
+    shares = np.array([0.90, 0.02, 0.01, 0.07])
+    tables = np.random.default_rng(0).multinomial(400, shares, size=2000)
+    found = [statistics.paired_difference(*map(int, table)) for table in tables]
+    covered = np.mean([low <= -0.01 <= high for _, low, high in found])
+    assert 0.935 <= covered <= 0.985
+
+
+def test_paired_difference_agrees_with_mcnemar() -> None:
+    """11 against 29 discordant pairs: McNemar's exact p is 0.0064, so 0 is outside; 18 against 22: p 0.64."""
+    assert statistics.paired_difference(900, 29, 11, 60).high < 0
+    low, high = statistics.paired_difference(900, 22, 18, 60)[1:]
+    assert low < 0 < high
+
+
+def test_bootstrap_of_a_mean_matches_theory() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    low, high = statistics.bootstrap(lambda rows: values[rows].mean(axis=1), 400, seed=0, resamples=2000)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.25 * half)
+    assert (low, high) == statistics.bootstrap(lambda rows: values[rows].mean(axis=1), 400, seed=0, resamples=2000)
+
+
+def test_bootstrap_without_finite_values_has_no_interval() -> None:
+    low, high = statistics.bootstrap(lambda rows: np.full(len(rows), np.nan), 5, seed=0)
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize(
+    # Ranks from scipy.stats.binom: the widest interval that still leaves out at most 2.5 % on each side.
+    ("n", "rank"),
+    [(3, 0), (6, 0), (9, 1), (20, 5), (100, 39), (999, 468)],
+)
+def test_median_interval_ranks(n: int, rank: int) -> None:
+    values = np.arange(n, dtype=float)
+    estimate = statistics.median(values[::-1])
+    assert (estimate.low, estimate.high) == (rank, n - 1 - rank)
+    assert estimate.value == (n - 1) / 2
+
+
+def test_median_interval_is_continuous_where_the_approximation_begins() -> None:
+    exact, approximate = (statistics.median(np.arange(n, dtype=float)) for n in (1000, 1001))
+    assert abs(exact.low - approximate.low) <= 1
+
+
+@pytest.mark.parametrize(("n", "critical"), [(6, 0), (7, 2), (10, 8), (20, 52), (50, 434)])
+def test_centre_uses_wilcoxons_critical_values(n: int, critical: int) -> None:
+    """Tabulated critical values of the signed-rank sum, two-sided 5 %."""
+    values = np.random.default_rng(n).standard_normal(n)
+    first, second = np.triu_indices(n)
+    walsh = np.sort((values[first] + values[second]) / 2)
+    estimate = statistics.centre(values)
+    assert (estimate.low, estimate.high) == (walsh[critical], walsh[-1 - critical])
+
+
+def test_centre_of_few_values_is_students() -> None:
+    """scipy.stats.t.interval(0.95, 2, mean, sem) of 1, 2, 4."""
+    estimate = statistics.centre(np.array([1.0, 2.0, 4.0]))
+    assert estimate == pytest.approx((7 / 3, -1.4612, 6.1279), abs=1e-3)
+
+
+def test_centre_of_one_value_is_unbounded() -> None:
+    assert statistics.centre(np.array([3.0])) == (3.0, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize("n", [5, 8, 12, 30, 80])
+def test_centre_covers_the_truth(n: int) -> None:
+    generator = np.random.default_rng(n)
+    found = [statistics.centre(generator.standard_t(4, n)) for _ in range(600)]
+    assert 0.925 <= np.mean([low <= 0 <= high for _, low, high in found]) <= 0.985
+
+
+def test_centre_withstands_a_disturbed_round() -> None:
+    calm = np.random.default_rng(0).normal(0, 0.01, 12)
+    disturbed = np.append(calm, 3.0)
+    assert statistics.centre(disturbed).high < 0.05
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "given"), [(35, 0.9, False), (36, 0.9, True), (367, 0.99, False), (368, 0.99, True)]
+)
+def test_percentiles_only_with_enough_values(n: int, share: float, given: bool) -> None:
+    assert (statistics.percentile(np.arange(n, dtype=float), share) is not None) == given
