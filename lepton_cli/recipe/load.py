@@ -13,11 +13,12 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from lepton_cli.errors import Place, RecipeError
+from lepton_cli.errors import RecipeError
 from lepton_cli.recipe import overrides as settings
 from lepton_cli.recipe.explain import explain
+from lepton_cli.recipe.judgeable import check_measured, check_repeated
 from lepton_cli.recipe.scalars import is_plain
-from lepton_cli.recipe.schema import Budget, Gate, Recipe
+from lepton_cli.recipe.schema import Budget, Recipe
 from lepton_cli.recipe.source import SourceMap
 from lepton_cli.recipe.yaml import MAX_BYTES, Node, decode, read
 
@@ -140,25 +141,10 @@ def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
         value = kind.model_validate(data, strict=True)
     except ValidationError as error:
         raise explain(error, kind, data, source, name) from None
-    _check_repeated(value.gates, source, name)
+    check_repeated(value.gates, source)
+    if isinstance(value, Recipe):
+        check_measured(value.gates, value.evaluate, source)
     return value
-
-
-def _check_repeated(gates: tuple[Gate, ...], source: SourceMap, name: str) -> None:
-    seen: dict[tuple[object, ...], int] = {}
-    for index, gate in enumerate(gates):
-        key = (gate.metric, gate.comparison, gate.against, gate.provider, gate.batch, gate.output, gate.level)
-        if key in seen:
-            first = source.place(("gates", seen[key]))
-            raise RecipeError(
-                "recipe.duplicate-gate",
-                f"two gates limit `{gate.comparison}` of `{gate.metric}` in the same place",
-                where=source.place(("gates", index)) or name or None,
-                note=f"first at {first}" if isinstance(first, Place) else None,
-                hint="keep the stricter one",
-                option=("gates", index),
-            )
-        seen[key] = index
 
 
 def _tuples(value: Any) -> Any:

@@ -130,7 +130,7 @@ class _Override:
 
     def place(self, offset: int) -> Place:
         length = len(self.text) - offset if offset else len(self.text.partition("=")[0])
-        return Place(_FILE, 1, offset + 1, self.shown(), max(1, length))
+        return Place(_FILE, 1, offset + 1, self.shown(), max(1, length) if self.shown() else 1)
 
     def error(self, code: str, message: str, offset: int, hint: str | None = None) -> RecipeError:
         return RecipeError(code, printable(message, 300), where=self.place(offset), hint=hint)

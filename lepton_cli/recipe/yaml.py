@@ -153,8 +153,10 @@ class _Composer:
         length = max(1, len(source.rstrip()) - start.column)
         if end is not None and end.line == start.line:
             length = max(1, min(length, end.column - start.column))
-        # A line nobody can read is not shown.
-        return Place(self.file, start.line + 1, start.column + 1, source if len(source) <= 500 else "", length)
+        if len(source) > 500:
+            # A line nobody can read is not shown.
+            source, length = "", 1
+        return Place(self.file, start.line + 1, start.column + 1, source, length)
 
     def document(self) -> Node:
         next(self.events)

@@ -130,14 +130,6 @@ def test_files_that_cannot_be_read(tmp_path):
             load_recipe(tmp_path / name)
 
 
-def test_identical_gates_are_an_error(load):
-    with pytest.raises(RecipeError, match="two gates limit `max` of") as caught:
-        load(("output:", "  - {metric: size.file, max: 2 MB}\noutput:"))
-    assert caught.value.where.line == 26
-    assert ":23:5" in caught.value.note
-    load(("output:", "  - {metric: size.file, max: 2 MB, level: warn}\noutput:"))
-
-
 def test_a_large_file_of_errors_is_explained_quickly(load):
     with pytest.raises(RecipeError) as caught:
         load(text="version: 1\nsteps:\n" + "  - {step: simplify, foo: 1}\n" * 20_000)

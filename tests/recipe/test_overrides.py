@@ -17,7 +17,7 @@ from lepton_cli.errors import RecipeError
         ("steps.2.accuracy_guard.max_drop=1 pp", lambda r: r.steps[2].accuracy_guard.max_drop, 0.01),
         ("gates.size.file.max=2MB", lambda r: r.gates[0].limit, 2e6),
         ("evaluate.cost.per_hour=0.40 USD", lambda r: r.evaluate.cost.per_hour, "0.40 USD"),
-        ("evaluate.latency=false", lambda r: r.evaluate.latency, False),
+        ("evaluate.memory=false", lambda r: r.evaluate.memory, False),
         ("data.evaluation=null", lambda r: r.data.evaluation, None),
         ("data.evaluation=", lambda r: r.data.evaluation, None),
         ("data.calibration.path=a=b.npz", lambda r: r.data.calibration.path, "a=b.npz"),

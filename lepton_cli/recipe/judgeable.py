@@ -1,0 +1,77 @@
+"""Checks across a recipe's gates: none repeated, and each one answered by something that the recipe measures."""
+
+from __future__ import annotations
+
+from lepton_cli.errors import RecipeError
+from lepton_cli.measure.spec import AccuracySpec, EvaluateSpec
+from lepton_cli.recipe.schema import Gate
+from lepton_cli.recipe.source import SourceMap
+
+
+def check_repeated(gates: tuple[Gate, ...], source: SourceMap) -> None:
+    """Two gates that compare the same thing are a mistake in one of them. Raises RecipeError."""
+    seen: dict[tuple[object, ...], int] = {}
+    for index, gate in enumerate(gates):
+        key = (gate.metric, gate.comparison, gate.against, gate.provider, gate.batch, gate.output, gate.level)
+        if key in seen:
+            first = source.place(("gates", seen[key]))
+            raise RecipeError(
+                "recipe.duplicate-gate",
+                f"two gates limit `{gate.comparison}` of `{gate.metric}` in the same place",
+                where=source.place(("gates", index)),
+                note=f"first at {first}" if first else None,
+                hint="keep the stricter one",
+                option=("gates", index),
+            )
+        seen[key] = index
+
+
+def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap) -> None:
+    """A gate on what `evaluate:` leaves out could never fail, so it is an error now. Raises RecipeError."""
+    for index, gate in enumerate(gates):
+        if found := _unmeasured(gate, evaluate):
+            key, reason, hint = found
+            path = ("gates", index, key)
+            raise RecipeError(
+                "recipe.gate-not-measured",
+                f"the gate on `{gate.metric}` can never be judged: {reason}",
+                where=source.place(path),
+                hint=hint,
+                option=path,
+            )
+
+
+def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | None:
+    """The key at fault, why nothing answers the gate, and what to write; `None` when something does."""
+    latency = evaluate.latency
+    if gate.metric.startswith(("latency.", "throughput", "cost.")):
+        if latency is False:
+            return "metric", "`evaluate.latency` is false", "remove `latency: false` or the gate"
+        providers = [provider.name for provider in latency.providers]
+        if gate.provider is not None and _short(gate.provider) not in map(_short, providers):
+            listed = ", ".join(providers)
+            return (
+                "provider",
+                f"latency is measured on {listed} only",
+                "add the provider to `evaluate.latency.providers`",
+            )
+        if gate.batch is not None and gate.batch not in latency.batch:
+            listed = ", ".join(map(str, latency.batch))
+            return "batch", f"latency is measured at batch {listed} only", "add the size to `evaluate.latency.batch`"
+    if gate.metric.startswith("cost.") and evaluate.cost is None:
+        return "metric", "no price is given", "add `evaluate: {cost: {per_hour: 0.40 USD}}`"
+    if gate.metric == "memory.peak" and not evaluate.memory:
+        return "metric", "`evaluate.memory` is false", "remove `memory: false` or the gate"
+    names = [_metric(spec) for spec in evaluate.accuracy]
+    if gate.metric.startswith("accuracy.") and names and gate.metric not in names:
+        return "metric", f"accuracy is measured as {', '.join(names)} only", "add the metric to `evaluate.accuracy`"
+    return None
+
+
+def _short(provider: str) -> str:
+    """`CPUExecutionProvider` and `cpu` are the same provider."""
+    return provider.lower().removesuffix("executionprovider")
+
+
+def _metric(spec: AccuracySpec) -> str:
+    return f"accuracy.top{spec.k}" if spec.metric == "topk" else f"accuracy.{spec.metric}"
