@@ -44,7 +44,7 @@ def bars(title: str, description: str, rows: Sequence[Bar]) -> Markup:
 
 def _bar_row(top: int, row: Bar, largest: float) -> Iterable[Markup]:
     yield _labels(top, row.name, row.value)
-    height = 12 // len(row.bars)
+    height = 9 if len(row.bars) == 1 else 6
     for index, (style, length) in enumerate(row.bars):
         width = 100 * max(length, 0.0) / largest
         y = top + 20 + index * (height + 1)
@@ -111,9 +111,7 @@ def _strip(top: int, sample: Sample, start: float, end: float) -> Iterable[Marku
             counts[max(index, 0)] += 1
     highest = max(counts) or 1
     base = top + _STRIP - 8
-    beyond = len(sample.times) - sum(counts)
-    note = f", {beyond} of {len(sample.times)} beyond the axis" if beyond else ""
-    yield _labels(top, sample.name, f"median {words.value(sample.median, 'time')}{note}")
+    yield _labels(top, sample.name, f"median {words.value(sample.median, 'time')}")
     for index, count in enumerate(counts):
         if count:
             height = max(1.0, 40 * count / highest)

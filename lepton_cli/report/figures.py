@@ -121,7 +121,10 @@ def _latencies(report: Report) -> Iterator[Figure]:
         provider, batch, threads = key
         title = f"Latency, {provider} batch {batch}"
         counts = ", ".join(f"{arm.variant} {arm.n:,}" for arm in arms)
-        text = f"Times of single runs ({words.plural(threads, 'thread')}; runs: {counts}), interleaved; dashed: median."
+        text = (
+            f"Times of single runs ({words.plural(threads, 'thread')}; runs: {counts}). "
+            "Dashed: median; the slowest 2 % lie beyond the axis."
+        )
         samples = [
             charts.Sample(arm.variant, "before" if arm is arms[0] and len(arms) > 1 else "after", arm.median, arm.times)
             for arm in arms

@@ -120,7 +120,9 @@ def cards(report: Report) -> list[dict[str, str]]:
         if found and found[0].ratio and found[0].reference:
             fact, ratio = found[0], found[0].ratio
             big = words.percent(ratio.value - 1) if metric == "size.file" else _speed(ratio)
-            before, after = (words.value(one.value, fact.kind) for one in (found[0].reference, fact.value))
+            before, after = (
+                words.value(one.value, fact.kind).replace(" ", "\xa0") for one in (found[0].reference, fact.value)
+            )
             where = f"{fact.scope['provider']}, batch {fact.scope['batch']}" if "batch" in fact.scope else ""
             made.append({"label": label, "big": big, "small": f"{before} → {after}", "note": where})
     for change in (report.accuracy.changes if report.accuracy else ())[:1]:

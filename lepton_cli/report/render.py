@@ -1,0 +1,51 @@
+"""Every rendering of a report by the name a user gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from lepton_cli.report import store
+from lepton_cli.report.model import Report
+
+Kind = Literal["json", "md", "html", "junit", "github"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+#: Name of the file that a rendering is written to beside the model.
+FILES: dict[Kind, str] = {
+    "json": "report.json",
+    "md": "report.md",
+    "html": "report.html",
+    "junit": "report.junit.xml",
+    "github": "report.github.txt",
+}
+
+
+def render(report: Report, kind: Kind) -> str:
+    """The report in that form. Libraries are imported only for the form that needs them."""
+    if kind == "json":
+        return store.to_json(report)
+    if kind == "md":
+        from lepton_cli.report import markdown
+
+        return markdown.render(report)
+    if kind == "html":
+        from lepton_cli.report import html
+
+        return html.render(report)
+    if kind == "junit":
+        from lepton_cli.report import junit
+
+        return junit.render(report)
+    from lepton_cli.report import github
+
+    return github.annotations(report)
+
+
+def write(report: Report, folder: Path, kinds: tuple[Kind, ...]) -> tuple[Path, ...]:
+    """Write each rendering into the folder, atomically. Raises OutputError."""
+    written = []
+    for kind in kinds:
+        path = folder / FILES[kind]
+        store.write_text(render(report, kind), path)
+        written.append(path)
+    return tuple(written)
