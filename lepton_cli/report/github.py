@@ -1,7 +1,5 @@
 """Reports inside GitHub Actions: annotations on the lines that set a gate, and the page of the job summary."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

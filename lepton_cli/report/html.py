@@ -138,6 +138,11 @@ def cards(report: Report) -> list[dict[str, str]]:
     return made
 
 
+def _unbroken(amount: str) -> str:
+    """A number stays on one line with its unit."""
+    return amount.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _speed(ratio: facts.Range) -> str:
     if ratio.low > 1:
         return f"{words.significant(ratio.value)}x slower"
