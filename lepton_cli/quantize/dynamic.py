@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
@@ -117,7 +118,12 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
                 nodes_to_quantize=sorted(nodes),
                 nodes_to_exclude=[],
                 op_types_to_quantize=list(op_types),
-                extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+                # Behind onnxruntime's own operators no shape inference knows a type; what is quantized here is float32.
+                extra_options={
+                    "WeightSymmetric": True,
+                    "MatMulConstBOnly": True,
+                    "DefaultTensorType": onnx.TensorProto.FLOAT,
+                },
             )
             quantizer.static = False
             made = quantizer.quantize_model()

@@ -83,6 +83,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"] if plan.target.float_outputs else [],
             "TensorQuantOverrides": _overrides(plan),
             "UseQDQContribOps": opset < PER_CHANNEL_OPSET,
+            "DefaultTensorType": onnx.TensorProto.FLOAT,
         },
     )
 
