@@ -42,7 +42,7 @@ class Dataset(Protocol):
     fixed_batch: int | None
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        """Batches of `size` samples (default: the recipe's), the first `limit` samples only."""
+        """Batches of `size` samples (default: the recipe's), the first `limit` samples only (whole fixed batches)."""
 
     def sample_hashes(self) -> list[str]:
         """A hash per sample's raw content, to find overlaps between data sets."""

@@ -1,14 +1,15 @@
 """The arrays inside `.npz` and `.npy` files: their headers, and their rows as they are needed.
 
-A stored member is mapped into memory; a compressed one is inflated from its beginning, once per pass: memory follows
-the batch and not the file. Nothing is unpickled, and sizes that the file declares are checked against each other
-before anything is allocated.
+In a stored member the reader jumps from row to row; a compressed one is inflated from its beginning, once per pass:
+memory follows the batch and not the file. Nothing is unpickled, and sizes that the file declares are checked against
+each other before anything is allocated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -66,8 +67,6 @@ class Member:
         stream = None if whole is not None else self._stream()
         try:
             position = 0
-            if stream is not None:
-                stream.read(self.header)
             for start in range(0, len(indices), size):
                 wanted = indices[start : start + size]
                 if whole is not None:
@@ -85,19 +84,24 @@ class Member:
                 stream.close()
 
     def _stream(self) -> IO[bytes]:
-        """The inflated member; closing it closes the archive's file as well."""
+        """The array's bytes from the first row on."""
+        if self.offset is not None:
+            file = self.path.open("rb")
+            file.seek(self.offset)
+            return file
         with zipfile.ZipFile(self.path) as archive:
-            return archive.open(f"{self.key}.npy")
+            inflated = archive.open(f"{self.key}.npy")
+        inflated.read(self.header)
+        return inflated
 
     def _whole(self) -> Array | None:
-        """The array as a memory map, or in memory where it must be; `None` when it is read as a stream."""
+        """A column-major array as a memory map, or in memory where it must be; `None` when rows can be streamed."""
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, self.dtype)
-        if self.offset is not None:
-            order: Any = "F" if self.column_major else "C"
-            return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
         if not self.column_major:
             return None
+        if self.offset is not None:
+            return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
         if math.prod(self.shape) * self.dtype.itemsize > MAX_COLUMN_MAJOR_BYTES:
             raise DataError(
                 "data.column-major",
@@ -107,7 +111,6 @@ class Member:
                 option=("path",),
             )
         with self._stream() as stream:
-            stream.read(self.header)
             data = _read_exactly(stream, math.prod(self.shape) * self.dtype.itemsize, self.where)
         return np.frombuffer(data, self.dtype).reshape(self.shape, order="F")
 
@@ -133,6 +136,9 @@ def _read_exactly(stream: IO[bytes], count: int, where: str) -> bytes:
 
 
 def _skip(stream: IO[bytes], count: int, where: str) -> None:
+    if not isinstance(stream, zipfile.ZipExtFile):
+        stream.seek(count, os.SEEK_CUR)
+        return
     while count > 0:
         block = min(count, _SKIP)
         _read_exactly(stream, block, where)

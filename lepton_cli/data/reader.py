@@ -131,8 +131,8 @@ class SourceDataset:
         """Batches of `size` samples (default: the recipe's), the first `limit` only; `fixed_batch` overrules `size`."""
         size = self.fixed_batch or size or self._spec.batch
         count = self.count if limit is None else min(self.count, limit)
-        if self.fixed_batch is not None:
-            count -= count % self.fixed_batch
+        if self.fixed_batch is not None:  # whole batches: `limit` is rounded up
+            count = min(self.count, -(-count // self.fixed_batch) * self.fixed_batch)
         if self._cache is not None:
             for start in range(0, count, size):
                 yield _slice(self._cache, start, min(start + size, count))

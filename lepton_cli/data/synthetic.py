@@ -78,7 +78,7 @@ class SyntheticDataset:
         size = self.fixed_batch or size or self._batch
         count = self.count if limit is None else min(self.count, limit)
         if self.fixed_batch is not None:
-            count -= count % self.fixed_batch
+            count = -(-count // self.fixed_batch) * self.fixed_batch
         for start in range(0, count, size):
             rows = range(start, min(start + size, count))
             yield Batch({info.name: self._feed(info, rows) for info in self._inputs}, {}, start)

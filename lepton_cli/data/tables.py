@@ -96,6 +96,9 @@ class TableSource:
         """One sample of input `name`."""
         chosen = self._inputs[name]
         if isinstance(chosen, tuple):
+            numbers = _plain_numbers([row.get(column) for column in chosen])
+            if numbers is not None and name not in self._text:
+                return numbers
             parts = [np.atleast_1d(self._cell(name, row, column, place)) for column in chosen]
             return np.concatenate(parts)
         return self._cell(name, row, chosen, place)
@@ -165,6 +168,15 @@ class TableSource:
 
 #: Cells that stand for a missing value.
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+
+
+def _plain_numbers(cells: list[Any]) -> Array | None:
+    """The cells at once when all are numbers, which is nearly always; `None` when one needs a closer look."""
+    try:
+        numbers = np.array(cells, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if numbers.ndim == 1 and not np.isnan(numbers).any() else None
 
 
 def _as_tuple(chosen: str | tuple[str, ...]) -> tuple[str, ...]:

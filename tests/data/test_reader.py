@@ -61,7 +61,8 @@ def test_a_fixed_batch_leaves_the_rest_out_and_says_so(path: Path) -> None:
     dataset = opened(path, TensorInfo("x", "float32", (4, 3)))
     assert dataset.count == 8
     assert [batch.feeds["x"].shape for batch in dataset.batches(size=3)] == [(4, 3), (4, 3)]
-    assert [len(batch.feeds["x"]) for batch in dataset.batches(limit=5)] == [4]
+    assert [len(batch.feeds["x"]) for batch in dataset.batches(limit=1)] == [4]
+    assert [len(batch.feeds["x"]) for batch in dataset.batches(limit=5)] == [4, 4]
     assert "last 2 of 10 samples" in dataset.notes[0]
     assert opened(path, TensorInfo("x", "float32", (5, 3)), samples=5).notes == ()
 
