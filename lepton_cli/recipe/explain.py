@@ -113,7 +113,9 @@ def _one_per_path(problems: list[Problem]) -> list[Problem]:
 
 
 def _joined(rivals: list[Problem]) -> Problem:
-    telling = [problem for problem in rivals if not problem.wrong_kind] or rivals
+    telling = [problem for problem in rivals if not problem.wrong_kind]
+    if all(problem.wanted for problem in telling):
+        telling = rivals
     first = telling[0]
     message = first.message
     for other in telling[1:]:
@@ -121,7 +123,8 @@ def _joined(rivals: list[Problem]) -> Problem:
             message = message.replace(f" must be {first.wanted}", f" must be {first.wanted} or {other.wanted}")
         else:
             message = f"{message}; {other.message}"
-    return dataclasses.replace(first, message=message)
+    hints = [problem.hint for problem in sorted(telling, key=lambda problem: problem.wrong_kind) if problem.hint]
+    return dataclasses.replace(first, message=message, hint=hints[0] if hints else None)
 
 
 def _problem(detail: ErrorDetails, subject: _Subject) -> Problem:

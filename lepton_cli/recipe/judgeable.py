@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lepton_cli.errors import RecipeError
 from lepton_cli.measure.spec import AccuracySpec, EvaluateSpec
+from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.source import SourceMap
 
@@ -34,7 +35,7 @@ def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: Sour
             path = ("gates", index, key)
             raise RecipeError(
                 "recipe.gate-not-measured",
-                f"the gate on `{gate.metric}` can never be judged: {reason}",
+                f"the gate on `{gate.metric}` can never be judged: {printable(reason, 200)}",
                 where=source.place(path),
                 hint=hint,
                 option=path,

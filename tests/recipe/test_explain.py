@@ -172,6 +172,13 @@ CASES = [
         "did you mean `batch`?",
     ),
     (
+        ("latency: {providers: [cpu, {name: cuda, optional: true}], batch: [1, 32], threads: 2}", "latency: fals"),
+        "recipe.wrong-value",
+        "fals",
+        "`evaluate.latency` must be a mapping (`option: value`) or `false`, not the text `fals`",
+        "did you mean `false`?",
+    ),
+    (
         ("threads: 2", "time: 5"),
         "recipe.unit-missing",
         "5",

@@ -2,12 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from lepton_cli.recipe.jsonschema import json_schema
-from lepton_cli.recipe.load import load_budget
+from lepton_cli.recipe.load import load_budget, load_recipe
+from lepton_cli.recipe.yaml import read
 from lepton_cli.steps import STEPS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def accepts(schema, value, root):
@@ -108,6 +112,16 @@ def test_the_schema_takes_what_the_loader_takes(load, write):
     text = "version: 1\ngates:\n  - {metric: accuracy.top7, max_drop: 1 pp}\n"
     assert accepts(budget, load_budget(write(text=text)).resolved(), budget)
     assert not accepts(budget, loaded.resolved(), budget)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_bundled_files_fit_the_loader_and_the_schema(path):
+    written = json.loads(json.dumps(read(path.read_text(encoding="utf-8"), path.name).plain()))
+    name = "recipe" if "steps" in written else "budget"
+    loaded = load_recipe(path) if name == "recipe" else load_budget(path)
+    schema = json_schema(name)
+    assert accepts(schema, written, schema)
+    assert accepts(schema, loaded.resolved(), schema)
 
 
 @pytest.mark.parametrize(
