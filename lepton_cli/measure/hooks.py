@@ -22,7 +22,6 @@ class Hook:
 
     def __init__(self, reference: str, function: Function, file: Path) -> None:
         self.reference, self._function, self._file = reference, function, file
-        self.name = reference.rpartition(":")[2]
 
     def __call__(self, outputs: Arrays, labels: Arrays, samples: int) -> NDArray[np.float64] | float:
         """Per-sample values of shape (samples,), or a number. Raises MeasurementError naming the hook and its line."""

@@ -23,7 +23,7 @@ class Track:
 
     def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
         self.spec, self.output, self.label, self.hook = spec, output, label, hook
-        self.metric = metrics.build(spec) if hook is None else metrics.per_sample(hook.name)
+        self.metric = metrics.build(spec) if hook is None else metrics.per_sample("python")
         self._columns: dict[str, list[metrics.Columns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
         self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}

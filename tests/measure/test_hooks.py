@@ -57,7 +57,7 @@ def run(dataset: builders.Arrays, base: Path, function: str) -> accuracy.Accurac
 def test_per_sample_values_are_paired(dataset: builders.Arrays, base: Path) -> None:
     found = run(dataset, base, "per_sample")
     (metric,) = found.values["original"]
-    assert (metric.metric, metric.value, metric.n) == ("per_sample", 0.9, 20)
+    assert (metric.metric, metric.value, metric.n) == ("python", 0.9, 20)
     assert metric.low is not None
     assert found.changes[0].method == "bootstrap"
     assert (found.changes[0].low, found.changes[0].high) == (0, 0)

@@ -1,0 +1,45 @@
+"""Facts about this machine, and what they are derived from."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_cli.measure import environment
+
+
+def test_environment_of_this_machine() -> None:
+    found = environment.environment()
+    assert found.onnxruntime
+    assert found.onnx
+    assert 1 <= found.usable_cores <= found.cores
+    assert found.memory > 0
+    assert "CPUExecutionProvider" in found.providers
+    assert found.cpu
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"flags": "fpu avx2 avx512f avx512_vnni"}, ("avx2", "avx512f", "avx512_vnni")),
+        ({"Features": "fp asimd asimddp i8mm"}, ("neon", "neon_dotprod", "i8mm")),
+        ({"flags": "fpu"}, ()),
+    ],
+)
+def test_instruction_sets(monkeypatch: pytest.MonkeyPatch, info: dict[str, str], expected: tuple[str, ...]) -> None:
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: info)
+    assert environment.instructions() == expected
+
+
+def test_what_makes_numbers_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda package: "1.0")
+    monkeypatch.setattr(environment, "governor", lambda: "powersave")
+    monkeypatch.setattr(environment, "load", lambda: 1.5)
+    found = environment.warnings()
+    assert len(found) == 3
+    assert "both installed" in found[0]
+    assert "powersave" in found[1]
+    assert "1.5 per usable core" in found[2]
+
+
+def test_missing_packages_have_no_version() -> None:
+    assert environment.version("surely-not-a-package") is None
