@@ -20,7 +20,7 @@ from lepton_cli.recipe.judgeable import check_measured, check_repeated
 from lepton_cli.recipe.scalars import is_plain
 from lepton_cli.recipe.schema import Budget, Recipe
 from lepton_cli.recipe.source import SourceMap
-from lepton_cli.recipe.yaml import MAX_BYTES, Node, decode, read
+from lepton_cli.recipe.yaml import MAX_BYTES, MAX_DEPTH, Node, decode, read
 
 T = TypeVar("T", Recipe, Budget)
 
@@ -147,11 +147,13 @@ def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
     return value
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: Any, depth: int = 0) -> Any:
     """Lists as tuples, which is what strict validation takes."""
+    if depth > MAX_DEPTH:
+        raise RecipeError("recipe.nesting", f"nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, Mapping):
-        return {key: _tuples(child) for key, child in value.items()}
-    return tuple(_tuples(child) for child in value) if isinstance(value, (list, tuple)) else value
+        return {key: _tuples(child, depth + 1) for key, child in value.items()}
+    return tuple(_tuples(child, depth + 1) for child in value) if isinstance(value, (list, tuple)) else value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -8,6 +8,7 @@ from lepton_cli.errors import Place, RecipeError
 from lepton_cli.recipe import overrides
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.recipe.yaml import read
+from lepton_cli.units import Share
 
 PIECES = [
     *(
@@ -134,3 +135,23 @@ def test_overrides(complete, path, value, equals):
         from_dict(overrides.apply(root, [".".join(path) + equals + value]).plain())
     except RecipeError as error:
         check(error)
+
+
+@FEW
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=200), max_size=3), st.floats(0, 1e9), st.floats(0, 1))
+def test_resolved_recipes_read_back(texts, number, share):
+    steps = [
+        {"step": "simplify", "exclude": texts},
+        {"step": "prune.weights", "threshold": number, "sparsity": Share(share)},
+    ]
+    loaded = from_dict({"version": 1, "steps": steps})
+    again = from_dict(read(loaded.resolved_yaml(), "resolved").plain())
+    assert again.recipe == loaded.recipe
+    assert again.sha256 == loaded.sha256
+
+
+def test_data_without_end_is_refused():
+    data = {"version": 1}
+    data["steps"] = [data]
+    with pytest.raises(RecipeError, match="50 levels"):
+        from_dict(data)
