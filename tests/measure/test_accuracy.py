@@ -118,7 +118,10 @@ def test_logits_of_one_column_are_decided_over_all_batches() -> None:
 
 def test_many_outputs_each_with_its_metric() -> None:
     two = builders.model(
-        "g (float[N, 4] x) => (float[N, 4] a, float[N, 1] b) { a = Identity (x) b = ReduceSum <keepdims = 1> (x, axes) }",
+        """g (float[N, 4] x) => (float[N, 4] a, float[N, 1] b) {
+             a = Identity (x)
+             b = ReduceSum <keepdims = 1> (x, axes)
+        }""",
         axes=np.array([1]),
     )
     dataset = data()

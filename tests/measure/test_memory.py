@@ -15,10 +15,10 @@ from tests.measure import builders
 def test_memory_follows_the_model_and_the_batch(tmp_path: Path) -> None:
     small = memory.measure(builders.chain(1, 8), {"x": np.ones((1, 8), np.float32)}, threads=1)
     path = tmp_path / "wide.onnx"
-    path.write_bytes(builders.chain(2, 2048))
-    large = memory.measure(path, {"x": np.ones((4096, 2048), np.float32)}, threads=1)
-    # 16 MB of weights and two activations of 32 MB.
-    assert large.added > small.added + 60_000_000
+    path.write_bytes(builders.chain(2, 512))
+    large = memory.measure(path, {"x": np.ones((16384, 512), np.float32)}, threads=1)
+    # The input and an activation are 32 MB each.
+    assert large.added > small.added + 50_000_000
     assert large.peak > large.added
     assert small.device is None
 
