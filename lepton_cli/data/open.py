@@ -8,7 +8,7 @@ from pathlib import Path
 from lepton_cli.data import check, rows
 from lepton_cli.data.fit import Statistics
 from lepton_cli.data.reader import SourceDataset
-from lepton_cli.data.source import Source, nearest
+from lepton_cli.data.source import Source, nearest, unreadable
 from lepton_cli.data.spec import DataSpec
 from lepton_cli.data.synthetic import synthetic
 from lepton_cli.errors import DataError, LeptonError
@@ -41,6 +41,8 @@ def open_dataset(
         if isinstance(error, DataError) and error.option[:1] != ("data",):
             error.option = ("data", name, *error.option)
         raise
+    except OSError as error:
+        raise unreadable(error, name) from error
     for batch in dataset.batches(size=1, limit=dataset.fixed_batch or 1):
         check.batch(batch, inputs, name)
     return dataset

@@ -15,7 +15,7 @@ from lepton_cli.data import preprocess
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.fit import Statistics, fit
 from lepton_cli.data.preprocess import Array, Fitted, Raw
-from lepton_cli.data.source import Chunk, Source
+from lepton_cli.data.source import Chunk, Source, unreadable
 from lepton_cli.data.spec import DataSpec, Preprocess
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
@@ -123,6 +123,8 @@ class SourceDataset:
                 error.message = f"{place}: {error.message}"
                 error.args = (error.message,)
             raise
+        except OSError as error:
+            raise unreadable(error, self.name) from error
 
     def _preprocess(self, name: str) -> Preprocess:
         return self._spec.preprocess_inputs.get(name, self._spec.preprocess)

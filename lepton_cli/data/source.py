@@ -66,6 +66,16 @@ def nearest(word: str, words: Iterable[str], *, what: str = "") -> str:
     return (f"did you mean `{close[0]}`?   " if close else "") + (f"{what}: {listed}" if known else f"{what}: none")
 
 
+def unreadable(error: OSError, name: str) -> DataError:
+    """The error for files that the operating system does not let us read."""
+    return DataError(
+        "data.unreadable",
+        f"`{name}`: cannot read {error.filename or 'the data'}",
+        cause=error.strerror or str(error),
+        option=("data", name, "path"),
+    )
+
+
 def lengths_differ(name: str, lengths: Mapping[str, int], where: str) -> DataError:
     """The error for arrays whose numbers of samples differ."""
     listed = ", ".join(f"`{key}` {count}" for key, count in lengths.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from lepton_cli.values import Number, Strict
 
@@ -17,17 +17,33 @@ Numbers = Annotated[
 ]
 
 
+def _no_zero(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    if values is not None and 0.0 in values:
+        raise ValueError("a deviation of 0 would divide by zero")
+    return values
+
+
+#: A width or height.
+Pixels = Annotated[int, Field(ge=1, le=1 << 16)]
+TypeName = Literal[
+    "float32", "float64", "float16", "bfloat16",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", "str",
+]  # fmt: skip
+
+
 class Preprocess(Strict):
     """From stored sample to model input. Applied in the order of the fields below."""
 
     fill_missing: Number | Literal["mean", "median"] | None = Field(
         default=None, description="Replaces missing values (NaN, empty cells) before anything else"
     )
-    resize: int | tuple[int, int] | None = Field(
+    resize: Pixels | tuple[Pixels, Pixels] | None = Field(
         default=None, description="[height, width], or one number for the short side (aspect kept)"
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    crop: int | tuple[int, int] | None = Field(default=None, description="Centre crop [height, width] or a square")
+    crop: Pixels | tuple[Pixels, Pixels] | None = Field(
+        default=None, description="Centre crop [height, width] or a square"
+    )
     channels: Literal["rgb", "bgr", "gray"] | None = Field(
         default=None, description="Channel order the model wants (sources are RGB or gray)"
     )
@@ -35,15 +51,19 @@ class Preprocess(Strict):
     mean: Numbers | None = Field(
         default=None, description="Subtracted after `scale`; per channel in the model's order, as `channels` sets it"
     )
-    std: Numbers | None = Field(default=None, description="Divided by after `mean`; per channel like `mean`")
+    std: Annotated[Numbers | None, AfterValidator(_no_zero)] = Field(
+        default=None, description="Divided by after `mean`; per channel like `mean`"
+    )
     standardise: bool = Field(
         default=False, description="Zero mean and unit variance per column, from the calibration data"
     )
     layout: Literal["nchw", "nhwc"] | None = Field(
         default=None, description="Where the model has its channels; images are stored channels-last"
     )
-    dtype: str | None = Field(default=None, description="Cast to this type; default: the model input's type")
-    pad: int | None = Field(default=None, ge=1, description="Pad or cut the last axis (token rows) to this length")
+    dtype: TypeName | None = Field(default=None, description="Cast to this type; default: the model input's type")
+    pad: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Pad or cut the last axis (token rows) to this length"
+    )
     pad_value: Number = 0.0
     shape: tuple[int, ...] | None = Field(default=None, description="Shape of one sample, at the very end")
 

@@ -145,3 +145,12 @@ def test_errors_of_single_inputs_point_at_their_own_preprocessing(path: Path) ->
         opened(path, preprocess_inputs={"x": {"layout": "nchw"}})
     assert caught.value.option == ("data", "evaluation", "preprocess_inputs", "x", "layout")
     assert str(caught.value).startswith("`evaluation`, input `x`:")
+
+
+def test_a_file_that_goes_away_is_an_error_of_the_data(path: Path) -> None:
+    dataset = opened(path)
+    path.unlink()
+    for use in (lambda: list(dataset.batches()), lambda: dataset.fingerprint, dataset.sample_hashes):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert caught.value.option[:2] == ("data", "evaluation")
