@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lepton_cli.errors import ReportError
-from lepton_cli.recipe.schema import COMPARISONS, Gate
+from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import advice, facts, words
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report.facts import Fact, Range
@@ -93,7 +93,7 @@ def _plain_scope(found: tuple[Fact, ...]) -> tuple[Fact, ...]:
 
 
 def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
-    comparison, limit = _limit(gate)
+    comparison, limit = gate.comparison, float(gate.limit)
     observed = _observed(comparison, fact)
     if observed is None:
         raise ReportError(
@@ -118,21 +118,12 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
     )
 
 
-def _limit(gate: Gate) -> tuple[str, float]:
-    """The one comparison of a gate and its limit in base units (the recipe's reader has parsed it)."""
-    for comparison in COMPARISONS:
-        value = getattr(gate, comparison)
-        if value is not None:
-            return comparison, float(value)
-    raise ReportError("gate.no-limit", f"the gate on `{gate.metric}` has no limit")
-
-
 def _limit_words(gate: Gate) -> str:
     """The limit as the recipe writes it: `max 1 MB`, `max_ratio 0.6 of baseline`."""
-    comparison, _ = _limit(gate)
+    comparison = gate.comparison
     against = f" of {gate.against}" if comparison.endswith("_ratio") else ""
     against = f" from {gate.against}" if comparison in ("max_drop", "max_increase") else against
-    return f"{comparison} {getattr(gate, comparison)}{against}"
+    return f"{comparison} {gate.limit}{against}"
 
 
 def _observed(comparison: str, fact: Fact) -> Range | None:

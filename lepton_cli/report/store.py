@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -28,7 +29,8 @@ def write_text(text: str, path: Path) -> None:
             "output.not-writable", f"cannot write {path}", where=str(path), cause=error.strerror or str(error)
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def to_json(report: Report) -> str:

@@ -81,6 +81,11 @@ def sizes(share: float = 1.0, dtype: str = "float32") -> Size:
     )
 
 
+def with_layers(variants: tuple[Variant, ...], layers: tuple[Layer, ...]) -> tuple[Variant, ...]:
+    """The variants with other layers."""
+    return tuple(one.model_copy(update={"size": one.size.model_copy(update={"layers": layers})}) for one in variants)
+
+
 def times(median: float, seed: int, count: int = 200) -> tuple[float, ...]:
     """Skewed latencies, as a busy machine gives."""
     source = random.Random(seed)
@@ -193,9 +198,14 @@ def _width(width: dict[str, Any]) -> Decision:
     return Decision(node=node, op="Conv", action="kept", reason="all channels matter")
 
 
+def kept(node: str) -> Decision:
+    """A node that the recipe excludes."""
+    return Decision(node=node, op="Gemm", action="kept", reason="excluded at recipe.yaml:38")
+
+
 def _quantized(node: str) -> Decision:
     if node == "fc":
-        return Decision(node=node, op="Gemm", action="kept", reason="excluded at recipe.yaml:38")
+        return kept(node)
     return Decision(node=node, op="Conv", action="quantized", reason="")
 
 

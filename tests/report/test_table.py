@@ -1,0 +1,132 @@
+"""The comparison table and the headline: the same words for every output."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_cli.measure.results import LatencyTable, Skipped
+from lepton_cli.report import words
+from lepton_cli.report.headline import headline
+from lepton_cli.report.table import Row, rows
+from tests.report import builders
+
+
+def row(label: str, **changes: object) -> Row:
+    return next(one for one in rows(builders.report(**changes)) if one.label == label)
+
+
+def test_the_table_in_order() -> None:
+    assert [one.label for one in rows(builders.report())] == [
+        "size, file",
+        "size, gzip",
+        "parameters",
+        "multiply-accumulates",
+        "accuracy, top-1",
+        "agreement with original",
+        "fidelity (SQNR)",
+        "latency, cpu batch 1",
+        "latency, cpu batch 32",
+        "latency, cuda batch 1",
+        "peak memory",
+    ]
+
+
+def test_changes_in_the_units_people_use() -> None:
+    assert row("size, file").change == "-84.1 %"
+    accuracy = row("accuracy, top-1")
+    assert (accuracy.original, accuracy.compressed, accuracy.change) == ("91.80 %", "91.44 %", "-0.36 pp")
+    assert (accuracy.detail, accuracy.interval) == ("(n = 5,000)", "[-0.71, -0.01]")
+    latency = row("latency, cpu batch 1")
+    assert (latency.original, latency.compressed, latency.change) == ("0.483 ms", "0.196 ms", "2.46x")
+    assert (latency.detail, latency.interval, latency.tone) == ("(2 threads)", "[2.41, 2.51]", "better")
+
+
+def test_worse_is_said_in_words() -> None:
+    assert row("latency, cpu batch 1", latency=builders.latency_table(1.5)).note == "slower"
+    assert row("latency, cpu batch 1", latency=builders.latency_table(1.01)).note == "no clear difference"
+    larger = (builders.variant("original", builders.sizes(), 1), builders.variant("compressed", builders.sizes(1.2), 2))
+    assert row("size, file", variants=larger).note == "larger"
+
+
+def test_nonzeros_appear_only_where_there_are_zeros() -> None:
+    sparse = builders.sizes(0.6).model_copy(update={"nonzeros": 20_000})
+    variants = (builders.variant("original", builders.sizes(), 1), builders.variant("compressed", sparse, 1))
+    assert row("non-zero parameters", variants=variants).compressed == "20.0 k"
+
+
+def test_skipped_measurements_are_rows_with_their_reason() -> None:
+    assert row("latency, cuda batch 1").skipped == "no CUDA device (optional)"
+    assert row("memory original", skipped=(Skipped(what="memory original", reason="no /proc"),)).skipped == "no /proc"
+
+
+def test_one_model_alone_has_values_and_no_changes() -> None:
+    listed = rows(
+        builders.report(
+            variants=(builders.variant("original", builders.sizes(), 61_000_000),),
+            accuracy=builders.accuracy().model_copy(update={"changes": (), "fidelity": ()}),
+            latency=LatencyTable(results=(builders.latency("original", 0.483e-3),)),
+        )
+    )
+    assert all(not one.compressed and not one.change for one in listed)
+    assert {one.label for one in listed} >= {"size, file", "accuracy, top-1", "latency, cpu batch 1"}
+
+
+def test_cost_with_its_currency() -> None:
+    entries = [
+        {"variant": name, "provider": "cpu", "batch": 1, "threads": 2, "per_million": value}
+        for name, value in (("original", 0.10), ("compressed", 0.04))
+    ]
+    cost = row("cost of a million, cpu batch 1", cost={"per_hour": 0.4, "currency": "USD", "entries": entries})
+    assert (cost.original, cost.compressed, cost.change) == ("0.100 USD", "0.0400 USD", "-60.0 %")
+
+
+def test_good_news() -> None:
+    gates = (builders.verdict(), builders.verdict("accuracy.top1"))
+    text = headline(builders.report(gates=gates))
+    assert text == "6.3x smaller, 2.5x faster (cpu, batch 1), -0.36 pp top-1: all 2 gates passed"
+
+
+def test_the_worst_comes_first() -> None:
+    assert headline(builders.report(latency=builders.latency_table(1.5))).startswith("1.5x SLOWER (cpu, batch 1)")
+    assert headline(builders.report(accuracy=builders.accuracy(0.918, 0.85))).startswith("-6.80 pp top-1")
+    larger = (builders.variant("original", builders.sizes(), 1), builders.variant("compressed", builders.sizes(1.2), 2))
+    assert headline(builders.report(variants=larger)).startswith("1.2x LARGER")
+
+
+def test_a_failed_gate_opens_the_line() -> None:
+    gates = (builders.verdict(outcome="fail", excess="over by 10,345 bytes"), builders.verdict("macs"))
+    text = headline(builders.report(gates=gates, status="gate_failed"))
+    assert text.startswith("1 of 2 gates FAILED (size.file over by 10,345 bytes): 6.3x smaller")
+
+
+def test_open_gates_are_counted() -> None:
+    gates = (
+        builders.verdict(),
+        builders.verdict("macs", "inconclusive"),
+        builders.verdict("nodes", "fail", level="warn"),
+    )
+    assert headline(builders.report(gates=gates)).endswith("1 of 3 gates passed, 1 failed as a warning, 1 inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("changes", "opening"),
+    [
+        ({"status": "interrupted", "complete": False}, "INTERRUPTED, partial results"),
+        ({"status": "failed", "error": {"message": "no memory"}}, "FAILED (no memory), partial results"),
+        ({"complete": False}, "UNFINISHED, partial results"),
+    ],
+)
+def test_a_partial_run_says_so_first(changes: dict[str, object], opening: str) -> None:
+    assert headline(builders.report(**changes)).startswith(opening)
+
+
+def test_a_report_of_nothing() -> None:
+    assert headline(builders.report(variants=(), accuracy=None, latency=None)) == "nothing was compared"
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0"), (2.4639, "2.46"), (0.6, "0.600"), (1234.5, "1,234"), (1e-7, "1.00e-07"), (-0.36, "-0.360")],
+)
+def test_three_significant_digits(amount: float, text: str) -> None:
+    assert words.significant(amount) == text
