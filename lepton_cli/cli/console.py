@@ -142,15 +142,13 @@ def comparison(report: Report) -> Table:
     """The table of original against compressed."""
     compared = len(report.variants) > 1
     name = report.recipe.name if report.recipe else report.command
-    columns = [(name, "left"), ("", "left"), ("original" if compared else "", "right")]
+    columns = [(name, "left"), ("original" if compared else "", "right")]
     columns += [("compressed", "right"), ("change", "right"), ("", "left")] if compared else []
     table = plain_table(columns, [])
     for row in table_rows(report):
-        if row.skipped:
-            table.add_row(printable(row.label), f"skipped: {printable(row.skipped)}", style="dim")
-            continue
-        cells = [row.label, row.detail, row.original, row.compressed, row.change, row.remark]
-        table.add_row(*(printable(cell) for cell in cells[: len(columns)]), style=STYLES.get(row.tone))
+        if not row.skipped:
+            cells = [f"{row.label} {row.detail}".strip(), row.original, row.compressed, row.change, row.remark]
+            table.add_row(*(printable(cell) for cell in cells[: len(columns)]), style=STYLES.get(row.tone))
     return table
 
 
@@ -165,6 +163,9 @@ def show_report(report: Report, console: Console) -> None:
     console.print(printable(report.headline), style="bold red" if bad else "bold green")
     console.print()
     console.print(comparison(report))
+    for row in table_rows(report):
+        if row.skipped:
+            console.print(f"{printable(row.label)}   skipped: {printable(row.skipped)}", style="dim")
     _show_gates(report, console)
     for warning in report.warnings:
         console.print(f"warning: {printable(warning)}", style="yellow")

@@ -37,7 +37,7 @@ def command(
     if nodes:
         _table(console, found["nodes"], ("name", "op", "outputs"))
     elif channels:
-        _table(console, found["channel_groups"], ("group", "channels", "parameters", "macs", "prunable", "reason"))
+        _table(console, found["channel_groups"], ("group", "channels", "parameters", "macs_share", "prunable", "reason"))
     else:
         _overview(console, found)
         shown = found["layers"] if layers else found["layers"][:LARGEST]
@@ -48,7 +48,7 @@ def command(
 def _table(console: Console, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     from lepton_cli.cli.console import plain_table
 
-    numbers = {"parameters", "bytes", "macs", "channels"}
+    numbers = {"parameters", "bytes", "macs", "macs_share", "channels"}
     columns = [(key.replace("_", " "), "right" if key in numbers else "left") for key in keys]
     console.print(plain_table(columns, [[_cell(row.get(key), key) for key in keys] for row in rows]))
 
@@ -60,6 +60,8 @@ def _cell(value: Any, key: str) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if key == "macs_share":
+        return f"{100 * value:.1f} %"
     if key == "bytes":
         return format_size(value)
     if key in ("parameters", "macs"):

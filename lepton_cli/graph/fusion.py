@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.errors import MissingExtraError, StepError
-from lepton_cli.graph import external, io, shapes
+from lepton_cli.graph import io, shapes
 
 #: Tried in this order for `auto`; the first that fuses most wins.
 MODEL_TYPES = ("bert", "gpt2", "vit")
@@ -52,13 +52,23 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
     """Run onnxruntime.transformers; `heads` and `hidden` 0 mean unknown. Raises StepError when it fails."""
     runtime.onnxruntime()
     from onnxruntime.transformers import optimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
 
     best: Fused | None = None
     for kind in MODEL_TYPES if model_type == "auto" else (model_type,):
         try:
+            options = FusionOptions(kind)
+            # Embeddings stay Gather nodes: int8 shrinks those by four, and the fused operator not at all.
+            options.enable_embed_layer_norm = False
             with _quiet():
                 result = optimizer.optimize_model(
-                    io.to_proto(model), model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0, use_gpu=False
+                    io.to_proto(model),
+                    model_type=kind,
+                    num_heads=heads,
+                    hidden_size=hidden,
+                    opt_level=0,
+                    use_gpu=False,
+                    optimization_options=options,
                 )
             fused = _finish(model, result.model, kind)
         except Exception as error:
@@ -115,7 +125,8 @@ optimizer.optimize_model(source, model_type=kind, num_heads=heads, hidden_size=h
 def _finish(before: ir.Model, proto: onnx.ModelProto, kind: str) -> Fused:
     """Back to onnx-ir: names for new nodes, the original's inputs and outputs, operators counted."""
     after = ir.from_proto(proto)
-    external.bind(after, Path())
+    for node in after.graph:
+        after.graph.opset_imports.setdefault(node.domain, 1)
     io.name_nodes(after)
     _restore_signature(before, after)
     old, new = (Counter(node.op_type for node in model.graph if node.domain) for model in (before, after))

@@ -19,7 +19,7 @@ def inspect(path: Path) -> dict[str, Any]:
     found = facts(model)
     feeds = shapes.default_feeds(model, 1, 64)
     measured = size.measure(path, model, macs=found.macs)
-    groups = [dict(group) for group in channels.survey(model, feeds)]
+    groups = [_group(group) for group in channels.survey(model, feeds)]
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
     return {
         "path": str(path),
@@ -47,6 +47,19 @@ def inspect(path: Path) -> dict[str, Any]:
 def _tensor(info: io.TensorInfo) -> dict[str, Any]:
     shape = "unknown shape" if info.shape is None else f"[{', '.join('?' if d is None else str(d) for d in info.shape)}]"
     return {"name": info.name, "dtype": info.dtype, "shape": shape}
+
+
+def _group(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "group": found["name"],
+        "channels": found["channels"],
+        "nodes": found["nodes"],
+        "parameters": found["params"],
+        "macs_share": round(float(found["macs_share"]), 6),
+        "prunable": found["frozen"] is None,
+        "reason": found["frozen"] or "",
+        "node": found["node"],
+    }
 
 
 def _prunable(groups: list[dict[str, Any]]) -> str:
