@@ -16,7 +16,7 @@ from lepton_cli.measure import fidelity as fidelities
 from lepton_cli.measure import hooks, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.classes import Predictions
-from lepton_cli.measure.results import Accuracy, ClassChange, Fidelity, Flip
+from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelity, Flip
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.progress import Progress
@@ -87,7 +87,7 @@ def fidelity(
         ours, theirs = results.outputs["original"], results.outputs["compressed"]
         for name in ours:
             if name not in trackers:
-                trackers[name] = fidelities.Tracker("compressed", name, _class_like(ours[name]))
+                trackers[name] = fidelities.Tracker("compressed", name, metrics.decider(ours[name]))
             trackers[name].add(ours[name], theirs[name], results.count)
     return tuple(tracker.result() for tracker in trackers.values())
 
@@ -142,22 +142,23 @@ class _Run:
             output = _output_name(spec, index, outputs)
             label = _label_name(spec, index, output, tuple(labels))
             self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
-        built_in = [track for track in self.tracks if track.hook is None]
-        values = {track.output for track in built_in if not track.metric.takes_classes}
-        scores = {name for name, value in outputs.items() if _class_like(value) and name not in values}
-        for track in built_in:
-            if track.metric.takes_classes and track.output in outputs:
-                scores.add(track.output)
-                if (
-                    self.predictions is None
-                    and metrics.class_labels(labels[track.label], outputs[track.output]).ndim == 1
-                ):
-                    names = self.dataset.class_names.get(track.label, ())
-                    self.predictions, self._class_labels = Predictions(track.output, names), track.label
-        if self.predictions is None and not labels and scores:
-            self.predictions = Predictions(next(name for name in outputs if name in scores))
+        deciders = {name: metrics.decider(value) for name, value in outputs.items()}
+        for track in self.tracks:
+            if track.hook is not None or track.output not in outputs:
+                continue
+            if not track.metric.takes_classes:
+                deciders[track.output] = None
+                continue
+            own = metrics.class_labels(labels[track.label], outputs[track.output])
+            deciders[track.output] = metrics.decider(outputs[track.output], own)
+            if self.predictions is None and own.ndim == 1:
+                names = self.dataset.class_names.get(track.label, ())
+                self.predictions, self._class_labels = Predictions(track.output, names), track.label
+        if self.predictions is None and not labels:
+            scores = next((name for name, decide in deciders.items() if decide), None)
+            self.predictions = Predictions(scores) if scores else None
         self.fidelity = {
-            (arm, name): fidelities.Tracker(arm, name, name in scores) for arm in self.arms[1:] for name in outputs
+            (arm, name): fidelities.Tracker(arm, name, deciders[name]) for arm in self.arms[1:] for name in outputs
         }
 
     def accuracy(self) -> Accuracy:
@@ -173,25 +174,23 @@ class _Run:
         flips: tuple[Flip, ...] = ()
         flips_total = 0
         classes: tuple[ClassChange, ...] = ()
+        confusions: tuple[Confusion, ...] = ()
         if self.predictions is not None:
             warnings += self.predictions.suspicions(reference)
             if len(self.arms) > 1:
                 flips, flips_total = self.predictions.flips(reference, self.arms[1])
                 classes = self.predictions.changes(reference, self.arms[1])
+                confusions = self.predictions.confusions(reference, self.arms[1])
         return Accuracy(
             values={arm: tuple(track.result(arm, self.seed) for track in self.tracks) for arm in self.arms},
             changes=tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in self.tracks),
             fidelity=tuple(tracker.result() for tracker in self.fidelity.values()),
             classes=classes,
+            confusions=confusions,
             flips=flips,
             flips_total=flips_total,
             warnings=tuple(warnings),
         )
-
-
-def _class_like(output: Array) -> bool:
-    """Whether an output may hold a row of class scores per sample."""
-    return output.ndim == 2 and output.shape[1] > 1 and bool(np.issubdtype(output.dtype, np.floating))
 
 
 def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> tuple[AccuracySpec, ...]:

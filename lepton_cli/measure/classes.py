@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.measure.metrics import predictions
-from lepton_cli.measure.results import ClassChange, Flip
+from lepton_cli.measure.results import ClassChange, Confusion, Flip
 
 FLIPS_KEPT = 50
+_CONFUSIONS_KEPT = 50
 #: Fewer samples say nothing about a suspicious accuracy.
 _ENOUGH = 20
 
@@ -89,6 +90,24 @@ class Predictions:
                 compressed=float(after[labels == label].mean()),
             )
             for label in np.unique(labels)
+        )
+
+    def confusions(self, reference: str, other: str) -> tuple[Confusion, ...]:
+        """Pairs of true and wrongly predicted class with their counts, the most changed first; empty without labels."""
+        labels = self.labels
+        if labels is None:
+            return ()
+        counts: dict[tuple[int, int], list[int]] = {}
+        for position, arm in enumerate((reference, other)):
+            predicted = self.of(arm)[0]
+            wrong = predicted != labels
+            pairs, numbers = np.unique(np.stack([labels[wrong], predicted[wrong]]), axis=1, return_counts=True)
+            for true, guess, number in zip(*pairs, numbers, strict=True):
+                counts.setdefault((int(true), int(guess)), [0, 0])[position] = int(number)
+        ranked = sorted(counts.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), -item[1][1], item[0]))
+        return tuple(
+            Confusion(label=self.name(true), predicted=self.name(guess), original=before, compressed=after)
+            for (true, guess), (before, after) in ranked[:_CONFUSIONS_KEPT]
         )
 
     def suspicions(self, arm: str) -> list[str]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import lepton_cli
@@ -131,8 +132,8 @@ def warnings() -> list[str]:
         found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: keep one")
     if (now := governor()) not in (None, "performance"):
         found.append(f"the CPU frequency governor is `{now}`, not `performance`")
-    if (busy := load()) > 0.5:
-        found.append(f"the machine is busy: load {busy:.2g} per usable core")
+    if (share := others() or 0.0) > 0.2:
+        found.append(f"other work uses {100 * share:.0f} % of this machine")
     return found
 
 
@@ -144,9 +145,27 @@ def governor() -> str | None:
         return None
 
 
-def load() -> float:
-    """Load of the last minute per usable core; 0 where the system does not tell."""
+def others(seconds: float = 0.1) -> float | None:
+    """Share of the machine that other processes (or other guests of the host) use, looked at for a moment.
+
+    The load average would count this process's own work of the last minute. `None` where the system does not tell.
+    """
+    before = _processor_time()
+    if before is None:
+        return None
+    own = time.process_time()
+    time.sleep(seconds)
+    after = _processor_time()
+    if after is None or after[1] <= before[1]:
+        return None
+    own_ticks = (time.process_time() - own) * os.sysconf("SC_CLK_TCK")
+    return float(min(1.0, max(0.0, (after[0] - before[0] - own_ticks) / (after[1] - before[1]))))
+
+
+def _processor_time() -> tuple[int, int] | None:
+    """Busy and total time of all cores since the start, in ticks."""
     try:
-        return os.getloadavg()[0] / usable_threads()
-    except (AttributeError, OSError):
-        return 0.0
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return sum(fields) - fields[3] - fields[4], sum(fields)

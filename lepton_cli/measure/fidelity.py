@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.measure import statistics
-from lepton_cli.measure.metrics import predictions
+from lepton_cli.measure.metrics import cosine
 from lepton_cli.measure.results import Fidelity
 
+#: Outputs -> one or more class decisions per sample.
+Decide = Callable[[NDArray[Any]], NDArray[Any]]
 #: An output without classes agrees when its error is at most this share of the original's length.
 _CLOSE = 0.01
 
@@ -19,10 +22,10 @@ _CLOSE = 0.01
 class Tracker:
     """Sums over batches for one output of one model."""
 
-    def __init__(self, variant: str, output: str, classes: bool) -> None:
-        """`classes`: the output holds scores of classes, so agreement means the same class."""
-        self.variant, self.output, self.classes = variant, output, classes
-        self._agreeing = self._n = 0
+    def __init__(self, variant: str, output: str, decide: Decide | None) -> None:
+        """`decide` turns outputs into class decisions, whose equality is agreement; without it closeness is."""
+        self.variant, self.output, self._decide = variant, output, decide
+        self._agreeing, self._n, self._cosines = 0.0, 0, 0.0
         self._signal = self._noise = self._largest = 0.0
         self._float = True
         #: Batches in which the two outputs had different shapes: they count as disagreement.
@@ -38,7 +41,7 @@ class Tracker:
             return
         if not np.issubdtype(reference.dtype, np.number):
             self._float = False
-            self._agreeing += int((reference == other).reshape(units, -1).all(axis=1).sum())
+            self._agreeing += float((reference == other).reshape(units, -1).all(axis=1).sum())
             return
         self._float &= np.issubdtype(reference.dtype, np.floating)
         first, second = (a.reshape(units, -1).astype(np.float64) for a in (reference, other))
@@ -51,12 +54,13 @@ class Tracker:
         self._signal += float((signal**2).sum())
         self._noise += float((error**2).sum())
         self._largest = max(self._largest, float(np.abs(error).max(initial=0.0)))
-        if self.classes:
-            agreeing = predictions(reference)[0] == predictions(other)[0]
+        self._cosines += float(cosine(signal, signal + error).sum())
+        if self._decide is not None and units == samples:
+            agreeing = (self._decide(reference) == self._decide(other)).reshape(units, -1).mean(axis=1)
         else:
             close = np.linalg.norm(error, axis=1) <= _CLOSE * np.linalg.norm(signal, axis=1)
             agreeing = close & (usable | same).all(axis=1)
-        self._agreeing += int(agreeing.sum())
+        self._agreeing += float(agreeing.sum())
 
     def result(self) -> Fidelity:
         """The finished comparison."""
@@ -70,5 +74,6 @@ class Tracker:
             sqnr_db=sqnr,
             max_abs_error=self._largest,
             n=self._n,
+            cosine=self._cosines / self._n if self._float and self._n else None,
             variant=self.variant,
         )

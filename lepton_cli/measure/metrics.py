@@ -108,6 +108,20 @@ def predictions(output: Array) -> tuple[Array, Array]:
     return chosen, scores[np.arange(len(chosen)), chosen]
 
 
+def decider(output: Array, labels: Array | None = None) -> Callable[[Array], Array] | None:
+    """How to read class decisions from outputs like this one; `None` when they do not look like class scores.
+
+    Without labels (shape (samples,) or one per position) a row of several floats per sample is taken for scores.
+    """
+    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2:
+        return None if labels is None else lambda scores: predictions(scores)[0]
+    if labels is None or labels.ndim == 1:
+        rows = output.shape[1] > 1 and output[0].size == output.shape[1]
+        return (lambda scores: predictions(scores)[0]) if rows or labels is not None else None
+    axis = -1 if output.shape[:-1] == labels.shape else 1
+    return lambda scores: scores.argmax(axis=axis)
+
+
 def binary_scores(output: Array) -> Array:
     """Two columns of probabilities from one column of probabilities or logits."""
     flat = output.reshape(-1).astype(np.float64)

@@ -89,6 +89,15 @@ class Flip(Strict):
     confidence: float
 
 
+class Confusion(Strict):
+    """Samples of one class that were taken for another, before and after."""
+
+    label: str
+    predicted: str
+    original: int
+    compressed: int
+
+
 class Fidelity(Strict):
     """How close one output is to the original's.
 
@@ -103,6 +112,8 @@ class Fidelity(Strict):
     sqnr_db: float | None
     max_abs_error: float
     n: int
+    #: Mean cosine of each sample's output with the original's; `None` for outputs that are not float.
+    cosine: float | None = None
     variant: str = "compressed"
 
 
@@ -114,6 +125,8 @@ class Accuracy(Strict):
     changes: tuple[MetricChange, ...] = ()
     fidelity: tuple[Fidelity, ...] = ()
     classes: tuple[ClassChange, ...] = ()
+    #: Pairs of true and wrongly predicted class, the most changed first, 50 at most.
+    confusions: tuple[Confusion, ...] = ()
     flips: tuple[Flip, ...] = ()
     flips_total: int = 0
     warnings: tuple[str, ...] = ()

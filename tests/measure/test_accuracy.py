@@ -223,3 +223,46 @@ def test_undefined_metrics_are_errors() -> None:
     dataset = builders.Arrays({"x": np.ones((9, 1), np.float32)}, {"labels": np.full(9, 1.5)})
     with pytest.raises(MeasurementError, match="not defined"):
         accuracy.evaluate({"original": builders.identity("N, 1")}, dataset, [AccuracySpec(metric="spearman")])
+
+
+def test_confusions_are_ranked_by_change() -> None:
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, data(wrong=1))
+    pairs = {(c.label, c.predicted): (c.original, c.compressed) for c in found.confusions}
+    assert pairs == {("1", "0"): (0, 15), ("0", "1"): (1, 14)}
+    assert (found.confusions[0].label, found.confusions[0].predicted) == ("1", "0")
+
+
+def test_agreement_of_images_is_by_position() -> None:
+    scores = np.random.default_rng(0).standard_normal((6, 3, 2, 2)).astype(np.float32)
+    dataset = builders.Arrays({"x": scores}, {"labels": scores.argmax(axis=1)})
+    same = builders.identity("N, 3, 2, 2")
+    swapped = builders.model(
+        "g (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y) { y = Gather <axis = 1> (x, order) }",
+        order=np.array([1, 0, 2]),
+    )
+    found = accuracy.evaluate({"original": same, "compressed": swapped}, dataset)
+    assert found.values["original"][0].value == 1
+    assert found.fidelity[0].agreement == pytest.approx((scores.argmax(axis=1) == 2).mean())
+    assert found.flips_total == 0
+
+
+def test_embeddings_against_the_original() -> None:
+    generator = np.random.default_rng(0)
+    dataset = builders.Arrays({"x": generator.standard_normal((9, 4)).astype(np.float32)})
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, dataset)
+    x = dataset.feeds["x"]
+    expected = ((x * x[:, [1, 0, 2, 3]]).sum(axis=1) / (x * x).sum(axis=1)).mean()
+    assert found.fidelity[0].cosine == pytest.approx(expected, abs=1e-5)
+
+
+def test_outputs_that_change_shape_are_disagreement() -> None:
+    """A detector that finds another number of boxes."""
+    boxes = builders.model("g (float[N, 4] x) => (int64[2, M] y) { y = NonZero (x) }")
+    more = builders.model(
+        "g (float[N, 4] x) => (int64[2, M] y) { z = Add (x, one) y = NonZero (z) }", one=np.float32(1)
+    )
+    dataset = builders.Arrays({"x": np.eye(4, dtype=np.float32)[np.arange(8) % 4]})
+    found = accuracy.evaluate({"original": boxes, "compressed": more}, dataset)
+    assert found.fidelity[0].agreement == 0
+    assert "differs in shape" in found.warnings[0]
+    assert found.fidelity[0].sqnr_db is None

@@ -56,6 +56,6 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_governor_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "governor", lambda: "powersave")
-    monkeypatch.setattr(environment, "load", lambda: 2.0)
+    monkeypatch.setattr(environment, "others", lambda seconds: 0.5)
     assert doctor._governor().status == "warn"
     assert doctor._load().status == "warn"

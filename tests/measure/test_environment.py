@@ -33,13 +33,22 @@ def test_instruction_sets(monkeypatch: pytest.MonkeyPatch, info: dict[str, str],
 def test_what_makes_numbers_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "version", lambda package: "1.0")
     monkeypatch.setattr(environment, "governor", lambda: "powersave")
-    monkeypatch.setattr(environment, "load", lambda: 1.5)
+    monkeypatch.setattr(environment, "others", lambda: 0.5)
     found = environment.warnings()
     assert len(found) == 3
     assert "both installed" in found[0]
     assert "powersave" in found[1]
-    assert "1.5 per usable core" in found[2]
+    assert "50 %" in found[2]
 
 
 def test_missing_packages_have_no_version() -> None:
     assert environment.version("surely-not-a-package") is None
+
+
+def test_other_work_is_counted_without_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([(100, 1000), (160, 1100), (100, 1000), (100, 1000), None])
+    monkeypatch.setattr(environment, "_processor_time", lambda: next(ticks))
+    monkeypatch.setattr(environment.time, "sleep", lambda seconds: None)
+    assert environment.others() == pytest.approx(0.6, abs=0.05)
+    assert environment.others() is None
+    assert environment.others() is None

@@ -1,0 +1,174 @@
+"""How far lepton's latency numbers can be trusted: A/A, power, agreement with a hand loop, and the cost of spinning.
+
+    python benchmarks/measurement.py [--quick] [--json FILE] [--model MODEL.onnx] [--only aa,power,agreement,spinning]
+
+A/A and power run with a process that keeps one core busy. The model is a chain of MatMul and Relu unless one is given;
+the slowed model of `power` is always that chain with 10 % more layers, so that the truth is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from lepton_cli import runtime, units
+from lepton_cli.measure.doctor import layers
+from lepton_cli.measure.environment import environment
+from lepton_cli.measure.latency import compare
+from lepton_cli.measure.results import LatencyChange
+from lepton_cli.measure.spec import LatencySpec
+from lepton_cli.runtime import Arrays, Session, onnxruntime
+
+#: 20 layers against 22: 10 % more work.
+LAYERS, WIDTH = 20, 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is timed: a model and its feeds."""
+
+    model: bytes
+    feeds: Arrays
+
+    @staticmethod
+    def read(path: Path | None) -> Task:
+        """The model in `path` with zeros at batch 1, or the chain."""
+        if path is None:
+            return Task(layers(LAYERS, WIDTH), {"x": np.ones((4, WIDTH), np.float32)})
+        session = Session(path, threads=1)
+        feeds = {i.name: np.zeros(i.concrete(1, 64), np.dtype(i.dtype)) for i in session.inputs}
+        return Task(path.read_bytes(), feeds)
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Another process that never rests."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def change(first: bytes, second: bytes, feeds: Arrays, seconds: float, seed: int, threads: int = 1) -> LatencyChange:
+    """One comparison as a recipe would run it."""
+    spec = LatencySpec(threads=threads, time=units.Seconds(seconds), precision=units.Share(0.01))
+    return compare({"original": first, "compressed": second}, lambda batch: feeds, spec, seed=seed).changes[0]
+
+
+def same_model(task: Task, runs: int, seconds: float) -> dict[str, Any]:
+    """A/A: no difference beyond 3 % may be called, and 1.0 is in the interval."""
+    with busy_core():
+        found = [change(task.model, task.model, task.feeds, seconds, seed) for seed in range(runs)]
+    return {
+        "runs": runs,
+        "interval covers 1.0": sum(c.low <= 1 <= c.high for c in found) / runs,
+        "called beyond 3 %": sum(c.low > 1.03 or c.high < 0.97 for c in found),
+        "largest ratio error": max(abs(c.ratio - 1) for c in found),
+        "median half-width": float(np.median([(c.high - c.low) / 2 for c in found])),
+    }
+
+
+def slowed_model(runs: int, seconds: float) -> dict[str, Any]:
+    """Power: 10 % more work must be called slower."""
+    first, second = layers(LAYERS, WIDTH), layers(LAYERS * 11 // 10, WIDTH)
+    feeds = {"x": np.ones((4, WIDTH), np.float32)}
+    found, times = [], []
+    with busy_core():
+        for seed in range(runs):
+            started = perf_counter()
+            found.append(change(first, second, feeds, seconds, seed))
+            times.append(perf_counter() - started)
+    return {
+        "runs": runs,
+        "called slower": sum(c.low > 1 for c in found),
+        "ratios": [round(min(c.ratio for c in found), 4), round(max(c.ratio for c in found), 4)],
+        "longest run, s": max(times),
+    }
+
+
+def hand_loop(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
+    """Agreement: medians of lepton and of a plain loop over `InferenceSession.run`, taken in turn."""
+    ratios = []
+    spec = LatencySpec(threads=1, time=units.Seconds(seconds), precision=units.Share(0.0001))
+    for seed in range(repeats):
+        plain = _loop(task, 1, lambda options: None, seconds)
+        ours = compare({"model": task.model}, lambda batch: task.feeds, spec, seed=seed).results[0].median
+        ratios.append(ours / plain)
+    return {"repeats": repeats, "median ratio": float(np.median(ratios)), "range": [min(ratios), max(ratios)]}
+
+
+def spinning(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
+    """What `session.force_spinning_stop` costs a session that runs alone on all usable threads: plain loops in turn."""
+    threads = runtime.usable_threads()
+    variants: dict[str, Callable[[Any], None]] = {
+        "default": lambda options: None,
+        "force_spinning_stop": lambda options: options.add_session_config_entry("session.force_spinning_stop", "1"),
+        "no spinning": lambda options: options.add_session_config_entry("session.intra_op.allow_spinning", "0"),
+    }
+    medians: dict[str, list[float]] = {name: [] for name in variants}
+    generator = np.random.default_rng(0)
+    for _ in range(repeats):
+        for name in generator.permutation(list(variants)):
+            medians[name].append(_loop(task, threads, variants[name], seconds))
+    reference = np.array(medians["default"])
+    return {"threads": threads} | {
+        name: float(np.median(np.array(found) / reference)) for name, found in medians.items()
+    }
+
+
+def _loop(task: Task, threads: int, adjust: Callable[[Any], None], seconds: float) -> float:
+    """Median time of `InferenceSession.run` in a plain loop, the first tenth left out."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    adjust(options)
+    session = ort.InferenceSession(task.model, options, providers=["CPUExecutionProvider"])
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        before = perf_counter()
+        session.run(None, task.feeds)
+        times.append(perf_counter() - before)
+    return float(np.median(times[len(times) // 10 :]))
+
+
+def main() -> int:
+    """Run the experiments and print what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the runs")
+    parser.add_argument("--model", type=Path, help="model to time instead of the chain")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--only", default="aa,power,agreement,spinning")
+    arguments = parser.parse_args()
+    task, quick, only = Task.read(arguments.model), arguments.quick, arguments.only.split(",")
+    experiments: dict[str, Callable[[], dict[str, Any]]] = {
+        "aa": lambda: same_model(task, 8 if quick else 40, 3 if quick else 10),
+        "power": lambda: slowed_model(4 if quick else 20, 5 if quick else 30),
+        "agreement": lambda: hand_loop(task, 4 if quick else 20, 0.5),
+        "spinning": lambda: spinning(task, 4 if quick else 20, 0.3),
+    }
+    results: dict[str, Any] = {"environment": environment().model_dump()}
+    for name in only:
+        results[name] = experiments[name]()
+        print(name)
+        for key, value in results[name].items():
+            print(f"  {key:24} {value:.4f}" if isinstance(value, float) else f"  {key:24} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
