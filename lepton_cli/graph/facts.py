@@ -16,6 +16,8 @@ _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMu
               "MatMulNBits", "DynamicQuantizeLinear"}  # fmt: skip
 _ATTENTION = {"Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"}
 _MASK_CONSTANT = 1e9
+#: Bytes of weights up to which a model is run once where inference leaves shapes open.
+RUN_BELOW = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     quantized = any(operators[name] for name in _QUANTIZED)
     normalised = operators["LayerNormalization"] + operators["SkipLayerNormalization"] + operators["ReduceMean"] // 2
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(operators[a] for a in _ATTENTION)
-    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=False)
+    small = io.weight_bytes(model) < RUN_BELOW
+    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=small)
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),

@@ -104,6 +104,7 @@ def prepare(model: Path, recipe: LoadedRecipe, *, allow_code: bool = False, shap
         _check_providers(recipe.recipe)
     except LeptonError as error:
         raise error.at(recipe.source.place(error.option)) if error.option else error
+    warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
     if calibration is not None and evaluation is not None:
         warnings += _overlap(calibration, evaluation)
     check = evaluation or calibration or synthetic(inputs, seed=recipe.recipe.seed, samples=CHECK_SAMPLES, batch=4, shapes=shapes_given)
