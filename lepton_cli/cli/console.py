@@ -176,15 +176,27 @@ def _show_gates(report: Report, console: Console) -> None:
         return
     counts = Counter(verdict.verdict for verdict in report.gates)
     console.print()
-    console.print("gates: " + ", ".join(f"{counts[kind]} {word}" for kind, word in VERDICT_WORDS if counts[kind] or kind in ("pass", "fail")))
+    console.print(
+        "gates: "
+        + ", ".join(
+            f"{counts[kind]} {word}" for kind, word in VERDICT_WORDS if counts[kind] or kind in ("pass", "fail")
+        )
+    )
     for verdict in report.gates:
         if verdict.verdict == "pass":
             continue
         scope = " ".join(f"{key} {value}" if key != "provider" else str(value) for key, value in verdict.scope.items())
         word = "warn" if verdict.verdict == "fail" and verdict.level == "warn" else verdict.verdict
-        parts = [f"limit {verdict.limit}", f"found {verdict.observed}" if verdict.observed else "", verdict.excess, verdict.reason]
+        parts = [
+            f"limit {verdict.limit}",
+            f"found {verdict.observed}" if verdict.observed else "",
+            verdict.excess,
+            verdict.reason,
+        ]
         text = f"  {word:5s} {verdict.metric} {scope}".rstrip() + "   " + ", ".join(part for part in parts if part)
-        console.print(printable(text) + (f"   {verdict.where}" if verdict.where else ""), style=_VERDICTS[verdict.verdict])
+        console.print(
+            printable(text) + (f"   {verdict.where}" if verdict.where else ""), style=_VERDICTS[verdict.verdict]
+        )
         if verdict.hint:
             console.print(f"        {printable(verdict.hint)}")
 

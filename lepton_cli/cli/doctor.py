@@ -15,7 +15,9 @@ from lepton_cli.errors import ExitCode
 @boundary
 def command(
     provider: options.Provider = None,
-    noise: Annotated[float, typer.Option("--noise", min=0, help="Seconds for the A/A test of the noise; 0 leaves it out.")] = 5.0,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, help="Seconds for the A/A test of the noise; 0 leaves it out.")
+    ] = 5.0,
     json_output: options.Json = False,
     debug: options.Debug = False,
 ) -> None:

@@ -14,11 +14,17 @@ from lepton_cli.cli.boundary import boundary
 @boundary
 def command(
     model: options.Model,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The recipe to write; default: MODEL.yaml here.")] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="PATH", help="Data to calibrate and judge with: its names go into the recipe.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The recipe to write; default: MODEL.yaml here."),
     ] = None,
-    labels: Annotated[str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PATH", help="Data to calibrate and judge with: its names go into the recipe."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Write a commented recipe for this model and machine. Never overwrites.

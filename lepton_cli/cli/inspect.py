@@ -20,8 +20,12 @@ LARGEST = 12
 def command(
     model: options.Model,
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node (the names that globs match).")] = False,
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer with weights, not only the largest.")] = False,
-    channels: Annotated[bool, typer.Option("--channels", help="List the groups of channels that pruning can remove.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List every layer with weights, not only the largest.")
+    ] = False,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="List the groups of channels that pruning can remove.")
+    ] = False,
     json_output: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -37,11 +41,15 @@ def command(
     if nodes:
         _table(console, found["nodes"], ("name", "op", "outputs"))
     elif channels:
-        _table(console, found["channel_groups"], ("group", "channels", "parameters", "macs_share", "prunable", "reason"))
+        _table(
+            console, found["channel_groups"], ("group", "channels", "parameters", "macs_share", "prunable", "reason")
+        )
     else:
         _overview(console, found)
         shown = found["layers"] if layers else found["layers"][:LARGEST]
-        console.print("\nlayers" if layers else f"\nlargest layers ({len(shown)} of {len(found['layers'])}; all: --layers)")
+        console.print(
+            "\nlayers" if layers else f"\nlargest layers ({len(shown)} of {len(found['layers'])}; all: --layers)"
+        )
         _table(console, shown, ("node", "op", "weight_shape", "dtype", "parameters", "bytes", "macs"))
 
 
@@ -80,10 +88,19 @@ def _overview(console: Console, found: dict[str, Any]) -> None:
     more = len(found["operators"]) - 8
     rows = [
         ["file", f"{format_size(size['file'])}   gzip {format_size(size['gzip'])}"],
-        ["parameters", format_count(size["parameters"]) + "   " + ", ".join(f"{k} {format_size(v)}" for k, v in size["by_dtype"].items())],
+        [
+            "parameters",
+            format_count(size["parameters"])
+            + "   "
+            + ", ".join(f"{k} {format_size(v)}" for k, v in size["by_dtype"].items()),
+        ],
         ["MACs", "unknown" if size["macs"] is None else f"{format_count(size['macs'])} for {found['shapes']}"],
         ["nodes", f"{size['nodes']}: {operators}" + (f" and {more} more kinds" if more > 0 else "")],
-        ["opset", f"{found['opset']}   IR {found['ir_version']}" + (f"   {', '.join(found['domains'])}" if found["domains"] else "")],
+        [
+            "opset",
+            f"{found['opset']}   IR {found['ir_version']}"
+            + (f"   {', '.join(found['domains'])}" if found["domains"] else ""),
+        ],
         *([f"input {info['name']}", f"{info['dtype']} {info['shape']}"] for info in found["inputs"]),
         *([f"output {info['name']}", f"{info['dtype']} {info['shape']}"] for info in found["outputs"]),
         ["prunable", found["prunable"]],

@@ -46,9 +46,6 @@ for name, function, summary in (
     app.command(name, short_help=summary)(function)
 
 
-"schema", rich_help_panel=SET_UP)(schema.command)
-
-
 def run() -> None:
     """Entry point of the console script."""
     app()

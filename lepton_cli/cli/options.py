@@ -16,11 +16,15 @@ OptionalRecipe = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the reports.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value, as in `steps.1.target.macs=50%`; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a recipe value, as in `steps.1.target.macs=50%`; repeatable."
+    ),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="PATH", help="Without a recipe: data to calibrate with, and to judge on if labelled."),
+    typer.Option(
+        "--data", metavar="PATH", help="Without a recipe: data to calibrate with, and to judge on if labelled."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result on stdout and nothing else.")]
 AllowCode = Annotated[

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def command(
     model: options.Model,
     recipe: options.RecipeFile,
-    step: Annotated[int | None, typer.Option("--step", min=1, help="List every node of this step (1 is the first).")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="List every node of this step (1 is the first).")
+    ] = None,
     overrides: options.Overrides = None,
     allow_code: options.AllowCode = False,
     json_output: options.Json = False,

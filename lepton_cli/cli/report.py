@@ -27,7 +27,9 @@ class Format(StrEnum):
 def command(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
     to: Annotated[Format, typer.Option("--to", help="The rendering.")] = Format.text,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of stdout.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Render a report as text, HTML, Markdown, JUnit XML, GitHub annotations or JSON."""

@@ -35,7 +35,9 @@ def command(
     if name is not None and name not in STEPS:
         near = difflib.get_close_matches(name, STEPS, n=1)
         raise UsageError(
-            "usage.unknown-step", f"there is no step `{name}`", hint=f"did you mean `{near[0]}`?" if near else "lepton steps"
+            "usage.unknown-step",
+            f"there is no step `{name}`",
+            hint=f"did you mean `{near[0]}`?" if near else "lepton steps",
         )
     chosen = {name: STEPS[name]} if name is not None else STEPS
     if json_output:
@@ -44,7 +46,9 @@ def command(
         return
     console = make_console()
     if name is None:
-        console.print(plain_table([("step", "left"), ("does", "left")], [[key, step.summary] for key, step in chosen.items()]))
+        console.print(
+            plain_table([("step", "left"), ("does", "left")], [[key, step.summary] for key, step in chosen.items()])
+        )
         console.print("\noptions of one step: lepton steps NAME")
         return
     step = STEPS[name]
@@ -62,7 +66,9 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
     """A field's type in words of a recipe."""
     if "$ref" in field:
         target = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-        return "{" + ", ".join(f"{key}: {_kind(part, schema)}" for key, part in target.get("properties", {}).items()) + "}"
+        return (
+            "{" + ", ".join(f"{key}: {_kind(part, schema)}" for key, part in target.get("properties", {}).items()) + "}"
+        )
     if "enum" in field:
         return " | ".join(str(value) for value in field["enum"])
     if "anyOf" in field:
@@ -71,11 +77,17 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"[{_kind(field.get('items', {}), schema)}, …]"
     if field.get("examples"):
         return str(field["examples"][0])
-    return {"boolean": "true | false", "string": "text", "integer": "number"}.get(field.get("type", ""), str(field.get("type", "")))
+    return {"boolean": "true | false", "string": "text", "integer": "number"}.get(
+        field.get("type", ""), str(field.get("type", ""))
+    )
 
 
 def _default(key: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "default" not in field:
         return "required" if key in schema.get("required", ()) else ""
     value = field["default"]
-    return {None: "chosen", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, (list, dict)) else (str(value) if value else "")
+    return (
+        {None: "chosen", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, (list, dict))
+        else (str(value) if value else "")
+    )

@@ -52,7 +52,9 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     operators = Counter(node.op_type for graph in model.graphs() for node in graph)
     quantized = any(operators[name] for name in _QUANTIZED)
     normalised = operators["LayerNormalization"] + operators["SkipLayerNormalization"] + operators["ReduceMean"] // 2
-    transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(operators[a] for a in _ATTENTION)
+    transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
+        operators[a] for a in _ATTENTION
+    )
     small = io.weight_bytes(model) < RUN_BELOW
     known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=small)
     return Facts(

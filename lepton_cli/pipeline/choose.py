@@ -27,7 +27,12 @@ def choose(
     section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).strip("-.") or "model"
     choice = defaults.choose(
-        facts(loaded.model), name=f"{name}-compressed", data=section, labelled=labelled, calibrated=bool(section), provider=provider
+        facts(loaded.model),
+        name=f"{name}-compressed",
+        data=section,
+        labelled=labelled,
+        calibrated=bool(section),
+        provider=provider,
     )
     for step, reason in zip(choice.recipe["steps"], choice.reasons, strict=True):
         progress.warn(f"chosen: {step['step']}: {reason}")
@@ -52,4 +57,3 @@ def data_section(loaded: io.Loaded, data: Path, labels: str | None) -> tuple[dic
         return {"calibration": calibration, "evaluation": {"path": path, "skip": count, "labels": name}}, True
     open_dataset(DataSpec(path=path), inputs, name="calibration", base=Path())
     return {"calibration": {"path": path}}, False
-

@@ -77,7 +77,10 @@ class _Run:
             compressed = self._steps(scratch)
             path = self._save(compressed)
             measured = measuring.measure(
-                {"original": self.job.loaded, "compressed": io.load(path)}, self.job, self.progress, seed=self.job.spec.seed
+                {"original": self.job.loaded, "compressed": io.load(path)},
+                self.job,
+                self.progress,
+                seed=self.job.spec.seed,
             )
         except (StepError, MeasurementError) as error:
             return self._partial(self.job.locate(error), "failed")
@@ -212,4 +215,3 @@ def _rebase(resolved: dict[str, Any], base: Path, output: Path) -> None:
         for key in ("path", "loader"):
             if isinstance(source, dict) and source.get(key):
                 source[key] = os.path.relpath(base / source[key], output)
-

@@ -90,7 +90,9 @@ gates:
 def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None) -> None:
     """Write the recipe for `model`. Raises OutputError when `path` exists, ModelError, DataError."""
     if path.exists():
-        raise OutputError("output.exists", f"{path} exists already, and init never overwrites", hint="choose another -o FILE")
+        raise OutputError(
+            "output.exists", f"{path} exists already, and init never overwrites", hint="choose another -o FILE"
+        )
     loaded = io.load(model)
     found = facts(loaded.model)
     section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)

@@ -45,7 +45,9 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _tensor(info: io.TensorInfo) -> dict[str, Any]:
-    shape = "unknown shape" if info.shape is None else f"[{', '.join('?' if d is None else str(d) for d in info.shape)}]"
+    shape = (
+        "unknown shape" if info.shape is None else f"[{', '.join('?' if d is None else str(d) for d in info.shape)}]"
+    )
     return {"name": info.name, "dtype": info.dtype, "shape": shape}
 
 
@@ -66,7 +68,9 @@ def _prunable(groups: list[dict[str, Any]]) -> str:
     free = [group for group in groups if group["prunable"]]
     text = f"{len(free)} of {len(groups)} groups of channels, {sum(group['channels'] for group in free)} channels"
     reasons = sorted({group["reason"] for group in groups if not group["prunable"] and group["reason"]})
-    return text + (f"; the rest: {'; '.join(reasons[:2])}" if reasons else "") + (" (list: --channels)" if groups else "")
+    return (
+        text + (f"; the rest: {'; '.join(reasons[:2])}" if reasons else "") + (" (list: --channels)" if groups else "")
+    )
 
 
 def _quantizable(model: io.ir.Model, found: Facts) -> str:

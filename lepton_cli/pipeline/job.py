@@ -79,11 +79,23 @@ def _repeat(array: np.ndarray, count: int) -> np.ndarray:
 
 def _facts(role: str, data: Dataset) -> DataFacts:
     return DataFacts.model_validate(
-        {"role": role, "path": data.path, "samples": data.count, "fingerprint": data.fingerprint, "labelled": bool(data.label_names)}
+        {
+            "role": role,
+            "path": data.path,
+            "samples": data.count,
+            "fingerprint": data.fingerprint,
+            "labelled": bool(data.label_names),
+        }
     )
 
 
-def prepare(model: Path, recipe: LoadedRecipe, *, allow_code: bool = False, shapes_given: Mapping[str, tuple[int, ...]] | None = None) -> Job:
+def prepare(
+    model: Path,
+    recipe: LoadedRecipe,
+    *,
+    allow_code: bool = False,
+    shapes_given: Mapping[str, tuple[int, ...]] | None = None,
+) -> Job:
     """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe."""
     loaded = io.load(model)
     inputs = io.inputs(loaded.model)
@@ -97,7 +109,14 @@ def prepare(model: Path, recipe: LoadedRecipe, *, allow_code: bool = False, shap
         )
         statistics = calibration.statistics if calibration is not None else None
         evaluation = (
-            open_dataset(section.evaluation, inputs, name="evaluation", base=recipe.base, statistics=statistics, allow_code=allow_code)
+            open_dataset(
+                section.evaluation,
+                inputs,
+                name="evaluation",
+                base=recipe.base,
+                statistics=statistics,
+                allow_code=allow_code,
+            )
             if section.evaluation
             else None
         )
@@ -107,7 +126,11 @@ def prepare(model: Path, recipe: LoadedRecipe, *, allow_code: bool = False, shap
     warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
     if calibration is not None and evaluation is not None:
         warnings += _overlap(calibration, evaluation)
-    check = evaluation or calibration or synthetic(inputs, seed=recipe.recipe.seed, samples=CHECK_SAMPLES, batch=4, shapes=shapes_given)
+    check = (
+        evaluation
+        or calibration
+        or synthetic(inputs, seed=recipe.recipe.seed, samples=CHECK_SAMPLES, batch=4, shapes=shapes_given)
+    )
     latency = recipe.recipe.evaluate.latency
     threads = (latency.threads if latency else None) or runtime.usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))

@@ -43,7 +43,9 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
         except LeptonError as error:
             raise job.locate(error) from error
     latency = job.spec.evaluate.latency
-    providers = tuple((p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ()))
+    providers = tuple(
+        (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())
+    )
     warnings = (*job.warnings, *(warning for record in records for warning in record.warnings))
     return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
 

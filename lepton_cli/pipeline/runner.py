@@ -40,7 +40,9 @@ def reference(model: ir.Model, context: Context) -> Checked:
     return Checked(model, _run(model, context))
 
 
-def run_step(before: Checked, params: Params, index: int, context: Context, keep: Path | None) -> tuple[Checked, StepRecord]:
+def run_step(
+    before: Checked, params: Params, index: int, context: Context, keep: Path | None
+) -> tuple[Checked, StepRecord]:
     """Apply step number `index` (from 0). `keep`: folder for the model that made it fail.
 
     Raises StepError, or any LeptonError of the step with `option` extended to the path in the recipe.
@@ -48,7 +50,11 @@ def run_step(before: Checked, params: Params, index: int, context: Context, keep
     started = time.monotonic()
     try:
         outcome = STEPS[params.step].apply(before.model, params, context)
-        if not outcome.changed and not params.if_possible and params.step.startswith(("prune.", "quantize.", "convert.")):
+        if (
+            not outcome.changed
+            and not params.if_possible
+            and params.step.startswith(("prune.", "quantize.", "convert."))
+        ):
             raise _no_effect(params, outcome)
         outputs = _check(before, outcome, params, context)
     except LeptonError as error:
@@ -115,7 +121,9 @@ def _check(before: Checked, outcome: Outcome, params: Params, context: Context) 
         outputs = _run(outcome.model, context)
     except LeptonError as error:
         raise StepError(
-            "step.broken-model", f"after `{params.step}` onnxruntime cannot run the model", cause=error.cause or error.message
+            "step.broken-model",
+            f"after `{params.step}` onnxruntime cannot run the model",
+            cause=error.cause or error.message,
         ) from error
     for number, (old, new) in enumerate(zip(before.outputs, outputs, strict=True)):
         for name, value in old.items():
@@ -136,7 +144,9 @@ def _check_output(
     name: str, old: np.ndarray, new: np.ndarray, number: int, count: int, outcome: Outcome, params: Params
 ) -> None:
     if old.shape != new.shape or old.dtype != new.dtype:
-        raise _changed(params, f"output `{name}` changed from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}")
+        raise _changed(
+            params, f"output `{name}` changed from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}"
+        )
     if old.dtype.kind != "f":
         return
     if np.isfinite(old).all() and not np.isfinite(new).all():
@@ -153,4 +163,6 @@ def _check_output(
 
 
 def _changed(params: Params, what: str) -> StepError:
-    return StepError("step.output-changed", f"after `{params.step}` {what}", hint="exclude the nodes concerned, and report this")
+    return StepError(
+        "step.output-changed", f"after `{params.step}` {what}", hint="exclude the nodes concerned, and report this"
+    )

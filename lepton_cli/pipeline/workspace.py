@@ -33,7 +33,9 @@ def check(folder: Path, model: Path) -> None:
         raise OutputError("output.not-writable", f"{folder} is not writable")
     if model.resolve().parent == folder.resolve():
         raise OutputError(
-            "output.is-input-folder", f"{folder} holds the input model", hint="choose another -o DIR: inputs are never touched"
+            "output.is-input-folder",
+            f"{folder} holds the input model",
+            hint="choose another -o DIR: inputs are never touched",
         )
     foreign = sorted(name for name in os.listdir(folder) if not _own(name, folder))
     if foreign:
@@ -79,7 +81,10 @@ def use(folder: Path) -> Iterator[Path]:
                 yield Path(scratch)
     except OSError as error:
         raise OutputError(
-            "output.write", f"cannot write into {folder}", cause=error.strerror or str(error), hint="free space, or choose another -o DIR"
+            "output.write",
+            f"cannot write into {folder}",
+            cause=error.strerror or str(error),
+            hint="free space, or choose another -o DIR",
         ) from error
     finally:
         if made:
@@ -99,7 +104,9 @@ def _locked(folder: Path) -> Iterator[None]:
             pass  # Windows: no lock, two runs into one folder are the user's risk
         except BlockingIOError as error:
             raise OutputError(
-                "output.in-use", f"another lepton run is writing into {folder}", hint="wait for it, or choose another -o DIR"
+                "output.in-use",
+                f"another lepton run is writing into {folder}",
+                hint="wait for it, or choose another -o DIR",
             ) from error
         try:
             yield
