@@ -183,7 +183,7 @@ def _excess(comparison: str, observed: Range, limit: float, fact: Fact) -> str:
     beyond = abs(observed.value - limit)
     direction = "under" if comparison in ("min", "min_ratio") else "over"
     if comparison.endswith("_ratio"):
-        return f"{direction} by {words.significant(beyond)} ({words.percent(beyond / limit, sign=False)} of the limit)"
+        return f"{words.percent(beyond / limit, sign=False)} {direction} the limit"
     return f"{direction} by {_difference_words(beyond, fact)}"
 
 

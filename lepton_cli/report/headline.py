@@ -57,32 +57,37 @@ def _gates(gates: tuple[Verdict, ...]) -> str:
 
 def _bad(report: Report) -> list[str]:
     """Slower, larger, less accurate: whatever got worse, said first."""
-    slower = [text for text in (_speed(fact, slower=True) for fact in _times(report)) if text]
     size = _size(report)
     losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
-    return [*slower[:2], *([size] if size.endswith("LARGER") else []), *losses]
+    return [*_slower(report), *([size] if size.endswith("LARGER") else []), *losses]
 
 
 def _good(report: Report) -> list[str]:
     size = _size(report)
-    faster = [text for text in (_speed(fact, slower=False) for fact in _times(report)) if text]
+    speeds = [_not_slower(fact) for fact in facts.find(report, "latency.median")]
+    told = [speed for speed in speeds if speed][:1]
     small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
-    return [*([size] if size and not size.endswith("LARGER") else []), *faster[:1], *small]
+    return [*([size] if size and not size.endswith("LARGER") else []), *told, *small]
 
 
-def _times(report: Report) -> tuple[facts.Fact, ...]:
-    return facts.find(report, "latency.median")
+def _slower(report: Report) -> list[str]:
+    """For each provider the worst clear slowdown, with every batch size that is slower."""
+    slower: dict[str, list[tuple[float, str]]] = {}
+    for fact in facts.find(report, "latency.median"):
+        if fact.ratio is not None and fact.ratio.low > 1:
+            slower.setdefault(str(fact.scope["provider"]), []).append((fact.ratio.value, str(fact.scope["batch"])))
+    lines = []
+    for provider, found in slower.items():
+        batches = " and ".join(batch for _, batch in found)
+        lines.append(f"{_short(max(found)[0])} SLOWER ({provider}, batch {batches})")
+    return lines
 
 
-def _speed(fact: facts.Fact, *, slower: bool) -> str:
-    """A clear difference in that direction, or with `slower=False` also the absence of any."""
-    if fact.ratio is None:
+def _not_slower(fact: facts.Fact) -> str:
+    """A clear gain in speed, or the absence of a difference."""
+    if fact.ratio is None or fact.ratio.low > 1:
         return ""
     where = f"({fact.scope['provider']}, batch {fact.scope['batch']})"
-    if fact.ratio.low > 1:
-        return f"{_short(fact.ratio.value)} SLOWER {where}" if slower else ""
-    if slower:
-        return ""
     if fact.ratio.high < 1:
         return f"{_short(1 / fact.ratio.value)} faster {where}"
     return f"no clear difference in speed {where}"

@@ -105,7 +105,7 @@ def _verdict(report: Report) -> tuple[str, str]:
         return report.status, "bad"
     if not report.complete:
         return "unfinished", "bad"
-    if report.status == "gate_failed":
+    if any(gate.verdict == "fail" and gate.level == "error" for gate in report.gates):
         return "gate failed", "bad"
     if any(gate.verdict != "pass" for gate in report.gates):
         return "passed with remarks", "open"

@@ -87,7 +87,9 @@ def test_good_news() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    assert headline(builders.report(latency=builders.latency_table(1.5))).startswith("1.5x SLOWER (cpu, batch 1)")
+    assert headline(builders.report(latency=builders.latency_table(1.5))).startswith(
+        "1.5x SLOWER (cpu, batch 1 and 32), 6.3x smaller"
+    )
     assert headline(builders.report(accuracy=builders.accuracy(0.918, 0.85))).startswith("-6.80 pp top-1")
     larger = (builders.variant("original", builders.sizes(), 1), builders.variant("compressed", builders.sizes(1.2), 2))
     assert headline(builders.report(variants=larger)).startswith("1.2x LARGER")
