@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -15,7 +14,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from lepton_cli.cli.boundary import printable
-from lepton_cli.report.model import Report
+from lepton_cli.progress import Stage
+from lepton_cli.report.model import Report, VerdictWord
 from lepton_cli.report.table import rows as table_rows
 from lepton_cli.units import format_duration
 
@@ -54,7 +54,7 @@ class TerminalProgress:
             )
         self.depth = 0
 
-    def stage(self, name: str, total: int | None = None) -> _Stage:
+    def stage(self, name: str, total: int | None = None) -> Stage:
         """Begin a stage."""
         return _Stage(self, name, total)
 
@@ -89,7 +89,7 @@ class _Stage:
     def note(self, text: str) -> None:
         self._note = text
 
-    def __enter__(self) -> _Stage:
+    def __enter__(self) -> Stage:
         self._started = time.monotonic()
         self._progress.depth += 1
         bars = self._progress.bars
@@ -112,9 +112,7 @@ class _Stage:
         self._progress.line(f"  {self._name} … {time.monotonic() - self._started:.0f} s{count}")
         self._beat()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         bars = self._progress.bars
@@ -123,7 +121,7 @@ class _Stage:
             bars.remove_task(self._task)
             if self._progress.depth == 0:
                 bars.stop()
-        if self._progress.depth == 0 and kind is None:
+        if self._progress.depth == 0 and exc[0] is None:
             seconds = format_duration(time.monotonic() - self._started)
             self._progress.line(f"  {self._name:28s} {seconds:>9s}  {self._note}".rstrip())
 
@@ -201,4 +199,4 @@ def _show_gates(report: Report, console: Console) -> None:
             console.print(f"        {printable(verdict.hint)}")
 
 
-VERDICT_WORDS = (("pass", "passed"), ("fail", "failed"), ("inconclusive", "inconclusive"), ("skipped", "skipped"))
+VERDICT_WORDS: tuple[tuple[VerdictWord, str], ...] = (("pass", "passed"), ("fail", "failed"), ("inconclusive", "inconclusive"), ("skipped", "skipped"))

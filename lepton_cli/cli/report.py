@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,21 +11,13 @@ from lepton_cli.cli import options
 from lepton_cli.cli.boundary import boundary
 
 
-class Format(StrEnum):
-    """Renderings of a report."""
-
-    text = "text"
-    html = "html"
-    md = "md"
-    junit = "junit"
-    github = "github"
-    json = "json"
+Format = Literal["text", "html", "md", "junit", "github", "json"]
 
 
 @boundary
 def command(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
-    to: Annotated[Format, typer.Option("--to", help="The rendering.")] = Format.text,
+    to: Annotated[Format, typer.Option("--to", help="The rendering.")] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of stdout.")
     ] = None,
@@ -37,10 +28,10 @@ def command(
     from lepton_cli.report import render, store
 
     found = store.read(report)
-    if to is Format.text:
+    if to == "text":
         show_report(found, make_console())
         return
-    text = render.render(found, to.value)
+    text = render.render(found, to)
     if output is None:
         typer.echo(text)
     else:

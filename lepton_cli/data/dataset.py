@@ -30,8 +30,6 @@ class Dataset(Protocol):
     path: str
     #: Number of samples.
     count: int
-    #: SHA-256 of the content and the preprocessing.
-    fingerprint: str
     #: Names of label arrays; empty when unlabelled. The default labels are called `labels`.
     label_names: tuple[str, ...]
     #: Label name -> class names, for labels stored as text or folders: the position is the label.
@@ -40,6 +38,10 @@ class Dataset(Protocol):
     notes: tuple[str, ...]
     #: The number of samples every batch has when the model's first dimension is fixed, whatever size is asked for.
     fixed_batch: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content and the preprocessing."""
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """Batches of `size` samples (default: the recipe's), the first `limit` samples only (whole fixed batches)."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import yaml
 
 from lepton_cli import __version__, gates
@@ -101,7 +102,7 @@ class _Run:
         )
         return Result(report, (path, *self._write(report)))
 
-    def _steps(self, scratch: Path) -> io.ir.Model:
+    def _steps(self, scratch: Path) -> ir.Model:
         context = self._context(scratch)
         current = runner.reference(self.job.loaded.model, context)
         for index, params in enumerate(self.job.spec.steps):
@@ -128,7 +129,7 @@ class _Run:
             cache=cache_folder(),
         )
 
-    def _save(self, model: io.ir.Model) -> Path:
+    def _save(self, model: ir.Model) -> Path:
         path = self.output / f"{self.name}.onnx"
         io.save(
             model,

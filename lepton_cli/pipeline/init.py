@@ -112,7 +112,7 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         steps=list(zip(choice.recipe["steps"], choice.reasons, strict=True)),
         target=targets.resolve("auto").name,
         prunable=found.convolutions + found.products > 0 and not found.quantized,
-        batches=[found.inputs[0].shape[0]] if _fixed(found.inputs) else [1, 32],
+        batches=_batches(found.inputs),
     )
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -121,8 +121,10 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         raise OutputError("output.write", f"cannot write {path}", cause=error.strerror or str(error)) from error
 
 
-def _fixed(inputs: tuple[TensorInfo, ...]) -> bool:
-    return bool(inputs and inputs[0].shape and isinstance(inputs[0].shape[0], int))
+def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:
+    """Batch sizes worth measuring; the only possible one where it is fixed."""
+    shape = inputs[0].shape if inputs else None
+    return [shape[0]] if shape and isinstance(shape[0], int) else [1, 32]
 
 
 def _comment(info: TensorInfo) -> str:

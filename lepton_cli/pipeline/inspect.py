@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from lepton_cli.graph import io, shapes
 from lepton_cli.graph.facts import Facts, facts
 from lepton_cli.measure import size
 from lepton_cli.prune import channels
 from lepton_cli.quantize import choose
+from lepton_cli.tensors import TensorInfo
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _tensor(info: io.TensorInfo) -> dict[str, Any]:
+def _tensor(info: TensorInfo) -> dict[str, Any]:
     shape = (
         "unknown shape" if info.shape is None else f"[{', '.join('?' if d is None else str(d) for d in info.shape)}]"
     )
@@ -73,7 +76,7 @@ def _prunable(groups: list[dict[str, Any]]) -> str:
     )
 
 
-def _quantizable(model: io.ir.Model, found: Facts) -> str:
+def _quantizable(model: ir.Model, found: Facts) -> str:
     if found.quantized:
         return "the model is quantized already"
     choice = choose.candidates(model, {node.name or "" for node in model.graph})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.data.open import open_dataset, synthetic
@@ -50,7 +51,7 @@ class Job:
         feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
         return {name: _repeat(array, batch) for name, array in feeds.items()}
 
-    def macs(self, model: io.ir.Model) -> dict[str, int]:
+    def macs(self, model: ir.Model) -> dict[str, int]:
         """MACs by node for one sample with the shapes of the data."""
         return cost.macs(model, shapes.concrete(model, self.one_sample_shapes()))
 
@@ -122,7 +123,9 @@ def prepare(
         )
         _check_providers(recipe.recipe)
     except LeptonError as error:
-        raise error.at(recipe.source.place(error.option)) if error.option else error
+        if error.option:
+            error.at(recipe.source.place(error.option))
+        raise
     warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
     if calibration is not None and evaluation is not None:
         warnings += _overlap(calibration, evaluation)
@@ -176,7 +179,7 @@ def _overlap(calibration: Dataset, evaluation: Dataset) -> list[str]:
 
 
 def cache_folder() -> Path | None:
-    """Where results that later runs can reuse are kept: `LEPTON_CACHE`, else the user's cache folder; `None`: nowhere."""
+    """Where results for later runs are kept: `LEPTON_CACHE`, else the user's cache folder; `None`: nowhere."""
     chosen = os.environ.get("LEPTON_CACHE")
     if chosen == "":
         return None

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
 from lepton_cli.measure import accuracy, cost, latency, memory, size
-from lepton_cli.measure.results import Accuracy, LatencyTable, Skipped
+from lepton_cli.measure.results import Accuracy, LatencyTable, Size, Skipped
 from lepton_cli.pipeline.job import Job
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import FileFacts, Variant
@@ -63,7 +63,7 @@ def _variant(name: str, loaded: io.Loaded, job: Job, progress: Progress, skipped
     return Variant(name=name, file=facts, size=structure(loaded, job), memory=peak)
 
 
-def structure(loaded: io.Loaded, job: Job) -> size.Size:
+def structure(loaded: io.Loaded, job: Job) -> Size:
     """Size and structure of one model."""
     return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model))
 

@@ -72,6 +72,9 @@ class Variant(ReportPart):
     memory: Memory | None = None
 
 
+VerdictWord = Literal["pass", "fail", "inconclusive", "skipped"]
+
+
 class Verdict(ReportPart):
     """One judged gate. Only `fail` at level `error` turns into exit code 1."""
 
@@ -81,7 +84,7 @@ class Verdict(ReportPart):
     level: Literal["error", "warn"]
     #: The comparison in words: `max 1 MB`, `max_drop 0.5 pp`.
     limit: str
-    verdict: Literal["pass", "fail", "inconclusive", "skipped"]
+    verdict: VerdictWord
     #: What was found, in words with interval where there is one.
     observed: str
     #: By how much a failing value is beyond its limit.

@@ -59,7 +59,7 @@ class Context:
     progress: Progress
     #: Scratch folder of this run; removed at its end.
     workdir: Path
-    #: Folder for results worth keeping between runs (ranges, Gram matrices), keyed by content hash; `None`: keep nothing.
+    #: Folder for results worth keeping between runs (ranges), keyed by content hash; `None`: keep nothing.
     cache: Path | None
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
