@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import LeptonError, MeasurementError
 from lepton_cli.measure.arms import InputNames, Payload, feeds_for, fixed_batch, output_names
 from lepton_cli.progress import Progress, Silent
@@ -48,10 +48,10 @@ def run(
     total = min(dataset.count, limit) if limit else dataset.count
     with (progress or Silent()).stage("accuracy", total) as stage:
         for batch in dataset.batches(size, limit):
-            count = len(next(iter(batch.feeds.values())))
-            feeds = (
-                batch.feeds if size in (None, count) else {k: _fill(v, size or count) for k, v in batch.feeds.items()}
-            )
+            count = _samples(batch)
+            feeds = batch.feeds
+            if size not in (None, count):
+                feeds = {k: _fill(v, size or count) if v.ndim and len(v) == count else v for k, v in feeds.items()}
             outputs = {}
             for arm, session in sessions.items():
                 found = _run(arm, session, feeds_for(session, feeds, (input_names or {}).get(arm)), names[arm])
@@ -80,6 +80,12 @@ def _run(arm: str, session: Session, feeds: dict[str, Any], names: Mapping[str, 
     return {
         ours: np.atleast_1d(found[theirs]) for ours, theirs in names.items() if isinstance(found[theirs], np.ndarray)
     }
+
+
+def _samples(batch: Batch) -> int:
+    """Samples in a batch: the labels tell, else the first input that is no single value (a sample rate, say)."""
+    arrays = [*batch.labels.values(), *(array for array in batch.feeds.values() if array.ndim)]
+    return len(arrays[0]) if arrays else 1
 
 
 def _fill(array: NDArray[Any], size: int) -> NDArray[Any]:
