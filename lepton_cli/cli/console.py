@@ -141,12 +141,13 @@ def comparison(report: Report) -> Table:
     compared = len(report.variants) > 1
     name = report.recipe.name if report.recipe else report.command
     columns = [(name, "left"), ("original" if compared else "", "right")]
-    columns += [("compressed", "right"), ("change", "right"), ("", "left")] if compared else []
+    columns += [("compressed", "right"), ("change", "right"), ("", "left")] if compared else [("", "left")]
     table = plain_table(columns, [])
     for row in table_rows(report):
         if not row.skipped:
-            cells = [f"{row.label} {row.detail}".strip(), row.original, row.compressed, row.change, row.remark]
-            table.add_row(*(printable(cell) for cell in cells[: len(columns)]), style=STYLES.get(row.tone))
+            label = f"{row.label} {row.detail}".strip()
+            cells = [label, row.original, *((row.compressed, row.change) if compared else ()), row.remark]
+            table.add_row(*(printable(cell) for cell in cells), style=STYLES.get(row.tone))
     return table
 
 
@@ -157,19 +158,25 @@ _VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped"
 
 def show_report(report: Report, console: Console) -> None:
     """What a command prints about a report: the worst news first, the table, the gates."""
-    bad = report.status != "ok" or not report.complete
-    console.print(printable(report.headline), style="bold red" if bad else "bold green")
+    show_headline(report, console)
     console.print()
     console.print(comparison(report))
     for row in table_rows(report):
         if row.skipped:
             console.print(f"{printable(row.label)}   skipped: {printable(row.skipped)}", style="dim")
-    _show_gates(report, console)
+    show_gates(report, console)
     for warning in report.warnings:
         console.print(f"warning: {printable(warning)}", style="yellow")
 
 
-def _show_gates(report: Report, console: Console) -> None:
+def show_headline(report: Report, console: Console) -> None:
+    """The first line."""
+    bad = report.status != "ok" or not report.complete
+    console.print(printable(report.headline), style="bold red" if bad else "bold green")
+
+
+def show_gates(report: Report, console: Console, *, every: bool = False) -> None:
+    """How the gates ended: those that did not pass, or `every` one, with limit, value and place."""
     if not report.gates:
         return
     counts = Counter(verdict.verdict for verdict in report.gates)
@@ -180,23 +187,27 @@ def _show_gates(report: Report, console: Console) -> None:
             f"{counts[kind]} {word}" for kind, word in VERDICT_WORDS if counts[kind] or kind in ("pass", "fail")
         )
     )
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for column in ("verdict", "gate", "found", "place"):
+        table.add_column(overflow="fold", no_wrap=column == "verdict")
     for verdict in report.gates:
-        if verdict.verdict == "pass":
-            continue
-        scope = " ".join(f"{key} {value}" if key != "provider" else str(value) for key, value in verdict.scope.items())
-        word = "warn" if verdict.verdict == "fail" and verdict.level == "warn" else verdict.verdict
-        parts = [
-            f"limit {verdict.limit}",
-            f"found {verdict.observed}" if verdict.observed else "",
-            verdict.excess,
-            verdict.reason,
-        ]
-        text = f"  {word:5s} {verdict.metric} {scope}".rstrip() + "   " + ", ".join(part for part in parts if part)
-        console.print(
-            printable(text) + (f"   {verdict.where}" if verdict.where else ""), style=_VERDICTS[verdict.verdict]
-        )
-        if verdict.hint:
-            console.print(f"        {printable(verdict.hint)}")
+        if every or verdict.verdict != "pass":
+            table.add_row(*map(printable, _gate_cells(verdict)), style=_VERDICTS[verdict.verdict])
+    console.print(table)
 
 
-VERDICT_WORDS: tuple[tuple[VerdictWord, str], ...] = (("pass", "passed"), ("fail", "failed"), ("inconclusive", "inconclusive"), ("skipped", "skipped"))
+def _gate_cells(verdict: Verdict) -> tuple[str, str, str, str]:
+    """Verdict, gate, what was found with the reason and what to try below, where the gate is set."""
+    scope = [f"{key} {value}" if key == "batch" else str(value) for key, value in verdict.scope.items()]
+    word = "warn" if verdict.verdict == "fail" and verdict.level == "warn" else verdict.verdict
+    found = [f"limit {verdict.limit}", *([f"found {verdict.observed}"] if verdict.observed not in ("", "-") else [])]
+    lines = [", ".join([*found, *filter(None, [verdict.excess])]), verdict.reason, verdict.hint]
+    return f"  {word}", " ".join([verdict.metric, *scope]), "\n".join(filter(None, lines)), verdict.where
+
+
+VERDICT_WORDS: tuple[tuple[VerdictWord, str], ...] = (
+    ("pass", "passed"),
+    ("fail", "failed"),
+    ("inconclusive", "inconclusive"),
+    ("skipped", "skipped"),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from lepton_cli import __version__
-from lepton_cli.cli import compress, doctor, init, inspect, plan, schema, steps
+from lepton_cli.cli import baseline, compress, doctor, gate, init, inspect, plan, schema, steps
 from lepton_cli.cli import report as report_command
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for name, function, summary in (
     ("compress", compress.command, "Compress a model, measure it, judge it: the main job."),
     ("plan", plan.command, "Show what a recipe would do, without doing it."),
     ("inspect", inspect.command, "Show what a model is made of."),
+    ("gate", gate.command, "Judge a report again, or a bare model's size."),
     ("report", report_command.command, "Render a stored report again."),
     ("init", init.command, "Write a commented recipe for a model."),
     ("doctor", doctor.command, "Check this machine."),
@@ -44,6 +45,7 @@ for name, function, summary in (
     ("schema", schema.command, "Print JSON Schema for editors."),
 ):
     app.command(name, short_help=summary)(function)
+app.add_typer(baseline.app, name="baseline", short_help="Accept a report as the state that later runs compare with.")
 
 
 def run() -> None:

@@ -30,6 +30,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable r
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let the recipe run its own Python (loaders, metrics). Off by default.")
 ]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline", metavar="FILE", help="What gates with `against: baseline` compare with (lepton baseline update)."
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Inconclusive and skipped gates fail too.")]
 Provider = Annotated[
     str | None, typer.Option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, or onnxruntime's name.")
