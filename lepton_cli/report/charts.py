@@ -184,11 +184,13 @@ def _labels(top: int, name: str, value: str) -> Markup:
     ).format(top + 14, shortened(whole), whole, value)
 
 
-def shortened(name: str, longest: int = _NAME) -> str:
-    """The end of a node name tells more than its beginning: `/bert/enc…/attention/query/MatMul`."""
-    if len(name) <= longest:
+def shortened(name: str) -> str:
+    """The end of a long node name, from a separator on: `…/attention/self/query/MatMul` tells more than its start."""
+    if len(name) <= _NAME:
         return name
-    return f"{name[: longest // 4]}…{name[-(longest - longest // 4 - 1) :]}"
+    end = name[1 - _NAME :]
+    cuts = [at for separator in "/." if 0 <= (at := end.find(separator)) < 14]
+    return f"…{end[cuts[0] if cuts else 0 :]}"
 
 
 def _svg(title: str, description: str, height: float, body: Iterable[Markup]) -> Markup:

@@ -192,13 +192,16 @@ def _classes(report: Report) -> Figure | None:
     if not classes:
         return None
     title = "Accuracy by class"
-    ranked = sorted(classes, key=lambda one: abs(one.compressed - one.original), reverse=True)[:DRAWN]
+    changed = [one for one in classes if one.compressed != one.original]
+    ranked = sorted(changed, key=lambda one: abs(one.compressed - one.original), reverse=True)[:DRAWN]
     drawn = [
-        (one.label, f"{words.points(one.compressed - one.original)}", one.compressed - one.original)
+        (one.label, words.points(one.compressed - one.original), one.compressed - one.original)
         for one in sorted(ranked, key=lambda one: one.compressed - one.original)
     ]
     text = (
-        f"Change in percentage points: losses to the left, gains to the right ({len(drawn)} of {len(classes)} classes)."
+        f"Change in percentage points, losses to the left; {len(changed)} of {len(classes)} classes changed."
+        if changed
+        else f"None of the {len(classes)} classes changed."
     )
     cells = [
         (

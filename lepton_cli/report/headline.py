@@ -121,6 +121,8 @@ def _loss(fact: facts.Fact) -> str:
     if fact.difference is None:
         return ""
     name = words.metric_words(fact.metric.removeprefix("accuracy."))
+    if fact.difference.value == 0:
+        return f"{name} unchanged"
     if fact.kind == "share":
         return f"{words.points(fact.difference.value)} {name}"
     return f"{fact.difference.value:+.3g} {name}"

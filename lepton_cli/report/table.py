@@ -75,8 +75,8 @@ def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
 
 
 def _has_zeros(size: Size | None) -> bool:
-    """More than one zero in a hundred: a few are in every model and say nothing."""
-    return size is not None and size.nonzeros < 0.99 * size.parameters
+    """More than one zero in twenty: fewer are in every quantized model and say nothing."""
+    return size is not None and size.nonzeros < 0.95 * size.parameters
 
 
 def _amount(label: str, kind: Kind, before: float, after: float | None, detail: str = "") -> Row:

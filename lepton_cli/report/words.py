@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from lepton_cli import units
 from lepton_cli.recipe import metrics
@@ -71,12 +73,12 @@ def exact(amount: float, kind: Kind, unit: str = "") -> str:
 
 def points(difference: float, *, sign: bool = True) -> str:
     """A difference of shares in percentage points: -0.0036 -> `-0.36 pp`."""
-    return f"{100 * difference:{'+' if sign else ''}.2f} pp"
+    return f"{round(100 * difference, 2) + 0.0:{'+' if sign else ''}.2f} pp"
 
 
 def percent(change: float, *, sign: bool = True) -> str:
     """A relative change: -0.811 -> `-81.1 %`."""
-    return f"{100 * change:{'+' if sign else ''}.1f} %"
+    return f"{round(100 * change, 1) + 0.0:{'+' if sign else ''}.1f} %"
 
 
 def times(ratio: float) -> str:
@@ -99,6 +101,29 @@ def significant(amount: float) -> str:
     if size < -4:
         return f"{amount:.2e}"
     return f"{amount:,.{max(0, 2 - size)}f}"
+
+
+def settings(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a step chose, from its details: single values, short lists and tables of single values, as text."""
+    listed = []
+    for key, found in details.items():
+        if isinstance(found, Mapping) and 0 < len(found) <= 8 and all(_single(one) for one in found.values()):
+            listed.append((key, ", ".join(f"{name} {_setting(one)}" for name, one in found.items())))
+        elif isinstance(found, (list, tuple)) and 0 < len(found) <= 8 and all(_single(one) for one in found):
+            listed.append((key, ", ".join(_setting(one) for one in found)))
+        elif _single(found) and found != "":
+            listed.append((key, _setting(found)))
+    return [(printable(key, 60).replace("_", " "), printable(text)) for key, text in listed]
+
+
+def _single(found: object) -> bool:
+    return isinstance(found, (str, int, float, bool))
+
+
+def _setting(found: object) -> str:
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    return f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
 def plural(count: int, noun: str) -> str:

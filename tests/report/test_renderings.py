@@ -381,3 +381,13 @@ def test_chart_of_equal_times_and_of_none() -> None:
     assert "<svg" in charts.distributions("title", "text", [sample])
     assert charts.distributions("title", "text", [charts.Sample("none", "after", 0.001, ())]) == ""
     assert charts.bars("title", "text", []) == ""
+
+
+def test_long_names_keep_their_end_from_a_separator_on() -> None:
+    assert charts.shortened("/stages/stages.2/stages.2.0/conv2/conv/Conv") == "…/stages.2.0/conv2/conv/Conv"
+    assert len(charts.shortened("n" * 500)) <= 34
+
+
+@given(st.text())
+def test_shortened_names_are_never_longer(name: str) -> None:
+    assert len(charts.shortened(name)) <= max(34, min(len(name), 34))

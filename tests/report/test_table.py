@@ -132,3 +132,25 @@ def test_a_report_of_nothing() -> None:
 )
 def test_three_significant_digits(amount: float, text: str) -> None:
     assert words.significant(amount) == text
+
+
+def test_a_loss_that_rounds_to_nothing_has_no_sign_of_its_own() -> None:
+    assert words.points(-0.0, sign=False) == "0.00 pp"
+    assert words.points(-1e-9) == "+0.00 pp"
+    assert words.percent(-1e-9, sign=False) == "0.0 %"
+
+
+def test_settings_are_the_single_values_of_details() -> None:
+    details = {
+        "target": "x86-vnni",
+        "sqnr_db": 46.5612,
+        "tried": {"minmax": 1.0},
+        "kept": True,
+        "widths": [{"node": "a"}],
+    }
+    assert words.settings(details) == [
+        ("target", "x86-vnni"),
+        ("sqnr db", "46.56"),
+        ("tried", "minmax 1"),
+        ("kept", "yes"),
+    ]

@@ -21,5 +21,3 @@ for (const step of document.querySelectorAll("[data-step]")) {
   controls.hidden = false;
   update();
 }
-// Folded sections belong on paper too.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
