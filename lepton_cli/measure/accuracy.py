@@ -114,7 +114,8 @@ class _Run:
         self.tracks: list[Track] = []
         self.fidelity: dict[tuple[str, str], fidelities.Tracker] = {}
         self.predictions: Predictions | None = None
-        self._class_labels: str | None = None
+        #: The metric whose classes `predictions` follows; `None` without labels.
+        self._classes: Track | None = None
         self._started = False
 
     def add(self, results: stream.Results) -> None:
@@ -130,11 +131,8 @@ class _Run:
             tracker.add(reference[output], results.outputs[arm][output], results.count)
         if self.predictions is not None:
             output = self.predictions.output
-            labels = results.labels[self._class_labels] if self._class_labels else None
-            by_arm = {arm: results.outputs[arm][output] for arm in self.arms}
-            if labels is not None:
-                labels = metrics.class_labels(labels, by_arm[self.arms[0]])
-            self.predictions.add(by_arm, labels)
+            labels = self._classes.class_labels(results.labels, reference) if self._classes else None
+            self.predictions.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
 
     def _start(self, outputs: dict[str, Array], labels: dict[str, Array]) -> None:
         """Settle what is measured once the first outputs are known."""
@@ -149,11 +147,12 @@ class _Run:
             if not track.metric.takes_classes:
                 deciders[track.output] = None
                 continue
-            own = metrics.class_labels(labels[track.label], outputs[track.output])
+            own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)
             if self.predictions is None and own.ndim == 1:
-                names = self.dataset.class_names.get(track.label, ())
-                self.predictions, self._class_labels = Predictions(track.output, names), track.label
+                offset, names = track.spec.offset, self.dataset.class_names.get(track.label, ())
+                self.predictions = Predictions(track.output, ("",) * offset + tuple(names[max(0, -offset) :]))
+                self._classes = track
         if self.predictions is None and not labels:
             scores = next((name for name, decide in deciders.items() if decide), None)
             self.predictions = Predictions(scores) if scores else None

@@ -21,7 +21,7 @@ class Predictions:
     """Predicted class, confidence and label of every sample, for each model."""
 
     def __init__(self, output: str, names: Sequence[str] = ()) -> None:
-        """`names`: class names by class number, where the data knows them."""
+        """`names`: class names by class number where the data knows them, empty for a class without one."""
         self.output, self.names = output, names
         self.classes = 0
         self._outputs: dict[str, list[NDArray[Any]]] = {}
@@ -54,8 +54,8 @@ class Predictions:
         return np.concatenate(self._labels) if self._labels else None
 
     def name(self, number: int) -> str:
-        """What a class is called."""
-        return self.names[number] if 0 <= number < len(self.names) else str(int(number))
+        """What a class is called: its number where it has no name."""
+        return (self.names[number] if 0 <= number < len(self.names) else "") or str(int(number))
 
     def flips(self, reference: str, other: str) -> tuple[tuple[Flip, ...], int]:
         """Samples whose class changed, the original's most confident first (50 at most), and how many there are."""
@@ -128,7 +128,7 @@ class Predictions:
         if best > max(0.3, 3 * accuracy):
             return [
                 f"{right}, but on {100 * best:.3g} % when the labels are shifted by {shift:+d}: labels and outputs "
-                "count classes differently (a background class?)"
+                f"count classes differently: is there a background class? `offset: {shift}` in `accuracy` corrects it"
             ]
         chance = 1 / max(2, self.classes)
         if accuracy < min(1.5 * chance, chance + 0.1):

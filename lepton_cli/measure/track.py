@@ -47,7 +47,7 @@ class Track:
                 hint="metrics need one row per sample; use `metric: python` for anything else",
             )
         if self.metric.takes_classes:
-            own = metrics.class_labels(own, output)
+            own = self.class_labels(labels, outputs)
             if output.size == count and np.issubdtype(output.dtype, np.floating):
                 # One number per sample: whether it is a probability or a logit shows only in all of them.
                 self._deferred.setdefault(arm, []).append((output.reshape(-1), own))
@@ -58,6 +58,10 @@ class Track:
         kept.append(self.metric.keep(output, own))
         if not self.metric.higher_is_better and len(self._labels) < len(kept):
             self._labels.append(own)
+
+    def class_labels(self, labels: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
+        """The labels of this metric as classes of its output."""
+        return metrics.class_labels(labels[self.label], outputs[self.output], self.spec.offset)
 
     def _add_hook(self, arm: str, outputs: dict[str, Array], labels: dict[str, Array], count: int) -> None:
         """Per-sample values are kept as they come; a function that wants everything at once gets it at the end."""
