@@ -113,7 +113,7 @@ def settings(details: Mapping[str, Any]) -> list[tuple[str, str]]:
             listed.append((key, ", ".join(_setting(one) for one in found)))
         elif _single(found) and found != "":
             listed.append((key, _setting(found)))
-    return [(printable(key, 60).replace("_", " "), printable(text)) for key, text in listed]
+    return [(printable(key, 60).replace("_db", " (dB)").replace("_", " "), printable(text)) for key, text in listed]
 
 
 def _single(found: object) -> bool:

@@ -150,7 +150,7 @@ def test_settings_are_the_single_values_of_details() -> None:
     }
     assert words.settings(details) == [
         ("target", "x86-vnni"),
-        ("sqnr db", "46.56"),
+        ("sqnr (dB)", "46.56"),
         ("tried", "minmax 1"),
         ("kept", "yes"),
     ]
