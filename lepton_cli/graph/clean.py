@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +18,7 @@ def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str
     for node in list(model.graph):
         rule = _NO_OPS.get(node.op_type) if node.domain == "" else None
         reason = rule(node) if rule is not None and node.name in allowed else None
-        if reason is None or node.inputs[0] is None or node.outputs[0].is_graph_output():
+        if reason is None or not node.inputs or node.inputs[0] is None or node.outputs[0].is_graph_output():
             continue
         if any(output.uses() for output in node.outputs[1:]):
             continue
@@ -35,8 +36,10 @@ def remove_unused(model: ir.Model) -> list[tuple[ir.Node, str]]:
     return [(node, "no output depends on it") for node in before if node not in after]
 
 
-def merge_equal(model: ir.Model) -> list[tuple[ir.Node, str]]:
-    """Nodes that compute the same from the same inputs become one."""
+def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
+    """Nodes that compute the same from the same inputs become one, unless one of the model's nodes is excluded."""
+    if any(node.name not in allowed for node in model.graph):
+        return []
     before = list(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
     after = set(model.graph)
@@ -45,10 +48,25 @@ def merge_equal(model: ir.Model) -> list[tuple[ir.Node, str]]:
 
 def share_initializers(model: ir.Model) -> list[str]:
     """Initializers with equal content become one; returns the names of those removed."""
-    before = list(model.graph.initializers)
-    common.DeduplicateHashedInitializersPass()(model)
-    after = set(model.graph.initializers)
-    return [name for name in before if name not in after]
+    removed: list[str] = []
+    for graph in model.graphs():
+        kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if (
+                tensor is None
+                or tensor.dtype == ir.DataType.STRING
+                or not is_constant(value)
+                or value.is_graph_output()
+            ):
+                continue
+            digest = hashlib.sha256(tensor.tobytes()).digest()
+            first = kept.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), digest), value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+                del graph.initializers[value.name or ""]
+                removed.append(value.name or "")
+    return removed
 
 
 def fix_default_inputs(model: ir.Model) -> list[str]:
@@ -60,12 +78,20 @@ def fix_default_inputs(model: ir.Model) -> list[str]:
     return names
 
 
-def inline_functions(model: ir.Model) -> int:
-    """Replace calls of the model's own functions by their bodies; returns how many functions there were."""
+def inline_functions(model: ir.Model) -> tuple[ir.Model, int]:
+    """A copy with the bodies of the model's own functions in place of their calls, and how many functions there were.
+
+    Functions that use another version of an operator set than the model cannot be inlined: the model stays as it is.
+    """
     count = len(model.functions)
-    if count:
-        common.InlinePass()(model)
-    return count
+    if not count:
+        return model, 0
+    copy = model.clone()
+    try:
+        common.InlinePass()(copy)
+    except (ValueError, ir.passes.InvariantError, ir.passes.PassError):
+        return model, 0
+    return copy, count
 
 
 def _identity(node: ir.Node) -> str | None:
@@ -81,8 +107,10 @@ def _dropout(node: ir.Node) -> str | None:
 
 def _cast(node: ir.Node) -> str | None:
     source = node.inputs[0]
-    same = source is not None and source.dtype is not None and int(source.dtype) == node.attributes["to"].as_int()
-    return "casts to the type it already has" if same else None
+    target = node.attributes["to"]
+    if source is None or source.dtype is None or target.type != ir.AttributeType.INT:
+        return None
+    return "casts to the type it already has" if source.dtype == target.as_int() else None
 
 
 def _transpose(node: ir.Node) -> str | None:

@@ -11,6 +11,12 @@ Shape = tuple[int, ...]
 _Rule = Callable[[ir.Node, Sequence[Shape | None], Shape], int | None]
 
 
+#: Where the operators below come from; others may only be named alike.
+_DOMAINS = ("", "com.microsoft")
+#: Inputs that rules read.
+_MOST_READ = 4
+
+
 def macs(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """MACs by node name for the given concrete shapes; nodes without multiplications or with open shapes are absent.
 
@@ -20,10 +26,11 @@ def macs(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for node in model.graph:
-        rule = _RULES.get(node.op_type)
+        rule = _RULES.get(node.op_type) if node.domain in _DOMAINS else None
         if rule is None or not node.outputs or node.outputs[0].name not in shapes:
             continue
         inputs = [shapes.get(value.name or "") if value is not None else None for value in node.inputs]
+        inputs += [None] * (_MOST_READ - len(inputs))
         count = rule(node, inputs, shapes[node.outputs[0].name or ""])
         if count is not None:
             found[node.name or ""] = count
@@ -69,7 +76,7 @@ def _matmul_nbits(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) 
 
 def _recurrent(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) -> int | None:
     x, w, r = inputs[0], inputs[1], inputs[2]
-    if x is None or w is None or r is None:
+    if x is None or w is None or r is None or len(x) != 3:
         return None
     layout = _attribute(node, "layout", 0)
     steps, batch = (x[1], x[0]) if layout else (x[0], x[1])
@@ -77,12 +84,14 @@ def _recurrent(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) -> 
 
 
 def _attention(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) -> int | None:
-    """Projection of input to Q, K, V, then Q K^T and the product with V."""
-    x, w = inputs[0], inputs[1]
-    if x is None or w is None or len(x) != 3:
+    """Q K^T and the product with V; onnxruntime's own operator also projects its input to Q, K and V."""
+    first, second = inputs[0], inputs[1]
+    if first is None or second is None or len(first) < 3 or len(second) < 2:
         return None
-    batch, length, _ = x
-    return batch * length * prod(w) + 2 * batch * length * length * output[-1]
+    if node.domain == "" or node.op_type == "MultiHeadAttention":
+        return (prod(first) + prod(output)) * second[-2]
+    batch, length = first[:2]
+    return batch * length * prod(second) + 2 * batch * length * length * output[-1]
 
 
 _RULES: dict[str, _Rule] = {
@@ -106,5 +115,6 @@ _RULES: dict[str, _Rule] = {
     "RNN": _recurrent,
     "DynamicQuantizeLSTM": _recurrent,
     "Attention": _attention,
+    "MultiHeadAttention": _attention,
     "QAttention": _attention,
 }

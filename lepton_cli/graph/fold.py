@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterable
-from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
@@ -23,6 +22,10 @@ LARGEST = 64_000_000
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 #: Quantized weights are meant to stay quantized.
 _LEFT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Identity"}
+#: Operators whose output is about as large as their input even where its shape depends on the values.
+_BOUNDED = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast"}
+#: Sessions that may be spent on finding the nodes which onnxruntime cannot compute.
+_ATTEMPTS = 16
 
 
 def fold_constants(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
@@ -31,12 +34,48 @@ def fold_constants(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, st
     `allowed` are the node names that may be folded. Returns the folded nodes with reasons. Shapes that are known
     without running count as constants too.
     """
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lift_constants(model)
     folded = fold_shapes(model, allowed)
     candidates = _candidates(model, allowed)
     if candidates:
         folded += [(node, "depends on constants only") for node in _replace(model, candidates)]
     return folded
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Turn Constant nodes into initializers, in subgraphs too. Tensors are copied: an initializer renames its own."""
+    for graph in model.graphs():
+        for node in [node for node in graph if node.op_type == "Constant" and node.domain == ""]:
+            output = node.outputs[0]
+            tensor = _held(node, output.name or "")
+            if tensor is None or output.is_graph_output() or output.name in graph.initializers:
+                continue
+            kind = ir.TensorType(tensor.dtype)
+            value = ir.Value(name=output.name, const_value=tensor, type=kind, shape=ir.Shape(tensor.shape.numpy()))
+            value.metadata_props.update(output.metadata_props)
+            graph.register_initializer(value)
+            output.replace_all_uses_with(value)
+            graph.remove(node, safe=True)
+
+
+def _held(node: ir.Node, name: str) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node; `None` for sparse ones and those that take it from a function's caller."""
+    if len(node.attributes) != 1 or not (attribute := next(iter(node.attributes.values()))).name.startswith("value"):
+        return None
+    if attribute.is_ref():
+        return None
+    match attribute.type:
+        case ir.AttributeType.TENSOR:
+            tensor = attribute.as_tensor()
+            if tensor.dtype == ir.DataType.STRING:
+                return ir.StringTensor(tensor.numpy(), name=name)
+            return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+        case ir.AttributeType.INT | ir.AttributeType.INTS:
+            return ir.Tensor(np.array(attribute.value, np.int64), name=name)
+        case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
+            return ir.Tensor(np.array(attribute.value, np.float32), name=name)
+        case _:
+            return None
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -57,17 +96,18 @@ def _candidates(model: ir.Model, allowed: set[str]) -> list[ir.Node]:
         inputs = [value for value in node.inputs if value is not None]
         if not inputs or not all(is_constant(value) or value in constant for value in inputs):
             continue
-        if any(_bytes(inferred.get(output.name)) > LARGEST for output in node.outputs):
+        if any(_bytes(inferred.get(output.name), node) > LARGEST for output in node.outputs):
             continue
         found.append(node)
         constant.update(node.outputs)
     return found
 
 
-def _bytes(value: ir.Value | None) -> float:
+def _bytes(value: ir.Value | None, node: ir.Node) -> float:
+    """Bytes of an output; where its shape is open, infinite unless the operator cannot enlarge its input."""
     if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
-        return 0
-    return prod(d for d in value.shape if isinstance(d, int)) * (value.dtype.itemsize if value.dtype else 4)
+        return 0 if node.op_type in _BOUNDED else math.inf
+    return math.prod(d for d in value.shape if isinstance(d, int)) * (value.dtype.itemsize if value.dtype else 4)
 
 
 def _replace(model: ir.Model, candidates: list[ir.Node]) -> list[ir.Node]:
@@ -120,19 +160,33 @@ def replace_by_constant(model: ir.Model, value: ir.Value, array: np.ndarray) -> 
 
 def _evaluate(model: ir.Model, names: list[str]) -> dict[str, np.ndarray]:
     """Values of constant tensors, by running just the nodes they need; those that fail are left out."""
+    found: dict[str, np.ndarray] = {}
+    parts = [names]
+    for _ in range(_ATTEMPTS):
+        if not parts:
+            break
+        part = parts.pop()
+        results = _run(model, part)
+        if results is None and len(part) > 1:
+            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+        found.update(results or {})
+    return found
+
+
+def _run(model: ir.Model, names: list[str]) -> dict[str, np.ndarray] | None:
+    """`None` when onnxruntime cannot compute one of them."""
     copy = io.clone(model)
     produced = {o.name: o for node in copy.graph for o in node.outputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(produced[name] for name in names)
     RemoveUnusedNodesPass()(copy)
+    # Nothing that is computed here reads a graph input.
+    copy.graph.inputs.clear()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            # The graph inputs stay declared; nothing that is computed here reads them.
-            copy.graph.inputs.clear()
-            session = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False)
-            results = session.run({}, names)
+            results = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False).run({}, names)
     except LeptonError:
-        return {}
+        return None
     return {name: value for name, value in results.items() if isinstance(value, np.ndarray) and value.dtype != object}
 
 
@@ -143,7 +197,7 @@ def fold_shapes(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     known |= {o.name: o.shape for node in inferred.graph for o in node.outputs}
     folded: list[tuple[ir.Node, str]] = []
     for node in list(model.graph):
-        if node.name not in allowed or node.outputs[0].is_graph_output():
+        if node.name not in allowed or not node.outputs or node.outputs[0].is_graph_output():
             continue
         dims = _constant_dims(node, known)
         if dims is not None:
@@ -160,7 +214,7 @@ def _constant_dims(node: ir.Node, known: dict[str | None, ir.Shape | None]) -> n
             return None
         dims = np.array([int(d) for d in shape if isinstance(d, int)], np.int64)
         return np.asarray(dims.prod(), np.int64) if node.op_type == "Size" else dims
-    if node.op_type == "Gather" and len(node.inputs) > 1 and is_constant(node.inputs[1]) and node.inputs[0] is not None:
+    if node.op_type == "Gather" and node.domain == "" and is_constant(node.inputs[1]) and node.inputs[0] is not None:
         producer, index = node.inputs[0].producer(), node.inputs[1]
         if producer is None or producer.op_type != "Shape" or producer.inputs[0] is None or index is None:
             return None
@@ -179,8 +233,3 @@ def _slice_of_shape(node: ir.Node, shape: ir.Shape | None) -> list[int | ir.Symb
     start = node.attributes["start"].as_int() if "start" in node.attributes else 0
     end = node.attributes["end"].as_int() if "end" in node.attributes else None
     return list(shape)[start:end]
-
-
-def names(nodes: Iterable[ir.Node]) -> set[str]:
-    """Names of nodes."""
-    return {node.name or "" for node in nodes}

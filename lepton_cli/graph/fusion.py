@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io as text_io
 import json
 import logging
 import subprocess
@@ -84,10 +85,11 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The optimizer logs every pattern it does not find, under a dozen logger names."""
+    """The optimizer logs every pattern it does not find, under a dozen logger names, and prints some."""
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(text_io.StringIO()):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -118,7 +120,8 @@ _TOOLS_WORKER = """
 import json, sys
 source, target, kind, heads, hidden = json.loads(sys.argv[1])
 from onnxruntime_tools import optimizer
-optimizer.optimize_model(source, model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0).save_model_to_file(target)
+fused = optimizer.optimize_model(source, model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0)
+fused.save_model_to_file(target)
 """
 
 

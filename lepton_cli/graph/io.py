@@ -123,7 +123,9 @@ def outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
 
 
 def _info(value: ir.Value) -> TensorInfo:
-    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy()) if value.dtype != ir.DataType.STRING else "str"
+    dtype = (
+        "unknown" if value.dtype is None else str(value.dtype.numpy()) if value.dtype != ir.DataType.STRING else "str"
+    )
     shape = None
     if value.shape is not None:
         shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)

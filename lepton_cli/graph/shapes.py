@@ -23,21 +23,23 @@ _LARGE = 1024
 def infer(model: ir.Model) -> ir.Model:
     """A copy with the shapes and types that ONNX's own inference finds; symbolic dimensions stay symbolic.
 
-    Shapes stored in the model are dropped first: exporters leave wrong ones. Where inference fails, shapes stay open.
+    Shapes stored in the model are dropped first, those of outputs too: exporters leave wrong ones, and nobody enforces
+    them. Where inference fails, shapes stay open.
     """
     copy = io.clone(model)
     for node in copy.graph:
         for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
+            value.shape = None
     light = io.clone(copy)
     for name, value in list(light.graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > _LARGE:
-            value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            value.shape, value.dtype = ir.Shape(value.const_value.shape.numpy()), value.const_value.dtype
             value.const_value = None
             light.graph.initializers.pop(name)
             if not value.is_graph_input():
                 light.graph.inputs.append(value)
+        elif isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
     try:
         found = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=True)
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
@@ -47,7 +49,9 @@ def infer(model: ir.Model) -> ir.Model:
         for value in node.outputs:
             kind = types.get(value.name or "")
             if kind is not None and kind.HasField("shape"):
-                value.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim])
+                value.shape = ir.Shape(
+                    [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+                )
             if kind is not None and kind.elem_type and value.dtype is None:
                 value.dtype = ir.DataType(kind.elem_type)
     return copy
@@ -63,8 +67,6 @@ def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool =
     for value in copy.graph.inputs:
         if value.name in feeds:
             value.shape = ir.Shape([int(d) for d in feeds[value.name or ""]])
-    for value in copy.graph.outputs:
-        value.shape = None
     inferred = infer(copy)
     shapes: Shapes = {}
     missing: list[str] = []
@@ -79,7 +81,9 @@ def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool =
     return shapes
 
 
-def default_feeds(model: ir.Model, batch: int = 1, other: int = 16, known: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+def default_feeds(
+    model: ir.Model, batch: int = 1, other: int = 16, known: Mapping[str, Sequence[int]] | None = None
+) -> Shapes:
     """Input shapes to look at a model with: `known` ones (from data), else `batch` and `other` for open dimensions."""
     known = known or {}
     return {info.name: tuple(known.get(info.name) or info.concrete(batch, other)) for info in io.inputs(model)}
@@ -99,7 +103,9 @@ def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Se
     present = {value.name for value in copy.graph.outputs}
     wanted = [name for name in missing if name in produced]
     copy.graph.outputs.extend(produced[name] for name in wanted if name not in present)
-    zeros = {info.name: np.zeros(feeds[info.name], _dtype(info.dtype)) for info in io.inputs(model) if info.name in feeds}
+    zeros = {
+        info.name: np.zeros(feeds[info.name], _dtype(info.dtype)) for info in io.inputs(model) if info.name in feeds
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
             session = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False)
@@ -109,11 +115,10 @@ def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Se
     return {name: tuple(value.shape) for name, value in results.items() if isinstance(value, np.ndarray)}
 
 
-def _dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
+def _dtype(name: str) -> np.dtype:
     return np.dtype(object) if name == "str" else np.dtype(name)
 
 
 def opset(model: ir.Model) -> int:
     """Version of the standard operator set the model uses (0: none)."""
     return int(model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0)))
-

@@ -76,6 +76,22 @@ def run_step(
     return Checked(outcome.model, outputs), record
 
 
+def _apply(model: ir.Model, params: Params, context: Context) -> Outcome:
+    """Whatever a step, or a library it calls, raises: the user sees one message."""
+    try:
+        return STEPS[params.step].apply(model, params, context)
+    except (LeptonError, MemoryError):
+        raise
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise StepError(
+            "step.unforeseen",
+            f"`{params.step}` failed on this model",
+            cause=cause,
+            hint="this is a defect of lepton: leave the step out, and report it with the output of --debug",
+        ) from error
+
+
 def _no_effect(params: Params, outcome: Outcome) -> StepError:
     reasons: dict[str, int] = {}
     for decision in outcome.decisions:

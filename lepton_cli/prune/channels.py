@@ -133,7 +133,8 @@ def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str
 def _feeds(model: ir.Model, context: Context) -> dict[str, tuple[int, ...]]:
     """Input shapes of a real batch, of two samples where the model's batch is open."""
     batch = next(iter(context.check.batches(None, None)), None)
-    known = {name: array.shape for name, array in batch.feeds.items()} if batch is not None else {}
+    feeds = batch.feeds if batch is not None else {}
+    known = {name: array.shape for name, array in feeds.items() if hasattr(array, "shape")}
     result = {}
     for info in io.inputs(model):
         shape = list(known.get(info.name) or info.concrete(2, 16))

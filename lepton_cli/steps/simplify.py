@@ -50,7 +50,7 @@ def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     decisions.extend(
         Decision(node=name, op="", action="fixed", reason="was an input with a default value") for name in defaults
     )
-    functions = clean.inline_functions(copy)
+    copy, functions = clean.inline_functions(copy)
     if functions:
         io.name_nodes(copy)
         allowed |= {node.name or "" for node in copy.graph} if not params.include else set()
@@ -60,7 +60,7 @@ def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
             count = record(clean.remove_unused(copy), "removed")
             count += record(clean.remove_no_ops(copy, allowed), "removed")
             count += record(fold.fold_constants(copy, allowed), "folded")
-            count += record(clean.merge_equal(copy), "merged")
+            count += record(clean.merge_equal(copy, allowed), "merged")
             if params.fold_batch_norm:
                 folded, left = batch_norm.fold_batch_norm(copy, allowed)
                 count += record([(node, "folded into the layer before it") for node in folded], "folded")
