@@ -6,33 +6,40 @@ from lepton_cli.errors import RecipeError
 from lepton_cli.measure.spec import AccuracySpec, EvaluateSpec
 from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.recipe.source import SourceMap
+from lepton_cli.recipe.source import Path, SourceMap
+
+_GATES: Path = ("gates",)
 
 
-def check_repeated(gates: tuple[Gate, ...], source: SourceMap) -> None:
-    """Two gates that compare the same thing are a mistake in one of them. Raises RecipeError."""
+def check_repeated(gates: tuple[Gate, ...], source: SourceMap, at: Path = _GATES) -> None:
+    """Two gates that compare the same thing are a mistake in one of them. Raises RecipeError.
+
+    `at`: where in the recipe the gates stand.
+    """
     seen: dict[tuple[object, ...], int] = {}
     for index, gate in enumerate(gates):
         key = (gate.metric, gate.comparison, gate.against, gate.provider, gate.batch, gate.output, gate.level)
         if key in seen:
-            first = source.place(("gates", seen[key]))
+            first = source.place((*at, seen[key]))
             raise RecipeError(
                 "recipe.duplicate-gate",
                 f"two gates limit `{gate.comparison}` of `{gate.metric}` in the same place",
-                where=source.place(("gates", index)),
+                where=source.place((*at, index)),
                 note=f"first at {first}" if first else None,
                 hint="keep the stricter one",
-                option=("gates", index),
+                option=(*at, index),
             )
         seen[key] = index
 
 
-def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap) -> None:
+def check_measured(
+    gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap, at: Path = _GATES
+) -> None:
     """A gate on what `evaluate:` leaves out could never fail, so it is an error now. Raises RecipeError."""
     for index, gate in enumerate(gates):
         if found := _unmeasured(gate, evaluate):
             key, reason, hint = found
-            path = ("gates", index, key)
+            path = (*at, index, key)
             raise RecipeError(
                 "recipe.gate-not-measured",
                 f"the gate on `{gate.metric}` can never be judged: {printable(reason, 200)}",

@@ -144,6 +144,9 @@ def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
     check_repeated(value.gates, source)
     if isinstance(value, Recipe):
         check_measured(value.gates, value.evaluate, source)
+        if value.tune is not None:
+            check_repeated(value.tune.limits, source, ("tune", "limits"))
+            check_measured(value.tune.limits, value.evaluate, source, ("tune", "limits"))
     return value
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -20,6 +21,7 @@ from lepton_cli.data.spec import DataSection
 from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe import metrics
 from lepton_cli.recipe.metrics import Limit
+from lepton_cli.recipe.tuning import Objective, ObjectiveField, Space, TuneBudget
 from lepton_cli.steps import (
     convert_fp16,
     fuse,
@@ -159,8 +161,53 @@ class Budget(Strict):
     gates: tuple[Gate, ...] = Field(min_length=1)
 
 
+class TuneSection(Strict):
+    """What `lepton tune` searches for: the best model under the limits."""
+
+    limits: tuple[Gate, ...] = Field(
+        default=(), description="What a candidate must hold, written like gates; default: the recipe's gates"
+    )
+    minimize: ObjectiveField | None = Field(
+        default=None, description="What is made small: `latency.median`, `size.file`, `cost`, …"
+    )
+    maximize: ObjectiveField | None = Field(
+        default=None, description="What is made large: `accuracy.top1`, `throughput`, …"
+    )
+    space: Space = Space()
+    budget: TuneBudget = TuneBudget()
+    strategy: Literal["structured", "random", "optuna"] = Field(
+        default="structured", description="`optuna` (extra `tune`) samples from the start; else it only fills the rest"
+    )
+    storage: str | None = Field(
+        default=None, description="Shared by several machines: an Optuna journal file or database URL (extra `tune`)"
+    )
+
+    @model_validator(mode="after")
+    def _right_way(self) -> TuneSection:
+        for key, better in (("minimize", "lower"), ("maximize", "higher")):
+            goal = getattr(self, key)
+            metric = metrics.find(goal.metric) if goal else None
+            if metric is not None and metric.better != better:
+                other = "maximize" if key == "minimize" else "minimize"
+                raise ValueError(f"{metric.better} is better for `{metric.name}`, so write `{other}`")
+        return self
+
+    @property
+    def goal(self) -> Objective:
+        """What decides between candidates that hold the limits."""
+        return self.minimize or self.maximize or Objective(metric="latency.median")
+
+
+def _steps_or_tune(schema: dict[str, Any]) -> None:
+    """JSON Schema: `steps` may be left out where `tune` is there."""
+    schema["required"] = [name for name in schema["required"] if name != "steps"]
+    schema["anyOf"] = [{"required": ["steps"]}, {"required": ["tune"]}]
+
+
 class Recipe(Strict):
     """How a model is compressed, measured and judged."""
+
+    model_config = ConfigDict(json_schema_extra=_steps_or_tune)
 
     version: Version
     name: str = Field(
@@ -168,7 +215,18 @@ class Recipe(Strict):
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()
-    steps: tuple[StepParams, ...] = Field(min_length=1)
+    steps: tuple[StepParams, ...] = Field(
+        min_length=1, description="What is done, in order; may be left out with `tune:`, which tries them first"
+    )
     evaluate: EvaluateSpec = EvaluateSpec()
     gates: tuple[Gate, ...] = ()
     output: OutputSection = OutputSection()
+    tune: TuneSection | None = Field(default=None, description="What `lepton tune` searches for")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuned_steps(cls, data: object) -> object:
+        """A recipe to tune needs no steps of its own: the search begins with the model cleaned up."""
+        if isinstance(data, dict) and data.get("tune") is not None and "steps" not in data:
+            return {**data, "steps": ({"step": "simplify"},)}
+        return data
