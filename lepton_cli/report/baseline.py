@@ -37,14 +37,19 @@ def update(report: Report, path: Path) -> Report:
 
 def load(path: Path, report: Report) -> Report:
     """Read a baseline for this report. Raises ReportError, also for the baseline of another model."""
+    baseline = read(path)
+    check(report, baseline, str(path))
+    return baseline
+
+
+def read(path: Path) -> Report:
+    """Read a baseline. Raises ReportError."""
     try:
-        baseline = store.read(path)
+        return store.read(path)
     except ReportError as error:
         if error.code == "report.missing":
             error.hint = "`lepton baseline update` writes one"
         raise
-    check(report, baseline, str(path))
-    return baseline
 
 
 def check(report: Report, baseline: Report, where: str | None = None) -> None:

@@ -91,16 +91,24 @@ _BINS = 72
 
 
 def distributions(title: str, description: str, samples: Sequence[Sample]) -> Markup:
-    """Histograms above each other on one time axis; the slowest 2 % of each lie beyond its end."""
+    """Histograms above each other on one time axis."""
     drawn = [sample for sample in samples if sample.times]
     if not drawn:
         return Markup("")
-    fastest = min(min(sample.times) for sample in drawn)
-    end = 1.06 * max(_quantile(sample.times, 0.98) for sample in drawn)
-    start = 0.0 if fastest < 0.55 * end else max(0.0, fastest - 0.1 * (end - fastest))
+    start, end = time_axis(drawn)
     body = [line for i, sample in enumerate(drawn) for line in _strip(i * _STRIP, sample, start, end)]
     bottom = _STRIP * len(drawn)
     return _joined([_svg(title, description, bottom + 26, [*body, *_axis(bottom, start, end)])])
+
+
+def time_axis(samples: Sequence[Sample]) -> tuple[float, float]:
+    """From zero where the models differ much, to the 98th percentile or three medians: outliers must not flatten all.
+
+    Every sample has times. Runs beyond the end are not drawn.
+    """
+    fastest = min(min(sample.times) for sample in samples)
+    end = 1.06 * max(min(_quantile(sample.times, 0.98), 3 * sample.median) for sample in samples)
+    return (0.0 if fastest < 0.55 * end else max(0.0, fastest - 0.1 * (end - fastest))), end
 
 
 def _strip(top: int, sample: Sample, start: float, end: float) -> Iterable[Markup]:

@@ -121,14 +121,14 @@ def _latencies(report: Report) -> Iterator[Figure]:
         provider, batch, threads = key
         title = f"Latency, {provider} batch {batch}"
         counts = ", ".join(f"{arm.variant} {arm.n:,}" for arm in arms)
-        text = (
-            f"Times of single runs ({words.plural(threads, 'thread')}; runs: {counts}). "
-            "Dashed: median; the slowest 2 % lie beyond the axis."
-        )
         samples = [
             charts.Sample(arm.variant, "before" if arm is arms[0] and len(arms) > 1 else "after", arm.median, arm.times)
             for arm in arms
         ]
+        _, end = charts.time_axis(samples)
+        beyond, drawn = sum(time > end for one in samples for time in one.times), sum(len(one.times) for one in samples)
+        outside = f"; {beyond} of {drawn} sampled runs took longer than the axis" if beyond else ""
+        text = f"Times of single runs ({words.plural(threads, 'thread')}; runs: {counts}). Dashed: median{outside}."
         rows = [
             (
                 arm.variant,

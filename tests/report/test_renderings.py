@@ -391,3 +391,12 @@ def test_long_names_keep_their_end_from_a_separator_on() -> None:
 @given(st.text())
 def test_shortened_names_are_never_longer(name: str) -> None:
     assert len(charts.shortened(name)) <= max(34, min(len(name), 34))
+
+
+def test_outliers_do_not_flatten_a_distribution() -> None:
+    sample = charts.Sample("one", "after", 0.001, (0.001,) * 90 + (0.5,) * 10)
+    assert charts.time_axis([sample])[1] < 0.004
+    table = builders.latency_table()
+    slow = table.results[0].model_copy(update={"times": (0.483e-3,) * 90 + (0.5,) * 10})
+    text = page.render(builders.report(latency=table.model_copy(update={"results": (slow, *table.results[1:])})))
+    assert "runs took longer than the axis" in text
