@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from typer.testing import CliRunner, Result
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_models"
@@ -41,11 +43,33 @@ def samples() -> Path:
     return SAMPLES
 
 
+class Invoke(Protocol):
+    """Runs a command in this process."""
+
+    def __call__(self, *arguments: str | Path) -> Result: ...
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run `lepton` with arguments in this process, in `tmp_path`: quick, for everything that is not about processes."""
+    from lepton_cli.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
 @pytest.fixture
 def lepton(tmp_path: Path) -> Lepton:
     """Run `lepton` with arguments, in `tmp_path`, in a process of its own."""
 
-    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "lepton_cli", *map(str, arguments)],
             capture_output=True,

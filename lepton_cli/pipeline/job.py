@@ -12,9 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli import runtime
+from lepton_cli.data.check import check_labels
 from lepton_cli.data.open import open_dataset, synthetic
+from lepton_cli.data.reader import CACHE_BYTES
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError
 from lepton_cli.graph import cost, io, shapes
+from lepton_cli.measure import accuracy
+from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.recipe.schema import Recipe
 from lepton_cli.report.model import DataFacts
@@ -22,8 +26,10 @@ from lepton_cli.report.model import DataFacts
 if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
 
-#: Samples of the data sets that are compared for overlap.
+#: Random samples to check with where there is no data.
 CHECK_SAMPLES = 16
+#: Samples that are scored before any work, to find metrics and labels that do not fit.
+PROBED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +57,12 @@ class Job:
         feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
         return {name: _repeat(array, batch) for name, array in feeds.items()}
 
-    def macs(self, model: ir.Model) -> dict[str, int]:
-        """MACs by node for one sample with the shapes of the data."""
-        return cost.macs(model, shapes.concrete(model, self.one_sample_shapes()))
+    def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
+        """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""
+        known = self.one_sample_shapes()
+        if names:
+            known = {own: known[source] for own, source in names.items()}
+        return cost.macs(model, shapes.concrete(model, known))
 
     def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of a batch of one."""
@@ -137,7 +146,10 @@ def prepare(
     latency = recipe.recipe.evaluate.latency
     threads = (latency.threads if latency else None) or runtime.usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
-    _check_runs(job)
+    try:
+        _check_runs(job)
+    except LeptonError as error:
+        raise job.locate(error) from error
     return job
 
 
@@ -154,6 +166,39 @@ def _check_runs(job: Job) -> None:
                 "model.nan", f"output `{name}` of the original model is NaN everywhere on the first sample",
                 hint="check the preprocessing and the model file",
             )  # fmt: skip
+
+    if job.evaluation is not None and job.evaluation.label_names:
+        _check_labels(job, outputs)
+
+
+def _check_labels(job: Job, outputs: runtime.Arrays) -> None:
+    """Metrics and labels must fit the model before any work: a few samples are scored, all cheap labels looked at.
+
+    Raises DataError, RecipeError.
+    """
+    data, specs = job.evaluation, job.spec.evaluate.accuracy
+    if data is None:
+        return
+    feeds = job.feeds(1)
+    cheap = data.count * sum(array.nbytes for array in feeds.values()) < CACHE_BYTES
+    for spec in specs or (AccuracySpec(metric="top1"),):
+        scores = outputs.get(spec.output or next(iter(outputs)))
+        if spec.metric not in ("top1", "topk", "f1") or scores is None or scores.ndim != 2 or scores.shape[1] < 2:
+            continue
+        name = spec.labels or data.label_names[0]
+        batches = data.batches(limit=None if cheap else PROBED)
+        labels = np.concatenate([batch.labels[name] for batch in batches])
+        if labels.dtype.kind in "biu":
+            check_labels(labels, scores.shape[1])
+    accuracy.score(
+        _payload(job.loaded),
+        data,
+        specs,
+        threads=job.threads,
+        allow_code=job.allow_code,
+        base=job.recipe.base,
+        limit=PROBED,
+    )
 
 
 def _payload(loaded: io.Loaded) -> bytes | Path:

@@ -15,7 +15,7 @@ from lepton_cli.recipe.load import LoadedBudget
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report import facts, headline, store
-from lepton_cli.report.model import Report
+from lepton_cli.report.model import Report, Verdict
 
 
 def judge(subject: Path, budget: LoadedBudget, *, baseline: Path | None = None, strict: bool = False) -> Report:
@@ -37,10 +37,23 @@ def judge(subject: Path, budget: LoadedBudget, *, baseline: Path | None = None, 
     return judged(report, verdicts)
 
 
-def judged(report: Report, verdicts: Sequence[gates.Verdict]) -> Report:
+def judged(report: Report, verdicts: Sequence[Verdict]) -> Report:
     """The report with these verdicts, and the status and first line that follow from them."""
     report = report.model_copy(update={"gates": tuple(verdicts), "status": gates.status(verdicts)})
     return report.model_copy(update={"headline": headline.headline(report)})
+
+
+def check_baseline(wanted: Sequence[Gate], baseline: Path | None) -> None:
+    """Raise ReportError, before any long work, for a baseline that gates need and is not there or not one."""
+    needing = [gate for gate in wanted if gate.against == "baseline"]
+    if needing and baseline is None:
+        raise ReportError(
+            "gate.no-baseline",
+            f"the gate on `{needing[0].metric}` compares with a baseline, but none is given",
+            hint="give --baseline FILE; `lepton baseline update` writes one",
+        )
+    if baseline is not None:
+        baselines.read(baseline)
 
 
 def is_model(path: Path) -> bool:
@@ -83,8 +96,8 @@ def _check_structural(wanted: Sequence[Gate], report: Report, budget: LoadedBudg
             "gate.needs-report",
             f"a bare model tells its size and structure, not {named}",
             where=budget.source.place(("gates", missing[0])),
-            hint="judge the report.json of `lepton compress` or `lepton compare`, or leave these gates out: a model has "
-            + ", ".join(known),
+            cause=f"known of a model: {', '.join(known)}",
+            hint="judge the report.json of `lepton compress` or `lepton compare`, or leave these gates out",
         )
 
 

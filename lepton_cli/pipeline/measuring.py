@@ -11,6 +11,7 @@ import onnx_ir as ir
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
 from lepton_cli.measure import accuracy, cost, latency, memory, size
+from lepton_cli.measure.arms import InputNames
 from lepton_cli.measure.results import Accuracy, LatencyTable, Size, Skipped
 from lepton_cli.pipeline.job import Job
 from lepton_cli.progress import Progress
@@ -28,8 +29,18 @@ class Measured:
     cost: dict[str, object]
 
 
-def measure(models: Mapping[str, io.Loaded], job: Job, progress: Progress, *, seed: int) -> Measured:
-    """Measure models of the same task, the reference first. Raises MeasurementError."""
+def measure(
+    models: Mapping[str, io.Loaded],
+    job: Job,
+    progress: Progress,
+    *,
+    seed: int,
+    input_names: InputNames | None = None,
+) -> Measured:
+    """Measure models of the same task, the reference first. Raises MeasurementError.
+
+    `input_names`: of models whose inputs are named otherwise than the data, by variant: input -> name in the data.
+    """
     spec = job.spec.evaluate
     paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
     found_accuracy = accuracy.evaluate(
@@ -40,32 +51,39 @@ def measure(models: Mapping[str, io.Loaded], job: Job, progress: Progress, *, se
         progress=progress,
         allow_code=job.allow_code,
         base=job.recipe.base,
+        input_names=input_names,
     )
     skipped: list[Skipped] = []
     table = None
     if spec.latency:
-        table = latency.compare(paths, job.feeds, spec.latency, progress=progress, seed=seed)
-    variants = tuple(_variant(name, loaded, job, progress, skipped) for name, loaded in models.items())
+        table = latency.compare(paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names)
+    renamed = input_names or {}
+    variants = tuple(_variant(name, loaded, job, skipped, renamed.get(name)) for name, loaded in models.items())
     costs: dict[str, object] = {}
     if spec.cost is not None and table is not None:
         costs = dict(cost.cost(table, spec.cost))
     return Measured(variants, found_accuracy, table, tuple(skipped), costs)
 
 
-def _variant(name: str, loaded: io.Loaded, job: Job, progress: Progress, skipped: list[Skipped]) -> Variant:
+def _variant(
+    name: str, loaded: io.Loaded, job: Job, skipped: list[Skipped], names: Mapping[str, str] | None
+) -> Variant:
     peak = None
     if job.spec.evaluate.memory:
         try:
-            peak = memory.measure(loaded.path, job.feeds(1), threads=job.threads)
+            feeds = job.feeds(1)
+            if names:
+                feeds = {own: feeds[source] for own, source in names.items()}
+            peak = memory.measure(loaded.path, feeds, threads=job.threads)
         except LeptonError as error:
             skipped.append(Skipped(what=f"memory {name}", reason=error.cause or error.message))
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=structure(loaded, job), memory=peak)
+    return Variant(name=name, file=facts, size=structure(loaded, job, names), memory=peak)
 
 
-def structure(loaded: io.Loaded, job: Job) -> Size:
-    """Size and structure of one model."""
-    return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model))
+def structure(loaded: io.Loaded, job: Job, names: Mapping[str, str] | None = None) -> Size:
+    """Size and structure of one model. `names`: its inputs -> the data's, where they differ."""
+    return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model, names))
 
 
 def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:

@@ -22,6 +22,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Store and compute in float16."""
-    from lepton_cli.quantize import fp16
+    from lepton_cli.quantize.fp16 import convert
 
-    return fp16.convert(model, params, context)
+    return convert(model, params, context)

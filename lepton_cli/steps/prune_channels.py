@@ -53,6 +53,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Remove whole channels, heads and branches, so that the model really gets smaller and faster."""
-    from lepton_cli.prune import channels
+    from lepton_cli.prune.channels import prune
 
-    return channels.prune(model, params, context)
+    return prune(model, params, context)

@@ -29,6 +29,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Set single weights to zero."""
-    from lepton_cli.prune import weights
+    from lepton_cli.prune.weights import prune
 
-    return weights.prune(model, params, context)
+    return prune(model, params, context)

@@ -28,6 +28,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Quantize weights to int8 and activations on the fly, without calibration data."""
-    from lepton_cli.quantize import dynamic
+    from lepton_cli.quantize.dynamic import quantize
 
-    return dynamic.quantize(model, params, context)
+    return quantize(model, params, context)

@@ -44,6 +44,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Quantize weights and activations to int8 with ranges from calibration data."""
-    from lepton_cli.quantize import static
+    from lepton_cli.quantize.static import quantize
 
-    return static.quantize(model, params, context)
+    return quantize(model, params, context)

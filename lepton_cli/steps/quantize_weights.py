@@ -25,6 +25,6 @@ class Params(BaseParams):
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Store the weights of big MatMuls in 4 or 8 bits by blocks; activations stay float."""
-    from lepton_cli.quantize import weights
+    from lepton_cli.quantize.weights import quantize
 
-    return weights.quantize(model, params, context)
+    return quantize(model, params, context)

@@ -1,0 +1,137 @@
+"""`lepton compare`: two models side by side, and what differs between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from lepton_cli import gates
+from lepton_cli.errors import LeptonError, MeasurementError, OutputError, ReportError
+from lepton_cli.graph import diff, io
+from lepton_cli.measure.arms import InputNames
+from lepton_cli.pipeline import adhoc, measuring, workspace
+from lepton_cli.pipeline.assemble import Clock, assemble, recipe_facts
+from lepton_cli.pipeline.job import Job, place_text
+from lepton_cli.pipeline.judge import check_baseline, judged
+from lepton_cli.progress import Progress
+from lepton_cli.recipe.load import LoadedBudget
+from lepton_cli.report import baseline as baselines
+from lepton_cli.report import headline, render, store
+from lepton_cli.report.model import FileFacts, Report, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a comparison made: the report, the files written, the error that ended it early."""
+
+    report: Report
+    files: tuple[Path, ...] = ()
+    error: LeptonError | None = None
+
+
+def compare(
+    job: Job,
+    second: Path,
+    progress: Progress,
+    *,
+    output: Path | None = None,
+    budget: LoadedBudget | None = None,
+    baseline: Path | None = None,
+    strict: bool = False,
+    from_recipe: bool = True,
+    command: str = "",
+) -> Comparison:
+    """Compare the job's model (`original` in the report) with another one (`compressed`).
+
+    The gates of `budget`, else those of the recipe, are judged. A measurement that fails ends in a partial report
+    with `error` set. `from_recipe`: the job comes of a recipe file, which the report then holds. `command`: what
+    reproduces it. Raises LeptonError for what is wrong before measuring.
+    """
+    clock = Clock()
+    if output is not None:
+        _check_output(output, (job.loaded.path, second))
+    source: LoadedBudget | None = budget
+    wanted = budget.budget.gates if budget is not None else job.spec.gates
+    check_baseline(wanted, baseline)
+    other = io.load(second)
+    names = adhoc.match_inputs(io.inputs(job.loaded.model), io.inputs(other.model), str(second))
+    models = {"original": job.loaded, "compressed": other}
+    report, error = _measured(job, models, {"compressed": names} if names else {}, progress, clock)
+    report = report.model_copy(
+        update={"reproduce": command, "recipe": recipe_facts(job.recipe) if from_recipe else None}
+    )
+    if error is None and wanted:
+        places = source.source if source is not None else job.recipe.source
+        try:
+            reference = baselines.load(baseline, report) if baseline is not None else None
+            verdicts = gates.judge(
+                wanted,
+                report,
+                baseline=reference,
+                places=lambda index: place_text(places.place(("gates", index))),
+                strict=strict,
+            )
+            report = judged(report, verdicts)
+        except ReportError as refused:
+            report, error = _broken(report, refused), refused
+    return Comparison(report, _write(report, output) if output is not None else (), error)
+
+
+def _measured(
+    job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, clock: Clock
+) -> tuple[Report, LeptonError | None]:
+    """The report with everything that could be measured, and what stopped it if anything did."""
+    found: measuring.Measured | None = None
+    error: LeptonError | None = None
+    try:
+        found = measuring.measure(models, job, progress, seed=job.spec.seed, input_names=names)
+    except MeasurementError as failed:
+        error = job.locate(failed)
+    except LeptonError as wrong:
+        raise job.locate(wrong) from wrong
+    variants = found.variants if found else tuple(_structure(job, *item, names) for item in models.items())
+    before, after = models["original"], models["compressed"]
+    changes = diff.diff(before.model, after.model, variants[0].size.layers, variants[1].size.layers)
+    measured = (
+        {"accuracy": found.accuracy, "latency": found.latency, "skipped": found.skipped, "cost": found.cost}
+        if found
+        else {}
+    )
+    report = assemble(
+        "compare",
+        clock,
+        data=job.data_facts(),
+        variants=variants,
+        warnings=job.warnings,
+        extra={"diff": changes},
+        **measured,
+    )
+    return (report, None) if error is None else (_broken(report, error), error)
+
+
+def _structure(job: Job, name: str, loaded: io.Loaded, names: InputNames) -> Variant:
+    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
+    return Variant(name=name, file=facts, size=measuring.structure(loaded, job, names.get(name)))
+
+
+def _broken(report: Report, error: LeptonError) -> Report:
+    """The report as what is left of a run that broke off."""
+    report = report.model_copy(update={"status": "failed", "complete": False, "error": error.to_dict()})
+    return report.model_copy(update={"headline": headline.headline(report)})
+
+
+def _check_output(folder: Path, models: tuple[Path, ...]) -> None:
+    """Raise OutputError where reports would fall on a model's folder or on another command's report."""
+    for model in models:
+        workspace.check(folder, model)
+    earlier = folder / "report.json"
+    if earlier.exists() and store.read(earlier).command != "compare":
+        raise OutputError(
+            "output.not-empty",
+            f"{folder} holds the result of another command",
+            hint="choose another -o DIR: its report would be lost",
+        )
+
+
+def _write(report: Report, folder: Path) -> tuple[Path, ...]:
+    return render.write(report, folder, ("json", "md", "html"))
