@@ -112,7 +112,7 @@ def _plain_scope(found: tuple[Fact, ...]) -> tuple[Fact, ...]:
 
 def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
     comparison, limit = gate.comparison, float(gate.limit)
-    observed = _observed(comparison, fact)
+    observed = compared(comparison, fact)
     if observed is None:
         raise ReportError(
             "gate.no-reference",
@@ -144,7 +144,7 @@ def _limit_words(gate: Gate) -> str:
     return f"{comparison} {gate.limit}{against}"
 
 
-def _observed(comparison: str, fact: Fact) -> Range | None:
+def compared(comparison: str, fact: Fact) -> Range | None:
     """The number that is compared with the limit, with its interval."""
     if comparison in ("max", "min"):
         return fact.value
