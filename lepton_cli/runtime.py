@@ -213,6 +213,8 @@ def _options(ort: Any, threads: int, optimise: bool) -> Any:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     # Two sessions take turns on few cores when models are compared: idle threads must not spin in the other's time.
+    # Threads still spin within a run: this costs a lone session nothing, where `allow_spinning=0` made it 5 to 7 %
+    # slower (benchmarks/measurement.py, two threads).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter, perf_counter_ns
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from lepton_cli.errors import LeptonError, MeasurementError, ProviderError
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.case import Call, Case, Open, Unsupported
-from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable, Skipped
+from lepton_cli.measure.results import LatencyTable, Skipped
 from lepton_cli.measure.rounds import Rounds, Times
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent, Stage
@@ -30,6 +30,8 @@ _ROUND_SHARE = 0.025
 _SETUP_SHARE = 0.4
 #: Runs shorter than this are timed in blocks of this length: the clock and the call cost a microsecond.
 _BLOCK = 100e-6
+#: Random orders drawn at once.
+_ORDERS = 256
 
 
 def compare(
@@ -47,43 +49,53 @@ def compare(
     that the reference cannot run, are listed as skipped. Raises ProviderError for a missing provider that is not
     optional, and MeasurementError when a model fails to run where the reference does, or nowhere.
     """
-    progress = progress or Silent()
-    results: list[Latency] = []
-    changes: list[LatencyChange] = []
-    skipped: list[Skipped] = []
-    warnings: list[str] = []
     threads = spec.threads or usable_threads()
-    if threads > usable_threads():
-        warnings.append(f"{threads} threads were asked for but only {usable_threads()} cores are usable")
+    measured: list[Rounds] = []
+    skipped: list[Skipped] = []
     for provider in spec.providers:
-        failure: LeptonError | None = None
-        found = len(results)
-        for batch in spec.batch:
-            label = f"latency {provider.name} batch {batch}"
-            case = Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {})
-            try:
-                case.check()
-            except ProviderError as error:
-                if not provider.optional:
-                    raise
-                skipped.append(Skipped(what=f"latency {provider.name}", reason=_reason(error, provider)))
-                break
-            except Unsupported as error:
-                failure = error
-                skipped.append(Skipped(what=label, reason=error.message))
-                continue
-            with progress.stage(label) as stage:
-                rounds = _measure(case, spec, np.random.default_rng([seed, batch]), stage)
-            results.extend(rounds.latencies())
-            changes.extend(rounds.changes())
-            warnings.extend(rounds.warnings(spec))
-        if failure is not None and len(results) == found:
-            raise MeasurementError(
-                "measure.run", f"the model cannot be run on {provider.name}", cause=failure.message, hint=failure.hint
-            )
+        cases = (
+            Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {}) for batch in spec.batch
+        )
+        found, left_out = _on_provider(provider, cases, spec, seed, progress or Silent())
+        measured += found
+        skipped += left_out
+    warnings = [warning for rounds in measured for warning in rounds.warnings(spec)]
+    if threads > usable_threads():
+        warnings.insert(0, f"{threads} threads were asked for but only {usable_threads()} cores are usable")
     return LatencyTable(
-        results=tuple(results), changes=tuple(changes), skipped=tuple(skipped), warnings=tuple(warnings)
+        results=tuple(result for rounds in measured for result in rounds.latencies()),
+        changes=tuple(change for rounds in measured for change in rounds.changes()),
+        skipped=tuple(skipped),
+        warnings=tuple(warnings),
     )
+
+
+def _on_provider(
+    provider: ProviderSpec, cases: Iterable[Case], spec: LatencySpec, seed: int, progress: Progress
+) -> tuple[list[Rounds], list[Skipped]]:
+    """Measure all batch sizes on one provider; what cannot be measured is skipped, unless that is all of them."""
+    measured: list[Rounds] = []
+    skipped: list[Skipped] = []
+    failure: Unsupported | None = None
+    for case in cases:
+        label = f"latency {provider.name} batch {case.batch}"
+        try:
+            case.check()
+        except ProviderError as error:
+            if not provider.optional:
+                raise
+            return [], [Skipped(what=f"latency {provider.name}", reason=_reason(error, provider))]
+        except Unsupported as error:
+            failure = error
+            skipped.append(Skipped(what=label, reason=error.message))
+            continue
+        with progress.stage(label) as stage:
+            measured.append(_measure(case, spec, np.random.default_rng([seed, case.batch]), stage))
+    if failure is not None and not measured:
+        raise MeasurementError(
+            "measure.run", f"the model cannot be run on {provider.name}", cause=failure.message, hint=failure.hint
+        )
+    return measured, skipped
 
 
 def _reason(error: LeptonError, provider: ProviderSpec) -> str:
@@ -124,6 +136,7 @@ def _round(
     """Pairs in random order for `seconds`, at least one; garbage is collected before, not during."""
     arms = len(opened.calls)
     with_device = all(call is not None for call in opened.device)
+    orders: list[list[int]] = []
     host: list[list[float]] = []
     device: list[list[float]] = []
     gc.collect()
@@ -132,7 +145,9 @@ def _round(
     try:
         end = perf_counter() + seconds
         while not host or perf_counter() < end:
-            order = generator.permutation(arms)
+            # Drawn many at a time: work between two runs would cool the caches.
+            orders = orders or generator.permuted(np.tile(np.arange(arms), (_ORDERS, 1)), axis=1).tolist()
+            order = orders.pop()
             row, device_row = [0.0] * arms, [0.0] * arms
             for index in order:
                 row[index] = _time(opened.calls[index], blocks[index])
