@@ -15,7 +15,7 @@ from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import coupling_facts, io, select, shapes
 from lepton_cli.graph.coupling import Coupling, Group, analyse
 from lepton_cli.graph.cut import cut
-from lepton_cli.prune import allocate, fold, importance, linear, recover, sensitivity
+from lepton_cli.prune import allocate, fold, importance, kept, linear, recover, sensitivity
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Cost, Widths
@@ -249,9 +249,26 @@ def _ranked(
         warnings.append(
             "no calibration data: channels are ranked by their weights and nothing is repaired; expect to lose accuracy"
         )
+    data = None if source is None else (source.data.fingerprint, source.samples)
+    names = [group.name for group in plan.groups]
+    name = kept.key(plan.model, kind, params.recover != (), names, list(least), data, context.seed)
+    ranked = kept.load(context.cache, name, names)
+    if not ranked:
+        ranked = _rank(plan, params, context, least, kind)
+        kept.save(context.cache, name, ranked)
+    tables = []
+    for group, low in zip(plan.groups, least, strict=True):
+        levels = allocate.levels(group.channels, low, _round(params))
+        tables.append(Table(levels, ranked[group.name][1][group.channels - levels]))
+    return [ranked[group.name][0] for group in plan.groups], tables
+
+
+def _rank(plan: Plan, params: Params, context: Context, least: Sequence[int], kind: str) -> kept.Ranked:
+    """The order of removal and its loss, group by group: the long part, and the same for every target."""
     layers = linear.find(plan.model)
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
+    source = _source(context)
     low = dict(zip((group.name for group in plan.groups), least, strict=True))
     if source is not None:
         total = cost_model.macs(plan.model, plan.coupling, plan.groups)(np.array([g.channels for g in plan.groups]))
@@ -280,11 +297,7 @@ def _ranked(
                     else np.concatenate([[0.0], curve.loss])
                 )
                 stage.advance()
-    tables = []
-    for group in plan.groups:
-        levels = allocate.levels(group.channels, low[group.name], _round(params))
-        tables.append(Table(levels, curves[group.name][group.channels - levels]))
-    return [rankings[group.name] for group in plan.groups], tables
+    return {group.name: (rankings[group.name], curves[group.name]) for group in plan.groups}
 
 
 def _recover(

@@ -1,0 +1,57 @@
+"""Rankings kept on disk: the order of removal is the same for every target, and finding it is the long part."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli import __version__
+from lepton_cli.graph import io
+from lepton_cli.prune.hessian import Ranking
+
+#: By group: the ranking and the loss after removing 0, 1, 2, ... channels.
+Ranked = dict[str, tuple[Ranking, NDArray[np.float64]]]
+
+
+def key(model: ir.Model, *settings: object) -> str:
+    """Hash of the model and everything else that the rankings follow from."""
+    digest = hashlib.sha256(io.to_bytes(model) if io.weight_bytes(model) < io.EXTERNAL_ABOVE else repr(model).encode())
+    digest.update(repr((__version__, *settings)).encode())
+    return digest.hexdigest()[:32]
+
+
+def load(folder: Path | None, name: str, groups: list[str]) -> Ranked:
+    """What is kept for these groups; empty when nothing or something else is."""
+    if folder is None:
+        return {}
+    try:
+        with np.load(folder / f"ranking-{name}.npz", allow_pickle=False) as kept:
+            return {
+                group: (Ranking(kept[f"order{i}"], kept[f"loss{i}"]), kept[f"curve{i}"])
+                for i, group in enumerate(groups)
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def save(folder: Path | None, name: str, ranked: Ranked) -> None:
+    """Keep rankings; a folder that cannot be written costs time later and nothing else."""
+    if folder is None:
+        return
+    arrays: dict[str, NDArray[np.float64] | NDArray[np.int64]] = {}
+    for i, (ranking, curve) in enumerate(ranked.values()):
+        arrays |= {f"order{i}": ranking.order, f"loss{i}": ranking.loss, f"curve{i}": curve}
+    target = folder / f"ranking-{name}.npz"
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
