@@ -96,7 +96,7 @@ class Links:
 
     def constant(self, value: ir.Value | None) -> NDArray[Any] | None:
         """Array of an initializer that no caller can override."""
-        if value is None or value.const_value is None or not value.is_initializer() or overridable(self.model, value):
+        if value is None or value.const_value is None or not value.is_initializer() or overridable(value):
             return None
         return value.const_value.numpy()
 
@@ -135,7 +135,7 @@ class Links:
     def port(self, node: ir.Node, weight: ir.Value, axis: int, side: str, value: ir.Value, value_axis: int) -> None:
         """The node contracts or produces channels through this axis of its weight."""
         rank = len(self.shape(value) or ())
-        if self.constant(weight) is not None:
+        if weight.is_initializer():
             self.ports.append(
                 Port(node.name or "", weight.name or "", axis, side, value.name or "", value_axis % max(rank, 1))
             )
@@ -169,9 +169,9 @@ class Links:
         return Coupling(labels, _groups(labels, self.model, self.ports, reasons), self.facts)
 
 
-def overridable(model: ir.Model, value: ir.Value) -> bool:
-    """May a caller feed another array for this initializer? (Before IR version 4 all of them had to be inputs.)"""
-    return value.is_graph_input() and model.ir_version >= 4
+def overridable(value: ir.Value) -> bool:
+    """May a caller feed another array for this initializer?"""
+    return value.is_graph_input()
 
 
 def analyse(model: ir.Model, facts: Facts) -> Coupling:
@@ -182,8 +182,8 @@ def analyse(model: ir.Model, facts: Facts) -> Coupling:
     for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
         for value in values:
             for axis, size in enumerate(links.shape(value) or ()):
-                if size > 1 and not (kind == "input" and value.is_initializer() and not overridable(model, value)):
-                    links.freeze(value, axis, f"is {kind} `{value.name}` of the model", "")
+                if size > 1:
+                    links.freeze(value, axis, f"`{value.name}` is an {kind} of the model", "")
     for node in model.graph:
         apply_rule(links, node)
     return links.solve()

@@ -52,6 +52,7 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> tuple[ir.Mod
     `feeds` are input shapes to look at the model with. Open dimensions are found by a second look at other sizes.
     """
     copy = io.clone(model)
+    modernise(copy)
     lift_constants(copy)
     wanted = _computed_shape_inputs(copy)
     first, second = dict(feeds), _other_sizes(copy, feeds)
@@ -73,6 +74,14 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> tuple[ir.Mod
     return copy, Facts(here, frozenset(opened))
 
 
+def modernise(model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be an input too; as plain initializers they can be cut."""
+    if model.ir_version < 4:
+        model.ir_version = 4
+        for value in [value for value in model.graph.inputs if value.is_initializer()]:
+            model.graph.inputs.remove(value)
+
+
 def lift_constants(model: ir.Model) -> None:
     """Turn tensor `Constant` nodes of the main graph into initializers, in place."""
     for node in list(model.graph):
@@ -83,7 +92,7 @@ def lift_constants(model: ir.Model) -> None:
         if tensor is None or output.is_graph_output():
             continue
         value = ir.Value(
-            name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+            name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
         )
         output.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
@@ -158,7 +167,7 @@ def _make_literal(model: ir.Model, name: str, array: NDArray[Any]) -> None:
     node_output = next(o for node in model.graph for o in node.outputs if o.name == name)
     tensor = ir.tensor(array)
     literal = ir.Value(
-        name=f"{name}__literal", const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+        name=f"{name}__literal", const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
     )
     for node, index in list(node_output.uses()):
         if index in SHAPE_INPUTS.get(node.op_type, ()):

@@ -226,7 +226,7 @@ def store(model: ir.Model, linear: Linear, matrix: Matrix, bias: Matrix | None) 
         node = next(node for node in model.graph if node.name == linear.node)
         tensor = ir.tensor(bias.astype(array.dtype), name=f"{linear.node}__bias")
         value = ir.Value(
-            name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+            name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
         )
         model.graph.register_initializer(value)
         if len(node.inputs) < 3:
