@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lepton_cli.cli.boundary import printable
 from lepton_cli.progress import Stage
-from lepton_cli.report.model import Report, VerdictWord
+from lepton_cli.report.model import Report, Verdict, VerdictWord
 from lepton_cli.report.table import rows as table_rows
 from lepton_cli.units import format_duration
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import typer
 
 from lepton_cli import __version__
-from lepton_cli.cli import baseline, compress, doctor, gate, init, inspect, plan, schema, steps
+from lepton_cli.cli import (
+    baseline,
+    bench,
+    compare,
+    compress,
+    doctor,
+    evaluate,
+    gate,
+    init,
+    inspect,
+    plan,
+    schema,
+    steps,
+)
 from lepton_cli.cli import report as report_command
 
 app = typer.Typer(
@@ -37,6 +50,9 @@ for name, function, summary in (
     ("compress", compress.command, "Compress a model, measure it, judge it: the main job."),
     ("plan", plan.command, "Show what a recipe would do, without doing it."),
     ("inspect", inspect.command, "Show what a model is made of."),
+    ("bench", bench.command, "Measure the latency of one or several models."),
+    ("evaluate", evaluate.command, "Measure the accuracy of a model."),
+    ("compare", compare.command, "Compare two models: size, graph, outputs, accuracy, latency."),
     ("gate", gate.command, "Judge a report again, or a bare model's size."),
     ("report", report_command.command, "Render a stored report again."),
     ("init", init.command, "Write a commented recipe for a model."),

@@ -19,8 +19,9 @@ from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
 from lepton_cli.report.model import Report
 from lepton_cli.runtime import Arrays
+from lepton_cli.tensors import TensorInfo
 
-#: Samples of the data that shapes are taken from.
+#: Input -> its shape, batch included.
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -88,9 +89,7 @@ def _said(change: LatencyChange) -> str:
 class _Feeds:
     """Inputs of any batch size: from the data, repeated where it holds fewer samples, or random."""
 
-    def __init__(
-        self, inputs: Sequence[io.TensorInfo], recipe: LoadedRecipe, largest: int, given: Shapes | None
-    ) -> None:
+    def __init__(self, inputs: Sequence[TensorInfo], recipe: LoadedRecipe, largest: int, given: Shapes | None) -> None:
         spec = recipe.recipe.data.evaluation
         try:
             self._data = (
@@ -132,7 +131,7 @@ def _names(models: Sequence[Path]) -> list[str]:
     return repeated
 
 
-def _check_shapes(given: Shapes, inputs: Sequence[io.TensorInfo]) -> None:
+def _check_shapes(given: Shapes, inputs: Sequence[TensorInfo]) -> None:
     known = {info.name: info for info in inputs}
     for name, shape in given.items():
         if name not in known:

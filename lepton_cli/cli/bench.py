@@ -1,0 +1,113 @@
+"""`lepton bench`: latency, interleaved."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lepton_cli.cli import measuring, options
+from lepton_cli.cli.boundary import boundary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lepton_cli.measure.results import Latency, LatencyTable
+    from lepton_cli.report.model import Report
+
+
+@boundary
+def command(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the reference.")],
+    provider: measuring.Providers = None,
+    batch: measuring.Batches = None,
+    threads: measuring.Threads = None,
+    time: measuring.Time = None,
+    precision: measuring.Precision = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Real inputs; without it they are random.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="NAME=SIZES", help="Shape of an open input, as in `input=1x3x224x224`."),
+    ] = None,
+    json_output: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure the latency of one or several models, run in turn so that the machine's noise hits all alike.
+
+    Examples:  `lepton bench model.onnx`  ·  `lepton bench float.onnx int8.onnx --batch 1,32 --provider cuda?`
+    """
+    from lepton_cli.cli.console import TerminalProgress, make_console
+    from lepton_cli.pipeline.bench import bench
+    from lepton_cli.report import store
+
+    report = bench(
+        models,
+        measuring.latency_options(provider, batch, threads, time, precision),
+        TerminalProgress(),
+        data=data,
+        given=measuring.shapes(shape),
+        command=shlex.join(["lepton", *sys.argv[1:]]),
+    )
+    if json_output:
+        typer.echo(store.to_json(report))
+        return
+    _show(report, make_console())
+
+
+def _show(report: Report, console: Console) -> None:
+    from lepton_cli.cli.boundary import printable
+    from lepton_cli.cli.console import show_headline
+
+    show_headline(report, console)
+    table = report.latency
+    assert table is not None
+    for provider, batch in dict.fromkeys((result.provider, result.batch) for result in table.results):
+        console.print()
+        _show_case(table, [r for r in table.results if (r.provider, r.batch) == (provider, batch)], console)
+    for notice in table.skipped:
+        console.print(printable(f"\n{notice.what}: skipped: {notice.reason}"), style="dim")
+    for warning in report.warnings:
+        console.print(f"warning: {printable(warning)}", style="yellow")
+
+
+def _show_case(table: LatencyTable, results: list[Latency], console: Console) -> None:
+    """One table for a provider and batch size."""
+    from lepton_cli.cli.console import plain_table
+    from lepton_cli.report import words
+
+    first = results[0]
+    changes = {c.variant: c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)}
+    rows = []
+    for result in results:
+        change = changes.get(result.variant)
+        speed = remark = ""
+        if change is not None:
+            speed = words.times(1 / change.ratio)
+            word = "faster" if change.high < 1 else "SLOWER" if change.low > 1 else "no clear difference"
+            remark = f"{words.interval(1 / change.high, 1 / change.low)}  {word}"
+        elif changes:
+            speed = "reference"
+        rows.append(
+            [
+                result.variant,
+                words.value(result.median, "time"),
+                f"[{words.value(result.low, 'time')}, {words.value(result.high, 'time')}]",
+                words.value(result.p99, "time") if result.p99 is not None else "-",
+                words.significant(result.throughput),
+                *((speed, remark) if changes else ()),
+            ]
+        )
+    heading = f"{first.provider} batch {first.batch} ({words.plural(first.threads, 'thread')}, n = {first.n:,})"
+    columns = [
+        (heading, "left"),
+        ("median", "right"),
+        ("95 % interval", "left"),
+        ("p99", "right"),
+        ("per second", "right"),
+    ]
+    console.print(plain_table([*columns, *([("speed", "right"), ("", "left")] if changes else [])], rows))

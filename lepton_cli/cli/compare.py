@@ -1,0 +1,167 @@
+"""`lepton compare`: two models side by side."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lepton_cli.cli import measuring, options
+from lepton_cli.cli.boundary import boundary, printable, show
+from lepton_cli.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lepton_cli.recipe.load import LoadedRecipe
+    from lepton_cli.report.model import Report
+
+#: Changed layers and operators shown; the rest is in the report.
+_SHOWN = 12
+
+
+@boundary
+def command(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The model to compare with.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The model that is judged.")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Takes data, metrics and gates from it.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Without a recipe: the data.")] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write report.json, .md and .html here.")
+    ] = None,
+    provider: measuring.Providers = None,
+    batch: measuring.Batches = None,
+    threads: measuring.Threads = None,
+    time: measuring.Time = None,
+    precision: measuring.Precision = None,
+    budget: Annotated[
+        Path | None, typer.Option("--budget", metavar="FILE", help="Judge these gates instead of the recipe's.")
+    ] = None,
+    baseline: options.Baseline = None,
+    strict: options.Strict = False,
+    overrides: options.Overrides = None,
+    allow_code: options.AllowCode = False,
+    json_output: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare two models: size, graph, agreement of their outputs, accuracy on the same samples, latency in turn.
+
+    Without recipe and data both run on the same random inputs.
+
+    Examples:  `lepton compare a.onnx b.onnx -r recipe.yaml`  ·  `lepton compare a.onnx b.onnx --data test.npz`
+    """
+    from lepton_cli.cli.console import TerminalProgress, make_console
+    from lepton_cli.cli.github import publish
+    from lepton_cli.pipeline.compare import compare
+    from lepton_cli.pipeline.job import prepare
+    from lepton_cli.recipe.load import load_budget
+    from lepton_cli.report import store
+
+    given = measuring.latency_options(provider, batch, threads, time, precision)
+    source = _recipe(first, recipe, data, labels, given, overrides)
+    result = compare(
+        prepare(first, source, allow_code=allow_code),
+        second,
+        TerminalProgress(),
+        output=output,
+        budget=load_budget(budget) if budget is not None else None,
+        baseline=baseline,
+        strict=strict,
+        from_recipe=recipe is not None,
+        command=shlex.join(["lepton", *sys.argv[1:]]),
+    )
+    if json_output:
+        typer.echo(store.to_json(result.report))
+    else:
+        _show(result.report, make_console(), result.files)
+    publish(result.report)
+    if result.error is not None:
+        show(result.error)
+        if debug:
+            raise result.error
+        raise typer.Exit(result.error.exit_code)
+    raise typer.Exit(ExitCode.GATE_FAILED if result.report.status == "gate_failed" else ExitCode.OK)
+
+
+def _recipe(
+    model: Path,
+    recipe: Path | None,
+    data: Path | None,
+    labels: str | None,
+    latency: dict[str, Any],
+    overrides: list[str] | None,
+) -> LoadedRecipe:
+    """The recipe file with the options put in, or a recipe made of the options alone."""
+    if recipe is None:
+        from lepton_cli.graph import io
+        from lepton_cli.pipeline import adhoc
+
+        if overrides:
+            raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")
+        return adhoc.recipe(io.inputs(io.load(model).model), latency, data=data, labels=labels)
+    if data is not None or labels is not None:
+        raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
+    from lepton_cli.recipe.load import load_recipe
+
+    if latency:
+        raise UsageError(
+            "usage.latency-with-recipe",
+            f"with -r the recipe says how latency is measured, not --{next(iter(latency)).removesuffix('s')}",
+            hint=f"--set evaluate.latency.{next(iter(latency))}=…",
+        )
+    return load_recipe(recipe, overrides or ())
+
+
+def _show(report: Report, console: Console, files: tuple[Path, ...]) -> None:
+    from lepton_cli.cli.console import show_report
+
+    show_report(report, console)
+    console.print()
+    for variant in report.variants:
+        console.print(printable(f"{variant.name:11s} {variant.file.path}"))
+    _show_diff(report.extra.get("diff", {}), console)
+    if files:
+        console.print()
+        console.print("wrote " + ", ".join(str(file) for file in files))
+
+
+def _show_diff(diff: dict[str, Any], console: Console) -> None:
+    """What differs in the graph."""
+    from lepton_cli.cli.console import plain_table
+
+    operators = [f"{name} {before} -> {after}" for name, (before, after) in diff.get("operators", {}).items()]
+    if operators:
+        console.print()
+        console.print("operators", style="bold")
+        more = [f"and {len(operators) - _SHOWN} more"] if len(operators) > _SHOWN else []
+        console.print("  " + printable(", ".join([*operators[:_SHOWN], *more])))
+    for side in ("inputs", "outputs"):
+        if diff.get(side):
+            console.print(printable(f"  {side}: {', '.join(diff[side][0])} -> {', '.join(diff[side][1])}"))
+    rows = diff.get("layers", ())
+    if not rows:
+        console.print("layers      the same operators, widths and types")
+        return
+    console.print()
+    cells = [[row["node"], row["change"], *(_pair(row[key]) for key in ("op", "dtype", "shape"))] for row in rows]
+    columns = [("layer", "left"), ("", "left"), ("operator", "left"), ("type", "left"), ("weight", "left")]
+    console.print(plain_table(columns, cells[:_SHOWN]))
+    rest = len(rows) - _SHOWN
+    same = f"{diff.get('layers_same', 0)} layers are the same"
+    console.print(f"and {rest} more (--json lists all); {same}" if rest > 0 else same)
+
+
+def _pair(values: list[Any]) -> str:
+    """Both sides, or one word where they are equal."""
+    before, after = ("x".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    if before is None or after is None or before == after:
+        return str(before if after is None else after)
+    return f"{before} -> {after}"

@@ -1,0 +1,43 @@
+"""`lepton evaluate`: accuracy of one model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import typer
+
+from lepton_cli.cli import options
+from lepton_cli.cli.boundary import boundary, printable
+
+
+@boundary
+def command(
+    model: options.Model,
+    recipe: options.RecipeFile,
+    overrides: options.Overrides = None,
+    allow_code: options.AllowCode = False,
+    json_output: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure the accuracy of a model on the recipe's evaluation data. The recipe's steps are not run.
+
+    Example:  `lepton evaluate model.onnx -r recipe.yaml`
+    """
+    from lepton_cli.cli.console import TerminalProgress, comparison, make_console, show_headline
+    from lepton_cli.pipeline.evaluate import evaluate
+    from lepton_cli.pipeline.job import prepare
+    from lepton_cli.recipe.load import load_recipe
+    from lepton_cli.report import store
+
+    job = prepare(model, load_recipe(recipe, overrides or ()), allow_code=allow_code)
+    report = evaluate(job, TerminalProgress(), command=shlex.join(["lepton", *sys.argv[1:]]))
+    if json_output:
+        typer.echo(store.to_json(report))
+        return
+    console = make_console()
+    for warning in report.warnings:
+        console.print(f"warning: {printable(warning)}", style="yellow")
+    show_headline(report, console)
+    console.print()
+    console.print(comparison(report))

@@ -1,0 +1,109 @@
+"""What differs between two models: operators, inputs and outputs, and the layers' widths and types. Pure.
+
+Layers are matched by the name of their node; tools that quantize append `_quant`, which does not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from lepton_cli.graph import io
+from lepton_cli.tensors import TensorInfo
+
+_SUFFIXES = ("_quant", "_quantized", "_Q4", "_Q8", "_matmul_Q4")
+
+
+class Layer(Protocol):
+    """What is compared of a node that carries weights (`measure.results.Layer` is one)."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def op(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def weight_shape(self) -> tuple[int, ...]: ...
+
+
+def diff(
+    before: ir.Model, after: ir.Model, layers_before: Sequence[Layer], layers_after: Sequence[Layer]
+) -> dict[str, Any]:
+    """JSON-able facts: operators, inputs and outputs that differ, `layers` that changed, were removed or added.
+
+    `operators`: name -> [count before, count after], where these differ. `layers`: rows of `node` and `change`
+    (`changed`, `removed`, `added`) with `op`, `dtype` and `shape` as [before, after]; `None` where there is none.
+    """
+    rows = _layers(layers_before, layers_after)
+    return {
+        "nodes": [_node_count(before), _node_count(after)],
+        "operators": _operators(before, after),
+        "inputs": _signature(io.inputs(before), io.inputs(after)),
+        "outputs": _signature(io.outputs(before), io.outputs(after)),
+        "layers": rows,
+        "layers_same": len(layers_before) - sum(row["change"] != "added" for row in rows),
+    }
+
+
+def _node_count(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())
+
+
+def _operators(before: ir.Model, after: ir.Model) -> dict[str, list[int]]:
+    first, second = (Counter(_operator(node) for node in model.graph.all_nodes()) for model in (before, after))
+    return {name: [first[name], second[name]] for name in sorted({*first, *second}) if first[name] != second[name]}
+
+
+def _operator(node: ir.Node) -> str:
+    """The operator with its domain, unless that is ONNX's own."""
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _signature(before: Sequence[TensorInfo], after: Sequence[io.TensorInfo]) -> list[list[str]]:
+    """Both sides in words where they differ, else nothing."""
+    sides = [list(map(str, before)), list(map(str, after))]
+    return sides if sides[0] != sides[1] else []
+
+
+def _layers(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Rows in the order of the first model; what only the second has comes last."""
+    second = {_name(layer): layer for layer in after}
+    rows = []
+    for layer in before:
+        match = second.pop(_name(layer), None)
+        if match is None or _facts(layer) != _facts(match):
+            rows.append(_row(layer, match))
+    return [*rows, *(_row(None, layer) for layer in second.values())]
+
+
+def _name(layer: Layer) -> str:
+    name = layer.node
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name
+
+
+def _facts(layer: Layer) -> tuple[Any, ...]:
+    return layer.op, layer.dtype, tuple(layer.weight_shape), layer.parameters
+
+
+def _row(before: Layer | None, after: Layer | None) -> dict[str, Any]:
+    named = before or after
+    assert named is not None
+    change = "removed" if after is None else "added" if before is None else "changed"
+    pair = (before, after)
+    return {
+        "node": named.node,
+        "change": change,
+        "op": [layer and layer.op for layer in pair],
+        "dtype": [layer and layer.dtype for layer in pair],
+        "shape": [layer and list(layer.weight_shape) for layer in pair],
+        "parameters": [layer and layer.parameters for layer in pair],
+    }
