@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import io
+from lepton_cli.graph import batch_norm, clean, fold, io
 from lepton_cli.steps.base import Context
 
 #: Operators that only quantized models have.
@@ -36,6 +36,10 @@ QUANTIZED = frozenset(
 )
 
 
+#: Folding one thing uncovers another.
+ROUNDS = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A private copy of the model. `names` are the nodes of the model as the user knows them."""
@@ -58,12 +62,22 @@ def refuse_quantized(model: ir.Model) -> None:
 
 
 def prepare(model: ir.Model, context: Context) -> Prepared:
-    """A copy with constants as initializers and BatchNormalization folded where a Conv stands before it."""
+    """A copy with constants computed, dead parts removed and BatchNormalization folded into the layer before it."""
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
     copy = io.clone(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    return Prepared(copy, names)
+    fold.lift_constants(copy)
+    clean.fix_default_inputs(copy)
+    every = set(names)
+    left: list[tuple[ir.Node, str]] = []
+    for _ in range(ROUNDS):
+        count = len(clean.remove_unused(copy)) + len(clean.remove_no_ops(copy, every))
+        count += len(fold.fold_constants(copy, every))
+        folded, left = batch_norm.fold_batch_norm(copy, every)
+        if not count + len(folded):
+            break
+    warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
+    return Prepared(copy, names, warnings)
 
 
 def gemm_to_matmul(model: ir.Model, names: set[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from lepton_cli.errors import StepError
 from lepton_cli.graph import io
@@ -48,7 +49,7 @@ def write(model: ir.Model, plan: Plan) -> ir.Model:
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
     result: ir.Model = ir.from_proto(made)
-    drop_float_pairs(result, plan.choice)
+    spare_float_users(result, plan.choice)
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
@@ -118,23 +119,22 @@ def is_pair(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
 
 
-def drop_float_pairs(model: ir.Model, choice: Choice) -> int:
-    """Remove Q/DQ pairs between float nodes: they round for nothing. Returns how many."""
-    dropped = 0
+def spare_float_users(model: ir.Model, choice: Choice) -> None:
+    """Give float operators the float tensor again where one exists; pairs that nobody reads then vanish.
+
+    The writer lets every reader of a tensor see its rounded values, residual branches and graph outputs included.
+    A tensor exists in float when a float operator makes it, or a MatMul or Gemm, whose kernels can return float.
+    """
     for node in list(model.graph):
-        if not is_pair(node) or node.inputs[0] is None:
-            continue
-        quantize = node.inputs[0].producer()
+        quantize = node.inputs[0].producer() if is_pair(node) and node.inputs[0] is not None else None
         source = quantize.inputs[0] if quantize is not None else None
-        if quantize is None or source is None or len(node.inputs[0].uses()) != 1:
+        if source is None:
             continue
         producer = source.producer()
         if producer is not None and producer.name in choice.nodes and producer.op_type not in ("Gemm", "MatMul"):
             continue
-        users = [use.node for use in node.outputs[0].uses()]
-        if any(user.name in choice.nodes for user in users) or node.outputs[0].is_graph_output():
-            continue
-        ir.convenience.replace_all_uses_with(node.outputs[0], source)
-        model.graph.remove([node, quantize], safe=True)
-        dropped += 1
-    return dropped
+        rounded = node.outputs[0]
+        for user, index in tuple(rounded.uses()):
+            if user.name not in choice.nodes:
+                user.replace_input_with(index, source)
+    common.RemoveUnusedNodesPass()(model)
