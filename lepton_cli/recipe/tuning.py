@@ -62,7 +62,7 @@ class Space(Strict):
     )
     precision: tuple[Precision, ...] | None = Field(
         default=None,
-        description="`int8`: static, with calibration data; `dynamic`: int8 while running; `weights8`, `weights4`: storage",
+        description="`int8`: with calibration data; `dynamic`: int8 while running; `weights8`, `weights4`: storage",
     )
     calibration: tuple[Literal["auto", "minmax", "percentile", "entropy", "mse"], ...] | None = Field(
         default=None, description="How the ranges of `int8` are chosen"

@@ -1,0 +1,110 @@
+"""The bench: candidates go in, trials come out, each measured once by one process, until the budget is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+from lepton_cli.tune.candidate import Candidate
+from lepton_cli.tune.journal import Store
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.trial import Trial
+
+#: Seconds between looks at what another process is measuring.
+_POLL = 0.2
+
+
+class Spent(Exception):
+    """The budget is spent. Never leaves the search."""
+
+
+@dataclasses.dataclass
+class Bench:
+    """`measure` makes a trial of a candidate; `seconds` and `most` are the budget, earlier runs included."""
+
+    store: Store
+    judge: Judge
+    search: str
+    measure: Callable[[Candidate], Trial]
+    seconds: float
+    most: int | None
+    cpu: str
+    #: Told of every trial when it is new, and before one is begun.
+    finished: Callable[[Trial], None] = lambda trial: None
+    beginning: Callable[[Candidate], None] = lambda candidate: None
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = max((trial.elapsed for trial in self.store.trials()), default=0.0)
+        #: Seconds spent in `measure`: the rest is the overhead of the search.
+        self.measuring = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of search, runs before an interruption included."""
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds of search in this run alone."""
+        return time.monotonic() - self._started
+
+    def trials(self) -> list[Trial]:
+        """All trials that still count, the newest of each candidate."""
+        by_key = {trial.key: trial for trial in self.store.trials()}
+        return list(by_key.values())
+
+    def run(self, candidates: Sequence[Candidate]) -> list[Trial]:
+        """Trials of the candidates, in their order. Raises Spent when the budget ends first.
+
+        What another process is working on is left to it: its result is waited for after everything else is done.
+        """
+        by_key = {candidate.key(self.search): candidate for candidate in candidates}
+        results: dict[str, Trial] = {}
+        while len(results) < len(by_key):
+            known = {trial.key: trial for trial in self.store.trials()}
+            results |= {key: known[key] for key in by_key if key in known and self._usable(known[key])}
+            waiting = False
+            for key, candidate in by_key.items():
+                if key in results:
+                    continue
+                with self.store.claim(key) as mine:
+                    if not mine:
+                        waiting = True
+                        continue
+                    newest = {trial.key: trial for trial in self.store.trials()}
+                    if key in newest and self._usable(newest[key]):
+                        results[key] = newest[key]  # another process finished it between look and claim
+                        continue
+                    self._check_budget(len(newest) + (key not in newest))
+                    results[key] = self._new(key, candidate)
+            if waiting:
+                self._check_budget(0)
+                time.sleep(_POLL)
+        return [results[candidate.key(self.search)] for candidate in candidates]
+
+    def _new(self, key: str, candidate: Candidate) -> Trial:
+        self.beginning(candidate)
+        before = time.monotonic()
+        trial = self.measure(candidate)
+        self.measuring += time.monotonic() - before
+        trial = trial.model_copy(update={"key": key, "elapsed": self.elapsed, "cpu": self.cpu})
+        self.store.add(trial)
+        self.finished(trial)
+        return trial
+
+    def _check_budget(self, count: int) -> None:
+        if self.elapsed >= self.seconds or (self.most is not None and count > self.most):
+            raise Spent
+
+    def _usable(self, trial: Trial) -> bool:
+        """Whether an earlier trial says all that the present limits ask.
+
+        One that ended early counts while it still breaks a limit; times count on the processor they were taken on.
+        """
+        if trial.reached == "failed":
+            return True
+        if trial.reason:
+            return bool(self.judge.breaches(trial))
+        return not self.judge.needs_latency() or (trial.latency is not None and trial.cpu == self.cpu)

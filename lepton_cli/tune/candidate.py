@@ -1,0 +1,58 @@
+"""A candidate: a list of steps with a name people can read and a key that says what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lepton_cli.steps import STEPS
+from lepton_cli.steps.base import Params
+
+#: What a point of the space may hold by dimension: plain JSON values.
+Value = str | float | int | bool | None
+Point = Mapping[str, Value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Steps to try. `point` is where they lie in the space; empty for the recipe's own steps."""
+
+    name: str
+    steps: tuple[Params, ...]
+    point: Point = dataclasses.field(default_factory=dict)
+    #: Which part of the search asked for it.
+    origin: str = ""
+
+    def key(self, search: str) -> str:
+        """Hash of the steps within a search; `search` stands for model, data and seed."""
+        return prefix_key(search, self.steps)
+
+    def plain_steps(self) -> list[dict[str, Any]]:
+        """The steps as a recipe writes them, defaults left out."""
+        return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
+
+
+def prefix_key(search: str, steps: Sequence[Params]) -> str:
+    """Hash of what these steps make of the model that `search` stands for."""
+    plain = [step.model_dump(mode="json") for step in steps]
+    return digest(search, plain)
+
+
+def digest(*parts: object) -> str:
+    """A short SHA-256 over JSON values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def read_steps(plain: Sequence[Mapping[str, Any]]) -> tuple[Params, ...]:
+    """Steps written as in a recipe. Raises pydantic's ValidationError for what no recipe may hold."""
+    return tuple(STEPS[str(step["step"])].params.model_validate(_tuples(step)) for step in plain)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(child) for key, child in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,54 @@
+"""The trade-off: which trials no other beats in both cost and quality, how good such a set is, what mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lepton_cli.tune.candidate import Value
+
+#: (cost, loss): both are better when lower.
+Pair = tuple[float, float]
+
+
+def pareto(points: Sequence[Pair]) -> list[int]:
+    """Positions of the points that no other beats in both, by rising cost; of equal ones the first."""
+    order = sorted(range(len(points)), key=lambda i: (points[i], i))
+    front: list[int] = []
+    for index in order:
+        if not front or points[index][1] < points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def hypervolume(points: Iterable[Pair], reference: Pair) -> float:
+    """Area that the points dominate, up to the reference (the worst cost and loss that count)."""
+    inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
+    area, right = 0.0, [inside[i] for i in pareto(inside)]
+    for index, (cost, loss) in enumerate(right):
+        end = right[index + 1][0] if index + 1 < len(right) else reference[0]
+        area += (end - cost) * (reference[1] - loss)
+    return area
+
+
+def importance(trials: Sequence[tuple[Mapping[str, Value], float]]) -> dict[str, float]:
+    """Share of the variance of a result that the value of each dimension explains alone, largest first.
+
+    Groups of one trial explain themselves, so each group's mean is judged with one degree of freedom taken off
+    (adjusted R squared of a one-way analysis of variance); dimensions with one value only are left out.
+    """
+    results = [result for _, result in trials]
+    count = len(results)
+    if count < 4:
+        return {}
+    mean = sum(results) / count
+    total = sum((result - mean) ** 2 for result in results)
+    found: dict[str, float] = {}
+    for name in trials[0][0]:
+        groups: dict[Value, list[float]] = {}
+        for point, result in trials:
+            groups.setdefault(point.get(name), []).append(result)
+        if len(groups) < 2 or len(groups) >= count or total <= 0:
+            continue
+        rest = sum(sum((r - sum(g) / len(g)) ** 2 for r in g) for g in groups.values())
+        found[name] = max(0.0, 1 - rest / total * (count - 1) / (count - len(groups)))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

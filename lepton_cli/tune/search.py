@@ -1,0 +1,168 @@
+"""What to try next. The structured search knows three things a blind one does not:
+
+* accuracy falls with pruning, so the limit is found by bisection, for the most promising precisions only;
+* what is good without pruning is mostly good with it, so precisions are ranked on the unpruned model first;
+* the best lies at the limit, so the rest of the budget goes into the neighbours of the best and of the front.
+
+Every choice follows from the trials and the seed alone: a search that is run again reads its trials from the journal
+and goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from lepton_cli.tune.bench import Bench, Spent
+from lepton_cli.tune.candidate import Candidate, Point, Value
+from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.trial import Trial
+
+#: Precisions that are pruned, of those ranked without pruning.
+BRANCHES = 2
+#: Trials without a better one after which the search is done, and points drawn in vain before the space is.
+PATIENCE = 16
+_DRAWS = 200
+
+Propose = Callable[[Sequence[Trial]], Point | None]
+
+
+class Search:
+    """One search over one space."""
+
+    def __init__(self, space: SearchSpace, bench: Bench, start: Sequence[Candidate], seed: int) -> None:
+        """`start`: candidates tried before all others, such as the recipe's own steps."""
+        self.space, self.bench, self.judge = space, bench, bench.judge
+        self.start, self.seed = start, seed
+        #: Why the search ended, in words.
+        self.ended = ""
+
+    def structured(self, propose: Propose | None = None) -> None:
+        """Grid, bisection, refinement; then `propose` (Optuna) or mutations of the front."""
+        self._until_spent(lambda: self._structured(propose))
+
+    def sampled(self, propose: Propose | None = None) -> None:
+        """Points from `propose`, or at random, until the budget ends or the space does."""
+        source = random.Random(self.seed)
+        self._until_spent(lambda: self._rest(propose or (lambda trials: self.space.random(source)), None, "random"))
+
+    def _until_spent(self, work: Callable[[], None]) -> None:
+        try:
+            self.bench.run(self.start)
+            work()
+        except Spent:
+            self.ended = "the budget is spent"
+
+    def _structured(self, propose: Propose | None) -> None:
+        ranked = self._grid()
+        self._bisect([point for point in ranked if self.judge.feasible(self._trial(point, "grid"))][:BRANCHES])
+        if self._best_point() is None:
+            # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
+            self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
+        self._refine()
+        self._rest(propose or self._mutation(random.Random(self.seed)), PATIENCE, "optuna" if propose else "mutation")
+
+    def _trial(self, point: Point, origin: str) -> Trial:
+        return self._run([point], origin)[0]
+
+    def _run(self, points: Sequence[Point], origin: str) -> list[Trial]:
+        return self.bench.run([self.space.candidate(point, origin) for point in points])
+
+    def _grid(self) -> list[Point]:
+        """Every precision without pruning, the best goal first; what could not be measured last."""
+        dimensions = self.space.dimensions
+        points = [
+            self.space.point(fuse=fuse, precision=precision)
+            for precision in dimensions["precision"]
+            for fuse in dimensions["fuse"]
+        ]
+        trials = self._run(points, "grid")
+        worst = float("inf")
+        values = [self.judge.value(trial) if trial.complete else None for trial in trials]
+        order = sorted(range(len(points)), key=lambda i: (worst if values[i] is None else values[i], i))
+        return [points[index] for index in order]
+
+    def _too_far(self, trial: Trial) -> bool:
+        """Whether less compression is needed, as far as one can tell."""
+        return trial.reached == "failed" or any(breach.quality for breach in self.judge.breaches(trial))
+
+    def _bisect(self, branches: Sequence[Point]) -> None:
+        """The deepest pruning that keeps the quality, for every branch at once: processes share the work."""
+        levels = self.space.dimensions["keep"]
+        if len(levels) < 2:
+            return
+        brackets = {index: (0, len(levels)) for index in range(len(branches))}
+        while brackets:
+            middles = {i: (low + high) // 2 for i, (low, high) in brackets.items() if high - low > 1}
+            points = [self._pruned(branches[i], levels[middle]) for i, middle in middles.items()]
+            trials = self._run(points, "bisection")
+            brackets = {
+                i: (brackets[i][0], middle) if self._too_far(trial) else (middle, brackets[i][1])
+                for (i, middle), trial in zip(middles.items(), trials, strict=True)
+            }
+
+    def _pruned(self, point: Point, keep: Value) -> Point:
+        return self.space.point(**{**point, "keep": keep})
+
+    def _best_point(self) -> Point | None:
+        """The best feasible point of the space (the recipe's own steps have none)."""
+        best = self.judge.best(trial for trial in self.bench.trials() if trial.point)
+        return None if best is None else best.point
+
+    def _refine(self) -> None:
+        """Climb: all neighbours of the best, again from each better one."""
+        tried: set[str] = set()
+        while (point := self._best_point()) is not None:
+            name = repr(sorted(point.items()))
+            if name in tried:
+                return
+            tried.add(name)
+            for neighbour in self.space.neighbours(point):
+                self._trial(neighbour, "refinement")
+                if self._best_point() != point:
+                    break
+
+    def _mutation(self, source: random.Random) -> Propose:
+        """Points near the front: one of it, one or two dimensions drawn anew, pruning by a few levels."""
+
+        def propose(trials: Sequence[Trial]) -> Point | None:
+            parents = [trial.point for trial in trials if trial.point and self.judge.feasible(trial)]
+            if not parents:
+                return self.space.random(source)
+            ranked = sorted(parents, key=lambda point: repr(sorted(point.items())))
+            chosen = dict(self._best_point() or {}) if source.random() < 0.5 else dict(source.choice(ranked))
+            for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
+                values = self.space.dimensions[name]
+                chosen[name] = source.choice(values) if name != "keep" else _near(values, chosen[name], source)
+            return self.space.point(**chosen)
+
+        return propose
+
+    def _rest(self, propose: Propose, patience: int | None, origin: str) -> None:
+        """Proposals until the budget ends, the space does, or `patience` of them brought nothing better."""
+        fruitless = 0
+        while patience is None or fruitless < patience:
+            candidate = next(self._unknown(propose, origin), None)
+            if candidate is None:
+                self.ended = "every candidate has been tried"
+                return
+            before = self._best_point()
+            self.bench.run([candidate])
+            fruitless = 0 if self._best_point() != before else fruitless + 1
+        self.ended = f"{patience} trials in a row brought nothing better"
+
+    def _unknown(self, propose: Propose, origin: str) -> Iterator[Candidate]:
+        known = {trial.key for trial in self.bench.trials()}
+        for _ in range(_DRAWS):
+            point = propose(self.bench.trials())
+            if point is None:
+                return
+            candidate = self.space.candidate(point, origin)
+            if candidate.key(self.bench.search) not in known:
+                yield candidate
+
+
+def _near(values: Sequence[Value], value: object, source: random.Random) -> Value:
+    """A level at most three away."""
+    at = next((index for index, known in enumerate(values) if known == value), 0)
+    return values[min(len(values) - 1, max(0, at + source.choice((-3, -2, -1, 1, 2, 3))))]

@@ -1,0 +1,224 @@
+"""The space: dimensions with their values, what is derived from a model, and the steps that a point stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lepton_cli import units
+from lepton_cli.errors import RecipeError
+from lepton_cli.recipe.tuning import Space
+from lepton_cli.tune.candidate import Candidate, Point, Value, read_steps
+
+#: Below this share a layer may keep less than the 5 % of its channels that pruning keeps by default.
+_DEEP = 0.12
+#: Dimensions that mean nothing unless another one has a certain value.
+_PRUNING = ("prune_by", "importance", "round_to")
+_CALIBRATED = ("calibration", "guard")
+WORDS = {"int8": "int8", "dynamic": "dynamic int8", "weights8": "8-bit weights", "weights4": "4-bit weights"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What the space follows from: facts about model, data, machine and goal."""
+
+    convolutions: bool
+    products: bool
+    transformer: bool
+    quantized: bool
+    prunable: bool
+    calibrated: bool
+    labelled: bool
+    provider: str
+    #: Channels that the processor computes at once.
+    block: int
+    #: `size` when the goal is a size, else `time`.
+    goal: str
+    #: Largest loss of accuracy the limits allow, as a share.
+    max_drop: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """Dimensions by name; the first value of each is the one to begin with. `keep` falls from 1."""
+
+    dimensions: Mapping[str, tuple[Value, ...]]
+    #: What was asked for and left out, with the reason.
+    dropped: tuple[str, ...] = ()
+
+    def point(self, **chosen: Value) -> Point:
+        """A point: the first value of every dimension not named, and where a dimension means nothing."""
+        full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
+        idle = (_PRUNING if full["keep"] == 1 else ()) + (_CALIBRATED if full["precision"] != "int8" else ())
+        return {name: self.dimensions[name][0] if name in idle else value for name, value in full.items()}
+
+    def candidate(self, point: Point, origin: str) -> Candidate:
+        """The steps of a point."""
+        return Candidate(describe(point), read_steps(list(_steps(point))), point, origin)
+
+    def random(self, source: random.Random) -> Point:
+        """A point, every value of a dimension equally likely."""
+        return self.point(**{name: source.choice(values) for name, values in self.dimensions.items()})
+
+    def neighbours(self, point: Point) -> Iterator[Point]:
+        """Points that differ in one dimension, pruning by one or two levels; and the same one level further."""
+        levels = self.dimensions["keep"]
+        at = levels.index(point["keep"])
+        for step in (1, -1, 2, -2):
+            if 0 <= at + step < len(levels):
+                yield self.point(**{**point, "keep": levels[at + step]})
+        for name, values in self.dimensions.items():
+            for value in values:
+                if name == "keep" or value == point[name]:
+                    continue
+                yield self.point(**{**point, name: value})
+                if at + 1 < len(levels):
+                    yield self.point(**{**point, name: value, "keep": levels[at + 1]})
+
+    def __len__(self) -> int:
+        """Number of different points."""
+        count = 1
+        for name in ("fuse", "precision", "keep"):
+            count *= len(self.dimensions[name])
+        return count
+
+
+def derive(given: Space, traits: Traits) -> SearchSpace:
+    """The space for a model. Raises RecipeError for values that cannot work here, and when nothing is left to try."""
+    dropped: list[str] = []
+    precision = tuple(dict.fromkeys(given.precision or _precisions(traits)))
+    for index, value in enumerate(given.precision or ()):
+        if reason := _impossible(value, traits):
+            raise RecipeError(
+                "tune.impossible",
+                f"`{value}` cannot be tried: {reason}",
+                option=("tune", "space", "precision", index),
+            )
+    keep = _levels(given, traits, dropped)
+    by_size = traits.goal == "size" or not traits.convolutions
+    guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
+    ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
+    dimensions: dict[str, tuple[Value, ...]] = {
+        "fuse": given.fuse or ((False, True) if traits.transformer else (False,)),
+        "precision": precision,
+        "keep": keep,
+        "prune_by": given.prune_by or (("params",) if by_size else ("macs",)),
+        "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
+        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (traits.block, 1)),
+        "calibration": ranges or (None, "percentile", "minmax"),
+        "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
+    }
+    space = SearchSpace({name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped))
+    if precision in ((), ("float",)) and keep == (1,) and dimensions["fuse"] == (False,):
+        raise RecipeError(
+            "tune.space-empty",
+            "there is nothing to search: the space holds the original only",
+            cause="; ".join(dropped) or None,
+            hint="give `tune.space` more values, or calibration data (`data.calibration`)",
+            option=("tune", "space"),
+        )
+    return space
+
+
+def _precisions(traits: Traits) -> Sequence[Value]:
+    found: list[Value] = ["float"]
+    if traits.provider in ("cuda", "tensorrt") or traits.goal == "size":
+        found.append("fp16")
+    if traits.calibrated and (traits.convolutions or not traits.transformer):
+        found.append("int8")
+    if traits.products and not traits.convolutions:
+        found.append("dynamic")
+    if traits.products and (traits.transformer or traits.goal == "size"):
+        found += ["weights8", "weights4"]
+    return [value for value in found if not _impossible(str(value), traits)]
+
+
+def _impossible(precision: str, traits: Traits) -> str:
+    """Why a precision cannot work for this model; empty when it can."""
+    if precision == "float":
+        return ""
+    if traits.quantized:
+        return "the model is quantized already"
+    if precision == "int8" and not traits.calibrated:
+        return "it needs calibration data (`data.calibration`)"
+    if precision in ("dynamic", "weights8", "weights4") and not traits.products:
+        return "the model has no MatMul and no Gemm"
+    return ""
+
+
+def _levels(given: Space, traits: Traits, dropped: list[str]) -> tuple[Value, ...]:
+    """What may remain after pruning, most first."""
+    if traits.quantized or not traits.prunable:
+        reason = "the model is quantized already" if traits.quantized else "no channel can be removed"
+        if given.keep and min(given.keep) < 1:
+            raise RecipeError("tune.impossible", f"it cannot be pruned: {reason}", option=("tune", "space", "keep"))
+        dropped.append(f"pruning: {reason}")
+        return (1,)
+    if given.keep is not None:
+        for index, share in enumerate(given.keep):
+            if not 0 < share <= 1:
+                raise RecipeError(
+                    "recipe.wrong-value",
+                    f"`tune.space.keep`: {units.write_percent(share)} is not above 0 % and at most 100 %",
+                    option=("tune", "space", "keep", index),
+                )
+        return tuple(sorted({float(share) if share < 1 else 1 for share in given.keep}, reverse=True))
+    return tuple(ladder())
+
+
+def ladder(factor: float = 0.9, least: float = 0.005) -> Iterator[Value]:
+    """1, 0.9, 0.81, … as shares of two digits: close where accuracy begins to fall, and few steps to the end."""
+    level, before = 1.0, 0.0
+    while level >= least:
+        rounded = float(f"{level:.2g}")
+        if rounded != before:
+            yield 1 if rounded == 1 else rounded
+        before, level = rounded, level * factor
+
+
+def _steps(point: Point) -> Iterator[dict[str, Any]]:
+    """The steps of a point as a recipe writes them."""
+    yield {"step": "simplify"}
+    keep = float(point["keep"] or 1)
+    if keep < 1:
+        prune: dict[str, Any] = {
+            "step": "prune.channels",
+            "target": {str(point["prune_by"]): units.write_percent(keep)},
+            "importance": point["importance"],
+            "round_to": point["round_to"],
+        }
+        if keep < _DEEP:
+            prune["min_width"] = "1 %"
+        yield prune
+    if point["fuse"]:
+        yield {"step": "fuse", "if_possible": True}
+    match point["precision"]:
+        case "int8":
+            static: dict[str, Any] = {"step": "quantize.static", "calibration": point["calibration"]}
+            if point["guard"] is not None:
+                static["accuracy_guard"] = {"max_drop": units.write_points(float(point["guard"]))}
+            yield static
+        case "dynamic":
+            yield {"step": "quantize.dynamic"}
+        case "weights8" | "weights4":
+            yield {"step": "quantize.weights", "bits": 8 if point["precision"] == "weights8" else 4}
+        case "fp16":
+            yield {"step": "convert.fp16"}
+
+
+def describe(point: Point) -> str:
+    """A point in a few words: `keep 40 % macs (hessian, x16), int8 (guard 0.5 pp)`."""
+    words = []
+    if point["keep"] != 1:
+        keep = units.write_percent(float(point["keep"] or 1))
+        words.append(f"keep {keep} {point['prune_by']} ({point['importance']}, x{point['round_to']})")
+    if point["fuse"]:
+        words.append("fused")
+    precision = str(point["precision"])
+    options = [] if point["calibration"] is None else [str(point["calibration"])]
+    if point["guard"] is not None:
+        options.append(f"guard {units.write_points(float(point['guard']))}")
+    words.append(WORDS.get(precision, precision) + (f" ({', '.join(options)})" if options else ""))
+    return ", ".join(words)

@@ -1,0 +1,60 @@
+"""A trial: what was measured of one candidate, as far as it was worth measuring. One line of the journal."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lepton_cli.measure.results import Accuracy, LatencyTable, Size
+
+#: How far a trial went, in order. `failed`: a step or a measurement broke.
+REACHED = ("failed", "size", "proxy", "accuracy", "latency")
+
+
+class Trial(BaseModel):
+    """Measurements of one candidate. Keys a later version adds are left out, not errors."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: str
+    name: str
+    origin: str = ""
+    point: dict[str, Any] = {}
+    steps: tuple[dict[str, Any], ...] = ()
+    reached: Literal["failed", "size", "proxy", "accuracy", "latency"]
+    #: Why it ended there: the limit it breaks, or the error. Empty for what was measured to the end.
+    reason: str = ""
+    size: Size | None = None
+    #: On some samples when `reached` is `proxy`, else on all.
+    accuracy: Accuracy | None = None
+    latency: LatencyTable | None = None
+    cost: dict[str, Any] = {}
+    #: Latency is comparable on the same processor only.
+    cpu: str = ""
+    #: Seconds this trial took, and of them in steps and measurements.
+    seconds: float = 0.0
+    working: float = 0.0
+    #: Seconds into the search when it ended, runs before an interruption included.
+    elapsed: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was measured to the end."""
+        return self.reached in ("accuracy", "latency") and not self.reason
+
+
+def slim_size(size: Size) -> Size:
+    """Without layers: they belong to the report of the best."""
+    return size.model_copy(update={"layers": ()})
+
+
+def slim_accuracy(accuracy: Accuracy) -> Accuracy:
+    """Values, changes and fidelity alone."""
+    return Accuracy(values=accuracy.values, changes=accuracy.changes, fidelity=accuracy.fidelity)
+
+
+def slim_latency(table: LatencyTable) -> LatencyTable:
+    """Without raw times."""
+    rows = tuple(row.model_copy(update={"times": (), "placement": {}}) for row in table.results)
+    return table.model_copy(update={"results": rows, "warnings": ()})
