@@ -226,8 +226,7 @@ def _groups(
     order = {node.name: number for number, node in enumerate(model.graph)}
     groups = []
     for roots in layouts.values():
-        axes = tuple(places[roots[0]])
-        slices = {axis: np.array([places[root][axis] for root in roots], np.int64) for axis in axes}
+        slices = {axis: np.array([places[root][axis] for root in roots], np.int64) for axis in places[roots[0]]}
         mine = sorted((port for port in ports if (port.weight, port.axis) in slices), key=lambda port: order[port.node])
         producers = tuple(port for port in mine if port.side == "output")
         reason, node = reasons.get(roots[0], (None, ""))

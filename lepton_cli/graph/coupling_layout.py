@@ -235,8 +235,9 @@ def padding(links: Links, node: ir.Node) -> dict[int, tuple[int, int]] | None:
         if given is None or (chosen is not None and links.constant(chosen) is None):
             return None
         pads = [int(p) for p in np.ravel(given)]
-        if chosen is not None:
-            axes = [int(axis) % rank for axis in np.ravel(links.constant(chosen))]
+        literal = links.constant(chosen)
+        if literal is not None:
+            axes = [int(axis) % rank for axis in np.ravel(literal)]
     return {axis: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
 
 

@@ -292,13 +292,12 @@ def _axes_read(links: Links, node: ir.Node, rank: int) -> set[int]:
         return set(range(rank))
     read: set[int] = set()
     for user, _ in node.outputs[0].uses():
-        steps = [links.constant(value) for value in user.inputs[1:]]
-        if user.op_type == "Gather" and steps[0] is not None:
-            read |= {int(axis) % rank for axis in np.ravel(steps[0])}
-        elif user.op_type == "Slice" and len(steps) >= 2 and all(step is not None for step in steps):
-            start, end = int(np.ravel(steps[0])[0]), int(np.ravel(steps[1])[0])
-            step = int(np.ravel(steps[3])[0]) if len(steps) > 3 else 1
-            read |= set(range(rank)[start:end:step])
+        literals = [links.constant(value) for value in user.inputs[1:]]
+        known = [int(number) for literal in literals if literal is not None for number in np.ravel(literal)]
+        if user.op_type == "Gather" and literals[0] is not None:
+            read |= {axis % rank for axis in known}
+        elif user.op_type == "Slice" and len(literals) >= 2 and len(known) == len(literals):
+            read |= set(range(rank)[known[0] : known[1] : known[3] if len(known) > 3 else 1])
         else:
             return set(range(rank))
     return read if not node.outputs[0].is_graph_output() else set(range(rank))

@@ -91,7 +91,8 @@ def analysed(model: ir.Model, params: Params, feeds: Mapping[str, Sequence[int]]
     prepared, facts = coupling_facts.prepare(model, feeds)
     scales = fold.fold(prepared) if folding else {}
     coupling = analyse(prepared, facts)
-    groups, frozen = [], []
+    groups: list[Group] = []
+    frozen: list[Group] = []
     for group in coupling.groups:
         outside = next((port.node for port in group.producers if port.node not in chosen), None)
         if group.frozen is None and outside is not None:

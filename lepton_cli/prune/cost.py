@@ -38,7 +38,7 @@ class Cost:
         uses = self.weights[:, :, group].any(axis=1)
         rest = self.base + float(np.sum(self.factor[~uses] * np.prod(lengths[~uses], axis=1)))
         change = (levels - widths[group])[:, None, None] * self.weights[uses, :, group]
-        return rest + np.prod(lengths[uses] + change, axis=2) @ self.factor[uses]
+        return np.asarray(rest + np.prod(lengths[uses] + change, axis=2) @ self.factor[uses])
 
 
 def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> Cost:
@@ -89,7 +89,7 @@ def _build(
     makeup: dict[Axis, dict[int, int] | None] = {}
     rows: list[tuple[float, list[tuple[float, Mapping[int, float]]]]] = []
     for total, axes, shape in terms:
-        touched = []
+        touched: list[tuple[float, Mapping[int, float]]] = []
         for axis, size in zip(axes, shape, strict=True):
             if axis not in makeup:
                 makeup[axis] = _makeup(coupling, axis, owner)

@@ -10,7 +10,7 @@ from lepton_cli.graph.cut import replace_weight
 
 
 def fold(model: ir.Model) -> dict[str, NDArray[np.float64]]:
-    """Fold every foldable BatchNormalization, in place; returns |scale| per channel by the name of the layer folded into."""
+    """Fold every foldable BatchNormalization, in place; returns |scale| per channel by the layer folded into."""
     scales: dict[str, NDArray[np.float64]] = {}
     for node in list(model.graph):
         if node.op_type == "BatchNormalization" and len(node.outputs) == 1:

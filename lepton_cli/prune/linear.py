@@ -70,7 +70,8 @@ class Linear:
         spatial = windows.shape[:1] + windows.shape[2 : 2 + len(self.kernel)]
         total = int(np.prod(spatial))
         chosen = np.unravel_index(np.arange(total) if pick is None else pick(total), spatial)
-        rows = windows[(chosen[0], slice(None), *chosen[1:])]
+        index: tuple[Any, ...] = (chosen[0], slice(None), *chosen[1:])
+        rows = windows[index]
         return np.asarray(rows.reshape(len(rows), -1), np.float32)
 
     def rows(self, y: NDArray[Any], pick: Callable[[int], NDArray[np.int64]] | None = None) -> NDArray[np.float32]:
@@ -186,7 +187,7 @@ def _matmul(node: ir.Node) -> Linear | None:
         return None
     output = node.outputs[0]
     bias, biased = None, output
-    uses = output.uses()
+    uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output() and uses[0][0].op_type == "Add":
         add = uses[0][0]
         other = _initializer(add.inputs[1 - uses[0][1]])

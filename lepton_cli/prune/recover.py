@@ -64,7 +64,7 @@ def aim(model: ir.Model, layer: Linear) -> Aim:
     """The sum of the residual block that the layer ends, or the layer's own output."""
     values = {output.name: output for node in model.graph for output in node.outputs}
     output = values[layer.biased]
-    uses = output.uses()
+    uses = list(output.uses())
     if len(uses) == 1 and uses[0][0].op_type == "Add" and not output.is_graph_output():
         add, index = uses[0]
         other = add.inputs[1 - index]

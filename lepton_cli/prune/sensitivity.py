@@ -1,4 +1,4 @@
-"""What narrowing one group alone does to the model's outputs: a few levels measured, the rest from the ranking's curve."""
+"""What narrowing one group alone does to the outputs: a few levels measured, the rest from the ranking's curve."""
 
 from __future__ import annotations
 
@@ -55,14 +55,15 @@ def curve(
 ) -> NDArray[np.float64]:
     """Loss after removing 0, 1, 2, ... channels: the ranking's own curve, scaled to what a few trials measured."""
     own = np.concatenate([[0.0], np.maximum.accumulate(ranking.loss)])
-    points, ratios = [], []
+    points: list[int] = []
+    ratios: list[float] = []
     for share in LEVELS:
         count = min(max(1, round(share * group.channels)), len(own) - 1)
         if count < 1 or (points and count <= points[-1]):
             continue
         measured = trial.error(removed(trial, group, ranking.order[:count], layers, grams))
         points.append(count)
-        ratios.append(np.log(max(measured, 1e-9) / max(own[count], 1e-12)))
+        ratios.append(float(np.log(max(measured, 1e-9) / max(own[count], 1e-12))))
     if not points:
         return own
     factor = np.exp(np.interp(np.arange(len(own)), points, ratios))

@@ -61,7 +61,7 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     with context.progress.stage("zeroing weights", len(weights)) as stage:
         for weight in weights:
             array = _one(copy, weight, params, kind, cut, (keep, of), context)
-            old, new = np.count_nonzero(weight.array), np.count_nonzero(array)
+            old, new = int(np.count_nonzero(weight.array)), int(np.count_nonzero(array))
             before, after, total = before + old, after + new, total + array.size
             if new < old:
                 tensor = copy.graph.initializers[weight.name].const_value
