@@ -14,16 +14,18 @@ import onnx_ir as ir
 import yaml
 
 from lepton_cli import __version__, gates
-from lepton_cli.errors import LeptonError, MeasurementError, StepError
+from lepton_cli.errors import LeptonError, MeasurementError, ReportError, StepError
 from lepton_cli.graph import io
 from lepton_cli.measure.environment import environment
 from lepton_cli.pipeline import measuring, runner, workspace
-from lepton_cli.pipeline.job import Job, cache_folder, place_text, prepare
+from lepton_cli.pipeline.assemble import broken
+from lepton_cli.pipeline.job import Job, place_text, prepare
+from lepton_cli.pipeline.judge import check_baseline
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.report import baseline as baselines
 from lepton_cli.report import headline, render, store
 from lepton_cli.report.model import FileFacts, RecipeFacts, Report, StepRecord, Variant
-from lepton_cli.steps.base import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +45,14 @@ def compress(
     *,
     allow_code: bool = False,
     strict: bool = False,
+    baseline: Path | None = None,
     command: str = "",
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set."""
     workspace.check(output, model)
+    check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(model, recipe, allow_code=allow_code)
-    run = _Run(job, output, progress, strict, command or _command(model, recipe, output))
+    run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
     with workspace.use(output) as scratch:
         return run.execute(scratch)
 
@@ -61,11 +65,14 @@ def _command(model: Path, recipe: LoadedRecipe, output: Path) -> str:
 class _Run:
     """One run; collects what the report needs as it becomes known."""
 
-    def __init__(self, job: Job, output: Path, progress: Progress, strict: bool, command: str) -> None:
+    def __init__(
+        self, job: Job, output: Path, progress: Progress, strict: bool, baseline: Path | None, command: str
+    ) -> None:
         self.job = job
         self.output = output
         self.progress = progress
         self.strict = strict
+        self.baseline = baseline
         self.command = command
         self.name = job.recipe.name
         self.records: list[StepRecord] = []
@@ -90,20 +97,24 @@ class _Run:
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error
-        report = self._judge(
-            self._report(
-                complete=True,
-                variants=measured.variants,
-                accuracy=measured.accuracy,
-                latency=measured.latency,
-                skipped=measured.skipped,
-                cost=measured.cost,
-            )
+        report = self._report(
+            complete=True,
+            variants=measured.variants,
+            accuracy=measured.accuracy,
+            latency=measured.latency,
+            skipped=measured.skipped,
+            cost=measured.cost,
         )
-        return Result(report, (path, *self._write(report)))
+        refused: ReportError | None = None
+        try:
+            report = self._judge(report)
+        except ReportError as error:
+            # A gate that cannot be judged must not cost the measurements.
+            report, refused = broken(report, error), error
+        return Result(report, (path, *self._write(report)), refused)
 
     def _steps(self, scratch: Path) -> ir.Model:
-        context = self._context(scratch)
+        context = measuring.context(self.job, scratch, self.progress)
         current = runner.reference(self.job.loaded.model, context)
         for index, params in enumerate(self.job.spec.steps):
             current, record = runner.run_step(current, params, index, context, self.output / ".failed")
@@ -111,23 +122,6 @@ class _Run:
             for warning in record.warnings:
                 self.progress.warn(f"{params.step}: {warning}")
         return current.model
-
-    def _context(self, scratch: Path) -> Context:
-        latency = self.job.spec.evaluate.latency
-        return Context(
-            calibration=self.job.calibration,
-            evaluation=self.job.evaluation,
-            check=self.job.check,
-            original=self.job.loaded.model,
-            score=measuring.scorer(self.job, scratch),
-            provider=latency.providers[0].name if latency else "cpu",
-            batch=latency.batch[0] if latency else 1,
-            threads=self.job.threads,
-            seed=self.job.spec.seed,
-            progress=self.progress,
-            workdir=scratch,
-            cache=cache_folder(),
-        )
 
     def _save(self, model: ir.Model) -> Path:
         path = self.output / f"{self.name}.onnx"
@@ -178,6 +172,7 @@ class _Run:
         verdicts = gates.judge(
             self.job.spec.gates,
             report,
+            baseline=baselines.load(self.baseline, report) if self.baseline is not None else None,
             places=lambda index: place_text(source.place(("gates", index))),
             strict=self.strict,
         )

@@ -13,9 +13,10 @@ from lepton_cli.graph import io
 from lepton_cli.measure import accuracy, cost, latency, memory, size
 from lepton_cli.measure.arms import InputNames
 from lepton_cli.measure.results import Accuracy, LatencyTable, Size, Skipped
-from lepton_cli.pipeline.job import Job
+from lepton_cli.pipeline.job import Job, cache_folder
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import FileFacts, Variant
+from lepton_cli.steps.base import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +104,22 @@ def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
         )
 
     return score
+
+
+def context(job: Job, scratch: Path, progress: Progress) -> Context:
+    """What steps may use in a real run; `scratch` is removed at its end."""
+    latency_spec = job.spec.evaluate.latency
+    return Context(
+        calibration=job.calibration,
+        evaluation=job.evaluation,
+        check=job.check,
+        original=job.loaded.model,
+        score=scorer(job, scratch),
+        provider=latency_spec.providers[0].name if latency_spec else "cpu",
+        batch=latency_spec.batch[0] if latency_spec else 1,
+        threads=job.threads,
+        seed=job.spec.seed,
+        progress=progress,
+        workdir=scratch,
+        cache=cache_folder(),
+    )

@@ -77,7 +77,7 @@ class Bench:
                     if key in newest and self._usable(newest[key]):
                         results[key] = newest[key]  # another process finished it between look and claim
                         continue
-                    self._check_budget(len(newest) + (key not in newest))
+                    self._check_budget(1 + sum(trial.elapsed > 0 and trial.key != key for trial in newest.values()))
                     results[key] = self._new(key, candidate)
             if waiting:
                 self._check_budget(0)

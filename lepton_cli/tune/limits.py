@@ -52,7 +52,7 @@ class Judge:
         file = FileFacts(path="", sha256="")
         variants = [Variant(name="original", file=file, size=self.original)]
         if trial.size is not None:
-            variants.append(Variant(name="compressed", file=file, size=trial.size))
+            variants.append(Variant(name="compressed", file=file, size=trial.size, memory=trial.memory))
         return Report(
             command="tune",
             status="ok",

@@ -6,10 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lepton_cli.measure.results import Accuracy, LatencyTable, Size
-
-#: How far a trial went, in order. `failed`: a step or a measurement broke.
-REACHED = ("failed", "size", "proxy", "accuracy", "latency")
+from lepton_cli.measure.results import Accuracy, LatencyTable, Memory, Size
 
 
 class Trial(BaseModel):
@@ -22,6 +19,7 @@ class Trial(BaseModel):
     origin: str = ""
     point: dict[str, Any] = {}
     steps: tuple[dict[str, Any], ...] = ()
+    #: How far it went; `failed`: a step or a measurement broke.
     reached: Literal["failed", "size", "proxy", "accuracy", "latency"]
     #: Why it ended there: the limit it breaks, or the error. Empty for what was measured to the end.
     reason: str = ""
@@ -29,13 +27,13 @@ class Trial(BaseModel):
     #: On some samples when `reached` is `proxy`, else on all.
     accuracy: Accuracy | None = None
     latency: LatencyTable | None = None
+    memory: Memory | None = None
     cost: dict[str, Any] = {}
     #: Latency is comparable on the same processor only.
     cpu: str = ""
-    #: Seconds this trial took, and of them in steps and measurements.
+    #: Seconds this trial took.
     seconds: float = 0.0
-    working: float = 0.0
-    #: Seconds into the search when it ended, runs before an interruption included.
+    #: Seconds into the search when it ended, runs before an interruption included; 0 for one from another report.
     elapsed: float = 0.0
 
     @property
