@@ -15,7 +15,7 @@ from lepton_cli.cli.boundary import boundary
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lepton_cli.measure.results import Latency, LatencyTable
+    from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable
     from lepton_cli.report.model import Report
 
 
@@ -82,32 +82,42 @@ def _show_case(table: LatencyTable, results: list[Latency], console: Console) ->
 
     first = results[0]
     changes = {c.variant: c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)}
-    rows = []
-    for result in results:
-        change = changes.get(result.variant)
-        speed = remark = ""
-        if change is not None:
-            speed = words.times(1 / change.ratio)
-            word = "faster" if change.high < 1 else "SLOWER" if change.low > 1 else "no clear difference"
-            remark = f"{words.interval(1 / change.high, 1 / change.low)}  {word}"
-        elif changes:
-            speed = "reference"
-        rows.append(
-            [
-                result.variant,
-                words.value(result.median, "time"),
-                f"[{words.value(result.low, 'time')}, {words.value(result.high, 'time')}]",
-                words.value(result.p99, "time") if result.p99 is not None else "-",
-                words.significant(result.throughput),
-                *((speed, remark) if changes else ()),
-            ]
-        )
-    heading = f"{first.provider} batch {first.batch} ({words.plural(first.threads, 'thread')}, n = {first.n:,})"
-    columns = [
-        (heading, "left"),
-        ("median", "right"),
-        ("95 % interval", "left"),
-        ("p99", "right"),
-        ("per second", "right"),
+    with_p99 = any(result.p99 is not None for result in results)
+    columns = [("model", "left"), ("median", "right"), ("95 % interval", "left")]
+    columns += [("p99", "right")] if with_p99 else []
+    columns += [("samples/s", "right")]
+    columns += [("speed", "left"), ("95 % interval", "left")] if len(results) > 1 else []
+    rows = [
+        [
+            result.variant,
+            words.value(result.median, "time"),
+            _interval(result),
+            *([words.value(result.p99, "time") if result.p99 is not None else "-"] if with_p99 else []),
+            words.significant(result.throughput),
+            *(_speed(changes.get(result.variant)) if len(results) > 1 else ()),
+        ]
+        for result in results
     ]
-    console.print(plain_table([*columns, *([("speed", "right"), ("", "left")] if changes else [])], rows))
+    console.print(
+        f"{first.provider} batch {first.batch} ({words.plural(first.threads, 'thread')}, n = {first.n:,})", style="bold"
+    )
+    console.print(plain_table(columns, rows))
+
+
+def _interval(result: Latency) -> str:
+    """Both bounds, the unit once where it is the same."""
+    from lepton_cli.report import words
+
+    low, high = (words.value(bound, "time") for bound in (result.low, result.high))
+    same = low.split()[-1] == high.split()[-1]
+    return f"[{low.split()[0]}, {high.split()[0]}] {low.split()[-1]}" if same else f"[{low}, {high}]"
+
+
+def _speed(change: LatencyChange | None) -> tuple[str, str]:
+    """How much faster than the reference, in words too, and the interval."""
+    from lepton_cli.report import words
+
+    if change is None:
+        return "reference", ""
+    word = "faster" if change.high < 1 else "SLOWER" if change.low > 1 else "unclear"
+    return f"{words.times(1 / change.ratio)} {word}", words.interval(1 / change.high, 1 / change.low)

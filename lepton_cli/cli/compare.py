@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,12 +152,20 @@ def _show_diff(diff: dict[str, Any], console: Console) -> None:
         console.print("layers      the same operators, widths and types")
         return
     console.print()
-    cells = [[row["node"], row["change"], *(_pair(row[key]) for key in ("op", "dtype", "shape"))] for row in rows]
-    columns = [("layer", "left"), ("", "left"), ("operator", "left"), ("type", "left"), ("weight", "left")]
-    console.print(plain_table(columns, cells[:_SHOWN]))
-    rest = len(rows) - _SHOWN
-    same = f"{diff.get('layers_same', 0)} layers are the same"
-    console.print(f"and {rest} more (--json lists all); {same}" if rest > 0 else same)
+    changed = [row for row in rows if row["change"] == "changed"]
+    keys = ("op", "dtype", "shape", "parameters")
+    cells = [[row["node"], *(_pair(row[key]) for key in keys)] for row in changed[:_SHOWN]]
+    columns = [("layer", "left"), ("operator", "left"), ("type", "left"), ("weight", "left"), ("parameters", "left")]
+    if changed:
+        console.print(plain_table(columns, cells))
+    if len(changed) > _SHOWN:
+        console.print(f"and {len(changed) - _SHOWN} more changed layers (--json lists all)")
+    for change, index in (("removed", 0), ("added", 1)):
+        counts = Counter(row["op"][index] for row in rows if row["change"] == change)
+        if counts:
+            listed = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+            console.print(printable(f"layers {change}: {listed}"))
+    console.print(f"layers unchanged: {diff.get('layers_same', 0)}")
 
 
 def _pair(values: list[Any]) -> str:

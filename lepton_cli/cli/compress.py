@@ -22,6 +22,7 @@ def command(
         str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column that holds labels.")
     ] = None,
     overrides: options.Overrides = None,
+    baseline: options.Baseline = None,
     strict: options.Strict = False,
     allow_code: options.AllowCode = False,
     json_output: options.Json = False,
@@ -36,6 +37,7 @@ def command(
     Examples:  `lepton compress model.onnx -r recipe.yaml -o out`  ·  `lepton compress model.onnx --data calib.npz`
     """
     from lepton_cli.cli.console import TerminalProgress, make_console, show_report
+    from lepton_cli.cli.github import publish
     from lepton_cli.pipeline.compress import compress
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
@@ -50,7 +52,7 @@ def command(
         chosen = choose(model, data, labels, progress)
     elif data is not None:
         raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
-    result = compress(model, chosen, output, progress, allow_code=allow_code, strict=strict)
+    result = compress(model, chosen, output, progress, allow_code=allow_code, strict=strict, baseline=baseline)
     if json_output:
         typer.echo(store.to_json(result.report))
     else:
@@ -58,6 +60,7 @@ def command(
         show_report(result.report, console)
         console.print()
         console.print("wrote " + ", ".join(str(file) for file in result.files))
+    publish(result.report)
     if result.error is not None:
         show(result.error)
         if debug:

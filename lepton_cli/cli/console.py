@@ -143,6 +143,8 @@ def comparison(report: Report) -> Table:
     columns = [(name, "left"), ("original" if compared else "", "right")]
     columns += [("compressed", "right"), ("change", "right"), ("", "left")] if compared else [("", "left")]
     table = plain_table(columns, [])
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for row in table_rows(report):
         if not row.skipped:
             label = f"{row.label} {row.detail}".strip()
@@ -188,21 +190,23 @@ def show_gates(report: Report, console: Console, *, every: bool = False) -> None
         )
     )
     table = Table.grid(padding=(0, 2, 0, 0))
-    for column in ("verdict", "gate", "found", "place"):
-        table.add_column(overflow="fold", no_wrap=column == "verdict")
+    for _ in ("verdict", "gate"):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for verdict in report.gates:
         if every or verdict.verdict != "pass":
             table.add_row(*map(printable, _gate_cells(verdict)), style=_VERDICTS[verdict.verdict])
     console.print(table)
 
 
-def _gate_cells(verdict: Verdict) -> tuple[str, str, str, str]:
-    """Verdict, gate, what was found with the reason and what to try below, where the gate is set."""
+def _gate_cells(verdict: Verdict) -> tuple[str, str, str]:
+    """Verdict, gate, what was found and where the limit is set, with the reason and what to try below."""
     scope = [f"{key} {value}" if key == "batch" else str(value) for key, value in verdict.scope.items()]
     word = "warn" if verdict.verdict == "fail" and verdict.level == "warn" else verdict.verdict
     found = [f"limit {verdict.limit}", *([f"found {verdict.observed}"] if verdict.observed not in ("", "-") else [])]
-    lines = [", ".join([*found, *filter(None, [verdict.excess])]), verdict.reason, verdict.hint]
-    return f"  {word}", " ".join([verdict.metric, *scope]), "\n".join(filter(None, lines)), verdict.where
+    where = f"   {verdict.where}" if verdict.where else ""
+    lines = [", ".join([*found, *filter(None, [verdict.excess])]) + where, verdict.reason, verdict.hint]
+    return f"  {word}", " ".join([verdict.metric, *scope]), "\n".join(filter(None, lines))
 
 
 VERDICT_WORDS: tuple[tuple[VerdictWord, str], ...] = (

@@ -65,7 +65,7 @@ def _operator(node: ir.Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
-def _signature(before: Sequence[TensorInfo], after: Sequence[io.TensorInfo]) -> list[list[str]]:
+def _signature(before: Sequence[TensorInfo], after: Sequence[TensorInfo]) -> list[list[str]]:
     """Both sides in words where they differ, else nothing."""
     sides = [list(map(str, before)), list(map(str, after))]
     return sides if sides[0] != sides[1] else []

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
 from lepton_cli.measure import size
 from lepton_cli.measure.environment import environment
@@ -63,4 +64,10 @@ def assemble(command: str, clock: Clock, **parts: Any) -> Report:
         seconds=clock.seconds,
         **parts,
     )
+    return report.model_copy(update={"headline": headline.headline(report)})
+
+
+def broken(report: Report, error: LeptonError) -> Report:
+    """The report as what is left of a run that broke off."""
+    report = report.model_copy(update={"status": "failed", "complete": False, "error": error.to_dict()})
     return report.model_copy(update={"headline": headline.headline(report)})

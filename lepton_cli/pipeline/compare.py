@@ -10,13 +10,13 @@ from lepton_cli.errors import LeptonError, MeasurementError, OutputError, Report
 from lepton_cli.graph import diff, io
 from lepton_cli.measure.arms import InputNames
 from lepton_cli.pipeline import adhoc, measuring, workspace
-from lepton_cli.pipeline.assemble import Clock, assemble, recipe_facts
+from lepton_cli.pipeline.assemble import Clock, assemble, broken, recipe_facts
 from lepton_cli.pipeline.job import Job, place_text
 from lepton_cli.pipeline.judge import check_baseline, judged
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedBudget
 from lepton_cli.report import baseline as baselines
-from lepton_cli.report import headline, render, store
+from lepton_cli.report import render, store
 from lepton_cli.report.model import FileFacts, Report, Variant
 
 
@@ -50,9 +50,8 @@ def compare(
     clock = Clock()
     if output is not None:
         _check_output(output, (job.loaded.path, second))
-    source: LoadedBudget | None = budget
-    wanted = budget.budget.gates if budget is not None else job.spec.gates
-    check_baseline(wanted, baseline)
+    wanted, places = (budget.budget.gates, budget.source) if budget is not None else (job.spec.gates, job.recipe.source)
+    check_baseline(wanted, baseline, places)
     other = io.load(second)
     names = adhoc.match_inputs(io.inputs(job.loaded.model), io.inputs(other.model), str(second))
     models = {"original": job.loaded, "compressed": other}
@@ -61,7 +60,6 @@ def compare(
         update={"reproduce": command, "recipe": recipe_facts(job.recipe) if from_recipe else None}
     )
     if error is None and wanted:
-        places = source.source if source is not None else job.recipe.source
         try:
             reference = baselines.load(baseline, report) if baseline is not None else None
             verdicts = gates.judge(
@@ -73,7 +71,7 @@ def compare(
             )
             report = judged(report, verdicts)
         except ReportError as refused:
-            report, error = _broken(report, refused), refused
+            report, error = broken(report, refused), refused
     return Comparison(report, _write(report, output) if output is not None else (), error)
 
 
@@ -90,6 +88,9 @@ def _measured(
     except LeptonError as wrong:
         raise job.locate(wrong) from wrong
     variants = found.variants if found else tuple(_structure(job, *item, names) for item in models.items())
+    warnings = list(job.warnings)
+    if job.evaluation is None and job.calibration is None:
+        warnings.append(f"without data the outputs are compared on {job.check.count} random inputs: give --data or -r")
     before, after = models["original"], models["compressed"]
     changes = diff.diff(before.model, after.model, variants[0].size.layers, variants[1].size.layers)
     measured = (
@@ -102,22 +103,16 @@ def _measured(
         clock,
         data=job.data_facts(),
         variants=variants,
-        warnings=job.warnings,
+        warnings=warnings,
         extra={"diff": changes},
         **measured,
     )
-    return (report, None) if error is None else (_broken(report, error), error)
+    return (report, None) if error is None else (broken(report, error), error)
 
 
 def _structure(job: Job, name: str, loaded: io.Loaded, names: InputNames) -> Variant:
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
     return Variant(name=name, file=facts, size=measuring.structure(loaded, job, names.get(name)))
-
-
-def _broken(report: Report, error: LeptonError) -> Report:
-    """The report as what is left of a run that broke off."""
-    report = report.model_copy(update={"status": "failed", "complete": False, "error": error.to_dict()})
-    return report.model_copy(update={"headline": headline.headline(report)})
 
 
 def _check_output(folder: Path, models: tuple[Path, ...]) -> None:

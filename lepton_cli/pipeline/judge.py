@@ -13,6 +13,7 @@ from lepton_cli import gates
 from lepton_cli.errors import ReportError
 from lepton_cli.recipe.load import LoadedBudget
 from lepton_cli.recipe.schema import Gate
+from lepton_cli.recipe.source import SourceMap
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report import facts, headline, store
 from lepton_cli.report.model import Report, Verdict
@@ -43,13 +44,14 @@ def judged(report: Report, verdicts: Sequence[Verdict]) -> Report:
     return report.model_copy(update={"headline": headline.headline(report)})
 
 
-def check_baseline(wanted: Sequence[Gate], baseline: Path | None) -> None:
+def check_baseline(wanted: Sequence[Gate], baseline: Path | None, source: SourceMap) -> None:
     """Raise ReportError, before any long work, for a baseline that gates need and is not there or not one."""
-    needing = [gate for gate in wanted if gate.against == "baseline"]
+    needing = [index for index, gate in enumerate(wanted) if gate.against == "baseline"]
     if needing and baseline is None:
         raise ReportError(
             "gate.no-baseline",
-            f"the gate on `{needing[0].metric}` compares with a baseline, but none is given",
+            f"the gate on `{wanted[needing[0]].metric}` compares with a baseline, but none is given",
+            where=source.place(("gates", needing[0], "against")),
             hint="give --baseline FILE; `lepton baseline update` writes one",
         )
     if baseline is not None:

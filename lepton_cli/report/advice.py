@@ -13,7 +13,7 @@ def hint(metric: str, outcome: str, report: Report, scope: Mapping[str, str | in
     """One line of advice for a gate that failed or stayed open; empty where there is none."""
     family = metric.split(".")[0]
     if outcome == "inconclusive":
-        return "widen the limit, or measure longer (--precision 1%)"
+        return "widen the limit, or measure longer: --set evaluate.latency.time=60s"
     if family == "size" or metric in ("parameters", "nonzeros"):
         return _largest(report, by="parameters" if metric in ("parameters", "nonzeros") else "bytes")
     if metric == "macs":
