@@ -49,7 +49,11 @@ class SourceDataset:
         self._given = statistics
         self._cache: Batch | None = None
         self.label_names = source.label_names
-        self.class_names = dict(source.class_names)
+        # Names move with the label numbers: with `label_offset: 1` class 0 is the model's own, without a name.
+        self.class_names = {
+            label: ("",) * spec.label_offset + names[max(0, -spec.label_offset) :]
+            for label, names in source.class_names.items()
+        }
         self.fixed_batch = _fixed_batch(inputs)
         self.notes = source.notes
         self._indices = self._select()

@@ -150,8 +150,7 @@ class _Run:
             own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)
             if self.predictions is None and own.ndim == 1:
-                offset, names = track.spec.offset, self.dataset.class_names.get(track.label, ())
-                self.predictions = Predictions(track.output, ("",) * offset + tuple(names[max(0, -offset) :]))
+                self.predictions = Predictions(track.output, tuple(self.dataset.class_names.get(track.label, ())))
                 self._classes = track
         if self.predictions is None and not labels:
             scores = next((name for name, decide in deciders.items() if decide), None)

@@ -73,8 +73,8 @@ def per_sample(name: str) -> Metric:
     return Metric(name, lambda output, labels: output, _mean)
 
 
-def class_labels(labels: Array, output: Array, offset: int = 0) -> Array:
-    """Labels as whole numbers plus `offset`, one-hot rows and single columns taken apart.
+def class_labels(labels: Array, output: Array) -> Array:
+    """Labels as whole numbers, one-hot rows and single columns taken apart.
 
     Raises DataError for anything else.
     """
@@ -88,8 +88,8 @@ def class_labels(labels: Array, output: Array, offset: int = 0) -> Array:
     if labels.ndim == 2 and labels.shape == output.shape and labels.shape[1] > 1:
         one_hot = (labels.sum(axis=1) == 1) & (labels.max(axis=1) == 1) & (labels.min(axis=1) == 0)
         if one_hot.all():
-            return np.asarray(labels.argmax(axis=1) + offset)
-    return offset + (labels.reshape(len(labels)) if labels.size == len(labels) else labels)
+            return np.asarray(labels.argmax(axis=1))
+    return labels.reshape(len(labels)) if labels.size == len(labels) else labels
 
 
 def predictions(output: Array) -> tuple[Array, Array]:

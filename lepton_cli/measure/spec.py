@@ -20,9 +20,6 @@ class AccuracySpec(Strict):
     average: Literal["macro", "micro", "binary"] = Field(default="macro", description="For `f1`")
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
-    offset: int = Field(
-        default=0, description="Added to class labels: 1 where the model's class 0 is a background class"
-    )
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
     function: str | None = Field(default=None, description="For `python`: `file.py:function` (needs --allow-code)")
 

@@ -61,7 +61,7 @@ class Track:
 
     def class_labels(self, labels: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
         """The labels of this metric as classes of its output."""
-        return metrics.class_labels(labels[self.label], outputs[self.output], self.spec.offset)
+        return metrics.class_labels(labels[self.label], outputs[self.output])
 
     def _add_hook(self, arm: str, outputs: dict[str, Array], labels: dict[str, Array], count: int) -> None:
         """Per-sample values are kept as they come; a function that wants everything at once gets it at the end."""

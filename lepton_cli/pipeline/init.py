@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from lepton_cli.errors import OutputError
+from lepton_cli.errors import DataError, OutputError
 from lepton_cli.graph import io
 from lepton_cli.graph.facts import facts
 from lepton_cli.pipeline.choose import data_section
@@ -38,6 +38,10 @@ seed: 0
 # Paths are relative to this file. Sources: .npz arrays, image folders, .csv / .jsonl / .parquet tables.
 {% if data -%}
 data:
+{%- if problem %}
+  # NOT READY: {{ problem.message }}
+  # {{ problem.hint or "see docs/recipes.md for the preprocessing" }}, in `preprocess` below
+{%- endif %}
 {{ data | indent(2, true) }}
 {%- else -%}
 # data:
@@ -60,7 +64,7 @@ steps:
 {%- if step.step == "quantize.static" or step.step == "quantize.dynamic" %}
     target: auto               # the machine the model will run on; auto is this one ({{ target }})
 {%- endif %}
-{%- if step.if_possible %}
+{%- if step.get("if_possible") %}
     if_possible: true          # changing nothing is not an error
 {%- endif %}
 {%- endfor %}
@@ -95,7 +99,7 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         )
     loaded = io.load(model)
     found = facts(loaded.model)
-    section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)
+    section, labelled, problem = _data(loaded, data, labels)
     for source in section.values():
         source["path"] = os.path.relpath(source["path"], path.parent)
     choice = defaults.choose(found, name=path.stem, data=section, labelled=labelled, calibrated=bool(section))
@@ -108,6 +112,7 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         outputs=[_comment(info) for info in found.outputs],
         first_input=json.dumps(found.inputs[0].name if found.inputs else "input"),
         data=_dump(section) if section else "",
+        problem=problem,
         labelled=labelled,
         steps=list(zip(choice.recipe["steps"], choice.reasons, strict=True)),
         target=targets.resolve("auto").name,
@@ -119,6 +124,19 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
             stream.write(text)
     except OSError as error:
         raise OutputError("output.write", f"cannot write {path}", cause=error.strerror or str(error)) from error
+
+
+def _data(loaded: io.Loaded, data: Path | None, labels: str | None) -> tuple[dict[str, Any], bool, DataError | None]:
+    """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
+    if data is None:
+        return {}, False, None
+    try:
+        return *data_section(loaded, data, labels), None
+    except DataError as error:
+        if error.code != "data.shape":
+            raise
+        source = {"path": os.path.relpath(data), "preprocess": {}, **({"labels": labels} if labels else {})}
+        return {"calibration": source}, False, error
 
 
 def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:

@@ -1,0 +1,87 @@
+"""Every command and every recipe in the documentation works as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lepton_cli.recipe.load import load_recipe
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "docs/recipes.md"]
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in _FENCE.findall(page.read_text()) if found == language]
+
+
+def _numbered(language: str) -> list[tuple[str, int]]:
+    return [(page.name, index) for page in PAGES for index in range(len(_blocks(page, language)))]
+
+
+def _page(name: str) -> Path:
+    return next(page for page in PAGES if page.name == name)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for folder in ("sample_models", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "index"), _numbered("yaml"))
+def test_recipes_are_valid(name: str, index: int, checkout: Path) -> None:
+    path = checkout / "recipe.yaml"
+    path.write_text(_blocks(_page(name), "yaml")[index])
+    load_recipe(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "index"), _numbered("yaml"))
+def test_recipes_run(name: str, index: int, checkout: Path) -> None:
+    path = checkout / "recipe.yaml"
+    text = _blocks(_page(name), "yaml")[index]
+    path.write_text(text)
+    model = "digits_mlp" if "pixels" in text else "digits_cnn" if "32, 32" in text else "digits_vit"
+    command = ["lepton", "compress", f"sample_models/{model}.onnx", "-r", "recipe.yaml", "-o", "out"]
+    _run(" ".join(command) + " --set evaluate.latency.time=500ms", checkout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "index"), _numbered("sh"))
+def test_commands_run(name: str, index: int, checkout: Path) -> None:
+    _run(_blocks(_page(name), "sh")[index], checkout)
+
+
+def _run(script: str, folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs/architecture.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_step_and_command_is_in_the_readme() -> None:
+    from lepton_cli.cli.main import app
+    from lepton_cli.steps import STEPS
+
+    text = (ROOT / "README.md").read_text()
+    for name in STEPS:
+        assert f"`{name}`" in text
+    for command in app.registered_commands:
+        assert f"lepton {command.name}" in text
