@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from lepton_cli.cli.github import announce
 from lepton_cli.errors import ExitCode, LeptonError, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +30,7 @@ def boundary(function: F) -> F:
             function(*args, **kwargs)
         except LeptonError as error:
             show(error, as_json=bool(kwargs.get("json_output")))
+            announce(error)
             _leave(error, error.exit_code, bool(kwargs.get("debug")))
         except KeyboardInterrupt as error:
             sys.stderr.write("interrupted\n")

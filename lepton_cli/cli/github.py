@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from lepton_cli.errors import OutputError
-from lepton_cli.report.model import Report
+from lepton_cli.errors import LeptonError, OutputError
+
+if TYPE_CHECKING:
+    from lepton_cli.report.model import Report
 
 
 def active() -> bool:
@@ -29,3 +32,11 @@ def publish(report: Report, *, always: bool = False) -> None:
         github.append_summary(report, os.environ)
     except OutputError as error:
         sys.stderr.write(f"warning: {error.message}: {error.cause}\n")
+
+
+def announce(error: LeptonError) -> None:
+    """An annotation for an error that ended a command before it had a report, when in GitHub Actions."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from lepton_cli.report import github
+
+        sys.stderr.write(github.error_annotation(error))

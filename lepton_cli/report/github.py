@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from lepton_cli.errors import OutputError
+from lepton_cli.errors import LeptonError, OutputError, Place
 from lepton_cli.report import markdown, words
 from lepton_cli.report.model import Report, Verdict
 
@@ -20,6 +20,13 @@ def annotations(report: Report) -> str:
     gates = [gate for gate in sorted(report.gates, key=markdown.severity) if gate.verdict != "pass"]
     lines += [_annotation(gate) for gate in gates]
     return "".join(f"{line}\n" for line in lines[:MOST])
+
+
+def error_annotation(error: LeptonError) -> str:
+    """The workflow command of an error that ended a command, on the line it is about where there is one."""
+    place = {"file": error.where.file, "line": str(error.where.line)} if isinstance(error.where, Place) else {}
+    message = "\n".join(part for part in (error.message, error.cause, error.hint) if part)
+    return _command("error", message, **place, title=error.code) + "\n"
 
 
 def step_summary(report: Report) -> str:

@@ -82,7 +82,7 @@ def _document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ReportError("report.unreadable", f"cannot read {path}", cause=error.strerror or str(error)) from None
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=lambda word: _not_a_number(word, path))
     except json.JSONDecodeError as error:
         if not text.lstrip().startswith("{"):
             raise _not_a_report(path, "it does not hold JSON" if text.strip() else "it is empty") from None
@@ -118,6 +118,17 @@ def _version(document: dict[str, Any], path: Path) -> tuple[int, int]:
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = version.split(".")
     return int(major), int(minor)
+
+
+def _not_a_number(word: str, path: Path) -> None:
+    """JSON has no NaN, and a limit compared with it would say anything. Raises ReportError."""
+    raise ReportError(
+        "report.invalid",
+        f"{path} holds {word} where a number should be",
+        where=str(path),
+        cause="the file was edited by hand or damaged",
+        hint="reports are written by lepton and not meant to be edited: run the command again",
+    )
 
 
 def _not_a_report(path: Path, cause: str) -> ReportError:
