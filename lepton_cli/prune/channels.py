@@ -282,7 +282,7 @@ def _rank(plan: Plan, params: Params, context: Context, least: Sequence[int], ki
     with context.progress.stage("ranking channels", len(plan.groups)) as stage:
         for chunk in importance.chunks(plan.groups, layers, plan.model):
             needs = source is not None and (kind in ("hessian", "activation") or params.recover != ())
-            grams = importance.moments(plan.model, chunk, layers, source) if needs and source is not None else {}
+            grams = importance.grams(plan.model, chunk, layers, source) if needs and source is not None else {}
             for group in chunk:
                 readers = importance.consumers(group, layers)
                 if kind in ("hessian", "activation") and readers:
@@ -316,7 +316,7 @@ def _recover(
     repairs: list[recover.Repair] = []
     layers = recover.after_the_cut(result, plan.coupling, removed)
     with context.progress.stage("repairing layers", len(layers)) as stage:
-        for together in recover.stages(layers, result):
+        for together in recover.stages(layers):
             now = linear.find(result)
             fresh = [now[layer.node] for layer in together]
             repairs += recover.repair(result, plan.model, fresh, plan.coupling, removed, source, kinds)

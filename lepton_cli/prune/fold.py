@@ -71,7 +71,9 @@ def _fold(model: ir.Model, layer: ir.Node, norm: ir.Node) -> NDArray[np.float64]
     folded = ((_array(bias) if bias is not None else 0.0) - mean) * factor + shift
     name = f"{layer.name}__folded_bias"
     tensor = ir.tensor(folded.astype(np.float32), name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+    )
     model.graph.register_initializer(value)
     if len(layer.inputs) < 3:
         layer.resize_inputs(3)

@@ -1,10 +1,13 @@
-"""Gram matrices of layer inputs and targets, streamed: memory does not grow with the number of samples."""
+"""What layers see on calibration data: Gram matrices, or a bounded sample of rows with their targets.
+
+Rows are drawn evenly over all batches, so memory does not grow with the number of samples.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,103 +15,112 @@ from numpy.typing import NDArray
 from lepton_cli.prune.linear import Linear, Matrix
 from lepton_cli.prune.taps import Arrays
 
+Rows = NDArray[np.float32]
 #: Rows taken from one layer over the whole calibration set; positions of one image are much alike.
 ROWS = 65_536
+#: Bytes of one layer's sampled features.
+SAMPLE_BYTES = 250_000_000
 #: Every so many batches one is held out to judge what the others suggest.
 HOLD_EVERY = 4
 
 
-@dataclasses.dataclass
-class Moments:
-    """Sums over rows: features x features, features x targets, targets squared. The last feature is the constant 1."""
-
-    xx: Matrix
-    xy: Matrix
-    yy: float = 0.0
-    y: Matrix = dataclasses.field(default_factory=lambda: np.zeros(0))
-    rows: int = 0
-
-    @classmethod
-    def empty(cls, features: int, outputs: int) -> Moments:
-        """Nothing seen yet; `features` without the constant."""
-        return cls(np.zeros((features + 1, features + 1)), np.zeros((features + 1, outputs)), 0.0, np.zeros(outputs))
-
-    def add(self, x: NDArray[np.float32], y: NDArray[np.float32] | None) -> None:
-        """Count rows in. Products of one batch in float32, sums over batches in float64."""
-        n = x.shape[1]
-        self.xx[:n, :n] += x.T @ x
-        sums = x.sum(axis=0, dtype=np.float64)
-        self.xx[n, :n] += sums
-        self.xx[:n, n] += sums
-        self.xx[n, n] += len(x)
-        self.rows += len(x)
-        if y is not None:
-            self.xy[:n] += x.T @ y
-            totals = y.sum(axis=0, dtype=np.float64)
-            self.xy[n] += totals
-            self.y += totals
-            self.yy += float(np.square(y, dtype=np.float64).sum())
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.y + other.y, self.rows + other.rows
-        )
-
-    def error(self, solution: Matrix) -> float:
-        """Squared error of `[x, 1] @ solution` as a share of the targets' variance."""
-        residual = float(np.sum(solution * (self.xx @ solution)) - 2 * np.sum(solution * self.xy)) + self.yy
-        return max(residual, 0.0) / max(self.variance(), 1e-30)
-
-    def variance(self) -> float:
-        """Sum of squared deviations of the targets from their means."""
-        return self.yy - float(np.sum(self.y**2)) / max(self.rows, 1)
+def gram(x: Rows) -> Matrix:
+    """`[x, 1]^T [x, 1]`: products in float32, the constant's sums in float64."""
+    size = x.shape[1]
+    result = np.empty((size + 1, size + 1))
+    result[:size, :size] = x.T @ x
+    result[size, :size] = result[:size, size] = x.sum(axis=0, dtype=np.float64)
+    result[size, size] = len(x)
+    return result
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """One layer to look at, and how to get its target from the two models' values (`None`: inputs only)."""
-
-    linear: Linear
-    outputs: int
-    features: int
-    target: Callable[[Arrays, Arrays], NDArray[np.float32]] | None = None
-
-
-def collect(
-    wanted: Sequence[Wanted],
+def grams(
+    layers: Sequence[Linear],
+    features: Sequence[int],
     batches: Iterable[Arrays],
-    current: Callable[[Arrays], Arrays],
-    reference: Callable[[Arrays], Arrays] | None,
+    run: Callable[[Arrays], Arrays],
     samples: int,
     seed: int,
-) -> dict[str, tuple[Moments, Moments]]:
-    """Moments to fit with and moments held out, by node. `samples` is the size of the calibration set."""
-    found = {
-        w.linear.node: (Moments.empty(w.features, w.outputs), Moments.empty(w.features, w.outputs)) for w in wanted
-    }
+) -> dict[str, Matrix]:
+    """Gram matrix of every layer's inputs (constant last), by node: batches in float32, their sum in float64."""
+    found = {layer.node: np.zeros((size + 1, size + 1)) for layer, size in zip(layers, features, strict=True)}
     for number, feeds in enumerate(batches):
-        now = current(feeds)
-        then = reference(feeds) if reference is not None else {}
-        held = number % HOLD_EVERY == HOLD_EVERY - 1
-        for w in wanted:
-            pick = _picker(w, feeds, samples, seed, number)
-            x = w.linear.features(now[w.linear.input], pick)
-            y = None if w.target is None else w.linear.rows(w.target(now, then), pick)
-            found[w.linear.node][held].add(x, y)
+        values = run(feeds)
+        for layer, size in zip(layers, features, strict=True):
+            pick = picker(layer, size, _count(feeds) / max(samples, 1), seed, number)
+            found[layer.node] += gram(layer.features(values[layer.input], pick))
     return found
 
 
-def _picker(
-    w: Wanted, feeds: Mapping[str, NDArray[np.float32]], samples: int, seed: int, batch: int
-) -> Callable[[int], NDArray[np.int64]]:
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """Where a layer's target is read: a value of the reference, minus a value of the pruned model.
+
+    `keep` masks the target's channels that are left; `rectified`: only a ReLU reads the sum, so that values below
+    zero need no precision.
+    """
+
+    value: str
+    shortcut: str | None
+    keep: NDArray[np.bool_] | None
+    rectified: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Rows of features with the values they should lead to: `x @ weight + bias + offset` is compared with `y`."""
+
+    x: Rows
+    y: Rows
+    #: The pruned shortcut that is added to the layer's output; zeros where there is none.
+    offset: Rows
+    #: Rows of held-out batches.
+    held: NDArray[np.bool_]
+
+
+def sample(
+    layers: Sequence[tuple[Linear, Aim, int]],
+    batches: Iterable[Arrays],
+    current: Callable[[Arrays], Arrays],
+    reference: Callable[[Arrays], Arrays],
+    samples: int,
+    seed: int,
+) -> dict[str, Sample]:
+    """Rows for every layer (with its aim and number of features), by node."""
+    parts: dict[str, list[tuple[Rows, Rows, Rows, bool]]] = {layer.node: [] for layer, _, _ in layers}
+    for number, feeds in enumerate(batches):
+        now, then = current(feeds), reference(feeds)
+        for layer, aim, size in layers:
+            pick = picker(layer, size, _count(feeds) / max(samples, 1), seed, number)
+            y = then[aim.value] if aim.keep is None else np.compress(aim.keep, then[aim.value], layer.channel_axis)
+            rows = layer.rows(y, pick)
+            offset = np.zeros((1, 1), np.float32) if aim.shortcut is None else layer.rows(now[aim.shortcut], pick)
+            held = number % HOLD_EVERY == HOLD_EVERY - 1
+            parts[layer.node].append(
+                (layer.features(now[layer.input], pick), rows, np.broadcast_to(offset, rows.shape), held)
+            )
+    return {node: _joined(found) for node, found in parts.items()}
+
+
+def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> Sample:
+    held = np.concatenate([np.full(len(x), flag) for x, _, _, flag in parts])
+    x, y, offset = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    return Sample(x, y, offset, held)
+
+
+def _count(feeds: Arrays) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def picker(layer: Linear, features: int, share: float, seed: int, batch: int) -> Callable[[int], NDArray[np.int64]]:
     """Chooses this batch's share of the rows, the same for features and targets."""
-    here = len(next(iter(feeds.values())))
-    share = max(ROWS, 24 * w.features) * here / max(samples, 1)
+    most = max(min(ROWS, SAMPLE_BYTES // (4 * features)), 4 * features)
+    wanted = round(most * share)
 
     def pick(total: int) -> NDArray[np.int64]:
-        if total <= share:
+        if total <= wanted:
             return np.arange(total)
-        generator = np.random.default_rng([seed, batch, zlib.crc32(w.linear.node.encode())])
-        return np.sort(generator.choice(total, round(share), replace=False, shuffle=False))
+        generator = np.random.default_rng([seed, batch, zlib.crc32(layer.node.encode())])
+        return np.sort(generator.choice(total, wanted, replace=False, shuffle=False))
 
     return pick

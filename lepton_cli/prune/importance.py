@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph.coupling import Group
 from lepton_cli.prune import gram, hessian, linear, recover, taps
-from lepton_cli.prune.gram import Moments, Wanted
 from lepton_cli.prune.hessian import Ranking, Side
-from lepton_cli.prune.linear import Linear
+from lepton_cli.prune.linear import Linear, Matrix
 
 Scores = NDArray[np.float64]
 #: Gram matrices kept at once, in bytes.
@@ -85,24 +84,20 @@ def chunks(groups: Sequence[Group], layers: Mapping[str, Linear], model: ir.Mode
     return found
 
 
-def moments(
+def grams(
     model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Source
-) -> dict[str, Moments]:
+) -> dict[str, Matrix]:
     """Gram matrices of all layers that read these groups, by node."""
-    needed = {layer.node: layer for group in groups for layer, _ in consumers(group, layers)}
-    asked = []
-    for layer in needed.values():
-        matrix = linear.matrix_of(model, layer)
-        asked.append(Wanted(layer, 0, matrix.shape[0]))
-    if not asked:
+    needed = list({layer.node: layer for group in groups for layer, _ in consumers(group, layers)}.values())
+    if not needed:
         return {}
-    tap = taps.Tap(model, [layer.input for layer in needed.values()], source.workdir, source.threads)
-    found = gram.collect(asked, recover.batches(model, source), tap.run, None, source.samples, source.seed)
-    return {node: fit + held for node, (fit, held) in found.items()}
+    sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
+    tap = taps.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
+    return gram.grams(needed, sizes, recover.batches(model, source), tap.run, source.samples, source.seed)
 
 
 def with_data(
-    kind: str, model: ir.Model, group: Group, layers: Mapping[str, Linear], grams: Mapping[str, Moments], least: int
+    kind: str, model: ir.Model, group: Group, layers: Mapping[str, Linear], grams: Mapping[str, Matrix], least: int
 ) -> Ranking:
     """`hessian` or `activation` ranking of one group."""
     sides = []
@@ -110,7 +105,7 @@ def with_data(
         weight = linear.matrix_of(model, layer)
         bias = linear.bias_of(model, layer)
         row = np.zeros((1, weight.shape[1])) if bias is None else bias[None]
-        sides.append(Side(grams[layer.node].xx, np.concatenate([weight, row]), blocks))
+        sides.append(Side(grams[layer.node], np.concatenate([weight, row]), blocks))
     if kind == "hessian":
         return hessian.rank(sides, least)
     scores = np.zeros(group.channels)

@@ -8,7 +8,7 @@ is judged on calibration batches it was not fitted to and kept only where it hel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import StepError
 from lepton_cli.graph.coupling import Coupling, Ids
 from lepton_cli.prune import gram, linear, taps
-from lepton_cli.prune.gram import Moments, Wanted
+from lepton_cli.prune.gram import Aim, Rows, Sample
 from lepton_cli.prune.linear import Linear, Matrix
 from lepton_cli.prune.taps import Arrays
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+#: Rounds of fitting with regard to a ReLU.
+ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,41 +54,24 @@ class Source:
     samples: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Aim:
-    """Where a layer's target is read: a value of the reference, minus a value of the current model."""
-
-    value: str
-    shortcut: str | None
-
-
-def aim(model: ir.Model, layer: Linear) -> Aim:
+def aim(model: ir.Model, layer: Linear, coupling: Coupling, removed: Collection[int] | Ids) -> Aim:
     """The sum of the residual block that the layer ends, or the layer's own output."""
     values = {output.name: output for node in model.graph for output in node.outputs}
-    output = values[layer.biased]
-    uses = list(output.uses())
-    if len(uses) == 1 and uses[0][0].op_type == "Add" and not output.is_graph_output():
+    target, shortcut = values[layer.biased], None
+    uses = list(target.uses())
+    if len(uses) == 1 and uses[0][0].op_type == "Add" and not target.is_graph_output():
         add, index = uses[0]
         other = add.inputs[1 - index]
-        if other is not None and other is not output and other.producer() is not None:
-            return Aim(add.outputs[0].name or "", other.name)
-    return Aim(layer.biased, None)
-
-
-def wanted(model: ir.Model, layer: Linear, coupling: Coupling, removed: Collection[int] | Ids) -> tuple[Wanted, Aim]:
-    """The layer with its target in terms of values of the pruned and of the reference model."""
-    where = aim(model, layer)
-    shape = coupling.facts.shapes[where.value]
-    mask = coupling.keep((where.value, layer.channel_axis % len(shape)), removed)
-    matrix = linear.matrix_of(model, layer)
-
-    def target(now: Arrays, then: Arrays) -> NDArray[Any]:
-        full = then[where.value]
-        if mask is not None:
-            full = np.compress(mask, full, axis=layer.channel_axis)
-        return full if where.shortcut is None else full - now[where.shortcut]
-
-    return Wanted(layer, matrix.shape[1], matrix.shape[0], target), where
+        same = other is not None and coupling.facts.shapes.get(other.name or "") == coupling.facts.shapes.get(
+            target.name or ""
+        )
+        if other is not None and same and other is not target and other.producer() is not None:
+            target, shortcut = add.outputs[0], other.name
+    readers = [node.op_type for node, _ in target.uses()]
+    name = target.name or ""
+    keep = coupling.keep((name, layer.channel_axis % len(coupling.facts.shapes[name])), removed)
+    rectified = bool(readers) and set(readers) == {"Relu"} and not target.is_graph_output()
+    return Aim(name, shortcut, keep, rectified)
 
 
 def repair(
@@ -99,74 +84,123 @@ def repair(
     kinds: Collection[str],
 ) -> list[Repair]:
     """Fit `layers` (independent of one another) of `model`, in place."""
-    aimed = [wanted(model, layer, coupling, removed) for layer in layers]
-    now = [name for w, a in aimed for name in (w.linear.input, a.shortcut) if name is not None]
+    aimed = [(layer, aim(model, layer, coupling, removed), len(linear.matrix_of(model, layer))) for layer in layers]
+    now = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
     current = taps.Tap(model, now, source.workdir, source.threads)
-    original = taps.Tap(reference, [a.value for _, a in aimed], source.workdir, source.threads)
-    found = gram.collect(
-        [w for w, _ in aimed], batches(model, source), current.run, original.run, source.samples, source.seed
-    )
-    return [_repair_layer(model, layer, *found[layer.node], kinds) for layer in layers]
+    original = taps.Tap(reference, [where.value for _, where, _ in aimed], source.workdir, source.threads)
+    found = gram.sample(aimed, batches(model, source), current.run, original.run, source.samples, source.seed)
+    return [_repair_layer(model, layer, found[layer.node], where.rectified, kinds) for layer, where, _ in aimed]
 
 
-def batches(model: ir.Model, source: Source) -> Any:
+def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
     """Calibration batches, small enough that some can be held out."""
     size = max(1, min(32, source.samples // (2 * gram.HOLD_EVERY)))
     return taps.batches(model, source.data, source.samples, size)
 
 
-def _repair_layer(model: ir.Model, layer: Linear, fit: Moments, held: Moments, kinds: Collection[str]) -> Repair:
-    both = fit + held
-    if not np.isfinite(both.xx).all() or not np.isfinite(both.xy).all():
+def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:
+    """Try the repairs on the rows to fit, judge them on the held-out ones, keep the best if it helps."""
+    if not (np.isfinite(rows.x).all() and np.isfinite(rows.y).all()):
         raise StepError(
             "prune.non-finite",
             f"the activations at `{layer.node}` are not finite on the calibration data",
             hint="check the preprocessing, or exclude this part of the model",
         )
     bias = linear.bias_of(model, layer)
-    start = np.concatenate(
-        [linear.matrix_of(model, layer), np.zeros((1, fit.xy.shape[1])) if bias is None else bias[None]]
-    )
-    judge = held if held.rows else fit
-    before = judge.error(start)
-    tries: list[tuple[float, str, Matrix]] = []
+    weight = linear.matrix_of(model, layer)
+    start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])
+    judge = rows.held if rows.held.any() else ~rows.held
+    before = error(rows, judge, start, rectified)
+    tries: list[tuple[float, str, Callable[[], Matrix]]] = []
     if "least_squares" in kinds:
-        ridge, error = min(
-            ((r, judge.error(solve(fit, start, r, bias is not None))) for r in RIDGES), key=lambda t: t[1]
-        )
-        tries.append((error, "least_squares", solve(both, start, ridge, bias is not None)))
+        tries.append(_least_squares(rows, judge, start, bias is not None, rectified))
     if "bias" in kinds and bias is not None:
-        tries.append((judge.error(_shifted(fit, start)), "bias", _shifted(both, start)))
+        shifted = _shifted(rows, ~judge if (~judge).any() else judge, start)
+        everything = np.ones(len(rows.held), np.bool_)
+        tries.append((error(rows, judge, shifted, rectified), "bias", lambda: _shifted(rows, everything, start)))
     if not tries:
         return Repair(layer.node, "none", False, before, before)
-    after, kind, solution = min(tries, key=lambda t: t[0])
-    kept = bool(np.isfinite(solution).all()) and after < before * 0.999
+    after, kind, final = min(tries, key=lambda t: t[0])
+    kept = after < before * 0.999
     if kept:
+        solution = final()
         linear.store(model, layer, solution[:-1], None if bias is None else solution[-1])
-    return Repair(layer.node, kind, kept, before, after, scarce=fit.rows < 2 * len(start))
+    return Repair(layer.node, kind, kept, before, after, scarce=len(rows.x) < 2 * len(start))
 
 
-def solve(moments: Moments, start: Matrix, ridge: float, intercept: bool) -> Matrix:
-    """Ridge regression around `start`; the intercept is free, or fixed where the layer has no bias."""
-    size = len(start) - 1
-    xx, xy = moments.xx[:size, :size], moments.xy[:size]
-    mean_x = moments.xx[size, :size] / max(moments.rows, 1)
-    mean_y = moments.y / max(moments.rows, 1)
-    if intercept:
-        xx = xx - moments.rows * np.outer(mean_x, mean_x)
-        xy = xy - moments.rows * np.outer(mean_x, mean_y)
-    damping = ridge * max(float(np.diag(xx).mean()), 1e-12)
-    step = np.linalg.solve(xx + damping * np.eye(size), xy - xx @ start[:size])
-    weight = start[:size] + step
-    last = mean_y - mean_x @ weight if intercept else start[size]
-    return np.concatenate([weight, last[None]])
+def error(rows: Sample, which: NDArray[np.bool_], solution: Matrix, rectified: bool) -> float:
+    """Squared error of these rows as a share of the target's variance, after the ReLU where there is one."""
+    y, offset = rows.y[which], rows.offset[which]
+    guess = rows.x[which] @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32) + offset
+    if rectified:
+        y, guess = np.maximum(y, 0), np.maximum(guess, 0)
+    spread = float(np.square(y - y.mean(axis=0), dtype=np.float64).sum())
+    return float(np.square(guess - y, dtype=np.float64).sum()) / max(spread, 1e-30)
 
 
-def _shifted(moments: Moments, start: Matrix) -> Matrix:
+def _least_squares(
+    rows: Sample, judge: NDArray[np.bool_], start: Matrix, intercept: bool, rectified: bool
+) -> tuple[float, str, Callable[[], Matrix]]:
+    """Best held-out error over the ridges, with and without regard to the ReLU, and the same fit on all rows."""
+    held = gram.gram(rows.x[judge])
+    rest = ~judge
+    fit = gram.gram(rows.x[rest]) if rest.any() else held
+    part = Regression(rows, rest if rest.any() else judge, fit, start, intercept)
+    scores = [(error(rows, judge, part.solve(ridge), rectified), ridge, 0) for ridge in RIDGES]
+    if rectified:
+        ridge = min(scores)[1]
+        scores.append((error(rows, judge, part.rectified(ridge, ROUNDS), True), ridge, ROUNDS))
+    best, ridge, rounds = min(scores)
+
+    def final() -> Matrix:
+        whole = Regression(rows, np.ones(len(judge), np.bool_), fit + held if rest.any() else fit, start, intercept)
+        return whole.rectified(ridge, rounds)
+
+    return best, "least_squares", final
+
+
+class Regression:
+    """Ridge regression around the weights a layer has; the intercept is free, or fixed where there is no bias."""
+
+    def __init__(self, rows: Sample, which: NDArray[np.bool_], moments: Matrix, start: Matrix, intercept: bool) -> None:
+        self._x, self._y, self._offset = rows.x[which], rows.y[which], rows.offset[which]
+        self._start, self._intercept = start, intercept
+        count, size = float(moments[-1, -1]), len(start) - 1
+        self._mean = moments[-1, :size] / max(count, 1.0) if intercept else np.zeros(size)
+        values, self._axes = np.linalg.eigh(moments[:size, :size] - count * np.outer(self._mean, self._mean))
+        self._values = np.maximum(values, 0.0)
+
+    def solve(self, ridge: float, target: Rows | None = None) -> Matrix:
+        """[weight, bias] for the rows' own targets or for others; `ridge` relative to the mean diagonal."""
+        size = len(self._start) - 1
+        wanted = self._y - self._offset if target is None else target
+        residual = wanted - self._x @ self._start[:size].astype(np.float32)
+        mean = residual.mean(axis=0, dtype=np.float64) if self._intercept else self._start[size]
+        moment = np.asarray(self._x.T @ (residual - mean.astype(np.float32)), np.float64)
+        damping = ridge * max(float(self._values.mean()), 1e-12)
+        step = self._axes @ ((self._axes.T @ moment) / (self._values + damping)[:, None])
+        last = mean - self._mean @ step if self._intercept else self._start[size]
+        return np.concatenate([self._start[:size] + step, last[None]])
+
+    def rectified(self, ridge: float, rounds: int) -> Matrix:
+        """The same with a ReLU behind: where the target is at most zero, any value at most zero is right.
+
+        Majorisation: each round fits to the targets with those entries replaced by what the last round gave.
+        """
+        solution = self.solve(ridge)
+        floor = -self._offset
+        plain = self._y - self._offset
+        for _ in range(rounds):
+            guess = self._x @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32)
+            solution = self.solve(ridge, np.where(self._y > 0, plain, np.minimum(guess, floor)))
+        return solution
+
+
+def _shifted(rows: Sample, which: NDArray[np.bool_], start: Matrix) -> Matrix:
     """`start` with the bias that makes the mean right."""
-    count = max(moments.rows, 1)
+    guess = rows.x[which] @ start[:-1].astype(np.float32) + start[-1].astype(np.float32)
     shifted = start.copy()
-    shifted[-1] += moments.y / count - moments.xx[-1] @ start / count
+    shifted[-1] += (rows.y[which] - rows.offset[which] - guess).mean(axis=0, dtype=np.float64)
     return shifted
 
 
@@ -191,11 +225,11 @@ def after_the_cut(model: ir.Model, coupling: Coupling, removed: Collection[int] 
     return found
 
 
-def stages(layers: Sequence[Linear], model: ir.Model) -> list[list[Linear]]:
-    """Consecutive layers that read the same input and can be fitted in one pass over the data."""
+def stages(layers: Sequence[Linear]) -> list[list[Linear]]:
+    """Consecutive layers that read the same input, fitted in one pass over the data."""
     found: list[list[Linear]] = []
     for layer in layers:
-        if found and found[-1][0].input == layer.input and aim(model, layer).shortcut is None:
+        if found and found[-1][0].input == layer.input and len(found[-1]) < 4:
             found[-1].append(layer)
         else:
             found.append([layer])

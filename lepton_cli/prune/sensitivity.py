@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from lepton_cli.graph import cut
 from lepton_cli.graph.coupling import Coupling, Group
 from lepton_cli.prune import hessian, importance, linear, recover, taps
-from lepton_cli.prune.gram import Moments
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.linear import Linear
+from lepton_cli.prune.linear import Linear, Matrix
 
 #: Shares of a group's channels that are removed on trial.
 LEVELS = (0.25, 0.5, 0.8)
@@ -51,7 +50,7 @@ def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials:
 
 
 def curve(
-    trial: Trial, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Moments]
+    trial: Trial, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> NDArray[np.float64]:
     """Loss after removing 0, 1, 2, ... channels: the ranking's own curve, scaled to what a few trials measured."""
     own = np.concatenate([[0.0], np.maximum.accumulate(ranking.loss)])
@@ -71,7 +70,7 @@ def curve(
 
 
 def removed(
-    trial: Trial, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Moments]
+    trial: Trial, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> ir.Model:
     """The model without these channels, its consumers refitted to their own Gram matrices."""
     model = cut.cut(trial.model, trial.coupling, group.atoms[gone])
@@ -82,7 +81,7 @@ def removed(
         keep = np.ones(len(weight) + 1, np.bool_)
         keep[blocks[gone].ravel()] = False
         row = np.zeros((1, weight.shape[1])) if bias is None else bias[None]
-        fitted = hessian.refit(grams[layer.node].xx, np.concatenate([weight, row]), keep)
+        fitted = hessian.refit(grams[layer.node], np.concatenate([weight, row]), keep)
         after = linear.find(model)[layer.node]
         mask = trial.coupling.keep((layer.weight, layer.out_axis), group.atoms[gone])
         if mask is not None:

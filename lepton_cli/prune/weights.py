@@ -13,7 +13,6 @@ from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph import coupling_facts, io, select
 from lepton_cli.graph.cut import replace_weight
 from lepton_cli.prune import gram, linear, recover, taps
-from lepton_cli.prune.gram import Wanted
 from lepton_cli.prune.linear import Linear, Matrix
 from lepton_cli.steps.base import Context, Decision, Outcome
 
@@ -218,9 +217,8 @@ def _optimal(
     matrix = layer.matrix(weight.array)
     source = recover.Source(data, context.workdir, context.threads, context.seed, data.count)
     tap = taps.Tap(model, [layer.input], context.workdir, context.threads)
-    asked = [Wanted(layer, 0, len(matrix))]
-    fit, held = gram.collect(asked, recover.batches(model, source), tap.run, None, data.count, context.seed)[layer.node]
-    xx = (fit + held).xx[:-1, :-1]
+    found = gram.grams([layer], [len(matrix)], recover.batches(model, source), tap.run, data.count, context.seed)
+    xx = found[layer.node][:-1, :-1]
     if not np.isfinite(xx).all():
         raise StepError("prune.non-finite", f"the activations at `{layer.node}` are not finite on the calibration data")
     return np.asarray(layer.weight_from(sparsify(matrix, xx, share, pattern), weight.array))
