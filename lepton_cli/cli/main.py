@@ -18,6 +18,7 @@ from lepton_cli.cli import (
     plan,
     schema,
     steps,
+    tune,
 )
 from lepton_cli.cli import report as report_command
 
@@ -48,6 +49,7 @@ def _root(
 
 for name, function, summary in (
     ("compress", compress.command, "Compress a model, measure it, judge it: the main job."),
+    ("tune", tune.command, "Search for the best model under limits."),
     ("plan", plan.command, "Show what a recipe would do, without doing it."),
     ("inspect", inspect.command, "Show what a model is made of."),
     ("bench", bench.command, "Measure the latency of one or several models."),

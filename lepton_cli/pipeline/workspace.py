@@ -14,14 +14,28 @@ from lepton_cli.errors import OutputError
 
 #: What lepton itself writes besides the model.
 OWN_FILES = frozenset(
-    ("report.json", "report.md", "report.html", "report.junit.xml", "recipe.yaml", "recipe.resolved.yaml", ".failed")
+    (
+        "report.json",
+        "report.md",
+        "report.html",
+        "report.junit.xml",
+        "recipe.yaml",
+        "recipe.resolved.yaml",
+        "recipe.best.yaml",
+        ".failed",
+    )
 )
 LOCK = ".lepton.lock"
 _TEMPORARY = ".lepton-"
+#: The journal of `lepton tune`: kept until the user removes it.
+TUNE = ".lepton-tune"
 
 
-def check(folder: Path, model: Path) -> None:
-    """Raises OutputError unless `folder` is new, empty, or holds an earlier result of lepton and nothing else."""
+def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
+    """Raises OutputError unless `folder` is new, empty, or holds an earlier result of lepton and nothing else.
+
+    `own`: names that this command writes besides.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputError("output.not-a-folder", f"{folder} is a file, not a folder", hint="choose another -o DIR")
     if not folder.exists():
@@ -37,7 +51,7 @@ def check(folder: Path, model: Path) -> None:
             f"{folder} holds the input model",
             hint="choose another -o DIR: inputs are never touched",
         )
-    foreign = sorted(name for name in os.listdir(folder) if not _own(name, folder))
+    foreign = sorted(name for name in os.listdir(folder) if name not in own and not _own(name, folder))
     if foreign:
         raise OutputError(
             "output.not-empty",
@@ -73,7 +87,7 @@ def use(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             for entry in folder.iterdir():
-                if entry.name.startswith(_TEMPORARY) and entry.name != LOCK:
+                if entry.name.startswith(_TEMPORARY) and entry.name not in (LOCK, TUNE):
                     shutil.rmtree(entry, ignore_errors=True)
                 elif entry.name.endswith(".tmp"):
                     entry.unlink(missing_ok=True)

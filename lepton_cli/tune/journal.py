@@ -14,11 +14,12 @@ from typing import IO, Any, Protocol
 
 from pydantic import ValidationError
 
+from lepton_cli import __version__
 from lepton_cli.errors import OutputError
 from lepton_cli.tune.trial import Trial
 
-#: Raised when older lines can no longer be read.
-FORMAT = 1
+#: The first line. Another version's steps may give other models, so its trials do not count.
+HEADER = {"lepton-tune": __version__}
 
 
 class Store(Protocol):
@@ -46,7 +47,7 @@ class Journal:
         self._read = 0
         self.skipped = 0
         if not self.path.exists():
-            self._append({"lepton-tune": FORMAT})
+            self._append(HEADER)
         self._check()
 
     def _check(self) -> None:
@@ -56,11 +57,11 @@ class Journal:
             version = json.loads(first)["lepton-tune"]
         except (ValueError, KeyError, TypeError):
             version = None
-        if version != FORMAT:
+        if version != __version__:
             raise OutputError(
                 "tune.storage-version",
-                f"{self.path} was written by {'another version of lepton' if version else 'something else'}",
-                cause=f"it has format {version}, this lepton reads {FORMAT}" if version else None,
+                f"{self.path} was written by {f'lepton {version}' if version else 'something else'}",
+                cause=f"this is lepton {__version__}, and its trials are not comparable",
                 hint="choose another -o DIR, or remove the file to start over",
             )
 
@@ -89,8 +90,6 @@ class Journal:
         with lock(self.folder / "locks" / "journal"), self.path.open("ab+") as stream:
             if stream.tell() and not _ends_with_newline(stream):
                 stream.write(b"\n")
-            elif stream.tell() == 0 and "lepton-tune" not in entry:
-                stream.write(json.dumps({"lepton-tune": FORMAT}).encode() + b"\n")
             stream.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

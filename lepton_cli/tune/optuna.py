@@ -1,0 +1,140 @@
+"""Optuna, where it is installed (extra `tune`): a sampler for what the structured search leaves, and shared storage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lepton_cli import __version__
+from lepton_cli.errors import MissingExtraError, OutputError
+from lepton_cli.tune.candidate import Point
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.search import Propose
+from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.trial import Trial
+
+#: Trials are stored under these names in an Optuna study.
+_TRIAL, _CLAIM, _VERSION = "lepton.trial", "lepton.claim", "lepton.version"
+
+
+def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> Propose | None:
+    """Points from Optuna's TPE, told of every trial so far. Without Optuna `None`, or MissingExtraError."""
+    optuna = _optuna("the strategy `optuna`") if required or _installed() else None
+    if optuna is None:
+        return None
+    choices = {
+        name: optuna.distributions.CategoricalDistribution(range(len(v))) for name, v in space.dimensions.items()
+    }
+
+    def propose(trials: Sequence[Trial]) -> Point | None:
+        sampler = optuna.samplers.TPESampler(seed=seed + len(trials), constraints_func=lambda t: t.user_attrs["limits"])
+        study = optuna.create_study(sampler=sampler)
+        for trial in trials:
+            if trial.point and set(trial.point) == set(choices):
+                study.add_trial(_told(optuna, trial, space, judge, choices))
+        asked = study.ask(choices)
+        return space.point(**{name: space.dimensions[name][asked.params[name]] for name in choices})
+
+    return propose
+
+
+def _told(optuna: Any, trial: Trial, space: SearchSpace, judge: Judge, choices: dict[str, Any]) -> Any:
+    """A trial as Optuna knows it: what was not measured for breaking a limit is as bad as the worst."""
+    value = judge.value(trial)
+    excess = sum(breach.excess for breach in judge.breaches(trial)) + (trial.reached == "failed")
+    return optuna.trial.create_trial(
+        params={name: space.dimensions[name].index(trial.point[name]) for name in choices},
+        distributions=choices,
+        value=1e9 if value is None or not math.isfinite(value) else value,
+        user_attrs={"limits": [excess]},
+        system_attrs={"constraints": [excess]},
+    )
+
+
+class SharedStore:
+    """Trials in an Optuna storage, for several machines: a journal file, or the URL of a database.
+
+    A machine that is lost leaves its claims behind; others try those candidates again after `STALE` seconds.
+    """
+
+    STALE = 1800.0
+
+    def __init__(self, storage: str, search: str, base: Path) -> None:
+        """Raises MissingExtraError without Optuna, OutputError for a storage that cannot be used."""
+        optuna = _optuna("`tune.storage`")
+        self._optuna = optuna
+        try:
+            backend: Any = storage
+            if "://" not in storage:
+                files = optuna.storages.journal
+                backend = optuna.storages.JournalStorage(files.JournalFileBackend(str(base / storage)))
+            self._study = optuna.create_study(storage=backend, study_name=f"lepton-{search}", load_if_exists=True)
+        except Exception as error:  # whatever a file system or a database raises
+            cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise OutputError("tune.storage", f"the storage `{storage}` cannot be used", cause=cause) from error
+        version = self._study.user_attrs.get(_VERSION)
+        if version not in (None, __version__):
+            raise OutputError(
+                "tune.storage-version",
+                f"the storage `{storage}` was written by lepton {version}",
+                cause=f"this is lepton {__version__}, and its trials are not comparable",
+                hint="use the same version on every machine, or another storage",
+            )
+        self._study.set_user_attr(_VERSION, __version__)
+
+    def trials(self) -> list[Trial]:
+        """Every finished trial so far, oldest first."""
+        found = []
+        for stored in self._study.get_trials(deepcopy=False):
+            text = stored.user_attrs.get(_TRIAL)
+            if text is not None:
+                with contextlib.suppress(ValidationError, TypeError):
+                    found.append(Trial.model_validate_json(text))
+        return found
+
+    def add(self, trial: Trial) -> None:
+        """Share a finished trial."""
+        own = self._study.ask()
+        own.set_user_attr(_TRIAL, json.dumps(json.loads(trial.model_dump_json(exclude_defaults=True))))
+        self._study.tell(own, state=self._optuna.trial.TrialState.FAIL)
+
+    @contextlib.contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Hold a candidate: of several claims the one with the lowest number counts."""
+        own = self._study.ask()
+        own.set_user_attr(_CLAIM, key)
+        try:
+            yield own.number == min(self._claims(key), default=own.number)
+        finally:
+            self._study.tell(own, state=self._optuna.trial.TrialState.FAIL)
+
+    def _claims(self, key: str) -> Iterator[int]:
+        import datetime
+
+        running = (self._optuna.trial.TrialState.RUNNING,)
+        now = datetime.datetime.now()
+        for stored in self._study.get_trials(deepcopy=False, states=running):
+            young = stored.datetime_start and (now - stored.datetime_start).total_seconds() < self.STALE
+            if stored.user_attrs.get(_CLAIM) == key and young:
+                yield stored.number
+
+
+def _installed() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("optuna") is not None
+
+
+def _optuna(purpose: str) -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("tune", "optuna", purpose) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
