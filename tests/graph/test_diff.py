@@ -23,7 +23,9 @@ class Row:
 
 
 def model(text: str) -> ir.Model:
-    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> {text}'))
+    return ir.from_proto(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> {text}')
+    )
 
 
 PLAIN = model("g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) y = Relu (a) }")
@@ -37,9 +39,7 @@ def test_equal_models_differ_in_nothing() -> None:
 
 
 def test_operators_are_counted_with_their_domain_and_inside_branches() -> None:
-    other = model(
-        "g (float[N, 4] x) => (float[N, 4] y) { a = com.microsoft.Gelu (x) b = Relu (a) y = Sigmoid (b) }"
-    )
+    other = model("g (float[N, 4] x) => (float[N, 4] y) { a = com.microsoft.Gelu (x) b = Relu (a) y = Sigmoid (b) }")
     found = diff(PLAIN, other, [], [])
     assert found["operators"] == {"Relu": [2, 1], "Sigmoid": [0, 1], "com.microsoft.Gelu": [0, 1]}
     assert found["nodes"] == [2, 3]

@@ -68,7 +68,9 @@ def test_a_baseline_takes_part(tmp_path: Path) -> None:
 
 def test_the_baseline_of_another_model_is_refused(tmp_path: Path) -> None:
     other = builders.report()
-    first = other.variants[0].model_copy(update={"file": other.variants[0].file.model_copy(update={"sha256": "f" * 64})})
+    first = other.variants[0].model_copy(
+        update={"file": other.variants[0].file.model_copy(update={"sha256": "f" * 64})}
+    )
     base = tmp_path / "base.json"
     baseline.update(other.model_copy(update={"variants": (first, other.variants[1])}), base)
     with pytest.raises(ReportError) as found:
@@ -83,7 +85,9 @@ def test_a_bare_model_is_judged_on_size_and_structure(tmp_path: Path) -> None:
 
 
 def test_a_bare_model_has_no_accuracy(tmp_path: Path) -> None:
-    gates = budget(tmp_path, "metric: size.file, max: 1 GB", "metric: agreement, min: 1 %", "metric: throughput, min: 1")
+    gates = budget(
+        tmp_path, "metric: size.file, max: 1 GB", "metric: agreement, min: 1 %", "metric: throughput, min: 1"
+    )
     with pytest.raises(ReportError) as found:
         judge(MODEL, gates)
     assert found.value.code == "gate.needs-report"
