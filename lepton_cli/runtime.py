@@ -103,9 +103,10 @@ class Session:
         optimise: bool = True,
         optimised_path: Path | None = None,
         fallback: bool = True,
+        profile_prefix: Path | None = None,
     ) -> None:
         """`optimised_path`: where onnxruntime saves the graph it really runs. `fallback=False`: no node may go to the
-        CPU instead of the provider."""
+        CPU instead of the provider. `profile_prefix`: time every kernel; `raw.end_profiling()` names the file."""
         ort = onnxruntime()
         self.provider = provider
         self.threads = threads or usable_threads()
@@ -113,6 +114,9 @@ class Session:
         options = _options(ort, self.threads, optimise)
         if optimised_path is not None:
             options.optimized_model_filepath = str(optimised_path)
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
         if not fallback and full != CPU:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [full, CPU] if fallback and full != CPU else [full]

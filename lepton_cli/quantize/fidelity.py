@@ -31,6 +31,9 @@ class Fidelity:
             seen += max((len(values) for values in part.feeds.values() if values.ndim), default=1)
             if seen >= samples:
                 break
+        first = io.inputs(model)[0].shape if io.inputs(model) else None
+        #: Whether the model takes one batch size only.
+        self.fixed_batch = bool(first) and isinstance(first[0] if first else None, int)
         session = self._session(model)
         self.names = [output.name for output in session.outputs if output.dtype in ("float32", "float16", "float64")]
         self.reference = self.run(model)

@@ -15,19 +15,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Dataset
 from lepton_cli.graph import io
-from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.ranges import calibration_batches, with_outputs
-from lepton_cli.runtime import Session
-from lepton_cli.steps.base import Context
+from lepton_cli.quantize.channels import Channels
+from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.limits import Range
 
-#: How much of the difficulty moves from activations to weights.
-STRENGTH = 0.5
+#: How much of the difficulty moves from activations to weights; all are tried.
+STRENGTHS = (0.65, 0.8, 0.95)
 #: Tensors whose widest channel is less than this many times the median one gain nothing.
-LEAST_SPREAD = 4.0
-
-Channels = Mapping[str, NDArray[np.float32]]
+LEAST_SPREAD = 3.0
 
 
 def readers(model: ir.Model, choice: Choice) -> dict[str, list[ir.Node]]:
@@ -41,44 +37,36 @@ def readers(model: ir.Model, choice: Choice) -> dict[str, list[ir.Node]]:
     return dict(found)
 
 
-def channel_maxima(model: ir.Model, names: list[str], data: Dataset, context: Context) -> dict[str, NDArray[np.float32]]:
-    """Greatest magnitude of every channel (last axis) of the tensors `names`."""
-    found: dict[str, NDArray[np.float32]] = {}
-    if not names:
-        return found
-    session = Session(io.payload(with_outputs(model, names), context.workdir), threads=context.threads)
-    with context.progress.stage("channel ranges", data.count) as stage:
-        for batch in calibration_batches(model, data, 8):
-            for name, values in session.run(batch.feeds, names).items():
-                magnitude = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0, initial=0)
-                found[name] = np.maximum(found[name], magnitude) if name in found else magnitude
-            stage.advance(max((len(values) for values in batch.feeds.values() if values.ndim), default=1))
-    return found
-
-
-def smooth(model: ir.Model, choice: Choice, maxima: Channels) -> tuple[ir.Model, list[str]]:
-    """A copy that computes the same with evened-out inputs, and the tensors that were evened out."""
+def smooth(
+    model: ir.Model, choice: Choice, ends: Mapping[str, Channels], strength: float
+) -> tuple[ir.Model, dict[str, Range]]:
+    """A copy that computes the same with evened-out inputs, and the full range of every new tensor."""
     copy = io.clone(model)
-    done = []
+    made: dict[str, Range] = {}
     for name, nodes in readers(copy, choice).items():
-        wide = maxima.get(name)
-        if wide is None or not np.isfinite(wide).all() or wide.max() < LEAST_SPREAD * max(float(np.median(wide)), 1e-12):
+        if name not in ends or not _uneven(ends[name]):
             continue
-        weights = [node.inputs[1].const_value.numpy() for node in nodes]  # type: ignore[union-attr]
+        weights = [weight for node in nodes if (weight := weight_of(node)) is not None]
+        wide = ends[name].widest
         if any(weight.shape[0] != wide.size for weight in weights):
             continue
         rows = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-        scale = np.maximum(wide, 1e-5) ** STRENGTH / np.maximum(rows, 1e-5) ** (1 - STRENGTH)
+        scale = np.maximum(wide, 1e-5) ** strength / np.maximum(rows, 1e-5) ** (1 - strength)
         scale = (scale / np.exp(np.mean(np.log(scale)))).astype(np.float32)
-        _insert(copy, name, nodes, weights, scale)
-        done.append(name)
+        tensor = _insert(copy, name, nodes, weights, scale)
+        made[tensor] = float((ends[name].low / scale).min()), float((ends[name].high / scale).max())
     copy.graph.sort()
-    return copy, done
+    return copy, made
+
+
+def _uneven(ends: Channels) -> bool:
+    wide = ends.widest
+    return bool(np.isfinite(wide).all() and wide.max() > LEAST_SPREAD * max(float(np.median(wide)), 1e-12))
 
 
 def _insert(
     model: ir.Model, name: str, nodes: list[ir.Node], weights: list[NDArray[np.float32]], scale: NDArray[np.float32]
-) -> None:
+) -> str:
     source = nodes[0].inputs[0]
     factor = _constant(model, f"{name}.smooth", (1 / scale).astype(np.float32))
     even = ir.node("Mul", [source, factor], name=f"{name}.smooth")
@@ -89,6 +77,7 @@ def _insert(
     for node, weight in zip(nodes, weights, strict=True):
         node.replace_input_with(0, even.outputs[0])
         node.replace_input_with(1, _constant(model, f"{node.name}.smooth_weight", weight * scale[:, None]))
+    return even.outputs[0].name or ""
 
 
 def _constant(model: ir.Model, name: str, array: NDArray[np.float32]) -> ir.Value:

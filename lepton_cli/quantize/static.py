@@ -9,7 +9,7 @@ import onnx_ir as ir
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import choose, limits, qdq, ranges, targets
+from lepton_cli.quantize import choose, guard, qdq, ranges, refine, speed, tables, targets
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import prepare
 from lepton_cli.steps.base import Context, Decision, Outcome
@@ -26,18 +26,19 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     target = targets.resolve(params.target, context.provider)
     prepared = prepare(model, context)
     work = prepared.model
-    choice = choose.candidates(work, select(prepared.names, params.include, params.exclude))
+    allowed = select(prepared.names, params.include, params.exclude)
+    choice = choose.candidates(work, allowed)
     if context.dry or not choice.anchors:
-        return _outcome(
-            model, work, choice, target, prepared.warnings, {}, changed=len(choice.anchors) if context.dry else 0
-        )
+        details = {"target": target.name, "why": target.why}
+        summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
+        count = len(choice.anchors) if context.dry else 0
+        return Outcome(model, count, _decisions(work, choice, target), summary, details, prepared.warnings)
     found = ranges.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
-        return _outcome(model, work, choice, target, prepared.warnings, {}, changed=0)
-    fidelity = Fidelity(work, context)
-    best, details = _best_ranges(work, target, choice, found, params, fidelity)
-    return _outcome(best, work, choice, target, prepared.warnings, details, changed=len(choice.nodes))
+        summary = "nothing to quantize is left"
+        return Outcome(model, 0, _decisions(work, choice, target), summary, {"target": target.name, "why": target.why})
+    return _Run(work, choice, found, target, params, context).outcome(allowed, prepared.warnings)
 
 
 def _data(context: Context) -> Dataset:
@@ -50,54 +51,120 @@ def _data(context: Context) -> Dataset:
     return context.calibration
 
 
-def _best_ranges(
-    model: ir.Model,
-    target: targets.Target,
-    choice: choose.Choice,
-    found: ranges.Ranges,
-    params: Params,
-    fidelity: Fidelity,
-) -> tuple[ir.Model, dict[str, Any]]:
-    """The calibration method asked for, or the one whose quantized model has the least output error."""
-    methods: tuple[limits.Method, ...] = (
-        (params.calibration,) if params.calibration else ("minmax", "percentile", "mse")
-    )
-    tried: dict[str, float] = {}
-    best: ir.Model | None = None
-    for method in methods:
-        levels = 65536 if params.activations == "int16" else 256
-        plan = qdq.Plan(target, choice, found.limits(method, levels), activations=params.activations)
-        made = qdq.write(model, plan)
-        tried[method] = fidelity.sqnr(made)
-        if best is None or tried[method] > max(value for name, value in tried.items() if name != method):
-            best = made
-    assert best is not None
-    chosen = max(tried, key=lambda name: tried[name])
-    return best, {"calibration": chosen, "sqnr_db": round(tried[chosen], 2), "tried": tried}
+class _Run:
+    """One quantization: speed first (which nodes), then accuracy (ranges and weights), then the guards."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        choice: choose.Choice,
+        found: ranges.Ranges,
+        target: targets.Target,
+        params: Params,
+        context: Context,
+    ) -> None:
+        self.model, self.choice, self.found = model, choice, found
+        self.target, self.params, self.context = target, params, context
+        self.fidelity = Fidelity(model, context)
+        self.warnings: list[str] = []
+        self.details: dict[str, Any] = {"target": target.name, "why": target.why}
+
+    def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
+        """Quantize, and say all that happened."""
+        if self.params.speed_guard:
+            self._spare_slow_layers()
+        best = refine.best(
+            self.model,
+            self.choice,
+            self.found,
+            self.target,
+            self.params,
+            self.fidelity,
+            _data(self.context),
+            self.context,
+        )
+        made = best.write(self.choice)
+        if self.params.accuracy_guard is not None:
+            made = self._hold_accuracy(best)
+        made, stored = tables.shrink(made, allowed)
+        self.details |= best.details
+        self.details["sqnr_db"] = round(self.fidelity.sqnr(made), 2)
+        self.details["placement"] = placed = speed.placement(made, self.context)
+        self._warn(placed)
+        decisions = (*_decisions(self.model, self.choice, self.target), *stored)
+        kept = sum(1 for decision in decisions if decision.action == "kept")
+        summary = (
+            f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, "
+            f"fidelity {self.details['sqnr_db']} dB"
+        )
+        changed = len(self.choice.nodes) + len(stored)
+        return Outcome(made, changed, decisions, summary, self.details, (*warnings, *self.warnings))
+
+    def _write(self, choice: choose.Choice) -> ir.Model:
+        """A quick version: speed depends on the nodes chosen, not on their values."""
+        limits = self.found.limits("minmax")
+        return qdq.write(self.model, qdq.Plan(self.target, choice, limits, activations=self.params.activations))
+
+    def _spare_slow_layers(self) -> None:
+        reason = targets.runs_here(self.target)
+        if reason is not None:
+            self.warnings.append(f"speed not measured: {reason}")
+            return
+        feeds = next(iter(self.fidelity.batches)).feeds
+        fixed = self.fidelity.fixed_batch
+        feeds = feeds if fixed else {name: array[: self.context.batch] for name, array in feeds.items()}
+        with self.context.progress.stage("speed of int8 layers") as stage:
+            self.choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+            stage.note(f"{measured['speedup']}x")
+        self.details["speed"] = measured
+        if measured["speedup"] < 1:
+            self.warnings.append(
+                f"int8 does not pay here: {measured['speedup']}x the speed of float at batch {self.context.batch}; "
+                "keep the float model, or try `quantize.dynamic` or `quantize.weights` for size alone"
+            )
+
+    def _hold_accuracy(self, best: refine.Best) -> ir.Model:
+        score, wanted = self.context.score, self.params.accuracy_guard
+        assert wanted is not None
+        if score is None:
+            raise DataError(
+                "data.labels-missing",
+                "`accuracy_guard` needs labelled evaluation data",
+                hint="give `data: {evaluation: {path: …, labels: …}}` in the recipe",
+                option=("accuracy_guard",),
+            )
+        ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
+        self.details["sensitivity"] = [
+            {"node": ", ".join(entry.nodes), "op": entry.op, "sqnr_db": round(entry.sqnr_db, 2)} for entry in ranking
+        ]
+        self.choice, made, self.details["accuracy_guard"] = guard.hold(
+            self.model, self.choice, best.write, ranking, score, wanted.max_drop
+        )
+        if not self.details["accuracy_guard"]["holds"]:
+            self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
+        return made
+
+    def _warn(self, placed: dict[str, Any]) -> None:
+        if not self.target.int8_kernels:
+            self.warnings.append(
+                f"target `{self.target.name}`: {self.target.why}; these nodes fall back to the CPU: use `convert.fp16`"
+            )
+        if self.target.name == "x86-vnni":
+            self.details["portability"] = "saturates on x86 without VNNI: use `target: x86` for such machines"
+        float_ones = {d.node for d in self.choice.kept}
+        if placed["float"] > len(float_ones) and targets.runs_here(self.target) is None:
+            self.warnings.append(
+                f"onnxruntime runs {placed['float']} matrix operators in float although {len(float_ones)} were left so"
+            )
 
 
-def _outcome(
-    model: ir.Model,
-    floats: ir.Model,
-    choice: choose.Choice,
-    target: targets.Target,
-    warnings: tuple[str, ...],
-    details: dict[str, Any],
-    changed: int,
-) -> Outcome:
+def _decisions(model: ir.Model, choice: choose.Choice, target: targets.Target) -> tuple[Decision, ...]:
     quantized = [
         Decision(node=node.name or "", op=node.op_type, action="quantized", reason=_why(node, choice, target))
-        for node in floats.graph
+        for node in model.graph
         if node.name in choice.nodes
     ]
-    return Outcome(
-        model,
-        changed,
-        decisions=(*quantized, *choice.kept),
-        summary=f"{len(choice.anchors)} matrix operators in int8, {len(choice.kept)} kept in float",
-        details={"target": target.name, "why": target.why, **details},
-        warnings=warnings,
-    )
+    return (*quantized, *choice.kept)
 
 
 def _why(node: ir.Node, choice: choose.Choice, target: targets.Target) -> str:

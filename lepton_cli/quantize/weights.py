@@ -48,14 +48,14 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     }
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {params.bits} bits", details)
-    store = _Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+    store = Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
     errors = []
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
-            ratio = _replace(copy, node, params, store)
+            ratio = replace(copy, node, params, store)
             errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
             stage.advance()
-    _drop_unused(copy)
+    drop_unused(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
     details["sensitivity"] = errors
     summary = f"{len(chosen)} weights to {params.bits} bits in blocks of {params.block_size}"
@@ -67,7 +67,7 @@ def _chosen(model: ir.Model, allowed: set[str], params: Params) -> tuple[list[ir
     for node in model.graph:
         if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain:
             continue
-        reason = _refused(node, params) if node.name in allowed else "left out by include/exclude"
+        reason = refused(node, params) if node.name in allowed else "left out by include/exclude"
         if reason is None:
             chosen.append(node)
         action = "kept" if reason else "quantized"
@@ -76,7 +76,8 @@ def _chosen(model: ir.Model, allowed: set[str], params: Params) -> tuple[list[ir
     return chosen, decisions
 
 
-def _refused(node: ir.Node, params: Params) -> str | None:
+def refused(node: ir.Node, params: Params) -> str | None:
+    """Why the node's weight cannot be stored by blocks, or `None`."""
     value = node.inputs[0 if node.op_type == "Gather" else 1]
     tensor = None if value is None else value.const_value
     if tensor is None:
@@ -104,7 +105,7 @@ def _dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
     return rows, columns
 
 
-class _Store:
+class Store:
     """Keeps results in memory, or appends them to one file and hands out references to it."""
 
     def __init__(self, workdir: Path | None) -> None:
@@ -193,7 +194,7 @@ def _by_rows(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
     return made
 
 
-def _replace(model: ir.Model, node: ir.Node, params: Params, store: _Store) -> float:
+def replace(model: ir.Model, node: ir.Node, params: Params, store: Store) -> float:
     """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
     gather = node.op_type == "Gather"
     weight = node.inputs[0 if gather else 1]
@@ -216,7 +217,7 @@ def _replace(model: ir.Model, node: ir.Node, params: Params, store: _Store) -> f
     return made.sqnr
 
 
-def _initializer(model: ir.Model, name: str, array: NDArray[Any], store: _Store) -> ir.Value:
+def _initializer(model: ir.Model, name: str, array: NDArray[Any], store: Store) -> ir.Value:
     tensor = store.keep(name, array)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
@@ -244,7 +245,8 @@ def _put(model: ir.Model, node: ir.Node, made: list[ir.Node]) -> None:
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])
 
 
-def _drop_unused(model: ir.Model) -> None:
+def drop_unused(model: ir.Model) -> None:
+    """Remove initializers that nothing reads any more, in place."""
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[name]

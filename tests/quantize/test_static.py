@@ -14,7 +14,7 @@ from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, r
 
 
 def quantize(model: ir.Model, data: Samples | None, tmp_path: Path, **options: object) -> Outcome:
-    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", **options})
+    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options})
     return apply(model, params, context(data, tmp_path))
 
 
@@ -140,3 +140,92 @@ def test_fixed_batch(tmp_path: Path) -> None:
     model = graph.model(graph.linear(graph.op("Relu", graph.linear(graph.take("x", [8, 64]), 64, 64)), 64, 64))
     outcome = quantize(model, rows(30), tmp_path)
     assert outcome.details["sqnr_db"] > 25
+
+
+def test_speed_guard_measures_and_reports(tmp_path: Path) -> None:
+    outcome = quantize(residual_net(), images(), tmp_path, target="auto", speed_guard=True)
+    assert outcome.details["speed"]["speedup"] > 0
+    assert {"int8", "float", "qdq_left"} <= set(outcome.details["placement"])
+
+
+def test_accuracy_guard_returns_layers_until_the_limit_holds(tmp_path: Path) -> None:
+    model = residual_net()
+
+    def score(candidate: ir.Model) -> float:
+        return 1.0 if candidate is model or sum(op == "QuantizeLinear" for op in ops(candidate)) < 7 else 0.5
+
+    params = Params.model_validate(
+        {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, "accuracy_guard": {"max_drop": "1 pp"}}
+    )
+    outcome = apply(model, params, context(images(), tmp_path, score=score))
+    assert outcome.details["accuracy_guard"]["holds"]
+    assert len(outcome.details["sensitivity"]) == 5
+    returned = [d for d in outcome.decisions if d.reason == "returned to float by accuracy_guard"]
+    assert 1 <= len(returned) < 5
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+
+
+def test_accuracy_guard_needs_labels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="labelled evaluation data"):
+        quantize(residual_net(), images(), tmp_path, accuracy_guard={"max_drop": "1 pp"})
+
+
+def test_outlier_channels_of_layer_norm_are_smoothed(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.linear(graph.take("x", ["b", 64]), 64, 64, gemm=False)
+    gamma = np.ones(64, dtype=np.float32)
+    gamma[:3] = 40.0
+    norm = graph.op("LayerNormalization", x, graph.constant(gamma), graph.constant(np.zeros(64, np.float32)))
+    weight = graph.random.normal(0, 0.1, (64, 64)).astype(np.float32)
+    weight[:3] *= 0.02
+    y = graph.op("Add", graph.op("MatMul", norm, graph.constant(weight)), norm)
+    model = graph.model(graph.op("Tanh", graph.linear(y, 64, 64, gemm=False)))
+    outcome = quantize(model, rows(), tmp_path)
+    assert outcome.details["smoothed"] >= 1
+    assert max(v for k, v in outcome.details["repairs"].items() if "smooth" in k) > outcome.details["repairs"]["none"]
+
+
+def test_equalisation_keeps_the_float_model(tmp_path: Path) -> None:
+    model = residual_net()
+    weight = model.graph.initializers["w2"]
+    uneven = weight.const_value.numpy().copy()  # type: ignore[union-attr]
+    uneven[::4] *= 30
+    weight.const_value = ir.tensor(uneven, name="w2")
+    outcome = quantize(model, images(), tmp_path, equalise=True)
+    assert outcome.details["equalised"] == 2
+    assert sqnr(model, outcome.model, images(seed=7)) > 25
+
+
+def test_int16_activations_are_more_exact(tmp_path: Path) -> None:
+    model = residual_net()
+    outcome = quantize(model, images(), tmp_path, activations="int16")
+    assert sqnr(model, outcome.model, images(seed=7)) > 45
+
+
+def test_depthwise_and_clipped_layers(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16, relu=False)
+    limits = [graph.constant(np.float32(v)) for v in (0.0, 6.0)]
+    x = graph.op("Clip", x, *limits)
+    x = graph.op("Clip", graph.conv(x, 16, 16, group=16, stride=2, relu=False), *limits)
+    x = graph.conv(x, 16, 32, 1, relu=False)
+    model = graph.model(graph.op("Flatten", graph.op("GlobalAveragePool", x)))
+    outcome = quantize(model, images(), tmp_path)
+    assert "Clip" not in ops(outcome.model)
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+
+
+def test_dense_net_with_nearly_dead_channels(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16)
+    for width in (16, 24, 32):
+        grown = graph.conv(graph.op("Relu", x), width, 8)
+        x = graph.op("Concat", x, grown, axis=1)
+    model = graph.model(graph.op("Flatten", graph.op("GlobalAveragePool", graph.conv(x, 40, 32, 1))))
+    for name in ("w0", "w2"):
+        value = model.graph.initializers[name]
+        dead = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        dead[::3] *= 1e-7
+        value.const_value = ir.tensor(dead, name=name)
+    outcome = quantize(model, images(), tmp_path)
+    assert sqnr(model, outcome.model, images(seed=7)) > 25

@@ -1,0 +1,119 @@
+"""Cross-layer equalisation: evens out the channels between two layers without changing what the model computes.
+
+Between Conv -> ReLU -> Conv a channel may be scaled by any positive `s` if the next layer divides it out again (Nagel
+et al., 2019). Here `s` comes from the channels' measured maxima, so that narrow channels use all 8 bits; weights have
+a scale per output channel, so the first layer and a depthwise second one lose nothing. ReLU6 and other clips from
+above do not scale: such pairs are left alone (growing channels only up to their measured maximum changes the result on
+other data: 24 dB on a MobileNet).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import io
+from lepton_cli.quantize.channels import Channels
+from lepton_cli.quantize.choose import Choice, weight_of
+
+#: Operators that let a positive factor pass, channel by channel.
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
+#: Nearly dead channels grow no further than this.
+LARGEST = 64.0
+WIDE = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two layers with only homogeneous operators between them; `tensor` is the last one, read by `second` alone."""
+
+    first: str
+    second: str
+    tensor: str
+
+
+def pairs(model: ir.Model, choice: Choice) -> list[Pair]:
+    """Conv pairs that can be equalised, in graph order."""
+    outputs = {value.name for value in model.graph.outputs}
+    found = []
+    for node in model.graph:
+        if node.name not in choice.anchors or node.op_type != "Conv" or not _alone(node, 1):
+            continue
+        value = node.outputs[0]
+        while len(uses := value.uses()) == 1 and value.name not in outputs:
+            user = next(iter(uses)).node
+            if user.name in choice.anchors and user.op_type == "Conv":
+                if user.inputs[0] is value and _alone(user, 1):
+                    found.append(Pair(node.name or "", user.name or "", value.name or ""))
+                break
+            if user.op_type not in HOMOGENEOUS:
+                break
+            value = user.outputs[0]
+    return found
+
+
+def uneven(ends: Channels) -> bool:
+    """Whether the widest channel is so much wider than the median one that equalising is worth a trial."""
+    return float(ends.widest.max()) > WIDE * max(float(np.median(ends.widest)), 1e-12)
+
+
+def _alone(node: ir.Node, position: int) -> bool:
+    value = node.inputs[position]
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def equalise(model: ir.Model, found: list[Pair], ends: Mapping[str, Channels], strength: float) -> tuple[ir.Model, int]:
+    """A copy with scaled weights, and the number of pairs scaled. `strength` 1: all channels equally wide."""
+    copy = io.clone(model)
+    nodes = {node.name: node for node in copy.graph}
+    done = 0
+    for pair in found:
+        wide = ends[pair.tensor].widest.astype(np.float64)
+        if not np.isfinite(wide).all() or wide.max() <= 0:
+            continue
+        scale = (wide.max() / np.maximum(wide, wide.max() / LARGEST)) ** strength
+        _multiply_outputs(nodes[pair.first], scale)
+        _divide_inputs(nodes[pair.second], scale)
+        done += 1
+    return copy, done
+
+
+def _multiply_outputs(node: ir.Node, scale: NDArray[np.float64]) -> None:
+    weight = weight_of(node)
+    assert weight is not None
+    _set(node, 1, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    bias = weight_of(node, 2)
+    if bias is not None:
+        _set(node, 2, bias * scale)
+
+
+def _divide_inputs(node: ir.Node, scale: NDArray[np.float64]) -> None:
+    weight = weight_of(node)
+    assert weight is not None
+    groups = node.attributes.get_int("group", 1)
+    per_group = scale.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+    _set(node, 1, (weight.reshape(groups, -1, *weight.shape[1:]) / per_group).reshape(weight.shape))
+
+
+def _set(node: ir.Node, position: int, array: NDArray[np.float64]) -> None:
+    """Replace a constant input; a bias that others read too is copied first."""
+    value = node.inputs[position]
+    assert value is not None
+    tensor = array.astype(np.float32)
+    if len(value.uses()) == 1:
+        value.const_value = ir.tensor(tensor, name=value.name)
+        return
+    name = f"{node.name}.input{position}"
+    made = ir.Value(
+        name=name,
+        shape=ir.Shape(tensor.shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=ir.tensor(tensor, name=name),
+    )
+    assert node.graph is not None
+    node.graph.register_initializer(made)
+    node.replace_input_with(position, made)

@@ -1,0 +1,81 @@
+"""Which layers cost accuracy, and returning the worst of them to float until a limit holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.steps.base import Context
+
+#: More layers than this are measured in groups of neighbours.
+MOST_TRIALS = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """SQNR of the outputs when only these neighbouring anchors are quantized; lower is worse."""
+
+    nodes: tuple[str, ...]
+    op: str
+    sqnr_db: float
+
+
+def sensitivity(
+    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Fidelity, context: Context
+) -> list[Sensitivity]:
+    """Every anchor (or group of neighbours) quantized alone, worst first."""
+    anchors = [node for node in model.graph if node.name in choice.anchors]
+    size = -(-len(anchors) // MOST_TRIALS)
+    groups = [anchors[start : start + size] for start in range(0, len(anchors), size)]
+    found = []
+    with context.progress.stage("sensitivity", len(groups)) as stage:
+        for group in groups:
+            names = tuple(node.name or "" for node in group)
+            made = write(choice.without(choice.anchors - set(names), "", model))
+            found.append(Sensitivity(names, group[0].op_type, fidelity.sqnr(made)))
+            stage.advance()
+    return sorted(found, key=lambda entry: entry.sqnr_db)
+
+
+def hold(
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    ranking: list[Sensitivity],
+    score: Callable[[ir.Model], float],
+    max_drop: float,
+) -> tuple[Choice, ir.Model, dict[str, Any]]:
+    """Return groups to float, worst first, until at most `max_drop` is lost; then quantize the mildest again.
+
+    The number of groups is doubled until the limit holds, so that a trial is worth its time.
+    """
+    reference = score(model)
+    reason = "returned to float by accuracy_guard"
+    trials: list[dict[str, Any]] = []
+
+    def attempt(dropped: list[Sensitivity]) -> tuple[bool, Choice, ir.Model]:
+        smaller = choice.without([name for entry in dropped for name in entry.nodes], reason, model)
+        made = write(smaller) if smaller.anchors else model
+        drop = reference - score(made)
+        trials.append({"float": len(dropped), "drop": round(drop, 5)})
+        return drop <= max_drop, smaller, made
+
+    count = 0
+    holds, best, made = attempt([])
+    while not holds and count < len(ranking):
+        count = min(max(1, 2 * count), len(ranking))
+        holds, best, made = attempt(ranking[:count])
+    dropped = ranking[:count]
+    for entry in reversed(ranking[:count]):
+        if len(trials) > 2 * count.bit_length() + 6:
+            break
+        fewer = [other for other in dropped if other is not entry]
+        again, choice_again, made_again = attempt(fewer)
+        if again:
+            dropped, best, made = fewer, choice_again, made_again
+    return best, made, {"max_drop": max_drop, "reference": round(reference, 5), "holds": holds, "trials": trials}

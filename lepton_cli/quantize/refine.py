@@ -1,0 +1,164 @@
+"""Accuracy without training: each known repair is tried, measured on calibration data, and kept where it helps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from lepton_cli.data.dataset import Dataset
+from lepton_cli.quantize import channels, choose, equalise, limits, moments, qdq, rounding, smooth
+from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.quantize.limits import Range
+from lepton_cli.quantize.ranges import Ranges
+from lepton_cli.quantize.ranges import collect as collect_ranges
+from lepton_cli.quantize.targets import Target
+from lepton_cli.steps.base import Context
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.quantize_static import Params
+
+#: A repair is kept when the outputs come closer by at least this much.
+WORTH_DB = 0.2
+#: Equalised float models must compute the same as before, to this precision.
+SAME_DB = 80.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Everything needed to write the quantized model for any subset of nodes."""
+
+    model: ir.Model
+    plan: qdq.Plan
+    details: dict[str, Any]
+
+    def write(self, choice: choose.Choice) -> ir.Model:
+        """The quantized model when the nodes of `choice` are int8."""
+        return qdq.write(self.model, dataclasses.replace(self.plan, choice=choice))
+
+
+def best(
+    model: ir.Model,
+    choice: choose.Choice,
+    found: Ranges,
+    target: Target,
+    params: Params,
+    fidelity: Fidelity,
+    data: Dataset,
+    context: Context,
+) -> Best:
+    """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs."""
+    search = _Search(model, choice, found, target, params, fidelity, data, context)
+    search.equalise()
+    search.smooth()
+    search.ranges()
+    search.round()
+    return Best(search.model, search.plan(), search.details)
+
+
+class _Search:
+    def __init__(
+        self,
+        model: ir.Model,
+        choice: choose.Choice,
+        found: Ranges,
+        target: Target,
+        params: Params,
+        fidelity: Fidelity,
+        data: Dataset,
+        context: Context,
+    ) -> None:
+        self.model, self.choice, self.found = model, choice, found
+        self.target, self.params, self.fidelity = target, params, fidelity
+        self.data, self.context = data, context
+        self.levels = 65536 if params.activations == "int16" else 256
+        self.method: limits.Method = params.calibration or "minmax"
+        self.limits: dict[str, Range] = found.limits(self.method, self.levels)
+        self.scales: dict[str, Any] = {}
+        self.details: dict[str, Any] = {"repairs": {}}
+        self.score = self._score(model, self.limits, self.scales)
+        self.details["repairs"]["none"] = round(self.score, 2)
+
+    def plan(self) -> qdq.Plan:
+        return qdq.Plan(self.target, self.choice, self.limits, self.scales, self.params.activations)
+
+    def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
+        plan = qdq.Plan(self.target, self.choice, ends, scales, self.params.activations)
+        return self.fidelity.sqnr(qdq.write(model, plan))
+
+    def _kept(self, name: str, score: float) -> bool:
+        """Record a trial; whether it is worth keeping."""
+        self.details["repairs"][name] = round(score, 2)
+        return score > self.score + WORTH_DB
+
+    def equalise(self) -> None:
+        """Cross-layer equalisation of Conv pairs."""
+        if self.params.equalise is False:
+            return
+        pairs = equalise.pairs(self.model, self.choice)
+        ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
+        if self.params.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
+            return
+        trial, count = equalise.equalise(self.model, pairs, ends, 0.5)
+        if not count or self.fidelity.sqnr(trial) < SAME_DB:
+            return
+        names = choose.activations(trial, self.choice)
+        found = collect_ranges(trial, names, self.data, self.context)
+        ends_ = found.limits(self.method, self.levels)
+        score = self._score(trial, ends_, {})
+        if self._kept("equalise", score) or self.params.equalise:
+            self.model, self.found, self.limits, self.score = trial, found, ends_, score
+            self.details["equalised"] = count
+
+    def smooth(self) -> None:
+        """Move the spread of MatMul inputs into the weights."""
+        names = smooth.readers(self.model, self.choice)
+        if not names or self.params.equalise is False:
+            return
+        ends = channels.collect(self.model, dict.fromkeys(names, -1), self.data, self.context)
+        kept: tuple[ir.Model, dict[str, Range]] | None = None
+        for strength in smooth.STRENGTHS:
+            trial, made = smooth.smooth(self.model, self.choice, ends, strength)
+            if not made:
+                return
+            score = self._score(trial, self.limits | made, {})
+            if self._kept(f"smooth {strength}", score):
+                kept, self.score = (trial, made), score
+        if kept is None:
+            return
+        self.model, made = kept
+        self.found.histograms |= collect_ranges(self.model, list(made), self.data, self.context).histograms
+        self.limits = self.found.limits(self.method, self.levels)
+        self.details["smoothed"] = len(made)
+
+    def ranges(self) -> None:
+        """The calibration method with the least output error, unless the recipe names one."""
+        tried: tuple[limits.Method, ...] = () if self.params.calibration or self.levels > 256 else ("percentile", "mse")
+        for method in tried:
+            ends = self.found.limits(method, self.levels)
+            score = self._score(self.model, ends, {})
+            if self._kept(method, score):
+                self.method, self.limits, self.score = method, ends, score
+        self.details["calibration"] = self.method
+
+    def round(self) -> None:
+        """Optimal-brain rounding with bias correction, from the covariance of every layer's input."""
+        if self.params.rounding == "nearest" and self.params.bias_correction is False:
+            return
+        known = moments.collect(self.model, self.choice, self.data, self.context)
+        made = rounding.apply(
+            self.model,
+            self.choice,
+            known,
+            limit=63 if self.target.reduce_range else 127,
+            brain=self.params.rounding != "nearest",
+            correct_bias=self.params.bias_correction is not False,
+        )
+        name = "nearest" if self.params.rounding == "nearest" else "gptq"
+        score = self._score(made.model, self.limits, made.scales)
+        if self._kept(name, score) or self.params.rounding == "gptq":
+            self.model, self.scales, self.score = made.model, made.scales, score
+            self.details["rounding"] = name
+        else:
+            self.details["rounding"] = "nearest"

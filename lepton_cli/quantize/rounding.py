@@ -1,0 +1,136 @@
+"""Rounds weights so that the layer's output changes least, not each weight by itself.
+
+Optimal-brain rounding (GPTQ; Frantar et al., 2022): weights of a row are rounded one after another, and the error of
+each is made up for by those not yet rounded, following the covariance of the layer's input. Before it, each channel's
+scale is searched; after it, the bias takes over the mean error that is left (bias correction).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import io
+from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.moments import Moments
+
+Floats = NDArray[np.float64]
+#: Clipped ranges tried per channel, as shares of the full one.
+CUTS = np.linspace(1.0, 0.7, 13)
+#: Share of the mean variance added to each input, so that nothing is divided by zero.
+DAMPING = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """A copy of the model with weights on their grids, and the scales of the grids: (axis, one per channel)."""
+
+    model: ir.Model
+    scales: dict[str, tuple[int, NDArray[np.float32]]]
+
+
+def apply(
+    model: ir.Model,
+    choice: Choice,
+    moments: Mapping[str, Moments],
+    *,
+    limit: int,
+    brain: bool = True,
+    correct_bias: bool = True,
+) -> Rounded:
+    """Round the weights of all chosen anchors with known moments to integers within [-limit, limit] times a scale.
+
+    `brain` false searches scales only. Shared weights are left to the writer.
+    """
+    copy = io.clone(model)
+    scales: dict[str, tuple[int, NDArray[np.float32]]] = {}
+    for node in copy.graph:
+        known = moments.get(node.name or "") if node.name in choice.anchors else None
+        value = node.inputs[1] if known is not None else None
+        weight = weight_of(node)
+        if known is None or value is None or weight is None or len(value.uses()) != 1 or value.is_graph_output():
+            continue
+        rows, axis = _as_rows(node, weight, len(known.first))
+        steps, rounded = _layer(rows, known.covariance, limit, brain)
+        value.const_value = ir.tensor(_as_weight(node, rounded, weight).astype(np.float32), name=value.name)
+        scales[value.name or ""] = (axis, steps.reshape(-1).astype(np.float32))
+        if correct_bias:
+            shift = np.einsum("gnk,gk->gn", rows - rounded, known.mean).reshape(-1)
+            _shift_bias(node, shift)
+    return Rounded(copy, scales)
+
+
+def _as_rows(node: ir.Node, weight: NDArray[np.float32], groups: int) -> tuple[Floats, int]:
+    """The weight as [groups, outputs per group, K], and its axis of output channels."""
+    exact = weight.astype(np.float64)
+    if node.op_type == "Conv":
+        return exact.reshape(groups, weight.shape[0] // groups, -1), 0
+    if node.attributes.get_int("transB", 0) == 1:
+        return exact[None], 0
+    return exact.T[None], 1
+
+
+def _as_weight(node: ir.Node, rows: Floats, like: NDArray[np.float32]) -> Floats:
+    if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1:
+        return rows.reshape(like.shape)
+    return np.ascontiguousarray(rows[0].T)
+
+
+def _layer(rows: Floats, covariance: Floats, limit: int, brain: bool) -> tuple[Floats, Floats]:
+    """Scales [groups, n, 1] and rounded rows [groups, n, K]."""
+    damped = covariance + DAMPING * np.eye(rows.shape[-1]) * _mean_variance(covariance)
+    steps = _search(rows, damped, limit)
+    if not brain:
+        return steps, _nearest(rows, steps, limit)
+    return steps, _optimal_brain(rows, damped, steps, limit)
+
+
+def _mean_variance(covariance: Floats) -> Floats:
+    mean = np.einsum("gkk->g", covariance) / covariance.shape[-1]
+    return np.where(mean > 0, mean, 1.0)[:, None, None]
+
+
+def _nearest(rows: Floats, steps: Floats, limit: int) -> Floats:
+    rounded: Floats = np.clip(np.rint(rows / steps), -limit, limit) * steps
+    return rounded
+
+
+def _search(rows: Floats, covariance: Floats, limit: int) -> Floats:
+    full = np.abs(rows).max(axis=-1, keepdims=True) / limit
+    full = np.where(full > 0, full, 1.0)
+    best, least = full, np.full(full.shape, np.inf)
+    for cut in CUTS:
+        error = rows - _nearest(rows, full * cut, limit)
+        cost = np.einsum("gnk,gnk->gn", np.matmul(error, covariance), error)[..., None]
+        best, least = np.where(cost < least, full * cut, best), np.minimum(cost, least)
+    # The file holds float32 scales: round to the grid that will really be used.
+    exact: Floats = best.astype(np.float32).astype(np.float64)
+    return exact
+
+
+def _optimal_brain(rows: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats:
+    """Columns in order of falling variance; errors spread by the Cholesky factor of the inverse covariance."""
+    order = np.argsort(-np.einsum("gkk->gk", covariance), axis=-1, kind="stable")
+    undo = np.argsort(order, axis=-1, kind="stable")
+    left = np.take_along_axis(rows, order[:, None, :], axis=2)
+    sorted_ = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
+    factor = np.linalg.cholesky(np.linalg.inv(sorted_)).transpose(0, 2, 1)
+    made = np.empty_like(left)
+    for k in range(left.shape[-1]):
+        made[..., k] = _nearest(left[..., k], steps[..., 0], limit)
+        error = (left[..., k] - made[..., k]) / factor[:, k, k][:, None]
+        left[..., k + 1 :] -= error[..., None] * factor[:, None, k, k + 1 :]
+    return np.take_along_axis(made, undo[:, None, :], axis=2)
+
+
+def _shift_bias(node: ir.Node, shift: Floats) -> None:
+    """Add `shift` to a constant bias that only this node reads; MatMul has none and is left as it is."""
+    value = node.inputs[2] if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if value is None or value.const_value is None or len(value.uses()) != 1 or value.const_value.size != shift.size:
+        return
+    bias = value.const_value.numpy().astype(np.float64)
+    value.const_value = ir.tensor((bias + shift.reshape(bias.shape)).astype(np.float32), name=value.name)

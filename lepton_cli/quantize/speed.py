@@ -1,0 +1,187 @@
+"""What onnxruntime really runs: int8 kernels counted, and layers that int8 makes slower found by measurement."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from lepton_cli.graph import io
+from lepton_cli.quantize.choose import Choice
+from lepton_cli.runtime import Arrays, Session
+from lepton_cli.steps.base import Context
+
+#: Operators of the optimised graph that compute with 8 bits.
+INT8 = (
+    "QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QEmbed", "MatMulNBits",
+    "GatherBlockQuantized",
+)  # fmt: skip
+MATRIX = frozenset({"Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvTranspose", "Attention"})
+#: Rounds and least gain for a layer to be returned to float.
+ROUNDS = 24
+GAIN = 1.02
+#: Seconds that one comparison may take; slow models get fewer rounds.
+SECONDS = 2.0
+#: Numbers of first layers to try in float.
+PREFIXES = (1, 2, 3, 4, 6, 8)
+
+
+def placement(model: ir.Model, context: Context) -> dict[str, Any]:
+    """Kernels of onnxruntime's optimised graph: `int8`, `float` matrix operators, `qdq_left`, and all by name."""
+    with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
+        path = Path(folder) / "optimised.onnx"
+        Session(io.payload(model, context.workdir), threads=context.threads, optimised_path=path)
+        graph = onnx.load(path, load_external_data=False).graph
+    counts = Counter(node.op_type for node in graph.node)
+    return {
+        "int8": sum(count for op, count in counts.items() if op.startswith(INT8)),
+        "float": sum(count for op, count in counts.items() if op in MATRIX),
+        "qdq_left": min(counts["QuantizeLinear"], counts["DequantizeLinear"]),
+        "operators": dict(counts.most_common(12)),
+    }
+
+
+def compare(models: Sequence[ir.Model], feeds: Arrays, context: Context, rounds: int = ROUNDS) -> list[float]:
+    """Speed of each model relative to the first, by the median of paired ratios of interleaved runs."""
+    sessions = [Session(io.payload(model, context.workdir), threads=context.threads) for model in models]
+    random = np.random.default_rng(context.seed)
+    started = time.perf_counter()
+    for session in sessions:
+        for _ in range(3):
+            session.run(feeds)
+    round_seconds = (time.perf_counter() - started) * 4 / 3
+    rounds = int(np.clip(SECONDS / max(round_seconds, 1e-9), 5, rounds))
+    times = np.empty((rounds, len(sessions)))
+    for round_ in range(rounds):
+        for i in random.permutation(len(sessions)):
+            times[round_, i] = _fastest(sessions[i], feeds)
+    ratios: list[float] = np.median(times[:, :1] / times, axis=0).tolist()
+    return ratios
+
+
+def _fastest(session: Session, feeds: Arrays, runs: int = 3) -> float:
+    session.run(feeds)
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        session.run(feeds)
+        found.append(time.perf_counter_ns() - start)
+    return float(min(found))
+
+
+def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) -> dict[str, float]:
+    """Median microseconds of every kernel, by the name that the optimised graph gives it."""
+    with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
+        source = io.payload(model, context.workdir)
+        session = Session(source, threads=context.threads, profile_prefix=Path(folder) / "profile")
+        for _ in range(runs):
+            session.run(feeds)
+        events = json.loads(Path(session.raw.end_profiling()).read_text())
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            times[name.removesuffix("_kernel_time")].append(event["dur"])
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
+def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Arrays, context: Context) -> dict[str, float]:
+    """Anchors whose int8 kernel takes longer than the float one: name -> microseconds lost.
+
+    Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
+    """
+    slow, fast = profile(quantized, feeds, context), profile(model, feeds, context)
+    lost = {}
+    for node in model.graph:
+        if node.name not in choice.anchors:
+            continue
+        int8 = _find(slow, [node.name or ""])
+        plain = _find(fast, [node.name or "", *_tensors(node)])
+        if int8 is not None and plain is not None and int8 > 1.1 * plain:
+            lost[node.name or ""] = int8 - plain
+    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
+
+def _find(times: Mapping[str, float], names: Iterable[str]) -> float | None:
+    for name in names:
+        for candidate in (name, f"{name}_nchwc"):
+            if candidate in times:
+                return times[candidate]
+        for found, value in times.items():
+            if found.startswith(f"{name}_token_"):
+                return value
+    return None
+
+
+def _tensors(node: ir.Node) -> list[str]:
+    """The node's output and those of the operators that onnxruntime may fuse behind it."""
+    value = node.outputs[0]
+    names = [value.name or ""]
+    while len(uses := value.uses()) == 1:
+        user = next(iter(uses)).node
+        if user.op_type not in ("Relu", "Clip", "Add", "Sigmoid", "LeakyRelu", "HardSigmoid"):
+            break
+        value = user.outputs[0]
+        names.append(value.name or "")
+    return names
+
+
+def faster_choice(
+    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Arrays, context: Context
+) -> tuple[Choice, dict[str, Any]]:
+    """The choice without the layers that measurably lose time, and what was measured.
+
+    Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, where
+    images are large and channels few.
+    """
+    search = _Search(model, choice, write, feeds, context)
+    lost = losing(model, search.made, choice, feeds, context)
+    if lost and not search.attempt(list(lost)) and len(lost) > 1:
+        search.attempt(list(lost)[:1])
+    order = [node.name or "" for node in model.graph if node.name in choice.anchors]
+    for count in PREFIXES:
+        if count < len(order) and set(order[:count]) & search.choice.anchors:
+            search.attempt(order[:count])
+    speedup = compare([model, search.made], feeds, context)[1]
+    return search.choice, {"speedup": round(speedup, 3), "returned": search.returned}
+
+
+class _Search:
+    """The fastest choice so far."""
+
+    def __init__(
+        self, model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Arrays, context: Context
+    ) -> None:
+        self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
+        self.made = write(choice)
+        self.returned: list[dict[str, Any]] = []
+
+    def attempt(self, names: list[str]) -> bool:
+        """Return anchors `names` to float if that is faster."""
+        if not self.choice.anchors - set(names):
+            return False
+        trial = self.choice.without(names, "float is faster here (measured)", self.model)
+        made = self.write(trial)
+        gain = compare([self.made, made], self.feeds, self.context)[1]
+        if gain < GAIN:
+            return False
+        # onnxruntime quantizes the weights of a float layer between two int8 ones by itself: that one stays ours.
+        kernels = profile(made, self.feeds, self.context)
+        requantized = {name for name in names if any(kernel.startswith(f"{name}_token_") for kernel in kernels)}
+        names = [name for name in names if name not in requantized and name in self.choice.anchors]
+        if not names:
+            return False
+        if requantized:
+            trial = self.choice.without(names, "float is faster here (measured)", self.model)
+            made = self.write(trial)
+        self.choice, self.made = trial, made
+        self.returned.append({"nodes": names, "gain": round(gain, 3)})
+        return True

@@ -1,0 +1,40 @@
+"""Embedding tables in 8 bits by blocks: a quarter of the bytes, rows looked up and scaled in one kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from lepton_cli.graph import io
+from lepton_cli.quantize import weights
+from lepton_cli.steps.base import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+#: Smaller tables are not worth an operator that few runtimes know.
+LEAST_SIZE = 100_000
+
+
+def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[Decision]]:
+    """A copy whose large float tables, read by a Gather of whole rows, are GatherBlockQuantized."""
+    from lepton_cli.steps.quantize_weights import Params
+
+    copy = io.clone(model)
+    decisions = []
+    for node in list(copy.graph):
+        table = node.inputs[0] if node.op_type == "Gather" and node.name in allowed else None
+        if table is None or table.const_value is None or table.const_value.size < LEAST_SIZE or len(table.uses()) > 1:
+            continue
+        for block in (128, 64, 32, 16):
+            params = Params(step="quantize.weights", bits=8, block_size=block)
+            if weights.refused(node, params) is None:
+                ratio = weights.replace(copy, node, params, weights.Store(None))
+                reason = f"table in 8 bits, blocks of {block} ({ratio:.0f} dB)"
+                decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
+                break
+    if decisions:
+        weights.drop_unused(copy)
+        copy.graph.opset_imports[weights.MICROSOFT] = 1
+    return copy, decisions
