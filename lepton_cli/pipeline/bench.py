@@ -116,19 +116,17 @@ class _Feeds:
 
 
 def _names(models: Sequence[Path]) -> list[str]:
-    """A short and unambiguous name for each: the file's, with as many folders before it as it takes.
-
-    Raises UsageError when a file is given twice under the same path.
-    """
+    """A short name for each: the file's, with as many folders before it as tell them apart, numbered where none do."""
     paths = [Path(os.path.abspath(path)) for path in models]
+    names: list[str] = []
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    repeated = [f"{name}#{names[: index + 1].count(name)}" for index, name in enumerate([path.stem for path in paths])]
-    if len(set(repeated)) < len(repeated):
-        raise UsageError("usage.same-model", "models cannot be told apart by their names")
-    return repeated
+        if len(set(names)) == len(set(paths)):
+            break
+    return [
+        name if names.count(name) == 1 else f"{name}#{names[: index + 1].count(name)}"
+        for index, name in enumerate(names)
+    ]
 
 
 def _check_shapes(given: Shapes, inputs: Sequence[TensorInfo]) -> None:
