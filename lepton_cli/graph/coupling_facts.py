@@ -108,7 +108,9 @@ def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     ):
         if name in node.attributes:
             return ir.tensor(np.array(node.attributes[name].value, dtype))
-    return node.attributes["value"].as_tensor() if "value" in node.attributes else None
+    tensor = node.attributes.get_tensor("value")
+    # A copy: initializers rename their tensors.
+    return None if tensor is None else ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
 
 
 def _computed_shape_inputs(model: ir.Model) -> list[str]:

@@ -84,6 +84,8 @@ def weight_bytes(model: ir.Model) -> int:
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as protobuf, with the value types that onnx-ir cannot hold put back."""
     proto = ir.to_proto(model)
+    if proto.ir_version < 4 and {t.name for t in proto.graph.initializer} - {v.name for v in proto.graph.input}:
+        proto.ir_version = 4  # until then every initializer had to be an input too
     for value in (*proto.graph.output, *proto.graph.value_info):
         for entry in [entry for entry in value.metadata_props if entry.key == check.TYPE_KEY]:
             value.type.ParseFromString(base64.b64decode(entry.value))
@@ -98,9 +100,35 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def to_bytes(model: ir.Model) -> bytes:
     """The model as one protobuf message, external weights included; equal models give equal bytes."""
-    if any(isinstance(v.const_value, ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values()):
-        model = ir.external_data.load_to_model(clone(model))
-    return bytes(to_proto(model).SerializeToString(deterministic=True))
+    return bytes(to_proto(_internal(model)).SerializeToString(deterministic=True))
+
+
+def _internal(model: ir.Model) -> ir.Model:
+    """The model itself, or a copy that holds what lies in external files. The files stay mapped: others may use them."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values) and not _constants(model):
+        return model
+    copy = clone(model)
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _held(value.const_value)
+    for node in _constants(copy):
+        node.attributes["value"] = ir.AttrTensor("value", _held(node.attributes["value"].as_tensor()))
+    return copy
+
+
+def _constants(model: ir.Model) -> list[ir.Node]:
+    """Constant nodes with their tensor in an external file."""
+    return [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type == "Constant" and isinstance(node.attributes.get_tensor("value"), ir.ExternalTensor)
+    ]
+
+
+def _held(tensor: ir.TensorProtocol) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def payload(model: ir.Model, workdir: Path) -> bytes | Path:
