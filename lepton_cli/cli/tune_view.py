@@ -12,10 +12,10 @@ from rich.text import Text
 
 from lepton_cli.cli.boundary import printable
 from lepton_cli.cli.console import is_live, make_console, plain_table
-from lepton_cli.recipe.metrics import find
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report
+from lepton_cli.report.tune_chart import axis_value
 from lepton_cli.tune import front
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.trial import Trial
@@ -179,12 +179,3 @@ def show_search(report: Report, console: Console) -> None:
     ]
     names = [("  candidate", "left"), (cost["metric"], "right"), (quality["metric"], "right"), ("file", "right")]
     console.print(plain_table(names, cells))
-
-
-def axis_value(value: float, axis: dict[str, object]) -> str:
-    """A value of the front in words: lower was better there, and times were ratios to the original."""
-    number = -value if axis["higher_is_better"] else value
-    if axis["kind"] == "ratio":
-        return f"{words.significant(number)} of the original"
-    metric = find(str(axis["metric"]))
-    return words.value(number, metric.kind if metric else "number")

@@ -38,8 +38,8 @@ def bars(title: str, description: str, rows: Sequence[Bar]) -> Markup:
     drawings: list[Markup] = []
     for numbered, part in _chunks(title, rows):
         body = [line for index, row in enumerate(part) for line in _bar_row(index * _ROW, row, largest)]
-        drawings.append(_svg(numbered, description, _ROW * len(part), body))
-    return _joined(drawings)
+        drawings.append(svg(numbered, description, _ROW * len(part), body))
+    return joined(drawings)
 
 
 def _bar_row(top: int, row: Bar, largest: float) -> Iterable[Markup]:
@@ -61,8 +61,8 @@ def diverging(title: str, description: str, rows: Sequence[tuple[str, str, float
     for numbered, part in _chunks(title, rows):
         body = [line for i, row in enumerate(part) for line in _diverging_row(i * _ROW, row, largest)]
         axis = Markup('<line class="axis" x1="50%" x2="50%" y1="18" y2="{}"/>').format(_ROW * len(part) - 6)
-        drawings.append(_svg(numbered, description, _ROW * len(part), [*body, axis]))
-    return _joined(drawings)
+        drawings.append(svg(numbered, description, _ROW * len(part), [*body, axis]))
+    return joined(drawings)
 
 
 def _diverging_row(top: int, row: tuple[str, str, float], largest: float) -> Iterable[Markup]:
@@ -98,7 +98,7 @@ def distributions(title: str, description: str, samples: Sequence[Sample]) -> Ma
     start, end = time_axis(drawn)
     body = [line for i, sample in enumerate(drawn) for line in _strip(i * _STRIP, sample, start, end)]
     bottom = _STRIP * len(drawn)
-    return _joined([_svg(title, description, bottom + 26, [*body, *_axis(bottom, start, end)])])
+    return joined([svg(title, description, bottom + 26, [*body, *_axis(bottom, start, end)])])
 
 
 def time_axis(samples: Sequence[Sample]) -> tuple[float, float]:
@@ -151,39 +151,6 @@ def ticks(start: float, end: float) -> list[float]:
     return [index * step for index in range(first, math.floor(end / step + 1e-9) + 1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One candidate of a search: cost on the x axis (smaller is better), quality on the y axis (larger is better)."""
-
-    name: str
-    x: float
-    y: float
-    on_front: bool
-
-
-def scatter(title: str, description: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """Candidates of `tune`, those on the Pareto front filled."""
-    if not points:
-        return Markup("")
-    left, right = min(point.x for point in points), max(point.x for point in points)
-    low, high = min(point.y for point in points), max(point.y for point in points)
-    height = 240
-    body = [
-        Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height - 24),
-        Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{}</text>').format(height - 8, x_label),
-        Markup('<text class="tick" x="0" y="12">{}</text>').format(y_label),
-    ]
-    for point in sorted(points, key=lambda one: one.on_front):
-        x = 4 + 92 * ((point.x - left) / (right - left) if right > left else 0.5)
-        y = height - 40 - (height - 76) * ((point.y - low) / (high - low) if high > low else 0.5)
-        body.append(
-            Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
-                "after" if point.on_front else "before", x, y, 6 if point.on_front else 4, words.printable(point.name)
-            )
-        )
-    return _joined([_svg(title, description, height, body)])
-
-
 def _labels(top: int, name: str, value: str) -> Markup:
     whole = words.printable(name)
     return Markup(
@@ -201,7 +168,8 @@ def shortened(name: str) -> str:
     return f"…{end[cuts[0] if cuts else 0 :]}"
 
 
-def _svg(title: str, description: str, height: float, body: Iterable[Markup]) -> Markup:
+def svg(title: str, description: str, height: float, body: Iterable[Markup]) -> Markup:
+    """A drawing as wide as the page."""
     return Markup('<svg role="img" width="100%" height="{0:.0f}"><title>{1}</title><desc>{2}</desc>{3}</svg>').format(
         height, title, description, Markup("").join(body)
     )
@@ -216,7 +184,8 @@ def _chunks(title: str, rows: Sequence[_Row]) -> Iterator[tuple[str, Sequence[_R
         yield (title if count == 1 else f"{title}, rows {start + 1} to {start + len(part)} of {len(rows)}"), part
 
 
-def _joined(drawings: Sequence[Markup]) -> Markup:
+def joined(drawings: Sequence[Markup]) -> Markup:
+    """Drawings side by side where there is room."""
     return Markup('<div class="chart">{}</div>').format(Markup("").join(drawings)) if drawings else escape("")
 
 

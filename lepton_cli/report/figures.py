@@ -39,7 +39,7 @@ _BOTH = (("before", "original"), ("after", "compressed"))
 
 def figures(report: Report) -> list[Figure]:
     """All figures that the report has numbers for, in reading order."""
-    made = (*_latencies(report), _layers(report), _widths(report), _errors(report), _classes(report), _front(report))
+    made = (*_latencies(report), _layers(report), _widths(report), _errors(report), _classes(report))
     return [figure for figure in made if figure is not None]
 
 
@@ -215,24 +215,3 @@ def _classes(report: Report) -> Figure | None:
     ]
     header = ("class", "n", "original", "compressed", "change")
     return _figure("classes", title, text, charts.diverging(title, text, drawn), header, cells)
-
-
-def _front(report: Report) -> Figure | None:
-    """`extra["front"]`: rows of `name`, `x`, `y`, `on_front`; `x_label` and `y_label` beside it in `extra`."""
-    rows = [
-        row
-        for row in report.extra.get("front", ())
-        if isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in ("x", "y"))
-    ]
-    if not rows:
-        return None
-    title, x_label, y_label = (
-        "Trade-offs tried",
-        str(report.extra.get("x_label", "")),
-        str(report.extra.get("y_label", "")),
-    )
-    text = f"Every candidate by {x_label} and {y_label}; filled: nothing else is better in both."
-    points = [charts.Point(str(row.get("name", "")), row["x"], row["y"], bool(row.get("on_front"))) for row in rows]
-    cells = [(point.name, f"{point.x:.4g}", f"{point.y:.4g}", "yes" if point.on_front else "no") for point in points]
-    drawing = charts.scatter(title, text, points, x_label, y_label)
-    return _figure("front", title, text, drawing, ("candidate", x_label, y_label, "on the front"), cells)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lepton_cli.report import facts, figures, markdown, store, table, words
+from lepton_cli.report import facts, figures, markdown, store, table, tune_chart, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
 #: A file stays below this: the embedded JSON gives up its longest lists first.
@@ -61,7 +61,10 @@ def _embedded(report: Report, detail: int) -> str:
     latency = report.latency and report.latency.model_copy(
         update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
     )
-    kept = report.model_copy(update={"latency": latency})
+    extra = {**report.extra}
+    if "tune" in extra:
+        extra["tune"] = {**extra["tune"], "records": []}
+    kept = report.model_copy(update={"latency": latency, "extra": extra})
     if detail < 2:
         kept = kept.model_copy(update={"steps": tuple(_without_lists(step) for step in report.steps)})
     if detail < 1:
@@ -91,6 +94,7 @@ def _context(report: Report, listed: int) -> dict[str, Any]:
         "compared": len(report.variants) > 1 or any(row.compressed for row in table.rows(report)),
         "gates": [_gate(gate) for gate in sorted(report.gates, key=markdown.severity)],
         "warnings": [words.printable(warning, 600) for warning in markdown.warnings(report)],
+        "tune": tune_chart.section(report),
         "figures": figures.figures(report),
         "flips": report.accuracy.flips[:_FLIPS] if report.accuracy else (),
         "flips_total": report.accuracy.flips_total if report.accuracy else 0,

@@ -21,3 +21,13 @@ for (const step of document.querySelectorAll("[data-step]")) {
   controls.hidden = false;
   update();
 }
+// A point of the trade-off leads to a row of a closed list: open it first.
+const reveal = () => {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const closed = target && target.closest("details");
+  if (!closed) return;
+  closed.open = true;
+  target.scrollIntoView();
+};
+window.addEventListener("hashchange", reveal);
+reveal();

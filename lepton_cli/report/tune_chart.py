@@ -1,0 +1,157 @@
+"""The search of `lepton tune` in the HTML report: the front, how it went, what mattered, what was rejected and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from lepton_cli.recipe.metrics import find
+from lepton_cli.report import charts, words
+from lepton_cli.report.charts import Bar
+from lepton_cli.report.model import Report
+
+#: Trials listed; the rest is in report.json.
+LISTED = 150
+_HEIGHT = 300
+_BOTTOM, _TOP = 44, 26
+_STYLES = {"front": "after", "held": "before", "broken": "worse"}
+
+
+def section(report: Report) -> dict[str, Any] | None:
+    """What the template shows of `extra["tune"]`; `None` for reports of other commands."""
+    tuned = report.extra.get("tune")
+    if not isinstance(tuned, dict) or not tuned.get("trials"):
+        return None
+    axes = tuned["axes"]
+    trials = [_trial(number, row, tuned) for number, row in enumerate(tuned["trials"], 1)]
+    drawn = [trial for trial in trials if trial["x"] is not None and trial["y"] is not None]
+    return {
+        "title": "Trade-offs tried",
+        "text": _text(tuned, len(drawn)),
+        "front": _front(drawn, axes),
+        "legend": (("after", "on the front"), ("before", "within the limits"), ("worse", "beyond a limit")),
+        "history": _history(trials, axes["cost"]),
+        "importance": _importance(tuned.get("importance", {})),
+        "cost": _label(axes["cost"]),
+        "quality": _label(axes["quality"]),
+        "trials": trials[:LISTED],
+        "more": max(0, len(trials) - LISTED),
+        "rejected": sum(1 for trial in trials if trial["reason"]),
+    }
+
+
+def axis_value(value: float | None, axis: Mapping[str, Any]) -> str:
+    """A cost or quality in words; they are stored so that lower is better, times as ratios to the original."""
+    if value is None:
+        return ""
+    number = -value if axis["higher_is_better"] else value
+    if axis["kind"] == "ratio":
+        return f"{words.significant(number)} of the original"
+    metric = find(str(axis["metric"]))
+    return words.value(number, metric.kind if metric else "number")
+
+
+def _trial(number: int, row: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
+    cost, quality = tuned["axes"]["cost"], tuned["axes"]["quality"]
+    kind = "front" if row["front"] and row["feasible"] else "held" if row["feasible"] else "broken"
+    steps = json.loads(json.dumps(row["steps"]))
+    return {
+        "number": number,
+        "id": f"trial-{number}",
+        "name": words.printable(row["name"], 160),
+        "best": row["key"] == tuned["best"],
+        "style": _STYLES[kind],
+        "x": row["cost"],
+        "y": None if row["quality"] is None else -row["quality"],
+        "cost": axis_value(row["cost"], cost),
+        "quality": axis_value(row["quality"], quality),
+        "file": "" if row["file"] is None else words.value(row["file"], "size"),
+        "reason": words.printable(row["reason"], 300),
+        "feasible": row["feasible"],
+        "steps": yaml.safe_dump({"steps": steps}, sort_keys=False, default_flow_style=None, width=90),
+    }
+
+
+def _text(tuned: Mapping[str, Any], drawn: int) -> str:
+    count = len(tuned["trials"])
+    limits = "; ".join(tuned["limits"]) or "none"
+    ended = f" The search ended: {tuned['ended']}." if tuned.get("ended") else ""
+    return words.printable(
+        f"{words.plural(count, 'trial')}, {drawn} measured to the end. Limits: {limits}. Seed {tuned['seed']}.{ended}",
+        900,
+    )
+
+
+def _label(axis: Mapping[str, Any]) -> str:
+    where = " ".join(f"{key} {axis[key]}" for key in ("provider", "batch", "output") if axis.get(key))
+    return f"{axis['metric']}{f' ({where})' if where else ''}"
+
+
+def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Markup:
+    """Points that lead to their recipe; cost to the right, quality upwards."""
+    if not trials:
+        return Markup("")
+    # Costs span decades (a network 50 times faster): a logarithm keeps the interesting end apart.
+    positive = all(trial["x"] > 0 for trial in trials)
+    xs = [math.log(trial["x"]) if positive else trial["x"] for trial in trials]
+    ys = [trial["y"] for trial in trials]
+    body = [
+        Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM),
+        Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{} →</text>').format(
+            _HEIGHT - 8, _label(axes["cost"]) + (", logarithmic" if positive else "")
+        ),
+        Markup('<text class="tick" x="0" y="12">↑ {}</text>').format(_label(axes["quality"])),
+    ]
+    ends = {min(range(len(xs)), key=lambda i: xs[i]): "start", max(range(len(xs)), key=lambda i: xs[i]): "end"}
+    for index, anchor in ends.items():
+        tick = Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>')
+        body.append(tick.format(_scaled(xs[index], xs), _HEIGHT - 26, anchor, trials[index]["cost"]))
+    order = sorted(range(len(trials)), key=lambda i: (trials[i]["style"] == "after", trials[i]["best"]))
+    body += [_dot(trials[i], _scaled(xs[i], xs), _scaled(ys[i], ys)) for i in order]
+    title, text = "Trade-offs tried", f"{_label(axes['cost'])} against {_label(axes['quality'])}, one point a trial"
+    return charts.joined([charts.svg(title, text, _HEIGHT, body)])
+
+
+def _dot(trial: Mapping[str, Any], x: float, y: float) -> Markup:
+    top = _HEIGHT - _BOTTOM - 10 - (_HEIGHT - _BOTTOM - _TOP - 10) * y / 100
+    said = f"{trial['name']}: {trial['cost']}, {trial['quality']}, {trial['file']}"
+    return Markup(
+        '<a href="#{}"><circle class="{}{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle></a>'
+    ).format(
+        trial["id"],
+        trial["style"],
+        " chosen" if trial["best"] else "",
+        x,
+        top,
+        8 if trial["best"] else 6 if trial["style"] == "after" else 4,
+        said,
+    )
+
+
+def _scaled(value: float, values: Iterable[float]) -> float:
+    """Where a value lies between the least (4) and the largest (96), in per cent."""
+    least, largest = min(values), max(values)
+    return 4 + 92 * ((value - least) / (largest - least) if largest > least else 0.5)
+
+
+def _history(trials: Sequence[Mapping[str, Any]], axis: Mapping[str, Any]) -> Markup:
+    """Each trial that was better than all before it."""
+    rows: list[Bar] = []
+    best = math.inf
+    for trial in trials:
+        if trial["feasible"] and trial["x"] is not None and trial["x"] < best:
+            best = trial["x"]
+            rows.append(Bar(f"trial {trial['number']}: {trial['name']}", trial["cost"], (("after", abs(best)),)))
+    text = f"Each trial within the limits that was better in {_label(axis)} than all before it."
+    return charts.bars("How the best was found", text, rows)
+
+
+def _importance(shares: Mapping[str, float]) -> Markup:
+    rows = [Bar(name, f"{100 * share:.0f} %", (("after", share),)) for name, share in shares.items() if share > 0]
+    text = "Share of the differences in cost that each part of the space explains alone."
+    return charts.bars("What mattered", text, rows)
