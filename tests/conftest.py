@@ -52,13 +52,13 @@ class Invoke(Protocol):
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run `lepton` with arguments in this process, in `tmp_path`: quick, for everything that is not about processes."""
-    from lepton_cli.cli.main import app
+    from lepton_cli.cli.main import make_app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments: str | Path) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return CliRunner().invoke(make_app(), [str(argument) for argument in arguments])
 
     return run
 

@@ -126,10 +126,10 @@ def test_judging_a_report_imports_nothing_that_runs_models(tmp_path: Path) -> No
     arguments = ["gate", str(path), "--budget", str(tmp_path / "budget.yaml"), "--json"]
     code = (
         "import atexit, json, sys\n"
-        "from lepton_cli.cli.main import app\n"
+        "from lepton_cli.cli.main import make_app\n"
         "heavy = {'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'jinja2', 'torch'}\n"
         "atexit.register(lambda: sys.stderr.write(json.dumps(sorted(heavy & set(sys.modules)))))\n"
-        f"app({arguments!r})\n"
+        f"make_app({arguments[0]!r})({arguments!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
