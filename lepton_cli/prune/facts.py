@@ -1,0 +1,62 @@
+"""What `prune.channels` says about a model: decisions by node, and the details the report draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lepton_cli.prune import recover
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.plan import Plan
+from lepton_cli.steps.base import Decision
+
+
+def decisions(plan: Plan, widths: Widths | None) -> tuple[Decision, ...]:
+    operators = {node.name: node.op_type for node in plan.model.graph}
+    found: dict[str, Decision] = {}
+    for index, group in enumerate(plan.groups):
+        for port in group.producers:
+            if widths is None:
+                action, reason = "prunable", f"{group.channels} channels"
+            elif widths[index] < group.channels:
+                action, reason = "pruned", f"{group.channels} -> {widths[index]} channels"
+            else:
+                action, reason = "kept", "the allocation takes nothing here"
+            found.setdefault(
+                port.node, Decision(node=port.node, op=operators.get(port.node, ""), action=action, reason=reason)
+            )
+    for group in plan.frozen:
+        where = f" ({group.node})" if group.node else ""
+        for port in group.producers:
+            reason = f"{group.frozen}{where}"
+            found.setdefault(
+                port.node, Decision(node=port.node, op=operators.get(port.node, ""), action="frozen", reason=reason)
+            )
+    return tuple(found.values())
+
+
+def details(
+    plan: Plan, widths: Widths | None, repairs: Sequence[recover.Repair], goal: Mapping[str, Any]
+) -> dict[str, Any]:
+    kept = [group.channels for group in plan.groups] if widths is None else [int(width) for width in widths]
+    groups = [
+        {"name": g.name, "channels": g.channels, "kept": k, "frozen": False, "reason": "", "node": ""}
+        for g, k in zip(plan.groups, kept, strict=True)
+    ]
+    groups += [
+        {"name": g.name, "channels": g.channels, "kept": g.channels, "frozen": True, "reason": g.frozen, "node": g.node}
+        for g in plan.frozen
+    ]
+    before: dict[str, int] = {}
+    after: dict[str, int] = {}
+    for group, width in zip((*plan.groups, *plan.frozen), [*kept, *(g.channels for g in plan.frozen)], strict=True):
+        for port in group.producers:
+            each = group.slices[(port.weight, port.axis)].shape[1]
+            before[port.node] = before.get(port.node, 0) + group.channels * each
+            after[port.node] = after.get(port.node, 0) + width * each
+    return {
+        "widths": [{"node": node, "before": before[node], "after": after[node]} for node in before],
+        "groups": groups,
+        "recovery": recover.facts(repairs),
+        **goal,
+    }

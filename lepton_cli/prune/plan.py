@@ -1,0 +1,94 @@
+"""The analysed model: which groups may lose channels under `include` and `exclude`, and which may not, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import coupling_facts, io, select
+from lepton_cli.graph.coupling import Coupling, Group, analyse
+from lepton_cli.prune import cost as cost_model
+from lepton_cli.prune import fold
+from lepton_cli.steps.base import Context
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.prune_channels import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An analysed model and what may be pruned in it."""
+
+    model: ir.Model
+    coupling: Coupling
+    #: Groups that may lose channels.
+    groups: tuple[Group, ...]
+    #: Groups that may not, with the reason filled in.
+    frozen: tuple[Group, ...]
+    #: |scale| of folded normalisations by layer.
+    scales: Mapping[str, NDArray[np.float64]]
+
+
+def analysed(model: ir.Model, params: Params, feeds: Mapping[str, Sequence[int]], *, folding: bool = True) -> Plan:
+    """The prepared model and its groups under `include` and `exclude`."""
+    chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
+    prepared, facts = coupling_facts.prepare(model, feeds)
+    scales = fold.fold(prepared) if folding else {}
+    coupling = analyse(prepared, facts)
+    groups: list[Group] = []
+    frozen: list[Group] = []
+    for group in coupling.groups:
+        outside = next((port.node for port in group.producers if port.node not in chosen), None)
+        if group.frozen is None and outside is not None:
+            group = dataclasses.replace(group, frozen="left out by include/exclude", node=outside)
+        if group.frozen is None and group.channels < 2:
+            group = dataclasses.replace(group, frozen="a single channel", node=group.name)
+        (groups if group.frozen is None else frozen).append(group)
+    return Plan(prepared, coupling, tuple(groups), tuple(frozen), scales)
+
+
+def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """Facts about every channel group, without data: for `inspect --channels` and `plan`."""
+    from lepton_cli.steps.prune_channels import Params
+
+    plan = analysed(model, Params(step="prune.channels"), feeds)
+    groups = (*plan.groups, *plan.frozen)
+    macs = cost_model.macs(plan.model, plan.coupling, groups)
+    size = cost_model.parameters(plan.model, plan.coupling, groups)
+    full = np.array([group.channels for group in groups], np.int64)
+    found = []
+    for index, group in enumerate(groups):
+        none = full.copy()
+        none[index] = 0
+        found.append(
+            {
+                "name": group.name,
+                "channels": group.channels,
+                "nodes": [port.node for port in group.producers],
+                "consumers": [port.node for port in group.consumers],
+                "macs_share": 1 - macs(none) / max(macs(full), 1.0),
+                "params": round(size(full) - size(none)),
+                "frozen": group.frozen,
+                "node": group.node,
+            }
+        )
+    return found
+
+
+def feeds(model: ir.Model, context: Context) -> dict[str, tuple[int, ...]]:
+    """Input shapes of a real batch, of two samples where the model's batch is open."""
+    batch = next(iter(context.check.batches(None, None)), None)
+    feeds = batch.feeds if batch is not None else {}
+    known = {name: array.shape for name, array in feeds.items() if hasattr(array, "shape")}
+    result = {}
+    for info in io.inputs(model):
+        shape = list(known.get(info.name) or info.concrete(2, 16))
+        if info.shape and not isinstance(info.shape[0], int):
+            shape[0] = 2
+        result[info.name] = tuple(shape)
+    return result

@@ -1,0 +1,90 @@
+"""Ranking all groups and measuring what narrowing them costs; kept between runs, since no target changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.graph import io
+from lepton_cli.prune import cost as cost_model
+from lepton_cli.prune import importance, kept, linear, recover, sensitivity
+from lepton_cli.prune.allocate import Table
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.hessian import Ranking
+from lepton_cli.prune.plan import Plan
+from lepton_cli.steps.base import Context
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.prune_channels import Params
+
+
+def source_of(context: Context) -> recover.Source | None:
+    data = context.calibration
+    return None if data is None else recover.Source(data, context.workdir, context.threads, context.seed, data.count)
+
+
+def ranked_groups(
+    plan: Plan, params: Params, context: Context, levels: Sequence[Widths], warnings: list[str]
+) -> tuple[list[Ranking], list[Table]]:
+    """The order of removal and the loss at every level, for every group."""
+    source = source_of(context)
+    kind = params.importance or ("hessian" if source is not None else "l2")
+    if source is None:
+        warnings.append(
+            "no calibration data: channels are ranked by their weights and nothing is repaired; expect to lose accuracy"
+        )
+    data = None if source is None else (source.data.fingerprint, source.samples)
+    names = [group.name for group in plan.groups]
+    low = [int(level[-1]) for level in levels]
+    name = kept.key(plan.model, kind, params.recover != (), names, low, data, context.seed)
+    ranked = kept.load(context.cache, name, names)
+    if not ranked:
+        ranked = _rank(plan, params, context, low, kind)
+        kept.save(context.cache, name, ranked)
+    tables = [
+        Table(level, ranked[group.name][1][group.channels - level])
+        for group, level in zip(plan.groups, levels, strict=True)
+    ]
+    return [ranked[group.name][0] for group in plan.groups], tables
+
+
+def _rank(plan: Plan, params: Params, context: Context, low: Sequence[int], kind: str) -> kept.Ranked:
+    """The order of removal and its loss, group by group: the long part, and the same for every target."""
+    layers = linear.find(plan.model)
+    rankings: dict[str, Ranking] = {}
+    curves: dict[str, NDArray[np.float64]] = {}
+    source = source_of(context)
+    least = dict(zip((group.name for group in plan.groups), low, strict=True))
+    if source is not None:
+        total = cost_model.macs(plan.model, plan.coupling, plan.groups)(np.array([g.channels for g in plan.groups]))
+        samples = next(
+            (s[0] for s in (plan.coupling.facts.shapes.get(i.name, ()) for i in io.inputs(plan.model)) if s), 1
+        )
+        trial = sensitivity.prepare(
+            plan.model, plan.coupling, source, len(plan.groups) * len(sensitivity.LEVELS), total / max(samples, 1)
+        )
+    with context.progress.stage("ranking channels", len(plan.groups)) as stage:
+        for chunk in importance.chunks(plan.groups, layers, plan.model):
+            needs = source is not None and (kind in ("hessian", "activation") or params.recover != ())
+            grams = importance.grams(plan.model, chunk, layers, source) if needs and source is not None else {}
+            for group in chunk:
+                readers = importance.consumers(group, layers)
+                if kind in ("hessian", "activation") and readers:
+                    rankings[group.name] = importance.with_data(
+                        kind, plan.model, group, layers, grams, least[group.name]
+                    )
+                else:
+                    fallback = "l2" if kind in ("hessian", "activation") else kind
+                    scores = importance.data_free(fallback, plan.model, group, plan.scales)
+                    rankings[group.name] = importance.by_scores(scores, least[group.name])
+                curve = rankings[group.name]
+                curves[group.name] = (
+                    sensitivity.curve(trial, group, curve, layers, grams)
+                    if source is not None
+                    else np.concatenate([[0.0], curve.loss])
+                )
+                stage.advance()
+    return {group.name: (rankings[group.name], curves[group.name]) for group in plan.groups}
