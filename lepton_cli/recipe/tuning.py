@@ -53,7 +53,7 @@ class Space(Strict):
     keep: tuple[Percent, ...] | None = Field(
         default=None, description="Pruning: what remains of the original; `100 %` is not pruned"
     )
-    prune_by: tuple[Literal["macs", "params", "size"], ...] | None = Field(
+    prune_by: tuple[Literal["macs", "params", "size", "latency"], ...] | None = Field(
         default=None, description="What `keep` is a share of"
     )
     importance: tuple[Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"], ...] | None = None

@@ -104,9 +104,9 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "fuse": given.fuse or ((False, True) if traits.transformer else (False,)),
         "precision": precision,
         "keep": keep,
-        "prune_by": given.prune_by or (("params",) if by_size else ("macs",)),
+        "prune_by": given.prune_by or (("params",) if by_size else ("macs", "latency")),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
-        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (traits.block, 1)),
+        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
         "calibration": ranges or (None, "percentile", "minmax"),
         "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
     }

@@ -1,0 +1,41 @@
+"""Fronts, their area, and what mattered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lepton_cli.tune import front
+
+POINTS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=30)
+
+
+@given(POINTS)
+def test_nothing_beats_a_point_of_the_front(points: list[tuple[float, float]]) -> None:
+    chosen = [points[i] for i in front.pareto(points)]
+    for point in points:
+        assert any(c[0] <= point[0] and c[1] <= point[1] for c in chosen)
+    for one in chosen:
+        assert not any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in points)
+
+
+@given(POINTS, st.tuples(st.floats(0, 10), st.floats(0, 10)))
+def test_the_area_never_shrinks_with_a_point_more(
+    points: list[tuple[float, float]], more: tuple[float, float]
+) -> None:
+    before = front.hypervolume(points, (10, 10))
+    assert 0 <= before <= front.hypervolume([*points, more], (10, 10)) + 1e-9 <= 100 + 1e-6
+
+
+def test_area_of_known_points() -> None:
+    assert front.hypervolume([(1, 2), (2, 1), (3, 3), (5, 0)], (4, 4)) == pytest.approx(3 * 2 + 2 * 1)
+
+
+def test_importance_names_what_explains_the_result() -> None:
+    trials = [({"keep": keep, "noise": index % 2}, keep * 10.0) for index, keep in enumerate([1, 1, 2, 2, 3, 3, 4, 4])]
+    shares = front.importance(trials)
+    assert next(iter(shares)) == "keep"
+    assert shares["keep"] == pytest.approx(1)
+    assert shares["noise"] < 0.1
+    assert front.importance(trials[:2]) == {}

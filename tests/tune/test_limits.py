@@ -1,0 +1,91 @@
+"""Which limit breaks, which trial is better, which limits contradict each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_cli.errors import RecipeError
+from lepton_cli.recipe.tuning import Objective
+from lepton_cli.tune.limits import check_contradictions
+from tests.tune.builders import accuracy, gate, judge, latency, size, trial
+
+
+def test_breaches_name_limit_and_value() -> None:
+    one = judge(gate("accuracy.top1", max_drop="0.5 pp"), gate("size.file", max="400 B"))
+    breaches = one.breaches(trial(accuracy=accuracy(0.02)))
+    assert [b.metric for b in breaches] == ["accuracy.top1", "size.file"]
+    assert breaches[0].text == "accuracy.top1: max_drop 0.5 pp, found 2.00 pp"
+    assert breaches[0].quality
+    assert not breaches[1].quality
+    assert breaches[1].excess == pytest.approx(0.25)
+
+
+def test_exactly_at_the_limit_is_within() -> None:
+    assert not judge(gate("accuracy.top1", max_drop="0.5 pp")).breaches(trial(accuracy=accuracy(0.005)))
+
+
+def test_some_samples_reject_only_what_the_whole_interval_rejects() -> None:
+    one = judge(gate("accuracy.top1", max_drop="0.5 pp"))
+    proxy = {"reached": "proxy"}
+    assert not one.breaches(trial(accuracy=accuracy(0.012, half=0.01), **proxy))
+    assert one.breaches(trial(accuracy=accuracy(0.02, half=0.01), **proxy))
+    assert one.breaches(trial(accuracy=accuracy(0.012, half=0.01)))
+
+
+def test_warnings_are_no_limits() -> None:
+    assert not judge(gate("size.file", max="1 B", level="warn")).breaches(trial())
+
+
+def test_the_best_is_the_fastest_within_the_limits() -> None:
+    one = judge(gate("accuracy.top1", max_drop="0.5 pp"))
+    trials = [
+        trial("slow", latency=latency(0.9)),
+        trial("wrong", latency=latency(0.1), accuracy=accuracy(0.1)),
+        trial("failed", reached="failed", reason="x", latency=latency(0.05)),
+        trial("best", latency=latency(0.4)),
+    ]
+    best = one.best(trials)
+    assert best is not None
+    assert best.name == "best"
+    assert one.best(trials[1:3]) is None
+    nearest = one.nearest(trials[1:3])
+    assert nearest is not None
+    assert nearest.name == "wrong"
+
+
+def test_goals_that_are_better_when_higher() -> None:
+    one = judge(goal=Objective(metric="accuracy.top1"))
+    best = one.best([trial("a", accuracy=accuracy(0.1)), trial("b", accuracy=accuracy(0.0))])
+    assert best is not None
+    assert best.name == "b"
+
+
+def test_equal_trials_are_decided_by_size_and_name() -> None:
+    one = judge()
+    trials = [trial("b"), trial("a"), trial("large", size=size(900))]
+    for order in (trials, trials[::-1]):
+        best = one.best(order)
+        assert best is not None
+        assert best.name == "a"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (({"min": "90 %"}, {"max": "80 %"}), ("min 90 %", "max 80 %")),
+        (({"min": "95 %"}, {"max": "91 %"}), ("min 95 %", "max 91 %")),
+    ],
+)
+def test_contradictions_are_named(limits: tuple[dict[str, str], ...], words: tuple[str, str]) -> None:
+    gates = [gate("accuracy.top1", **one) for one in limits]
+    with pytest.raises(RecipeError) as found:
+        check_contradictions(gates, judge(*gates), trial(accuracy=accuracy()))
+    assert found.value.code == "tune.limits-contradict"
+    assert all(word in found.value.message for word in words)
+
+
+def test_a_ratio_may_contradict_an_absolute_limit() -> None:
+    gates = [gate("size.file", max="400 B"), gate("size.file", min_ratio=0.9)]
+    with pytest.raises(RecipeError, match="no model can hold both"):
+        check_contradictions(gates, judge(*gates), trial(size=size(1000)))
+    check_contradictions([gate("size.file", max="400 B")], judge(), trial())
