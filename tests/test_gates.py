@@ -75,7 +75,7 @@ def test_latency_is_judged_by_its_whole_interval(report: Report, limit: dict[str
     assert verdict.verdict == outcome
     assert verdict.scope == {"provider": "cpu", "batch": 1}
     if outcome == "inconclusive":
-        assert "--precision" in verdict.hint
+        assert "measure longer" in verdict.hint
         assert verdict.reason
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from lepton_cli.recipe.load import LoadedRecipe
     from lepton_cli.report.model import Report
 
-#: Changed layers and operators shown; the rest is in the report.
+#: Changed layers shown; the rest is in the report.
 _SHOWN = 12
 
 
@@ -128,49 +127,24 @@ def _show(report: Report, console: Console, files: tuple[Path, ...]) -> None:
     console.print()
     for variant in report.variants:
         console.print(printable(f"{variant.name:11s} {variant.file.path}"))
-    _show_diff(report.extra.get("diff", {}), console)
+    _show_graph(report, console)
     if files:
         console.print()
         console.print("wrote " + ", ".join(str(file) for file in files))
 
 
-def _show_diff(diff: dict[str, Any], console: Console) -> None:
+def _show_graph(report: Report, console: Console) -> None:
     """What differs in the graph."""
     from lepton_cli.cli.console import plain_table
+    from lepton_cli.report import changes
 
-    operators = [f"{name} {before} -> {after}" for name, (before, after) in diff.get("operators", {}).items()]
-    if operators:
-        console.print()
-        console.print("operators", style="bold")
-        more = [f"and {len(operators) - _SHOWN} more"] if len(operators) > _SHOWN else []
-        console.print("  " + printable(", ".join([*operators[:_SHOWN], *more])))
-    for side in ("inputs", "outputs"):
-        if diff.get(side):
-            console.print(printable(f"  {side}: {', '.join(diff[side][0])} -> {', '.join(diff[side][1])}"))
-    rows = diff.get("layers", ())
-    if not rows:
-        console.print("layers      the same operators, widths and types")
+    found = changes.changes(report, _SHOWN)
+    if found is None:
         return
     console.print()
-    changed = [row for row in rows if row["change"] == "changed"]
-    keys = ("op", "dtype", "shape", "parameters")
-    cells = [[row["node"], *(_pair(row[key]) for key in keys)] for row in changed[:_SHOWN]]
-    columns = [("layer", "left"), ("operator", "left"), ("type", "left"), ("weight", "left"), ("parameters", "left")]
-    if changed:
-        console.print(plain_table(columns, cells))
-    if len(changed) > _SHOWN:
-        console.print(f"and {len(changed) - _SHOWN} more changed layers (--json lists all)")
-    for change, index in (("removed", 0), ("added", 1)):
-        counts = Counter(row["op"][index] for row in rows if row["change"] == change)
-        if counts:
-            listed = ", ".join(f"{count} {op}" for op, count in counts.most_common())
-            console.print(printable(f"layers {change}: {listed}"))
-    console.print(f"layers unchanged: {diff.get('layers_same', 0)}")
-
-
-def _pair(values: list[Any]) -> str:
-    """Both sides, or one word where they are equal."""
-    before, after = ("x".join(map(str, value)) if isinstance(value, list) else value for value in values)
-    if before is None or after is None or before == after:
-        return str(before if after is None else after)
-    return f"{before} -> {after}"
+    console.print(plain_table([("graph", "left"), ("", "left")], [list(fact) for fact in found.facts]))
+    if found.rows:
+        console.print()
+        console.print(plain_table([(cell, "left") for cell in found.header], [list(row) for row in found.rows]))
+    if found.more:
+        console.print(f"and {found.more} more changed layers (--json lists all)")

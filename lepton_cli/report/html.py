@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lepton_cli.report import facts, figures, markdown, store, table, tune_chart, words
+from lepton_cli.report import changes, facts, figures, markdown, store, table, tune_chart, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
 #: A file stays below this: the embedded JSON gives up its longest lists first.
@@ -96,6 +96,7 @@ def _context(report: Report, listed: int) -> dict[str, Any]:
         "warnings": [words.printable(warning, 600) for warning in markdown.warnings(report)],
         "tune": tune_chart.section(report),
         "figures": figures.figures(report),
+        "graph": changes.changes(report, listed),
         "flips": report.accuracy.flips[:_FLIPS] if report.accuracy else (),
         "flips_total": report.accuracy.flips_total if report.accuracy else 0,
         "steps": [_step(step, listed) for step in report.steps],

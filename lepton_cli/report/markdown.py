@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator
 
-from lepton_cli.report import table, words
+from lepton_cli.report import changes, table, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
 #: GitHub cuts comments at 65,536 characters; this leaves room for what a bot adds.
@@ -32,6 +32,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _table(report)
     yield _gates(report.gates)
     yield _warnings(report)
+    yield _graph(report)
     for step in report.steps:
         yield _step(step)
     yield _environment(report)
@@ -143,6 +144,18 @@ def warnings(report: Report) -> list[str]:
 def _warnings(report: Report) -> str:
     listed = warnings(report)
     return "\n".join(f"- warning: {text(warning, 600)}" for warning in listed) + "\n" if listed else ""
+
+
+def _graph(report: Report) -> str:
+    found = changes.changes(report, _NODES_SHOWN)
+    if found is None:
+        return ""
+    lines = [f"- {text(label)}: {text(said, 2000)}" for label, said in found.facts]
+    if found.rows:
+        lines += ["", f"| {' | '.join(found.header)} |", "|---|---|---|---|---|"]
+        lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in found.rows]
+    lines += [f"\nand {found.more} more in report.json"] if found.more else []
+    return _folded("Graph", "\n".join(lines))
 
 
 def _step(step: StepRecord) -> str:

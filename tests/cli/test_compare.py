@@ -25,9 +25,9 @@ def test_everything_side_by_side(invoke: Invoke, pair: tuple[Path, Path], tmp_pa
     assert found.exit_code == 0, found.output
     for said in ("accuracy, top-1 (n = 60)", "agreement with original", "latency, cpu batch 1", "size, file"):
         assert said in found.stdout
-    assert "MatMul 2 -> 3" in found.stdout
-    assert "inputs: x float32 [N, 8] -> input float32 [N, 8]" in found.stdout
-    assert "layers added: 1 MatMul" in found.stdout
+    assert "MatMul 2 → 3" in found.stdout
+    assert "x float32 [N, 8] → input float32 [N, 8]" in found.stdout
+    assert "layers added   1 MatMul" in found.stdout
     assert max(map(len, found.stdout.splitlines())) <= 100
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.html"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
