@@ -25,6 +25,9 @@ class Progress(Protocol):
     def stage(self, name: str, total: int | None = None) -> Stage:
         """Begin a stage of `total` units (`None`: unknown)."""
 
+    def say(self, text: str) -> None:
+        """A remark that is good to know."""
+
     def warn(self, text: str) -> None:
         """A remark the user should see now; it belongs in the report too."""
 
@@ -45,5 +48,7 @@ class Silent:
 
     def stage(self, name: str, total: int | None = None) -> Stage:
         return _SilentStage()
+
+    def say(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...

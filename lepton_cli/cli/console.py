@@ -58,6 +58,10 @@ class TerminalProgress:
         """Begin a stage."""
         return _Stage(self, name, total)
 
+    def say(self, text: str) -> None:
+        """A remark that is good to know."""
+        self.line(f"  {text}")
+
     def warn(self, text: str) -> None:
         """A remark, at once."""
         self.line(f"  warning: {text}", style="yellow")

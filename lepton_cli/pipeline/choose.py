@@ -35,7 +35,7 @@ def choose(
         provider=provider,
     )
     for step, reason in zip(choice.recipe["steps"], choice.reasons, strict=True):
-        progress.warn(f"chosen: {step['step']}: {reason}")
+        progress.say(f"chosen: {step['step']}: {reason}")
     return from_dict(choice.recipe, "(chosen recipe)")
 
 

@@ -55,7 +55,9 @@ class Job:
         """`batch` samples, repeated when the data holds fewer."""
         data = self.evaluation or self.calibration or self.check
         feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
-        return {name: _repeat(array, batch) for name, array in feeds.items()}
+        # Real samples lie on axis 0; random ones come in any batch size, with states and scalars as the model wants.
+        real = self.evaluation is not None or self.calibration is not None
+        return {name: _repeat(array, batch) for name, array in feeds.items()} if real else feeds
 
     def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
         """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""
@@ -138,12 +140,13 @@ def prepare(
     warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
     if calibration is not None and evaluation is not None:
         warnings += _overlap(calibration, evaluation)
+    latency = recipe.recipe.evaluate.latency
+    samples = max(CHECK_SAMPLES, *(latency.batch if latency else ()))
     check = (
         evaluation
         or calibration
-        or synthetic(inputs, seed=recipe.recipe.seed, samples=CHECK_SAMPLES, batch=4, shapes=shapes_given)
+        or synthetic(inputs, seed=recipe.recipe.seed, samples=samples, batch=4, shapes=shapes_given)
     )
-    latency = recipe.recipe.evaluate.latency
     threads = (latency.threads if latency else None) or runtime.usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
     try:
@@ -169,6 +172,13 @@ def _check_runs(job: Job) -> None:
 
     if job.evaluation is not None and job.evaluation.label_names:
         _check_labels(job, outputs)
+    elif job.spec.evaluate.accuracy:
+        raise DataError(
+            "data.no-labels",
+            f"accuracy `{job.spec.evaluate.accuracy[0].metric}` needs labelled evaluation data, and the recipe gives none",
+            hint="add `labels:` to `data: evaluation:`, or leave `accuracy:` out: agreement needs no labels",
+            option=("evaluate", "accuracy"),
+        )
 
 
 def _check_labels(job: Job, outputs: runtime.Arrays) -> None:

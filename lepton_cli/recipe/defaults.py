@@ -53,7 +53,7 @@ def choose(
         reasons[0] += "; int8 convolutions need calibration data (--data)"
     elif facts.products:
         add({"step": "quantize.dynamic", "if_possible": True}, "int8 MatMul and Gemm; needs no data")
-    gates: list[dict[str, Any]] = [{"metric": "size.file", "max_ratio": 1.0, "level": "warn"}]
+    gates: list[dict[str, Any]] = [{"metric": "size.file", "max_ratio": 1.01, "level": "warn"}]
     if labelled:
         gates.append({"metric": "accuracy.top1", "max_drop": "1 pp", "level": "warn"})
     recipe = {"version": 1, "name": name, "data": data, "steps": steps, "gates": gates}

@@ -7,6 +7,8 @@ from lepton_cli.report.model import Report, Verdict
 
 #: Losses of shares below this are not worth leading with (0.5 percentage points).
 NOTABLE_LOSS = 0.005
+#: File sizes closer than this are the same: the note of where a model comes from is a few hundred bytes.
+NOTABLE_GROWTH = 1.005
 
 
 def headline(report: Report) -> str:
@@ -98,9 +100,9 @@ def _size(report: Report) -> str:
     ratio = found[0].ratio if found else None
     if ratio is None or ratio.value <= 0:
         return ""
-    if ratio.value > 1.001:
+    if ratio.value > NOTABLE_GROWTH:
         return f"{_short(ratio.value)} LARGER"
-    return f"{_short(1 / ratio.value)} smaller" if ratio.value < 0.999 else "same size"
+    return f"{_short(1 / ratio.value)} smaller" if ratio.value < 1 / NOTABLE_GROWTH else "same size"
 
 
 def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
