@@ -150,11 +150,12 @@ def _latency(report: Report) -> Iterator[Row]:
     table = report.latency
     if table is None:
         return
+    several = len({change.variant for change in table.changes}) > 1
     for change in table.changes:
         speed = facts.Range(change.ratio, change.low, change.high).inverse()
         slower, faster = speed.high < 1, speed.low > 1
         yield Row(
-            f"latency, {change.provider} batch {change.batch}",
+            f"latency, {change.provider} batch {change.batch}" + (f", {change.variant}" if several else ""),
             f"({words.plural(change.threads, 'thread')})",
             words.value(change.original, "time"),
             words.value(change.compressed, "time"),

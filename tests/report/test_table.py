@@ -154,3 +154,11 @@ def test_settings_are_the_single_values_of_details() -> None:
         ("tried", "minmax 1"),
         ("kept", "yes"),
     ]
+
+
+def test_models_are_named_where_there_are_several() -> None:
+    changes = tuple(builders.change(1e-3, 0.5).model_copy(update={"variant": name}) for name in ("small", "tiny"))
+    latency = builders.latency_table().model_copy(update={"changes": changes})
+    labels = [row.label for row in rows(builders.report(latency=latency))]
+    assert "latency, cpu batch 1, small" in labels
+    assert "latency, cpu batch 1, tiny" in labels
