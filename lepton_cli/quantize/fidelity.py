@@ -21,7 +21,7 @@ CEILING_DB = 140.0
 class Fidelity:
     """The float model's outputs on the first `samples` calibration samples, to compare candidates with."""
 
-    def __init__(self, model: ir.Model, context: Context, samples: int = 128, batch: int = 16) -> None:
+    def __init__(self, model: ir.Model, context: Context, samples: int = 64, batch: int = 16) -> None:
         self.context = context
         data = context.calibration if context.calibration is not None else context.check
         self.batches: list[Batch] = []
@@ -31,9 +31,6 @@ class Fidelity:
             seen += max((len(values) for values in part.feeds.values() if values.ndim), default=1)
             if seen >= samples:
                 break
-        first = io.inputs(model)[0].shape if io.inputs(model) else None
-        #: Whether the model takes one batch size only.
-        self.fixed_batch = bool(first) and isinstance(first[0] if first else None, int)
         session = self._session(model)
         self.names = [output.name for output in session.outputs if output.dtype in ("float32", "float16", "float64")]
         self.reference = self.run(model)

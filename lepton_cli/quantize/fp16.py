@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 #: Greatest finite float16; a margin is kept because other data reach further than the samples seen.
 GREATEST = 65504.0
 MARGIN = 4.0
+#: Below this fidelity, operators that overflow inside are searched for; so many kinds may go back to float32.
+LEAST_DB = 30.0
+MOST_REPAIRS = 3
 
 
 def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
     """The float16 model. Raises ModelError when there is nothing in float32, StepError when the converter fails."""
+    model = io.clone(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     names = [node.name or "" for node in model.graph.all_nodes()]
     chosen = select(names, params.include, params.exclude)
     floats = sum(
@@ -45,25 +50,58 @@ def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
         for node in model.graph.all_nodes()
         if node.name in blocked
     ]
-    if not floats and not any(_is_float(value) for value in model.graph.inputs):
+    if not floats:
         return Outcome(model, 0, tuple(kept), "nothing in float32 to convert")
     if context.dry:
         return Outcome(model, len(names) - len(blocked), tuple(kept), f"{floats} tensors to float16")
-    made = _converted(model, sorted(blocked), params.keep_io)
+    made, score, repaired = _repaired(model, blocked, params.keep_io, context)
+    kept += [
+        Decision(
+            node=node.name or "", op=node.op_type, action="kept", reason="float16 ruins the outputs here (measured)"
+        )
+        for node in model.graph.all_nodes()
+        if node.op_type in repaired
+    ]
     halves = sum(t.const_value.dtype == ir.DataType.FLOAT16 for t in made.graph.initializers.values() if t.const_value)
-    fidelity = Fidelity(model, context, samples=32).sqnr(made) if params.keep_io else None
     return Outcome(
         made,
-        changed=len(names) - len(blocked),
+        changed=len(names) - len(kept),
         decisions=tuple(kept),
         summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
-        details={"sqnr_db": None if fidelity is None else round(fidelity, 2), "kept": len(kept)},
-        warnings=_warnings(params.keep_io, context),
+        details={"sqnr_db": None if score is None else round(score, 2), "kept": len(kept)},
+        warnings=_warnings(params.keep_io, score, context),
     )
 
 
-def _warnings(keep_io: bool, context: Context) -> tuple[str, ...]:
+def _repaired(
+    model: ir.Model, blocked: dict[str, str], keep_io: bool, context: Context
+) -> tuple[ir.Model, float | None, set[str]]:
+    """The converted model, its fidelity in dB, and the operators kept in float32 because float16 ruined the outputs."""
+    made = _converted(model, sorted(blocked), keep_io)
+    if not keep_io:
+        return made, None, set()
+    fidelity = Fidelity(model, context, samples=16, batch=4)
+    score = fidelity.sqnr(made)
+    repaired: set[str] = set()
+    kinds = sorted({node.op_type for node in model.graph if node.name not in blocked})
+    while score < LEAST_DB and len(repaired) < MOST_REPAIRS:
+        trials = []
+        for kind in kinds:
+            names = {node.name or "" for node in model.graph if node.op_type in repaired | {kind}}
+            trial = _converted(model, sorted(names | set(blocked)), keep_io)
+            trials.append((fidelity.sqnr(trial), kind, trial))
+        best, kind, trial = max(trials, key=lambda entry: entry[0])
+        if best <= score:
+            break
+        score, made = best, trial
+        repaired.add(kind)
+    return made, score, repaired
+
+
+def _warnings(keep_io: bool, score: float | None, context: Context) -> tuple[str, ...]:
     found = []
+    if score is not None and score < LEAST_DB:
+        found.append(f"float16 changes the outputs much: {score:.1f} dB")
     if context.provider == "cpu" and resolve("auto").name.startswith("x86"):
         found.append(
             "onnxruntime computes float16 on x86 CPUs in float32 with casts: expect half the size, not more speed"
@@ -93,11 +131,11 @@ def _converted(model: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
                 min_positive_val=5.97e-08,
                 max_finite_val=GREATEST,
             )
+            made: ir.Model = ir.from_proto(proto)
     except Exception as error:  # the converter raises whatever its protobuf code raises
         raise StepError(
             "fp16.converter", "onnxruntime's float16 converter cannot convert this graph", cause=one_line(error)
         ) from error
-    made: ir.Model = ir.from_proto(proto)
     _join_casts(made)
     made.graph.sort()
     return made

@@ -24,7 +24,7 @@ from lepton_cli.steps.base import Context
 #: Layers with longer rows than this are left alone: their matrix would not fit a modest machine.
 LONGEST_ROW = 2400
 #: Rows used in all, per weight of a row.
-ROWS_PER_WEIGHT = 32
+ROWS_PER_WEIGHT = 12
 SAMPLES = 96
 BATCH = 4
 
@@ -66,20 +66,27 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
     with context.progress.stage("weight statistics", min(SAMPLES, data.count)) as stage:
         for batch in calibration_batches(model, data, BATCH):
             values = session.run(batch.feeds, names) if names else {}
+            shared: dict[str, NDArray[np.float32]] = {}
             for node in nodes:
-                name = node.inputs[0].name if node.inputs[0] is not None else ""
-                rows = _rows(node, values[name] if name in values else batch.feeds[name or ""], random)
-                moments = found.get(node.name or "")
-                if moments is None:
+                name = (node.inputs[0].name if node.inputs[0] is not None else "") or ""
+                if node.op_type != "Conv" and name in shared:
+                    continue  # its moments are those of the layer that read the same tensor before
+                rows = _rows(node, values[name] if name in values else batch.feeds[name], random)
+                shared[name] = rows
+                key = node.name or ""
+                if key not in found:
                     groups, _, length = rows.shape
-                    moments = Moments(np.zeros((groups, length, length)), np.zeros((groups, length)))
-                    found[node.name or ""] = moments
-                moments.add(rows)
+                    found[key] = Moments(np.zeros((groups, length, length)), np.zeros((groups, length)))
+                found[key].add(rows)
             count = max((len(array) for array in batch.feeds.values() if array.ndim), default=1)
             stage.advance(count)
             seen += count
             if seen >= SAMPLES:
                 break
+    first = {node.inputs[0].name: node.name for node in reversed(nodes) if node.op_type != "Conv" and node.inputs[0]}
+    for node in nodes:
+        if node.name not in found and node.inputs[0] is not None:
+            found[node.name or ""] = found[first[node.inputs[0].name] or ""]
     return found
 
 

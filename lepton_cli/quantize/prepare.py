@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
 from lepton_cli.graph import batch_norm, clean, fold, io
+from lepton_cli.graph.shapes import opset
+from lepton_cli.runtime import one_line
 from lepton_cli.steps.base import Context
 
 #: Operators that only quantized models have.
@@ -36,6 +41,9 @@ QUANTIZED = frozenset(
 )
 
 
+#: Opset that older models are converted to, and the least one that quantized operators work in.
+MODERN_OPSET = 13
+LEAST_OPSET = 11
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -65,7 +73,7 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     """A copy with constants computed, dead parts removed and BatchNormalization folded into the layer before it."""
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
-    copy = io.clone(model)
+    copy = _modern(model)
     fold.lift_constants(copy)
     clean.fix_default_inputs(copy)
     every = set(names)
@@ -78,6 +86,44 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
             break
     warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
     return Prepared(copy, names, warnings)
+
+
+def _modern(model: ir.Model) -> ir.Model:
+    """A copy of at least opset 11: older ones know no QuantizeLinear, and onnxruntime cannot fuse around it."""
+    if opset(model) >= LEAST_OPSET:
+        return io.clone(model)
+    proto = io.to_proto(model)
+    try:
+        converted = onnx.version_converter.convert_version(proto, MODERN_OPSET)
+    except Exception as error:  # the converter raises whatever its C++ code throws
+        raise ModelError(
+            "model.opset",
+            f"opset {opset(model)} is too old for quantized operators, and onnx cannot convert the model",
+            cause=one_line(error),
+            hint="export the model again with opset 13 or later",
+        ) from error
+    made: ir.Model = ir.from_proto(converted)
+    made.ir_version = max(made.ir_version or 0, 8)
+    io.name_nodes(made)
+    return made
+
+
+def unshare(model: ir.Model, nodes: Collection[str]) -> None:
+    """Give each of `nodes` weights of its own, in place: the writer would quantize a shared one for all its readers."""
+    for node in model.graph:
+        if node.name not in nodes:
+            continue
+        for index, value in enumerate(node.inputs[1:], start=1):
+            if value is None or value.const_value is None or len(value.uses()) == 1:
+                continue
+            name = f"{value.name}.{node.name}"
+            own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=_named(value.const_value, name))
+            model.graph.register_initializer(own)
+            node.replace_input_with(index, own)
+
+
+def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy(), name=name)
 
 
 def gemm_to_matmul(model: ir.Model, names: set[str]) -> None:

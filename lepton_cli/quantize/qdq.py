@@ -40,7 +40,7 @@ class Plan:
 
 def write(model: ir.Model, plan: Plan) -> ir.Model:
     """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
-    proto = io.to_proto(model)
+    proto = io.to_proto(_typed(model, plan))
     try:
         with quiet():
             made = _quantizer(proto, plan).quantize_model()
@@ -53,6 +53,16 @@ def write(model: ir.Model, plan: Plan) -> ir.Model:
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
+
+
+def _typed(model: ir.Model, plan: Plan) -> ir.Model:
+    """A copy that names the type of every tensor with a range: the writer passes over tensors it has no type of."""
+    copy = io.clone(model)
+    for node in copy.graph:
+        for value in node.outputs:
+            if value.name in plan.ranges and value.dtype is None:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+    return copy
 
 
 def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:

@@ -11,7 +11,7 @@ from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.quantize import choose, guard, qdq, ranges, refine, speed, tables, targets
 from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.quantize.prepare import prepare
+from lepton_cli.quantize.prepare import prepare, unshare
 from lepton_cli.steps.base import Context, Decision, Outcome
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     work = prepared.model
     allowed = select(prepared.names, params.include, params.exclude)
     choice = choose.candidates(work, allowed)
+    unshare(work, choice.anchors)
     if context.dry or not choice.anchors:
         details = {"target": target.name, "why": target.why}
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
@@ -73,6 +74,9 @@ class _Run:
         """Quantize, and say all that happened."""
         if self.params.speed_guard:
             self._spare_slow_layers()
+            if not self.choice.anchors:
+                decisions = _decisions(self.model, self.choice, self.target)
+                return Outcome(self.model, 0, decisions, "int8 pays nowhere", self.details, (*warnings, *self.warnings))
         best = refine.best(
             self.model,
             self.choice,
@@ -110,9 +114,7 @@ class _Run:
         if reason is not None:
             self.warnings.append(f"speed not measured: {reason}")
             return
-        feeds = next(iter(self.fidelity.batches)).feeds
-        fixed = self.fidelity.fixed_batch
-        feeds = feeds if fixed else {name: array[: self.context.batch] for name, array in feeds.items()}
+        feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         with self.context.progress.stage("speed of int8 layers") as stage:
             self.choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
             stage.note(f"{measured['speedup']}x")
