@@ -21,6 +21,8 @@ from lepton_cli.tune.trial import Trial
 
 #: Trials are stored under these names in an Optuna study.
 _TRIAL, _CLAIM, _VERSION = "lepton.trial", "lepton.claim", "lepton.version"
+#: Worse than any goal: times are ratios, sizes bytes.
+_BEYOND = 1e15
 
 
 def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> Propose | None:
@@ -33,7 +35,7 @@ def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> 
     }
 
     def propose(trials: Sequence[Trial]) -> Point | None:
-        sampler = optuna.samplers.TPESampler(seed=seed + len(trials), constraints_func=lambda t: t.user_attrs["limits"])
+        sampler = optuna.samplers.TPESampler(seed=seed + len(trials))
         study = optuna.create_study(sampler=sampler)
         for trial in trials:
             if trial.point and set(trial.point) == set(choices):
@@ -45,15 +47,15 @@ def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> 
 
 
 def _told(optuna: Any, trial: Trial, space: SearchSpace, judge: Judge, choices: dict[str, Any]) -> Any:
-    """A trial as Optuna knows it: what was not measured for breaking a limit is as bad as the worst."""
+    """A trial as Optuna knows it. TPE looks at ranks only: what breaks a limit comes after all that holds them."""
     value = judge.value(trial)
     excess = sum(breach.excess for breach in judge.breaches(trial)) + (trial.reached == "failed")
+    if not trial.complete or value is None or not math.isfinite(value):
+        value = _BEYOND * (1 + excess)
     return optuna.trial.create_trial(
         params={name: space.dimensions[name].index(trial.point[name]) for name in choices},
         distributions=choices,
-        value=1e9 if value is None or not math.isfinite(value) else value,
-        user_attrs={"limits": [excess]},
-        system_attrs={"constraints": [excess]},
+        value=value,
     )
 
 

@@ -63,12 +63,9 @@ class SearchSpace:
         return self.point(**{name: source.choice(values) for name, values in self.dimensions.items()})
 
     def neighbours(self, point: Point) -> Iterator[Point]:
-        """Points that differ in one dimension, pruning by one or two levels; and the same one level further."""
+        """Points that differ in one dimension, and the same one level of pruning further; then pruning alone."""
         levels = self.dimensions["keep"]
         at = levels.index(point["keep"])
-        for step in (1, -1, 2, -2):
-            if 0 <= at + step < len(levels):
-                yield self.point(**{**point, "keep": levels[at + step]})
         for name, values in self.dimensions.items():
             for value in values:
                 if name == "keep" or value == point[name]:
@@ -76,6 +73,9 @@ class SearchSpace:
                 yield self.point(**{**point, name: value})
                 if at + 1 < len(levels):
                     yield self.point(**{**point, name: value, "keep": levels[at + 1]})
+        for step in (1, -1, 2, -2):
+            if 0 <= at + step < len(levels):
+                yield self.point(**{**point, "keep": levels[at + step]})
 
     def __len__(self) -> int:
         """Number of different points."""

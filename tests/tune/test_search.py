@@ -1,0 +1,166 @@
+"""The search on a made-up model: pruning costs accuracy, int8 a little too, both save time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lepton_cli.recipe.tuning import Objective, Space
+from lepton_cli.tune import front
+from lepton_cli.tune.bench import Bench
+from lepton_cli.tune.candidate import Candidate
+from lepton_cli.tune.journal import Journal
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.search import Search
+from lepton_cli.tune.space import SearchSpace, derive
+from lepton_cli.tune.trial import Trial
+from tests.tune.builders import accuracy, gate, judge, latency, size, trial
+from tests.tune.test_space import CNN
+
+SPEED = {"float": 1.0, "int8": 0.5}
+
+
+def measured(candidate: Candidate, judge: Judge) -> Trial:
+    """Accuracy falls ever faster with pruning; widths in blocks are quicker, ranking by activations is worse."""
+    point: dict[str, Any] = dict(candidate.point)
+    drop = 0.012 * (1 / point["keep"] - 1) ** 1.5 + (0.002 if point["precision"] == "int8" else 0)
+    drop *= 1.3 if point["importance"] == "activation" else 1
+    time = SPEED[point["precision"]] * (0.1 + 0.9 * point["keep"]) * (1.0 if point["round_to"] == 16 else 1.1)
+    made = trial(candidate.name, accuracy=accuracy(drop), latency=latency(time), size=size(int(1000 * point["keep"])))
+    made = made.model_copy(
+        update={"point": point, "steps": tuple(candidate.plain_steps()), "origin": candidate.origin, "seconds": 1.0}
+    )
+    breaches = judge.breaches(made)
+    return made.model_copy(update={"reached": "accuracy", "reason": breaches[0].text}) if breaches else made
+
+
+def bench(folder: Path, one: Judge, most: int | None = None) -> Bench:
+    return Bench(Journal(folder, "s"), one, "s", lambda candidate: measured(candidate, one), 1000.0, most, "cpu")
+
+
+@pytest.fixture(name="space")
+def _space() -> SearchSpace:
+    return derive(Space(), CNN)
+
+
+LIMIT = gate("accuracy.top1", max_drop="0.5 pp")
+
+
+def test_the_structured_search_finds_the_optimum(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+    search = Search(space, bench(tmp_path, one), [], 0)
+    search.structured()
+    best = one.best(search.bench.trials())
+    assert best is not None
+    points = [
+        space.point(precision=p, keep=k, round_to=r) for p in SPEED for k in space.dimensions["keep"] for r in (16, 8, 1)
+    ]
+    optimum = one.best(measured(space.candidate(point, ""), one) for point in points)
+    assert optimum is not None
+    assert one.value(best) == one.value(optimum)
+    assert len(search.bench.trials()) < 80
+    assert search.ended
+
+
+def test_a_search_that_runs_again_repeats_nothing(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+    first = Search(space, bench(tmp_path, one, 12), [], 0)
+    first.structured()
+    assert first.ended == "the budget is spent"
+    names = [t.name for t in first.bench.trials()]
+    again = bench(tmp_path, one, 20)
+    new: list[str] = []
+    again.finished = lambda trial: new.append(trial.name)
+    Search(space, again, [], 0).structured()
+    assert len(names) == 12
+    assert len(new) == 8
+    assert not set(names) & set(new)
+    whole = Search(space, bench(tmp_path / "whole", one, 20), [], 0)
+    whole.structured()
+    assert [t.name for t in whole.bench.trials()] == [*names, *new]
+
+
+def test_tighter_limits_use_the_trials_that_are_there(tmp_path: Path, space: SearchSpace) -> None:
+    one, strict = judge(LIMIT), judge(gate("accuracy.top1", max_drop="0.3 pp"))
+    Search(space, bench(tmp_path, one), [], 0).structured()
+    again = bench(tmp_path, strict)
+    new: list[str] = []
+    again.finished = lambda trial: new.append(trial.name)
+    Search(space, again, [], 0).structured()
+    best = strict.best(again.trials())
+    assert best is not None
+    assert not strict.breaches(best)
+    fresh = bench(tmp_path / "fresh", strict)
+    Search(space, fresh, [], 0).structured()
+    assert len(new) < len(fresh.trials())
+
+
+def test_looser_limits_measure_again_what_had_ended_early(tmp_path: Path, space: SearchSpace) -> None:
+    strict, loose = judge(gate("accuracy.top1", max_drop="0.1 pp")), judge(gate("accuracy.top1", max_drop="5 pp"))
+    Search(space, bench(tmp_path, strict), [], 0).structured()
+    again = bench(tmp_path, loose)
+    Search(space, again, [], 0).structured()
+    best = loose.best(again.trials())
+    assert best is not None
+    assert (loose.value(best) or 1) < 0.3
+
+
+def test_limits_that_only_small_models_hold(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(gate("size.file", max="500 B"), goal="accuracy.top1")
+    found = bench(tmp_path, one)
+    Search(space, found, [], 0).structured()
+    best = one.best(found.trials())
+    assert best is not None
+    assert best.point["keep"] in (0.48, 0.43)
+
+
+def test_the_recipes_own_steps_come_first(tmp_path: Path, space: SearchSpace) -> None:
+    own = space.candidate(space.point(keep=0.9), "recipe")
+    found = bench(tmp_path, judge(LIMIT), 3)
+    Search(space, found, [own], 0).structured()
+    assert found.trials()[0].origin == "recipe"
+
+
+def test_a_better_front_than_blind_sampling(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+
+    def area(folder: str, strategy: str, seed: int) -> float:
+        found = bench(tmp_path / folder, one, 30)
+        getattr(Search(space, found, [], seed), strategy)()
+        good = [t for t in found.trials() if one.feasible(t)]
+        loss = Objective(metric="accuracy.top1")
+        return front.hypervolume([(one.value(t) or 1.0, one.value(t, loss) or 0.0) for t in good], (1.0, -0.89))
+
+    for seed in range(3):
+        assert area(f"s{seed}", "structured", seed) > area(f"r{seed}", "sampled", seed)
+
+
+def test_failures_are_not_tried_again(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+    calls: list[str] = []
+
+    def fails(candidate: Candidate) -> Trial:
+        calls.append(candidate.name)
+        plain = measured(candidate, one)
+        return plain.model_copy(update={"reached": "failed", "reason": "broken"}) if len(candidate.steps) > 1 else plain
+
+    for _ in range(2):
+        found = Bench(Journal(tmp_path, "s"), one, "s", fails, 1000.0, 30, "cpu")
+        Search(space, found, [], 0).structured()
+    assert len(calls) == len(set(calls))
+
+
+def test_times_of_another_processor_do_not_count(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+    candidate = space.candidate(space.point(), "grid")
+    calls: list[str] = []
+
+    def counted(candidate: Candidate) -> Trial:
+        calls.append(candidate.name)
+        return measured(candidate, one)
+
+    for cpu in ("a", "a", "b"):
+        Bench(Journal(tmp_path, "s"), one, "s", counted, 1000.0, None, cpu).run([candidate])
+    assert len(calls) == 2
