@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.errors import StepError
 from lepton_cli.prune.linear import Linear, Matrix
 from lepton_cli.prune.taps import Arrays
 
@@ -48,8 +49,20 @@ def grams(
         values = run(feeds)
         for layer, size in zip(layers, features, strict=True):
             pick = picker(layer, size, _count(feeds) / max(samples, 1), seed, number)
-            found[layer.node] += gram(layer.features(values[layer.input], pick))
+            rows = layer.features(values[layer.input], pick)
+            check_finite(layer, rows)
+            found[layer.node] += gram(rows)
     return found
+
+
+def check_finite(layer: Linear, *arrays: Rows) -> None:
+    """Raise StepError when the layer sees infinities or NaN."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise StepError(
+            "prune.non-finite",
+            f"the activations at `{layer.node}` are not finite on the calibration data",
+            hint="check the preprocessing, or exclude this part of the model",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.errors import StepError
 from lepton_cli.graph.coupling import Coupling, Ids
 from lepton_cli.prune import gram, linear, taps
 from lepton_cli.prune.gram import Aim, Rows, Sample
@@ -100,12 +99,7 @@ def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
 
 def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:
     """Try the repairs on the rows to fit, judge them on the held-out ones, keep the best if it helps."""
-    if not (np.isfinite(rows.x).all() and np.isfinite(rows.y).all()):
-        raise StepError(
-            "prune.non-finite",
-            f"the activations at `{layer.node}` are not finite on the calibration data",
-            hint="check the preprocessing, or exclude this part of the model",
-        )
+    gram.check_finite(layer, rows.x, rows.y)
     bias = linear.bias_of(model, layer)
     weight = linear.matrix_of(model, layer)
     start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])

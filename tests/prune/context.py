@@ -1,0 +1,80 @@
+"""What a pruning step needs to run in a test: data in memory, and a small trained-looking network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli import runtime
+from lepton_cli.data.dataset import Batch
+from lepton_cli.graph import io
+from lepton_cli.progress import Silent
+from lepton_cli.steps.base import Context
+from tests.graph.networks import Network
+
+
+class InMemory:
+    """A data set of one array a model input."""
+
+    name = path = "memory"
+    fingerprint = "0"
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, feeds: dict[str, NDArray[np.float32]]) -> None:
+        self.feeds = feeds
+        self.count = len(next(iter(feeds.values())))
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        end = min(self.count, limit or self.count)
+        for start in range(0, end, size or 32):
+            stop = min(start + (size or 32), end)
+            yield Batch({name: array[start:stop] for name, array in self.feeds.items()}, {}, start)
+
+    def sample_hashes(self) -> list[str]:
+        return []
+
+
+def context(
+    model: ir.Model, folder: Path, data: InMemory | None = None, *, check: InMemory | None = None, dry: bool = False
+) -> Context:
+    shown = check or data
+    assert shown is not None
+    return Context(
+        calibration=data, evaluation=None, check=shown, original=model, score=None, provider="cpu", batch=1, threads=1,
+        seed=0, progress=Silent(), workdir=folder, cache=None, dry=dry,
+    )  # fmt: skip
+
+
+def images(count: int = 96, channels: int = 3, size: int = 8) -> InMemory:
+    """Smooth random images: neighbouring pixels are alike, as in real ones."""
+    random = np.random.default_rng(5)
+    coarse = random.normal(size=(count, channels, size // 2, size // 2))
+    fine = np.kron(coarse, np.ones((2, 2))) + 0.2 * random.normal(size=(count, channels, size, size))
+    return InMemory({"x": fine.astype(np.float32)})
+
+
+def redundant(seed: int = 0) -> ir.Model:
+    """A residual network whose inner layers compute half of their channels as mixtures of the others."""
+    n = Network(seed)
+    x = n.node("Relu", n.norm(n.conv(n.input("x", "batch", 3, 8, 8), 3, 8), 8))
+    for _ in range(2):
+        first = n.conv(x, 8, 12)
+        kernel, bias = n.weights[n.nodes[-1].input[1]], n.weights[n.nodes[-1].input[2]]
+        kernel[6:], bias[6:] = kernel[:6] * 0.5, bias[:6] * 0.5
+        x = n.node("Relu", n.node("Add", x, n.conv(n.node("Relu", first), 12, 8)))
+    pooled = n.node("Flatten", n.node("GlobalAveragePool", x))
+    return n.model(n.node("Gemm", pooled, n.weight(10, 8), n.weight(10), transB=1))
+
+
+def outputs(model: ir.Model, data: InMemory) -> NDArray[np.float32]:
+    session = runtime.Session(io.to_bytes(model), threads=1)
+    return np.concatenate([next(iter(session.run(batch.feeds).values())) for batch in data.batches()])
+
+
+def relative_error(model: ir.Model, reference: ir.Model, data: InMemory) -> float:
+    now, then = outputs(model, data), outputs(reference, data)
+    return float(np.sum((now - then) ** 2) / np.sum((then - then.mean(axis=0)) ** 2))

@@ -1,0 +1,60 @@
+"""Widths under a budget, against trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_cli.prune import allocate
+from lepton_cli.prune.allocate import Table
+from lepton_cli.prune.cost import Cost
+
+
+def chain(widths: list[int]) -> Cost:
+    """Layers 3 -> a -> b -> ... -> 5: each costs the product of its two widths."""
+    groups = len(widths)
+    weights = np.zeros((groups + 1, 2, groups))
+    fixed = np.zeros((groups + 1, 2))
+    fixed[0, 0], fixed[-1, 1] = 3, 5
+    for g in range(groups):
+        weights[g, 1, g] = weights[g + 1, 0, g] = 1
+    return Cost(0.0, np.ones(groups + 1), fixed, weights)
+
+
+@given(st.lists(st.integers(2, 8), min_size=1, max_size=3), st.floats(0.2, 0.95), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_within_budget_and_near_the_best(channels: list[int], share: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tables = [Table(allocate.levels(c, 1, 1), np.cumsum(np.r_[0.0, random.uniform(0, 1, c - 1)])) for c in channels]
+    cost = chain(channels)
+    budget = max(share * cost(np.array(channels)), cost(allocate.narrowest(tables)))
+
+    def total(widths: tuple[int, ...]) -> float:
+        return sum(float(t.loss[np.flatnonzero(t.levels == w)[0]]) for t, w in zip(tables, widths, strict=True))
+
+    found = allocate.best(tables, cost, budget)
+    assert cost(found) <= budget
+    everything = itertools.product(*(table.levels.tolist() for table in tables))
+    best = min(total(widths) for widths in everything if cost(np.array(widths)) <= budget)
+    assert total(tuple(found.tolist())) <= 1.5 * best + 0.5
+
+
+def test_tables_agree_with_the_cost() -> None:
+    cost, widths = chain([4, 6]), np.array([4, 6])
+    levels = np.array([4, 3, 1])
+    assert cost.table(widths, 0, levels).tolist() == [cost(np.array([level, 6])) for level in levels]
+
+
+def test_levels_are_multiples_down_to_the_least() -> None:
+    assert allocate.levels(20, 5, 8).tolist() == [20, 16, 8]
+    assert allocate.levels(16, 1, 1)[-1] == 1
+    assert len(allocate.levels(2000, 100, 8)) < 130
+
+
+def test_one_share_for_all_layers() -> None:
+    tables = [Table(allocate.levels(c, 1, 1), np.zeros(c)) for c in (10, 20)]
+    widths = allocate.uniform(tables, chain([10, 20]), 0.5 * chain([10, 20])(np.array([10, 20])))
+    assert abs(widths[0] / 10 - widths[1] / 20) < 0.1

@@ -1,0 +1,191 @@
+"""`prune.channels` end to end on small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.errors import DataError, RecipeError, StepError
+from lepton_cli.graph import cost, cut, io, shapes
+from lepton_cli.prune import channels
+from lepton_cli.steps.prune_channels import Params
+from tests.graph.networks import Network
+from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
+
+
+def params(**options: object) -> Params:
+    return Params.model_validate({"step": "prune.channels", **options})
+
+
+def macs(model: ir.Model) -> int:
+    return sum(cost.macs(model, shapes.concrete(model, {"x": (2, 3, 8, 8)})).values())
+
+
+def test_redundant_channels_go_without_loss(tmp_path: Path) -> None:
+    model, data = redundant(), images()
+    outcome = channels.prune(model, params(target={"macs": "75 %"}), context(model, tmp_path, data))
+    onnx.checker.check_model(ir.to_proto(outcome.model))
+    assert macs(outcome.model) <= 0.75 * macs(model)
+    assert relative_error(outcome.model, model, data) < 1e-4
+    inner = {row["node"]: row["after"] for row in outcome.details["widths"] if row["before"] == 12}
+    assert all(6 <= after < 12 for after in inner.values())
+    assert {decision.action for decision in outcome.decisions} >= {"pruned", "frozen"}
+
+
+def test_recovery_helps_and_says_by_how_much(tmp_path: Path) -> None:
+    model, data = redundant(3), images()
+    options = {"target": {"macs": "45 %"}, "importance": "l1"}
+    plain = channels.prune(model, params(**options, recover=[]), context(model, tmp_path, data))
+    fitted = channels.prune(model, params(**options), context(model, tmp_path, data))
+    assert relative_error(fitted.model, model, data) < 0.5 * relative_error(plain.model, model, data)
+    assert fitted.details["recovery"]
+    assert all(row["error_after"] < row["error_before"] for row in fitted.details["recovery"] if row["kept"])
+
+
+def test_hessian_beats_weights_alone(tmp_path: Path) -> None:
+    model, data = redundant(1), images()
+    errors = {}
+    for kind in ("hessian", "l1"):
+        outcome = channels.prune(
+            model, params(target={"macs": "50 %"}, importance=kind), context(model, tmp_path, data)
+        )
+        errors[kind] = relative_error(outcome.model, model, data)
+    assert errors["hessian"] <= errors["l1"]
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "zscore", "bn_scale", "activation", "hessian"])
+def test_every_importance_reaches_the_target(kind: str, tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    outcome = channels.prune(model, params(target={"params": "60 %"}, importance=kind), context(model, tmp_path, data))
+    assert outcome.details["reached"] <= 0.6
+    assert np.isfinite(outputs(outcome.model, data)).all()
+
+
+@pytest.mark.parametrize("target", [{"params": "50 %"}, {"size": "60 %"}, {"macs": "50 %"}])
+def test_targets(target: dict[str, str], tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    outcome = channels.prune(model, params(target=target), context(model, tmp_path, data))
+    share = float(next(iter(target.values())).split()[0]) / 100
+    assert share - 0.1 < outcome.details["reached"] <= share
+    if "size" in target:
+        assert len(io.to_bytes(outcome.model)) <= share * len(io.to_bytes(model)) * 1.02
+
+
+def test_latency_is_searched_with_measured_times(tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    outcome = channels.prune(model, params(target={"latency": "100 %"}, round_to=1), context(model, tmp_path, data))
+    assert outcome.details["metric"] == "latency"
+    with pytest.raises(StepError) as caught:
+        channels.prune(model, params(target={"latency": "0.1 %"}), context(model, tmp_path, data))
+    assert caught.value.code == "prune.target-unreachable"
+
+
+def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    model, data = redundant(), images()
+    runs = [channels.prune(model, params(target={"macs": "60 %"}), context(model, tmp_path, data)) for _ in range(2)]
+    assert io.to_bytes(runs[0].model) == io.to_bytes(runs[1].model)
+
+
+def test_the_input_is_not_changed(tmp_path: Path) -> None:
+    model = redundant()
+    before = io.to_bytes(model)
+    channels.prune(model, params(), context(model, tmp_path, images(32)))
+    assert io.to_bytes(model) == before
+
+
+def test_round_to_and_scope_and_min_width(tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    options = {"target": {"macs": "60 %"}, "round_to": 4, "scope": "layer", "min_width": "30 %"}
+    outcome = channels.prune(model, params(**options), context(model, tmp_path, data))
+    assert all(row["after"] % 4 == 0 for row in outcome.details["widths"] if row["after"] != row["before"])
+    assert all(row["after"] >= 0.3 * row["before"] for row in outcome.details["widths"])
+
+
+def test_exclude_keeps_outputs_of_a_node(tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    first = next(
+        node.name for node in model.graph if node.op_type == "Conv" and "w6" in [v.name for v in node.inputs if v]
+    )
+    outcome = channels.prune(model, params(target={"macs": "80 %"}, exclude=[first]), context(model, tmp_path, data))
+    reasons = {decision.node: decision for decision in outcome.decisions}
+    assert reasons[first].action == "frozen"
+    assert "include/exclude" in reasons[first].reason
+    with pytest.raises(RecipeError):
+        channels.prune(model, params(exclude=["nothing*"]), context(model, tmp_path, data))
+
+
+def test_without_data_weights_decide_and_a_warning_says_so(tmp_path: Path) -> None:
+    model = redundant()
+    given = context(model, tmp_path, None, check=images(4))
+    outcome = channels.prune(model, params(target={"macs": "70 %"}), given)
+    assert outcome.changed
+    assert "no calibration data" in outcome.warnings[0]
+    for options in ({"recover": ["least_squares"]}, {"importance": "hessian"}):
+        with pytest.raises(DataError):
+            channels.prune(model, params(**options), given)
+
+
+def test_an_unreachable_target_says_how_far_it_goes(tmp_path: Path) -> None:
+    model = redundant()
+    with pytest.raises(StepError, match=r"can go down to [0-9.]+%") as caught:
+        channels.prune(model, params(target={"macs": "1 %"}), context(model, tmp_path, images(8)))
+    assert caught.value.option == ("target", "macs")
+
+
+def test_few_samples_are_reported(tmp_path: Path) -> None:
+    n = Network()
+    hidden = n.node("Relu", n.node("Gemm", n.input("x", "batch", 8), n.weight(8, 64), n.weight(64)))
+    model = n.model(n.node("Gemm", hidden, n.weight(64, 4), n.weight(4)))
+    data = InMemory({"x": np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)})
+    outcome = channels.prune(model, params(target={"params": "50 %"}), context(model, tmp_path, data))
+    assert "calibration samples are few" in outcome.warnings[0]
+    assert np.isfinite(outputs(outcome.model, data)).all()
+
+
+def test_damaged_weights_and_activations(tmp_path: Path) -> None:
+    model, data = redundant(), images(16)
+    name = next(name for name in model.graph.initializers if name == "w6")
+    array = model.graph.initializers[name].const_value.numpy().copy()
+    array.flat[0] = np.nan
+    cut.replace_weight(model, name, array)
+    with pytest.raises(StepError, match="not finite"):
+        channels.prune(model, params(), context(model, tmp_path, data))
+    model, data = redundant(), images(16)
+    data.feeds["x"][0, 0, 0, 0] = np.inf
+    with pytest.raises(StepError, match="not finite"):
+        channels.prune(model, params(), context(model, tmp_path, data))
+
+
+def test_nothing_prunable_is_no_change(tmp_path: Path) -> None:
+    n = Network()
+    model = n.model(n.conv(n.input("x", "batch", 3, 8, 8), 3, 4))
+    outcome = channels.prune(model, params(), context(model, tmp_path, images(4)))
+    assert outcome.changed == 0
+    assert outcome.decisions[0].action == "frozen"
+
+
+def test_dry_runs_measure_nothing(tmp_path: Path) -> None:
+    model = redundant()
+    outcome = channels.prune(model, params(), context(model, tmp_path, images(4), dry=True))
+    assert outcome.model is model
+    assert "can go down to" in outcome.summary
+    assert {decision.action for decision in outcome.decisions} == {"prunable", "frozen"}
+
+
+def test_batch_norm_is_reestimated_where_nodes_are_kept(tmp_path: Path) -> None:
+    model, data = redundant(2), images()
+    options = {"target": {"macs": "50 %"}, "importance": "l1", "recover": ["batch_norm"]}
+    outcome = channels.prune(model, params(**options), context(model, tmp_path, data))
+    assert any(node.op_type == "BatchNormalization" for node in outcome.model.graph)
+    assert {row["kind"] for row in outcome.details["recovery"]} == {"batch_norm"}
+
+
+def test_survey_needs_no_data() -> None:
+    facts = channels.survey(redundant(), {"x": (2, 3, 8, 8)})
+    assert [fact["channels"] for fact in facts] == [8, 12, 12, 10]
+    assert facts[-1]["frozen"]
+    assert all(0 < fact["macs_share"] <= 1 for fact in facts)
