@@ -35,7 +35,8 @@ def feeds_for(session: Session, feeds: Arrays, names: Mapping[str, str] | None =
         array = feeds[source]
         if str(array.dtype) != info.dtype and str(array.dtype) in _FLOATS and info.dtype in _FLOATS:
             array = array.astype(info.dtype)
-        chosen[info.name] = np.ascontiguousarray(array)
+        # Not `ascontiguousarray`, which makes a vector of a single value.
+        chosen[info.name] = np.asarray(array, order="C")
     return chosen
 
 

@@ -67,6 +67,13 @@ def test_shapes_of_open_inputs(invoke: Invoke, tmp_path: Path) -> None:
     assert json.loads(found.stdout)["latency"]["results"][0]["batch"] == 2
 
 
+def test_inputs_that_are_single_values(invoke: Invoke, tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x, float f) => (float[N, 3] y) { y = Mul (x, f) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "scalar.onnx")
+    found = invoke("bench", "scalar.onnx", "scalar.onnx", *QUICK, "--batch", "1,3")
+    assert found.exit_code == 0, found.output
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
