@@ -85,7 +85,7 @@ def is_constant(value: ir.Value | None) -> bool:
 
 def _candidates(model: ir.Model, allowed: set[str]) -> list[ir.Node]:
     """Foldable nodes in topological order: all inputs constant, or made by foldable nodes."""
-    inferred = {o.name: o for node in shapes.infer(model).graph for o in node.outputs}
+    inferred = shapes.infer(model)
     constant: set[ir.Value] = set()
     found: list[ir.Node] = []
     for node in model.graph:
@@ -96,18 +96,18 @@ def _candidates(model: ir.Model, allowed: set[str]) -> list[ir.Node]:
         inputs = [value for value in node.inputs if value is not None]
         if not inputs or not all(is_constant(value) or value in constant for value in inputs):
             continue
-        if any(_bytes(inferred.get(output.name), node) > LARGEST for output in node.outputs):
+        if any(_bytes(inferred.get(output.name or ""), node) > LARGEST for output in node.outputs if output.name):
             continue
         found.append(node)
         constant.update(node.outputs)
     return found
 
 
-def _bytes(value: ir.Value | None, node: ir.Node) -> float:
+def _bytes(known: shapes.Inferred | None, node: ir.Node) -> float:
     """Bytes of an output; where its shape is open, infinite unless the operator cannot enlarge its input."""
-    if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
+    if known is None or known.fixed is None:
         return 0 if node.op_type in _BOUNDED else math.inf
-    return math.prod(d for d in value.shape if isinstance(d, int)) * (value.dtype.itemsize if value.dtype else 4)
+    return math.prod(known.fixed) * (known.dtype.itemsize if known.dtype else 4)
 
 
 def _replace(model: ir.Model, candidates: list[ir.Node]) -> list[ir.Node]:
@@ -151,7 +151,7 @@ def replace_by_constant(model: ir.Model, value: ir.Value, array: np.ndarray) -> 
     """Turn a node output into an initializer of the same name; its node becomes dead."""
     name = value.name or ""
     value.name = f"{name}/folded"
-    constant = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    constant = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
     constant.shape = ir.Shape(array.shape)
     constant.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
     model.graph.register_initializer(constant)
@@ -192,9 +192,9 @@ def _run(model: ir.Model, names: list[str]) -> dict[str, np.ndarray] | None:
 
 def fold_shapes(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
     """`Shape`, `Size` and picks of single dimensions become constants where the dimensions are fixed."""
-    inferred = shapes.infer(model)
-    known = {v.name: v.shape for v in (*inferred.graph.inputs, *inferred.graph.initializers.values())}
-    known |= {o.name: o.shape for node in inferred.graph for o in node.outputs}
+    if not any(node.op_type in ("Shape", "Size") for node in model.graph):
+        return []
+    known = shapes.infer(model)
     folded: list[tuple[ir.Node, str]] = []
     for node in list(model.graph):
         if node.name not in allowed or not node.outputs or node.outputs[0].is_graph_output():
@@ -207,29 +207,32 @@ def fold_shapes(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     return folded
 
 
-def _constant_dims(node: ir.Node, known: dict[str | None, ir.Shape | None]) -> np.ndarray | None:
-    if node.op_type in ("Shape", "Size") and node.domain == "" and node.inputs[0] is not None:
-        shape = _slice_of_shape(node, known.get(node.inputs[0].name))
-        if shape is None or not all(isinstance(d, int) for d in shape):
-            return None
-        dims = np.array([int(d) for d in shape if isinstance(d, int)], np.int64)
-        return np.asarray(dims.prod(), np.int64) if node.op_type == "Size" else dims
-    if node.op_type == "Gather" and node.domain == "" and is_constant(node.inputs[1]) and node.inputs[0] is not None:
-        producer, index = node.inputs[0].producer(), node.inputs[1]
-        if producer is None or producer.op_type != "Shape" or producer.inputs[0] is None or index is None:
-            return None
-        shape = _slice_of_shape(producer, known.get(producer.inputs[0].name))
-        picks = index.const_value.numpy() if index.const_value is not None else np.zeros(0)
-        if shape is None or not all(-len(shape) <= int(i) < len(shape) for i in picks.flat):
-            return None
-        if all(isinstance(shape[int(i)], int) for i in picks.flat):
-            return np.array([shape[int(i)] for i in picks.flat], np.int64).reshape(picks.shape)
-    return None
-
-
-def _slice_of_shape(node: ir.Node, shape: ir.Shape | None) -> list[int | ir.SymbolicDim] | None:
-    if shape is None:
+def _constant_dims(node: ir.Node, known: dict[str, shapes.Inferred]) -> np.ndarray | None:
+    source = node.inputs[0] if node.inputs and node.domain == "" else None
+    if source is None:
         return None
-    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-    end = node.attributes["end"].as_int() if "end" in node.attributes else None
-    return list(shape)[start:end]
+    if node.op_type in ("Shape", "Size"):
+        shape = _slice_of_shape(node, known)
+        if shape is None or None in shape:
+            return None
+        dims = np.array(shape, np.int64)
+        return np.asarray(dims.prod(), np.int64) if node.op_type == "Size" else dims
+    producer, index = source.producer(), node.inputs[1] if len(node.inputs) > 1 else None
+    if node.op_type != "Gather" or producer is None or producer.op_type != "Shape" or index is None:
+        return None
+    shape = _slice_of_shape(producer, known)
+    if shape is None or not is_constant(index) or index.const_value is None:
+        return None
+    picks = index.const_value.numpy()
+    if not all(-len(shape) <= int(i) < len(shape) and shape[int(i)] is not None for i in picks.flat):
+        return None
+    return np.array([shape[int(i)] for i in picks.flat], np.int64).reshape(picks.shape)
+
+
+def _slice_of_shape(node: ir.Node, known: dict[str, shapes.Inferred]) -> tuple[int | None, ...] | None:
+    """The dimensions that a Shape node returns."""
+    source = known.get(node.inputs[0].name or "") if node.inputs and node.inputs[0] is not None else None
+    if source is None or source.shape is None:
+        return None
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
+    return source.shape[start:end]

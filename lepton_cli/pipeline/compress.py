@@ -131,7 +131,7 @@ class _Run:
             metadata={
                 "lepton.version": __version__,
                 "lepton.recipe_sha256": self.job.recipe.sha256,
-                "lepton.source_sha256": self.job.loaded.sha256,
+                workspace.PROVENANCE: self.job.loaded.sha256,
             },
         )
         return path

@@ -17,7 +17,7 @@ from lepton_cli.graph import io
 from lepton_cli.measure import accuracy, cost, latency, memory, size
 from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
 from lepton_cli.measure.spec import LatencySpec
-from lepton_cli.pipeline import measuring, runner
+from lepton_cli.pipeline import measuring, runner, workspace
 from lepton_cli.pipeline.job import Job
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import StepRecord
@@ -206,7 +206,7 @@ def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[
         metadata={
             "lepton.version": __version__,
             "lepton.recipe_sha256": recipe_sha256,
-            "lepton.source_sha256": job.loaded.sha256,
+            workspace.PROVENANCE: job.loaded.sha256,
         },
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +25,9 @@ OWN_FILES = frozenset(
     )
 )
 LOCK = ".lepton.lock"
+#: The metadata key that marks a model as a result, and how far from the end of the file it is looked for.
+PROVENANCE = "lepton.source_sha256"
+_TAIL = 65_536
 _TEMPORARY = ".lepton-"
 #: The journal of `lepton tune`: kept until the user removes it.
 TUNE = ".lepton-tune"
@@ -61,18 +63,24 @@ def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
 
 
 def _own(name: str, folder: Path) -> bool:
-    if name in OWN_FILES or name == LOCK or name.startswith(_TEMPORARY) or name.endswith(".tmp"):
+    if name in OWN_FILES or name == LOCK or name.startswith(_TEMPORARY) or _is_temporary(name):
         return True
-    return name in {f"{model}{end}" for model in _earlier_models(folder) for end in ("", ".data")}
+    return name.endswith((".onnx", ".onnx.data")) and _is_result(folder / name.removesuffix(".data"))
 
 
-def _earlier_models(folder: Path) -> set[str]:
-    """Names of models that the report in the folder says lepton wrote."""
+def _is_temporary(name: str) -> bool:
+    """A file that an atomic write was about to rename."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _is_result(path: Path) -> bool:
+    """Did lepton write this model? It says where it came from at the end of the file (field 14 of a ModelProto)."""
     try:
-        variants = json.loads((folder / "report.json").read_text())["variants"]
-        return {Path(variant["file"]["path"]).name for variant in variants if variant["name"] != "original"}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _TAIL))
+            return PROVENANCE.encode() in stream.read()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -89,7 +97,7 @@ def use(folder: Path) -> Iterator[Path]:
             for entry in folder.iterdir():
                 if entry.name.startswith(_TEMPORARY) and entry.name not in (LOCK, TUNE):
                     shutil.rmtree(entry, ignore_errors=True)
-                elif entry.name.endswith(".tmp"):
+                elif _is_temporary(entry.name):
                     entry.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as scratch:
                 yield Path(scratch)
