@@ -1,0 +1,230 @@
+"""Accuracy that channel pruning keeps, and what each part of it contributes.
+
+    python benchmarks/pruning.py --assets DIR [--only NAME] [--ablation] [--samples N] [--threads N]
+
+Without `--assets` only the bundled sample models are measured. Everything is measured on data that calibration has
+not seen; calibration uses no labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli import runtime
+from lepton_cli.data.dataset import Batch
+from lepton_cli.errors import LeptonError
+from lepton_cli.graph import io
+from lepton_cli.progress import Silent
+from lepton_cli.prune import channels
+from lepton_cli.steps.base import Context
+from lepton_cli.steps.prune_channels import Params
+
+SAMPLES = Path(__file__).parent.parent / "sample_models"
+Feeds = dict[str, NDArray[np.generic]]
+
+
+class InMemory:
+    """A data set of arrays."""
+
+    name = path = "memory"
+    fingerprint = "benchmark"
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, feeds: Feeds) -> None:
+        self.feeds = feeds
+        self.count = len(next(iter(feeds.values())))
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        end = min(self.count, limit or self.count)
+        for start in range(0, end, size or 32):
+            stop = min(start + (size or 32), end)
+            yield Batch({name: array[start:stop] for name, array in self.feeds.items()}, {}, start)
+
+    def sample_hashes(self) -> list[str]:
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, its calibration and evaluation data, the targets and the points that may be lost at each."""
+
+    name: str
+    model: Path
+    calibration: Feeds
+    evaluation: Feeds
+    labels: NDArray[np.int64]
+    targets: dict[str, float]
+    metric: str = "macs"
+    options: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def cifar(folder: Path, file: str, count: int) -> tuple[Feeds, NDArray[np.int64]]:
+    with np.load(folder / file) as data:
+        images, labels = data["images"][:count].astype(np.float32), data["labels"][:count]
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    return {"input": np.ascontiguousarray(((images / 255 - mean) / std).transpose(0, 3, 1, 2))}, labels
+
+
+def resnet(folder: Path, samples: int) -> Case:
+    test, labels = cifar(folder, "cifar10_test.npz", 5000)
+    targets = {"75.2 %": 0.3, "60.2 %": 1.2, "50 %": 2.5}
+    calibration = cifar(folder, "cifar10_train.npz", samples)[0]
+    return Case("resnet20", folder / "resnet20_cifar10.onnx", calibration, test, labels, targets)
+
+
+def squeezenet(folder: Path, samples: int) -> Case:
+    from PIL import Image
+
+    rows = (folder / "imagenet_600" / "labels.csv").read_text().split()[1:]
+    images, labels = [], []
+    for row in rows:
+        file, label = row.split(",")
+        pixels = np.asarray(Image.open(folder / "imagenet_600" / file).convert("RGB"), np.float32)[:, :, ::-1]
+        images.append((pixels - np.array([104, 117, 123], np.float32)).transpose(2, 0, 1))
+        labels.append(int(label))
+    array = np.ascontiguousarray(np.stack(images))
+    return Case(
+        "squeezenet",
+        folder / "squeezenet_v1.1.onnx",
+        {"input": array[:100]},
+        {"input": array[100:]},
+        np.array(labels[100:]),
+        {"75.2 %": 3.0},
+    )
+
+
+def minilm(folder: Path, samples: int) -> Case:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    with np.load(folder / "sst2_calib.npz") as data:
+        calibration: Feeds = {name: data[name][:samples] for name in names}
+    with np.load(folder / "sst2_dev.npz") as data:
+        evaluation: Feeds = {name: data[name] for name in names}
+        labels = data["label"]
+    return Case("minilm", folder / "sst2_minilm.onnx", calibration, evaluation, labels, {"80 %": 1.5})
+
+
+def mlp(folder: Path, samples: int) -> Case:
+    def pixels(file: str) -> tuple[Feeds, NDArray[np.int64]]:
+        with np.load(SAMPLES / file) as data:
+            return {"pixels": (data["images"].reshape(-1, 64) / 16).astype(np.float32)}, data["labels"]
+
+    test, labels = pixels("digits_test.npz")
+    options: dict[str, object] = {"min_width": "1 %"}
+    return Case(
+        "mlp",
+        SAMPLES / "digits_mlp.onnx",
+        pixels("digits_train.npz")[0],
+        test,
+        labels,
+        {"3.2 %": 0.5},
+        "params",
+        options,
+    )
+
+
+CASES: dict[str, Callable[[Path, int], Case]] = {
+    "mlp": mlp,
+    "resnet20": resnet,
+    "squeezenet": squeezenet,
+    "minilm": minilm,
+}
+
+#: Name -> options; every row changes one thing of the row of the full method.
+ABLATION: dict[str, dict[str, object]] = {
+    "full method": {},
+    "no repair": {"recover": []},
+    "bias correction only": {"recover": ["bias"]},
+    "l1 ranking": {"importance": "l1"},
+    "activation ranking": {"importance": "activation"},
+    "l1 ranking, no repair": {"importance": "l1", "recover": []},
+    "same share in every layer": {"scope": "layer"},
+    "multiples of 8": {"round_to": 8},
+}
+
+
+def accuracy(
+    model: Path | bytes, feeds: Feeds, labels: NDArray[np.int64], threads: int
+) -> tuple[float, NDArray[np.int64]]:
+    """Top-1 and the guesses."""
+    session = runtime.Session(model, threads=threads)
+    guesses = []
+    for start in range(0, len(labels), 50):
+        batch = {name: array[start : start + 50] for name, array in feeds.items()}
+        first = next(iter(session.run(batch).values()))
+        guesses.append(first.reshape(len(first), -1).argmax(axis=1))
+    joined = np.concatenate(guesses)
+    return float(np.mean(joined == labels)), joined
+
+
+def measure(case: Case, label: str, target: str, options: dict[str, object], threads: int) -> None:
+    """Prune once and print a line."""
+    model = io.load(case.model).model
+    base, guesses = accuracy(case.model, case.evaluation, case.labels, threads)
+    data = InMemory(case.calibration)
+    given = {"step": "prune.channels", "target": {case.metric: target}, **case.options, **options}
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(
+            calibration=data,
+            evaluation=None,
+            check=data,
+            original=model,
+            score=None,
+            provider="cpu",
+            batch=1,
+            threads=threads,
+            seed=0,
+            progress=Silent(),
+            workdir=Path(folder),
+            cache=None,
+        )
+        start = time.perf_counter()
+        try:
+            outcome = channels.prune(model, Params.model_validate(given), context)
+        except LeptonError as error:
+            print(f"| {case.name} | {label} | {target} | {error.message} | | | |", flush=True)
+            return
+        seconds = time.perf_counter() - start
+    after, changed = accuracy(io.to_bytes(outcome.model), case.evaluation, case.labels, threads)
+    allowed = case.targets.get(target)
+    limit = f"at most {allowed}" if allowed is not None and not options else ""
+    agree = float(np.mean(guesses == changed))
+    print(
+        f"| {case.name} | {label} | {outcome.details['reached']:.1%} {case.metric} | {base:.2%} -> {after:.2%} "
+        f"| {100 * (base - after):+.2f} {limit} | {agree:.2%} | {seconds:.0f} s |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--ablation", action="store_true", help="what each part contributes, at the middle target")
+    parser.add_argument("--samples", type=int, default=2048, help="calibration samples at most")
+    parser.add_argument("--threads", type=int, default=runtime.usable_threads())
+    chosen = parser.parse_args()
+    names = [chosen.only] if chosen.only else list(CASES)
+    print("| model | method | remains | top-1 | points lost | same answers | time |\n|---|---|---|---|---|---|---|")
+    for name in names:
+        if name != "mlp" and chosen.assets is None:
+            continue
+        case = CASES[name](chosen.assets or Path(), chosen.samples)
+        if chosen.ablation:
+            middle = list(case.targets)[len(case.targets) // 2]
+            for label, options in ABLATION.items():
+                measure(case, label, middle, options, chosen.threads)
+        else:
+            for target in case.targets:
+                measure(case, "full method", target, {}, chosen.threads)
+
+
+if __name__ == "__main__":
+    main()
