@@ -141,7 +141,7 @@ def prepare(
     if calibration is not None and evaluation is not None:
         warnings += _overlap(calibration, evaluation)
     latency = recipe.recipe.evaluate.latency
-    samples = max(CHECK_SAMPLES, *(latency.batch if latency else ()))
+    samples = max((CHECK_SAMPLES, *(latency.batch if latency else ())))
     check = (
         evaluation
         or calibration
