@@ -67,8 +67,10 @@ def _facts(diff: Diff) -> Iterator[tuple[str, str]]:
         counts = Counter(layer.op[side] for layer in diff.layers if layer.change == change)
         if counts:
             yield f"layers {change}", ", ".join(f"{count} {op}" for op, count in counts.most_common())
-    same = words.plural(diff.layers_same, "layer")
-    yield "unchanged", same if diff.layers or diff.operators else f"{same}: the graphs do not differ"
+    if not (diff.layers or diff.operators or diff.inputs or diff.outputs):
+        yield "unchanged", "operators, widths and types"
+    else:
+        yield "unchanged", words.plural(diff.layers_same, "layer")
 
 
 def _row(layer: LayerChange) -> tuple[str, ...]:

@@ -11,6 +11,10 @@ NOTABLE_LOSS = 0.005
 NOTABLE_GROWTH = 1.005
 
 
+#: Agreement below this is worth leading with where no accuracy was measured.
+POOR_AGREEMENT = 0.95
+
+
 def headline(report: Report) -> str:
     """One line in plain words: `5.3x smaller, 2.5x faster (cpu, batch 1), -0.36 pp top-1: all 5 gates passed`."""
     bad, good = _bad(report), _good(report)
@@ -61,7 +65,7 @@ def _bad(report: Report) -> list[str]:
     """Slower, larger, less accurate: whatever got worse, said first."""
     size = _size(report)
     losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
-    return [*_slower(report), *([size] if size.endswith("LARGER") else []), *losses]
+    return [*_other_answers(report), *_slower(report), *([size] if size.endswith("LARGER") else []), *losses]
 
 
 def _good(report: Report) -> list[str]:
@@ -70,6 +74,16 @@ def _good(report: Report) -> list[str]:
     told = [speed for speed in speeds if speed][:1]
     small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
     return [*([size] if size and not size.endswith("LARGER") else []), *told, *small]
+
+
+def _other_answers(report: Report) -> list[str]:
+    """Without labels, agreement alone tells whether the model still does its work: said when it is poor."""
+    if report.accuracy is None or report.accuracy.changes:
+        return []
+    worst = min(facts.find(report, "agreement"), key=lambda fact: fact.value.value, default=None)
+    if worst is None or worst.value.value >= POOR_AGREEMENT:
+        return []
+    return [f"only {words.value(worst.value.value, 'share')} AGREEMENT with the original"]
 
 
 def _slower(report: Report) -> list[str]:

@@ -87,7 +87,8 @@ def _amount(label: str, kind: Kind, before: float, after: float | None, detail: 
     change = (after - before) / before if before else 0.0
     tone = _tone(after - before, lower_is_better=True)
     note = "larger" if tone == "worse" and abs(change) >= 0.0005 else ""
-    return Row(label, detail, shown(before, kind), shown(after, kind), words.percent(change), "", note, tone)
+    said = words.percent(change) if before or not after else "-"
+    return Row(label, detail, shown(before, kind), shown(after, kind), said, "", note, tone)
 
 
 def _count(amount: float, kind: Kind) -> str:

@@ -162,3 +162,13 @@ def test_models_are_named_where_there_are_several() -> None:
     labels = [row.label for row in rows(builders.report(latency=latency))]
     assert "latency, cpu batch 1, small" in labels
     assert "latency, cpu batch 1, tiny" in labels
+
+
+def test_without_labels_poor_agreement_comes_first() -> None:
+    measured = builders.accuracy()
+    poor = measured.fidelity[0].model_copy(update={"agreement": 0.5})
+    unlabelled = measured.model_copy(update={"values": {}, "changes": (), "fidelity": (poor,)})
+    opening = "only 50.00 % AGREEMENT with the original, "
+    assert headline(builders.report(accuracy=unlabelled)).startswith(opening)
+    labelled = measured.model_copy(update={"fidelity": (poor,)})
+    assert "AGREEMENT" not in headline(builders.report(accuracy=labelled))
