@@ -67,7 +67,7 @@ def _show(found: Plan, console: Console) -> None:
     from lepton_cli.cli.console import plain_table
     from lepton_cli.units import format_size
 
-    columns = [("step", "left"), ("changes", "right"), ("weights after", "right"), ("", "left")]
+    columns = [("step", "left"), ("changes", "right"), ("weights, about", "right"), ("", "left")]
     rows = [
         [f"{record.index + 1}  {record.step}", str(record.changed), format_size(size), record.summary]
         for record, size in zip(found.steps, found.sizes[1:], strict=True)

@@ -30,6 +30,7 @@ def command(
 
     from lepton_cli.cli.console import make_console, plain_table
     from lepton_cli.errors import UsageError
+    from lepton_cli.recipe.jsonschema import step_schema
     from lepton_cli.steps import STEPS
 
     if name is not None and name not in STEPS:
@@ -41,7 +42,7 @@ def command(
         )
     chosen = {name: STEPS[name]} if name is not None else STEPS
     if json_output:
-        listed = {key: step.params.model_json_schema() for key, step in chosen.items()}
+        listed = {key: step_schema(step.params) for key, step in chosen.items()}
         typer.echo(json.dumps(listed, indent=2))
         return
     console = make_console()
@@ -53,7 +54,7 @@ def command(
         return
     step = STEPS[name]
     console.print(" ".join((step.params.__doc__ or "").split()) + "\n")
-    schema = step.params.model_json_schema()
+    schema = step_schema(step.params)
     rows = [
         [key, _kind(field, schema), _default(key, field, schema), field.get("description", "")]
         for key, field in schema["properties"].items()
@@ -86,8 +87,8 @@ def _default(key: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "default" not in field:
         return "required" if key in schema.get("required", ()) else ""
     value = field["default"]
-    return (
-        {None: "chosen", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, (list, dict))
-        else (str(value) if value else "")
-    )
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {part}" for name, part in value.items() if part is not None) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]" if value else ""
+    return "chosen" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,14 +6,16 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+import onnx_ir as ir
+
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
-from lepton_cli.pipeline import runner
-from lepton_cli.pipeline.job import Job, prepare
+from lepton_cli.pipeline import measuring, runner
+from lepton_cli.pipeline.job import prepare
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report.model import DataFacts, StepRecord
-from lepton_cli.steps.base import Context
+from lepton_cli.steps.base import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,14 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
     job = prepare(model, recipe, allow_code=allow_code)
     records: list[StepRecord] = []
     with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
-        context = _context(job, Path(folder), progress)
+        context = dataclasses.replace(measuring.context(job, Path(folder), progress), score=None, cache=None, dry=True)
         current = runner.reference(job.loaded.model, context)
         sizes = [len(io.to_bytes(job.loaded.model)) if job.loaded.bytes < io.EXTERNAL_ABOVE else job.loaded.bytes]
         try:
             for index, params in enumerate(job.spec.steps):
                 current, record = runner.run_step(current, params, index, context, None)
                 records.append(record)
-                sizes.append(io.weight_bytes(current.model))
+                sizes.append(_predicted(sizes[-1], current.model, record, params))
         except LeptonError as error:
             raise job.locate(error) from error
     latency = job.spec.evaluate.latency
@@ -50,6 +52,39 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
     return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
 
 
+#: Bits a weight keeps, by step; a dry run decides without rewriting the weights.
+_BITS = {"quantize.static": 8, "quantize.dynamic": 8, "convert.fp16": 16}
+
+
+def _predicted(before: int, model: ir.Model, record: StepRecord, params: Params) -> int:
+    """Bytes after a step: what it rewrote, or what its decisions will come to.
+
+    For pruning the target says it, where the target is a share of parameters or size; other targets are not
+    predictable without ranking, and count as no change.
+    """
+    bits = _BITS.get(params.step, getattr(params, "bits", None))
+    if bits is not None:
+        touched = {decision.node for decision in record.decisions if decision.action in ("quantized", "converted")}
+        weights = {
+            value.name: value.const_value.nbytes
+            for node in model.graph
+            if node.name in touched
+            for value in node.inputs
+            if value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+        }
+        touched_share = sum(weights.values()) / max(1, io.weight_bytes(model))
+        return round(before * (1 - touched_share * (1 - int(bits) / 32)))
+    target = getattr(params, "target", None)
+    share = getattr(target, "params", None) or getattr(target, "size", None)
+    if share:
+        return round(before * float(share))
+    return io.weight_bytes(model) if params.step in _EXACT else before
+
+
+#: Steps that really run in a dry run.
+_EXACT = ("simplify", "fuse")
+
+
 def _found(provider: str) -> bool:
     from lepton_cli import runtime
 
@@ -58,22 +93,3 @@ def _found(provider: str) -> bool:
     except LeptonError:
         return False
     return True
-
-
-def _context(job: Job, workdir: Path, progress: Progress) -> Context:
-    latency = job.spec.evaluate.latency
-    return Context(
-        calibration=job.calibration,
-        evaluation=job.evaluation,
-        check=job.check,
-        original=job.loaded.model,
-        score=None,
-        provider=latency.providers[0].name if latency else "cpu",
-        batch=latency.batch[0] if latency else 1,
-        threads=job.threads,
-        seed=job.spec.seed,
-        progress=progress,
-        workdir=workdir,
-        cache=None,
-        dry=True,
-    )

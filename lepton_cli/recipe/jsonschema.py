@@ -20,6 +20,11 @@ class _Generator(GenerateJsonSchema):
         return super().encode_default(units.write(dft))
 
 
+def step_schema(params: type[BaseModel]) -> dict[str, Any]:
+    """The schema of one step's options."""
+    return params.model_json_schema(schema_generator=_Generator)
+
+
 def json_schema(name: SchemaName) -> dict[str, Any]:
     """The schema as JSON data, draft 2020-12."""
     schema = _model(name).model_json_schema(
