@@ -91,4 +91,6 @@ def _default(key: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
         return "{" + ", ".join(f"{name}: {part}" for name, part in value.items() if part is not None) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]" if value else ""
-    return "chosen" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return "chosen" if "default" in field.get("description", "").lower() else "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
