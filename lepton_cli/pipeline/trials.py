@@ -69,7 +69,7 @@ class Laboratory:
         return trial.model_copy(update={"seconds": time.monotonic() - started})
 
     def measure(self, candidate: Candidate) -> Trial:
-        """A trial that ends at the first limit it breaks: structure, some samples, all samples, time."""
+        """A trial: structure, some samples, all samples where those do not rule it out, time within the limits alone."""
         started = time.monotonic()
         trial = self._measured(candidate)
         return trial.model_copy(update={"seconds": time.monotonic() - started})
@@ -86,9 +86,7 @@ class Laboratory:
         try:
             with self.quiet.working():
                 built = self.build(candidate)
-                trial = self._structure(trial, built)
-                if not trial.reason:
-                    trial = self._quality(trial, built)
+                trial = self._quality(self._structure(trial, built), built)
             if not trial.reason:
                 trial = self._timed(trial, built.path)
         except LeptonError as error:
@@ -98,21 +96,21 @@ class Laboratory:
 
     def _structure(self, trial: Trial, built: Built) -> Trial:
         found = size.measure(built.path, built.model, macs=self.job.macs(built.model))
-        return self._judged(trial.model_copy(update={"reached": "size", "size": slim_size(found)}))
+        return trial.model_copy(update={"reached": "size", "size": slim_size(found)})
 
     def _quality(self, trial: Trial, built: Built) -> Trial:
         data = self.job.evaluation or self.job.check
         if data.count >= 2 * PROXY_SAMPLES:
             some = self._accuracy(built.path, PROXY_SAMPLES)
             trial = self._judged(trial.model_copy(update={"reached": "proxy", "accuracy": some}))
-            if trial.reason:
+            if any(breach.quality for breach in self.judge.breaches(trial)):
                 return trial
         trial = trial.model_copy(update={"reached": "accuracy", "accuracy": self._accuracy(built.path, None)})
         return self._judged(trial.model_copy(update={"memory": self._memory(built.path)}))
 
     def _judged(self, trial: Trial) -> Trial:
         breaches = self.judge.breaches(trial)
-        return trial.model_copy(update={"reason": breaches[0].text}) if breaches else trial
+        return trial.model_copy(update={"reason": breaches[0].text if breaches else ""})
 
     def _accuracy(self, path: Path, limit: int | None) -> Accuracy:
         job = self.job
