@@ -82,11 +82,16 @@ def _as_weight(node: ir.Node, rows: Floats, like: NDArray[np.float32]) -> Floats
 
 def _layer(rows: Floats, covariance: Floats, limit: int, brain: bool) -> tuple[Floats, Floats]:
     """Scales [groups, n, 1] and rounded rows [groups, n, K]."""
-    damped = covariance + DAMPING * np.eye(rows.shape[-1]) * _mean_variance(covariance)
-    steps = _search(rows, damped, limit)
+    steps = _search(rows, covariance, limit)
     if not brain:
         return steps, _nearest(rows, steps, limit)
-    return steps, _optimal_brain(rows, damped, steps, limit)
+    for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
+        try:
+            damped = covariance + damping * np.eye(rows.shape[-1]) * _mean_variance(covariance)
+            return steps, _optimal_brain(rows, damped, steps, limit)
+        except np.linalg.LinAlgError:
+            continue  # inputs of very different sizes: the covariance is singular within rounding
+    return steps, _nearest(rows, steps, limit)
 
 
 def _mean_variance(covariance: Floats) -> Floats:

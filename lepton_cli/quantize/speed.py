@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -49,7 +50,9 @@ def placement(model: ir.Model, context: Context) -> dict[str, Any]:
     }
 
 
-def compare(models: Sequence[ir.Model], feeds: Arrays, context: Context, rounds: int = ROUNDS) -> list[float]:
+def compare(
+    models: Sequence[ir.Model], feeds: Arrays, context: Context, rounds: int = ROUNDS, seconds: float = SECONDS
+) -> list[float]:
     """Speed of each model relative to the first, by the median of paired ratios of interleaved runs."""
     sessions = [Session(io.payload(model, context.workdir), threads=context.threads) for model in models]
     random = np.random.default_rng(context.seed)
@@ -58,7 +61,7 @@ def compare(models: Sequence[ir.Model], feeds: Arrays, context: Context, rounds:
         for _ in range(3):
             session.run(feeds)
     round_seconds = (time.perf_counter() - started) * 4 / 3
-    rounds = int(np.clip(SECONDS / max(round_seconds, 1e-9), 5, rounds))
+    rounds = int(np.clip(seconds / max(round_seconds, 1e-9), 5, rounds))
     times = np.empty((rounds, len(sessions)))
     for round_ in range(rounds):
         for i in random.permutation(len(sessions)):
@@ -77,8 +80,21 @@ def _fastest(session: Session, feeds: Arrays, runs: int = 3) -> float:
     return float(min(found))
 
 
-def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) -> dict[str, float]:
-    """Median microseconds of every kernel, by the name that the optimised graph gives it."""
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What ran under one name of the optimised graph."""
+
+    operator: str
+    microseconds: float
+
+    @property
+    def int8(self) -> bool:
+        """Whether it computes with 8 bits."""
+        return self.operator.startswith(INT8)
+
+
+def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) -> dict[str, Kernel]:
+    """Median time of every kernel, by the name that the optimised graph gives it."""
     with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
         source = io.payload(model, context.workdir)
         session = Session(source, threads=context.threads, profile_prefix=Path(folder) / "profile")
@@ -86,11 +102,14 @@ def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) ->
             session.run(feeds)
         events = json.loads(Path(session.raw.end_profiling()).read_text())
     times: dict[str, list[float]] = defaultdict(list)
+    operators: dict[str, str] = {}
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            times[name.removesuffix("_kernel_time")].append(event["dur"])
-    return {name: float(np.median(found)) for name, found in times.items()}
+            name = name.removesuffix("_kernel_time")
+            times[name].append(event["dur"])
+            operators[name] = event["args"]["op_name"]
+    return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
 def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Arrays, context: Context) -> dict[str, float]:
@@ -110,14 +129,20 @@ def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Arrays, 
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
 
-def _int8(times: Mapping[str, float], name: str) -> float | None:
-    """Time of the int8 kernel made from node `name`: onnxruntime adds a number to the name."""
-    return next((value for found, value in times.items() if found.startswith(f"{name}_token_")), None)
+def _int8(kernels: Mapping[str, Kernel], name: str) -> float | None:
+    """Time of the int8 kernel made from node `name`: it keeps the name, or gets a number added to it."""
+    for found, kernel in kernels.items():
+        if kernel.int8 and (found == name or found.startswith(f"{name}_token_")):
+            return kernel.microseconds
+    return None
 
 
-def _plain(times: Mapping[str, float], names: Iterable[str]) -> float | None:
-    candidates = (candidate for name in names for candidate in (name, f"{name}_nchwc"))
-    return next((times[candidate] for candidate in candidates if candidate in times), None)
+def _plain(kernels: Mapping[str, Kernel], names: Iterable[str]) -> float | None:
+    """Time of the float matrix kernel that has one of the names."""
+    for candidate in (candidate for name in names for candidate in (name, f"{name}_nchwc", f"fused {name}")):
+        if candidate in kernels and kernels[candidate].operator in MATRIX:
+            return kernels[candidate].microseconds
+    return None
 
 
 def _tensors(node: ir.Node) -> list[str]:
