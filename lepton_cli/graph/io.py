@@ -60,13 +60,15 @@ def clone(model: ir.Model) -> ir.Model:
 def name_nodes(model: ir.Model) -> None:
     """Give every unnamed or ambiguously named node a unique, stable name: globs and reports refer to names."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for node in model.graph.all_nodes():
         name = node.name or ""
         if not name or name in taken:
             base = name or node.op_type
-            number = 0
+            number = numbers.get(base, 0)
             while (candidate := f"{base}_{number}") in taken:
                 number += 1
+            numbers[base] = number + 1
             node.name = name = candidate
         taken.add(name)
 
@@ -104,7 +106,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def _internal(model: ir.Model) -> ir.Model:
-    """The model itself, or a copy that holds what lies in external files. The files stay mapped: others may use them."""
+    """The model, or a copy that holds what lies in external files. The files stay mapped: others may use them."""
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values) and not _constants(model):
         return model
@@ -127,7 +129,7 @@ def _constants(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def _held(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 

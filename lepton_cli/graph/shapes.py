@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,41 +21,74 @@ Shapes = dict[str, tuple[int, ...]]
 _LARGE = 1024
 
 
-def infer(model: ir.Model) -> ir.Model:
-    """A copy with the shapes and types that ONNX's own inference finds; symbolic dimensions stay symbolic.
+@dataclasses.dataclass(frozen=True)
+class Inferred:
+    """What is known of a value without running: `None` for open dimensions, for an open rank, for an open type."""
+
+    shape: tuple[int | None, ...] | None
+    dtype: ir.DataType | None
+
+    @property
+    def fixed(self) -> tuple[int, ...] | None:
+        """The shape when every dimension is known."""
+        if self.shape is None or None in self.shape:
+            return None
+        return tuple(d for d in self.shape if d is not None)
+
+
+def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> dict[str, Inferred]:
+    """Shapes and types of the main graph's values as ONNX's own inference finds them; `feeds`: input shapes to assume.
 
     Shapes stored in the model are dropped first, those of outputs too: exporters leave wrong ones, and nobody enforces
     them. Where inference fails, shapes stay open.
     """
-    copy = io.clone(model)
-    for node in copy.graph:
-        for value in node.outputs:
-            value.shape = None
-    light = io.clone(copy)
-    for name, value in list(light.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _LARGE:
-            value.shape, value.dtype = ir.Shape(value.const_value.shape.numpy()), value.const_value.dtype
-            value.const_value = None
-            light.graph.initializers.pop(name)
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
-        elif isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
+    light = io.clone(model)
+    for value in light.graph.inputs:
+        if feeds and value.name in feeds:
+            value.shape = ir.Shape([int(d) for d in feeds[value.name or ""]])
+    found: dict[str, Inferred] = {}
+    for value in (*light.graph.inputs, *light.graph.initializers.values()):
+        found[value.name or ""] = _known(value)
+    for node in light.graph:
+        for output in node.outputs:
+            output.shape = None
+            found[output.name or ""] = Inferred(None, output.dtype)
+    _make_light(light)
     try:
-        found = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=True)
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
-        return copy
-    types = {info.name: info.type.tensor_type for info in (*found.graph.value_info, *found.graph.output)}
-    for node in copy.graph:
-        for value in node.outputs:
-            kind = types.get(value.name or "")
-            if kind is not None and kind.HasField("shape"):
-                value.shape = ir.Shape(
-                    [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-                )
-            if kind is not None and kind.elem_type and value.dtype is None:
-                value.dtype = ir.DataType(kind.elem_type)
-    return copy
+        return found
+    for info in (*proto.graph.value_info, *proto.graph.output):
+        kind = info.type.tensor_type
+        before = found.get(info.name)
+        if before is None or before.shape is not None:
+            continue
+        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        dtype = before.dtype or (ir.DataType(kind.elem_type) if kind.elem_type else None)
+        found[info.name] = Inferred(dims if kind.HasField("shape") else None, dtype)
+    return found
+
+
+def _known(value: ir.Value) -> Inferred:
+    if value.const_value is not None:
+        return Inferred(tuple(value.const_value.shape.numpy()), value.const_value.dtype)
+    if value.shape is None:
+        return Inferred(None, value.dtype)
+    return Inferred(tuple(d if isinstance(d, int) else None for d in value.shape), value.dtype)
+
+
+def _make_light(model: ir.Model) -> None:
+    """Large initializers become inputs, in place: the message is copied twice, and only small ones hold shapes."""
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _LARGE:
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+            value.const_value = None
+            model.graph.initializers.pop(name)
+            if not value.is_graph_input():
+                model.graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
 def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> Shapes:
@@ -63,22 +97,13 @@ def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool =
     What inference leaves open is found by running the model once on zeros (`run=False`: left out of the result).
     Initializers are included.
     """
-    copy = io.clone(model)
-    for value in copy.graph.inputs:
-        if value.name in feeds:
-            value.shape = ir.Shape([int(d) for d in feeds[value.name or ""]])
-    inferred = infer(copy)
-    shapes: Shapes = {}
-    missing: list[str] = []
-    for name, value in _values(inferred):
-        dims = value.const_value.shape if value.const_value is not None else value.shape
-        if dims is not None and all(isinstance(d, int) for d in dims):
-            shapes[name] = tuple(int(d) for d in dims if isinstance(d, int))
-        else:
-            missing.append(name)
+    inferred = infer(model, feeds)
+    shapes = {name: known.fixed for name, known in inferred.items() if name}
+    missing = [name for name, shape in shapes.items() if shape is None]
+    found = {name: shape for name, shape in shapes.items() if shape is not None}
     if missing and run:
-        shapes.update(_by_running(model, feeds, missing))
-    return shapes
+        found.update(_by_running(model, feeds, missing))
+    return found
 
 
 def default_feeds(
@@ -87,12 +112,6 @@ def default_feeds(
     """Input shapes to look at a model with: `known` ones (from data), else `batch` and `other` for open dimensions."""
     known = known or {}
     return {info.name: tuple(known.get(info.name) or info.concrete(batch, other)) for info in io.inputs(model)}
-
-
-def _values(model: ir.Model) -> list[tuple[str, ir.Value]]:
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    values += [output for node in model.graph for output in node.outputs]
-    return [(value.name, value) for value in values if value.name]
 
 
 def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Sequence[str]) -> Shapes:
