@@ -212,11 +212,12 @@ def _recover(
         return result, []
     repairs: list[recover.Repair] = []
     layers = recover.after_the_cut(result, plan.coupling, removed) if {"least_squares", "bias"} & set(kinds) else []
+    repairer = recover.Repairer(plan.model, plan.coupling, removed, source, kinds)
     with context.progress.stage("repairing layers", len(layers)) as stage:
         for together in recover.stages(layers):
             now = linear.find(result)
             fresh = [now[layer.node] for layer in together]
-            repairs += recover.repair(result, plan.model, fresh, plan.coupling, removed, source, kinds)
+            repairs += repairer.repair(result, fresh)
             stage.advance(len(together))
         stage.note(f"{sum(r.kept for r in repairs)} of {len(repairs)} repairs kept")
     if "batch_norm" in kinds:

@@ -92,26 +92,22 @@ class Sample:
 
 
 def sample(
-    layers: Sequence[tuple[Linear, Aim, int]],
-    batches: Iterable[Arrays],
-    current: Callable[[Arrays], Arrays],
-    reference: Callable[[Arrays], Arrays],
-    samples: int,
-    seed: int,
+    layers: Sequence[tuple[Linear, Aim, int]], values: Iterable[tuple[Arrays, Arrays]], share: float, seed: int
 ) -> dict[str, Sample]:
-    """Rows for every layer (with its aim and number of features), by node."""
+    """Rows for every layer (with its aim and number of features), by node.
+
+    `values` gives every batch's values of the pruned and of the reference model; `share` is one batch's share of all.
+    """
     parts: dict[str, list[tuple[Rows, Rows, Rows, bool]]] = {layer.node: [] for layer, _, _ in layers}
-    for number, feeds in enumerate(batches):
-        now, then = current(feeds), reference(feeds)
+    for number, (now, then) in enumerate(values):
         for layer, aim, size in layers:
-            pick = picker(layer, size, _count(feeds) / max(samples, 1), seed, number)
+            pick = picker(layer, size, share, seed, number)
             y = then[aim.value] if aim.keep is None else np.compress(aim.keep, then[aim.value], layer.channel_axis)
             rows = layer.rows(y, pick)
             offset = np.zeros((1, 1), np.float32) if aim.shortcut is None else layer.rows(now[aim.shortcut], pick)
             held = number % HOLD_EVERY == HOLD_EVERY - 1
-            parts[layer.node].append(
-                (layer.features(now[layer.input], pick), rows, np.broadcast_to(offset, rows.shape), held)
-            )
+            x = layer.features(now[layer.input], pick)
+            parts[layer.node].append((x, rows, np.broadcast_to(offset, rows.shape), held))
     return {node: _joined(found) for node, found in parts.items()}
 
 

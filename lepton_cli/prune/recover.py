@@ -22,6 +22,7 @@ from lepton_cli.prune import gram, linear, taps
 from lepton_cli.prune.gram import Aim, Rows, Sample
 from lepton_cli.prune.linear import Linear, Matrix
 from lepton_cli.prune.taps import Arrays
+from lepton_cli.prune.walk import Walk
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -73,28 +74,49 @@ def aim(model: ir.Model, layer: Linear, coupling: Coupling, removed: Collection[
     return Aim(name, shortcut, keep, rectified)
 
 
-def repair(
-    model: ir.Model,
-    reference: ir.Model,
-    layers: Sequence[Linear],
-    coupling: Coupling,
-    removed: Collection[int] | Ids,
-    source: Source,
-    kinds: Collection[str],
-) -> list[Repair]:
-    """Fit `layers` (independent of one another) of `model`, in place."""
-    aimed = [(layer, aim(model, layer, coupling, removed), len(linear.matrix_of(model, layer))) for layer in layers]
-    now = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
-    current = taps.Tap(model, now, source.workdir, source.threads)
-    original = taps.Tap(reference, [where.value for _, where, _ in aimed], source.workdir, source.threads)
-    found = gram.sample(aimed, batches(model, source), current.run, original.run, source.samples, source.seed)
-    return [_repair_layer(model, layer, found[layer.node], where.rectified, kinds) for layer, where, _ in aimed]
+class Repairer:
+    """Walks through the pruned and the reference model side by side and fits layers on the way."""
+
+    def __init__(
+        self,
+        reference: ir.Model,
+        coupling: Coupling,
+        removed: Collection[int] | Ids,
+        source: Source,
+        kinds: Collection[str],
+    ) -> None:
+        self._reference, self._coupling, self._removed = reference, coupling, removed
+        self._source, self._kinds = source, kinds
+        self._share = 1 / max(-(-source.samples // _size(source)), 1)
+        self._now, self._then = (
+            Walk(lambda: batches(reference, source), round(1 / self._share), source.workdir, source.threads)
+            for _ in range(2)
+        )
+
+    def repair(self, model: ir.Model, layers: Sequence[Linear]) -> list[Repair]:
+        """Fit `layers`, which read the same input, in place. Call in topological order."""
+        aimed = [
+            (layer, aim(model, layer, self._coupling, self._removed), len(linear.matrix_of(model, layer)))
+            for layer in layers
+        ]
+        first = layers[0].node
+        needed = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
+        now = self._now.visit(model, first, needed)
+        then = self._then.visit(self._reference, first, [where.value for _, where, _ in aimed])
+        found = gram.sample(aimed, zip(now, then, strict=True), self._share, self._source.seed)
+        return [
+            _repair_layer(model, layer, found[layer.node], where.rectified, self._kinds) for layer, where, _ in aimed
+        ]
+
+
+def _size(source: Source) -> int:
+    """Samples a batch, small enough that some batches can be held out."""
+    return max(1, min(32, source.samples // (2 * gram.HOLD_EVERY)))
 
 
 def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
-    """Calibration batches, small enough that some can be held out."""
-    size = max(1, min(32, source.samples // (2 * gram.HOLD_EVERY)))
-    return taps.batches(model, source.data, source.samples, size)
+    """Calibration batches."""
+    return taps.batches(model, source.data, source.samples, _size(source))
 
 
 def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:
