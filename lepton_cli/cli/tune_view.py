@@ -89,10 +89,10 @@ class LiveView(View):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._picture)
         self._now = "measuring the original"
         self._trials: Sequence[Trial] = ()
         self._best: Trial | None = None
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._picture)
 
     def __enter__(self) -> LiveView:
         self._live.start()
