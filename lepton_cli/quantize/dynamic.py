@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.errors import RecipeError, StepError
 from lepton_cli.graph import io
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import targets
+from lepton_cli.quantize import tables, targets
 from lepton_cli.quantize.choose import LEAST_SIDE, weight_of
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -45,20 +45,27 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     chosen: list[ir.Node] = []
     decisions: list[Decision] = []
     for node in prepared.model.graph:
-        if node.op_type not in SUPPORTED:
+        if node.op_type not in SUPPORTED or node.op_type == "Gather":
             continue
         reason = _refused(node, params.op_types) if node.name in allowed else "left out by include/exclude"
         if reason is None:
             chosen.append(node)
         action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=why))
-    details = {"target": target.name, "why": target.why}
+    details: dict[str, Any] = {"target": target.name, "why": target.why}
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
-    if not chosen or context.dry:
+    if context.dry:
         return Outcome(model, len(chosen), tuple(decisions), summary, details)
-    made = _written(prepared.model, {node.name or "" for node in chosen}, params.op_types, target)
-    details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)  # type: ignore[assignment]
-    return Outcome(made, len(chosen), tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+    names = {node.name or "" for node in chosen}
+    made = _written(prepared.model, names, params.op_types, target) if names else prepared.model
+    if "Gather" in params.op_types:
+        made, stored = tables.shrink(made, allowed)
+        decisions += stored
+    changed = sum(decision.action == "quantized" for decision in decisions)
+    if not changed:
+        return Outcome(model, 0, tuple(decisions), summary, details)
+    details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)
+    return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
 
 
 def _warnings(chosen: list[ir.Node], target: targets.Target, before: tuple[str, ...]) -> tuple[str, ...]:
@@ -76,13 +83,6 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
     if node.op_type not in op_types:
         return f"{node.op_type} is not among op_types" + (
             ": dynamic Conv is slower than float" if node.op_type == "Conv" else ""
-        )
-    if node.op_type == "Gather":
-        table = weight_of(node, 0)
-        return (
-            None
-            if table is not None and table.dtype == np.float32 and table.size >= 4096
-            else "not a large float table"
         )
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
