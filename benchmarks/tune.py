@@ -1,0 +1,208 @@
+"""What `lepton tune` finds in a given time, and how it compares with random search over the same space.
+
+    python benchmarks/tune.py [--only digits,cnn,resnet20,minilm,random] [--time "15 min"] [--seeds 3]
+                              [--assets DIR] [--json FILE] [--work DIR]
+
+`resnet20` and `minilm` need a folder with resnet20_cifar10.onnx, cifar10_{train,test}.npz, sst2_minilm.onnx and
+sst2_{calib,dev}.npz (--assets). A search that was stopped goes on when --work names the same folder again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lepton_cli import units
+from lepton_cli.measure.environment import environment
+from lepton_cli.pipeline.compress import compress
+from lepton_cli.pipeline.tune import tune
+from lepton_cli.progress import Silent
+from lepton_cli.recipe.load import from_dict
+from lepton_cli.report import facts
+from lepton_cli.report.model import Report
+from lepton_cli.tune import front
+from lepton_cli.tune.trial import Trial
+
+SAMPLES = Path(__file__).parent.parent / "sample_models"
+CIFAR = {"layout": "nchw", "scale": "1/255", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+Task = tuple[Path, dict[str, Any]]
+
+
+def _recipe(
+    calibration: dict[str, Any], evaluation: dict[str, Any], section: dict[str, Any], batch: int
+) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "data": {"calibration": calibration, "evaluation": evaluation},
+        "evaluate": {"accuracy": {"metric": "top1"}, "latency": {"batch": [batch]}, "memory": False},
+        "tune": section,
+    }
+
+
+def _digits(name: str, inputs: str, preprocess: dict[str, Any], section: dict[str, Any], batch: int) -> Task:
+    shared = {"inputs": {inputs: "images"}, "preprocess": preprocess}
+    calibration = {"path": str(SAMPLES / "digits_train.npz"), **shared}
+    evaluation = {"path": str(SAMPLES / "digits_test.npz"), "labels": "labels", **shared}
+    return SAMPLES / f"{name}.onnx", _recipe(calibration, evaluation, section, batch)
+
+
+def _limits(drop: str, *others: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"metric": "accuracy.top1", "max_drop": drop}, *others]
+
+
+def digits() -> Task:
+    """Fastest MLP at batch 64 that loses at most half a point."""
+    section = {"limits": _limits("0.5 pp"), "minimize": {"metric": "latency.median", "batch": 64}}
+    return _digits("digits_mlp", "pixels", {"scale": "1/16", "shape": [64]}, section, 64)
+
+
+def cnn() -> Task:
+    """Fastest CNN at batch 1 that loses at most half a point."""
+    preprocess = {"resize": [32, 32], "scale": "1/16", "mean": 0.5, "std": 0.5, "layout": "nchw"}
+    return _digits("digits_cnn", "image", preprocess, {"limits": _limits("0.5 pp"), "minimize": "latency.median"}, 1)
+
+
+def resnet20(assets: Path) -> Task:
+    """Fastest ResNet-20 at batch 1 that loses at most half a point."""
+    shared = {"inputs": {"input": "images"}, "preprocess": CIFAR}
+    calibration = {"path": str(assets / "cifar10_train.npz"), "samples": 1024, **shared}
+    evaluation = {"path": str(assets / "cifar10_test.npz"), "labels": "labels", **shared}
+    section = {"limits": _limits("0.5 pp"), "minimize": "latency.median"}
+    return assets / "resnet20_cifar10.onnx", _recipe(calibration, evaluation, section, 1)
+
+
+def minilm(assets: Path) -> Task:
+    """Smallest MiniLM that loses at most a point and is not slower."""
+    limits = _limits("1 pp", {"metric": "latency.median", "batch": 1, "max_ratio": 1.0})
+    calibration = {"path": str(assets / "sst2_calib.npz"), "samples": 256}
+    evaluation = {"path": str(assets / "sst2_dev.npz"), "labels": "label"}
+    section = {"limits": limits, "minimize": "size.file"}
+    return assets / "sst2_minilm.onnx", _recipe(calibration, evaluation, section, 1)
+
+
+class _Quiet:
+    """Looks on and says one line a trial."""
+
+    def start(self, *_: object) -> None: ...
+
+    def begin(self, name: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
+        mark = "*" if best is not None and best.key == trial.key else " "
+        print(f"  {mark} {len(trials):3d} {trial.seconds:7.1f} s  {trial.name}  {trial.reason}", flush=True)
+
+
+def search(task: Task, folder: Path, time: str, **changes: Any) -> Report:
+    """One search."""
+    model, recipe = task
+    section = {**recipe["tune"], "budget": {"time": time}, **{k: v for k, v in changes.items() if k != "seed"}}
+    loaded = from_dict({**recipe, "name": "tuned", "seed": changes.get("seed", 0), "tune": section})
+    return tune(model, loaded, folder, _Quiet()).report
+
+
+def found(report: Report) -> dict[str, Any]:
+    """The numbers of a finished search."""
+    tuned = report.extra["tune"]
+    chosen = next(row for row in tuned["trials"] if row["key"] == tuned["best"])
+    numbers: dict[str, Any] = {
+        "chosen": chosen["name"],
+        "trials": len(tuned["trials"]),
+        "holds the limits": tuned["met"],
+    }
+    for metric in ("latency.median", "size.file"):
+        fact = facts.find(report, metric)[0]
+        assert fact.ratio is not None
+        word = "times faster" if metric == "latency.median" else "times smaller"
+        numbers[word] = [round(1 / bound, 2) for bound in (fact.ratio.value, fact.ratio.high, fact.ratio.low)]
+    fact = facts.find(report, "accuracy.top1")[0]
+    assert fact.difference is not None
+    numbers["points"] = round(100 * fact.difference.value, 2)
+    numbers["overhead outside evaluation"] = tuned.get("overhead")
+    numbers["ended"] = tuned["ended"]
+    return numbers
+
+
+def bundled(task: Task, folder: Path) -> dict[str, Any]:
+    """The steps of the bundled recipes on the same task: what they reach without a search."""
+    model, recipe = task
+    static = {"step": "quantize.static"}
+    pruned = {"step": "prune.channels", "target": {"macs": "50 %"}, "importance": "hessian", "round_to": 16}
+    results = {}
+    for name, steps in {"int8": [static], "prune 50 % + int8": [pruned, static]}.items():
+        plain = {key: value for key, value in recipe.items() if key != "tune"}
+        loaded = from_dict({**plain, "name": "bundled", "steps": [{"step": "simplify"}, *steps]})
+        report = compress(model, loaded, folder / str(len(results)), Silent()).report
+        fact, accuracy = facts.find(report, "latency.median")[0], facts.find(report, "accuracy.top1")[0]
+        assert fact.ratio is not None
+        assert accuracy.difference is not None
+        results[name] = {
+            "times faster": round(1 / fact.ratio.value, 2),
+            "points": round(100 * accuracy.difference.value, 2),
+        }
+    return results
+
+
+def area(report: Report) -> float:
+    """Area under the front: cost relative to the original (on a log scale), points lost up to one."""
+    tuned = report.extra["tune"]
+    rows = [row for row in tuned["trials"] if row["feasible"] and row["cost"] and row["quality"] is not None]
+    accuracy = facts.find(report, "accuracy.top1")[0]
+    assert accuracy.reference is not None
+    top = accuracy.reference.value
+    return front.hypervolume([(row["cost"], row["quality"] + top) for row in rows], (1.0, 0.01))
+
+
+def against_random(task: Task, folder: Path, time: str, seeds: int) -> dict[str, Any]:
+    """Structured and random search, same space, same time, several seeds."""
+    areas: dict[str, list[float]] = {"structured": [], "random": []}
+    for seed in range(seeds):
+        for strategy, found_areas in areas.items():
+            report = search(task, folder / f"{strategy}-{seed}", time, strategy=strategy, seed=seed)
+            found_areas.append(round(area(report), 6))
+    return {**areas, "better": sum(a > b for a, b in zip(areas["structured"], areas["random"], strict=True))}
+
+
+def main() -> None:
+    """Run what was asked for and print the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="digits,cnn,random")
+    parser.add_argument("--time", default="15 min")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path)
+    given = parser.parse_args()
+    units.parse_duration(given.time)
+    tasks: dict[str, Callable[[], Task]] = {
+        "digits": digits,
+        "cnn": cnn,
+        "resnet20": lambda: resnet20(given.assets),
+        "minilm": lambda: minilm(given.assets),
+    }
+    here = environment()
+    results: dict[str, Any] = {"machine": here.cpu, "cores": here.usable_cores, "time": given.time}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = given.work or Path(scratch)
+        for name in given.only.split(","):
+            print(name, flush=True)
+            if name == "random":
+                results[name] = against_random(digits(), work / name, given.time, given.seeds)
+            else:
+                task = tasks[name]()
+                results[name] = found(search(task, work / name, given.time))
+                if name in ("cnn", "resnet20"):
+                    results[name]["bundled"] = bundled(task, work / f"{name}-bundled")
+            print(json.dumps(results[name], indent=1), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
