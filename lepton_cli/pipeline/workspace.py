@@ -38,16 +38,16 @@ def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
 
     `own`: names that this command writes besides.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError("output.not-a-folder", f"{folder} is a file, not a folder", hint="choose another -o DIR")
-    if not folder.exists():
-        parent = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not os.access(parent, os.W_OK):
-            raise OutputError("output.not-writable", f"{folder} cannot be made: {parent} is not writable")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError("output.not-a-folder", f"{folder} is not a folder", hint="choose another -o DIR")
+    parent = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not parent.is_dir():
+        raise OutputError("output.not-a-folder", f"{folder} cannot be made: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise OutputError("output.not-writable", f"{folder} cannot be written: {parent} is not writable")
+    if parent is not folder:
         return
-    if not os.access(folder, os.W_OK):
-        raise OutputError("output.not-writable", f"{folder} is not writable")
-    if model.resolve().parent == folder.resolve():
+    if os.path.realpath(model.parent) == os.path.realpath(folder):
         raise OutputError(
             "output.is-input-folder",
             f"{folder} holds the input model",
@@ -118,6 +118,11 @@ def use(folder: Path) -> Iterator[Path]:
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with path.open("w") as stream:
+        busy = OutputError(
+            "output.in-use",
+            f"another lepton run is writing into {folder}",
+            hint="wait for it, or choose another -o DIR",
+        )
         try:
             import fcntl
 
@@ -125,11 +130,9 @@ def _locked(folder: Path) -> Iterator[None]:
         except ImportError:
             pass  # Windows: no lock, two runs into one folder are the user's risk
         except BlockingIOError as error:
-            raise OutputError(
-                "output.in-use",
-                f"another lepton run is writing into {folder}",
-                hint="wait for it, or choose another -o DIR",
-            ) from error
+            raise busy from error
+        if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+            raise busy  # the run before removed this file while it was being opened, and another may hold the new one
         try:
             yield
         finally:
