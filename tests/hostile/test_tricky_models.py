@@ -262,6 +262,7 @@ def _context(loaded: io.Loaded, folder: Path) -> Context:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on NaN and infinity
 @pytest.mark.parametrize("name", MODELS)
 def test_every_step_transforms_or_leaves(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
