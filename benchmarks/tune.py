@@ -134,8 +134,9 @@ def bundled(task: Task, folder: Path) -> dict[str, Any]:
     model, recipe = task
     static = {"step": "quantize.static"}
     pruned = {"step": "prune.channels", "target": {"macs": "50 %"}, "importance": "hessian", "round_to": 16}
-    results = {}
-    for name, steps in {"int8": [static], "prune 50 % + int8": [pruned, static]}.items():
+    results: dict[str, Any] = {}
+    plans: dict[str, list[dict[str, Any]]] = {"int8": [static], "prune 50 % + int8": [pruned, static]}
+    for name, steps in plans.items():
         plain = {key: value for key, value in recipe.items() if key != "tune"}
         loaded = from_dict({**plain, "name": "bundled", "steps": [{"step": "simplify"}, *steps]})
         report = compress(model, loaded, folder / str(len(results)), Silent()).report

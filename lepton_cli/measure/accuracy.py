@@ -20,12 +20,13 @@ from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelit
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.progress import Progress
+from lepton_cli.runtime import Session
 
 Array = NDArray[Any]
 
 
 def evaluate(
-    arms: Mapping[str, Payload],
+    arms: Mapping[str, Payload | Session],
     dataset: Dataset,
     specs: Sequence[AccuracySpec] = (),
     *,
@@ -97,7 +98,7 @@ class _Run:
 
     def __init__(
         self,
-        arms: Mapping[str, Payload],
+        arms: Mapping[str, Payload | Session],
         dataset: Dataset,
         specs: Sequence[AccuracySpec],
         allow_code: bool,

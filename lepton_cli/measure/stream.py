@@ -27,7 +27,7 @@ class Results:
 
 
 def run(
-    arms: Mapping[str, Payload],
+    arms: Mapping[str, Payload | Session],
     dataset: Dataset,
     *,
     provider: str = "cpu",
@@ -36,7 +36,7 @@ def run(
     input_names: InputNames | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Results]:
-    """Outputs of every model for every batch.
+    """Outputs of every model for every batch; an arm may be a session that is open already.
 
     A model with a fixed batch size gets batches of that size, the last one filled up with copies whose results are
     dropped. Raises MeasurementError for NaN outputs, naming output and sample, and when a model fails to run.
@@ -63,7 +63,9 @@ def run(
             stage.advance(count)
 
 
-def _open(name: str, payload: Payload, provider: str, threads: int | None) -> Session:
+def _open(name: str, payload: Payload | Session, provider: str, threads: int | None) -> Session:
+    if isinstance(payload, Session):
+        return payload
     try:
         return Session(payload, provider=provider, threads=threads)
     except LeptonError as error:

@@ -15,12 +15,14 @@ from lepton_cli import __version__, units
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import io
 from lepton_cli.measure import accuracy, cost, latency, memory, size
+from lepton_cli.measure.remembered import Remembered
 from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.pipeline import measuring, runner, workspace
 from lepton_cli.pipeline.job import Job
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import StepRecord
+from lepton_cli.runtime import Session
 from lepton_cli.steps.base import Context
 from lepton_cli.tune.candidate import Candidate, prefix_key
 from lepton_cli.tune.journal import Quiet
@@ -56,6 +58,10 @@ class Laboratory:
         self.context: Context = measuring.context(job, scratch, progress)
         self.spec = _trial_spec(job, judge)
         self._original: runner.Checked | None = None
+        payload = io.payload(job.loaded.model, scratch)
+        self.reference: Session | Path = (
+            Remembered(payload, threads=job.threads) if isinstance(payload, bytes) else payload
+        )
 
     def original(self) -> Trial:
         """The original against itself: what a trial costs at least, and what can be measured at all."""
@@ -69,7 +75,7 @@ class Laboratory:
         return trial.model_copy(update={"seconds": time.monotonic() - started})
 
     def measure(self, candidate: Candidate) -> Trial:
-        """A trial: structure, some samples, all samples where those do not rule it out, time within the limits alone."""
+        """A trial: structure, some samples, all samples where those leave hope, time for what holds the limits."""
         started = time.monotonic()
         trial = self._measured(candidate)
         return trial.model_copy(update={"seconds": time.monotonic() - started})
@@ -115,7 +121,7 @@ class Laboratory:
     def _accuracy(self, path: Path, limit: int | None) -> Accuracy:
         job = self.job
         found = accuracy.evaluate(
-            {"original": job.loaded.path, "compressed": path},
+            {"original": self.reference, "compressed": path},
             job.evaluation or job.check,
             job.spec.evaluate.accuracy,
             threads=job.threads,

@@ -69,8 +69,7 @@ class Judge:
     def breaches(self, trial: Trial) -> tuple[Breach, ...]:
         """Limits that what was measured does not hold, the worst first.
 
-        On a part of the samples only what the whole interval says counts; a time whose interval reaches across the
-        limit is judged by its value.
+        Times count by their whole interval, as gates judge them; so does accuracy on a part of the samples.
         """
         report, found = self.report(trial), []
         for index, gate in enumerate(self.limits):
@@ -130,17 +129,15 @@ def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | No
     if observed is None:
         return None
     limit, upper = float(gate.limit), gate.comparison in _UPPER
-    value = _kindest(observed, upper) if partial and gate.metric.split(".")[0] in _QUALITY else observed.value
+    family = gate.metric.split(".")[0]
+    uncertain = family in facts.TIMED or (partial and family in _QUALITY)
+    value = (observed.low if upper else observed.high) if uncertain else observed.value
     beyond = (value - limit) if upper else (limit - value)
     if not beyond > 1e-12 * max(1.0, abs(limit)) and not math.isnan(beyond):
         return None
     scale = max(abs(limit), 0.01 if fact.kind == "share" else 1e-12)
     shown = _shown(gate.comparison, observed, fact)
     return Breach(gate.metric, beyond / scale, f"{gate.metric}: {gate.comparison} {gate.limit}, found {shown}", index)
-
-
-def _kindest(observed: Range, upper: bool) -> float:
-    return observed.low if upper else observed.high
 
 
 def _shown(comparison: str, observed: Range, fact: Fact) -> str:

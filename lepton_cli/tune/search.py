@@ -18,8 +18,8 @@ from lepton_cli.tune.candidate import Candidate, Point, Value
 from lepton_cli.tune.space import SearchSpace
 from lepton_cli.tune.trial import Trial
 
-#: Precisions that are pruned, of those ranked without pruning.
-BRANCHES = 2
+#: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
+BRANCHES, CLOSE = 2, 1.6
 #: Trials without a better one after which the search is done, and points drawn in vain before the space is.
 PATIENCE = 16
 _DRAWS = 200
@@ -55,7 +55,7 @@ class Search:
 
     def _structured(self, propose: Propose | None) -> None:
         ranked = self._grid()
-        self._bisect([point for point in ranked if self.judge.feasible(self._trial(point, "grid"))][:BRANCHES])
+        self._bisect(self._close([point for point in ranked if self.judge.feasible(self._trial(point, "grid"))]))
         if self._best_point() is None:
             # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
             self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
@@ -82,18 +82,27 @@ class Search:
         order = sorted(range(len(points)), key=lambda i: (worst if values[i] is None else values[i], i))
         return [points[index] for index in order]
 
+    def _close(self, ranked: Sequence[Point]) -> Sequence[Point]:
+        """The first few, without those that are far behind the best: pruning helps them no more than the best."""
+        values = [self.judge.value(self._trial(point, "grid")) for point in ranked[:BRANCHES]]
+        limit = CLOSE * values[0] if values and values[0] is not None and values[0] > 0 else float("inf")
+        return [point for point, value in zip(ranked, values, strict=False) if value is not None and value <= limit]
+
     def _too_far(self, trial: Trial) -> bool:
         """Whether less compression is needed, as far as one can tell."""
         return trial.reached == "failed" or any(breach.quality for breach in self.judge.breaches(trial))
 
     def _bisect(self, branches: Sequence[Point]) -> None:
-        """The deepest pruning that keeps the quality, for every branch at once: processes share the work."""
+        """The deepest pruning that keeps the quality, for every branch at once: processes share the work.
+
+        Probes lie at a third of what is left: most models end on the mild side, where trials are more telling too.
+        """
         levels = self.space.dimensions["keep"]
         if len(levels) < 2:
             return
         brackets = {index: (0, len(levels)) for index in range(len(branches))}
         while brackets:
-            middles = {i: (low + high) // 2 for i, (low, high) in brackets.items() if high - low > 1}
+            middles = {i: low + max(1, (high - low) // 3) for i, (low, high) in brackets.items() if high - low > 1}
             points = [self._pruned(branches[i], levels[middle]) for i, middle in middles.items()]
             trials = self._run(points, "bisection")
             brackets = {

@@ -100,15 +100,16 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
     by_size = traits.goal == "size" or not traits.convolutions
     guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
     ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
+    # In the order in which neighbours are tried: what changes most comes first.
     dimensions: dict[str, tuple[Value, ...]] = {
-        "fuse": given.fuse or ((False, True) if traits.transformer else (False,)),
-        "precision": precision,
         "keep": keep,
+        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
+        "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
         "prune_by": given.prune_by or (("params",) if by_size else ("macs", "latency")),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
-        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
+        "precision": precision,
+        "fuse": given.fuse or ((False, True) if traits.transformer else (False,)),
         "calibration": ranges or (None, "percentile", "minmax"),
-        "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
     }
     space = SearchSpace({name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped))
     if precision in ((), ("float",)) and keep == (1,) and dimensions["fuse"] == (False,):

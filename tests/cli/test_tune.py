@@ -66,7 +66,12 @@ def test_what_cannot_start_ends_in_two(folder: Path, lepton: Lepton, arguments: 
 def _start(folder: Path, recipe: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-m", "lepton_cli", "tune", "net.onnx", "-r", str(recipe)]
     return subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "NO_COLOR": "1"}
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "NO_COLOR": "1"},
     )
 
 

@@ -1,4 +1,4 @@
-"""`lepton tune` end to end on a small network: best on disk, resuming, other limits, and everything that can be wrong."""
+"""`lepton tune` end to end on a small network: best on disk, resuming, other limits, what can be wrong."""
 
 from __future__ import annotations
 

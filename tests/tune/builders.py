@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def network(path: Path) -> Path:
     source = np.random.default_rng(0)
     widths = (FEATURES, 48, 32, CLASSES)
     nodes, weights, current = [], [], "x"
-    for index, (rows, columns) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (rows, columns) in enumerate(itertools.pairwise(widths)):
         matrix = source.standard_normal((rows, columns)).astype(np.float32) / np.sqrt(rows).astype(np.float32)
         bias = source.standard_normal(columns).astype(np.float32) * np.float32(0.1)
         weights += [numpy_helper.from_array(matrix, f"w{index}"), numpy_helper.from_array(bias, f"b{index}")]

@@ -21,9 +21,7 @@ def test_nothing_beats_a_point_of_the_front(points: list[tuple[float, float]]) -
 
 
 @given(POINTS, st.tuples(st.floats(0, 10), st.floats(0, 10)))
-def test_the_area_never_shrinks_with_a_point_more(
-    points: list[tuple[float, float]], more: tuple[float, float]
-) -> None:
+def test_the_area_never_shrinks_with_a_point_more(points: list[tuple[float, float]], more: tuple[float, float]) -> None:
     before = front.hypervolume(points, (10, 10))
     assert 0 <= before <= front.hypervolume([*points, more], (10, 10)) + 1e-9 <= 100 + 1e-6
 

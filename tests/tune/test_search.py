@@ -55,7 +55,10 @@ def test_the_structured_search_finds_the_optimum(tmp_path: Path, space: SearchSp
     best = one.best(search.bench.trials())
     assert best is not None
     points = [
-        space.point(precision=p, keep=k, round_to=r) for p in SPEED for k in space.dimensions["keep"] for r in (16, 8, 1)
+        space.point(precision=p, keep=k, round_to=r)
+        for p in SPEED
+        for k in space.dimensions["keep"]
+        for r in (16, 8, 1)
     ]
     optimum = one.best(measured(space.candidate(point, ""), one) for point in points)
     assert optimum is not None

@@ -57,7 +57,9 @@ def test_nothing_to_search_is_an_error() -> None:
         ({"keep": ("0 %",)}, {}),
     ],
 )
-def test_values_that_cannot_work_are_errors(given_space: dict[str, tuple[object, ...]], changes: dict[str, bool]) -> None:
+def test_values_that_cannot_work_are_errors(
+    given_space: dict[str, tuple[object, ...]], changes: dict[str, bool]
+) -> None:
     from lepton_cli import units
 
     plain = {k: tuple(units.Share(v) if isinstance(v, float) else v for v in vs) for k, vs in given_space.items()}
@@ -80,7 +82,9 @@ def test_points_are_steps_that_recipes_accept(seed: int) -> None:
     pruned = any(step.step == "prune.channels" for step in candidate.steps)
     assert pruned == (point["keep"] != 1)
     assert space.point(**point) == point
-    assert all(space.candidate(other, "").key("s") != candidate.key("s") for other in space.neighbours(point) if other != point)
+    assert all(
+        space.candidate(other, "").key("s") != candidate.key("s") for other in space.neighbours(point) if other != point
+    )
 
 
 def test_dimensions_without_meaning_make_no_new_points() -> None:
