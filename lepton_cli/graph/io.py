@@ -17,6 +17,8 @@ from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
 EXTERNAL_ABOVE = 1_800_000_000
+#: Weights that are on disk already stay there above this: nobody wants to hold them in memory just to write them.
+STREAMED_ABOVE = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,15 @@ def weight_bytes(model: ir.Model) -> int:
     )
 
 
+def _too_large(model: ir.Model) -> bool:
+    """Whether the weights are kept outside the model file: beyond protobuf's limit, or large and on disk already."""
+    size = weight_bytes(model)
+    if size <= STREAMED_ABOVE:
+        return False
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return size >= EXTERNAL_ABOVE or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+
+
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as protobuf, with the value types that onnx-ir cannot hold put back."""
     proto = ir.to_proto(model)
@@ -92,6 +103,10 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         for entry in [entry for entry in value.metadata_props if entry.key == check.TYPE_KEY]:
             value.type.ParseFromString(base64.b64decode(entry.value))
             value.metadata_props.remove(entry)
+    for node in proto.graph.node:  # tensors in attributes need no names, and passes rename them at will
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.ClearField("name")
     # onnx-ir describes every initializer a second time; no reader needs that.
     initializers = {tensor.name for tensor in proto.graph.initializer}
     described = [info for info in proto.graph.value_info if info.name not in initializers]
@@ -135,7 +150,7 @@ def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def payload(model: ir.Model, workdir: Path) -> bytes | Path:
     """What `runtime.Session` takes: bytes, or a file in `workdir` when the weights exceed protobuf's limit."""
-    if weight_bytes(model) < EXTERNAL_ABOVE:
+    if not _too_large(model):
         return to_bytes(model)
     folder = Path(tempfile.mkdtemp(dir=workdir))
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
@@ -165,12 +180,12 @@ def _info(value: ir.Value) -> TensorInfo:
 def save(model: ir.Model, path: Path, *, metadata: dict[str, str] | None = None) -> tuple[Path, ...]:
     """Write atomically: a temporary file beside the target, then a rename. Returns the files written.
 
-    Models above 1.8 GB of weights get one external data file `NAME.onnx.data`. `metadata` goes into the model's
-    `metadata_props`.
+    Large models (above 1.8 GB, or 100 MB when the weights are on disk) get one external data file `NAME.onnx.data`.
+    `metadata` goes into the model's `metadata_props`.
     """
     copy = clone(model)
     copy.metadata_props.update(metadata or {})
-    if weight_bytes(model) >= EXTERNAL_ABOVE:
+    if _too_large(model):
         return _save_external(copy, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

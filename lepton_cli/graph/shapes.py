@@ -19,6 +19,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 #: Initializers above this many bytes stay out of the message that onnx infers shapes from: it is copied twice.
 _LARGE = 1024
+#: No dimension that a model computes from constants is longer.
+_LONGEST = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> 
             found[output.name or ""] = Inferred(None, output.dtype)
     _make_light(light)
     try:
-        proto = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=not _unfolds(light))
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
         return found
     for info in (*proto.graph.value_info, *proto.graph.output):
@@ -67,6 +69,16 @@ def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> 
         dtype = before.dtype or (ir.DataType(kind.elem_type) if kind.elem_type else None)
         found[info.name] = Inferred(dims if kind.HasField("shape") else None, dtype)
     return found
+
+
+def _unfolds(model: ir.Model) -> bool:
+    """Would onnx, when it propagates values, write out a constant of a size that only an attacker asks for?"""
+    if not any(node.op_type == "ConstantOfShape" for node in model.graph):
+        return False
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    tensors += [node.attributes.get_tensor("value") for node in model.graph if node.op_type == "Constant"]
+    small = [tensor for tensor in tensors if tensor is not None and tensor.dtype == ir.DataType.INT64]
+    return any(tensor.nbytes <= _LARGE and (tensor.numpy() > _LONGEST).any() for tensor in small)
 
 
 def _known(value: ir.Value) -> Inferred:
