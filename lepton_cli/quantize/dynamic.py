@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.errors import RecipeError, StepError
 from lepton_cli.graph import io
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import tables, targets
+from lepton_cli.quantize import streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, weight_of
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -57,6 +57,8 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     if context.dry:
         return Outcome(model, len(chosen), tuple(decisions), summary, details)
     names = {node.name or "" for node in chosen}
+    if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
+        return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
     made = _written(prepared.model, names, params.op_types, target) if names else prepared.model
     if "Gather" in params.op_types:
         made, stored = tables.shrink(made, allowed)
@@ -66,6 +68,21 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
         return Outcome(model, 0, tuple(decisions), summary, details)
     details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+
+
+def _streamed(
+    model: ir.Model,
+    chosen: list[ir.Node],
+    decisions: tuple[Decision, ...],
+    target: targets.Target,
+    details: dict[str, Any],
+    context: Context,
+) -> Outcome:
+    """Large models: matrix weights only, tensor by tensor, and no trial run, which would need all of the memory."""
+    names = {node.name or "" for node in chosen if node.op_type in ("MatMul", "Gemm")}
+    limit = 63 if target.reduce_range else 127
+    made = streamed.dynamic(model, names, limit, weights.Store(context.workdir))
+    return Outcome(made, len(names), decisions, f"{len(names)} operators quantized, tensor by tensor", details)
 
 
 def _warnings(chosen: list[ir.Node], target: targets.Target, before: tuple[str, ...]) -> tuple[str, ...]:

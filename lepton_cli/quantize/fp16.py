@@ -88,8 +88,13 @@ def _repaired(
         trials = []
         for kind in kinds:
             names = {node.name or "" for node in model.graph if node.op_type in repaired | {kind}}
-            trial = _converted(model, sorted(names | set(blocked)), keep_io)
+            try:
+                trial = _converted(model, sorted(names | set(blocked)), keep_io)
+            except StepError:
+                continue  # the converter cannot keep this kind: it declares a cast twice
             trials.append((fidelity.sqnr(trial), kind, trial))
+        if not trials:
+            break
         best, kind, trial = max(trials, key=lambda entry: entry[0])
         if best <= score:
             break

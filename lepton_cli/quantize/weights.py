@@ -89,7 +89,7 @@ def refused(node: ir.Node, params: Params) -> str | None:
     if node.op_type == "Gather":
         if node.attributes.get_int("axis", 0) != 0:
             return "does not gather whole rows"
-        if _dims(tensor)[1] % params.block_size:
+        if dims(tensor)[1] % params.block_size:
             return f"its rows of {tensor.shape[1]} are no multiple of block_size {params.block_size}"
     if node.op_type == "Gemm" and (
         node.attributes.get_int("transA", 0) == 1
@@ -100,7 +100,8 @@ def refused(node: ir.Node, params: Params) -> str | None:
     return None
 
 
-def _dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
+def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
+    """Rows and columns of a matrix."""
     rows, columns = tensor.shape.numpy()
     return rows, columns
 
@@ -133,9 +134,9 @@ class Store:
         )
 
 
-def _rows(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Slabs of consecutive rows, a multiple of `multiple` each, without mapping the whole file at once."""
-    rows, columns = _dims(tensor)
+    rows, columns = dims(tensor)
     step = max(multiple, CHUNK // max(columns, 1) // multiple * multiple)
     for start in range(0, rows, step):
         count = min(step, rows - start)
@@ -174,9 +175,9 @@ class _Quantized:
 def _by_columns(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
     """A MatMul's [K, N]: blocks run down each column."""
     size = params.block_size
-    inner, outer = _dims(tensor)
+    inner, outer = dims(tensor)
     made = _Quantized(outer, -(-inner // size), params)
-    for start, slab in _rows(tensor, size):
+    for start, slab in slabs(tensor, size):
         padded = np.pad(slab, ((0, -len(slab) % size), (0, 0)))
         blocks = padded.reshape(-1, size, outer).transpose(2, 0, 1)
         made.add(slice(None), slice(start // size, start // size + blocks.shape[1]), np.ascontiguousarray(blocks))
@@ -186,9 +187,9 @@ def _by_columns(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
 def _by_rows(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
     """A transposed Gemm's [N, K] or a table [rows, K]: blocks run along each row."""
     size = params.block_size
-    outer, inner = _dims(tensor)
+    outer, inner = dims(tensor)
     made = _Quantized(outer, -(-inner // size), params)
-    for start, slab in _rows(tensor, 1):
+    for start, slab in slabs(tensor, 1):
         padded = np.pad(slab, ((0, 0), (0, -inner % size)))
         made.add(slice(start, start + len(slab)), slice(None), padded.reshape(len(slab), -1, size))
     return made
@@ -202,22 +203,22 @@ def replace(model: ir.Model, node: ir.Node, params: Params, store: Store) -> flo
     assert weight.const_value is not None
     along_rows = gather or node.attributes.get_int("transB", 0) == 1
     made = (_by_rows if along_rows else _by_columns)(weight.const_value, params)
-    outer, inner = _dims(weight.const_value)
+    outer, inner = dims(weight.const_value)
     if not along_rows:
         outer, inner = inner, outer
     packed = made.packed.reshape(outer, -1) if gather else made.packed
     arrays = [("codes", packed), ("scales", made.scales)]
     if made.zero_points is not None:
         arrays.append(("zero_points", blockwise.pack(made.zero_points, params.bits)))
-    inputs = [_initializer(model, f"{node.name}.{suffix}", array, store) for suffix, array in arrays]
+    inputs = [initializer(model, f"{node.name}.{suffix}", array, store) for suffix, array in arrays]
     if gather:
-        _put(model, node, _gather(node, inputs, params))
+        put(model, node, _gather(node, inputs, params))
     else:
-        _put(model, node, _matmul(node, inputs, params, inner, outer))
+        put(model, node, _matmul(node, inputs, params, inner, outer))
     return made.sqnr
 
 
-def _initializer(model: ir.Model, name: str, array: NDArray[Any], store: Store) -> ir.Value:
+def initializer(model: ir.Model, name: str, array: NDArray[Any], store: Store) -> ir.Value:
     tensor = store.keep(name, array)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
@@ -239,7 +240,8 @@ def _matmul(node: ir.Node, inputs: list[ir.Value], params: Params, inner: int, o
     return made
 
 
-def _put(model: ir.Model, node: ir.Node, made: list[ir.Node]) -> None:
+def put(model: ir.Model, node: ir.Node, made: list[ir.Node]) -> None:
+    """Put the nodes `made` in the place of `node`; the last one gives its result."""
     old, new = node.outputs[0], made[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])

@@ -6,6 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.errors import ModelError, RecipeError
+from lepton_cli.graph import io
+from lepton_cli.quantize import weights
 from lepton_cli.steps.base import Outcome
 from lepton_cli.steps.quantize_dynamic import Params, apply
 from tests.quantize.builders import Samples, context, images, mlp, ops, residual_net, rows, sqnr
@@ -43,3 +45,15 @@ def test_unknown_operator(tmp_path: Path) -> None:
 def test_quantized_models_are_recognised(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="quantized already"):
         quantize(quantize(mlp(), tmp_path, rows()).model, tmp_path, rows())
+
+
+def test_large_models_are_quantized_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = mlp(), rows()
+    usual = quantize(model, tmp_path, data).model
+    ir.save(model, tmp_path / "model.onnx", external_data="model.data")
+    monkeypatch.setattr(weights, "SPILL_ABOVE", 0)
+    monkeypatch.setattr(weights, "CHUNK", 128 * 40)
+    outcome = quantize(io.load(tmp_path / "model.onnx").model, tmp_path, data)
+    assert ops(outcome.model).count("MatMulInteger") == 2
+    assert sqnr(model, outcome.model, data) > 30
+    assert abs(sqnr(model, outcome.model, data) - sqnr(model, usual, data)) < 1

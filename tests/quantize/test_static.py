@@ -229,3 +229,21 @@ def test_dense_net_with_nearly_dead_channels(tmp_path: Path) -> None:
         value.const_value = ir.tensor(dead, name=name)
     outcome = quantize(model, images(), tmp_path)
     assert sqnr(model, outcome.model, images(seed=7)) > 25
+
+
+def test_opset_8_is_converted(tmp_path: Path) -> None:
+    model = residual_net(9)
+    outcome = quantize(model, images(), tmp_path)
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+
+
+def test_shared_weights(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.linear(graph.take("x", ["b", 64]), 64, 64, gemm=False)
+    y = graph.op(
+        "Add", graph.op("MatMul", graph.op("Tanh", x), "w0"), graph.op("ReduceMean", "w0", axes=[0], keepdims=0)
+    )
+    model = graph.model(y)
+    outcome = quantize(model, rows(), tmp_path)
+    assert len([d for d in outcome.decisions if d.action == "quantized" and d.op == "MatMul"]) == 2
+    assert sqnr(model, outcome.model, rows(seed=5)) > 28

@@ -1,0 +1,79 @@
+"""Dynamic int8 for models too large for onnxruntime's writer: the same operators, weights read and written in slabs.
+
+`MatMul(x, W)` becomes DynamicQuantizeLinear, MatMulInteger, Cast and Mul, which onnxruntime fuses into one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import io
+from lepton_cli.quantize import weights
+
+
+def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.Store) -> ir.Model:
+    """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit]."""
+    copy = io.clone(model)
+    shared: dict[str, list[ir.Value]] = {}
+    for node in list(copy.graph):
+        if node.name in names and node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
+            source = node.inputs[0]
+            if source.name not in shared:
+                shared[source.name or ""] = _measured(copy, node, source)
+            _replace(copy, node, shared[source.name or ""], limit, store)
+    weights.drop_unused(copy)
+    return copy
+
+
+def _measured(model: ir.Model, before: ir.Node, source: ir.Value) -> list[ir.Value]:
+    """The tensor quantized while running: codes, scale, zero point."""
+    node = ir.Node("", "DynamicQuantizeLinear", [source], num_outputs=3, name=f"{source.name}.quantize")
+    for value, suffix in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
+        value.name = f"{source.name}.{suffix}"
+    model.graph.insert_before(before, node)
+    return list(node.outputs)
+
+
+def _replace(model: ir.Model, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.Store) -> None:
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    codes, scales = _codes(weight.const_value, node.attributes.get_int("transB", 0) == 1, limit)
+    name = node.name or ""
+    inputs = [
+        weights.initializer(model, f"{name}.{suffix}", array, store)
+        for suffix, array in (("codes", codes), ("scales", scales), ("zero_point", np.zeros((), np.int8)))
+    ]
+    x, x_scale, x_zero = measured
+    product = ir.node("MatMulInteger", [x, inputs[0], x_zero, inputs[2]], name=name)
+    cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")
+    factor = ir.node("Mul", [x_scale, inputs[1]], name=f"{name}.factor")
+    made = [product, cast, factor, ir.node("Mul", [cast.outputs[0], factor.outputs[0]], name=f"{name}.scale")]
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        made.append(ir.node("Add", [made[-1].outputs[0], node.inputs[2]], name=f"{name}.bias"))
+    for part in made[:-1]:
+        part.outputs[0].name = f"{part.name}.out"
+    weights.put(model, node, made)
+
+
+def _codes(tensor: ir.TensorProtocol, transposed: bool, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows."""
+    rows, columns = weights.dims(tensor)
+    widest = np.zeros(rows if transposed else columns, dtype=np.float32)
+    for start, slab in weights.slabs(tensor, 1):
+        if transposed:
+            widest[start : start + len(slab)] = np.abs(slab).max(axis=1)
+        else:
+            widest = np.maximum(widest, np.abs(slab).max(axis=0))
+    scales = np.where(widest > 0, widest / limit, 1).astype(np.float32)
+    codes = np.empty((columns, rows) if transposed else (rows, columns), dtype=np.int8)
+    for start, slab in weights.slabs(tensor, 1):
+        if transposed:
+            codes[:, start : start + len(slab)] = np.rint(slab / scales[start : start + len(slab), None]).T
+        else:
+            codes[start : start + len(slab)] = np.rint(slab / scales)
+    return codes, scales
