@@ -44,7 +44,8 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     goal = _goal(params)
     plan = analysed(model, params, feeds(model, context), folding="batch_norm" not in kinds or "least_squares" in kinds)
     if not plan.groups:
-        return Outcome(model, 0, decisions(plan, None), "no channel can be removed", details(plan, None, [], {}))
+        text = f"no channel can be removed: {_why_nothing(plan)}"
+        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], {}))
     _check_finite(plan.model)
     price, budget = _budget(plan, goal, context)
     levels = [_levels(group, params, goal) for group in plan.groups]
@@ -75,6 +76,13 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups; {goal.metric} {reached:.1%} of the original"
     told = details(plan, widths, repairs, {"metric": goal.metric, "target": goal.share, "reached": reached})
     return Outcome(result, cuts, decisions(plan, widths), text, told, tuple(warnings))
+
+
+def _why_nothing(plan: Plan) -> str:
+    if not plan.frozen:
+        return "the main graph has no convolution or product with stored weights"
+    first = plan.frozen[0]
+    return f"all {len(plan.frozen)} groups are frozen (`{first.name}`: {first.frozen})"
 
 
 def _removed(plan: Plan, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:

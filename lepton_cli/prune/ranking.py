@@ -84,7 +84,8 @@ def _rank(plan: Plan, params: Params, context: Context, low: Sequence[int], kind
                 curves[group.name] = (
                     sensitivity.curve(trial, group, curve, layers, grams)
                     if source is not None
-                    else np.concatenate([[0.0], curve.loss])
+                    # Shares of importance are not errors: squared, many small cuts are preferred to one deep one.
+                    else np.concatenate([[0.0], curve.loss**2])
                 )
                 stage.advance()
     return {group.name: (rankings[group.name], curves[group.name]) for group in plan.groups}
