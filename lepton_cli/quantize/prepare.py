@@ -108,6 +108,31 @@ def _modern(model: ir.Model) -> ir.Model:
     return made
 
 
+def matmul_to_gemm(model: ir.Model) -> None:
+    """Join MatMul + bias of two dimensions into Gemm, in place; the Gemm keeps the MatMul's name.
+
+    onnxruntime does so by itself, but before it looks for int8, and then finds a Gemm whose bias is not quantized.
+    """
+    for node in list(model.graph):
+        data, weight = (node.inputs[0], node.inputs[1]) if node.op_type == "MatMul" else (None, None)
+        result = node.outputs[0]
+        if data is None or weight is None or weight.const_value is None or len(result.uses()) != 1:
+            continue
+        if data.shape is None or len(data.shape) != 2 or len(weight.const_value.shape) != 2 or result.is_graph_output():
+            continue
+        add = next(iter(result.uses())).node
+        bias = next((value for value in add.inputs if value is not result), None) if add.op_type == "Add" else None
+        if (
+            bias is None
+            or bias.const_value is None
+            or tuple(bias.const_value.shape) != tuple(weight.const_value.shape)[1:]
+        ):
+            continue
+        gemm = ir.Node("", "Gemm", [data, weight, bias], name=node.name)
+        gemm.outputs[0].type, gemm.outputs[0].shape = add.outputs[0].type, add.outputs[0].shape
+        ir.convenience.replace_nodes_and_values(model.graph, add, [node, add], [gemm], add.outputs, gemm.outputs)
+
+
 def unshare(model: ir.Model, nodes: Collection[str]) -> None:
     """Give each of `nodes` weights of its own, in place: the writer would quantize a shared one for all its readers."""
     for node in model.graph:

@@ -11,7 +11,7 @@ from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.quantize import choose, guard, qdq, ranges, refine, speed, tables, targets
 from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.quantize.prepare import prepare, unshare
+from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
 from lepton_cli.steps.base import Context, Decision, Outcome
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     prepared = prepare(model, context)
     work = prepared.model
     allowed = select(prepared.names, params.include, params.exclude)
+    matmul_to_gemm(work)
     choice = choose.candidates(work, allowed)
     unshare(work, choice.anchors)
     if context.dry or not choice.anchors:

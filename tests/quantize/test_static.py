@@ -240,10 +240,10 @@ def test_opset_8_is_converted(tmp_path: Path) -> None:
 def test_shared_weights(tmp_path: Path) -> None:
     graph = Graph()
     x = graph.linear(graph.take("x", ["b", 64]), 64, 64, gemm=False)
-    y = graph.op(
-        "Add", graph.op("MatMul", graph.op("Tanh", x), "w0"), graph.op("ReduceMean", "w0", axes=[0], keepdims=0)
-    )
+    mean = graph.op("ReduceMean", "w1", axes=[0], keepdims=0)
+    y = graph.op("Add", graph.op("MatMul", graph.op("Tanh", x), "w1"), mean)
     model = graph.model(y)
     outcome = quantize(model, rows(), tmp_path)
-    assert len([d for d in outcome.decisions if d.action == "quantized" and d.op == "MatMul"]) == 2
+    assert len([d for d in outcome.decisions if d.action == "quantized" and d.op in ("MatMul", "Gemm")]) == 2
+    assert outcome.details["placement"]["int8"] == 2, "products with a bias become int8 kernels"
     assert sqnr(model, outcome.model, rows(seed=5)) > 28
