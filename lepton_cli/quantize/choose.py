@@ -158,7 +158,7 @@ def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) 
     forward: list[ir.Node] = []
     for node in model.graph:
         if node.name in anchors:
-            if node.op_type == "Conv":
+            if node.op_type != "MatMul":
                 ready.update(value.name or "" for value in node.outputs)
         elif node.name in eligible:
             inputs = data_inputs(node)
@@ -190,7 +190,7 @@ def _constants_fit(node: ir.Node) -> bool:
 def _trailing_activations(
     model: ir.Model, anchors: frozenset[str], forward: list[ir.Node], chosen: set[str]
 ) -> frozenset[str]:
-    """ReLU or Clip right behind a Conv whose result is float anyway: fused into the Conv they cost nothing."""
+    """ReLU or Clip right behind a Conv or Gemm whose result is float anyway: fused into it they cost nothing."""
     outputs = {value.name for value in model.graph.outputs}
     found = set()
     for node in forward:
@@ -209,7 +209,7 @@ def activations(model: ir.Model, choice: Choice) -> list[str]:
     for node in model.graph:
         if node.name not in choice.nodes:
             continue
-        for value in (*data_inputs(node), *(node.outputs if node.op_type in BETWEEN | {"Conv"} else ())):
+        for value in (*data_inputs(node), *(node.outputs if node.op_type in BETWEEN | {"Conv", "Gemm"} else ())):
             if value.dtype in (None, ir.DataType.FLOAT):
                 names[value.name or ""] = None
     return list(names)

@@ -49,7 +49,7 @@ def write(model: ir.Model, plan: Plan) -> ir.Model:
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
     result: ir.Model = ir.from_proto(made)
-    spare_float_users(result, plan.choice)
+    spare_float_users(result, plan.choice, _float_results(model, plan))
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
@@ -91,7 +91,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
         extra_options={
             "ActivationSymmetric": plan.target.symmetric_activations,
             "WeightSymmetric": True,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"] if plan.target.float_outputs else [],
+            "OpTypesToExcludeOutputQuantization": ["MatMul"] if plan.target.float_outputs else [],
             "TensorQuantOverrides": _overrides(plan),
             "UseQDQContribOps": opset < PER_CHANNEL_OPSET,
             "DefaultTensorType": onnx.TensorProto.FLOAT,
@@ -129,11 +129,22 @@ def is_pair(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
 
 
-def spare_float_users(model: ir.Model, choice: Choice) -> None:
+def _float_results(model: ir.Model, plan: Plan) -> set[str]:
+    """Results of chosen MatMuls and Gemms; the writer renames one whose ReLU it merged into the rounding."""
+    if not plan.target.float_outputs:
+        return set()
+    return {
+        node.outputs[0].name or ""
+        for node in model.graph
+        if node.name in plan.choice.anchors and node.op_type in ("MatMul", "Gemm")
+    }
+
+
+def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) -> None:
     """Give float operators the float tensor again where one exists; pairs that nobody reads then vanish.
 
     The writer lets every reader of a tensor see its rounded values, residual branches and graph outputs included.
-    A tensor exists in float when a float operator makes it, or a MatMul or Gemm, whose kernels can return float.
+    A tensor exists in float when a float operator makes it, or a kernel that can return float (`float_results`).
     """
     for node in list(model.graph):
         quantize = node.inputs[0].producer() if is_pair(node) and node.inputs[0] is not None else None
@@ -141,7 +152,7 @@ def spare_float_users(model: ir.Model, choice: Choice) -> None:
         if source is None:
             continue
         producer = source.producer()
-        if producer is not None and producer.name in choice.nodes and producer.op_type not in ("Gemm", "MatMul"):
+        if producer is not None and producer.name in choice.nodes and source.name not in float_results:
             continue
         rounded = node.outputs[0]
         for user, index in tuple(rounded.uses()):
