@@ -87,7 +87,7 @@ def _overview(console: Console, found: dict[str, Any]) -> None:
     operators = ", ".join(f"{count} {name}" for name, count in list(found["operators"].items())[:8])
     more = len(found["operators"]) - 8
     rows = [
-        ["file", f"{format_size(size['file'])}   gzip {format_size(size['gzip'])}"],
+        ["file", format_size(size["file"]) + (f"   gzip {format_size(size['gzip'])}" if size["gzip"] else "")],
         [
             "parameters",
             format_count(size["parameters"])

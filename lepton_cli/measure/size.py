@@ -23,20 +23,25 @@ from lepton_cli.measure.results import Layer, Size
 _BLOCK = 1 << 20
 
 
-def measure(path: Path | None, model: ir.Model, *, macs: Mapping[str, int] | None = None) -> Size:
-    """Size of a model on disk, or of its serialised form when `path` is `None`. `macs`: node name -> MACs."""
+def measure(
+    path: Path | None, model: ir.Model, *, macs: Mapping[str, int] | None = None, compress: bool = True
+) -> Size:
+    """Size of a model on disk, or of its serialised form when `path` is `None`. `macs`: node name -> MACs.
+
+    `compress=False` leaves the gzip size out (0): compressing takes half a minute for every gigabyte.
+    """
     if path is None:
         with tempfile.TemporaryDirectory(prefix="lepton-size-") as folder:
             payload = io.payload(model, Path(folder))
             if isinstance(payload, bytes):
                 return _size([len(payload)], _gzip([payload]), model, macs)
             return _on_disk(payload, ir.load(payload), macs)
-    return _on_disk(path, model, macs)
+    return _on_disk(path, model, macs, compress)
 
 
-def _on_disk(path: Path, model: ir.Model, macs: Mapping[str, int] | None) -> Size:
+def _on_disk(path: Path, model: ir.Model, macs: Mapping[str, int] | None, compress: bool = True) -> Size:
     files = (path, *(file for file in external_files(model, path) if file.is_file()))
-    return _size([file.stat().st_size for file in files], _gzip(_blocks(files)), model, macs)
+    return _size([file.stat().st_size for file in files], _gzip(_blocks(files)) if compress else 0, model, macs)
 
 
 def _size(files: list[int], gzip: int, model: ir.Model, macs: Mapping[str, int] | None) -> Size:

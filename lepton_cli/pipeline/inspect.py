@@ -15,13 +15,17 @@ from lepton_cli.quantize import choose
 from lepton_cli.tensors import TensorInfo
 
 
+#: Bytes of a model up to which looking at it includes its gzip size.
+COMPRESS_BELOW = 200_000_000
+
+
 def inspect(path: Path) -> dict[str, Any]:
     """Facts as plain JSON values. Raises ModelError."""
     loaded = io.load(path)
     model = loaded.model
     found = facts(model)
     feeds = shapes.default_feeds(model, 1, 64)
-    measured = size.measure(path, model, macs=found.macs)
+    measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
     groups = [_group(group) for group in channels.survey(model, feeds)]
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
     return {
