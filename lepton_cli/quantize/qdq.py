@@ -151,11 +151,20 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
         source = quantize.inputs[0] if quantize is not None else None
         if source is None:
             continue
-        producer = source.producer()
+        rounded, producer = node.outputs[0], source.producer()
+        if rounded.is_graph_output() and rounded.name in float_results:
+            _return_float(model, rounded, source)
         if producer is not None and producer.name in choice.nodes and source.name not in float_results:
             continue
-        rounded = node.outputs[0]
         for user, index in tuple(rounded.uses()):
             if user.name not in choice.nodes:
                 user.replace_input_with(index, source)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _return_float(model: ir.Model, rounded: ir.Value, source: ir.Value) -> None:
+    """Make the float tensor the model's output, under the name that the writer gave to its rounded copy."""
+    name = rounded.name
+    source.type, source.shape = rounded.type, rounded.shape
+    model.graph.outputs[list(model.graph.outputs).index(rounded)] = source
+    rounded.name, source.name = f"{name}_rounded", name
