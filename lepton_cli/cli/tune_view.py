@@ -174,8 +174,15 @@ def show_search(report: Report, console: Console) -> None:
             axis_value(row["cost"], cost),
             axis_value(row["quality"], quality),
             words.value(row["file"], "size"),
+            "" if row["feasible"] else "beyond a limit",
         ]
         for row in sorted(rows, key=lambda row: row["cost"])
     ]
-    names = [("  candidate", "left"), (cost["metric"], "right"), (quality["metric"], "right"), ("file", "right")]
+    names = [
+        ("  candidate", "left"),
+        (cost["metric"], "right"),
+        (quality["metric"], "right"),
+        ("file", "right"),
+        ("", "left"),
+    ]
     console.print(plain_table(names, cells))

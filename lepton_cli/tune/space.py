@@ -108,7 +108,7 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "prune_by": given.prune_by or (("params",) if by_size else ("macs", "latency")),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "precision": precision,
-        "fuse": given.fuse or ((False, True) if traits.transformer else (False,)),
+        "fuse": given.fuse or _fusions(traits),
         "calibration": ranges or (None, "percentile", "minmax"),
     }
     space = SearchSpace({name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped))
@@ -124,16 +124,22 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
 
 
 def _precisions(traits: Traits) -> Sequence[Value]:
-    found: list[Value] = ["float"]
-    if traits.provider in ("cuda", "tensorrt") or traits.goal == "size":
-        found.append("fp16")
-    if traits.calibrated and (traits.convolutions or not traits.transformer):
-        found.append("int8")
-    if traits.products and not traits.convolutions:
-        found.append("dynamic")
-    if traits.products and (traits.transformer or traits.goal == "size"):
-        found += ["weights8", "weights4"]
-    return [value for value in found if not _impossible(str(value), traits)]
+    """What may pay off for this goal, the most promising first: a budget may end before the last."""
+    integer = ["int8"] if traits.calibrated and (traits.convolutions or not traits.transformer) else []
+    dynamic = ["dynamic"] if traits.products and not traits.convolutions else []
+    stored = traits.products and (traits.transformer or traits.goal == "size")
+    device = traits.provider in ("cuda", "tensorrt")
+    if traits.goal == "size":
+        found = [*(["weights4"] if stored else []), *dynamic, *integer, *(["weights8"] if stored else []), "fp16"]
+    else:
+        found = [*(["fp16"] if device else []), *dynamic, *integer, *(["weights4", "weights8"] if stored else [])]
+    return [value for value in (*found, "float") if not _impossible(value, traits)]
+
+
+def _fusions(traits: Traits) -> tuple[bool, ...]:
+    if not traits.transformer:
+        return (False,)
+    return (False, True) if traits.goal == "size" else (True, False)
 
 
 def _impossible(precision: str, traits: Traits) -> str:

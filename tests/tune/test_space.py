@@ -30,14 +30,14 @@ CNN = Traits(
 
 def test_spaces_follow_from_the_model() -> None:
     cnn = derive(Space(), CNN).dimensions
-    assert cnn["precision"] == ("float", "int8")
+    assert cnn["precision"] == ("int8", "float")
     assert cnn["guard"] == (None, 0.005)
     assert cnn["fuse"] == (False,)
     text = derive(Space(), dataclasses.replace(CNN, convolutions=False, transformer=True)).dimensions
-    assert text["fuse"] == (False, True)
+    assert text["fuse"] == (True, False)
     assert "dynamic" in text["precision"]
     bare = dataclasses.replace(CNN, calibrated=False, labelled=False, convolutions=False)
-    assert derive(Space(), bare).dimensions["precision"] == ("float", "dynamic")
+    assert derive(Space(), bare).dimensions["precision"] == ("dynamic", "float")
     assert "fp16" in derive(Space(), dataclasses.replace(CNN, provider="cuda")).dimensions["precision"]
 
 
@@ -90,7 +90,7 @@ def test_points_are_steps_that_recipes_accept(seed: int) -> None:
 def test_dimensions_without_meaning_make_no_new_points() -> None:
     space = derive(Space(), CNN)
     one = space.point(keep=1, precision="float", importance="activation", round_to=1, guard=0.005)
-    assert one == space.point()
+    assert one == space.point(precision="float")
 
 
 def test_keys_depend_on_search_and_steps_only() -> None:
