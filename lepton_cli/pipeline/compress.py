@@ -14,7 +14,7 @@ import onnx_ir as ir
 import yaml
 
 from lepton_cli import __version__, gates
-from lepton_cli.errors import LeptonError, MeasurementError, ReportError, StepError
+from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
 from lepton_cli.graph import io
 from lepton_cli.measure.environment import environment
 from lepton_cli.pipeline import measuring, runner, workspace
@@ -49,6 +49,13 @@ def compress(
     command: str = "",
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set."""
+    if recipe.recipe.only_tunes:
+        raise RecipeError(
+            "recipe.only-tunes",
+            "this recipe says what to search for (`tune:`), and has no steps to run",
+            where=recipe.source.key_place(("tune",)),
+            hint="lepton tune MODEL -r RECIPE -o DIR   then compress with DIR/recipe.best.yaml",
+        )
     workspace.check(output, model)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(model, recipe, allow_code=allow_code)

@@ -248,8 +248,8 @@ class _Run:
 
     def _start(self) -> list[Candidate]:
         """The recipe's own steps, where there is more to them than cleaning up."""
-        steps = self.job.spec.steps
-        return [] if [s.step for s in steps] == ["simplify"] else [Candidate("recipe", tuple(steps), {}, "recipe")]
+        spec = self.job.spec
+        return [] if spec.only_tunes else [Candidate("recipe", tuple(spec.steps), {}, "recipe")]
 
     def _axes(self, original: Trial) -> tuple[Objective, Objective]:
         """The two sides of the trade-off: what is made small and what is kept."""

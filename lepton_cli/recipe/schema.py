@@ -230,3 +230,8 @@ class Recipe(Strict):
         if isinstance(data, dict) and data.get("tune") is not None and "steps" not in data:
             return {**data, "steps": ({"step": "simplify"},)}
         return data
+
+    @property
+    def only_tunes(self) -> bool:
+        """Whether it says what to search for and nothing to do."""
+        return self.tune is not None and [step.step for step in self.steps] == ["simplify"]

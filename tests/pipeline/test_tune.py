@@ -240,3 +240,10 @@ def test_recipes_need_steps_or_a_search(folder: Path) -> None:
     path.write_text("version: 1\n")
     with pytest.raises(RecipeError, match="no `steps`"):
         load_recipe(path)
+
+
+def test_compress_does_not_pretend_to_run_a_search(folder: Path) -> None:
+    recipe = load_recipe(builders.recipe(folder / "r.yaml", SMALL))
+    with pytest.raises(RecipeError) as found:
+        compress(folder / "net.onnx", recipe, folder / "out", Silent())
+    assert found.value.code == "recipe.only-tunes"
