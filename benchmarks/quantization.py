@@ -65,7 +65,8 @@ def cifar(raw: bool) -> Callable[[Path, str], tuple[Samples, Samples]]:
             images = arrays["images"][:count].astype(np.float32)
             if not raw:
                 mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-                images = np.ascontiguousarray(((images / 255 - mean) / std).transpose(0, 3, 1, 2))
+                images = (images / 255 - mean) / std
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
             return Samples(file, {name: images}, arrays["labels"][:count])
 
         return part("train", 512), part("test", 5000)
