@@ -169,7 +169,10 @@ def _make_literal(model: ir.Model, name: str, array: NDArray[Any]) -> None:
     node_output = next(o for node in model.graph for o in node.outputs if o.name == name)
     tensor = ir.tensor(array)
     literal = ir.Value(
-        name=f"{name}__literal", const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+        name=f"{name}__literal",
+        const_value=tensor,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
     )
     for node, index in list(node_output.uses()):
         if index in SHAPE_INPUTS.get(node.op_type, ()):

@@ -93,7 +93,7 @@ def grams(
         return {}
     sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
     tap = taps.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
-    return gram.grams(needed, sizes, recover.batches(model, source), tap.run, source.samples, source.seed)
+    return gram.grams(needed, sizes, recover.fitting(model, source), tap.run, source.samples, source.seed)
 
 
 def with_data(

@@ -20,8 +20,7 @@ def reestimate(model: ir.Model, reference: ir.Model, source: Source) -> tuple[ir
     trial = io.clone(model)
     for name in nodes:
         _one(trial, name, source)
-    held = [feeds for number, feeds in enumerate(recover.batches(model, source)) if number % 4 == 3][:8]
-    held = held or list(recover.batches(model, source))[:1]
+    held = recover.judging(model, source, 256)
     wanted = taps.outputs(reference, held, source.workdir, source.threads)
     before, after = (_distance(taps.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial))
     helps = after < before

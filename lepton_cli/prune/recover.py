@@ -8,6 +8,7 @@ is judged on calibration batches it was not fitted to and kept only where it hel
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,24 @@ def _size(source: Source) -> int:
 def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
     """Calibration batches."""
     return taps.batches(model, source.data, source.samples, _size(source))
+
+
+def fitting(model: ir.Model, source: Source) -> Iterator[Arrays]:
+    """The batches to fit with; what is fitted looks better on them than it is."""
+    return (
+        feeds for number, feeds in enumerate(batches(model, source)) if number % gram.HOLD_EVERY != gram.HOLD_EVERY - 1
+    )
+
+
+def judging(model: ir.Model, source: Source, samples: int) -> list[Arrays]:
+    """About `samples` samples of the batches held out; with too few batches for that, of the first."""
+    found: list[Arrays] = []
+    for number, feeds in enumerate(batches(model, source)):
+        if number % gram.HOLD_EVERY == gram.HOLD_EVERY - 1:
+            found.append(feeds)
+        if len(found) * _size(source) >= samples:
+            break
+    return found or list(itertools.islice(batches(model, source), 1))
 
 
 def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:

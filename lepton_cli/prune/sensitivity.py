@@ -45,7 +45,7 @@ class Trial:
 def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials: int, macs: float) -> Trial:
     """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
-    feeds = list(taps.batches(model, source.data, count, min(32, count)))
+    feeds = recover.judging(model, source, count)
     return Trial(model, coupling, feeds, taps.outputs(model, feeds, source.workdir, source.threads), source)
 
 
