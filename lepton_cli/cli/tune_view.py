@@ -15,7 +15,7 @@ from lepton_cli.cli.console import is_live, make_console, plain_table
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report
-from lepton_cli.report.tune_chart import axis_value
+from lepton_cli.report.tune_facts import axis_value
 from lepton_cli.tune import front
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.trial import Trial

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator
 
-from lepton_cli.report import changes, table, words
+from lepton_cli.report import changes, table, tune_facts, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
 #: GitHub cuts comments at 65,536 characters; this leaves room for what a bot adds.
@@ -33,6 +33,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _gates(report.gates)
     yield _warnings(report)
     yield _graph(report)
+    yield _search(report)
     for step in report.steps:
         yield _step(step)
     yield _environment(report)
@@ -156,6 +157,21 @@ def _graph(report: Report) -> str:
         lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in found.rows]
     lines += [f"\nand {found.more} more in report.json"] if found.more else []
     return _folded("Graph", "\n".join(lines))
+
+
+def _search(report: Report) -> str:
+    """The front of `tune`; every trial is in report.html."""
+    tuned = tune_facts.search(report)
+    if tuned is None:
+        return ""
+    cost, quality = (text(tune_facts.label(tuned["axes"][axis])) for axis in ("cost", "quality"))
+    lines = [f"| candidate | {cost} | {quality} | file |", "|---|---:|---:|---:|"]
+    for trial in tune_facts.trials(tuned):
+        if trial["kind"] == "front":
+            name = f"**{text(trial['name'])}**" if trial["best"] else text(trial["name"])
+            lines.append(f"| {name} | {trial['cost']} | {trial['quality']} | {trial['file']} |")
+    title = f"Search: {words.plural(len(tuned['trials']), 'trial')}, the front within the limits"
+    return _folded(title, "\n".join(lines))
 
 
 def _step(step: StepRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from lepton_cli.recipe.metrics import find
-from lepton_cli.report import charts, words
+from lepton_cli.report import charts, tune_facts, words
 from lepton_cli.report.charts import Bar
 from lepton_cli.report.model import Report
 
@@ -24,11 +22,11 @@ _STYLES = {"front": "after", "held": "before", "broken": "worse"}
 
 def section(report: Report) -> dict[str, Any] | None:
     """What the template shows of `extra["tune"]`; `None` for reports of other commands."""
-    tuned = report.extra.get("tune")
-    if not isinstance(tuned, dict) or not tuned.get("trials"):
+    tuned = tune_facts.search(report)
+    if tuned is None:
         return None
     axes = tuned["axes"]
-    trials = [_trial(number, row, tuned) for number, row in enumerate(tuned["trials"], 1)]
+    trials = [_shown(trial) for trial in tune_facts.trials(tuned)]
     drawn = [trial for trial in trials if trial["x"] is not None and trial["y"] is not None]
     return {
         "title": "Trade-offs tried",
@@ -37,44 +35,18 @@ def section(report: Report) -> dict[str, Any] | None:
         "legend": (("after", "on the front"), ("before", "within the limits"), ("worse", "beyond a limit")),
         "history": _history(trials, axes["cost"]),
         "importance": _importance(tuned.get("importance", {})),
-        "cost": _label(axes["cost"]),
-        "quality": _label(axes["quality"]),
+        "cost": tune_facts.label(axes["cost"]),
+        "quality": tune_facts.label(axes["quality"]),
         "trials": trials[:LISTED],
         "more": max(0, len(trials) - LISTED),
         "rejected": sum(1 for trial in trials if trial["reason"]),
     }
 
 
-def axis_value(value: float | None, axis: Mapping[str, Any]) -> str:
-    """A cost or quality in words; they are stored so that lower is better, times as ratios to the original."""
-    if value is None:
-        return ""
-    number = -value if axis["higher_is_better"] else value
-    if axis["kind"] == "ratio":
-        return f"{words.significant(number)} of the original"
-    metric = find(str(axis["metric"]))
-    return words.value(number, metric.kind if metric else "number")
-
-
-def _trial(number: int, row: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    cost, quality = tuned["axes"]["cost"], tuned["axes"]["quality"]
-    kind = "front" if row["front"] and row["feasible"] else "held" if row["feasible"] else "broken"
-    steps = json.loads(json.dumps(row["steps"]))
-    return {
-        "number": number,
-        "id": f"trial-{number}",
-        "name": words.printable(row["name"], 160),
-        "best": row["key"] == tuned["best"],
-        "style": _STYLES[kind],
-        "x": row["cost"],
-        "y": None if row["quality"] is None else -row["quality"],
-        "cost": axis_value(row["cost"], cost),
-        "quality": axis_value(row["quality"], quality),
-        "file": "" if row["file"] is None else words.value(row["file"], "size"),
-        "reason": words.printable(row["reason"], 300),
-        "feasible": row["feasible"],
-        "steps": yaml.safe_dump({"steps": steps}, sort_keys=False, default_flow_style=None, width=90),
-    }
+def _shown(trial: dict[str, Any]) -> dict[str, Any]:
+    """With what the page needs besides: an anchor, a style, the steps as a recipe writes them."""
+    steps = yaml.safe_dump({"steps": trial["steps"]}, sort_keys=False, default_flow_style=None, width=90)
+    return {**trial, "id": f"trial-{trial['number']}", "style": _STYLES[trial["kind"]], "steps": steps}
 
 
 def _text(tuned: Mapping[str, Any], drawn: int) -> str:
@@ -85,11 +57,6 @@ def _text(tuned: Mapping[str, Any], drawn: int) -> str:
         f"{words.plural(count, 'trial')}, {drawn} measured to the end. Limits: {limits}. Seed {tuned['seed']}.{ended}",
         900,
     )
-
-
-def _label(axis: Mapping[str, Any]) -> str:
-    where = " ".join(f"{key} {axis[key]}" for key in ("provider", "batch", "output") if axis.get(key))
-    return f"{axis['metric']}{f' ({where})' if where else ''}"
 
 
 def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Markup:
@@ -103,9 +70,9 @@ def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Mark
     body = [
         Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM),
         Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{} →</text>').format(
-            _HEIGHT - 8, _label(axes["cost"]) + (", logarithmic" if positive else "")
+            _HEIGHT - 8, tune_facts.label(axes["cost"]) + (", logarithmic" if positive else "")
         ),
-        Markup('<text class="tick" x="0" y="12">↑ {}</text>').format(_label(axes["quality"])),
+        Markup('<text class="tick" x="0" y="12">↑ {}</text>').format(tune_facts.label(axes["quality"])),
     ]
     ends = {min(range(len(xs)), key=lambda i: xs[i]): "start", max(range(len(xs)), key=lambda i: xs[i]): "end"}
     for index, anchor in ends.items():
@@ -113,7 +80,10 @@ def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Mark
         body.append(tick.format(_scaled(xs[index], xs), _HEIGHT - 26, anchor, trials[index]["cost"]))
     order = sorted(range(len(trials)), key=lambda i: (trials[i]["style"] == "after", trials[i]["best"]))
     body += [_dot(trials[i], _scaled(xs[i], xs), _scaled(ys[i], ys)) for i in order]
-    title, text = "Trade-offs tried", f"{_label(axes['cost'])} against {_label(axes['quality'])}, one point a trial"
+    title, text = (
+        "Trade-offs tried",
+        f"{tune_facts.label(axes['cost'])} against {tune_facts.label(axes['quality'])}, one point a trial",
+    )
     return charts.joined([charts.svg(title, text, _HEIGHT, body)])
 
 
@@ -147,7 +117,7 @@ def _history(trials: Sequence[Mapping[str, Any]], axis: Mapping[str, Any]) -> Ma
         if trial["feasible"] and trial["x"] is not None and trial["x"] < best:
             best = trial["x"]
             rows.append(Bar(f"trial {trial['number']}: {trial['name']}", trial["cost"], (("after", abs(best)),)))
-    text = f"Each trial within the limits that was better in {_label(axis)} than all before it."
+    text = f"Each trial within the limits that was better in {tune_facts.label(axis)} than all before it."
     return charts.bars("How the best was found", text, rows)
 
 
