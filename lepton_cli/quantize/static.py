@@ -9,7 +9,7 @@ import onnx_ir as ir
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import choose, guard, qdq, ranges, refine, speed, tables, targets
+from lepton_cli.quantize import choose, guard, qdq, ranges, refine, remembered, speed, tables, targets
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
 from lepton_cli.steps.base import Context, Decision, Outcome
@@ -117,7 +117,13 @@ class _Run:
             return
         feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         with self.context.progress.stage("speed of int8 layers") as stage:
-            self.choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+            self.choice, measured = remembered.decide(
+                self.model,
+                self.choice,
+                self.target,
+                self.context,
+                lambda: speed.faster_choice(self.model, self.choice, self._write, feeds, self.context),
+            )
             stage.note(f"{measured['speedup']}x")
         self.details["speed"] = measured
         if measured["speedup"] < 1:

@@ -1,0 +1,44 @@
+"""A decision that was measured once is not measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lepton_cli.graph import io
+from lepton_cli.quantize import choose, remembered
+from lepton_cli.quantize.targets import TARGETS
+from tests.quantize import builders
+
+
+def test_the_second_run_decides_the_same_without_measuring(tmp_path: Path) -> None:
+    model = builders.residual_net()
+    io.name_nodes(model)
+    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    slow = sorted(choice.anchors)[:1]
+    calls = []
+
+    def measure() -> remembered.Decided:
+        calls.append(1)
+        return choice.without(slow, "slower in int8", model), {"speedup": 1.5, "returned": slow}
+
+    first, measured = remembered.decide(model, choice, TARGETS["x86-vnni"], context, measure)
+    second, again = remembered.decide(model, choice, TARGETS["x86-vnni"], context, measure)
+    assert len(calls) == 1
+    assert first == second
+    assert measured == again
+    remembered.decide(model, choice, TARGETS["arm"], context, measure)
+    assert len(calls) == 2
+
+
+def test_a_damaged_note_is_measured_again(tmp_path: Path) -> None:
+    model = builders.residual_net()
+    io.name_nodes(model)
+    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    for _ in range(2):
+        remembered.decide(model, choice, TARGETS["x86-vnni"], context, lambda: (choice, {"speedup": 1.0}))
+        (note,) = tmp_path.glob("speed-*.json")
+        note.write_text("{")
