@@ -45,6 +45,10 @@ def best(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
     knapsack is solved again until nothing improves.
     """
     widths = _uniform(tables, cost, budget)
+    for start in (widths, _priced(tables, cost, budget)):
+        fitted = _fit(tables, cost, budget, start)
+        if _total(tables, fitted) <= _total(tables, widths):
+            widths = fitted
     best_widths, best_loss = widths, _total(tables, widths)
     goal = budget
     for _ in range(12):
@@ -62,6 +66,27 @@ def best(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
         goal *= 1 + 0.7 * (budget - spent) / max(spent, 1e-9)
         widths = fitted
     return best_widths
+
+
+def _priced(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+    """Widths that minimise loss + price x cost, group by group, at the price where the budget just holds."""
+
+    def at(price: float) -> Widths:
+        widths = np.array([table.levels[0] for table in tables], np.int64)
+        for _ in range(4):
+            before = widths.copy()
+            for g, table in enumerate(tables):
+                widths[g] = table.levels[int(np.argmin(table.loss + price * cost.table(widths, g, table.levels)))]
+            if np.array_equal(before, widths):
+                break
+        return widths
+
+    low, high = -30.0, 15.0
+    unit = 1 / max(cost(np.array([table.levels[0] for table in tables], np.int64)), 1e-9)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(at(2.0**middle * unit)) <= budget else (middle, high)
+    return at(2.0**high * unit)
 
 
 def _relative(costs: Losses) -> Losses:

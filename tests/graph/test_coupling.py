@@ -150,8 +150,8 @@ def reduced(n: Network) -> str:
 
 BUILDERS = (
     residual, concatenation, split, depthwise, grouped, squeeze_excite, flatten, channels_last, attention, feed_forward,
-    padded_shortcut, shuffle, sliced, gathered, transposed, instance_norm, depth_to_space, space_to_depth, resized, einsum,
-    shared_weight, computed_shape, reduced,
+    padded_shortcut, shuffle, sliced, gathered, transposed, instance_norm, depth_to_space, space_to_depth, resized,
+    einsum, shared_weight, computed_shape, reduced,
 )  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def test_captured_by_a_subgraph_is_frozen() -> None:
 
 @st.composite
 def random_network(draw: st.DrawFn) -> ir.Model:
-    """A chain of blocks with random widths: plain, residual, depthwise, concatenated, squeeze-and-excite, normalised."""
+    """A chain of blocks of random widths: plain, residual, depthwise, concatenated, gated, normalised."""
     network = Network(seed=draw(st.integers(0, 2**16)))
     width = draw(st.integers(2, 9))
     x = network.conv(network.input("x", B, 3, 8, 8), 3, width)
