@@ -134,7 +134,8 @@ def test_recipe_errors_are_light(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from lepton_cli.errors import RecipeError\n"
         "from lepton_cli.recipe.load import load_recipe\n"
-        f"try:\n    load_recipe(Path({str(recipe)!r}))\nexcept RecipeError as error:\n    assert 'simplify' in error.hint\n"
+        f"try:\n    load_recipe(Path({str(recipe)!r}))\n"
+        "except RecipeError as error:\n    assert 'simplify' in error.hint\n"
         f"heavy = {HEAVY!r} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

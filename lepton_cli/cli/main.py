@@ -58,7 +58,7 @@ def make_app(called: str | None = None) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Compress trained ONNX models (prune, quantize, measure, judge) without a training framework.",
-        epilog="Exit codes: 0 done · 1 a gate failed · 2 cannot start · 3 a step or measurement failed · 130 interrupted",
+        epilog="Exit codes: 0 done · 1 a gate failed · 2 cannot start · 3 a step or measurement failed · 130 stopped",
     )
     app.callback()(_root)
     for name, summary in COMMANDS.items():

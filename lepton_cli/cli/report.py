@@ -10,7 +10,6 @@ import typer
 from lepton_cli.cli import options
 from lepton_cli.cli.boundary import boundary
 
-
 Format = Literal["text", "html", "md", "junit", "github", "json"]
 
 

@@ -128,7 +128,7 @@ class Predictions:
         if best > max(0.3, 3 * accuracy):
             return [
                 f"{right}, but on {100 * best:.3g} % when the labels are shifted by {shift:+d}: labels and outputs "
-                f"count classes differently: is there a background class? `label_offset: {shift}` in the data corrects it"
+                f"count classes differently (a background class?): `label_offset: {shift}` in the data corrects it"
             ]
         chance = 1 / max(2, self.classes)
         if accuracy < min(1.5 * chance, chance + 0.1):

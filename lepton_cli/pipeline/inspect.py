@@ -14,7 +14,6 @@ from lepton_cli.prune import channels
 from lepton_cli.quantize import choose
 from lepton_cli.tensors import TensorInfo
 
-
 #: Bytes of a model up to which looking at it includes its gzip size.
 COMPRESS_BELOW = 200_000_000
 

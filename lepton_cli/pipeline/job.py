@@ -175,7 +175,7 @@ def _check_runs(job: Job) -> None:
     elif job.spec.evaluate.accuracy:
         raise DataError(
             "data.no-labels",
-            f"accuracy `{job.spec.evaluate.accuracy[0].metric}` needs labelled evaluation data, and the recipe gives none",
+            f"accuracy `{job.spec.evaluate.accuracy[0].metric}` needs labelled evaluation data",
             hint="add `labels:` to `data: evaluation:`, or leave `accuracy:` out: agreement needs no labels",
             option=("evaluate", "accuracy"),
         )

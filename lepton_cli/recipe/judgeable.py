@@ -32,9 +32,7 @@ def check_repeated(gates: tuple[Gate, ...], source: SourceMap, at: Path = _GATES
         seen[key] = index
 
 
-def check_measured(
-    gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap, at: Path = _GATES
-) -> None:
+def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap, at: Path = _GATES) -> None:
     """A gate on what `evaluate:` leaves out could never fail, so it is an error now. Raises RecipeError."""
     for index, gate in enumerate(gates):
         if found := _unmeasured(gate, evaluate):

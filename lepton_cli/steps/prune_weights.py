@@ -20,7 +20,9 @@ class Params(BaseParams):
     step: Literal["prune.weights"]
     sparsity: Percent | None = Field(default=None, description="Share of the weights to zero, such as `80 %`")
     threshold: float | None = Field(default=None, ge=0, description="Zero everything whose importance is below this")
-    pattern: str | None = Field(default=None, pattern=r"^[0-9]+:[0-9]+$", description="N:M, such as `2:4`: N of every M stay")
+    pattern: str | None = Field(
+        default=None, pattern=r"^[0-9]+:[0-9]+$", description="N:M, such as `2:4`: N of every M stay"
+    )
     importance: Literal["l1", "l2", "zscore", "hessian"] | None = Field(
         default=None, description="Ranking of weights; default: hessian with calibration data, else l1"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from tests.conftest import Invoke, Lepton
 
 RECIPE = """\
