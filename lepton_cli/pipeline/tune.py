@@ -37,6 +37,8 @@ from lepton_cli.tune.trial import Trial
 
 #: Candidates that race for the first place at the end, and how close they must be.
 FINALISTS, CLOSE = 3, 0.1
+#: Elements of an embedding table that is worth storing in other bits than the rest.
+_TABLE = 4096
 
 
 class Watch(Protocol):
@@ -141,6 +143,7 @@ class _Run:
             calibrated=job.calibration is not None,
             labelled=job.evaluation is not None and bool(job.evaluation.label_names),
             provider=latency.providers[0].name if latency else "cpu",
+            tables=_tables(job.loaded.model),
             block=16 if "avx512f" in self.environment.instructions else 8,
             goal="size" if self.section.goal.metric.startswith(("size.", "parameters")) else "time",
             max_drop=min(drops) if drops else None,
@@ -366,6 +369,16 @@ def _is_share(gate: Gate) -> bool:
 
     metric = find(gate.metric)
     return metric is not None and metric.kind == "share" and gate.metric.startswith("accuracy.")
+
+
+def _tables(model: ir.Model) -> tuple[str, ...]:
+    """Lookups in float tables that are worth fewer bits."""
+    found = []
+    for node in model.graph:
+        table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
+        if table is not None and table.dtype == ir.DataType.FLOAT and len(table.shape) == 2 and table.size >= _TABLE:
+            found.append(node.name or "")
+    return tuple(found)
 
 
 def _prunable(model: ir.Model) -> bool:

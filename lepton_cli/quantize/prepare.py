@@ -58,8 +58,13 @@ class Prepared:
 
 
 def refuse_quantized(model: ir.Model) -> None:
-    """Raise ModelError when the model holds quantized operators already."""
-    found = [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED]
+    """Raise ModelError when the model holds quantized operators already.
+
+    Tables stored in blocks are none: a lookup of its own reads them, and everything around stays float.
+    """
+    found = [
+        node for node in model.graph.all_nodes() if node.op_type in QUANTIZED and node.op_type != "GatherBlockQuantized"
+    ]
     if found:
         raise ModelError(
             "model.already-quantized",

@@ -13,7 +13,7 @@ from lepton_cli.values import Duration, Percent, Points, Strict
 #: Short forms that people write for the metric they mean.
 _SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
 
-Precision = Literal["float", "int8", "dynamic", "weights8", "weights4", "fp16"]
+Precision = Literal["float", "int8", "dynamic", "mixed", "weights8", "weights4", "fp16"]
 
 
 def _metric(name: object) -> object:
@@ -62,7 +62,8 @@ class Space(Strict):
     )
     precision: tuple[Precision, ...] | None = Field(
         default=None,
-        description="`int8`: with calibration data; `dynamic`: int8 while running; `weights8`, `weights4`: storage",
+        description="`int8`: with calibration data; `dynamic`: int8 while running; `weights8`, `weights4`: storage; "
+        "`mixed`: tables in 4 bits, products as `dynamic`",
     )
     calibration: tuple[Literal["auto", "minmax", "percentile", "entropy", "mse"], ...] | None = Field(
         default=None, description="How the ranges of `int8` are chosen"

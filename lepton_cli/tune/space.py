@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,12 @@ _DEEP = 0.12
 #: Dimensions that mean nothing unless another one has a certain value.
 _PRUNING = ("prune_by", "importance", "round_to")
 _CALIBRATED = ("calibration", "guard")
-WORDS = {"int8": "int8", "dynamic": "dynamic int8", "weights8": "8-bit weights", "weights4": "4-bit weights"}
+WORDS = {
+    "dynamic": "dynamic int8",
+    "mixed": "dynamic int8 with 4-bit tables",
+    "weights8": "8-bit weights",
+    "weights4": "4-bit weights",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Traits:
     calibrated: bool
     labelled: bool
     provider: str
+    #: Nodes that look up large float tables (embeddings).
+    tables: tuple[str, ...]
     #: Channels that the processor computes at once.
     block: int
     #: `size` when the goal is a size, else `time`.
@@ -47,6 +55,8 @@ class SearchSpace:
     dimensions: Mapping[str, tuple[Value, ...]]
     #: What was asked for and left out, with the reason.
     dropped: tuple[str, ...] = ()
+    #: Nodes that look up large float tables (embeddings).
+    tables: tuple[str, ...] = ()
 
     def point(self, **chosen: Value) -> Point:
         """A point: the first value of every dimension not named, and where a dimension means nothing."""
@@ -56,7 +66,7 @@ class SearchSpace:
 
     def candidate(self, point: Point, origin: str) -> Candidate:
         """The steps of a point."""
-        return Candidate(describe(point), read_steps(list(_steps(point))), point, origin)
+        return Candidate(describe(point), read_steps(list(_steps(point, self.tables))), point, origin)
 
     def random(self, source: random.Random) -> Point:
         """A point, every value of a dimension equally likely."""
@@ -111,7 +121,9 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "fuse": given.fuse or _fusions(traits),
         "calibration": ranges or (None, "percentile", "minmax"),
     }
-    space = SearchSpace({name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped))
+    space = SearchSpace(
+        {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped), traits.tables
+    )
     if precision in ((), ("float",)) and keep == (1,) and dimensions["fuse"] == (False,):
         raise RecipeError(
             "tune.space-empty",
@@ -127,6 +139,7 @@ def _precisions(traits: Traits) -> Sequence[Value]:
     """What may pay off for this goal, the most promising first: a budget may end before the last."""
     integer = ["int8"] if traits.calibrated and (traits.convolutions or not traits.transformer) else []
     dynamic = ["dynamic"] if traits.products and not traits.convolutions else []
+    dynamic = ["mixed", *dynamic] if dynamic and traits.tables else dynamic
     stored = traits.products and (traits.transformer or traits.goal == "size")
     device = traits.provider in ("cuda", "tensorrt")
     if traits.goal == "size":
@@ -150,8 +163,10 @@ def _impossible(precision: str, traits: Traits) -> str:
         return "the model is quantized already"
     if precision == "int8" and not traits.calibrated:
         return "it needs calibration data (`data.calibration`)"
-    if precision in ("dynamic", "weights8", "weights4") and not traits.products:
+    if precision in ("dynamic", "mixed", "weights8", "weights4") and not traits.products:
         return "the model has no MatMul and no Gemm"
+    if precision == "mixed" and not traits.tables:
+        return "the model has no embedding table"
     return ""
 
 
@@ -185,7 +200,7 @@ def ladder(factor: float = 0.9, least: float = 0.005) -> Iterator[Value]:
         before, level = rounded, level * factor
 
 
-def _steps(point: Point) -> Iterator[dict[str, Any]]:
+def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The steps of a point as a recipe writes them."""
     yield {"step": "simplify"}
     keep = float(point["keep"] or 1)
@@ -208,6 +223,9 @@ def _steps(point: Point) -> Iterator[dict[str, Any]]:
                 static["accuracy_guard"] = {"max_drop": units.write_points(float(point["guard"]))}
             yield static
         case "dynamic":
+            yield {"step": "quantize.dynamic"}
+        case "mixed":
+            yield {"step": "quantize.weights", "bits": 4, "include": [glob.escape(name) for name in tables]}
             yield {"step": "quantize.dynamic"}
         case "weights8" | "weights4":
             yield {"step": "quantize.weights", "bits": 8 if point["precision"] == "weights8" else 4}

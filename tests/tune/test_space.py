@@ -22,6 +22,7 @@ CNN = Traits(
     calibrated=True,
     labelled=True,
     provider="cpu",
+    tables=(),
     block=16,
     goal="time",
     max_drop=0.005,
@@ -36,6 +37,12 @@ def test_spaces_follow_from_the_model() -> None:
     text = derive(Space(), dataclasses.replace(CNN, convolutions=False, transformer=True)).dimensions
     assert text["fuse"] == (True, False)
     assert "dynamic" in text["precision"]
+    bert = dataclasses.replace(CNN, convolutions=False, transformer=True, tables=("words/[Gather]",))
+    space = derive(Space(), bert)
+    assert space.dimensions["precision"][0] == "mixed"
+    steps = space.candidate(space.point(), "").steps
+    assert [step.step for step in steps][-2:] == ["quantize.weights", "quantize.dynamic"]
+    assert steps[-2].include == ("words/[[]Gather]",)
     bare = dataclasses.replace(CNN, calibrated=False, labelled=False, convolutions=False)
     assert derive(Space(), bare).dimensions["precision"] == ("dynamic", "float")
     assert "fp16" in derive(Space(), dataclasses.replace(CNN, provider="cuda")).dimensions["precision"]
