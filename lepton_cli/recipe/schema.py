@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     StepParams = Params
 else:
     #: Any step's options, told apart by their `step`: made from the table, so that a new step is one line there.
-    StepParams = Annotated[Union[tuple(step.params for step in STEPS.values())], Field(discriminator="step")]
+    StepParams = Annotated[Union[tuple(step.params for step in STEPS.values())], Field(discriminator="step")]  # noqa: UP007
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_drop", "max_increase")
 
