@@ -117,7 +117,7 @@ def test_the_schema_takes_what_the_loader_takes(load, write):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_bundled_files_fit_the_loader_and_the_schema(path):
     written = json.loads(json.dumps(read(path.read_text(encoding="utf-8"), path.name).plain()))
-    name = "recipe" if "steps" in written else "budget"
+    name = "recipe" if written.keys() & {"steps", "tune"} else "budget"
     loaded = load_recipe(path) if name == "recipe" else load_budget(path)
     schema = json_schema(name)
     assert accepts(schema, written, schema)
