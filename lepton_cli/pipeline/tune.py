@@ -9,21 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import onnx_ir as ir
-
 from lepton_cli import __version__
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
-from lepton_cli.graph import facts as graph_facts
-from lepton_cli.graph import io, shapes
+from lepton_cli.graph import io
 from lepton_cli.measure.environment import environment
 from lepton_cli.pipeline import measuring, workspace
 from lepton_cli.pipeline.assemble import Clock
 from lepton_cli.pipeline.job import Job, prepare
 from lepton_cli.pipeline.trials import Built, Laboratory
 from lepton_cli.pipeline.tune_report import RECIPE, Publisher
+from lepton_cli.pipeline.tune_traits import traits
 from lepton_cli.progress import Progress, Silent
 from lepton_cli.recipe.load import LoadedRecipe
-from lepton_cli.recipe.schema import Gate, TuneSection
+from lepton_cli.recipe.schema import TuneSection
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, store
 from lepton_cli.report.model import Report
@@ -37,8 +35,6 @@ from lepton_cli.tune.trial import Trial
 
 #: Candidates that race for the first place at the end, and how close they must be.
 FINALISTS, CLOSE = 3, 0.1
-#: Elements of an embedding table that is worth storing in other bits than the rest.
-_TABLE = 4096
 
 
 class Watch(Protocol):
@@ -117,7 +113,7 @@ class _Run:
         )
         self.judge = Judge(self.limits, self.section.goal, measuring.structure(job.loaded, job), self.environment)
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
-        self.space = spaces.derive(self.section.space, self._traits())
+        self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal, self.environment))
         self.store: Store = self._open_store()
         self.command = command or _command(job, output)
         self.clock = Clock()
@@ -129,25 +125,6 @@ class _Run:
         from lepton_cli.tune.optuna import SharedStore
 
         return SharedStore(self.section.storage, self.search, self.job.recipe.base)
-
-    def _traits(self) -> spaces.Traits:
-        job, found = self.job, graph_facts.facts(self.job.loaded.model, self.job.one_sample_shapes())
-        latency = job.spec.evaluate.latency
-        drops = [float(g.limit) for g in self.limits if g.comparison == "max_drop" and _is_share(g)]
-        return spaces.Traits(
-            convolutions=found.convolutions > 0,
-            products=found.products > 0,
-            transformer=found.transformer,
-            quantized=found.quantized,
-            prunable=not found.quantized and _prunable(job.loaded.model),
-            calibrated=job.calibration is not None,
-            labelled=job.evaluation is not None and bool(job.evaluation.label_names),
-            provider=latency.providers[0].name if latency else "cpu",
-            tables=_tables(job.loaded.model),
-            block=16 if "avx512f" in self.environment.instructions else 8,
-            goal="size" if self.section.goal.metric.startswith(("size.", "parameters")) else "time",
-            max_drop=min(drops) if drops else None,
-        )
 
     def execute(self, earlier: Path | None) -> Result:
         """All of it. Ctrl-C ends with the report of the best so far."""
@@ -362,30 +339,6 @@ class _Run:
 
 def _candidate(trial: Trial) -> Candidate:
     return Candidate(trial.name, read_steps(trial.steps), trial.point, trial.origin)
-
-
-def _is_share(gate: Gate) -> bool:
-    from lepton_cli.recipe.metrics import find
-
-    metric = find(gate.metric)
-    return metric is not None and metric.kind == "share" and gate.metric.startswith("accuracy.")
-
-
-def _tables(model: ir.Model) -> tuple[str, ...]:
-    """Lookups in float tables that are worth fewer bits."""
-    found = []
-    for node in model.graph:
-        table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
-        if table is not None and table.dtype == ir.DataType.FLOAT and len(table.shape) == 2 and table.size >= _TABLE:
-            found.append(node.name or "")
-    return tuple(found)
-
-
-def _prunable(model: ir.Model) -> bool:
-    """Whether any group of channels can lose some."""
-    from lepton_cli.prune import channels
-
-    return any(group["frozen"] is None for group in channels.survey(model, shapes.default_feeds(model, 1, 64)))
 
 
 def _not_measured(metric: str, path: tuple[str | int, ...], report: Report) -> RecipeError:
