@@ -33,8 +33,8 @@ from lepton_cli.tune.limits import Judge, check_contradictions
 from lepton_cli.tune.search import Propose, Search
 from lepton_cli.tune.trial import Trial
 
-#: Candidates that race for the first place at the end, and how close they must be.
-FINALISTS, CLOSE = 3, 0.1
+#: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
+FINALISTS = 3
 
 
 class Watch(Protocol):
@@ -289,26 +289,29 @@ class _Run:
                         seed=self.job.spec.seed,
                     )
                 report = self.publisher.judged(trial, trials, built.records, measured, ended)
-                if report.status == "ok":
+                if all(gate.verdict in ("pass", "skipped") or gate.level == "warn" for gate in report.gates):
                     return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
-                fallback = fallback or (report, trial, built, measured)
+                if fallback is None or (report.status, fallback[0].status) == ("ok", "gate_failed"):
+                    fallback = (report, trial, built, measured)
             assert fallback is not None
             _, trial, built, measured = fallback
             built = self.lab.build(_candidate(trial))
             return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
 
     def _ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best and those close behind it; without any within the limits the nearest to them."""
+        """The best and those next to it; without any within the limits the nearest to them."""
         best = self.judge.best(trials)
         if best is None:
             nearest = self.judge.nearest(trials)
             return [nearest] if nearest else []
-        values = [(self.judge.value(trial), trial) for trial in trials if self.judge.feasible(trial)]
-        least = self.judge.value(best) or 0.0
-        close = [(v, t.name, t) for v, t in values if v is not None and v <= least + CLOSE * abs(least)]
-        close.sort(key=lambda row: row[:2])
-        rest = [trial for _, _, trial in close if trial.key != best.key]
-        return [best, *rest][:FINALISTS]
+        ranked = [best]
+        while len(ranked) < FINALISTS:
+            keys = {trial.key for trial in ranked}
+            following = self.judge.best(trial for trial in trials if trial.key not in keys)
+            if following is None:
+                break
+            ranked.append(following)
+        return ranked
 
     def _raced(self, ranked: list[Trial]) -> list[Trial]:
         """Finalists in the order of a race against each other, where the goal is a time."""

@@ -21,6 +21,9 @@ _UPPER = ("max", "max_ratio", "max_drop", "max_increase")
 #: What pruning and quantizing cost; everything else is what they gain.
 _QUALITY = ("accuracy", "agreement", "fidelity")
 
+#: Differences in time that a trial cannot tell.
+_BLUR = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Breach:
@@ -69,7 +72,8 @@ class Judge:
     def breaches(self, trial: Trial) -> tuple[Breach, ...]:
         """Limits that what was measured does not hold, the worst first.
 
-        Times count by their whole interval, as gates judge them; so does accuracy on a part of the samples.
+        Times are as good as the limit when they are within 1 % of it; accuracy on a part of the samples counts by
+        its whole interval.
         """
         report, found = self.report(trial), []
         for index, gate in enumerate(self.limits):
@@ -130,8 +134,10 @@ def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | No
         return None
     limit, upper = float(gate.limit), gate.comparison in _UPPER
     family = gate.metric.split(".")[0]
-    uncertain = family in facts.TIMED or (partial and family in _QUALITY)
+    uncertain = partial and family in _QUALITY
     value = (observed.low if upper else observed.high) if uncertain else observed.value
+    if family in facts.TIMED:
+        value *= 1 - _BLUR if upper else 1 + _BLUR
     beyond = (value - limit) if upper else (limit - value)
     if not beyond > 1e-12 * max(1.0, abs(limit)) and not math.isnan(beyond):
         return None

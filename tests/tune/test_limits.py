@@ -32,7 +32,7 @@ def test_some_samples_reject_only_what_the_whole_interval_rejects() -> None:
     assert one.breaches(trial(accuracy=accuracy(0.012, half=0.01)))
 
 
-def test_times_break_a_limit_by_their_whole_interval() -> None:
+def test_times_break_a_limit_by_more_than_a_trial_can_tell() -> None:
     one = judge(gate("latency.median", max_ratio=1.0))
     assert not one.breaches(trial(latency=latency(1.005)))
     assert one.breaches(trial(latency=latency(1.02)))
