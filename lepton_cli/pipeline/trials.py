@@ -25,7 +25,7 @@ from lepton_cli.report.model import StepRecord
 from lepton_cli.runtime import Session
 from lepton_cli.steps.base import Context
 from lepton_cli.tune.candidate import Candidate, prefix_key
-from lepton_cli.tune.journal import Quiet
+from lepton_cli.tune.journal import Quiet, lock
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.trial import Trial, slim_accuracy, slim_latency, slim_size
 
@@ -193,8 +193,13 @@ class Laboratory:
         temporary = self.models / f".{key}.{os.getpid()}.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.models / f"{key}.json")
-        files = sorted(self.models.glob("*.onnx"), key=lambda file: file.stat().st_mtime)
-        total = sum(file.stat().st_size for file in self.models.iterdir())
+        with lock(self.models / ".lock"):
+            self._trim()
+
+    def _trim(self) -> None:
+        """One process at a time: others must not remove what this one looks at."""
+        files = sorted(self.models.glob("[!.]*.onnx"), key=lambda file: file.stat().st_mtime)
+        total = sum(file.stat().st_size for file in files)
         while total > KEEP_BYTES and len(files) > 1:
             oldest = files.pop(0)
             total -= oldest.stat().st_size
