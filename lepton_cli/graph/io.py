@@ -88,10 +88,10 @@ def weight_bytes(model: ir.Model) -> int:
 def _too_large(model: ir.Model) -> bool:
     """Whether the weights are kept outside the model file: beyond protobuf's limit, or large and on disk already."""
     size = weight_bytes(model)
-    if size <= STREAMED_ABOVE:
-        return False
+    if size >= EXTERNAL_ABOVE:
+        return True
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    return size >= EXTERNAL_ABOVE or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return size > STREAMED_ABOVE and any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

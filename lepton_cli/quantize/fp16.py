@@ -117,7 +117,8 @@ def _warnings(keep_io: bool, score: float | None, context: Context) -> tuple[str
 
 
 def _is_float(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT
+    """A float32 tensor; sequences of such have the same element type and no values to look at."""
+    return value.dtype == ir.DataType.FLOAT and not isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
 def _converted(model: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
