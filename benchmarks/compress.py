@@ -22,7 +22,7 @@ BUNDLED = {
     "mlp-prune-int8": "digits_mlp",
     "cnn-prune-int8": "digits_cnn",
     "cnn-int8": "digits_cnn",
-    "transformer-int8": "digits_vit",
+    "transformer-prune-int8": "digits_vit",
 }
 ASSETS = {
     "resnet20": ("resnet20_cifar10.onnx", "cifar10_train.npz", "cifar10_test.npz"),
