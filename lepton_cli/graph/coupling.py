@@ -102,8 +102,10 @@ class Links:
 
     def ids(self, value: ir.Value, axis: int) -> Ids:
         """Identifiers of the positions along one axis; the current node now speaks for that axis."""
-        shape = self.shape(value) or ()
-        axis %= max(len(shape), 1)
+        shape = self.shape(value)
+        if not shape:
+            return np.zeros(0, np.int64)  # a scalar or an unknown shape: no positions to speak of
+        axis %= len(shape)
         key = (value.name or "", axis)
         self._touched.add(key)
         if key not in self._start:

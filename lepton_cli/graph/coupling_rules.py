@@ -73,6 +73,8 @@ def elementwise(links: Links, node: ir.Node) -> None:
 
 def _align(links: Links, value: ir.Value, output: ir.Value, rank: int) -> None:
     shape = links.shape(value) or ()
+    if rank < len(shape):
+        return  # the output's shape is unknown: what no rule speaks for is frozen
     for axis, size in enumerate(shape):
         if size > 1:
             links.join(value, axis, output, axis + rank - len(shape))
