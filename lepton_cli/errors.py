@@ -47,6 +47,14 @@ class Place:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a measurement; `partial` is what was measured until then, `None` for nothing."""
+
+    def __init__(self, partial: object = None) -> None:
+        super().__init__("interrupted")
+        self.partial = partial
+
+
 class LeptonError(Exception):
     """Base of all errors shown to the user as one message.
 

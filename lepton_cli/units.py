@@ -20,6 +20,7 @@ _TIMES = {
     "min": Decimal(60),
     "h": Decimal(3600),
 }
+_ENERGIES = {"kJ": Decimal(1000), "J": Decimal(1), "mJ": Decimal("1e-3"), "uJ": Decimal("1e-6")}
 _COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _MICRO = str.maketrans("\u00b5\u03bc", "uu")
 _DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
@@ -111,6 +112,13 @@ def parse_duration(value: object) -> Seconds:
     number, unit = _split(value, _TIMES, "time", "20 ms")
     _not_negative(number, value, "time")
     return Seconds(_finite(number * _TIMES[unit], value))
+
+
+def parse_energy(value: object) -> float:
+    """`5 mJ` -> 0.005. Raises ValueError without a known unit or below zero."""
+    number, unit = _split(value, _ENERGIES, "energy", "5 mJ")
+    _not_negative(number, value, "energy")
+    return _finite(number * _ENERGIES[unit], value)
 
 
 def parse_percent(value: object) -> Share:
@@ -221,6 +229,13 @@ def format_duration(seconds: float) -> str:
     if abs(seconds) < 600:
         return f"{_three(seconds)} s"
     return f"{_three(seconds / 60)} min"
+
+
+def format_energy(joules: float) -> str:
+    """Three significant digits: 0.0123 -> `12.3 mJ`."""
+    if abs(joules) >= 1:
+        return f"{_three(joules)} J"
+    return f"{_three(joules * 1e3)} mJ" if abs(joules) >= 1e-4 else f"{_three(joules * 1e6)} uJ"
 
 
 def format_count(count: float) -> str:

@@ -308,3 +308,17 @@ def test_a_stored_report_judged_anew_has_new_status_and_headline(report: Report)
 def test_a_run_that_broke_off_stays_broken_when_judged_anew(report: Report) -> None:
     broken = report.model_copy(update={"status": "failed", "complete": False})
     assert gates.judged(broken, [gate("size.file", max="1 MB")]).status == "failed"
+
+
+def test_energy_is_judged_by_its_interval() -> None:
+    report = builders.report(energy=builders.energy_table())
+    assert judge(gate("energy", max_ratio=0.5), report).verdict == "pass"
+    assert judge(gate("energy", max_ratio=0.4), report).verdict == "inconclusive"
+    failed = judge(gate("energy", max="4 mJ"), report)
+    assert (failed.verdict, failed.excess) == ("fail", "over by 0.800 mJ")
+
+
+def test_energy_without_a_meter_is_skipped_with_the_reason() -> None:
+    notice = Skipped(what="energy", reason="this machine shows no energy meter")
+    verdict = judge(gate("energy", max="4 mJ"), builders.report(skipped=(notice,)))
+    assert (verdict.verdict, verdict.reason) == ("skipped", "energy: this machine shows no energy meter")

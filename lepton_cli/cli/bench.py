@@ -11,6 +11,7 @@ import typer
 
 from lepton_cli.cli import measuring, options
 from lepton_cli.cli.boundary import boundary
+from lepton_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +56,10 @@ def command(
     )
     if json_output:
         typer.echo(store.to_json(report))
-        return
-    _show(report, make_console())
+    else:
+        _show(report, make_console())
+    if not report.complete:
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _show(report: Report, console: Console) -> None:
@@ -119,5 +122,7 @@ def _speed(change: LatencyChange | None) -> tuple[str, str]:
 
     if change is None:
         return "reference", ""
-    word = "faster" if change.high < 1 else "SLOWER" if change.low > 1 else "unclear"
-    return f"{words.times(1 / change.ratio)} {word}", words.interval(1 / change.high, 1 / change.low)
+    word = words.speed(change.ratio, change.low, change.high)
+    return f"{words.times(1 / change.ratio)} {'SLOWER' if word == 'slower' else word}", words.interval(
+        1 / change.high, 1 / change.low
+    )

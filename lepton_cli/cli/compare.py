@@ -83,6 +83,8 @@ def command(
     else:
         _show(result.report, make_console(), result.files)
     publish(result.report)
+    if result.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
     if result.error is not None:
         show(result.error)
         if debug:

@@ -9,6 +9,7 @@ import typer
 
 from lepton_cli.cli import options
 from lepton_cli.cli.boundary import boundary, printable
+from lepton_cli.errors import ExitCode
 
 
 @boundary
@@ -34,10 +35,12 @@ def command(
     report = evaluate(job, TerminalProgress(), command=shlex.join(["lepton", *sys.argv[1:]]))
     if json_output:
         typer.echo(store.to_json(report))
-        return
-    console = make_console()
-    for warning in report.warnings:
-        console.print(f"warning: {printable(warning)}", style="yellow")
-    show_headline(report, console)
-    console.print()
-    console.print(comparison(report))
+    else:
+        console = make_console()
+        for warning in report.warnings:
+            console.print(f"warning: {printable(warning)}", style="yellow")
+        show_headline(report, console)
+        console.print()
+        console.print(comparison(report))
+    if not report.complete:
+        raise typer.Exit(ExitCode.INTERRUPTED)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.errors import DataError, RecipeError
+from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
 from lepton_cli.measure import fidelity as fidelities
-from lepton_cli.measure import hooks, metrics, stream
+from lepton_cli.measure import hooks, interrupt, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.classes import Predictions
 from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelity, Flip
@@ -43,13 +43,18 @@ def evaluate(
 
     Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
     alone without labels. `base` is the folder that `function: file.py:name` is relative to. Raises RecipeError for
-    an output or label name that does not exist, DataError for labels that do not fit, MeasurementError for NaN.
+    an output or label name that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and
+    Interrupted with the accuracy on the samples until then.
     """
     run = _Run(arms, dataset, specs, allow_code, base, seed)
-    for results in stream.run(
-        arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
-    ):
-        run.add(results)
+    try:
+        for results in stream.run(
+            arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
+        ):
+            with interrupt.later():
+                run.add(results)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(run.partial()) from stop
     return run.accuracy()
 
 
@@ -118,10 +123,12 @@ class _Run:
         #: The metric whose classes `predictions` follows; `None` without labels.
         self._classes: Track | None = None
         self._started = False
+        self._count = 0
 
     def add(self, results: stream.Results) -> None:
         """One batch."""
         reference = results.outputs[self.arms[0]]
+        self._count += results.count
         if not self._started:
             self._start(reference, results.labels)
             self._started = True
@@ -159,6 +166,15 @@ class _Run:
         self.fidelity = {
             (arm, name): fidelities.Tracker(arm, name, deciders[name]) for arm in self.arms[1:] for name in outputs
         }
+
+    def partial(self) -> Accuracy | None:
+        """The result on the samples so far, said to be that; `None` where they say nothing."""
+        try:
+            found = self.accuracy()
+        except LeptonError:
+            return None
+        said = f"accuracy is that of the first {self._count} of {self.dataset.count} samples: the run was interrupted"
+        return found.model_copy(update={"warnings": (said, *found.warnings)})
 
     def accuracy(self) -> Accuracy:
         """The finished result."""

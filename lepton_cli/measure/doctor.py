@@ -75,6 +75,7 @@ def _software(provider: str | None, cache: Path | None) -> Iterator[Check]:
     yield _governor()
     yield _load()
     yield _timer()
+    yield _energy()
     yield _cache(cache)
     yield _disk()
     yield from _extras()
@@ -206,6 +207,20 @@ def _timer() -> Check:
     if smallest > 1000:
         return Check("timer", "warn", found, "times below 0.1 ms are coarse here")
     return Check("timer", "ok", found)
+
+
+def _energy() -> Check:
+    """Whether joules can be read: an option, so a machine without a meter is not a fault."""
+    from lepton_cli.measure import energy
+
+    try:
+        meter = energy.meter()
+    except energy.Unreadable as error:
+        said, _, fix = str(error).partition(": ")
+        return Check("energy", "warn", said, fix)
+    if meter is None:
+        return Check("energy", "ok", "no meter here (virtual machines have none): energy is not measured")
+    return Check("energy", "ok", f"the meter counts {', '.join(domain.name for domain in meter.domains)}")
 
 
 def _cache(folder: Path | None) -> Check:

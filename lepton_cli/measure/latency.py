@@ -13,7 +13,7 @@ from time import perf_counter, perf_counter_ns
 
 import numpy as np
 
-from lepton_cli.errors import LeptonError, MeasurementError, ProviderError
+from lepton_cli.errors import Interrupted, LeptonError, MeasurementError, ProviderError
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.case import Call, Case, Open, Unsupported
 from lepton_cli.measure.results import LatencyTable, Skipped
@@ -47,18 +47,26 @@ def compare(
 
     `feeds_for_batch` gives model inputs of a batch size. Providers that are optional and missing, and batch sizes
     that the reference cannot run, are listed as skipped. Raises ProviderError for a missing provider that is not
-    optional, and MeasurementError when a model fails to run where the reference does, or nowhere.
+    optional, MeasurementError when a model fails to run where the reference does, or nowhere, and Interrupted with
+    the table so far.
     """
     threads = spec.threads or usable_threads()
     measured: list[Rounds] = []
     skipped: list[Skipped] = []
-    for provider in spec.providers:
-        cases = (
-            Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {}) for batch in spec.batch
-        )
-        found, left_out = _on_provider(provider, cases, spec, seed, progress or Silent())
-        measured += found
-        skipped += left_out
+    try:
+        for provider in spec.providers:
+            cases = (
+                Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {})
+                for batch in spec.batch
+            )
+            _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
+    except KeyboardInterrupt as stop:
+        enough = [rounds for rounds in measured if len(rounds.times) >= FEWEST_ROUNDS]
+        raise Interrupted(_table(enough, skipped, spec, threads) if enough else None) from stop
+    return _table(measured, skipped, spec, threads)
+
+
+def _table(measured: Sequence[Rounds], skipped: Sequence[Skipped], spec: LatencySpec, threads: int) -> LatencyTable:
     warnings = [warning for rounds in measured for warning in rounds.warnings(spec)]
     if threads > usable_threads():
         warnings.insert(0, f"{threads} threads were asked for but only {usable_threads()} cores are usable")
@@ -71,12 +79,20 @@ def compare(
 
 
 def _on_provider(
-    provider: ProviderSpec, cases: Iterable[Case], spec: LatencySpec, seed: int, progress: Progress
-) -> tuple[list[Rounds], list[Skipped]]:
-    """Measure all batch sizes on one provider; what cannot be measured is skipped, unless that is all of them."""
-    measured: list[Rounds] = []
-    skipped: list[Skipped] = []
+    provider: ProviderSpec,
+    cases: Iterable[Case],
+    spec: LatencySpec,
+    seed: int,
+    progress: Progress,
+    measured: list[Rounds],
+    skipped: list[Skipped],
+) -> None:
+    """Measure all batch sizes on one provider; what cannot be measured is skipped, unless that is all of them.
+
+    Results go into the last two lists as they come: an interrupt must not lose them.
+    """
     failure: Unsupported | None = None
+    before = len(measured)
     for case in cases:
         label = f"latency {provider.name} batch {case.batch}"
         try:
@@ -84,27 +100,28 @@ def _on_provider(
         except ProviderError as error:
             if not provider.optional:
                 raise
-            return [], [Skipped(what=f"latency {provider.name}", reason=_reason(error, provider))]
+            skipped.append(Skipped(what=f"latency {provider.name}", reason=_reason(error, provider)))
+            return
         except Unsupported as error:
             failure = error
             skipped.append(Skipped(what=label, reason=error.message))
             continue
         with progress.stage(label) as stage:
-            measured.append(_measure(case, spec, np.random.default_rng([seed, case.batch]), stage))
-    if failure is not None and not measured:
+            measured.append(Rounds(case))
+            _measure(measured[-1], spec, np.random.default_rng([seed, case.batch]), stage)
+    if failure is not None and len(measured) == before:
         raise MeasurementError(
             "measure.run", f"the model cannot be run on {provider.name}", cause=failure.message, hint=failure.hint
         )
-    return measured, skipped
 
 
 def _reason(error: LeptonError, provider: ProviderSpec) -> str:
     return f"{error.message}{f' ({error.cause})' if error.cause else ''}; `{provider.name}` is optional"
 
 
-def _measure(case: Case, spec: LatencySpec, generator: np.random.Generator, stage: Stage) -> Rounds:
+def _measure(rounds: Rounds, spec: LatencySpec, generator: np.random.Generator, stage: Stage) -> None:
     """Rounds until the wanted precision or the time limit."""
-    rounds = Rounds(case)
+    case = rounds.case
     started, setup = perf_counter(), 0.0
     opened: Open | None = None
     blocks: list[int] = []
@@ -127,7 +144,7 @@ def _measure(case: Case, spec: LatencySpec, generator: np.random.Generator, stag
         if len(rounds.times) >= (FEWEST_ROUNDS if out_of_time else ROUNDS) and (
             out_of_time or rounds.half_width() <= spec.precision
         ):
-            return rounds
+            return
 
 
 def _round(

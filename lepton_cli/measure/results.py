@@ -198,6 +198,44 @@ class Memory(Strict):
     device: int | None = None
 
 
+class Energy(Strict):
+    """What one inference of one variant takes from the processor and its memory, in joules per sample."""
+
+    variant: str
+    provider: str = "cpu"
+    batch: int
+    threads: int
+    #: All that the meter counted while the model ran, and the part of it above a machine at rest.
+    joules: float
+    low: float
+    high: float
+    above_idle: float
+    #: Mean power while it ran.
+    watts: float
+    n: int
+
+
+class EnergyChange(Strict):
+    """Median of paired ratios, compressed over original energy; below 1 is less."""
+
+    variant: str
+    provider: str = "cpu"
+    batch: int
+    threads: int
+    ratio: float
+    low: float
+    high: float
+
+
+class EnergyTable(Strict):
+    """All energy results of a run. `domains`: what the machine's meter counts."""
+
+    domains: tuple[str, ...] = ()
+    idle_watts: float
+    results: tuple[Energy, ...] = ()
+    changes: tuple[EnergyChange, ...] = ()
+
+
 class Environment(Strict):
     """The machine and software a measurement was made on."""
 

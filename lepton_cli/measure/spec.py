@@ -74,4 +74,7 @@ class EvaluateSpec(Strict):
     ] = Field(default=(), description="Metrics; empty: top1 where labels look like classes")
     latency: LatencySpec | Literal[False] = LatencySpec()
     memory: bool = Field(default=True, description="Peak memory of each model in a process of its own")
+    energy: bool | Literal["auto"] = Field(
+        default="auto", description="Joules per inference (Linux, RAPL); `auto`: where this machine lets us read them"
+    )
     cost: CostSpec | None = None

@@ -67,7 +67,9 @@ def assemble(command: str, clock: Clock, **parts: Any) -> Report:
     return report.model_copy(update={"headline": headline.headline(report)})
 
 
-def broken(report: Report, error: LeptonError) -> Report:
-    """The report as what is left of a run that broke off."""
-    report = report.model_copy(update={"status": "failed", "complete": False, "error": error.to_dict()})
+def broken(report: Report, error: LeptonError | None) -> Report:
+    """The report as what is left of a run that broke off; without an error it was interrupted."""
+    status = "failed" if error else "interrupted"
+    said = error.to_dict() if error else {"code": "interrupted", "message": "interrupted"}
+    report = report.model_copy(update={"status": status, "complete": False, "error": said})
     return report.model_copy(update={"headline": headline.headline(report)})

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton_cli.data.open import open_dataset, synthetic
-from lepton_cli.errors import LeptonError, UsageError
+from lepton_cli.errors import Interrupted, LeptonError, UsageError
 from lepton_cli.graph import cost, io, shapes
 from lepton_cli.measure import latency
-from lepton_cli.measure.results import LatencyChange
+from lepton_cli.measure.results import LatencyChange, LatencyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.pipeline import adhoc
-from lepton_cli.pipeline.assemble import Clock, assemble, variant
+from lepton_cli.pipeline.assemble import Clock, assemble, broken, variant
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
@@ -36,6 +36,8 @@ def bench(
 ) -> Report:
     """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included.
 
+    Ctrl-C ends in a report of what was timed until then.
+
     Without data inputs are random. Raises LeptonError for what is wrong with options, models or data, and
     MeasurementError when a model does not run.
     """
@@ -54,13 +56,21 @@ def bench(
     }
     feeds = _Feeds(inputs, recipe, max(spec.batch), given)
     arms: dict[str, bytes | Path] = {name: one.path for name, one in loaded.items()}
-    table = latency.compare(arms, feeds, spec, progress=progress, input_names=renamed)
+    stopped = False
+    try:
+        table = latency.compare(arms, feeds, spec, progress=progress, input_names=renamed)
+    except Interrupted as stop:
+        if not isinstance(stop.partial, LatencyTable):
+            raise
+        table, stopped = stop.partial, True
     one_sample = {name: tuple(array.shape) for name, array in feeds(1).items()}
     variants = []
     for name, one in loaded.items():
         known = {own: one_sample[renamed.get(name, {}).get(own, own)] for own in (i.name for i in io.inputs(one.model))}
         variants.append(variant(name, one, cost.macs(one.model, shapes.concrete(one.model, known))))
     report = assemble("bench", clock, variants=tuple(variants), latency=table, reproduce=command)
+    if stopped:
+        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})
 
 
@@ -74,16 +84,20 @@ def headline(report: Report) -> str:
     changes = [c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)]
     if not changes:
         return f"{first.variant}: {words.value(first.median, 'time')} {where}"
-    said = [_said(change) for change in sorted(changes, key=lambda change: -change.ratio)]
-    return f"{', '.join(said)} than {first.variant} {where}" if len(said) == 1 else f"{', '.join(said)} {where}"
+    name = first.variant if len(changes) == 1 else ""
+    said = [_said(change, name) for change in sorted(changes, key=lambda change: -change.ratio)]
+    return f"{', '.join(said)} {where}"
 
 
-def _said(change: LatencyChange) -> str:
-    if change.low > 1:
-        return f"{change.variant} is {words.times(change.ratio)} SLOWER"
-    if change.high < 1:
-        return f"{change.variant} is {words.times(1 / change.ratio)} faster"
-    return f"{change.variant} is not clearly faster or slower"
+def _said(change: LatencyChange, first: str) -> str:
+    """In words; `first` is named where it is the only one to compare with."""
+    found = words.speed(change.ratio, change.low, change.high)
+    than, like = (f" than {first}", f"as fast as {first}") if first else ("", "as fast")
+    if found == "slower":
+        return f"{change.variant} is {words.times(change.ratio)} SLOWER{than}"
+    if found == "faster":
+        return f"{change.variant} is {words.times(1 / change.ratio)} faster{than}"
+    return f"{change.variant} is {like if found == 'same' else f'not clearly faster or slower{than}'}"
 
 
 class _Feeds:

@@ -17,7 +17,7 @@ from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedBudget
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report import render, store
-from lepton_cli.report.model import FileFacts, Report, Variant
+from lepton_cli.report.model import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Comparison:
     report: Report
     files: tuple[Path, ...] = ()
     error: LeptonError | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it: the report holds what was measured until then."""
+        return self.report.status == "interrupted"
 
 
 def compare(
@@ -44,8 +49,8 @@ def compare(
     """Compare the job's model (`original` in the report) with another one (`compressed`).
 
     The gates of `budget`, else those of the recipe, are judged. A measurement that fails ends in a partial report
-    with `error` set. `from_recipe`: the job comes of a recipe file, which the report then holds. `command`: what
-    reproduces it. Raises LeptonError for what is wrong before measuring.
+    with `error` set, Ctrl-C in one that says so. `from_recipe`: the job comes of a recipe file, which the report then
+    holds. `command`: what reproduces it. Raises LeptonError for what is wrong before measuring.
     """
     clock = Clock()
     if output is not None:
@@ -59,7 +64,7 @@ def compare(
     report = report.model_copy(
         update={"reproduce": command, "recipe": recipe_facts(job.recipe) if from_recipe else None}
     )
-    if error is None and wanted:
+    if report.complete and wanted:
         try:
             reference = baselines.load(baseline, report) if baseline is not None else None
             verdicts = gates.judge(
@@ -79,40 +84,28 @@ def _measured(
     job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, clock: Clock
 ) -> tuple[Report, LeptonError | None]:
     """The report with everything that could be measured, and what stopped it if anything did."""
-    found: measuring.Measured | None = None
+    found = measuring.Measured()
     error: LeptonError | None = None
+    stopped = False
     try:
-        found = measuring.measure(models, job, progress, seed=job.spec.seed, input_names=names)
+        measuring.measure(models, job, progress, seed=job.spec.seed, input_names=names, found=found)
     except MeasurementError as failed:
         error = job.locate(failed)
     except LeptonError as wrong:
         raise job.locate(wrong) from wrong
-    variants = found.variants if found else tuple(_structure(job, *item, names) for item in models.items())
+    except KeyboardInterrupt:
+        if len(found.variants) < len(models):
+            raise
+        stopped = True
     warnings = list(job.warnings)
     if job.evaluation is None and job.calibration is None:
         warnings.append(f"without data the outputs are compared on {job.check.count} random inputs: give --data or -r")
     before, after = models["original"], models["compressed"]
-    changes = diff.diff(before.model, after.model, variants[0].size.layers, variants[1].size.layers)
-    measured = (
-        {"accuracy": found.accuracy, "latency": found.latency, "skipped": found.skipped, "cost": found.cost}
-        if found
-        else {}
-    )
+    changes = diff.diff(before.model, after.model, *(variant.size.layers for variant in found.variants))
     report = assemble(
-        "compare",
-        clock,
-        data=job.data_facts(),
-        variants=variants,
-        warnings=warnings,
-        extra={"diff": changes},
-        **measured,
+        "compare", clock, data=job.data_facts(), warnings=warnings, extra={"diff": changes}, **found.parts()
     )
-    return (report, None) if error is None else (broken(report, error), error)
-
-
-def _structure(job: Job, name: str, loaded: io.Loaded, names: InputNames) -> Variant:
-    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=measuring.structure(loaded, job, names.get(name)))
+    return (broken(report, error) if error or stopped else report), error
 
 
 def _check_output(folder: Path, models: tuple[Path, ...]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from lepton_cli.errors import DataError, LeptonError
+from lepton_cli.errors import DataError, Interrupted, LeptonError
 from lepton_cli.measure import accuracy
+from lepton_cli.measure.results import Accuracy
 from lepton_cli.pipeline import measuring
-from lepton_cli.pipeline.assemble import Clock, assemble, recipe_facts
+from lepton_cli.pipeline.assemble import Clock, assemble, broken, recipe_facts
 from lepton_cli.pipeline.job import Job
 from lepton_cli.progress import Progress
 from lepton_cli.report import words
@@ -13,7 +14,10 @@ from lepton_cli.report.model import FileFacts, Report, Variant
 
 
 def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
-    """Measure the job's model. Raises DataError without labelled data, MeasurementError when it cannot be measured."""
+    """Measure the job's model. Ctrl-C ends in a report of the samples until then.
+
+    Raises DataError without labelled data, MeasurementError when it cannot be measured.
+    """
     clock = Clock()
     data = job.evaluation
     if data is None:
@@ -31,6 +35,7 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
             hint="add `labels: NAME` to it; without labels `lepton compare` measures agreement of two models",
         )
     spec = job.spec.evaluate
+    stopped = False
     try:
         found = accuracy.evaluate(
             {"original": job.loaded.path},
@@ -43,6 +48,10 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
         )
     except LeptonError as error:
         raise job.locate(error) from error
+    except Interrupted as stop:
+        if not isinstance(stop.partial, Accuracy):
+            raise
+        found, stopped = stop.partial, True
     loaded = job.loaded
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
     report = assemble(
@@ -55,6 +64,8 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
         warnings=job.warnings,
         reproduce=command,
     )
+    if stopped:
+        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})
 
 

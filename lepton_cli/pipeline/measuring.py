@@ -8,26 +8,33 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli.errors import LeptonError
+from lepton_cli.errors import Interrupted, LeptonError
 from lepton_cli.graph import io
-from lepton_cli.measure import accuracy, cost, latency, memory, size
+from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
 from lepton_cli.measure.arms import InputNames
-from lepton_cli.measure.results import Accuracy, LatencyTable, Size, Skipped
+from lepton_cli.measure.results import Accuracy, EnergyTable, LatencyTable, Size, Skipped
+from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.pipeline.job import Job, cache_folder
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import FileFacts, Variant
+from lepton_cli.runtime import provider_name
 from lepton_cli.steps.base import Context
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Measured:
-    """All measurements of a run."""
+    """All measurements of a run, filled in as they are made: what an interrupt leaves is in it."""
 
-    variants: tuple[Variant, ...]
-    accuracy: Accuracy | None
-    latency: LatencyTable | None
-    skipped: tuple[Skipped, ...]
-    cost: dict[str, object]
+    variants: tuple[Variant, ...] = ()
+    accuracy: Accuracy | None = None
+    latency: LatencyTable | None = None
+    energy: EnergyTable | None = None
+    skipped: tuple[Skipped, ...] = ()
+    cost: dict[str, object] = dataclasses.field(default_factory=dict)
+
+    def parts(self) -> dict[str, object]:
+        """What was measured, as fields of a report."""
+        return {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name))}
 
 
 def measure(
@@ -37,49 +44,98 @@ def measure(
     *,
     seed: int,
     input_names: InputNames | None = None,
+    found: Measured | None = None,
 ) -> Measured:
-    """Measure models of the same task, the reference first. Raises MeasurementError.
+    """Measure models of the same task, the reference first. Raises MeasurementError, Interrupted.
 
     `input_names`: of models whose inputs are named otherwise than the data, by variant: input -> name in the data.
+    `found` is filled and returned: whoever gives it has what was measured when an error ends the rest.
     """
+    found = found if found is not None else Measured()
     spec = job.spec.evaluate
-    paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
-    found_accuracy = accuracy.evaluate(
-        paths,
-        job.evaluation or job.check,
-        spec.accuracy,
-        threads=job.threads,
-        progress=progress,
-        allow_code=job.allow_code,
-        base=job.recipe.base,
-        input_names=input_names,
-    )
-    skipped: list[Skipped] = []
-    table = None
-    if spec.latency:
-        table = latency.compare(paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names)
     renamed = input_names or {}
-    variants = tuple(_variant(name, loaded, job, skipped, renamed.get(name)) for name, loaded in models.items())
-    costs: dict[str, object] = {}
-    if spec.cost is not None and table is not None:
-        costs = dict(cost.cost(table, spec.cost))
-    return Measured(variants, found_accuracy, table, tuple(skipped), costs)
+    found.variants = tuple(_variant(name, loaded, job, renamed.get(name)) for name, loaded in models.items())
+    paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
+    try:
+        found.accuracy = accuracy.evaluate(
+            paths,
+            job.evaluation or job.check,
+            spec.accuracy,
+            threads=job.threads,
+            progress=progress,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+            input_names=input_names,
+        )
+        if spec.latency:
+            found.latency = latency.compare(
+                paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names
+            )
+            _energy(paths, job, spec.latency, progress, input_names, found)
+    except Interrupted as stop:
+        found.accuracy = stop.partial if isinstance(stop.partial, Accuracy) else found.accuracy
+        found.latency = stop.partial if isinstance(stop.partial, LatencyTable) else found.latency
+        raise
+    if spec.cost is not None and found.latency is not None:
+        found.cost = dict(cost.cost(found.latency, spec.cost))
+    if spec.memory:
+        found.variants = tuple(_with_memory(one, job, found, renamed.get(one.name)) for one in found.variants)
+    return found
 
 
-def _variant(
-    name: str, loaded: io.Loaded, job: Job, skipped: list[Skipped], names: Mapping[str, str] | None
-) -> Variant:
-    peak = None
-    if job.spec.evaluate.memory:
-        try:
-            feeds = job.feeds(1)
-            if names:
-                feeds = {own: feeds[source] for own, source in names.items()}
-            peak = memory.measure(loaded.path, feeds, threads=job.threads)
-        except LeptonError as error:
-            skipped.append(Skipped(what=f"memory {name}", reason=error.cause or error.message))
+def _energy(
+    paths: Mapping[str, bytes | Path],
+    job: Job,
+    spec: LatencySpec,
+    progress: Progress,
+    input_names: InputNames | None,
+    found: Measured,
+) -> None:
+    """Joules per inference; without a meter a notice, where the recipe or a gate asks for one."""
+    wanted = job.spec.evaluate.energy
+    if not wanted:
+        return
+    asked = wanted is True or any(gate.metric == "energy" for gate in job.spec.gates)
+    reason = ""
+    try:
+        meter = energy.meter()
+        if meter is not None:
+            found.energy = energy.compare(
+                paths, job.feeds, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
+            )
+        elif asked:
+            reason = "this machine shows no energy meter (/sys/class/powercap; virtual machines have none)"
+    except energy.Unreadable as error:
+        reason = str(error)
+    if reason:
+        found.skipped += (Skipped(what="energy", reason=reason),)
+
+
+def _variant(name: str, loaded: io.Loaded, job: Job, names: Mapping[str, str] | None) -> Variant:
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=structure(loaded, job, names), memory=peak)
+    return Variant(name=name, file=facts, size=structure(loaded, job, names))
+
+
+def _with_memory(variant: Variant, job: Job, found: Measured, names: Mapping[str, str] | None) -> Variant:
+    """With its peak memory, in a process of its own; on a device with memory of its own, that too."""
+    feeds = job.feeds(1)
+    feeds = {own: feeds[source] for own, source in names.items()} if names else feeds
+    path = Path(variant.file.path)
+    try:
+        used = memory.measure(path, feeds, threads=job.threads)
+        if (device := _device(found)) is not None:
+            on_device = memory.measure(path, feeds, provider=device, threads=job.threads).device
+            used = used.model_copy(update={"device": on_device})
+    except LeptonError as error:
+        found.skipped += (Skipped(what=f"memory {variant.name}", reason=error.cause or error.message),)
+        return variant
+    return variant.model_copy(update={"memory": used})
+
+
+def _device(found: Measured) -> str | None:
+    """The first provider with memory of its own that latency was measured on."""
+    used = [result.provider for result in (found.latency.results if found.latency else ())]
+    return next((name for name in used if provider_name(name).startswith(("CUDA", "Tensorrt"))), None)
 
 
 def structure(loaded: io.Loaded, job: Job, names: Mapping[str, str] | None = None) -> Size:

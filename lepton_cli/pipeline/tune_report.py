@@ -105,11 +105,7 @@ class Publisher:
             trials,
             ended=ended,
             steps=tuple(records),
-            variants=(*variants[:-1], compressed),
-            accuracy=measured.accuracy,
-            latency=measured.latency,
-            skipped=measured.skipped,
-            cost=measured.cost,
+            **{**measured.parts(), "variants": (*variants[:-1], compressed)},
         )
 
     @property

@@ -66,6 +66,8 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
             return "batch", f"latency is measured at batch {listed} only", "add the size to `evaluate.latency.batch`"
     if gate.metric.startswith("cost.") and evaluate.cost is None:
         return "metric", "no price is given", "add `evaluate: {cost: {per_hour: 0.40 USD}}`"
+    if gate.metric == "energy" and not (evaluate.energy and evaluate.latency):
+        return "metric", "`evaluate.energy` or `evaluate.latency` is false", "remove `energy: false` or the gate"
     if gate.metric == "memory.peak" and not evaluate.memory:
         return "metric", "`evaluate.memory` is false", "remove `memory: false` or the gate"
     names = [_metric(spec) for spec in evaluate.accuracy]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lepton_cli import units
 
-Kind = Literal["size", "time", "count", "share", "coefficient", "number", "decibel", "rate", "money"]
+Kind = Literal["size", "time", "count", "share", "coefficient", "number", "decibel", "rate", "money", "energy"]
 
 
 class Limit(float):
@@ -68,6 +68,7 @@ METRICS: dict[str, Metric] = {
         Metric("latency.p90", "time", "lower", "Time that 90 % of the runs stay below", _RUN),
         Metric("latency.p99", "time", "lower", "Time that 99 % of the runs stay below", _RUN),
         Metric("throughput", "rate", "higher", "Samples per second", _RUN),
+        Metric("energy", "energy", "lower", "Joules of one sample, as the processor's meter counts them", _RUN),
         Metric("cost.per_million", "money", "lower", "Cost of a million samples at the recipe's price", _RUN),
     )
 }
@@ -138,6 +139,8 @@ def _absolute(metric: Metric, value: object) -> float:
             return units.parse_duration(value)
         case "count":
             return units.parse_count(value)
+        case "energy":
+            return units.parse_energy(value)
         case "share":
             number = _share_or_number(value, "a share such as `90 %`")
             if not 0 <= number <= 1:

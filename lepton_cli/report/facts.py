@@ -17,7 +17,7 @@ from lepton_cli.report.model import Report
 
 _STRUCTURE = ("size.file", "size.external", "size.gzip", "parameters", "nonzeros", "macs", "nodes")
 #: Timed metrics differ from run to run and from machine to machine.
-TIMED = ("latency", "throughput", "cost", "memory")
+TIMED = ("latency", "throughput", "cost", "memory", "energy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ def facts(report: Report) -> Iterator[Fact]:
         yield from _structure(report)
     yield from _accuracy(report)
     yield from _latency(report)
+    yield from _energy(report)
     yield from _cost(report)
 
 
@@ -230,6 +231,26 @@ def throughput(result: Latency) -> Range:
         result.throughput * _divide(result.median, result.high),
         result.throughput * _divide(result.median, result.low),
     )
+
+
+def _energy(report: Report) -> Iterator[Fact]:
+    """Joules per sample; ratios are paired."""
+    table = report.energy
+    if table is None or not report.variants:
+        return
+    last, first = report.variants[-1].name, report.variants[0].name
+    changes = {(change.variant, change.batch, change.threads): change for change in table.changes}
+    before = {(result.variant, result.batch, result.threads): result for result in table.results}
+    for result in table.results:
+        if result.variant != last:
+            continue
+        scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
+        fact = Fact("energy", Range(result.joules, result.low, result.high), scope=scope, n=result.n)
+        change = changes.get((last, result.batch, result.threads))
+        original = before.get((first, result.batch, result.threads))
+        if change is not None and original is not None:
+            fact = scaled(fact, original.joules, Range(change.ratio, change.low, change.high))
+        yield fact
 
 
 def _cost(report: Report) -> Iterator[Fact]:

@@ -90,7 +90,7 @@ def _slower(report: Report) -> list[str]:
     """For each provider the worst clear slowdown, with every batch size that is slower."""
     slower: dict[str, list[tuple[float, str]]] = {}
     for fact in facts.find(report, "latency.median"):
-        if fact.ratio is not None and fact.ratio.low > 1:
+        if fact.ratio is not None and _speed(fact.ratio) == "slower":
             slower.setdefault(str(fact.scope["provider"]), []).append((fact.ratio.value, str(fact.scope["batch"])))
     lines = []
     for provider, found in slower.items():
@@ -101,12 +101,17 @@ def _slower(report: Report) -> list[str]:
 
 def _not_slower(fact: facts.Fact) -> str:
     """A clear gain in speed, or the absence of a difference."""
-    if fact.ratio is None or fact.ratio.low > 1:
+    found = _speed(fact.ratio) if fact.ratio is not None else "slower"
+    if fact.ratio is None or found == "slower":
         return ""
     where = f"({fact.scope['provider']}, batch {fact.scope['batch']})"
-    if fact.ratio.high < 1:
+    if found == "faster":
         return f"{_short(1 / fact.ratio.value)} faster {where}"
-    return f"no clear difference in speed {where}"
+    return f"{'same speed' if found == 'same' else 'no clear difference in speed'} {where}"
+
+
+def _speed(ratio: facts.Range) -> words.Speed:
+    return words.speed(ratio.value, ratio.low, ratio.high)
 
 
 def _size(report: Report) -> str:

@@ -149,9 +149,12 @@ def _unbroken(amount: str) -> str:
 
 
 def _speed(ratio: facts.Range) -> str:
-    if ratio.low > 1:
+    found = words.speed(ratio.value, ratio.low, ratio.high)
+    if found == "slower":
         return f"{words.significant(ratio.value)}x slower"
-    return f"{words.significant(1 / ratio.value)}x faster" if ratio.high < 1 else "no clear change"
+    if found == "faster":
+        return f"{words.significant(1 / ratio.value)}x faster"
+    return "same speed" if found == "same" else "no clear change"
 
 
 def _gate(gate: Verdict) -> dict[str, str]:

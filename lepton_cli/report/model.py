@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lepton_cli.measure.results import Accuracy, Environment, LatencyTable, Memory, Size, Skipped
+from lepton_cli.measure.results import Accuracy, EnergyTable, Environment, LatencyTable, Memory, Size, Skipped
 from lepton_cli.steps.base import Decision
 
 FORMAT_VERSION = "1.0"
@@ -113,6 +113,7 @@ class Report(ReportPart):
     variants: tuple[Variant, ...] = ()
     accuracy: Accuracy | None = None
     latency: LatencyTable | None = None
+    energy: EnergyTable | None = None
     skipped: tuple[Skipped, ...] = ()
     cost: dict[str, Any] = {}
     gates: tuple[Verdict, ...] = ()

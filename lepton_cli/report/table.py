@@ -45,6 +45,7 @@ def rows(report: Report) -> list[Row]:
     listed += _latency(report)
     if report.variants:
         listed += _memory(report.variants[0], _last(report))
+    listed += _energy(report)
     listed += _cost(report)
     return [*listed, *(Row(label=_said(notice.what), skipped=notice.reason) for notice in report.skipped)]
 
@@ -154,7 +155,7 @@ def _latency(report: Report) -> Iterator[Row]:
     several = len({change.variant for change in table.changes}) > 1
     for change in table.changes:
         speed = facts.Range(change.ratio, change.low, change.high).inverse()
-        slower, faster = speed.high < 1, speed.low > 1
+        found = words.speed(change.ratio, change.low, change.high)
         yield Row(
             f"latency, {change.provider} batch {change.batch}" + (f", {change.variant}" if several else ""),
             f"({words.plural(change.threads, 'thread')})",
@@ -162,14 +163,22 @@ def _latency(report: Report) -> Iterator[Row]:
             words.value(change.compressed, "time"),
             words.times(speed.value),
             words.interval(speed.low, speed.high),
-            "slower" if slower else "" if faster else "no clear difference",
-            "worse" if slower else "better" if faster else "same",
+            _SPEEDS[found],
+            "worse" if found == "slower" else "better" if found == "faster" else "same",
         )
     compared = {(change.provider, change.batch, change.threads) for change in table.changes}
     for result in table.results:
         if (result.provider, result.batch, result.threads) not in compared:
             yield _single_latency(result)
     yield from (Row(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
+
+
+_SPEEDS: dict[words.Speed, str] = {
+    "slower": "slower",
+    "faster": "",
+    "same": "same speed",
+    "unclear": "no clear difference",
+}
 
 
 def _single_latency(result: Latency) -> Row:
@@ -190,6 +199,32 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     yield _amount("peak memory", "size", before.peak, after.peak if after else None)
     if before.device is not None:
         yield _amount("device memory", "size", before.device, after.device if after else None)
+
+
+def _energy(report: Report) -> Iterator[Row]:
+    """Joules of one sample: all that the processor used, and in the note what was above a machine at rest."""
+    above = {(one.variant, one.batch): one.above_idle for one in (report.energy.results if report.energy else ())}
+    for fact in facts.facts(report):
+        if fact.metric != "energy":
+            continue
+        batch, now = int(fact.scope["batch"]), words.value(fact.value.value, "energy")
+        label, detail = f"energy, {fact.scope['provider']} batch {batch}", "(a sample)"
+        if fact.reference is None or fact.ratio is None:
+            yield Row(label, detail, now)
+            continue
+        ends = (report.variants[0].name, report.variants[-1].name)
+        first, last = (words.value(above.get((name, batch), 0.0), "energy") for name in ends)
+        same = fact.ratio.low <= 1 <= fact.ratio.high
+        yield Row(
+            label,
+            detail,
+            words.value(fact.reference.value, "energy"),
+            now,
+            words.percent(fact.ratio.value - 1),
+            words.interval(fact.ratio.low - 1, fact.ratio.high - 1, "percent"),
+            "no clear difference" if same else f"above rest {first} → {last}",
+            "same" if same else _tone(fact.ratio.value - 1, lower_is_better=True),
+        )
 
 
 def _cost(report: Report) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lepton_cli import units
 from lepton_cli.recipe import metrics
@@ -59,6 +59,8 @@ def value(amount: float, kind: Kind, unit: str = "") -> str:
         return f"{100 * amount:.2f} %"
     if kind == "time":
         return units.format_duration(amount)
+    if kind == "energy":
+        return units.format_energy(amount)
     if kind == "decibel":
         return f"{amount:.1f} dB"
     if kind == "rate":
@@ -84,6 +86,18 @@ def percent(change: float, *, sign: bool = True) -> str:
 def times(ratio: float) -> str:
     """A factor with three significant digits: 2.4639 -> `2.46x`."""
     return f"{significant(ratio)}x" if math.isfinite(ratio) else "infx"
+
+
+#: Times closer than this are the same speed: a new session of the same model differs by as much.
+SAME_SPEED = 0.02
+Speed = Literal["faster", "slower", "same", "unclear"]
+
+
+def speed(ratio: float, low: float, high: float) -> Speed:
+    """What a ratio of times says: `same` within 2 % where the interval is narrow, otherwise as the interval says."""
+    if abs(ratio - 1) <= SAME_SPEED:
+        return "same" if max(1 - low, high - 1) <= 3 * SAME_SPEED else "unclear"
+    return "slower" if low > 1 else "faster" if high < 1 else "unclear"
 
 
 def interval(low: float, high: float, show: str = "number") -> str:

@@ -33,7 +33,7 @@ def test_the_headline_begins_with_what_is_slower() -> None:
         }
     )
     said = bench.headline(builders.report(latency=table))
-    assert said == ("slow is 2.00x SLOWER, same is not clearly faster or slower, quick is 2.00x faster (cpu, batch 1)")
+    assert said == ("slow is 2.00x SLOWER, same is as fast, quick is 2.00x faster (cpu, batch 1)")
 
 
 def test_inputs_are_matched_by_name_then_by_position() -> None:

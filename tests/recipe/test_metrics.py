@@ -38,6 +38,8 @@ def limit(name, comparison, value):
         ("latency.median", "max_ratio", 0.6, 0.6),
         ("latency.median", "max_ratio", "60 %", 0.6),
         ("throughput", "min", "500 /s", 500),
+        ("energy", "max", "5 mJ", 0.005),
+        ("energy", "max_ratio", 0.5, 0.5),
         ("cost.per_million", "max", "0.02 USD", 0.02),
         ("cost.per_million", "max", 0.02, 0.02),
     ],

@@ -38,7 +38,7 @@ def test_gates_that_make_no_sense(given, said):
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_has_its_difference_on_one_side(name):
     right, wrong = ("max_drop", "max_increase") if METRICS[name].better == "higher" else ("max_increase", "max_drop")
-    text = {"size": "1 MB", "time": "1 ms", "share": "1 pp"}.get(METRICS[name].kind, "1")
+    text = {"size": "1 MB", "time": "1 ms", "share": "1 pp", "energy": "1 mJ"}.get(METRICS[name].kind, "1")
     assert Gate(metric=name, **{right: text}).comparison == right
     with pytest.raises(ValidationError):
         Gate(metric=name, **{wrong: text})

@@ -9,6 +9,9 @@ from typing import Any
 from lepton_cli.measure.results import (
     Accuracy,
     ClassChange,
+    Energy,
+    EnergyChange,
+    EnergyTable,
     Environment,
     Fidelity,
     Flip,
@@ -136,6 +139,26 @@ def latency_table(ratio: float = 0.406, half: float = 0.02) -> LatencyTable:
         changes.append(change(median, ratio, half=half, batch=batch))
     skipped = (Skipped(what="latency, cuda batch 1", reason="no CUDA device (optional)"),)
     return LatencyTable(results=tuple(results), changes=tuple(changes), skipped=skipped)
+
+
+def energy_table(ratio: float = 0.4, half: float = 0.03) -> EnergyTable:
+    """12 mJ a sample on a processor that rests at 8 W."""
+
+    def use(variant: str, joules: float) -> Energy:
+        bounds = {"low": joules * (1 - half), "high": joules * (1 + half)}
+        return Energy(
+            variant=variant, batch=1, threads=2, joules=joules, above_idle=joules * 0.6, watts=20.0, n=900, **bounds
+        )
+
+    change = EnergyChange(
+        variant="compressed", batch=1, threads=2, ratio=ratio, low=ratio * (1 - half), high=ratio * (1 + half)
+    )
+    return EnergyTable(
+        domains=("package-0", "dram"),
+        idle_watts=8.0,
+        results=(use("original", 0.012), use("compressed", 0.012 * ratio)),
+        changes=(change,),
+    )
 
 
 def accuracy(original: float = 0.918, compressed: float = 0.9144, *, half: float = 0.0035, n: int = 5000) -> Accuracy:

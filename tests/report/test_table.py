@@ -43,7 +43,8 @@ def test_changes_in_the_units_people_use() -> None:
 
 def test_worse_is_said_in_words() -> None:
     assert row("latency, cpu batch 1", latency=builders.latency_table(1.5)).note == "slower"
-    assert row("latency, cpu batch 1", latency=builders.latency_table(1.01)).note == "no clear difference"
+    assert row("latency, cpu batch 1", latency=builders.latency_table(1.01)).note == "same speed"
+    assert row("latency, cpu batch 1", latency=builders.latency_table(1.01, half=0.2)).note == "no clear difference"
     larger = (builders.variant("original", builders.sizes(), 1), builders.variant("compressed", builders.sizes(1.2), 2))
     assert row("size, file", variants=larger).note == "larger"
 
@@ -172,3 +173,10 @@ def test_without_labels_poor_agreement_comes_first() -> None:
     assert headline(builders.report(accuracy=unlabelled)).startswith(opening)
     labelled = measured.model_copy(update={"fidelity": (poor,)})
     assert "AGREEMENT" not in headline(builders.report(accuracy=labelled))
+
+
+def test_energy_is_a_row_and_a_metric() -> None:
+    found = row("energy, cpu batch 1", energy=builders.energy_table())
+    assert (found.original, found.compressed, found.change) == ("12.0 mJ", "4.80 mJ", "-60.0 %")
+    assert found.remark == "[-61.20, -58.80]  above rest 7.20 mJ → 2.88 mJ"
+    assert row("energy, cpu batch 1", energy=builders.energy_table(1.01)).note == "no clear difference"
