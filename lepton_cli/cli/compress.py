@@ -24,6 +24,12 @@ def command(
     overrides: options.Overrides = None,
     baseline: options.Baseline = None,
     strict: options.Strict = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on after the last finished step of a run into DIR that was stopped; else start anew."
+        ),
+    ] = False,
     allow_code: options.AllowCode = False,
     json_output: options.Json = False,
     debug: options.Debug = False,
@@ -52,7 +58,9 @@ def command(
         chosen = choose(model, data, labels, progress)
     elif data is not None:
         raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
-    result = compress(model, chosen, output, progress, allow_code=allow_code, strict=strict, baseline=baseline)
+    result = compress(
+        model, chosen, output, progress, allow_code=allow_code, strict=strict, baseline=baseline, resume=resume
+    )
     if json_output:
         typer.echo(store.to_json(result.report))
     else:

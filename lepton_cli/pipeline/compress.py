@@ -21,11 +21,13 @@ from lepton_cli.pipeline import measuring, runner, workspace
 from lepton_cli.pipeline.assemble import broken
 from lepton_cli.pipeline.job import Job, place_text, prepare
 from lepton_cli.pipeline.judge import check_baseline
+from lepton_cli.pipeline.resume import Kept
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report import headline, render, store
 from lepton_cli.report.model import FileFacts, RecipeFacts, Report, StepRecord, Variant
+from lepton_cli.steps.base import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,12 @@ def compress(
     strict: bool = False,
     baseline: Path | None = None,
     command: str = "",
+    resume: bool = False,
 ) -> Result:
-    """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set."""
+    """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
+
+    `resume`: go on after the last step that an interrupted run of the same recipe, model and data finished.
+    """
     if recipe.recipe.only_tunes:
         raise RecipeError(
             "recipe.only-tunes",
@@ -60,8 +66,8 @@ def compress(
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(model, recipe, allow_code=allow_code)
     run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
-    with workspace.use(output) as scratch:
-        return run.execute(scratch)
+    with workspace.use(output, resume=resume) as scratch:
+        return run.execute(scratch, resume)
 
 
 def _command(model: Path, recipe: LoadedRecipe, output: Path) -> str:
@@ -83,34 +89,37 @@ class _Run:
         self.command = command
         self.name = job.recipe.name
         self.records: list[StepRecord] = []
+        #: Filled while measuring: what an interrupt or an error leaves is in the report.
+        self.measured = measuring.Measured()
         self.started = time.monotonic()
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    def execute(self, scratch: Path) -> Result:
+    def execute(self, scratch: Path, resume: bool) -> Result:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
+        context = measuring.context(self.job, scratch, self.progress)
+        kept = Kept(self.output, self.job, context)
         try:
-            compressed = self._steps(scratch)
+            compressed = self._steps(context, kept, resume)
             path = self._save(compressed)
             measured = measuring.measure(
                 {"original": self.job.loaded, "compressed": io.load(path)},
                 self.job,
                 self.progress,
                 seed=self.job.spec.seed,
+                found=self.measured,
             )
         except (StepError, MeasurementError) as error:
             return self._partial(self.job.locate(error), "failed")
         except KeyboardInterrupt:
             self._partial(None, "interrupted")
+            if self.records:
+                self.progress.say(f"{len(self.records)} finished steps are kept: the same command with --resume goes on")
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error
         report = self._report(
             complete=True,
-            variants=measured.variants,
-            accuracy=measured.accuracy,
-            latency=measured.latency,
-            skipped=measured.skipped,
-            cost=measured.cost,
+            **measured.parts(),
         )
         refused: ReportError | None = None
         try:
@@ -118,16 +127,26 @@ class _Run:
         except ReportError as error:
             # A gate that cannot be judged must not cost the measurements.
             report, refused = broken(report, error), error
-        return Result(report, (path, *self._write(report)), refused)
+        result = Result(report, (path, *self._write(report)), refused)
+        kept.clear()
+        return result
 
-    def _steps(self, scratch: Path) -> ir.Model:
-        context = measuring.context(self.job, scratch, self.progress)
-        current = runner.reference(self.job.loaded.model, context)
-        for index, params in enumerate(self.job.spec.steps):
-            current, record = runner.run_step(current, params, index, context, self.output / ".failed")
+    def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
+        steps = self.job.spec.steps
+        found = kept.latest() if resume else None
+        if found is not None:
+            current, self.records = found
+            self.progress.say(f"resumed: {len(self.records)} of {len(steps)} steps were done")
+        else:
+            if resume:
+                self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
+            current = runner.reference(self.job.loaded.model, context)
+        for index in range(len(self.records), len(steps)):
+            current, record = runner.run_step(current, steps[index], index, context, self.output / workspace.FAILED)
             self.records.append(record)
             for warning in record.warnings:
-                self.progress.warn(f"{params.step}: {warning}")
+                self.progress.warn(f"{steps[index].step}: {warning}")
+            current = kept.keep(current, self.records)
         return current.model
 
     def _save(self, model: ir.Model) -> Path:
@@ -189,7 +208,7 @@ class _Run:
     def _partial(self, error: LeptonError | None, status: str) -> Result:
         """Keep what is known when a run breaks off."""
         details = error.to_dict() if error else {"code": "interrupted", "message": "interrupted"}
-        report = self._report(complete=False, status=status, error=details)
+        report = self._report(complete=False, status=status, error=details, **self.measured.parts())
         report = report.model_copy(update={"headline": headline.headline(report)})
         return Result(report, self._write(report), error)
 

@@ -49,7 +49,7 @@ def run_step(
     """
     started = time.monotonic()
     try:
-        outcome = STEPS[params.step].apply(before.model, params, context)
+        outcome = _apply(before.model, params, context)
         if (
             not outcome.changed
             and not params.if_possible

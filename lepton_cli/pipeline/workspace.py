@@ -21,7 +21,6 @@ OWN_FILES = frozenset(
         "recipe.yaml",
         "recipe.resolved.yaml",
         "recipe.best.yaml",
-        ".failed",
     )
 )
 LOCK = ".lepton.lock"
@@ -31,6 +30,10 @@ _TAIL = 65_536
 _TEMPORARY = ".lepton-"
 #: The journal of `lepton tune`: kept until the user removes it.
 TUNE = ".lepton-tune"
+#: What an interrupted `lepton compress` leaves for `--resume`.
+RESUME = ".lepton-resume"
+#: The input of the last step that failed.
+FAILED = ".failed"
 
 
 def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
@@ -63,7 +66,7 @@ def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
 
 
 def _own(name: str, folder: Path) -> bool:
-    if name in OWN_FILES or name == LOCK or name.startswith(_TEMPORARY) or _is_temporary(name):
+    if name in OWN_FILES or name in (LOCK, FAILED) or name.startswith(_TEMPORARY) or _is_temporary(name):
         return True
     return name.endswith((".onnx", ".onnx.data")) and _is_result(folder / name.removesuffix(".data"))
 
@@ -84,21 +87,18 @@ def _is_result(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def use(folder: Path) -> Iterator[Path]:
+def use(folder: Path, *, resume: bool = False) -> Iterator[Path]:
     """Create and lock the folder; yields a scratch folder inside it that is removed at the end.
 
-    Leftovers of killed runs are removed first: the lock proves that nobody uses them. A folder that this call made and
-    that stayed empty is removed again. Raises OutputError when another run holds the lock.
+    Leftovers of killed and failed runs are removed first: the lock proves that nobody uses them. `resume`: what a run
+    can go on from stays. A folder that this call made and that stayed empty is removed again. Raises OutputError when
+    another run holds the lock.
     """
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            for entry in folder.iterdir():
-                if entry.name.startswith(_TEMPORARY) and entry.name not in (LOCK, TUNE):
-                    shutil.rmtree(entry, ignore_errors=True)
-                elif _is_temporary(entry.name):
-                    entry.unlink(missing_ok=True)
+            _reclaim(folder, {LOCK, TUNE, RESUME} if resume else {LOCK, TUNE})
             with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as scratch:
                 yield Path(scratch)
     except OSError as error:
@@ -112,6 +112,21 @@ def use(folder: Path) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _reclaim(folder: Path, stays: set[str]) -> None:
+    """Remove what earlier runs left; links are removed, never followed."""
+    for entry in folder.iterdir():
+        if entry.name in stays or not (
+            entry.name.startswith(_TEMPORARY) or entry.name == FAILED or _is_temporary(entry.name)
+        ):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    if (folder / RESUME).is_symlink():
+        (folder / RESUME).unlink()
 
 
 @contextlib.contextmanager
