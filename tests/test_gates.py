@@ -205,7 +205,7 @@ def test_cost_is_judged_by_provider_and_batch() -> None:
     report = builders.report(cost={"per_hour": 0.4, "currency": "USD", "entries": entries})
     verdict = judge(gate("cost.per_million", max="0.03 USD"), report)
     assert verdict.verdict == "fail"
-    assert verdict.observed == "0.0400 USD"
+    assert verdict.observed == "0.0400 USD [0.0396, 0.0404]"
     assert judge(gate("cost.per_million", max_ratio=0.5), report).verdict == "pass"
 
 

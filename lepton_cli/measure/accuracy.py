@@ -16,7 +16,7 @@ from lepton_cli.measure import fidelity as fidelities
 from lepton_cli.measure import hooks, interrupt, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.classes import Predictions
-from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelity, Flip
+from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelity, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.progress import Progress
@@ -79,8 +79,7 @@ def score(
         run.add(results)
     if not run.tracks:
         raise DataError("data.no-labels", f"`{dataset.name}` has no labels to measure accuracy with")
-    total = sum(track.spec.weight for track in run.tracks)
-    return sum(track.spec.weight * track.score("model") for track in run.tracks) / total
+    return weighted(run.tracks, "model")
 
 
 def fidelity(
@@ -196,9 +195,14 @@ class _Run:
                 flips, flips_total = self.predictions.flips(reference, self.arms[1])
                 classes = self.predictions.changes(reference, self.arms[1])
                 confusions = self.predictions.confusions(reference, self.arms[1])
+        values = {arm: tuple(track.result(arm, self.seed) for track in self.tracks) for arm in self.arms}
+        changes = tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in self.tracks)
+        if len({track.output for track in self.tracks}) > 1 or len({track.spec.weight for track in self.tracks}) > 1:
+            values = {arm: (*found, self._score(arm)) for arm, found in values.items()}
+            changes += tuple(self._score_change(arm) for arm in self.arms[1:])
         return Accuracy(
-            values={arm: tuple(track.result(arm, self.seed) for track in self.tracks) for arm in self.arms},
-            changes=tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in self.tracks),
+            values=values,
+            changes=changes,
             fidelity=tuple(tracker.result() for tracker in self.fidelity.values()),
             classes=classes,
             confusions=confusions,
@@ -206,6 +210,32 @@ class _Run:
             flips_total=flips_total,
             warnings=tuple(warnings),
         )
+
+    def _score(self, arm: str) -> MetricValue:
+        """All metrics as one number, weighted: of several outputs none alone says how good a model is."""
+        return MetricValue(
+            metric="score", output="", value=weighted(self.tracks, arm), low=None, high=None, n=self._count
+        )
+
+    def _score_change(self, arm: str) -> MetricChange:
+        before, after = (weighted(self.tracks, name) for name in (self.arms[0], arm))
+        return MetricChange(
+            metric="score",
+            output="",
+            original=before,
+            compressed=after,
+            difference=after - before,
+            low=None,
+            high=None,
+            n=self._count,
+            variant=arm,
+        )
+
+
+def weighted(tracks: Sequence[Track], arm: str) -> float:
+    """Mean of the metrics by their weights, as shares of 1, higher is better."""
+    total = sum(track.spec.weight for track in tracks)
+    return sum(track.spec.weight * track.score(arm) for track in tracks) / total
 
 
 def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> tuple[AccuracySpec, ...]:

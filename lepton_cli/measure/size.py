@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from lepton_cli.graph import io
 from lepton_cli.graph.check import external_files
+from lepton_cli.graph.external import blocks
 from lepton_cli.measure import weights
 from lepton_cli.measure.results import Layer, Size
 
@@ -88,8 +89,10 @@ def _duplicated(model: ir.Model) -> int:
     for tensor in weights.tensors(model):
         if tensor.nbytes < 64 or tensor.dtype == ir.DataType.STRING:
             continue
-        content = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
-        key = (weights.dtype_name(tensor), tuple(tensor.shape.numpy()), content)
+        content = hashlib.blake2b(digest_size=16)
+        for block in blocks(tensor):
+            content.update(block)
+        key = (weights.dtype_name(tensor), tuple(tensor.shape.numpy()), content.digest())
         if key in seen:
             wasted += tensor.nbytes
         seen.add(key)

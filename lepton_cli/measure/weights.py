@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.external import pieces
+
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 #: Stored forms of quantized weights.
 _QUANTIZED = {"int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16"}
@@ -155,6 +157,8 @@ def _count(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> tuple[int, i
     """Elements, and those that are not zero."""
     if node.op_type in _PACKED and dtype_name(tensor) == "uint8":
         return _count_packed(node, tensor)
+    if isinstance(tensor, ir.ExternalTensor) and dtype_name(tensor) in _FLOATS:
+        return tensor.size, sum(int(np.count_nonzero(piece)) for piece in pieces(tensor))
     values = _numbers(tensor)
     zero = _zero_point(node, index, values)
     return values.size, int(np.count_nonzero(values != zero)) if zero is not None else int(np.count_nonzero(values))

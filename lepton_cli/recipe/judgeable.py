@@ -71,6 +71,10 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
     if gate.metric == "memory.peak" and not evaluate.memory:
         return "metric", "`evaluate.memory` is false", "remove `memory: false` or the gate"
     names = [_metric(spec) for spec in evaluate.accuracy]
+    several = (
+        len({spec.output for spec in evaluate.accuracy}) > 1 or len({spec.weight for spec in evaluate.accuracy}) > 1
+    )
+    names += ["accuracy.score"] if several else []
     if gate.metric.startswith("accuracy.") and names and gate.metric not in names:
         return "metric", f"accuracy is measured as {', '.join(names)} only", "add the metric to `evaluate.accuracy`"
     return None

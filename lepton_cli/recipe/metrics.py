@@ -61,6 +61,7 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy.r2", "coefficient", "higher", "Coefficient of determination", _OUTPUT),
         Metric("accuracy.cosine", "coefficient", "higher", "Cosine similarity to the labels", _OUTPUT),
         Metric("accuracy.spearman", "coefficient", "higher", "Spearman's rank correlation with the labels", _OUTPUT),
+        Metric("accuracy.score", "coefficient", "higher", "All metrics of several outputs, weighted, as one number"),
         Metric("accuracy.python", "coefficient", "higher", "The recipe's own metric function", _OUTPUT),
         Metric("agreement", "share", "higher", "Share of samples answered as the original answers them", _OUTPUT),
         Metric("fidelity.sqnr", "decibel", "higher", "Signal over error of an output against the original's", _OUTPUT),

@@ -160,9 +160,14 @@ def _labels(top: int, name: str, value: str) -> Markup:
 
 
 def shortened(name: str) -> str:
-    """The end of a long node name, from a separator on: `…/attention/self/query/MatMul` tells more than its start."""
+    """The end of a long node name, from a separator on: `…/attention/self/query/MatMul` tells more than its start.
+
+    Of what is written in words the start tells more.
+    """
     if len(name) <= _NAME:
         return name
+    if " " in name:
+        return f"{name[: _NAME - 1].rstrip(', (')}…"
     end = name[1 - _NAME :]
     cuts = [at for separator in "/." if 0 <= (at := end.find(separator)) < 14]
     return f"…{end[cuts[0] if cuts else 0 :]}"

@@ -138,10 +138,14 @@ def _latencies(report: Report) -> Iterator[Figure]:
                 "-" if arm.p99 is None else words.value(arm.p99, "time"),
                 words.value(arm.throughput, "rate"),
                 f"{arm.n:,}",
+                ", ".join(
+                    f"{name.removesuffix('ExecutionProvider')} {nodes:,}" for name, nodes in arm.placement.items()
+                )
+                or "-",
             )
             for arm in arms
         ]
-        header = ("model", "median", "95 % interval", "p90", "p99", "samples", "runs")
+        header = ("model", "median", "95 % interval", "p90", "p99", "samples", "runs", "nodes ran on")
         key_text = f"latency-{provider}-{batch}-{threads}"
         yield _figure(key_text, title, text, charts.distributions(title, text, samples), header, rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ LARGEST = 290_000
 #: Decisions listed for one step; the rest is in report.json.
 _DECISIONS = 400
 _FLIPS = 30
+_CONFUSIONS = 20
 _WORDS = {
     "pass": ("passed", "good"),
     "fail": ("failed", "bad"),
@@ -87,7 +89,8 @@ def _context(report: Report, listed: int) -> dict[str, Any]:
         "name": words.printable(name, 80),
         "model": words.printable(model, 120),
         # A line break inside `top-1` or a negative number would read wrongly.
-        "headline": words.printable(report.headline, 2000).replace("-", "\N{NON-BREAKING HYPHEN}"),
+        "headline": _unbroken(words.printable(report.headline, 2000).replace("-", "\N{NON-BREAKING HYPHEN}")),
+        "created": words.printable(report.created[:16].replace("T", " ") + (" UTC" if report.created[16:] else "")),
         "verdict": _verdict(report),
         "cards": cards(report),
         "rows": table.rows(report),
@@ -98,6 +101,7 @@ def _context(report: Report, listed: int) -> dict[str, Any]:
         "figures": figures.figures(report),
         "graph": changes.changes(report, listed),
         "flips": report.accuracy.flips[:_FLIPS] if report.accuracy else (),
+        "confusions": report.accuracy.confusions[:_CONFUSIONS] if report.accuracy else (),
         "flips_total": report.accuracy.flips_total if report.accuracy else 0,
         "steps": [_step(step, listed) for step in report.steps],
         "environment": markdown.environment(report),
@@ -117,19 +121,19 @@ def _verdict(report: Report) -> tuple[str, str]:
     return ("all gates passed", "good") if report.gates else ("measured, no gates set", "plain")
 
 
-def cards(report: Report) -> list[dict[str, str]]:
-    """The figures people look for first: size, speed, accuracy, agreement."""
-    made = []
+def cards(report: Report) -> list[dict[str, Any]]:
+    """The figures people look for first: size, speed, accuracy, agreement. `left`: what remains, in per cent."""
+    made: list[dict[str, Any]] = []
     for label, metric in (("File size", "size.file"), ("Latency", "latency.median")):
         found = facts.find(report, metric)
         if found and found[0].ratio and found[0].reference:
             fact, ratio = found[0], found[0].ratio
             big = words.percent(ratio.value - 1) if metric == "size.file" else _speed(ratio)
-            before, after = (
-                words.value(one.value, fact.kind).replace(" ", "\xa0") for one in (found[0].reference, fact.value)
-            )
+            before, after = (_unbroken(words.value(one.value, fact.kind)) for one in (found[0].reference, fact.value))
             where = f"{fact.scope['provider']}, batch {fact.scope['batch']}" if "batch" in fact.scope else ""
             made.append({"label": label, "big": big, "small": f"{before} → {after}", "note": where})
+            if ratio.value <= 1:
+                made[-1]["left"] = 100 * ratio.value
     for change in (report.accuracy.changes if report.accuracy else ())[:1]:
         kind = words.accuracy_kind(change.metric)
         big = words.points(change.difference) if kind == "share" else f"{change.difference:+.3g}"
@@ -143,9 +147,10 @@ def cards(report: Report) -> list[dict[str, str]]:
     return made
 
 
-def _unbroken(amount: str) -> str:
-    """A number stays on one line with its unit."""
-    return amount.replace(" ", "\N{NO-BREAK SPACE}")
+def _unbroken(text: str) -> str:
+    """Numbers stay on one line with what they count: `1.11 MB`, `batch 64`."""
+    text = re.sub(r"(?<=[0-9]) (?=[A-Za-z%])", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=batch) (?=[0-9])", "\N{NO-BREAK SPACE}", text)
 
 
 def _speed(ratio: facts.Range) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from lepton_cli import units
-from lepton_cli.measure.results import Accuracy, Latency, MetricChange, Size
+from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, Size
 from lepton_cli.recipe.metrics import Kind
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Variant
@@ -68,11 +68,17 @@ def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     before, after = original.size, compressed.size if compressed else None
     yield _amount("size, file", "size", before.file, after.file if after else None)
     yield _amount("size, gzip", "size", before.gzip, after.gzip if after else None)
+    if any(size is not None and size.duplicated > _WASTE * size.file for size in (before, after)):
+        yield _amount("stored twice", "size", before.duplicated, after.duplicated if after else None)
     yield _amount("parameters", "count", before.parameters, after.parameters if after else None)
     if any(_has_zeros(size) for size in (before, after)):
         yield _amount("non-zero parameters", "count", before.nonzeros, after.nonzeros if after else None)
     if before.macs is not None:
         yield _amount("multiply-accumulates", "count", before.macs, after.macs if after else None)
+
+
+#: Identical weights below this share of the file are not worth a line.
+_WASTE = 0.005
 
 
 def _has_zeros(size: Size | None) -> bool:
@@ -120,11 +126,12 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
         yield Row(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
         if close.sqnr_db is not None or close.max_abs_error == 0:
             fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
-            yield Row(f"fidelity (SQNR){_of(close.output, several)}", "", "-", fidelity)
+            cosine = "" if close.cosine is None or close.sqnr_db is None else f"cosine {close.cosine:.6f}"
+            yield Row(f"fidelity (SQNR){_of(close.output, several)}", "", "-", fidelity, note=cosine)
 
 
 def _of(output: str, several: bool) -> str:
-    return f" of {output}" if several else ""
+    return f" of {output}" if several and output else ""
 
 
 def _metric_change(change: MetricChange, several: bool) -> Row:
@@ -163,14 +170,47 @@ def _latency(report: Report) -> Iterator[Row]:
             words.value(change.compressed, "time"),
             words.times(speed.value),
             words.interval(speed.low, speed.high),
-            _SPEEDS[found],
+            "; ".join(filter(None, (_SPEEDS[found], _on_device(table, change)))),
             "worse" if found == "slower" else "better" if found == "faster" else "same",
         )
+    yield from _throughput(report)
     compared = {(change.provider, change.batch, change.threads) for change in table.changes}
     for result in table.results:
         if (result.provider, result.batch, result.threads) not in compared:
             yield _single_latency(result)
     yield from (Row(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
+
+
+def _on_device(table: LatencyTable, change: LatencyChange) -> str:
+    """Time on the device alone, where it can be told from the host's."""
+    key = (change.provider, change.batch, change.threads)
+    same = [one for one in table.results if (one.provider, one.batch, one.threads) == key]
+    after = next((one for one in same if one.variant == change.variant), None)
+    if after is None or after.device_median is None or same[0].device_median is None:
+        return ""
+    first, last = (words.value(one, "time") for one in (same[0].device_median, after.device_median))
+    return f"on the device alone {first} → {last}"
+
+
+def _throughput(report: Report) -> Iterator[Row]:
+    """The batch size that the compressed model gets most out of, where there are several."""
+    found = [fact for fact in facts.find(report, "throughput") if fact.reference is not None and fact.ratio is not None]
+    if len(found) < 2:
+        return
+    fact = max(found, key=lambda fact: fact.value.value)
+    assert fact.reference is not None
+    assert fact.ratio is not None
+    speed = words.speed(*(1 / bound for bound in (fact.ratio.value, fact.ratio.high, fact.ratio.low)))
+    yield Row(
+        f"throughput, {fact.scope['provider']} batch {fact.scope['batch']}",
+        "(the best)",
+        words.value(fact.reference.value, "rate"),
+        words.value(fact.value.value, "rate"),
+        words.times(fact.ratio.value),
+        words.interval(fact.ratio.low, fact.ratio.high),
+        _SPEEDS[speed],
+        "worse" if speed == "slower" else "better" if speed == "faster" else "same",
+    )
 
 
 _SPEEDS: dict[words.Speed, str] = {
@@ -236,6 +276,14 @@ def _cost(report: Report) -> Iterator[Row]:
         if fact.reference is None or fact.ratio is None:
             yield Row(label, "", now)
             continue
-        change = fact.ratio.value - 1
-        before = words.value(fact.reference.value, "money", fact.unit)
-        yield Row(label, "", before, now, words.percent(change), tone=_tone(change, lower_is_better=True))
+        speed = words.speed(fact.ratio.value, fact.ratio.low, fact.ratio.high)
+        clear = speed in ("faster", "slower")
+        yield Row(
+            label,
+            "",
+            words.value(fact.reference.value, "money", fact.unit),
+            now,
+            words.percent(fact.ratio.value - 1),
+            note="" if clear else "no clear difference",
+            tone=_tone(fact.ratio.value - 1, lower_is_better=True) if clear else "same",
+        )

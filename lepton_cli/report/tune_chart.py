@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -53,8 +54,9 @@ def _text(tuned: Mapping[str, Any], drawn: int) -> str:
     count = len(tuned["trials"])
     limits = "; ".join(tuned["limits"]) or "none"
     ended = f" The search ended: {tuned['ended']}." if tuned.get("ended") else ""
+    share = " Times are shares of the original's." if tuned["axes"]["cost"]["kind"] == "ratio" else ""
     return words.printable(
-        f"{words.plural(count, 'trial')}, {drawn} measured to the end. Limits: {limits}. Seed {tuned['seed']}.{ended}",
+        f"{words.plural(count, 'trial')}, {drawn} measured to the end.{share} Limits: {limits}. Seed {tuned['seed']}.{ended}",
         900,
     )
 
@@ -70,7 +72,7 @@ def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Mark
     body = [
         Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM),
         Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{} →</text>').format(
-            _HEIGHT - 8, tune_facts.label(axes["cost"]) + (", logarithmic" if positive else "")
+            _HEIGHT - 8, tune_facts.label(axes["cost"]) + (", log scale" if positive else "")
         ),
         Markup('<text class="tick" x="0" y="12">↑ {}</text>').format(tune_facts.label(axes["quality"])),
     ]
@@ -78,8 +80,14 @@ def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Mark
     for index, anchor in ends.items():
         tick = Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>')
         body.append(tick.format(_scaled(xs[index], xs), _HEIGHT - 26, anchor, trials[index]["cost"]))
+    heights = [_HEIGHT - _BOTTOM - 10 - (_HEIGHT - _BOTTOM - _TOP - 10) * _scaled(y, ys) / 100 for y in ys]
+    for index in {min(range(len(ys)), key=lambda i: ys[i]), max(range(len(ys)), key=lambda i: ys[i])}:
+        tick = Markup('<text class="tick" x="100%" y="{:.1f}" text-anchor="end">{}</text>')
+        body.append(tick.format(heights[index] - 9, trials[index]["quality"]))
+    on_front = sorted((i for i in range(len(trials)) if trials[i]["kind"] == "front"), key=lambda i: xs[i])
+    body += _steps([(_scaled(xs[i], xs), heights[i]) for i in on_front])
     order = sorted(range(len(trials)), key=lambda i: (trials[i]["style"] == "after", trials[i]["best"]))
-    body += [_dot(trials[i], _scaled(xs[i], xs), _scaled(ys[i], ys)) for i in order]
+    body += [_dot(trials[i], _scaled(xs[i], xs), heights[i]) for i in order]
     title, text = (
         "Trade-offs tried",
         f"{tune_facts.label(axes['cost'])} against {tune_facts.label(axes['quality'])}, one point a trial",
@@ -87,8 +95,15 @@ def _front(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> Mark
     return charts.joined([charts.svg(title, text, _HEIGHT, body)])
 
 
-def _dot(trial: Mapping[str, Any], x: float, y: float) -> Markup:
-    top = _HEIGHT - _BOTTOM - 10 - (_HEIGHT - _BOTTOM - _TOP - 10) * y / 100
+def _steps(points: Sequence[tuple[float, float]]) -> Iterable[Markup]:
+    """The front as stairs: to the right of a point nothing better is known until the next one."""
+    line = Markup('<line class="front" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>')
+    for (x, y), (next_x, next_y) in itertools.pairwise(points):
+        yield line.format(x, y, next_x, y)
+        yield line.format(next_x, y, next_x, next_y)
+
+
+def _dot(trial: Mapping[str, Any], x: float, top: float) -> Markup:
     said = f"{trial['name']}: {trial['cost']}, {trial['quality']}, {trial['file']}"
     return Markup(
         '<a href="#{}"><circle class="{}{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle></a>'
@@ -116,7 +131,7 @@ def _history(trials: Sequence[Mapping[str, Any]], axis: Mapping[str, Any]) -> Ma
     for trial in trials:
         if trial["feasible"] and trial["x"] is not None and trial["x"] < best:
             best = trial["x"]
-            rows.append(Bar(f"trial {trial['number']}: {trial['name']}", trial["cost"], (("after", abs(best)),)))
+            rows.append(Bar(f"{trial['number']}. {trial['name']}", trial["cost"], (("after", abs(best)),)))
     text = f"Each trial within the limits that was better in {tune_facts.label(axis)} than all before it."
     return charts.bars("How the best was found", text, rows)
 

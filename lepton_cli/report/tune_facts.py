@@ -47,7 +47,7 @@ def axis_value(value: float | None, axis: Mapping[str, Any]) -> str:
         return ""
     number = -value if axis["higher_is_better"] else value
     if axis["kind"] == "ratio":
-        return f"{words.significant(number)} of the original"
+        return f"{words.significant(100 * number)} %"
     metric = find(str(axis["metric"]))
     return words.value(number, metric.kind if metric else "number")
 

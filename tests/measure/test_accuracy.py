@@ -128,7 +128,15 @@ def test_many_outputs_each_with_its_metric() -> None:
     dataset.labels = {"kind": dataset.labels["labels"], "b": dataset.feeds["x"].sum(axis=1)}
     specs = [AccuracySpec(metric="top1", labels="kind", weight=3), AccuracySpec(metric="mae", output="b")]
     found = accuracy.evaluate({"original": two, "compressed": two}, dataset, specs)
-    assert [(m.metric, m.output) for m in found.values["original"]] == [("top1", "a"), ("mae", "b")]
+    assert [(m.metric, m.output) for m in found.values["original"]] == [
+        ("top1", "a"),
+        ("mae", "b"),
+        ("score", ""),
+    ]
+    top1, mae, score = found.values["original"]
+    spread = float(np.abs(dataset.labels["b"] - np.median(dataset.labels["b"])).mean())
+    assert score.value == pytest.approx((3 * top1.value + 1 - mae.value / spread) / 4)
+    assert found.changes[-1].difference == 0
     assert [f.output for f in found.fidelity] == ["a", "b"]
     assert accuracy.score(two, dataset, specs) == pytest.approx((3 * 0.9 + 1) / 4, abs=1e-6)
 

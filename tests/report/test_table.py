@@ -26,6 +26,7 @@ def test_the_table_in_order() -> None:
         "fidelity (SQNR)",
         "latency, cpu batch 1",
         "latency, cpu batch 32",
+        "throughput, cpu batch 32",
         "latency, cuda batch 1",
         "peak memory",
     ]
@@ -78,7 +79,7 @@ def test_cost_with_its_currency() -> None:
         for name, value in (("original", 0.10), ("compressed", 0.04))
     ]
     cost = row("cost of a million, cpu batch 1", cost={"per_hour": 0.4, "currency": "USD", "entries": entries})
-    assert (cost.original, cost.compressed, cost.change) == ("0.100 USD", "0.0400 USD", "-60.0 %")
+    assert (cost.original, cost.compressed, cost.change) == ("0.100 USD", "0.0400 USD", "-59.4 %")
 
 
 def test_good_news() -> None:
