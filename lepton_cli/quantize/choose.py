@@ -82,19 +82,20 @@ def candidates(model: ir.Model, allowed: set[str], excluded_reason: str = "left 
 
 def _refused(node: ir.Node) -> str | None:
     """Why an anchor stays float, or `None`."""
-    weight = weight_of(node)
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = value.const_value if value is not None else None
     if weight is None:
         return "its second input is computed, not a constant weight"
-    if weight.dtype != np.float32:
-        return f"its weight is {weight.dtype}, not float32"
-    if not np.isfinite(weight).all():
+    if weight.dtype != ir.DataType.FLOAT:
+        return f"its weight is {weight.dtype.name.lower()}, not float32"
+    if not all(np.isfinite(piece).all() for piece in pieces(weight)):
         return "its weight holds infinities or NaN"
     if node.op_type == "Conv":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return "its bias is computed" if bias is not None and bias.const_value is None else None
-    if weight.ndim != 2:
-        return f"its weight has {weight.ndim} dimensions"
-    inner, outer = weight.shape
+    if len(weight.shape) != 2:
+        return f"its weight has {len(weight.shape)} dimensions"
+    inner, outer = weight.shape.numpy()
     if min(inner, outer) < LEAST_SIDE:
         return f"too small for int8: {inner}x{outer}, needs at least {LEAST_SIDE} on both sides"
     if node.op_type == "Gemm":

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.errors import RecipeError, StepError
 from lepton_cli.graph import io
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import streamed, tables, targets, weights
+from lepton_cli.quantize import cpu, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, weight_of
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -59,7 +59,12 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     names = {node.name or "" for node in chosen}
     if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
         return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
-    made = _written(prepared.model, names, params.op_types, target) if names else prepared.model
+    ready = prepared.model
+    if names and cpu.suits(target):
+        ready, softened = cpu.soften_masks(ready, context)
+        cpu.spare_slow_sums(ready)
+        decisions += softened
+    made = _written(ready, names, params.op_types, target) if names else ready
     if "Gather" in params.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored

@@ -42,6 +42,11 @@ def sensitivity(
     return sorted(found, key=lambda entry: entry.sqnr_db)
 
 
+def table(ranking: list[Sensitivity]) -> list[dict[str, Any]]:
+    """The ranking as the report draws it."""
+    return [{"node": ", ".join(one.nodes), "op": one.op, "sqnr_db": round(one.sqnr_db, 2)} for one in ranking]
+
+
 def hold(
     model: ir.Model,
     choice: Choice,
@@ -49,13 +54,15 @@ def hold(
     ranking: list[Sensitivity],
     score: Callable[[ir.Model], float],
     max_drop: float,
+    reason: str = "returned to float by accuracy_guard",
+    most: int | None = None,
 ) -> tuple[Choice, ir.Model, dict[str, Any]]:
     """Return groups to float, worst first, until at most `max_drop` is lost; then quantize the mildest again.
 
-    The number of groups is doubled until the limit holds, so that a trial is worth its time.
+    The number of groups is doubled until the limit holds, so that a trial is worth its time; `most` of them at most.
     """
     reference = score(model)
-    reason = "returned to float by accuracy_guard"
+    most = len(ranking) if most is None else most
     trials: list[dict[str, Any]] = []
 
     def attempt(dropped: list[Sensitivity]) -> tuple[bool, Choice, ir.Model]:
@@ -67,8 +74,8 @@ def hold(
 
     count = 0
     holds, best, made = attempt([])
-    while not holds and count < len(ranking):
-        count = min(max(1, 2 * count), len(ranking))
+    while not holds and count < most:
+        count = min(max(1, 2 * count), most)
         holds, best, made = attempt(ranking[:count])
     dropped = ranking[:count]
     for entry in reversed(ranking[:count]):

@@ -71,7 +71,7 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
                 name = (node.inputs[0].name if node.inputs[0] is not None else "") or ""
                 if node.op_type != "Conv" and name in shared:
                     continue  # its moments are those of the layer that read the same tensor before
-                rows = _rows(node, values[name] if name in values else batch.feeds[name], random)
+                rows = rows_of(node, values[name] if name in values else batch.feeds[name], random)
                 shared[name] = rows
                 key = node.name or ""
                 if key not in found:
@@ -99,7 +99,7 @@ def _row_length(node: ir.Node) -> int:
     return int(weight.shape[1 if node.attributes.get_int("transB", 0) == 1 else 0])
 
 
-def _rows(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def rows_of(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
     """What the node multiplies its weights with, [groups, n, K]; a random part of it."""
     if node.op_type != "Conv":
         flat = values.reshape(-1, values.shape[-1])

@@ -44,6 +44,10 @@ QUANTIZED = frozenset(
 #: Opset that older models are converted to, and the least one that quantized operators work in.
 MODERN_OPSET = 13
 LEAST_OPSET = 11
+#: Without any of these there is nothing to quantize, whatever the opset.
+CANDIDATES = frozenset(
+    {"Conv", "Gemm", "MatMul", "Gather", "Attention", "LSTM", "ConvTranspose", "EmbedLayerNormalization"}
+)
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -95,19 +99,18 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
 
 def _modern(model: ir.Model) -> ir.Model:
     """A copy of at least opset 11: older ones know no QuantizeLinear, and onnxruntime cannot fuse around it."""
-    if opset(model) >= LEAST_OPSET:
+    if opset(model) >= LEAST_OPSET or not any(node.op_type in CANDIDATES for node in model.graph.all_nodes()):
         return io.clone(model)
     proto = io.to_proto(model)
     try:
-        converted = onnx.version_converter.convert_version(proto, MODERN_OPSET)
-    except Exception as error:  # the converter raises whatever its C++ code throws
+        made: ir.Model = ir.from_proto(onnx.version_converter.convert_version(proto, MODERN_OPSET))
+    except Exception as error:  # the converter raises whatever its C++ code throws, or leaves an invalid graph
         raise ModelError(
             "model.opset",
             f"opset {opset(model)} is too old for quantized operators, and onnx cannot convert the model",
             cause=one_line(error),
             hint="export the model again with opset 13 or later",
         ) from error
-    made: ir.Model = ir.from_proto(converted)
     made.ir_version = max(made.ir_version or 0, 8)
     io.name_nodes(made)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -9,13 +10,32 @@ import onnx_ir as ir
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import choose, guard, qdq, ranges, refine, remembered, speed, tables, targets
+from lepton_cli.quantize import (
+    alternatives,
+    choose,
+    cpu,
+    guard,
+    qdq,
+    ranges,
+    refine,
+    remembered,
+    saturation,
+    shortcuts,
+    speed,
+    tables,
+    targets,
+)
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
 from lepton_cli.steps.base import Context, Decision, Outcome
 
 if TYPE_CHECKING:
     from lepton_cli.steps.quantize_static import Params
+
+#: A layer that would lose this much on another machine is worth a warning.
+POOR_DB = 30.0
+#: Outputs further from the float model's than this are repaired without being asked for.
+FLOOR_DB = 20.0
 
 
 def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
@@ -28,6 +48,8 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     work = prepared.model
     allowed = select(prepared.names, params.include, params.exclude)
     matmul_to_gemm(work)
+    if cpu.suits(target):
+        shortcuts.to_convolutions(work, allowed)
     choice = choose.candidates(work, allowed)
     unshare(work, choice.anchors)
     if context.dry or not choice.anchors:
@@ -35,12 +57,17 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
         count = len(choice.anchors) if context.dry else 0
         return Outcome(model, count, _decisions(work, choice, target), summary, details, prepared.warnings)
+    softened: list[Decision] = []
+    if cpu.suits(target):
+        work, softened = cpu.soften_masks(work, context)
+        cpu.spare_slow_sums(work)
     found = ranges.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "nothing to quantize is left"
         return Outcome(model, 0, _decisions(work, choice, target), summary, {"target": target.name, "why": target.why})
-    return _Run(work, choice, found, target, params, context).outcome(allowed, prepared.warnings)
+    outcome = _Run(model, work, choice, found, target, params, context).outcome(allowed, prepared.warnings)
+    return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
 
 
 def _data(context: Context) -> Dataset:
@@ -58,6 +85,7 @@ class _Run:
 
     def __init__(
         self,
+        given: ir.Model,
         model: ir.Model,
         choice: choose.Choice,
         found: ranges.Ranges,
@@ -65,10 +93,12 @@ class _Run:
         params: Params,
         context: Context,
     ) -> None:
-        self.model, self.choice, self.found = model, choice, found
+        #: `given` is the user's model, `model` the same prepared for int8.
+        self.given, self.model, self.choice, self.found = given, model, choice, found
         self.target, self.params, self.context = target, params, context
         self.fidelity = Fidelity(model, context)
         self.warnings: list[str] = []
+        self.ranking: list[guard.Sensitivity] | None = None
         self.details: dict[str, Any] = {"target": target.name, "why": target.why}
 
     def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
@@ -89,13 +119,17 @@ class _Run:
             self.context,
         )
         made = best.write(self.choice)
+        if self.params.sensitivity or self.params.accuracy_guard is not None:
+            self._rank(best)
         if self.params.accuracy_guard is not None:
             made = self._hold_accuracy(best)
+        elif (least := self.fidelity.sqnr(made)) < FLOOR_DB:
+            made = self._hold_fidelity(best, made, least)
         made, stored = tables.shrink(made, allowed)
         self.details |= best.details
         self.details["sqnr_db"] = round(self.fidelity.sqnr(made), 2)
         self.details["placement"] = placed = speed.placement(made, self.context)
-        self._warn(placed)
+        self._warn(placed, best)
         decisions = (*_decisions(self.model, self.choice, self.target), *stored)
         kept = sum(1 for decision in decisions if decision.action == "kept")
         summary = (
@@ -115,22 +149,25 @@ class _Run:
         if reason is not None:
             self.warnings.append(f"speed not measured: {reason}")
             return
-        feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         with self.context.progress.stage("speed of int8 layers") as stage:
             self.choice, measured = remembered.decide(
-                self.model,
-                self.choice,
-                self.target,
-                self.context,
-                lambda: speed.faster_choice(self.model, self.choice, self._write, feeds, self.context),
+                self.model, self.choice, self.target, self.context, self._measure_speed
             )
             stage.note(f"{measured['speedup']}x")
         self.details["speed"] = measured
-        if measured["speedup"] < 1:
+        if "alternatives" in measured:
             self.warnings.append(
-                f"int8 does not pay here: {measured['speedup']}x the speed of float at batch {self.context.batch}; "
-                "keep the float model, or try `quantize.dynamic` or `quantize.weights` for size alone"
+                f"int8 does not pay here: {measured['speedup']}x the speed of float at batch {self.context.batch}, "
+                f"best here is {alternatives.best(measured['alternatives'])}; the int8 model is kept for its size"
             )
+
+    def _measure_speed(self) -> remembered.Decided:
+        """The layers that pay, and, where even these do not, what the other ways would bring."""
+        feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
+        choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+        if measured["speedup"] < 1:
+            measured["alternatives"] = alternatives.measure(self.given, feeds, self.context)
+        return choice, measured
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.params.accuracy_guard
@@ -142,29 +179,70 @@ class _Run:
                 hint="give `data: {evaluation: {path: …, labels: …}}` in the recipe",
                 option=("accuracy_guard",),
             )
-        ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
-        self.details["sensitivity"] = [
-            {"node": ", ".join(entry.nodes), "op": entry.op, "sqnr_db": round(entry.sqnr_db, 2)} for entry in ranking
-        ]
         self.choice, made, self.details["accuracy_guard"] = guard.hold(
-            self.model, self.choice, best.write, ranking, score, wanted.max_drop
+            self.model, self.choice, best.write, self._rank(best), score, wanted.max_drop
         )
         if not self.details["accuracy_guard"]["holds"]:
             self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
         return made
 
-    def _warn(self, placed: dict[str, Any]) -> None:
+    def _rank(self, best: refine.Best) -> list[guard.Sensitivity]:
+        """Every layer alone, worst first; measured once."""
+        if self.ranking is None:
+            self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
+            self.details["sensitivity"] = guard.table(self.ranking)
+        return self.ranking
+
+    def _hold_fidelity(self, best: refine.Best, made: ir.Model, least: float) -> ir.Model:
+        """Outputs far from the float model's: the layers to blame go back, unless that would be most of them."""
+        ranking = self._rank(best)
+        choice, better, found = guard.hold(
+            self.model,
+            self.choice,
+            best.write,
+            ranking,
+            lambda candidate: min(self.fidelity.sqnr(candidate), FLOOR_DB),
+            max_drop=0.0,
+            reason=f"returned to float: with it in int8 the outputs came out below {FLOOR_DB:.0f} dB",
+            most=len(ranking) // 2,
+        )
+        if found["holds"]:
+            self.choice, self.details["fidelity_guard"] = choice, found
+            return better
+        self.warnings.append(
+            f"the outputs differ much from the float model's: {least:.1f} dB on calibration data, most in "
+            f"{', '.join(f'`{one.nodes[0]}`' for one in ranking[:3])}; calibrate with real data, or set accuracy_guard"
+        )
+        return made
+
+    def _warn(self, placed: dict[str, Any], best: refine.Best) -> None:
         if not self.target.int8_kernels:
             self.warnings.append(
                 f"target `{self.target.name}`: {self.target.why}; these nodes fall back to the CPU: use `convert.fp16`"
             )
         if self.target.name == "x86-vnni":
-            self.details["portability"] = "saturates on x86 without VNNI: use `target: x86` for such machines"
+            self.details["portability"] = self._portability(best)
         float_ones = {d.node for d in self.choice.kept}
         if placed["float"] > len(float_ones) and targets.runs_here(self.target) is None:
             self.warnings.append(
                 f"onnxruntime runs {placed['float']} matrix operators in float although {len(float_ones)} were left so"
             )
+
+    def _portability(self, best: refine.Best) -> dict[str, Any]:
+        """What the same file would lose on an x86 machine without VNNI, simulated."""
+        plan = dataclasses.replace(best.plan, choice=self.choice)
+        cut = saturation.simulate(best.model, plan, _data(self.context), self.context)
+        if not cut or self.params.activations == "int16":
+            return {"x86 without VNNI": "no sum saturated on calibration data", "layers": []}
+        worst = cut[0]
+        said = (
+            f"sums of {len(cut)} layers saturate, worst in `{worst.node}` ({100 * worst.share:.2g} % of the sums, "
+            f"{worst.sqnr_db:.0f} dB): use `target: x86` for such machines"
+        )
+        if worst.sqnr_db < POOR_DB:
+            self.warnings.append(f"on x86 without VNNI {said}")
+        layers = [{"node": one.node, "share": round(one.share, 6), "sqnr_db": round(one.sqnr_db, 1)} for one in cut]
+        return {"x86 without VNNI": said, "layers": layers}
 
 
 def _decisions(model: ir.Model, choice: choose.Choice, target: targets.Target) -> tuple[Decision, ...]:

@@ -39,6 +39,9 @@ class Params(BaseParams):
     accuracy_guard: AccuracyGuard | None = Field(
         default=None, description="Return the worst layers to float until the accuracy holds"
     )
+    sensitivity: bool = Field(
+        default=False, description="Measure the error of every layer alone: a table and a plot in the report"
+    )
     speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
 
 

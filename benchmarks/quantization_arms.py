@@ -1,0 +1,108 @@
+"""The quantized models to compare: lepton's, those of `onnxruntime.quantization`, and those of other tools."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from quantization_cases import Case, Feeds, Samples
+
+from lepton_cli.graph import io
+from lepton_cli.progress import Silent
+from lepton_cli.runtime import onnxruntime
+from lepton_cli.steps import STEPS
+from lepton_cli.steps.base import Context, Outcome
+
+#: What a tool prints last when it fails is as long as this at most.
+CAUSE = 160
+
+
+def context(model: ir.Model, data: Samples, threads: int, folder: Path) -> Context:
+    """What a step works with: batch 1 on the CPU."""
+    return Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, None)
+
+
+def lepton(name: str, model: ir.Model, data: Samples, threads: int, folder: Path) -> Outcome:
+    """One step with nothing but its defaults, told on the way."""
+    step = STEPS[name]
+    started = time.perf_counter()
+    outcome = step.apply(model, step.params.model_validate({"step": name}), context(model, data, threads, folder))
+    print(f"  lepton {name}: {outcome.summary} ({time.perf_counter() - started:.0f} s)", flush=True)
+    for warning in outcome.warnings:
+        print(f"    warning: {warning}")
+    return outcome
+
+
+def with_onnxruntime(path: Path, data: Samples, out: Path, options: dict[str, Any]) -> ir.Model:
+    """What `quantize_static` of onnxruntime makes of the model."""
+    onnxruntime()
+    from onnxruntime.quantization import quantize_static
+
+    batches = data.batches(1)
+
+    class Reader:
+        def get_next(self) -> Feeds | None:
+            part = next(batches, None)
+            return None if part is None else part.feeds
+
+    quantize_static(path, out, Reader(), **options)
+    return io.load(out).model
+
+
+def with_onnxruntime_dynamic(path: Path, out: Path) -> ir.Model:
+    """What `quantize_dynamic` of onnxruntime makes of the model, without Conv, which it makes many times slower."""
+    onnxruntime()
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(
+        path, out, op_types_to_quantize=["MatMul", "Gemm", "Gather", "Attention", "LSTM"], per_channel=True
+    )
+    return io.load(out).model
+
+
+def with_peer(tool: str, python: Path, path: Path, data: Samples, out: Path, transformer: bool) -> ir.Model | None:
+    """What another tool makes of the model in its own environment; `None` (and why, printed) when it fails."""
+    calibration = out.with_suffix(".npz")
+    feeds: dict[str, Any] = dict(data.feeds)
+    np.savez(calibration, **feeds)
+    command = [str(python), str(Path(__file__).with_name("quantization_peer.py")), tool]
+    command += ["--model", str(path), "--calibration", str(calibration), "--out", str(out)]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, *(["--transformer"] if transformer else [])], capture_output=True, text=True, check=False
+    )
+    calibration.unlink()
+    if done.returncode or not out.exists():
+        cause = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1][:CAUSE]
+        print(f"  {tool}: failed: {cause}", flush=True)
+        return None
+    print(f"  {tool} ({time.perf_counter() - started:.0f} s)", flush=True)
+    return io.load(out).model
+
+
+def arms(
+    case: Case, path: Path, model: ir.Model, data: Samples, threads: int, folder: Path, peers: Mapping[str, Path]
+) -> dict[str, ir.Model]:
+    """The quantized models to compare, by name."""
+    made = {f"lepton {name}": lepton(name, model, data, threads, folder).model for name in case.steps}
+    from onnxruntime.quantization import QuantType
+
+    unsigned = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    made["onnxruntime defaults"] = with_onnxruntime(path, data, folder / "defaults.onnx", {})
+    made["onnxruntime U8S8 per channel"] = with_onnxruntime(path, data, folder / "u8s8.onnx", unsigned)
+    if case.transformer:
+        matrices = {**unsigned, "op_types_to_quantize": ["MatMul", "Gemm"]}
+        made["onnxruntime U8S8, MatMul only"] = with_onnxruntime(path, data, folder / "matmul.onnx", matrices)
+        made["onnxruntime dynamic"] = with_onnxruntime_dynamic(path, folder / "dynamic.onnx")
+    for tool, python in peers.items():
+        names = [tool, f"{tool}-dynamic"] if tool == "neural-compressor" and case.transformer else [tool]
+        for name in names:
+            other = with_peer(name, python, path, data, folder / f"{name}.onnx", case.transformer)
+            if other is not None:
+                made[name] = other
+    return made

@@ -1,0 +1,103 @@
+"""Rewrites that keep onnxruntime's CPU provider off its slow paths; around int8 layers these would eat the gain.
+
+Masks: attention adds -3.4e38 to the scores of padding. The softmax of such a score is a denormal number, and x86 cores
+take a hundred times longer for those: softmax over a padded sentence took six times as long as over a full one. A mask
+of -65 gives weights below 1e-28, which vanish beside 1 in float32 just the same, and are normal numbers.
+
+Sums: onnxruntime joins Add and LayerNormalization into a kernel that is three times slower than the two. It does not
+do so for Sum, the same operator under another name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.graph import io
+from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.quantize.histogram import MASK
+from lepton_cli.quantize.targets import Target
+from lepton_cli.steps.base import Context, Decision
+
+#: exp(-65) is 6e-29: nothing beside 1, and normal (above 1.2e-38) even when divided by a long row's sum.
+SOFT = -65.0
+#: The float model must compute the same with the softer mask, to this precision.
+SAME_DB = 80.0
+#: What a mask passes on its way to the scores.
+_CARRYING = frozenset(
+    {"Where", "Mul", "Add", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Slice", "Identity", "Cast"}
+)
+
+
+def suits(target: Target) -> bool:
+    """Whether the model is meant for the CPU provider."""
+    return target.name in ("x86-vnni", "x86", "arm")
+
+
+def soften_masks(model: ir.Model, context: Context) -> tuple[ir.Model, list[Decision]]:
+    """A copy with softer attention masks and a decision for each, or `model` itself where that would change results."""
+    copy = io.clone(model)
+    decisions = []
+    for value in list(copy.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output() or not _masks(tensor):
+            continue
+        ends = _readers(value)
+        if not ends:
+            continue
+        softer = np.maximum(tensor.numpy(), np.float32(SOFT))
+        value.const_value = ir.tensor(softer, name=value.name)
+        node = next(iter(value.uses())).node
+        reason = f"attention mask {float(tensor.numpy().min()):.3g} is {SOFT:.0f} now: denormal numbers in the softmax"
+        decisions.append(Decision(node=node.name or "", op=node.op_type, action="rewritten", reason=reason))
+    if not decisions:
+        return model, []
+    same = Fidelity(model, context, samples=16, batch=4).sqnr(copy) >= SAME_DB
+    return (copy, decisions) if same else (model, [])
+
+
+def _masks(tensor: ir.TensorProtocol) -> bool:
+    """A constant of nothing but huge negative values and values near zero."""
+    if tensor.size > 1 << 22:
+        return False
+    array = tensor.numpy()
+    return bool((array <= -MASK).any() and not np.isnan(array).any() and (array[array > -MASK] <= 1).all())
+
+
+def _readers(value: ir.Value) -> set[str]:
+    """Softmax nodes that the tensor's values end in; empty when any of them ends elsewhere."""
+    found: set[str] = set()
+    waiting, seen = [value], set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name in seen:
+            continue
+        seen.add(tensor.name)
+        if tensor.is_graph_output() or not tensor.uses():
+            return set()
+        for user, _ in tensor.uses():
+            if user.op_type == "Softmax" and not user.domain:
+                found.add(user.name or "")
+            elif user.op_type in _CARRYING and not user.domain:
+                waiting += user.outputs
+            else:
+                return set()
+    return found
+
+
+def spare_slow_sums(model: ir.Model) -> None:
+    """Write Add before LayerNormalization as Sum, in place."""
+    for node in list(model.graph):
+        if node.op_type != "LayerNormalization" or node.inputs[0] is None:
+            continue
+        add = node.inputs[0].producer()
+        if add is None or add.op_type != "Add" or add.domain or any(_constant(value) for value in add.inputs):
+            continue
+        result = add.outputs[0]
+        made = ir.Node("", "Sum", list(add.inputs), name=add.name)
+        made.outputs[0].type, made.outputs[0].shape = result.type, result.shape
+        ir.convenience.replace_nodes_and_values(model.graph, add, [add], [made], [result], [made.outputs[0]])
+
+
+def _constant(value: ir.Value | None) -> bool:
+    return value is None or value.const_value is not None
