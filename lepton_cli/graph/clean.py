@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from lepton_cli.graph.external import blocks
 from lepton_cli.graph.fold import is_constant
 
 
@@ -60,8 +61,10 @@ def share_initializers(model: ir.Model) -> list[str]:
                 or value.is_graph_output()
             ):
                 continue
-            digest = hashlib.sha256(tensor.tobytes()).digest()
-            first = kept.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), digest), value)
+            digest = hashlib.sha256()
+            for block in blocks(tensor):
+                digest.update(block)
+            first = kept.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), digest.digest()), value)
             if first is not value:
                 value.replace_all_uses_with(first)
                 del graph.initializers[value.name or ""]

@@ -226,10 +226,14 @@ def _groups(
             layout = (tuple((axis, len(where)) for axis, where in axes.items()), reasons.get(root))
             layouts.setdefault(layout, []).append(root)
     order = {node.name: number for number, node in enumerate(model.graph)}
+    at: dict[Axis, list[int]] = {}
+    for number, port in enumerate(ports):
+        at.setdefault((port.weight, port.axis), []).append(number)
     groups = []
     for roots in layouts.values():
         slices = {axis: np.array([places[root][axis] for root in roots], np.int64) for axis in places[roots[0]]}
-        mine = sorted((port for port in ports if (port.weight, port.axis) in slices), key=lambda port: order[port.node])
+        own = {number for axis in slices for number in at.get(axis, ())}
+        mine = sorted((ports[number] for number in sorted(own)), key=lambda port: order[port.node])
         producers = tuple(port for port in mine if port.side == "output")
         reason, node = reasons.get(roots[0], (None, ""))
         groups.append(

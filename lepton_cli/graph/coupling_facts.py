@@ -46,24 +46,25 @@ class Facts:
     open: frozenset[tuple[str, int]]
 
 
-def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> tuple[ir.Model, Facts]:
+def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> tuple[ir.Model, Facts]:
     """A copy with constants as initializers and size-independent shape arithmetic as literals, and its facts.
 
     `feeds` are input shapes to look at the model with. Open dimensions are found by a second look at other sizes.
+    `run=False`: the model is too large to be run just for that; what inference leaves open stays unknown.
     """
     copy = io.clone(model)
     modernise(copy)
     lift_constants(copy)
     wanted = _computed_shape_inputs(copy)
-    first, second = dict(feeds), _other_sizes(copy, feeds)
-    if wanted:
+    first, second = dict(feeds), _other_sizes(copy, feeds, run)
+    if wanted and run:
         one, two = _values(copy, first, wanted), _values(copy, second, wanted) if second else {}
         for name in wanted:
             if name in one and (not second or (name in two and np.array_equal(one[name], two[name]))):
                 _make_literal(copy, name, one[name])
         RemoveUnusedNodesPass()(copy)
-    here = shapes.concrete(copy, first)
-    there = shapes.concrete(copy, second) if second else here
+    here = shapes.concrete(copy, first, run=run)
+    there = shapes.concrete(copy, second, run=run) if second else here
     opened = {
         (name, axis)
         for name, shape in here.items()
@@ -124,7 +125,7 @@ def _computed_shape_inputs(model: ir.Model) -> list[str]:
     return list(names)
 
 
-def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]] | None:
+def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool) -> dict[str, tuple[int, ...]] | None:
     """Input shapes that differ from `feeds` in every open dimension the model really accepts; `None` without any."""
     inputs = [info for info in io.inputs(model) if info.name in feeds and info.shape is not None]
     for factor in (2, 1):
@@ -135,7 +136,7 @@ def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> dict[st
                 if not isinstance(dim, int) and axis < len(sizes):
                     sizes[axis] = sizes[axis] + 1 if axis == 0 else sizes[axis] * factor
             other[info.name] = tuple(sizes)
-        if any(other[name] != tuple(feeds[name]) for name in other) and _runs(model, other):
+        if any(other[name] != tuple(feeds[name]) for name in other) and (not run or _runs(model, other)):
             return other
     return None
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli.errors import ModelError
 
@@ -55,6 +59,35 @@ def check(path: Path, tensor: onnx.TensorProto, expected: int, folder: Path) -> 
         raise refuse(f"it has {length} bytes at {offset}, the tensor's shape needs {expected}")
     if offset + length > status.st_size:
         raise refuse(f"`{location}` ends at {status.st_size} bytes, the tensor needs {offset + length}")
+
+
+#: A multiple of every element's size.
+_BLOCK = 1 << 22
+
+
+def blocks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+    """The bytes of a tensor piece by piece.
+
+    What lies in a file is read and not mapped: pages of a map count as memory in use until the map is gone.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        yield tensor.tobytes()
+        return
+    left = tensor.nbytes
+    with Path(tensor.path).open("rb") as stream:
+        stream.seek(tensor.offset or 0)
+        while left > 0 and (block := stream.read(min(_BLOCK, left))):
+            left -= len(block)
+            yield block
+
+
+def pieces(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
+    """The values of a tensor piece by piece, flat where it lies in a file; its type must fill whole bytes."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        yield tensor.numpy()
+        return
+    for block in blocks(tensor):
+        yield np.frombuffer(block, tensor.dtype.numpy())
 
 
 def bind(model: ir.Model, folder: Path) -> None:

@@ -16,8 +16,6 @@ _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMu
               "MatMulNBits", "DynamicQuantizeLinear"}  # fmt: skip
 _ATTENTION = {"Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"}
 _MASK_CONSTANT = 1e9
-#: Bytes of weights up to which a model is run once where inference leaves shapes open.
-RUN_BELOW = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +53,7 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
     )
-    small = io.weight_bytes(model) < RUN_BELOW
-    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=small)
+    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=shapes.runnable(model))
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),

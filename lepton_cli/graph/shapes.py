@@ -19,6 +19,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 #: Initializers above this many bytes stay out of the message that onnx infers shapes from: it is copied twice.
 _LARGE = 1024
+#: Bytes of weights up to which a model is run just to look at it.
+RUN_BELOW = 100_000_000
 #: No dimension that a model computes from constants is longer.
 _LONGEST = 1_000_000
 
@@ -116,6 +118,11 @@ def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool =
     if missing and run:
         found.update(_by_running(model, feeds, missing))
     return found
+
+
+def runnable(model: ir.Model) -> bool:
+    """Is the model small enough to be run just to look at it? That takes several times its size in memory."""
+    return io.weight_bytes(model) < RUN_BELOW
 
 
 def default_feeds(

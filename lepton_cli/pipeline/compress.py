@@ -113,7 +113,9 @@ class _Run:
         except KeyboardInterrupt:
             self._partial(None, "interrupted")
             if self.records:
-                self.progress.say(f"{len(self.records)} finished steps are kept: the same command with --resume goes on")
+                self.progress.say(
+                    f"{len(self.records)} finished steps are kept: the same command with --resume goes on"
+                )
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error

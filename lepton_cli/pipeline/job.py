@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,8 +107,12 @@ def prepare(
     *,
     allow_code: bool = False,
     shapes_given: Mapping[str, tuple[int, ...]] | None = None,
+    run: Callable[[ir.Model], bool] = lambda model: True,
 ) -> Job:
-    """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe."""
+    """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe.
+
+    `run`: whether a model is tried on a sample of the data.
+    """
     loaded = io.load(model)
     inputs = io.inputs(loaded.model)
     section = recipe.recipe.data
@@ -149,6 +153,8 @@ def prepare(
     )
     threads = (latency.threads if latency else None) or runtime.usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
+    if not run(loaded.model):
+        return job
     try:
         _check_runs(job)
     except LeptonError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import io
+from lepton_cli.graph import io, shapes
 from lepton_cli.pipeline import measuring, runner
 from lepton_cli.pipeline.job import prepare
 from lepton_cli.progress import Progress
@@ -31,12 +31,13 @@ class Plan:
 
 def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: bool = False) -> Plan:
     """Dry-run every step on the real model. Raises LeptonError where the recipe cannot work."""
-    job = prepare(model, recipe, allow_code=allow_code)
+    job = prepare(model, recipe, allow_code=allow_code, run=_runs)
     records: list[StepRecord] = []
     with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
         context = dataclasses.replace(measuring.context(job, Path(folder), progress), score=None, cache=None, dry=True)
-        current = runner.reference(job.loaded.model, context)
-        sizes = [len(io.to_bytes(job.loaded.model)) if job.loaded.bytes < io.EXTERNAL_ABOVE else job.loaded.bytes]
+        runs = _runs(job.loaded.model)
+        current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)
+        sizes = [len(io.to_bytes(job.loaded.model)) if runs else job.loaded.bytes]
         try:
             for index, params in enumerate(job.spec.steps):
                 current, record = runner.run_step(current, params, index, context, None)
@@ -48,8 +49,17 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
     providers = tuple(
         (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())
     )
-    warnings = (*job.warnings, *(warning for record in records for warning in record.warnings))
+    large = () if runs else ("the model is large: this plan was made without running it",)
+    warnings = (*job.warnings, *large, *(warning for record in records for warning in record.warnings))
     return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
+
+
+#: Nodes up to which a plan runs the model: onnxruntime's own preparation takes quadratic time for some wide graphs.
+MOST_NODES = 2000
+
+
+def _runs(model: ir.Model) -> bool:
+    return shapes.runnable(model) and sum(1 for _ in model.graph.all_nodes()) <= MOST_NODES
 
 
 #: Bits a weight keeps, by step; a dry run decides without rewriting the weights.

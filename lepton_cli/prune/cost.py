@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -19,26 +19,47 @@ Widths = NDArray[np.int64]
 class Cost:
     """`base` plus a sum of terms, each a constant times a product of axis lengths that are linear in the widths.
 
-    `weights` [terms, axes, groups] holds positions per channel, `fixed` [terms, axes] positions of no group; unused
-    axes have `fixed` 1.
+    `fixed` [terms, axes] holds positions of no group (1 for unused axes). Positions per channel are sparse, as wide
+    models have thousands of groups with a few terms each: `share[i]` for every channel of `group[i]` (ascending) at
+    `place[i]`, an index into the flat `fixed`.
     """
 
     base: float
     factor: NDArray[np.float64]
     fixed: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    place: NDArray[np.int64]
+    group: NDArray[np.int64]
+    share: NDArray[np.float64]
 
     def __call__(self, widths: Widths) -> float:
         """Cost of these widths."""
-        return self.base + float(np.sum(self.factor * np.prod(self.fixed + self.weights @ widths, axis=1)))
+        return self.base + float(np.sum(self.factor * np.prod(self._lengths(widths), axis=1)))
 
     def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
         """Cost at every level of one group, the others as in `widths`."""
-        lengths = self.fixed + self.weights @ widths
-        uses = self.weights[:, :, group].any(axis=1)
-        rest = self.base + float(np.sum(self.factor[~uses] * np.prod(lengths[~uses], axis=1)))
-        change = (levels - widths[group])[:, None, None] * self.weights[uses, :, group]
-        return np.asarray(rest + np.prod(lengths[uses] + change, axis=2) @ self.factor[uses])
+        return self._vary(self._lengths(widths), self(widths), widths, group, levels)
+
+    def without(self, widths: Widths) -> NDArray[np.float64]:
+        """Cost without each of the groups, the others as in `widths`."""
+        lengths, full, none = self._lengths(widths), self(widths), np.zeros(1, np.int64)
+        return np.array([self._vary(lengths, full, widths, group, none)[0] for group in range(len(widths))])
+
+    def _lengths(self, widths: Widths) -> NDArray[np.float64]:
+        counts = np.bincount(self.place, self.share * widths[self.group], self.fixed.size)
+        return np.asarray(self.fixed + counts.reshape(self.fixed.shape))
+
+    def _vary(
+        self, lengths: NDArray[np.float64], full: float, widths: Widths, group: int, levels: Widths
+    ) -> NDArray[np.float64]:
+        """Only the terms that the group is part of are computed again."""
+        own = slice(*np.searchsorted(self.group, (group, group + 1)))
+        rows, axes = np.divmod(self.place[own], self.fixed.shape[1])
+        uses, row = np.unique(rows, return_inverse=True)
+        here = lengths[uses]
+        varied = np.repeat(here[None], len(levels), axis=0)
+        varied[:, row, axes] += (levels - widths[group])[:, None] * self.share[own]
+        change = np.prod(varied, axis=2) - np.prod(here, axis=1)
+        return np.asarray(full + change @ self.factor[uses])
 
 
 def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> Cost:
@@ -103,13 +124,22 @@ def _build(
         else:
             base += total
     width = max((len(touched) for _, touched in rows), default=1)
-    fixed, weights = np.ones((len(rows), width)), np.zeros((len(rows), width, len(groups)))
+    fixed = np.ones((len(rows), width))
+    entries: list[tuple[int, int, float]] = []
     for r, (_, touched) in enumerate(rows):
         for a, (rest, row_weights) in enumerate(touched):
             fixed[r, a] = rest
-            for g, count in row_weights.items():
-                weights[r, a, g] = count
-    return Cost(base, np.array([total for total, _ in rows]), fixed, weights)
+            entries += [(g, r * width + a, count) for g, count in row_weights.items()]
+    return sparse(base, np.array([total for total, _ in rows]), fixed, entries)
+
+
+def sparse(
+    base: float, factor: NDArray[np.float64], fixed: NDArray[np.float64], entries: Iterable[tuple[int, int, float]]
+) -> Cost:
+    """A cost from (group, place, positions per channel), in any order; each group is at a place at most once."""
+    ordered = sorted(entries)
+    group, place, share = zip(*ordered, strict=True) if ordered else ((), (), ())
+    return Cost(base, factor, fixed, np.array(place, np.int64), np.array(group, np.int64), np.array(share, np.float64))
 
 
 def _makeup(coupling: Coupling, axis: Axis, owner: Mapping[int, int]) -> dict[int, int] | None:

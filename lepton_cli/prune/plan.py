@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import coupling_facts, io, select
+from lepton_cli.graph import coupling_facts, io, select, shapes
 from lepton_cli.graph.coupling import Coupling, Group, analyse
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune import fold
@@ -34,10 +34,12 @@ class Plan:
     scales: Mapping[str, NDArray[np.float64]]
 
 
-def analysed(model: ir.Model, params: Params, feeds: Mapping[str, Sequence[int]], *, folding: bool = True) -> Plan:
-    """The prepared model and its groups under `include` and `exclude`."""
+def analysed(
+    model: ir.Model, params: Params, feeds: Mapping[str, Sequence[int]], *, folding: bool = True, run: bool = True
+) -> Plan:
+    """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
-    prepared, facts = coupling_facts.prepare(model, feeds)
+    prepared, facts = coupling_facts.prepare(model, feeds, run=run)
     scales = fold.fold(prepared) if folding else {}
     coupling = analyse(prepared, facts)
     groups: list[Group] = []
@@ -56,28 +58,25 @@ def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str
     """Facts about every channel group, without data: for `inspect --channels` and `plan`."""
     from lepton_cli.steps.prune_channels import Params
 
-    plan = analysed(model, Params(step="prune.channels"), feeds)
+    plan = analysed(model, Params(step="prune.channels"), feeds, run=shapes.runnable(model))
     groups = (*plan.groups, *plan.frozen)
     macs = cost_model.macs(plan.model, plan.coupling, groups)
     size = cost_model.parameters(plan.model, plan.coupling, groups)
     full = np.array([group.channels for group in groups], np.int64)
-    found = []
-    for index, group in enumerate(groups):
-        none = full.copy()
-        none[index] = 0
-        found.append(
-            {
-                "name": group.name,
-                "channels": group.channels,
-                "nodes": [port.node for port in group.producers],
-                "consumers": [port.node for port in group.consumers],
-                "macs_share": 1 - macs(none) / max(macs(full), 1.0),
-                "params": round(size(full) - size(none)),
-                "frozen": group.frozen,
-                "node": group.node,
-            }
-        )
-    return found
+    all_macs, all_parameters = macs(full), size(full)
+    return [
+        {
+            "name": group.name,
+            "channels": group.channels,
+            "nodes": [port.node for port in group.producers],
+            "consumers": [port.node for port in group.consumers],
+            "macs_share": 1 - macs_left / max(all_macs, 1.0),
+            "params": round(all_parameters - parameters_left),
+            "frozen": group.frozen,
+            "node": group.node,
+        }
+        for group, macs_left, parameters_left in zip(groups, macs.without(full), size.without(full), strict=True)
+    ]
 
 
 def feeds(model: ir.Model, context: Context) -> dict[str, tuple[int, ...]]:

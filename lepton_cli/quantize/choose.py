@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph.external import pieces
 from lepton_cli.quantize.limits import Range
 from lepton_cli.steps.base import Decision
 

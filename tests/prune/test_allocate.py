@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 
 from lepton_cli.prune import allocate
 from lepton_cli.prune.allocate import Table
-from lepton_cli.prune.cost import Cost
+from lepton_cli.prune.cost import Cost, sparse
 
 
 def chain(widths: list[int]) -> Cost:
     """Layers 3 -> a -> b -> ... -> 5: each costs the product of its two widths."""
     groups = len(widths)
-    weights = np.zeros((groups + 1, 2, groups))
     fixed = np.zeros((groups + 1, 2))
     fixed[0, 0], fixed[-1, 1] = 3, 5
-    for g in range(groups):
-        weights[g, 1, g] = weights[g + 1, 0, g] = 1
-    return Cost(0.0, np.ones(groups + 1), fixed, weights)
+    entries = [(g, place, 1.0) for g in range(groups) for place in (2 * g + 1, 2 * g + 2)]
+    return sparse(0.0, np.ones(groups + 1), fixed, entries)
 
 
 @given(st.lists(st.integers(2, 8), min_size=1, max_size=3), st.floats(0.2, 0.95), st.integers(0, 99))
@@ -58,3 +56,13 @@ def test_one_share_for_all_layers() -> None:
     tables = [Table(allocate.levels(c, 1, 1), np.zeros(c)) for c in (10, 20)]
     widths = allocate.uniform(tables, chain([10, 20]), 0.5 * chain([10, 20])(np.array([10, 20])))
     assert abs(widths[0] / 10 - widths[1] / 20) < 0.1
+
+
+@given(st.lists(st.integers(2, 8), min_size=1, max_size=4))
+def test_a_varied_group_costs_what_its_widths_cost(channels: list[int]) -> None:
+    cost, full = chain(channels), np.array(channels)
+    for group, width in enumerate(channels):
+        levels = np.arange(width + 1)
+        each = [np.where(np.arange(len(channels)) == group, level, full) for level in levels]
+        np.testing.assert_allclose(cost.table(full, group, levels), [cost(widths) for widths in each])
+        assert cost.without(full)[group] == cost(each[0])
