@@ -20,7 +20,8 @@ _Row = TypeVar("_Row")
 _ROW = 40
 #: Rows in one drawing; longer charts are several drawings, side by side where there is room.
 _CHUNK = 12
-_NAME = 34
+#: Letters of a name, and of name and value together: a phone shows no more on one line.
+_NAME, _LEAST, _LINE = 34, 18, 43
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,19 +157,19 @@ def _labels(top: int, name: str, value: str) -> Markup:
     return Markup(
         '<text class="name" x="0" y="{0}">{1}<title>{2}</title></text>'
         '<text class="value" x="100%" y="{0}" text-anchor="end">{3}</text>'
-    ).format(top + 14, shortened(whole), whole, value)
+    ).format(top + 14, shortened(whole, min(_NAME, max(_LEAST, _LINE - len(value)))), whole, value)
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = _NAME) -> str:
     """The end of a long node name, from a separator on: `…/attention/self/query/MatMul` tells more than its start.
 
     Of what is written in words the start tells more.
     """
-    if len(name) <= _NAME:
+    if len(name) <= longest:
         return name
     if " " in name:
-        return f"{name[: _NAME - 1].rstrip(', (')}…"
-    end = name[1 - _NAME :]
+        return f"{name[: longest - 1].rstrip(', (')}…"
+    end = name[1 - longest :]
     cuts = [at for separator in "/." if 0 <= (at := end.find(separator)) < 14]
     return f"…{end[cuts[0] if cuts else 0 :]}"
 

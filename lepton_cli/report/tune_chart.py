@@ -56,7 +56,8 @@ def _text(tuned: Mapping[str, Any], drawn: int) -> str:
     ended = f" The search ended: {tuned['ended']}." if tuned.get("ended") else ""
     share = " Times are shares of the original's." if tuned["axes"]["cost"]["kind"] == "ratio" else ""
     return words.printable(
-        f"{words.plural(count, 'trial')}, {drawn} measured to the end.{share} Limits: {limits}. Seed {tuned['seed']}.{ended}",
+        f"{words.plural(count, 'trial')}, {drawn} measured to the end.{share} Limits: {limits}. "
+        f"Seed {tuned['seed']}.{ended}",
         900,
     )
 
