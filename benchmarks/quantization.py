@@ -10,8 +10,8 @@ batch 1, all arms of a model interleaved in random order, the median of paired r
 `quantization_peer.py` with the interpreter of the environment it is installed in:
 
     python -m venv /tmp/nncf && /tmp/nncf/bin/pip install nncf onnx onnxruntime
-    python -m venv /tmp/inc && /tmp/inc/bin/pip install neural-compressor==3.7 onnx onnxruntime six prettytable
-    python -m venv /tmp/oinc && /tmp/oinc/bin/pip install onnx-neural-compressor prettytable onnxruntime onnx
+    python -m venv /tmp/inc && /tmp/inc/bin/pip install neural-compressor==3.7 onnx==1.17.0 onnxruntime six prettytable
+    python -m venv /tmp/oinc && /tmp/oinc/bin/pip install onnx-neural-compressor scipy prettytable onnxruntime onnx
 """
 
 from __future__ import annotations

@@ -70,11 +70,15 @@ def with_peer(tool: str, python: Path, path: Path, data: Samples, out: Path, tra
     calibration = out.with_suffix(".npz")
     feeds: dict[str, Any] = dict(data.feeds)
     np.savez(calibration, **feeds)
-    command = [str(python), str(Path(__file__).with_name("quantization_peer.py")), tool]
-    command += ["--model", str(path), "--calibration", str(calibration), "--out", str(out)]
+    command = [str(python), str(Path(__file__).resolve().with_name("quantization_peer.py")), tool]
+    command += ["--model", str(path.resolve()), "--calibration", str(calibration), "--out", str(out)]
     started = time.perf_counter()
     done = subprocess.run(
-        [*command, *(["--transformer"] if transformer else [])], capture_output=True, text=True, check=False
+        [*command, *(["--transformer"] if transformer else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out.parent,  # some tools leave files where they run
     )
     calibration.unlink()
     if done.returncode or not out.exists():

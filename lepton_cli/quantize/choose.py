@@ -8,7 +8,7 @@ arithmetic of attention masks never do. Refusals are decisions with a reason.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -76,7 +76,7 @@ def candidates(model: ir.Model, allowed: set[str], excluded_reason: str = "left 
             anchors.add(node.name or "")
         else:
             kept.append(Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason))
-    kept += _inside_subgraphs(model)
+    kept += inside_subgraphs(model, ANCHORS)
     eligible = {node.name or "" for node in model.graph if node.name in allowed and _may_stand_between(node)}
     return Choice(frozenset(anchors), _between(model, frozenset(anchors), eligible), tuple(kept))
 
@@ -115,14 +115,15 @@ def _refused_gemm(node: ir.Node) -> str | None:
     return None
 
 
-def _inside_subgraphs(model: ir.Model) -> list[Decision]:
+def inside_subgraphs(model: ir.Model, operators: Collection[str]) -> list[Decision]:
+    """Why those of `operators` in the branches of If, Loop and Scan stay float."""
     top = {id(node) for node in model.graph}
     return [
         Decision(
             node=node.name or "", op=node.op_type, action="kept", reason="inside the branch of a control-flow node"
         )
         for node in model.graph.all_nodes()
-        if id(node) not in top and node.op_type in ANCHORS
+        if id(node) not in top and node.op_type in operators
     ]
 
 

@@ -12,7 +12,7 @@ from lepton_cli.errors import RecipeError, StepError
 from lepton_cli.graph import io
 from lepton_cli.graph.select import select
 from lepton_cli.quantize import cpu, streamed, tables, targets, weights
-from lepton_cli.quantize.choose import LEAST_SIDE, weight_of
+from lepton_cli.quantize.choose import LEAST_SIDE, inside_subgraphs, weight_of
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
 from lepton_cli.quantize.qdq import quiet
@@ -52,6 +52,7 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
             chosen.append(node)
         action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=why))
+    decisions += inside_subgraphs(prepared.model, set(SUPPORTED) - {"Gather"})
     details: dict[str, Any] = {"target": target.name, "why": target.why}
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
     if context.dry:

@@ -2,9 +2,9 @@
 
 Between Conv -> ReLU -> Conv a channel may be scaled by any positive `s` if the next layer divides it out again (Nagel
 et al., 2019). Here `s` comes from the channels' measured maxima, so that narrow channels use all 8 bits; weights have
-a scale per output channel, so the first layer and a depthwise second one lose nothing. ReLU6 and other clips from
-above do not scale: such pairs are left alone (growing channels only up to their measured maximum changes the result on
-other data: 24 dB on a MobileNet).
+a scale per output channel, so the first layer and a depthwise second one lose nothing. A depthwise layer between two
+others is evened out on both sides, as two pairs. ReLU6 and other clips from above do not scale: such pairs are left
+alone (growing channels only up to their measured maximum changes the result on other data: 24 dB on a MobileNet).
 """
 
 from __future__ import annotations
@@ -43,17 +43,40 @@ def pairs(model: ir.Model, choice: Choice) -> list[Pair]:
     for node in model.graph:
         if node.name not in choice.anchors or node.op_type != "Conv" or not _alone(node, 1):
             continue
-        value = node.outputs[0]
-        while len(uses := value.uses()) == 1 and value.name not in outputs:
-            user = next(iter(uses)).node
-            if user.name in choice.anchors and user.op_type == "Conv":
-                if user.inputs[0] is value and _alone(user, 1):
-                    found.append(Pair(node.name or "", user.name or "", value.name or ""))
-                break
-            if user.op_type not in HOMOGENEOUS:
-                break
-            value = user.outputs[0]
+        value, user = _next_layer(node, HOMOGENEOUS, outputs)
+        if user is not None and user.name in choice.anchors and user.inputs[0] is value and _alone(user, 1):
+            found.append(Pair(node.name or "", user.name or "", value.name or ""))
     return found
+
+
+def clipped(model: ir.Model, choice: Choice) -> list[str]:
+    """Convolutions that a ReLU6 (or another clip from above) keeps apart from the next one, so that they are skipped.
+
+    A channel scaled by `s` would have to be clipped at `6 s`, and Clip knows one bound for all channels. Taking the
+    clip away where calibration never reached it would change results on other data.
+    """
+    outputs = {value.name for value in model.graph.outputs}
+    return [
+        node.name or ""
+        for node in model.graph
+        if node.name in choice.anchors
+        and node.op_type == "Conv"
+        and _next_layer(node, HOMOGENEOUS, outputs)[1] is None
+        and _next_layer(node, HOMOGENEOUS | {"Clip"}, outputs)[1] is not None
+    ]
+
+
+def _next_layer(node: ir.Node, passing: frozenset[str], outputs: set[str | None]) -> tuple[ir.Value, ir.Node | None]:
+    """The Conv that alone reads the node's result through operators of `passing`, and the tensor that it reads."""
+    value = node.outputs[0]
+    while len(uses := value.uses()) == 1 and value.name not in outputs:
+        user = next(iter(uses)).node
+        if user.op_type == "Conv":
+            return value, user
+        if user.op_type not in passing:
+            break
+        value = user.outputs[0]
+    return value, None
 
 
 def uneven(ends: Channels) -> bool:

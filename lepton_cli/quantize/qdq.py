@@ -91,7 +91,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
         extra_options={
             "ActivationSymmetric": plan.target.symmetric_activations,
             "WeightSymmetric": True,
-            "OpTypesToExcludeOutputQuantization": ["MatMul"] if plan.target.float_outputs else [],
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],  # no range of theirs is known: nobody needs it
             "TensorQuantOverrides": _overrides(plan),
             "UseQDQContribOps": opset < PER_CHANNEL_OPSET,
             "DefaultTensorType": onnx.TensorProto.FLOAT,

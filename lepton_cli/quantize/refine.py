@@ -97,6 +97,11 @@ class _Search:
         if self.params.equalise is False:
             return
         pairs = equalise.pairs(self.model, self.choice)
+        if clipped := equalise.clipped(self.model, self.choice):
+            self.details["equalise_skipped"] = {
+                "reason": "a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
+                "nodes": clipped,
+            }
         ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
         if self.params.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
