@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.errors import LeptonError, StepError
+from lepton_cli.errors import LeptonError, ModelError, StepError
 from lepton_cli.graph import io
 from lepton_cli.report.model import StepRecord
 from lepton_cli.steps import STEPS
@@ -23,6 +23,15 @@ from lepton_cli.steps.base import Context, Outcome, Params
 
 #: Samples the outputs are compared on.
 CHECK_SAMPLES = 8
+
+#: Steps that promise equal outputs: without them the result is as right as with them.
+_CLEANING = ("simplify", "fuse")
+#: What a step did wrong, as opposed to what cannot be done.
+_DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed")
+#: Correlation with the outputs before a step, below which the result has little to do with the model it was.
+STRANGE = 0.5
+#: Fewer values tell nothing about correlation.
+_LEAST_VALUES = 16
 
 Outputs = list[dict[str, np.ndarray]]
 
@@ -45,18 +54,19 @@ def run_step(
 ) -> tuple[Checked, StepRecord]:
     """Apply step number `index` (from 0). `keep`: folder for the model that made it fail.
 
-    Raises StepError, or any LeptonError of the step with `option` extended to the path in the recipe.
+    A step that may change nothing (`if_possible`, and those that only clean up) and that refuses the model, or makes
+    something wrong of it, is left out with a warning. Otherwise raises StepError, or any LeptonError of the step with
+    `option` extended to the path in the recipe.
     """
     started = time.monotonic()
     try:
-        outcome = _apply(before.model, params, context)
+        outcome, outputs = _attempt(before, params, context)
         if (
             not outcome.changed
             and not params.if_possible
             and params.step.startswith(("prune.", "quantize.", "convert."))
         ):
             raise _no_effect(params, outcome)
-        outputs = _check(before, outcome, params, context)
     except LeptonError as error:
         error.option = ("steps", index, *error.option)
         if error.note is None and isinstance(error, StepError):
@@ -70,10 +80,23 @@ def run_step(
         summary=outcome.summary,
         decisions=outcome.decisions,
         details=dict(outcome.details),
-        warnings=outcome.warnings,
+        warnings=(*outcome.warnings, *_strangers(before.outputs, outputs, outcome)),
         size_after=io.weight_bytes(outcome.model),
     )
     return Checked(outcome.model, outputs), record
+
+
+def _attempt(before: Checked, params: Params, context: Context) -> tuple[Outcome, Outputs | None]:
+    """What the step made, checked; the model as it was where leaving the step out is no error."""
+    try:
+        outcome = _apply(before.model, params, context)
+        return outcome, _check(before, outcome, params, context)
+    except (StepError, ModelError) as error:
+        optional = params.if_possible or params.step in _CLEANING
+        if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
+            raise
+        reason = error.message + (f": {error.cause}" if error.cause else "")
+        return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs
 
 
 def _apply(model: ir.Model, params: Params, context: Context) -> Outcome:
@@ -167,7 +190,7 @@ def _check_output(
         )
     if old.dtype.kind != "f":
         return
-    if np.isfinite(old).all() and not np.isfinite(new).all():
+    if not np.isfinite(new[np.isfinite(old)]).all():
         raise _changed(params, f"output `{name}` contains NaN or infinity on check batch {number + 1} of {count}")
     if outcome.tolerance is None or not old.size:
         return
@@ -178,6 +201,31 @@ def _check_output(
         raise _changed(
             params, f"output `{name}` differs by {error:.2g} of its largest value, allowed are {outcome.tolerance:.0e}"
         )
+
+
+def _strangers(before: Outputs | None, after: Outputs | None, outcome: Outcome) -> list[str]:
+    """Outputs that a step, which changes results by design, left little of."""
+    if before is None or after is None or outcome.tolerance is not None or not outcome.changed or not before:
+        return []
+    found = []
+    for name, first in before[0].items():
+        if first.dtype.kind != "f":
+            continue
+        old, new = (
+            np.concatenate([part[name].ravel() for part in parts]).astype(np.float64) for parts in (before, after)
+        )
+        both = np.isfinite(old) & np.isfinite(new)
+        old, new = old[both], new[both]
+        if old.size < _LEAST_VALUES or np.ptp(old) == 0:
+            continue
+        # Scaled first: squares of huge values would overflow.
+        old, new = (part / max(np.abs(part).max(), 1e-300) for part in (old, new))
+        correlation = float(np.corrcoef(old, new)[0, 1]) if np.ptp(new) > 0 else 0.0
+        if correlation < STRANGE:
+            found.append(
+                f"output `{name}` has little to do with what it was: correlation {correlation:.2f} on the check samples"
+            )
+    return found
 
 
 def _changed(params: Params, what: str) -> StepError:

@@ -32,6 +32,8 @@ class Params(BaseParams):
 #: Fusions that onnxruntime does not make by itself. The others, made ahead, were measured to be slower than its own.
 _ATTENTION = {"Attention", "MultiHeadAttention", "EmbedLayerNormalization"}
 
+_CONTROL_FLOW = "onnxruntime's optimizer does not see what graphs inside nodes (If, Loop, Scan) take from outside"
+
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Fuse, and say which operators came and which attention blocks stayed open."""
@@ -42,6 +44,8 @@ def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
         raise RecipeError(
             "recipe.wrong-value", f"step `fuse` works on the whole graph and takes no `{option}`", option=(option,)
         )
+    if any(graph is not model.graph for graph in model.graphs()):
+        return Outcome(model, 0, _kept(model, _CONTROL_FLOW), f"left as it is: {_CONTROL_FLOW}")
     detected = fusion.detect_heads(model) or (0, 0)
     heads, hidden = params.heads or detected[0], params.hidden_size or detected[1]
     run = fusion.fuse if params.engine == "onnxruntime" else fusion.fuse_with_tools
@@ -52,6 +56,8 @@ def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     if params.model_type == "auto" and fused.gained and not fused.gained.keys() & _ATTENTION:
         reason = "no attention was recognised; LayerNorm and GELU onnxruntime fuses itself when it loads the model"
         return Outcome(model, 0, _kept(model, reason), "no attention to fuse", {"heads": heads, "hidden_size": hidden})
+    if not fused.gained:  # what the optimizer rewrites besides is not wanted
+        return Outcome(model, 0, _kept(model, "no attention was recognised"), summary)
     before = {node.name for node in model.graph}
     decisions = [
         Decision(node=node.name or "", op=node.op_type, action="fused", reason="replaces a pattern of plain operators")
