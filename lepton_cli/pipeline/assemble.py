@@ -49,7 +49,10 @@ def recipe_facts(recipe: LoadedRecipe) -> RecipeFacts:
 
 
 def assemble(command: str, clock: Clock, **parts: Any) -> Report:
-    """A complete report of a command; `parts` are its fields. Warnings of the measurements are collected."""
+    """A complete report of a command; `parts` are its fields. Warnings of the measurements are collected.
+
+    The machine is looked at anew unless `environment` is among the parts.
+    """
     warnings = list(parts.pop("warnings", ()))
     for part in (parts.get("accuracy"), parts.get("latency")):
         warnings += part.warnings if part is not None else ()
@@ -59,7 +62,7 @@ def assemble(command: str, clock: Clock, **parts: Any) -> Report:
         complete=True,
         headline="",
         created=clock.created,
-        environment=environment(),
+        environment=parts.pop("environment", None) or environment(),
         warnings=tuple(dict.fromkeys(warnings)),
         seconds=clock.seconds,
         **parts,

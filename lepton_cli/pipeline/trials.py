@@ -58,6 +58,8 @@ class Laboratory:
         self.context: Context = measuring.context(job, scratch, progress)
         self.spec = _trial_spec(job, judge)
         self._original: runner.Checked | None = None
+        #: What was built last, by key and name: the best is built, measured and written.
+        self._last: tuple[tuple[str, str], Built] | None = None
         payload = io.payload(job.loaded.model, scratch)
         self.reference: Session | Path = (
             Remembered(payload, threads=job.threads) if isinstance(payload, bytes) else payload
@@ -157,6 +159,9 @@ class Laboratory:
     def build(self, candidate: Candidate, name: str = "candidate") -> Built:
         """Run the steps, from the longest beginning that is kept. Raises LeptonError of the step that fails."""
         keys = [prefix_key(self.search, candidate.steps[: index + 1]) for index in range(len(candidate.steps))]
+        if self._last is not None and self._last[0] == (keys[-1], name):
+            return self._last[1]
+        self._last = None
         done = next((index for index in range(len(keys), 0, -1) if self._kept(keys[index - 1])), 0)
         current, records = self._load(keys[done - 1]) if done else (self._reference(), [])
         spent = 0.0
@@ -169,7 +174,9 @@ class Laboratory:
                 spent = 0.0
         path = self.scratch / f"{name}.onnx"
         save(current.model, path, self.job, recipe_sha256=keys[-1] * 2)
-        return Built(path, current.model, tuple(records))
+        built = Built(path, current.model, tuple(records))
+        self._last = ((keys[-1], name), built)
+        return built
 
     def _reference(self) -> runner.Checked:
         if self._original is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +27,7 @@ from lepton_cli.report.model import Report
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate, digest, read_steps
-from lepton_cli.tune.journal import Journal, Store, lock
+from lepton_cli.tune.journal import Journal, Store, lock, work_folder
 from lepton_cli.tune.limits import Judge, check_contradictions
 from lepton_cli.tune.search import Propose, Search
 from lepton_cli.tune.trial import Trial
@@ -82,9 +81,9 @@ def tune(
     job = prepare(model, recipe, allow_code=allow_code)
     folder = output / workspace.TUNE
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="work-") as scratch:
+    with work_folder(folder) as scratch:
         try:
-            run = _Run(job, output, folder, Path(scratch), watch, progress or Silent(), command)
+            run = _Run(job, output, folder, scratch, watch, progress or Silent(), command)
             return run.execute(earlier)
         except LeptonError as error:
             raise job.locate(error) from error
@@ -142,7 +141,7 @@ class _Run:
             self._axes(original),
         )
         bench = self._bench(original)
-        search = Search(self.space, bench, self._start(), self.job.spec.seed)
+        search = Search(self.space, bench, self._start(), self.job.spec.seed, self.publisher.axes)
         self.watch.start(self.judge, self.publisher.axes, bench.seconds, bench.most)
         try:
             self._run_search(search)
@@ -208,11 +207,8 @@ class _Run:
         spec = self.job.spec.evaluate.latency
         last = original.seconds + (float(spec.time) * len(spec.providers) * len(spec.batch) if spec else 0.0)
         if original.seconds > float(budget.time):
-            raise RecipeError(
-                "tune.budget-too-small",
-                f"a trial of this model takes at least {original.seconds:.1f} s, and the budget is {budget.time}",
-                hint="raise `tune.budget.time`, or measure less: fewer `samples` to evaluate, `evaluate.latency.time`",
-                option=("tune", "budget", "time"),
+            raise _too_small(
+                f"a trial of this model takes at least {original.seconds:.1f} s, and the budget is {budget.time}"
             )
         return Bench(
             self.store,
@@ -269,6 +265,8 @@ class _Run:
         """Verify: the closest race, all measurements, and the next one when the first breaks a limit after all."""
         trials = self._own(bench.trials())
         ranked = self._ranked(trials)
+        if not trials:
+            raise _too_small(f"no trial was finished within {self.section.budget.time}")
         if not ranked:
             reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:2])
             raise StepError("tune.all-failed", "no candidate could be measured", cause=reasons or None)
@@ -350,6 +348,15 @@ def _not_measured(metric: str, path: tuple[str | int, ...], report: Report) -> R
         f"`{metric}` cannot be measured with this model and recipe",
         hint=f"measured: {', '.join(facts.names(report))}",
         option=path,
+    )
+
+
+def _too_small(message: str) -> RecipeError:
+    return RecipeError(
+        "tune.budget-too-small",
+        message,
+        hint="raise `tune.budget.time`, or measure less: fewer `samples` to evaluate, `evaluate.latency.time`",
+        option=("tune", "budget", "time"),
     )
 
 

@@ -62,7 +62,7 @@ class Publisher:
         original = Variant(
             name="original",
             file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
-            size=measuring.structure(size, self.job),
+            size=self.judge.original,
         )
         made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
         assert trial.size is not None
@@ -136,6 +136,7 @@ class Publisher:
         report = assemble(
             "tune",
             self.clock,
+            environment=self.judge.environment,
             recipe=recipe_facts(self.recipe(trial.steps)),
             data=self.job.data_facts(),
             warnings=warnings,

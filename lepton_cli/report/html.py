@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepton_cli.report import changes, facts, figures, markdown, store, table, tune_chart, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
+
+if TYPE_CHECKING:
+    import jinja2
 
 #: A file stays below this: the embedded JSON gives up its longest lists first.
 LARGEST = 290_000
@@ -29,20 +33,11 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 def render(report: Report) -> str:
     """HTML of at most about 300 KB."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["name"] = words.printable
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("report.html.j2")
+    template = _template()
     page = ""
     for listed, embedded in ((_DECISIONS, 2), (150, 1), (40, 0)):
         context = _context(report, listed)
@@ -56,6 +51,22 @@ def render(report: Report) -> str:
         if len(page.encode()) <= LARGEST:
             break
     return page
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compiled once: `tune` writes a page for every better candidate."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["name"] = words.printable
+    return environment.get_template("report.html.j2")
 
 
 def _embedded(report: Report, detail: int) -> str:

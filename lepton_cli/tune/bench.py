@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from lepton_cli.tune.candidate import Candidate
+from lepton_cli.tune.candidate import Candidate, Point
+from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.journal import Store
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.trial import Trial
 
 #: Seconds between looks at what another process is measuring.
 _POLL = 0.2
+
+
+#: A trial may end this much after the search should have, as a share of its time; then it is given up.
+OVERTIME = 0.05
 
 
 class Spent(Exception):
@@ -78,6 +84,7 @@ class Bench:
                         results[key] = newest[key]  # another process finished it between look and claim
                         continue
                     self._check_budget(1 + sum(trial.elapsed > 0 and trial.key != key for trial in newest.values()))
+                    self._check_fits(candidate, newest.values())
                     results[key] = self._new(key, candidate)
             if waiting:
                 self._check_budget(0)
@@ -87,8 +94,13 @@ class Bench:
     def _new(self, key: str, candidate: Candidate) -> Trial:
         self.beginning(candidate)
         before = time.monotonic()
-        trial = self.measure(candidate)
-        self.measuring += time.monotonic() - before
+        try:
+            with deadline(self.seconds * (1 + OVERTIME) - self.elapsed):
+                trial = self.measure(candidate)
+        except OutOfTime:
+            raise Spent from None
+        finally:
+            self.measuring += time.monotonic() - before
         trial = trial.model_copy(update={"key": key, "elapsed": self.elapsed, "cpu": self.cpu})
         self.store.add(trial)
         self.finished(trial)
@@ -96,6 +108,12 @@ class Bench:
 
     def _check_budget(self, count: int) -> None:
         if self.elapsed >= self.seconds or (self.most is not None and count > self.most):
+            raise Spent
+
+    def _check_fits(self, candidate: Candidate, known: Iterable[Trial]) -> None:
+        """Raises Spent when trials like this one took longer than is left: what cannot be finished is not begun."""
+        alike = [trial.seconds for trial in known if trial.complete and _kind(trial.point) == _kind(candidate.point)]
+        if alike and self.elapsed + statistics.median(alike) > self.seconds * (1 + OVERTIME):
             raise Spent
 
     def _usable(self, trial: Trial) -> bool:
@@ -108,3 +126,8 @@ class Bench:
         if trial.reason:
             return bool(self.judge.breaches(trial))
         return not self.judge.needs_latency() or (trial.latency is not None and trial.cpu == self.cpu)
+
+
+def _kind(point: Point) -> tuple[object, ...]:
+    """What decides how long a trial takes: the precision, and whether channels are pruned."""
+    return point.get("precision"), point.get("keep") not in (None, 1)

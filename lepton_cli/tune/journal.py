@@ -6,8 +6,11 @@ A line that a killed process left half-written is skipped. Claims are file locks
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -120,6 +123,33 @@ def lock(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[boo
             yield False
             return
         yield True
+
+
+@contextlib.contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A folder `work-…` for this process alone, removed at the end; those that killed processes left go first.
+
+    Each has a lock that ends with its process: a folder whose lock is free has nobody.
+    """
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("work-*") if _can_lock() else ():
+        with lock(locks / left.name, wait=False) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+                (locks / left.name).unlink(missing_ok=True)
+    name = f"work-{os.getpid()}-{secrets.token_hex(4)}"
+    with lock(locks / name):
+        (folder / name).mkdir()
+        try:
+            yield folder / name
+        finally:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (locks / name).unlink(missing_ok=True)
+
+
+def _can_lock() -> bool:
+    return importlib.util.find_spec("fcntl") is not None
 
 
 class Quiet:

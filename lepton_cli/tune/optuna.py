@@ -34,13 +34,21 @@ def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> 
         name: optuna.distributions.CategoricalDistribution(range(len(v))) for name, v in space.dimensions.items()
     }
 
+    study = optuna.create_study()
+    told: set[str] = set()
+    asked_at: list[int] = []
+
     def propose(trials: Sequence[Trial]) -> Point | None:
-        sampler = optuna.samplers.TPESampler(seed=seed + len(trials))
-        study = optuna.create_study(sampler=sampler)
         for trial in trials:
-            if trial.point and set(trial.point) == set(choices):
+            if trial.key not in told and trial.point and set(trial.point) == set(choices):
                 study.add_trial(_told(optuna, trial, space, judge, choices))
+                told.add(trial.key)
+        # A sampler of its own for every question: what it proposes follows from trials and seed, and asking again
+        # without a new trial gives another point.
+        asked_at[:] = [at for at in asked_at if at == len(trials)] + [len(trials)]
+        study.sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(trials) * 1009 + len(asked_at)) % 2**32)
         asked = study.ask(choices)
+        study.tell(asked, state=optuna.trial.TrialState.FAIL)
         return space.point(**{name: space.dimensions[name][asked.params[name]] for name in choices})
 
     return propose

@@ -10,9 +10,13 @@ and goes on where it ended.
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from lepton_cli.recipe.tuning import Objective
+from lepton_cli.tune import front
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate, Point, Value
 from lepton_cli.tune.space import SearchSpace
@@ -20,9 +24,11 @@ from lepton_cli.tune.trial import Trial
 
 #: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
 BRANCHES, CLOSE = 2, 1.6
-#: Trials without a better one after which the search is done, and points drawn in vain before the space is.
-PATIENCE = 16
-_DRAWS = 200
+#: Trials around the best for each one around the rest of the front.
+WIDEN = 3
+#: Trials that improve nothing after which the search is done, and points drawn in vain before the space is.
+PATIENCE = 24
+_DRAWS = 60
 
 Propose = Callable[[Sequence[Trial]], Point | None]
 
@@ -30,10 +36,20 @@ Propose = Callable[[Sequence[Trial]], Point | None]
 class Search:
     """One search over one space."""
 
-    def __init__(self, space: SearchSpace, bench: Bench, start: Sequence[Candidate], seed: int) -> None:
-        """`start`: candidates tried before all others, such as the recipe's own steps."""
+    def __init__(
+        self,
+        space: SearchSpace,
+        bench: Bench,
+        start: Sequence[Candidate],
+        seed: int,
+        axes: tuple[Objective, Objective] | None = None,
+    ) -> None:
+        """`start`: candidates tried before all others, such as the recipe's own steps.
+
+        `axes`: the two sides of the front, what is made small and what is kept; without them the best alone counts.
+        """
         self.space, self.bench, self.judge = space, bench, bench.judge
-        self.start, self.seed = start, seed
+        self.start, self.seed, self.axes = start, seed, axes
         #: Why the search ended, in words.
         self.ended = ""
 
@@ -44,7 +60,8 @@ class Search:
     def sampled(self, propose: Propose | None = None) -> None:
         """Points from `propose`, or at random, until the budget ends or the space does."""
         source = random.Random(self.seed)
-        self._until_spent(lambda: self._rest(propose or (lambda trials: self.space.random(source)), None, "random"))
+        blind: Propose = lambda trials: self.space.random(source)  # noqa: E731
+        self._until_spent(lambda: self._rest([("optuna", propose) if propose else ("random", blind)], None))
 
     def _until_spent(self, work: Callable[[], None]) -> None:
         try:
@@ -60,7 +77,7 @@ class Search:
             # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
             self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
         self._refine()
-        self._rest(propose or self._mutation(random.Random(self.seed)), PATIENCE, "optuna" if propose else "mutation")
+        self._rest([("optuna", propose), ("mutation", None)] if propose else [("mutation", None)], PATIENCE)
 
     def _trial(self, point: Point, origin: str) -> Trial:
         return self._run([point], origin)[0]
@@ -118,8 +135,18 @@ class Search:
         best = self.judge.best(trial for trial in self.bench.trials() if trial.point)
         return None if best is None else best.point
 
+    def _front(self) -> list[Point]:
+        """Points that no other within the limits beats in both axes, by rising cost; without axes the best alone."""
+        best = self._best_point()
+        if self.axes is None:
+            return [] if best is None else [best]
+        feasible = [trial for trial in self.bench.trials() if trial.point and self.judge.feasible(trial)]
+        pairs = [tuple(self.judge.value(trial, axis) for axis in self.axes) for trial in feasible]
+        known = [(index, (a, b)) for index, (a, b) in enumerate(pairs) if a is not None and b is not None]
+        return [feasible[known[at][0]].point for at in front.pareto([pair for _, pair in known])]
+
     def _refine(self) -> None:
-        """Climb: all neighbours of the best, again from each better one."""
+        """Climb: all neighbours of the best, again from each better one; every few trials one for the whole front."""
         tried: set[str] = set()
         while (point := self._best_point()) is not None:
             name = repr(sorted(point.items()))
@@ -128,18 +155,29 @@ class Search:
             tried.add(name)
             for neighbour in self.space.neighbours(point):
                 self._trial(neighbour, "refinement")
+                self._widen()
                 if self._best_point() != point:
                     break
 
-    def _mutation(self, source: random.Random) -> Propose:
+    def _widen(self) -> None:
+        """One trial for the front where enough were spent on the best: the trials themselves tell, so that a search
+        that is run again goes on alike."""
+        counts = Counter(trial.origin for trial in self.bench.trials())
+        if self.axes is not None and counts["refinement"] >= WIDEN * (counts["front"] + 1):
+            candidate = next(self._unknown(self._mutation(), "front"), None)
+            if candidate is not None:
+                self.bench.run([candidate])
+
+    def _mutation(self) -> Propose:
         """Points near the front: one of it, one or two dimensions drawn anew, pruning by a few levels."""
+        draws = itertools.count()
 
         def propose(trials: Sequence[Trial]) -> Point | None:
-            parents = [trial.point for trial in trials if trial.point and self.judge.feasible(trial)]
+            source = random.Random(f"{self.seed} {len(trials)} {next(draws)}")
+            parents = self._front()
             if not parents:
                 return self.space.random(source)
-            ranked = sorted(parents, key=lambda point: repr(sorted(point.items())))
-            chosen = dict(self._best_point() or {}) if source.random() < 0.5 else dict(source.choice(ranked))
+            chosen = dict(source.choice(parents))
             for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
                 values = self.space.dimensions[name]
                 chosen[name] = source.choice(values) if name != "keep" else _near(values, chosen[name], source)
@@ -147,23 +185,30 @@ class Search:
 
         return propose
 
-    def _rest(self, propose: Propose, patience: int | None, origin: str) -> None:
-        """Proposals until the budget ends, the space does, or `patience` of them brought nothing better."""
+    def _rest(self, proposals: Sequence[tuple[str, Propose | None]], patience: int | None) -> None:
+        """Proposals in turn until the budget ends, the space does, or `patience` of them improved nothing.
+
+        Without a function of its own a proposal is a mutation of the front.
+        """
         fruitless = 0
         while patience is None or fruitless < patience:
-            candidate = next(self._unknown(propose, origin), None)
+            first = len(self.bench.trials()) % len(proposals)
+            turn = [*proposals[first:], *proposals[:first]]
+            found = (next(self._unknown(propose or self._mutation(), origin), None) for origin, propose in turn)
+            candidate = next(filter(None, found), None)
             if candidate is None:
                 self.ended = "every candidate has been tried"
                 return
-            before = self._best_point()
+            before = self._front()
             self.bench.run([candidate])
-            fruitless = 0 if self._best_point() != before else fruitless + 1
+            fruitless = 0 if self._front() != before else fruitless + 1
         self.ended = f"{patience} trials in a row brought nothing better"
 
     def _unknown(self, propose: Propose, origin: str) -> Iterator[Candidate]:
-        known = {trial.key for trial in self.bench.trials()}
+        trials = self.bench.trials()
+        known = {trial.key for trial in trials}
         for _ in range(_DRAWS):
-            point = propose(self.bench.trials())
+            point = propose(trials)
             if point is None:
                 return
             candidate = self.space.candidate(point, origin)

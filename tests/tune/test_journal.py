@@ -11,7 +11,7 @@ import pytest
 
 from lepton_cli import __version__
 from lepton_cli.errors import OutputError
-from lepton_cli.tune.journal import Journal, Quiet, lock
+from lepton_cli.tune.journal import Journal, Quiet, lock, work_folder
 from tests.tune.builders import trial
 
 
@@ -93,3 +93,16 @@ def test_measuring_excludes_working(tmp_path: Path) -> None:
         assert not measurer
     with quiet.measuring(), lock(room, wait=False, shared=True) as worker:
         assert not worker
+
+
+def test_folders_of_killed_processes_are_reclaimed(tmp_path: Path) -> None:
+    (tmp_path / "work-old").mkdir()
+    (tmp_path / "work-old" / "candidate.onnx").write_text("left")
+    with work_folder(tmp_path) as one:
+        assert not (tmp_path / "work-old").exists()
+        with work_folder(tmp_path) as two:
+            assert one != two
+            assert one.exists()
+            assert two.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"locks"}
+    assert not list((tmp_path / "locks").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +68,37 @@ def test_the_structured_search_finds_the_optimum(tmp_path: Path, space: SearchSp
     assert search.ended
 
 
-def test_a_search_that_runs_again_repeats_nothing(tmp_path: Path, space: SearchSpace) -> None:
+AXES = (Objective(metric="latency.median"), Objective(metric="accuracy.top1"))
+
+
+@pytest.mark.parametrize(("axes", "most"), [(None, 20), (AXES, 20), (AXES, 45)])
+def test_a_search_that_runs_again_repeats_nothing(
+    tmp_path: Path, space: SearchSpace, axes: tuple[Objective, Objective] | None, most: int
+) -> None:
     one = judge(LIMIT)
-    first = Search(space, bench(tmp_path, one, 12), [], 0)
+    first = Search(space, bench(tmp_path, one, 12), [], 0, axes)
     first.structured()
     assert first.ended == "the budget is spent"
     names = [t.name for t in first.bench.trials()]
-    again = bench(tmp_path, one, 20)
+    again = bench(tmp_path, one, most)
     new: list[str] = []
     again.finished = lambda trial: new.append(trial.name)
-    Search(space, again, [], 0).structured()
+    Search(space, again, [], 0, axes).structured()
     assert len(names) == 12
-    assert len(new) == 8
+    assert len(new) == most - 12
     assert not set(names) & set(new)
-    whole = Search(space, bench(tmp_path / "whole", one, 20), [], 0)
+    whole = Search(space, bench(tmp_path / "whole", one, most), [], 0, axes)
     whole.structured()
     assert [t.name for t in whole.bench.trials()] == [*names, *new]
+
+
+def test_the_front_gets_trials_besides_the_best(tmp_path: Path, space: SearchSpace) -> None:
+    one = judge(LIMIT)
+    search = Search(space, bench(tmp_path, one, 60), [], 0, AXES)
+    search.structured()
+    origins = Counter(trial.origin for trial in search.bench.trials())
+    assert origins["front"] >= 2
+    assert origins["refinement"] >= 3 * (origins["front"] - 1)
 
 
 def test_tighter_limits_use_the_trials_that_are_there(tmp_path: Path, space: SearchSpace) -> None:
