@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.prune.cost import Cost, Widths
+from lepton_cli.prune.cost import Widths
 
 Losses = NDArray[np.float64]
 #: Steps the budget is divided into.
 BINS = 2_000
 
 
+class Price(Protocol):
+    """What widths cost: multiply-accumulates, parameters, bytes (`cost.Cost`) or measured time (`times.Times`)."""
+
+    def __call__(self, widths: Widths) -> float:
+        """Cost of these widths."""
+        ...
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
+        """Cost at every level of one group, the others as in `widths`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Levels of one group, widest first, and the loss at each (never falling)."""
+    """Levels of one group, widest first, and the loss at each; level 0 stands for the whole branch dropped."""
 
     levels: Widths
     loss: Losses
@@ -38,18 +51,29 @@ def narrowest(tables: Sequence[Table]) -> Widths:
     return np.array([table.levels[-1] for table in tables], np.int64)
 
 
-def best(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+def fastest(tables: Sequence[Table], cost: Price) -> Widths:
+    """Every group at the level that costs least, which need not be the narrowest where cost is time."""
+    widths = narrowest(tables)
+    for _ in range(3):
+        before = widths.copy()
+        for g, table in enumerate(tables):
+            widths[g] = table.levels[int(np.argmin(cost.table(widths, g, table.levels)))]
+        if np.array_equal(before, widths):
+            break
+    return widths
+
+
+def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     """Widths of least summed loss with `cost <= budget` (the caller has checked that the narrowest widths fit).
 
     Costs of neighbouring groups multiply, so each is tabulated with the others held at the last solution, and the
     knapsack is solved again until nothing improves.
     """
-    widths = _uniform(tables, cost, budget)
+    found = _Best(tables, cost, budget)
+    widths = found.offer(_uniform(tables, cost, budget))
     for start in (widths, _priced(tables, cost, budget)):
-        fitted = _fit(tables, cost, budget, start)
-        if _total(tables, fitted) <= _total(tables, widths):
-            widths = fitted
-    best_widths, best_loss = widths, _total(tables, widths)
+        widths = found.offer(_fit(tables, cost, budget, start))
+    widths = found.offer(fastest(tables, cost)) if found.widths is None else found.widths
     goal = budget
     for _ in range(12):
         costs = [_relative(cost.table(widths, g, table.levels)) for g, table in enumerate(tables)]
@@ -59,16 +83,28 @@ def best(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
         chosen = _knapsack([table.loss for table in tables], costs, goal - least)
         proposal = np.array([table.levels[c] for table, c in zip(tables, chosen, strict=True)], np.int64)
         spent = cost(proposal)
-        fitted = _fit(tables, cost, budget, proposal)
-        loss = _total(tables, fitted)
-        if loss < best_loss:
-            best_widths, best_loss = fitted, loss
+        widths = found.offer(_fit(tables, cost, budget, proposal))
         goal *= 1 + 0.7 * (budget - spent) / max(spent, 1e-9)
-        widths = fitted
-    return best_widths
+    return widths if found.widths is None else found.widths
 
 
-def _priced(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+class _Best:
+    """The widths of least loss, of those offered that hold the budget."""
+
+    def __init__(self, tables: Sequence[Table], cost: Price, budget: float) -> None:
+        self._tables, self._cost, self._budget = tables, cost, budget
+        self._loss = np.inf
+        self.widths: Widths | None = None
+
+    def offer(self, widths: Widths) -> Widths:
+        """Remember these if they are better; returns them."""
+        loss = total(self._tables, widths)
+        if loss < self._loss and self._cost(widths) <= self._budget:
+            self._loss, self.widths = loss, widths
+        return widths
+
+
+def _priced(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     """Widths that minimise loss + price x cost, group by group, at the price where the budget just holds."""
 
     def at(price: float) -> Widths:
@@ -93,7 +129,8 @@ def _relative(costs: Losses) -> Losses:
     return np.asarray(costs - costs.min())
 
 
-def _total(tables: Sequence[Table], widths: Widths) -> float:
+def total(tables: Sequence[Table], widths: Widths) -> float:
+    """Summed loss of these widths."""
     return float(
         sum(table.loss[np.flatnonzero(table.levels == width)[0]] for table, width in zip(tables, widths, strict=True))
     )
@@ -123,7 +160,7 @@ def _knapsack(losses: Sequence[Losses], costs: Sequence[Losses], budget: float) 
     return chosen[::-1]
 
 
-def _fit(tables: Sequence[Table], cost: Cost, budget: float, start: Widths) -> Widths:
+def _fit(tables: Sequence[Table], cost: Price, budget: float, start: Widths) -> Widths:
     """Narrow the cheapest group step by step until the budget holds, then widen again what still fits."""
     place = np.array([np.flatnonzero(t.levels == w)[0] for t, w in zip(tables, start, strict=True)])
     widths = start.copy()
@@ -138,7 +175,7 @@ def _fit(tables: Sequence[Table], cost: Cost, budget: float, start: Widths) -> W
 
 def _step(
     tables: Sequence[Table],
-    cost: Cost,
+    cost: Price,
     widths: Widths,
     place: NDArray[np.int64],
     direction: int,
@@ -166,7 +203,7 @@ def _step(
     return True
 
 
-def _uniform(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+def _uniform(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     """The same share in every group, as wide as the budget allows."""
     full = np.array([table.levels[0] for table in tables], np.int64)
     if cost(full) <= budget:
@@ -187,6 +224,6 @@ def _share(tables: Sequence[Table], share: float) -> Widths:
     return np.array(chosen, np.int64)
 
 
-def uniform(tables: Sequence[Table], cost: Cost, budget: float) -> Widths:
+def uniform(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     """`scope: layer`: the same share of channels everywhere."""
     return _uniform(tables, cost, budget)

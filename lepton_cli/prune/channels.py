@@ -11,13 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.errors import DataError, StepError
+from lepton_cli.graph import branches, coupling_facts, external, io, shapes
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph import coupling_facts, io, shapes
+from lepton_cli.graph.branches import Branch
 from lepton_cli.graph.coupling import Group
 from lepton_cli.graph.cut import cut
 from lepton_cli.prune import allocate, latency, linear, norms, ranking, recover
 from lepton_cli.prune import cost as cost_model
-from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Cost, Widths
 from lepton_cli.prune.facts import decisions, details
 from lepton_cli.prune.hessian import Ranking
@@ -42,7 +42,9 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Remove channels until the target holds. Raises StepError when it cannot be reached."""
     kinds = _recoveries(params, context)
     goal = _goal(params)
-    plan = analysed(model, params, feeds(model, context), folding="batch_norm" not in kinds or "least_squares" in kinds)
+    folding = "batch_norm" not in kinds or "least_squares" in kinds
+    looked_at = not context.dry or shapes.runnable(model)
+    plan = analysed(model, params, feeds(model, context), folding=folding, run=looked_at)
     if not plan.groups:
         text = f"no channel can be removed: {_why_nothing(plan)}"
         return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], {}))
@@ -65,17 +67,28 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     warnings: list[str] = []
     rankings, tables = ranking.ranked_groups(plan, params, context, levels, warnings)
     chooser = allocate.best if params.scope == "global" else allocate.uniform
+    dropped: tuple[Branch, ...] = ()
+    extra: dict[str, float] = {}
     if goal.metric == "latency":
-        widths, reached = _by_latency(plan, goal, context, rankings, tables, price)
+        choice = latency.choose(plan, params, goal.share, context, rankings, tables)
+        if choice.widths is None:
+            raise _unreachable(plan, goal, choice.ratio)
+        widths, dropped, reached = choice.widths, choice.dropped, choice.ratio
+        extra = {"predicted": choice.predicted}
     else:
         widths = chooser(tables, price, budget)
         reached = price(widths) / budget * goal.share
     removed = _removed(plan, rankings, widths)
-    result, repairs = _recover(cut(plan.model, plan.coupling, removed), plan, removed, kinds, context, warnings)
+    thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
+    result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     cuts, gone = int(np.sum(widths < full)), int(np.sum(full - widths))
-    text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups; {goal.metric} {reached:.1%} of the original"
-    told = details(plan, widths, repairs, {"metric": goal.metric, "target": goal.share, "reached": reached})
-    return Outcome(result, cuts, decisions(plan, widths), text, told, tuple(warnings))
+    text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
+    text += f" and {len(dropped)} branches" if dropped else ""
+    told = details(
+        plan, widths, repairs, {"metric": goal.metric, "target": goal.share, "reached": reached, **extra}, dropped
+    )
+    text += f"; {goal.metric} {reached:.1%} of the original"
+    return Outcome(result, cuts + len(dropped), decisions(plan, widths, dropped), text, told, tuple(warnings))
 
 
 def _why_nothing(plan: Plan) -> str:
@@ -128,31 +141,6 @@ def _levels(group: Group, params: Params, goal: Goal) -> Widths:
     return allocate.levels(group.channels, least, multiple)
 
 
-def _by_latency(
-    plan: Plan, goal: Goal, context: Context, rankings: Sequence[Ranking], tables: Sequence[Table], price: Cost
-) -> tuple[Widths, float]:
-    """Widths whose measured latency meets the goal. Raises StepError with the fastest ratio that was found."""
-    batch = next(iter(context.check.batches(None, None))).feeds
-    shown = latency.feeds_of(plan.model, batch, context.batch)
-    watch = latency.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
-    full = price(np.array([table.levels[0] for table in tables]))
-    lowest = price(allocate.narrowest(tables)) / full
-    with context.progress.stage("measuring latency", latency.TRIES) as stage:
-
-        def measure(widths: Widths) -> float:
-            stage.advance()
-            return watch.ratio(cut(plan.model, plan.coupling, _removed(plan, rankings, widths)))
-
-        def propose(share: float) -> Widths:
-            return allocate.best(tables, price, share * full)
-
-        widths, ratio, fastest = latency.search(goal.share, measure, propose, lowest)
-        stage.note(f"{ratio:.1%} of the original")
-    if widths is None:
-        raise _unreachable(plan, goal, fastest)
-    return widths, ratio
-
-
 def _budget(plan: Plan, goal: Goal, context: Context) -> tuple[Cost, float]:
     """The price of widths and what may be spent: a share of what the run's original model costs."""
     share, name = goal.share, goal.metric
@@ -197,7 +185,7 @@ def _check_finite(model: ir.Model) -> None:
             tensor is not None
             and users
             and tensor.dtype.is_floating_point()
-            and not np.isfinite(np.asarray(tensor.numpy(), np.float32)).all()
+            and not all(np.isfinite(np.asarray(piece, np.float32)).all() for piece in external.pieces(tensor))
         ):
             raise StepError(
                 "prune.non-finite",
@@ -210,6 +198,7 @@ def _recover(
     result: ir.Model,
     plan: Plan,
     removed: NDArray[np.int64],
+    stand_ins: frozenset[str],
     kinds: Sequence[str],
     context: Context,
     warnings: list[str],
@@ -219,7 +208,8 @@ def _recover(
     if source is None or not kinds:
         return result, []
     repairs: list[recover.Repair] = []
-    layers = recover.after_the_cut(result, plan.coupling, removed) if {"least_squares", "bias"} & set(kinds) else []
+    fitting = bool({"least_squares", "bias"} & set(kinds))
+    layers = recover.after_the_cut(result, plan.coupling, removed, plan.model, stand_ins) if fitting else []
     repairer = recover.Repairer(plan.model, plan.coupling, removed, source, kinds)
     with context.progress.stage("repairing layers", len(layers)) as stage:
         for together in recover.stages(layers):

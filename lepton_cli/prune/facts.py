@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton_cli.graph.branches import Branch
 from lepton_cli.prune import recover
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.plan import Plan
 from lepton_cli.steps.base import Decision
 
 
-def decisions(plan: Plan, widths: Widths | None) -> tuple[Decision, ...]:
-    operators = {node.name: node.op_type for node in plan.model.graph}
+def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ()) -> tuple[Decision, ...]:
+    operators = {node.name or "": node.op_type for node in plan.model.graph}
     found: dict[str, Decision] = {}
+    for branch in dropped:
+        for node in branch.nodes:
+            reason = f"the branch into `{branch.add}` goes as a whole"
+            found[node] = Decision(node=node, op=operators.get(node, ""), action="dropped", reason=reason)
     for index, group in enumerate(plan.groups):
         for port in group.producers:
             if widths is None:
@@ -36,9 +41,16 @@ def decisions(plan: Plan, widths: Widths | None) -> tuple[Decision, ...]:
 
 
 def details(
-    plan: Plan, widths: Widths | None, repairs: Sequence[recover.Repair], goal: Mapping[str, Any]
+    plan: Plan,
+    widths: Widths | None,
+    repairs: Sequence[recover.Repair],
+    goal: Mapping[str, Any],
+    dropped: Sequence[Branch] = (),
 ) -> dict[str, Any]:
+    """What was removed: a node whose branch was dropped has the width 0."""
+    gone = {node for branch in dropped for node in branch.nodes}
     kept = [group.channels for group in plan.groups] if widths is None else [int(width) for width in widths]
+    kept = [0 if {port.node for port in g.producers} <= gone else k for g, k in zip(plan.groups, kept, strict=True)]
     groups = [
         {"name": g.name, "channels": g.channels, "kept": k, "frozen": False, "reason": "", "node": ""}
         for g, k in zip(plan.groups, kept, strict=True)
@@ -53,10 +65,11 @@ def details(
         for port in group.producers:
             each = group.slices[(port.weight, port.axis)].shape[1]
             before[port.node] = before.get(port.node, 0) + group.channels * each
-            after[port.node] = after.get(port.node, 0) + width * each
+            after[port.node] = 0 if port.node in gone else after.get(port.node, 0) + width * each
     return {
         "widths": [{"node": node, "before": before[node], "after": after[node]} for node in before],
         "groups": groups,
+        "branches": [{"add": branch.add, "nodes": list(branch.nodes)} for branch in dropped],
         "recovery": recover.facts(repairs),
         **goal,
     }

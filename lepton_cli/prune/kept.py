@@ -1,11 +1,13 @@
-"""Rankings kept on disk: the order of removal is the same for every target, and finding it is the long part."""
+"""Rankings kept on disk, since no target changes them, and what was decided by the clock, so that it stays decided."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,6 +54,30 @@ def save(folder: Path | None, name: str, ranked: Ranked) -> None:
     try:
         with temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def load_choice(folder: Path | None, name: str) -> dict[str, Any] | None:
+    """What `save_choice` kept; `None` when nothing or something else is there."""
+    if folder is None:
+        return None
+    try:
+        kept = json.loads((folder / f"latency-{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) and kept.keys() >= {"widths", "dropped", "ratio", "predicted"} else None
+
+
+def save_choice(folder: Path | None, name: str, choice: dict[str, Any]) -> None:
+    """Keep what a latency target was met with: a second run gives the same bytes."""
+    if folder is None:
+        return
+    target = folder / f"latency-{name}.json"
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(choice))
         temporary.replace(target)
     except OSError:
         temporary.unlink(missing_ok=True)

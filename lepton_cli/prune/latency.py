@@ -1,102 +1,187 @@
-"""Latency targets: widths in the machine's vector blocks, and a search that ends on measured times.
+"""Latency targets: widths in the machine's vector blocks and whole branches, chosen by measured times together.
 
-Fewer multiply-accumulates can even be slower, so no formula is trusted: candidates are cut, run side by side with the
-original, and the budget is moved until the measured ratio is the one asked for.
+Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose, the whole
+model is timed beside the original, and the tables' scale is corrected until the measured ratio is the one asked for.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
-from lepton_cli import runtime
-from lepton_cli.graph import io
+from lepton_cli.graph import branches, io, select
+from lepton_cli.graph.branches import Branch
+from lepton_cli.prune import allocate, depth, kept, ranking, sensitivity, times, timing
+from lepton_cli.prune import cost as cost_model
+from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
-from lepton_cli.prune.taps import Arrays
+from lepton_cli.prune.hessian import Ranking
+from lepton_cli.prune.plan import Plan
+from lepton_cli.runtime import onnxruntime
+from lepton_cli.steps.base import Context
+
+if TYPE_CHECKING:
+    from lepton_cli.steps.prune_channels import Params
 
 #: A measured ratio this close to the target is good enough.
-CLOSE = 0.03
-#: Candidates that are built and timed at most.
-TRIES = 7
+CLOSE = 0.02
+#: Candidates that are built and timed as a whole at most.
+TRIES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a latency target was met with."""
+
+    #: Widths of the plan's groups, full inside dropped branches; `None` when nothing is fast enough.
+    widths: Widths | None
+    dropped: tuple[Branch, ...]
+    #: Measured time as a share of the original's, and what the tables had predicted.
+    ratio: float
+    predicted: float
 
 
 def vector_block() -> int:
     """Channels that onnxruntime's CPU convolutions compute together: 16 with AVX-512, else 8."""
+    return 16 if "avx512f" in _cpu() else 8
+
+
+def _cpu() -> str:
     try:
-        return 16 if "avx512f" in Path("/proc/cpuinfo").read_text() else 8
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return 8
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
 
 
-class Stopwatch:
-    """Times candidates against one reference model, run by run."""
-
-    def __init__(self, reference: ir.Model, feeds: Arrays, provider: str, threads: int, workdir: Path) -> None:
-        self._feeds, self._provider, self._threads, self._workdir = feeds, provider, threads, workdir
-        self._reference = self._session(reference)
-
-    def _session(self, model: ir.Model) -> runtime.Session:
-        return runtime.Session(io.payload(model, self._workdir), provider=self._provider, threads=self._threads)
-
-    def ratio(self, model: ir.Model, seconds: float = 1.5) -> float:
-        """Median of paired ratios, candidate over reference; at least 15 pairs, more within `seconds`."""
-        candidate = self._session(model)
-        for session in (self._reference, candidate) * 3:
-            session.run(self._feeds)
-        ratios: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(ratios) < 15 or (time.perf_counter() < end and len(ratios) < 1000):
-            first, second = (self._reference, candidate) if len(ratios) % 2 else (candidate, self._reference)
-            times = [self._once(first), self._once(second)]
-            one, two = times if first is self._reference else times[::-1]
-            ratios.append(two / one)
-        return float(np.median(ratios))
-
-    def _once(self, session: runtime.Session) -> int:
-        start = time.perf_counter_ns()
-        session.raw.run(None, self._feeds)
-        return time.perf_counter_ns() - start
+def droppable(plan: Plan, params: Params) -> list[Branch]:
+    """Branches that may go as a whole under `include`, `exclude` and `scope`."""
+    if params.scope != "global" or not params.drop_branches:
+        return []
+    names = [node.name or "" for node in plan.model.graph]
+    chosen = select.select(names, params.include, params.exclude)
+    return [b for b in branches.find(plan.model, plan.coupling.facts) if chosen.issuperset(b.nodes)]
 
 
-def feeds_of(model: ir.Model, feeds: Arrays, batch: int) -> Arrays:
-    """One batch of `batch` samples, repeated or cut; models with a fixed batch keep theirs."""
-    fixed = {info.name for info in io.inputs(model) if info.shape and isinstance(info.shape[0], int)}
+def choose(
+    plan: Plan, params: Params, share: float, context: Context, rankings: Sequence[Ranking], tables: Sequence[Table]
+) -> Choice:
+    """Widths and branches whose measured latency is `share` of the original's; decided once for a machine."""
+    found = droppable(plan, params) if context.calibration is not None else []
+    data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
+    machine = (_cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch)
+    settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
+    name = kept.key(plan.model, *machine, *settings)
+    stored = kept.load_choice(context.cache, name)
+    if stored is None:
+        stored = _decide(plan, params, share, context, rankings, tables, found)
+        kept.save_choice(context.cache, name, stored)
+    return Choice(
+        None if stored["widths"] is None else np.array(stored["widths"], np.int64),
+        tuple(branch for branch in found if branch.add in stored["dropped"]),
+        stored["ratio"],
+        stored["predicted"],
+    )
+
+
+def _decide(
+    plan: Plan,
+    params: Params,
+    share: float,
+    context: Context,
+    rankings: Sequence[Ranking],
+    tables: Sequence[Table],
+    found: Sequence[Branch],
+) -> dict[str, Any]:
+    columns = depth.columns(plan, found)
+    offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
+    batch = next(iter(context.check.batches(None, None))).feeds
+    shown = timing.feeds_of(plan.model, batch, context.batch)
+    watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
+    trials = times.trials(columns, [table.levels for table in offered])
+    with context.progress.stage("timing layers", len(trials) + 1) as stage:
+        cost = times.measure(columns, trials, watch, stage.advance)
+    chooser = allocate.best if params.scope == "global" else allocate.uniform
+    orders = [rank.order for rank in rankings]
+    with context.progress.stage("measuring latency", TRIES) as stage:
+
+        def measure(widths: Widths) -> float:
+            stage.advance()
+            return watch.ratio(columns.cut(widths, orders))
+
+        result = search(share, offered, cost, lambda budget: chooser(offered, cost, budget), measure)
+        stage.note(f"{result.ratio:.1%} of the original")
+    widths = result.widths
     return {
-        name: array if name in fixed else np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-        for name, array in feeds.items()
+        "widths": None if widths is None else columns.kept(widths).tolist(),
+        "dropped": [] if widths is None else [branch.add for branch in columns.dropped(widths)],
+        "ratio": result.ratio,
+        "predicted": result.predicted,
     }
 
 
-def search(
-    target: float, measure: Callable[[Widths], float], propose: Callable[[float], Widths], lowest: float
-) -> tuple[Widths | None, float, float]:
-    """Widths whose measured ratio is nearest to `target` without being above it by more than the tolerance.
+def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:
+    source = ranking.source_of(context)
+    if source is None or not found:
+        return []
+    full = np.array([group.channels for group in plan.groups])
+    inputs = (plan.coupling.facts.shapes.get(info.name, ()) for info in io.inputs(plan.model))
+    samples = next((shape[0] for shape in inputs if shape), 1)
+    macs = cost_model.macs(plan.model, plan.coupling, plan.groups)(full) / max(samples, 1)
+    trial = sensitivity.prepare(plan.model, plan.coupling, source, len(found), macs)
+    with context.progress.stage("trying without branches", len(found)) as stage:
+        return depth.losses(plan, found, source, trial, stage.advance)
 
-    `propose(share)` allocates widths for a share of the multiply-accumulates, `lowest` is the least share there is.
-    Returns the widths (`None` when even the narrowest is too slow), their ratio, and the fastest ratio seen.
+
+def _with_branches(columns: depth.Columns, tables: Sequence[Table], losses: Sequence[float]) -> list[Table]:
+    """The groups' tables, with level 0 where a branch goes with them, and tables of the branches' own."""
+    zero = dict(zip(columns.branches, losses, strict=True))
+    found = []
+    for column in range(columns.count):
+        table = tables[column] if column < len(tables) else Table(np.array([1], np.int64), np.zeros(1))
+        if column in zero:
+            table = Table(np.append(table.levels, 0), np.append(table.loss, zero[column]))
+        found.append(table)
+    return found
+
+
+def search(
+    target: float,
+    tables: Sequence[Table],
+    cost: allocate.Price,
+    propose: Callable[[float], Widths],
+    measure: Callable[[Widths], float],
+) -> Choice:
+    """Widths of least loss whose measured ratio is not above the target by more than the tolerance.
+
+    The budget of the proposals is corrected by how far the last prediction was off. The choice's `widths` are
+    `None`, and its ratio is the fastest seen, when even the fastest widths are too slow.
     """
-    low, high = lowest, 1.0
-    share = max(target, lowest)
-    best: tuple[Widths | None, float] = (None, np.inf)
-    fastest, seen = np.inf, set[tuple[int, ...]]()
-    for attempt in range(TRIES):
-        widths = propose(share)
+    fastest = allocate.fastest(tables, cost)
+    seen: dict[tuple[int, ...], float] = {}
+    best: tuple[float, Choice] | None = None
+    budget = target
+    for _ in range(TRIES):
+        widths = propose(budget) if cost(fastest) <= budget else fastest
         key = tuple(widths.tolist())
-        if key not in seen:
-            seen.add(key)
-            ratio = measure(widths)
-        fastest = min(fastest, ratio)
-        if ratio <= target * (1 + CLOSE) and (best[0] is None or ratio > best[1]):
-            best = (widths, ratio)
-        if abs(ratio - target) <= CLOSE * target:
+        again = key in seen
+        ratio = seen.setdefault(key, seen[key] if again else measure(widths))
+        predicted = cost(widths)
+        loss = allocate.total(tables, widths)
+        if ratio <= target * (1 + CLOSE) and (best is None or (loss, -ratio) < (best[0], -best[1].ratio)):
+            best = loss, Choice(widths, (), ratio, predicted)
+        if abs(ratio - target) <= CLOSE * target or (ratio > target and np.array_equal(widths, fastest)):
             break
-        if ratio > target:
-            high = share
-        else:
-            low = share
-        share = lowest if attempt == TRIES - 2 and best[0] is None else (low + high) / 2
-    return best[0], best[1], fastest
+        # The same widths again: the next ones are a step away, on the side where the target lies.
+        step = np.sign(target - ratio) * 0.015 * target if again else target * predicted / ratio - budget
+        budget = max(budget + float(step), 1e-9)
+    if best is None:
+        return Choice(None, (), min(seen.values()), cost(fastest))
+    return best[1]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import coupling_facts, io, select, shapes
+from lepton_cli.graph import coupling_facts, io, select, shapes, shortcuts
 from lepton_cli.graph.coupling import Coupling, Group, analyse
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune import fold
@@ -40,6 +40,8 @@ def analysed(
     """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
     prepared, facts = coupling_facts.prepare(model, feeds, run=run)
+    if params.target.latency is not None:
+        shortcuts.as_convolutions(prepared, facts, chosen)
     scales = fold.fold(prepared) if folding else {}
     coupling = analyse(prepared, facts)
     groups: list[Group] = []

@@ -239,9 +239,20 @@ def _shifted(rows: Sample, which: NDArray[np.bool_], start: Matrix) -> Matrix:
     return shifted
 
 
-def after_the_cut(model: ir.Model, coupling: Coupling, removed: Collection[int] | Ids) -> list[Linear]:
-    """Linear layers whose inputs are not what they were, in topological order."""
-    changed: set[str] = set()
+def after_the_cut(
+    model: ir.Model,
+    coupling: Coupling,
+    removed: Collection[int] | Ids,
+    reference: ir.Model | None = None,
+    stand_ins: Collection[str] = (),
+) -> list[Linear]:
+    """Linear layers whose inputs are not what they were, in topological order.
+
+    `reference` and `stand_ins` tell of branches dropped (see `graph.branches`): nodes that read another value than
+    before, and values that should become what a sum was; the layers that lead to those are fitted too.
+    """
+    changed: set[str] = set(stand_ins)
+    before = {} if reference is None else {node.name: _read(node) for node in reference.graph}
     layers = linear.find(model)
     found = []
     for node in model.graph:
@@ -252,12 +263,18 @@ def after_the_cut(model: ir.Model, coupling: Coupling, removed: Collection[int] 
             if name in model.graph.initializers
             for axis in range(len(coupling.facts.shapes.get(name, ())))
         )
-        if sliced or not changed.isdisjoint(names):
-            dirty = not changed.isdisjoint(names)
+        dirty = not changed.isdisjoint(names) or before.get(node.name, _read(node)) != _read(node)
+        if sliced or dirty:
             changed.update(output.name or "" for output in node.outputs)
-            if node.name in layers and dirty:
-                found.append(layers[node.name])
+        layer = layers.get(node.name or "")
+        if layer is not None and (dirty or (stand_ins and aim(model, layer, coupling, removed).value in stand_ins)):
+            found.append(layer)
     return found
+
+
+def _read(node: ir.Node) -> list[str]:
+    """Names of the activations that a node reads."""
+    return [value.name or "" for value in node.inputs if value is not None and not value.is_initializer()]
 
 
 def stages(layers: Sequence[Linear]) -> list[list[Linear]]:

@@ -46,6 +46,9 @@ class Params(BaseParams):
     )
     round_to: int | None = Field(default=None, ge=1, description="Widths are multiples of this; default: by target")
     min_width: Percent = Field(default=units.Share(0.05), description="Least share of its channels a layer keeps")
+    drop_branches: bool = Field(
+        default=True, description="Latency targets may drop whole residual branches (global scope, calibration data)"
+    )
     recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
         default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
     )

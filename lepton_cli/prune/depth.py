@@ -1,0 +1,181 @@
+"""Residual branches among the things that can go: which columns of an allocation stand for them, and what they cost.
+
+A branch goes by width 0 of a group inside it, or of a column of its own where no group inside can lose channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import branches, cut
+from lepton_cli.graph.branches import Branch
+from lepton_cli.prune import gram, linear, recover, sensitivity, taps
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.linear import Linear
+from lepton_cli.prune.plan import Plan
+from lepton_cli.prune.walk import Walk
+
+#: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
+SAMPLES, ROWS = 128, 2_048
+#: Layers refitted on trial: the one that leads to the sum, and the first that read it.
+NEAR = 4
+#: Relative ridge of that fit.
+RIDGE = 3e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of an allocation: the plan's groups, then branches without a group of their own."""
+
+    plan: Plan
+    #: Branches that may go, each with its column.
+    branches: Mapping[int, Branch]
+
+    @property
+    def count(self) -> int:
+        """Number of columns."""
+        return max([len(self.plan.groups), *(column + 1 for column in self.branches)])
+
+    @property
+    def full(self) -> Widths:
+        """Everything as it is."""
+        groups = [group.channels for group in self.plan.groups]
+        return np.array([*groups, *[1] * (self.count - len(groups))], np.int64)
+
+    def dropped(self, widths: Widths) -> list[Branch]:
+        """Branches that these widths drop."""
+        return [branch for column, branch in self.branches.items() if widths[column] == 0]
+
+    def kept(self, widths: Widths) -> Widths:
+        """Widths of the plan's groups, full where the whole branch goes."""
+        gone = {name for branch in self.dropped(widths) for name in branch.nodes}
+        return np.array(
+            [
+                group.channels if width == 0 or {port.node for port in group.producers} <= gone else width
+                for group, width in zip(self.plan.groups, widths[: len(self.plan.groups)], strict=True)
+            ],
+            np.int64,
+        )
+
+    def cut(self, widths: Widths, orders: Sequence[NDArray[np.int64]]) -> ir.Model:
+        """The model at these widths, without repair; `orders`: channels of every group, first to go first."""
+        kept = self.kept(widths)
+        gone = [
+            group.atoms[order[: group.channels - width]]
+            for group, order, width in zip(self.plan.groups, orders, kept, strict=True)
+        ]
+        removed = np.concatenate(gone) if gone else np.zeros(0, np.int64)
+        model = cut.cut(self.plan.model, self.plan.coupling, removed) if len(removed) else self.plan.model
+        return branches.drop(model, self.dropped(widths))[0]
+
+
+def columns(plan: Plan, found: Iterable[Branch]) -> Columns:
+    """Give every branch a column: the first group inside it that no smaller branch has, or a new one."""
+    taken: dict[int, Branch] = {}
+    extra = len(plan.groups)
+    for branch in sorted(found, key=lambda branch: len(branch.nodes)):
+        inside = set(branch.nodes)
+        column = next(
+            (
+                number
+                for number, group in enumerate(plan.groups)
+                if number not in taken and {port.node for port in (*group.producers, *group.consumers)} <= inside
+            ),
+            extra,
+        )
+        extra += column == extra
+        taken[column] = branch
+    return Columns(plan, taken)
+
+
+def losses(
+    plan: Plan,
+    found: Sequence[Branch],
+    source: recover.Source,
+    trial: sensitivity.Trial,
+    done: Callable[[], object] = lambda: None,
+) -> list[float]:
+    """Error on the outputs after dropping each branch alone, the layers around it refitted."""
+    measured = []
+    none = np.zeros(0, np.int64)
+    for branch in found:
+        model, stand_ins = branches.drop(plan.model, [branch])
+        refit(plan, model, near(plan.model, model, stand_ins)[:NEAR], none, source)
+        measured.append(trial.error(model))
+        done()
+    return measured
+
+
+def near(reference: ir.Model, model: ir.Model, stand_ins: frozenset[str]) -> list[Linear]:
+    """Layers that lead to a stand-in, and those that read one through nothing but simple operators, in graph order."""
+    was = {node.name: [value.name if value is not None else "" for value in node.inputs] for node in reference.graph}
+    layers = linear.find(model)
+    changed = set(stand_ins)
+    found = []
+    for node in model.graph:
+        names = [value.name if value is not None else "" for value in node.inputs]
+        dirty = not changed.isdisjoint(names) or names != was.get(node.name)
+        layer = layers.get(node.name or "")
+        if layer is not None and (dirty or _leads_to(node, stand_ins)):
+            found.append(layer)
+        elif dirty:
+            changed.update(output.name or "" for output in node.outputs)
+    return found
+
+
+def _leads_to(node: ir.Node, stand_ins: frozenset[str]) -> bool:
+    """Is the layer's output a stand-in, or one side of an Add that is?"""
+    output = node.outputs[0]
+    users = [user for user, _ in output.uses()]
+    return output.name in stand_ins or (
+        len(users) == 1 and users[0].op_type == "Add" and users[0].outputs[0].name in stand_ins
+    )
+
+
+def refit(
+    plan: Plan, model: ir.Model, layers: Sequence[Linear], removed: NDArray[np.int64], source: recover.Source
+) -> None:
+    """A quick least-squares fit of some layers, in graph order, towards what the plan's model computes; in place."""
+    few = dataclasses.replace(source, samples=min(SAMPLES, source.samples))
+    now, then = (
+        Walk(lambda: recover.fitting(plan.model, few), SAMPLES, source.workdir, source.threads) for _ in range(2)
+    )
+    for layer in layers:
+        layer = linear.find(model)[layer.node]
+        aim = recover.aim(model, layer, plan.coupling, removed)
+        needed = [name for name in (layer.input, aim.shortcut) if name is not None]
+        seen = zip(now.visit(model, layer.node, needed), then.visit(plan.model, layer.node, [aim.value]), strict=True)
+        _fit(model, layer, aim, seen)
+
+
+def _fit(model: ir.Model, layer: Linear, aim: gram.Aim, seen: Iterable[tuple[taps.Arrays, taps.Arrays]]) -> None:
+    weight, bias = linear.matrix_of(model, layer), linear.bias_of(model, layer)
+    size = len(weight)
+    start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])
+    moments, products = np.zeros((size + 1, size + 1)), np.zeros((size + 1, weight.shape[1]))
+    for number, (values, wanted) in enumerate(seen):
+
+        def pick(rows: int, number: int = number) -> NDArray[np.int64]:
+            return np.arange(rows) if rows <= ROWS else np.random.default_rng(number).choice(rows, ROWS, replace=False)
+
+        target = wanted[aim.value]
+        kept = target if aim.keep is None else np.compress(aim.keep, target, layer.channel_axis)
+        x, y = layer.features(values[layer.input], pick), layer.rows(kept, pick)
+        if aim.shortcut:
+            y = y - layer.rows(values[aim.shortcut], pick)
+        residual = y - (x @ start[:-1].astype(np.float32) + start[-1].astype(np.float32))
+        moments += gram.gram(x)
+        products[:size] += x.T @ residual
+        products[size] += residual.sum(axis=0, dtype=np.float64)
+    free = size + (bias is not None)
+    damped = moments[:free, :free]
+    damped[np.arange(size), np.arange(size)] += RIDGE * max(float(np.diag(moments)[:size].mean()), 1e-12)
+    if not np.isfinite(damped).all() or not np.isfinite(products).all() or not damped.any():
+        return
+    step = np.linalg.solve(damped, products[:free])
+    linear.store(model, layer, weight + step[:size], None if bias is None else bias + step[size])

@@ -1,0 +1,199 @@
+"""What widths cost in measured time: the whole model is timed with one kind of layer narrowed or dropped at a time.
+
+Layers of the same kind (operators, attributes and shapes) share one measurement, taken with all of them narrowed at
+once. Savings of different groups add up, except where they meet in the same node: there the product is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.graph import cost as node_cost
+from lepton_cli.graph.coupling import Group, Port
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.depth import Columns
+from lepton_cli.prune.timing import Stopwatch
+
+#: Models that are timed at most, as far as every kind of layer gets one.
+MODELS = 72
+#: Widths of one kind that are timed at most; between them time is interpolated.
+POINTS = 6
+#: Seconds of timing, about.
+SECONDS = 40.0
+
+Saved = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Time of a set of widths as a share of the original's, and how it follows from one group's width."""
+
+    #: The analysed model with all its channels.
+    full: float
+    #: Share of the time that each node takes, [nodes], and the nodes that each column touches, [nodes, columns].
+    nodes: NDArray[np.float64]
+    touches: NDArray[np.bool_]
+    #: Columns that belong to a branch when it is dropped: nodes of the branch, by column.
+    gone: Mapping[int, NDArray[np.bool_]]
+    #: By column: widths, rising, and the time saved at each with everything else at full width.
+    saved: Sequence[tuple[Widths, Saved]]
+
+    def __call__(self, widths: Widths) -> float:
+        """Predicted share of the original's time."""
+        left, rest = np.ones(len(self.nodes)), 0.0
+        for column, width in enumerate(widths):
+            factor, remainder = self._one(column, int(width))
+            left *= factor
+            rest += remainder
+        return self.full - float(np.sum(self.nodes * (1 - left))) - rest
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
+        """Time at every level of one column, the others as in `widths`."""
+        base = widths.copy()
+        found = np.empty(len(levels))
+        left, rest = np.ones(len(self.nodes)), 0.0
+        for column, width in enumerate(base):
+            if column != group:
+                factor, remainder = self._one(column, int(width))
+                left *= factor
+                rest += remainder
+        for place, level in enumerate(levels):
+            factor, remainder = self._one(group, int(level))
+            found[place] = self.full - float(np.sum(self.nodes * (1 - left * factor))) - rest - remainder
+        return found
+
+    def _one(self, column: int, width: int) -> tuple[NDArray[np.float64], float]:
+        """What a column at this width leaves of every node's time, and what it saves beyond those nodes."""
+        widths, saved = self.saved[column]
+        gain = float(np.interp(width, widths, saved))
+        where = self.gone[column] if width == 0 else self.touches[:, column]
+        own = float(self.nodes[where].sum())
+        share = 1.0 if width == 0 else min(gain / own, 1.0) if own > 0 else 0.0
+        return np.where(where, 1 - share, 1.0), gain - share * own
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One model to time: these columns, which are alike, all at one width."""
+
+    members: tuple[int, ...]
+    width: int
+
+
+def trials(columns: Columns, levels: Sequence[Widths]) -> list[Trial]:
+    """What to time so that every kind of layer is known. `levels`: a column's widths, widest first."""
+    kinds = _kinds(columns, levels)
+    points = max(1, min(POINTS, MODELS // max(len(kinds), 1)))
+    found = []
+    for members, choice in kinds:
+        places = np.unique(np.linspace(0, len(choice) - 1, min(points, len(choice))).round().astype(int))
+        found += [Trial(members, int(choice[place])) for place in places]
+    return found
+
+
+def measure(columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: Callable[[], object]) -> Times:
+    """Time the trials and the model as it is; `done` is called after each model has been started."""
+    orders = [np.arange(group.channels) for group in columns.plan.groups]
+
+    def candidate(trial: Trial) -> Callable[[], ir.Model]:
+        widths = columns.full
+        widths[list(trial.members)] = trial.width
+        return lambda: columns.cut(widths, orders)
+
+    ratios = watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
+    full = float(ratios[0])
+    nodes, touches, gone = _shares(columns, full)
+    tables: list[dict[int, float]] = [{int(width): 0.0} for width in columns.full]
+    alike = _signatures(columns)
+    for trial, ratio in zip(chosen, ratios[1:], strict=True):
+        gain, zero = (full - float(ratio)) / len(trial.members), trial.width == 0
+        for column in range(columns.count):
+            if alike[column, zero] == alike[trial.members[0], zero]:
+                tables[column][trial.width] = gain
+    saved = [(np.array(sorted(t), np.int64), np.array([t[w] for w in sorted(t)])) for t in tables]
+    return Times(full, _balanced(nodes, gone, saved), touches, gone, saved)
+
+
+def _kinds(columns: Columns, levels: Sequence[Widths]) -> list[tuple[tuple[int, ...], Widths]]:
+    """Columns alike that share no node, with the widths below the full one (0 apart from the others)."""
+    alike = _signatures(columns)
+    nodes = {key: _nodes_of(columns, *key) for key in alike}
+    found: dict[object, tuple[list[int], Widths]] = {}
+    for column, choice in enumerate(levels):
+        for zero in (False, True):
+            widths = choice[1:][(choice[1:] == 0) == zero]
+            if not len(widths):
+                continue
+            members, _ = found.setdefault((alike[column, zero], zero), ([], widths))
+            if all(nodes[column, zero].isdisjoint(nodes[other, zero]) for other in members):
+                members.append(column)
+    return [(tuple(members), widths) for members, widths in found.values()]
+
+
+def _nodes_of(columns: Columns, column: int, dropped: bool) -> set[str]:
+    if dropped:
+        return set(columns.branches[column].nodes) if column in columns.branches else set()
+    if column >= len(columns.plan.groups):
+        return set()
+    group = columns.plan.groups[column]
+    return {port.node for port in (*group.producers, *group.consumers)}
+
+
+def _signatures(columns: Columns) -> dict[tuple[int, bool], object]:
+    """What makes two columns cost the same, for a width (`False`) and for dropping the branch (`True`)."""
+    plan = columns.plan
+    shapes = plan.coupling.facts.shapes
+    nodes = {node.name or "": node for node in plan.model.graph}
+
+    def of(node: ir.Node) -> object:
+        values = [
+            None if v is None else (shapes.get(v.name or ""), v.is_initializer()) for v in (*node.inputs, *node.outputs)
+        ]
+        return node.op_type, repr(values), repr(sorted((k, repr(a.value)) for k, a in node.attributes.items()))
+
+    def at(group: Group, port: Port) -> object:
+        return port.side, port.axis, group.slices[(port.weight, port.axis)].shape, of(nodes[port.node])
+
+    found: dict[tuple[int, bool], object] = {}
+    for column in range(columns.count):
+        found[column, False] = column if column >= len(plan.groups) else None
+        if column < len(plan.groups):
+            group = plan.groups[column]
+            found[column, False] = repr([at(group, port) for port in (*group.producers, *group.consumers)])
+        branch = columns.branches.get(column)
+        found[column, True] = repr([of(nodes[name]) for name in branch.nodes]) if branch else ("none", column)
+    return found
+
+
+def _shares(
+    columns: Columns, full: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], dict[int, NDArray[np.bool_]]]:
+    """A first guess of every node's time from its multiply-accumulates; who touches it."""
+    plan = columns.plan
+    counted = node_cost.macs(plan.model, plan.coupling.facts.shapes)
+    names = list(counted)
+    total = max(sum(counted.values()), 1)
+    nodes = np.array([full * counted[name] / total for name in names])
+    touches = np.zeros((len(names), columns.count), np.bool_)
+    for column in range(len(plan.groups)):
+        mine = _nodes_of(columns, column, False)
+        touches[:, column] = [name in mine for name in names]
+    gone = {column: np.array([name in set(b.nodes) for name in names]) for column, b in columns.branches.items()}
+    return nodes, touches, gone
+
+
+def _balanced(
+    nodes: NDArray[np.float64], gone: Mapping[int, NDArray[np.bool_]], saved: Sequence[tuple[Widths, Saved]]
+) -> NDArray[np.float64]:
+    """Nodes of a branch together take the time that dropping it saves."""
+    scaled = nodes.copy()
+    for column, where in gone.items():
+        widths, gains = saved[column]
+        if widths[0] == 0 and scaled[where].sum() > 0 and gains[0] > 0:
+            scaled[where] *= gains[0] / scaled[where].sum()
+    return scaled
