@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError, StepError
 from lepton_cli.graph import io
+from lepton_cli.graph.fold import lift_constants
 from lepton_cli.graph.select import select
 from lepton_cli.quantize import ranges
 from lepton_cli.quantize.fidelity import Fidelity
@@ -34,7 +35,7 @@ MOST_REPAIRS = 3
 def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
     """The float16 model. Raises ModelError when there is nothing in float32, StepError when the converter fails."""
     model = io.clone(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lift_constants(model)
     names = [node.name or "" for node in model.graph.all_nodes()]
     chosen = select(names, params.include, params.exclude)
     floats = sum(

@@ -64,18 +64,19 @@ def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
 
 def calibration_batches(model: ir.Model, data: Dataset, size: int) -> Iterator[Batch]:
     """Batches of about `size` samples; a fixed batch dimension of the model decides instead."""
-    first = io.inputs(model)[0].shape if io.inputs(model) else None
-    fixed = first[0] if first and isinstance(first[0], int) else None
+    first = next(iter(io.inputs(model)), None)
+    fixed = first.shape[0] if first is not None and first.shape and isinstance(first.shape[0], int) else None
     for batch in data.batches(fixed or size):
         for name, values in batch.feeds.items():
-            if values.dtype.kind == "f" and np.isnan(values).any():
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isnan(values).any():
                 raise DataError(
                     "data.nan",
                     f"input `{name}` of `{data.name}` contains NaN in the batch at sample {batch.start}",
                     where=data.path,
                     hint="use `preprocess: {fill_missing: mean}`, or leave these samples out",
                 )
-        if fixed is None or all(len(values) == fixed for values in batch.feeds.values()):
+        # Other inputs may be states and scalars, whose first axis counts something else.
+        if fixed is None or first is None or len(batch.feeds[first.name]) == fixed:
             yield batch
 
 
@@ -100,7 +101,7 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
             values = session.run(batch.feeds, internal) if internal else {}
             for name in names:
                 array = values[name] if name in values else batch.feeds[name]
-                if array.dtype.kind == "f":
+                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     ranges.histograms[name].add(array)
             del values
             ranges.samples += size
@@ -116,7 +117,7 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
 
 
 def _samples(batch: Batch) -> int:
-    return max((len(values) for values in batch.feeds.values() if values.ndim), default=1)
+    return max((len(v) for v in batch.feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)
 
 
 def _rebatched(model: ir.Model, data: Dataset, session: Session, internal: Sequence[str], done: int) -> Iterator[Batch]:
@@ -124,8 +125,9 @@ def _rebatched(model: ir.Model, data: Dataset, session: Session, internal: Seque
     probe = next(iter(calibration_batches(model, data, 1)), None)
     if probe is None:
         return
-    held = sum(array.nbytes for array in session.run(probe.feeds, internal).values()) if internal else 1
-    size = int(np.clip(WORKING_SET // max(held // _samples(probe), 1), 1, 32))
+    values = session.run(probe.feeds, internal).values() if internal else ()
+    held = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    size = int(np.clip(WORKING_SET // max(held // max(_samples(probe), 1), 1), 1, 32))
     for batch in calibration_batches(model, data, size):
         if batch.start >= done:
             yield batch
@@ -155,7 +157,7 @@ class _Store:
                     for i, name in enumerate(names)
                 }
                 samples = int(kept["samples"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return empty, 0
         return Ranges(histograms, samples), samples
 
@@ -166,8 +168,12 @@ class _Store:
         for i, histogram in enumerate(ranges.histograms.values()):
             bins, counts, low, high = histogram.state()
             arrays |= {f"b{i}": bins.astype(np.uint16), f"c{i}": counts, f"r{i}": np.array([low, high])}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        temporary.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+            temporary.replace(self.path)
+        except OSError:  # what is kept for later runs must not cost this one
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

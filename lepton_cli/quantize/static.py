@@ -43,6 +43,13 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
 
     Raises ModelError for models that are quantized already, DataError without usable calibration data.
     """
+    if params.accuracy_guard is not None and context.score is None and not context.dry:
+        raise DataError(
+            "data.labels-missing",
+            "`accuracy_guard` needs labelled evaluation data",
+            hint="give `data: {evaluation: {path: …, labels: …}}` in the recipe",
+            option=("accuracy_guard",),
+        )
     target = targets.resolve(params.target, context.provider)
     prepared = prepare(model, context)
     work = prepared.model
@@ -155,30 +162,25 @@ class _Run:
             )
             stage.note(f"{measured['speedup']}x")
         self.details["speed"] = measured
-        if "alternatives" in measured:
-            self.warnings.append(
-                f"int8 does not pay here: {measured['speedup']}x the speed of float at batch {self.context.batch}, "
-                f"best here is {alternatives.best(measured['alternatives'])}; the int8 model is kept for its size"
-            )
+        if "verdict" in measured:
+            self.warnings.append(f"{measured['verdict']}; the int8 model is kept for its size")
 
     def _measure_speed(self) -> remembered.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
         if measured["speedup"] < 1:
-            measured["alternatives"] = alternatives.measure(self.given, feeds, self.context)
+            measured["alternatives"] = found = alternatives.measure(self.given, feeds, self.context)
+            measured["verdict"] = (
+                f"int8 does not pay here ({measured['speedup']}x at batch {self.context.batch}), "
+                f"best is {alternatives.best(found)}"
+            )
         return choice, measured
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.params.accuracy_guard
         assert wanted is not None
-        if score is None:
-            raise DataError(
-                "data.labels-missing",
-                "`accuracy_guard` needs labelled evaluation data",
-                hint="give `data: {evaluation: {path: …, labels: …}}` in the recipe",
-                option=("accuracy_guard",),
-            )
+        assert score is not None
         self.choice, made, self.details["accuracy_guard"] = guard.hold(
             self.model, self.choice, best.write, self._rank(best), score, wanted.max_drop
         )

@@ -65,7 +65,13 @@ def _bad(report: Report) -> list[str]:
     """Slower, larger, less accurate: whatever got worse, said first."""
     size = _size(report)
     losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
-    return [*_other_answers(report), *_slower(report), *([size] if size.endswith("LARGER") else []), *losses]
+    return [
+        *_no_gain(report),
+        *_other_answers(report),
+        *_slower(report),
+        *([size] if size.endswith("LARGER") else []),
+        *losses,
+    ]
 
 
 def _good(report: Report) -> list[str]:
@@ -74,6 +80,12 @@ def _good(report: Report) -> list[str]:
     told = [speed for speed in speeds if speed][:1]
     small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
     return [*([size] if size and not size.endswith("LARGER") else []), *told, *small]
+
+
+def _no_gain(report: Report) -> list[str]:
+    """What a step measured itself: that its kind of model does not pay on this machine, and what does."""
+    found = [step.details.get("speed") for step in report.steps]
+    return [str(speed["verdict"]) for speed in found if isinstance(speed, dict) and speed.get("verdict")]
 
 
 def _other_answers(report: Report) -> list[str]:

@@ -152,3 +152,44 @@ def ops(model: ir.Model) -> list[str]:
 
 
 Apply = Callable[..., Any]
+
+
+def _batch_norm(graph: Graph, x: str, width: int, dead: int) -> str:
+    """Batch norm; every `dead`-th channel is nearly switched off (scale 1e-5, variance 1e-8), as trained nets have."""
+    off = np.arange(width) % dead == 0 if dead else np.zeros(width, dtype=bool)
+    arrays = (
+        np.where(off, 1e-5, graph.random.uniform(0.5, 1.5, width)),
+        np.where(off, 0.02, graph.random.normal(0, 0.2, width)),
+        np.where(off, 1e-4, graph.random.normal(0, 0.1, width)),
+        np.where(off, 1e-8, graph.random.uniform(0.5, 1.5, width)),
+    )
+    return str(graph.op("BatchNormalization", x, *(graph.constant(array.astype(np.float32)) for array in arrays)))
+
+
+def inverted_residual_net() -> ir.Model:
+    """MobileNetV2 in small: expand, depthwise, project with ReLU6 and batch norm; input `x` [b, 3, 16, 16]."""
+    graph = Graph()
+    limits = [graph.constant(np.float32(value)) for value in (0.0, 6.0)]
+
+    def layer(x: str, cin: int, cout: int, k: int, group: int = 1, clip: bool = True) -> str:
+        y = _batch_norm(graph, graph.conv(x, cin, cout, k, group=group, relu=False), cout, dead=5)
+        return str(graph.op("Clip", y, *limits)) if clip else y
+
+    x = layer(graph.take("x", ["b", 3, 16, 16]), 3, 16, 3)
+    for _ in range(2):
+        y = layer(layer(x, 16, 48, 1), 48, 48, 3, group=48)
+        x = graph.op("Add", layer(y, 48, 16, 1, clip=False), x)
+    x = graph.op("Flatten", graph.op("GlobalAveragePool", layer(x, 16, 32, 1)))
+    return graph.model(graph.linear(x, 32, 10))
+
+
+def dense_net() -> ir.Model:
+    """DenseNet in small: batch norm, ReLU, Conv, Concat, with nearly dead channels; input `x` [b, 3, 16, 16]."""
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16, relu=False)
+    for width in (16, 28, 40):
+        y = graph.conv(graph.op("Relu", _batch_norm(graph, x, width, dead=4)), width, 24, 1, relu=False)
+        y = graph.conv(graph.op("Relu", _batch_norm(graph, y, 24, dead=4)), 24, 12, relu=False)
+        x = graph.op("Concat", x, y, axis=1)
+    x = graph.op("Relu", _batch_norm(graph, x, 52, dead=4))
+    return graph.model(graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), 52, 10))

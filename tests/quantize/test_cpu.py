@@ -17,7 +17,7 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 def attention(low: float = LOWEST, *, shown: bool = False) -> ir.Model:
-    """Scores with a mask added, softmax, a product, layer norm of a sum; inputs `x` [b, 32, 32] and `keep` [b, 1, 32]."""
+    """Scores with a mask added, softmax, a product, layer norm of a sum; inputs `x`, `keep` [b, 1, 32]."""
     graph = Graph()
     x, keep = graph.take("x", ["b", 32, 32]), graph.take("keep", ["b", 1, 32])
     scores = graph.op("MatMul", x, graph.op("Transpose", x, perm=[0, 2, 1]))

@@ -1,0 +1,76 @@
+"""What `quantize.static` does when int8 does not pay or costs too much, and on nets that are hard to quantize."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.quantize import speed
+from lepton_cli.steps.base import Outcome
+from lepton_cli.steps.quantize_static import Params, apply
+from tests.quantize.builders import (
+    Graph,
+    Samples,
+    context,
+    dense_net,
+    images,
+    inverted_residual_net,
+    mlp,
+    residual_net,
+    rows,
+    sqnr,
+)
+
+
+def quantize(model: ir.Model, data: Samples, tmp_path: Path, **options: object) -> Outcome:
+    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options})
+    return apply(model, params, context(data, tmp_path))
+
+
+def test_where_int8_does_not_pay_the_other_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "faster_choice", lambda model, choice, *rest: (choice, {"speedup": 0.8, "returned": []}))
+    model = mlp()
+    outcome = quantize(model, rows(), tmp_path, target="auto", speed_guard=True)
+    measured = outcome.details["speed"]
+    assert set(measured["alternatives"]) == {"float", "quantize.dynamic", "convert.fp16"}
+    assert measured["verdict"].startswith("int8 does not pay here (0.8x at batch 1), best is")
+    assert any("kept for its size" in warning for warning in outcome.warnings)
+
+
+def test_sensitivity_without_a_guard(tmp_path: Path) -> None:
+    outcome = quantize(residual_net(), images(), tmp_path, sensitivity=True)
+    ratios = [row["sqnr_db"] for row in outcome.details["sensitivity"]]
+    assert len(ratios) == 5
+    assert ratios == sorted(ratios)
+
+
+def test_outputs_far_from_the_float_model_are_repaired(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16)
+    wide = graph.op("Mul", x, graph.constant(np.float32([1000.0] + [0.05] * 15).reshape(1, 16, 1, 1)))
+    y = graph.conv(wide, 16, 16, relu=False)
+    model = graph.model(graph.op("Flatten", graph.conv(graph.op("Relu", y), 16, 16, 1, relu=False)))
+    weight = model.graph.initializers["w3"]
+    rows_ = weight.const_value.numpy().copy()  # type: ignore[union-attr]
+    rows_[:, 0] *= 1e-5  # the wide channel matters no more than the narrow ones, which one scale for all loses
+    weight.const_value = ir.tensor(rows_, name="w3")
+    outcome = quantize(model, images(), tmp_path, equalise=False)
+    assert outcome.details["fidelity_guard"]["holds"]
+    assert outcome.details["sqnr_db"] >= 20
+    assert any("below 20 dB" in decision.reason for decision in outcome.decisions)
+
+
+def test_relu6_pairs_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    model = inverted_residual_net()
+    outcome = quantize(model, images(), tmp_path)
+    assert "ReLU6" in outcome.details["equalise_skipped"]["reason"]
+    assert len(outcome.details["equalise_skipped"]["nodes"]) == 4
+    assert sqnr(model, outcome.model, images(seed=7)) > 20
+    assert all(decision.action == "quantized" for decision in outcome.decisions if decision.op == "Conv")
+
+
+def test_nearly_dead_channels_of_batch_norm(tmp_path: Path) -> None:
+    model = dense_net()
+    outcome = quantize(model, images(), tmp_path)
+    assert sqnr(model, outcome.model, images(seed=7)) > 25
