@@ -50,7 +50,8 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
         (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())
     )
     large = () if runs else ("the model is large: this plan was made without running it",)
-    warnings = (*job.warnings, *large, *(warning for record in records for warning in record.warnings))
+    only = ("the recipe has no steps but `tune:`: lepton tune chooses them",) if job.spec.only_tunes else ()
+    warnings = (*job.warnings, *only, *large, *(warning for record in records for warning in record.warnings))
     return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
 
 

@@ -84,15 +84,16 @@ class SharedStore:
             if "://" not in storage:
                 files = optuna.storages.journal
                 backend = optuna.storages.JournalStorage(files.JournalFileBackend(str(base / storage)))
+            earlier = optuna.get_all_study_summaries(backend, include_best_trial=False)
             self._study = optuna.create_study(storage=backend, study_name=f"lepton-{search}", load_if_exists=True)
         except Exception as error:  # whatever a file system or a database raises
             cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise OutputError("tune.storage", f"the storage `{storage}` cannot be used", cause=cause) from error
-        version = self._study.user_attrs.get(_VERSION)
-        if version not in (None, __version__):
+        versions = {study.user_attrs.get(_VERSION) for study in earlier} - {None, __version__}
+        if versions:
             raise OutputError(
                 "tune.storage-version",
-                f"the storage `{storage}` was written by lepton {version}",
+                f"the storage `{storage}` was written by lepton {', '.join(sorted(versions))}",
                 cause=f"this is lepton {__version__}, and its trials are not comparable",
                 hint="use the same version on every machine, or another storage",
             )
