@@ -27,7 +27,7 @@ CHECK_SAMPLES = 8
 #: Steps that promise equal outputs: without them the result is as right as with them.
 _CLEANING = ("simplify", "fuse")
 #: What a step did wrong, as opposed to what cannot be done.
-_DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed")
+_DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed", "step.fuse", "fp16.converter")
 #: Correlation with the outputs before a step, below which the result has little to do with the model it was.
 STRANGE = 0.5
 #: Fewer values tell nothing about correlation.
