@@ -83,7 +83,7 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     cuts, gone = int(np.sum(widths < full)), int(np.sum(full - widths))
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
-    text += f" and {len(dropped)} branches" if dropped else ""
+    text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
     told = details(
         plan, widths, repairs, {"metric": goal.metric, "target": goal.share, "reached": reached, **extra}, dropped
     )

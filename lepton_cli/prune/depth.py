@@ -22,7 +22,7 @@ from lepton_cli.prune.walk import Walk
 
 #: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
 SAMPLES, ROWS = 128, 2_048
-#: Layers refitted on trial: the one that leads to the sum, and the first that read it.
+#: Layers refitted on trial: the one that leads to the sum, and the first behind it.
 NEAR = 4
 #: Relative ridge of that fit.
 RIDGE = 3e-3
@@ -105,36 +105,11 @@ def losses(
     none = np.zeros(0, np.int64)
     for branch in found:
         model, stand_ins = branches.drop(plan.model, [branch])
-        refit(plan, model, near(plan.model, model, stand_ins)[:NEAR], none, source)
+        near = recover.after_the_cut(model, plan.coupling, none, plan.model, stand_ins)[:NEAR]
+        refit(plan, model, near, none, source)
         measured.append(trial.error(model))
         done()
     return measured
-
-
-def near(reference: ir.Model, model: ir.Model, stand_ins: frozenset[str]) -> list[Linear]:
-    """Layers that lead to a stand-in, and those that read one through nothing but simple operators, in graph order."""
-    was = {node.name: [value.name if value is not None else "" for value in node.inputs] for node in reference.graph}
-    layers = linear.find(model)
-    changed = set(stand_ins)
-    found = []
-    for node in model.graph:
-        names = [value.name if value is not None else "" for value in node.inputs]
-        dirty = not changed.isdisjoint(names) or names != was.get(node.name)
-        layer = layers.get(node.name or "")
-        if layer is not None and (dirty or _leads_to(node, stand_ins)):
-            found.append(layer)
-        elif dirty:
-            changed.update(output.name or "" for output in node.outputs)
-    return found
-
-
-def _leads_to(node: ir.Node, stand_ins: frozenset[str]) -> bool:
-    """Is the layer's output a stand-in, or one side of an Add that is?"""
-    output = node.outputs[0]
-    users = [user for user, _ in output.uses()]
-    return output.name in stand_ins or (
-        len(users) == 1 and users[0].op_type == "Add" and users[0].outputs[0].name in stand_ins
-    )
 
 
 def refit(

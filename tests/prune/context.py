@@ -39,13 +39,19 @@ class InMemory:
 
 
 def context(
-    model: ir.Model, folder: Path, data: InMemory | None = None, *, check: InMemory | None = None, dry: bool = False
+    model: ir.Model,
+    folder: Path,
+    data: InMemory | None = None,
+    *,
+    check: InMemory | None = None,
+    dry: bool = False,
+    cache: Path | None = None,
 ) -> Context:
     shown = check or data
     assert shown is not None
     return Context(
         calibration=data, evaluation=None, check=shown, original=model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=folder, cache=None, dry=dry,
+        seed=0, progress=Silent(), workdir=folder, cache=cache, dry=dry,
     )  # fmt: skip
 
 

@@ -1,0 +1,52 @@
+"""Thinned and padded shortcuts as convolutions give the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.graph import coupling_facts, io, shapes, shortcuts
+from tests.graph.networks import Network, run
+
+
+def network(
+    *, step: int = 2, end: int = 2**63 - 1, pads: tuple[int, ...] = (0, 2, 0, 0, 0, 2, 0, 0), fill: float = 0.0
+) -> ir.Model:
+    n = Network()
+    x = n.node("Relu", n.conv(n.input("x", "batch", 3, "other", 8), 3, 4))
+    rows = n.node("Slice", x, n.literal(0), n.literal(end), n.literal(2), n.literal(step))
+    both = n.node("Slice", rows, n.literal(0), n.literal(8), n.literal(3), n.literal(step))
+    short = n.node("Pad", both, n.literal(*pads), n.weight(values=np.array(fill, np.float32)))
+    return n.model(n.node("Relu", n.node("Add", short, n.conv(x, 4, 8, stride=2)))) if step == 2 else n.model(short)
+
+
+def rewritten(model: ir.Model) -> tuple[ir.Model, ir.Model, list[str]]:
+    before, facts = coupling_facts.prepare(model, shapes.default_feeds(model, 2, 8))
+    after = io.clone(before)
+    return before, after, shortcuts.as_convolutions(after, facts, [node.name or "" for node in after.graph])
+
+
+def test_same_numbers_at_every_size() -> None:
+    before, after, made = rewritten(network())
+    assert made == ["Pad_4"]
+    assert {"Slice", "Pad"}.isdisjoint(node.op_type for node in after.graph)
+    onnx.checker.check_model(ir.to_proto(after))
+    for batch, other in ((2, 8), (1, 7), (3, 10)):
+        for one, two in zip(run(before, batch, other), run(after, batch, other), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step": 1},
+        {"fill": 1.0},
+        {"pads": (0, 2, 1, 0, 0, 2, -1, 0)},
+    ],
+)
+def test_anything_else_is_left_alone(options: dict[str, object]) -> None:
+    _, after, made = rewritten(network(**options))  # type: ignore[arg-type]
+    assert not made
+    assert "Pad" in [node.op_type for node in after.graph]
