@@ -14,6 +14,8 @@ from lepton_cli.prune.cost import Widths
 Losses = NDArray[np.float64]
 #: Steps the budget is divided into.
 BINS = 2_000
+#: Groups up to which the exact methods are used.
+MANY = 200
 
 
 class Price(Protocol):
@@ -67,10 +69,14 @@ def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     """Widths of least summed loss with `cost <= budget` (the caller has checked that the narrowest widths fit).
 
     Costs of neighbouring groups multiply, so each is tabulated with the others held at the last solution, and the
-    knapsack is solved again until nothing improves.
+    knapsack is solved again until nothing improves. Beyond `MANY` groups a price alone decides: the rest takes time
+    that grows with the square of their number and more.
     """
     found = _Best(tables, cost, budget)
     widths = found.offer(_uniform(tables, cost, budget))
+    if len(tables) > MANY:
+        widths = found.offer(_priced(tables, cost, budget, halvings=10))
+        return widths if found.widths is None else found.widths
     for start in (widths, _priced(tables, cost, budget)):
         widths = found.offer(_fit(tables, cost, budget, start))
     widths = found.offer(fastest(tables, cost)) if found.widths is None else found.widths
@@ -104,7 +110,7 @@ class _Best:
         return widths
 
 
-def _priced(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
+def _priced(tables: Sequence[Table], cost: Price, budget: float, halvings: int = 40) -> Widths:
     """Widths that minimise loss + price x cost, group by group, at the price where the budget just holds."""
 
     def at(price: float) -> Widths:
@@ -119,7 +125,7 @@ def _priced(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
 
     low, high = -30.0, 15.0
     unit = 1 / max(cost(np.array([table.levels[0] for table in tables], np.int64)), 1e-9)
-    for _ in range(40):
+    for _ in range(halvings):
         middle = (low + high) / 2
         low, high = (low, middle) if cost(at(2.0**middle * unit)) <= budget else (middle, high)
     return at(2.0**high * unit)
