@@ -39,6 +39,8 @@ class Choice:
     anchors: frozenset[str]
     between: frozenset[str]
     kept: tuple[Decision, ...]
+    #: Anchors whose activations get 16 bits.
+    wide: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -54,7 +56,12 @@ class Choice:
             for node in model.graph
             if node.name in dropped & self.anchors
         )
-        return Choice(anchors, _between(model, anchors, self.between - dropped), self.kept + kept)
+        between = _between(model, anchors, self.between - dropped)
+        return Choice(anchors, between, self.kept + kept, self.wide - dropped)
+
+    def widened(self, names: Iterable[str]) -> Choice:
+        """The choice with 16-bit activations around the anchors `names`."""
+        return dataclasses.replace(self, wide=self.anchors & frozenset(names))
 
 
 def weight_of(node: ir.Node, position: int = 1) -> np.ndarray | None:
@@ -241,7 +248,7 @@ def _drop(model: ir.Model, choice: Choice, name: str, reason: str) -> Choice:
     op = next(node.op_type for node in model.graph if node.name == name)
     anchors = choice.anchors - {name}
     kept = (*choice.kept, Decision(node=name, op=op, action="kept", reason=reason))
-    return Choice(anchors, _between(model, anchors, choice.between - {name}), kept)
+    return Choice(anchors, _between(model, anchors, choice.between - {name}), kept, choice.wide - {name})
 
 
 def _concat_spread(node: ir.Node, ranges: Mapping[str, Range]) -> float:

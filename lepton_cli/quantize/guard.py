@@ -56,33 +56,40 @@ def hold(
     max_drop: float,
     reason: str = "returned to float by accuracy_guard",
     most: int | None = None,
+    wide_first: bool = False,
 ) -> tuple[Choice, ir.Model, dict[str, Any]]:
     """Return groups to float, worst first, until at most `max_drop` is lost; then quantize the mildest again.
 
     The number of groups is doubled until the limit holds, so that a trial is worth its time; `most` of them at most.
+    `wide_first`: activations of 16 bits are tried before float.
     """
     reference = score(model)
     most = len(ranking) if most is None else most
     trials: list[dict[str, Any]] = []
 
-    def attempt(dropped: list[Sensitivity]) -> tuple[bool, Choice, ir.Model]:
-        smaller = choice.without([name for entry in dropped for name in entry.nodes], reason, model)
+    def attempt(dropped: list[Sensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
+        names = [name for entry in dropped for name in entry.nodes]
+        smaller = choice.widened(names) if wide else choice.without(names, reason, model)
         made = write(smaller) if smaller.anchors else model
         drop = reference - score(made)
-        trials.append({"float": len(dropped), "drop": round(drop, 5)})
+        trials.append({"int16" if wide else "float": len(dropped), "drop": round(drop, 5)})
         return drop <= max_drop, smaller, made
 
-    count = 0
+    count, wide = 0, False
     holds, best, made = attempt([])
     while not holds and count < most:
         count = min(max(1, 2 * count), most)
-        holds, best, made = attempt(ranking[:count])
+        wide = wide_first
+        holds, best, made = attempt(ranking[:count], wide)
+        if wide and not holds:
+            wide = False
+            holds, best, made = attempt(ranking[:count])
     dropped = ranking[:count]
     for entry in reversed(ranking[:count]):
         if len(trials) > 2 * count.bit_length() + 6:
             break
         fewer = [other for other in dropped if other is not entry]
-        again, choice_again, made_again = attempt(fewer)
+        again, choice_again, made_again = attempt(fewer, wide)
         if again:
             dropped, best, made = fewer, choice_again, made_again
     return best, made, {"max_drop": max_drop, "reference": round(reference, 5), "holds": holds, "trials": trials}

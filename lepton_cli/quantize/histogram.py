@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 BINS = 1 << 16
 #: Magnitudes above this are infinities or the constants that mask attention (-3.4e38).
 MASK = 1e30
+#: Elements counted at once: what stays in the core's cache is counted twice as fast.
+CHUNK = 1 << 17
 _UPPER = 1 if sys.byteorder == "little" else 0
 
 
@@ -42,9 +44,11 @@ class Histogram:
 
     def add(self, values: NDArray[Any]) -> None:
         """Count all elements of an array of any shape and float type."""
-        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-        if not flat.size:
-            return
+        every = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+        for start in range(0, every.size, CHUNK):
+            self._count(every[start : start + CHUNK])
+
+    def _count(self, flat: NDArray[np.float32]) -> None:
         self.counts += np.bincount(flat.view(np.uint16)[_UPPER::2], minlength=BINS)
         low, high = float(flat.min()), float(flat.max())
         if not (np.isfinite(low) and np.isfinite(high)) or max(-low, high) >= MASK:

@@ -23,6 +23,8 @@ from lepton_cli.runtime import one_line, onnxruntime
 
 #: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
 PER_CHANNEL_OPSET = 13
+#: The same for 16 bits.
+WIDE_OPSET = 21
 MICROSOFT = "com.microsoft"
 
 
@@ -92,8 +94,8 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
             "ActivationSymmetric": plan.target.symmetric_activations,
             "WeightSymmetric": True,
             "OpTypesToExcludeOutputQuantization": ["MatMul"],  # no range of theirs is known: nobody needs it
-            "TensorQuantOverrides": _overrides(plan),
-            "UseQDQContribOps": opset < PER_CHANNEL_OPSET,
+            "TensorQuantOverrides": _overrides(plan) | {name: [{"quant_type": wide}] for name in _wide(proto, plan)},
+            "UseQDQContribOps": opset < (WIDE_OPSET if plan.choice.wide else PER_CHANNEL_OPSET),
             "DefaultTensorType": onnx.TensorProto.FLOAT,
         },
     )
@@ -109,6 +111,16 @@ def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
         ]
         for name, (axis, scales) in plan.scales.items()
     }
+
+
+def _wide(proto: onnx.ModelProto, plan: Plan) -> list[str]:
+    """Activations that the anchors with 16 bits read and write, through an activation function behind them too."""
+    found: dict[str, None] = {}
+    for node in proto.graph.node:
+        follows = node.op_type in ("Relu", "Clip") and node.name in plan.choice.nodes and node.input[0] in found
+        if node.name in plan.choice.wide or follows:
+            found |= dict.fromkeys(name for name in (node.input[0], *node.output) if name in plan.ranges)
+    return list(found)
 
 
 @contextlib.contextmanager

@@ -92,9 +92,7 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
     ranges, done = store.load(names)
     inputs = {value.name for value in model.graph.inputs}
     internal = [name for name in names if name not in inputs]
-    session = Session(
-        io.payload(with_outputs(model, internal), context.workdir), threads=context.threads, optimise=False
-    )
+    session = Session(io.payload(with_outputs(model, internal), context.workdir), threads=context.threads)
     size = 1
     with context.progress.stage("calibration", data.count) as stage:
         stage.advance(done)

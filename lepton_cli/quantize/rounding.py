@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 CUTS = np.linspace(1.0, 0.7, 13)
 #: Share of the mean variance added to each input, so that nothing is divided by zero.
 DAMPING = 0.01
+#: Columns rounded before the columns to the right hear of their errors.
+BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +127,16 @@ def _optimal_brain(rows: Floats, covariance: Floats, steps: Floats, limit: int) 
     sorted_ = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
     factor = np.linalg.cholesky(np.linalg.inv(sorted_)).transpose(0, 2, 1)
     made = np.empty_like(left)
-    for k in range(left.shape[-1]):
-        made[..., k] = _nearest(left[..., k], steps[..., 0], limit)
-        error = (left[..., k] - made[..., k]) / factor[:, k, k][:, None]
-        left[..., k + 1 :] -= error[..., None] * factor[:, None, k, k + 1 :]
+    for start in range(0, left.shape[-1], BLOCK):
+        end = min(start + BLOCK, left.shape[-1])
+        errors = np.empty((*left.shape[:2], end - start))
+        for k in range(start, end):
+            made[..., k] = _nearest(left[..., k], steps[..., 0], limit)
+            error = (left[..., k] - made[..., k]) / factor[:, k, k][:, None]
+            left[..., k + 1 : end] -= error[..., None] * factor[:, None, k, k + 1 : end]
+            errors[..., k - start] = error
+        # Columns beyond the block are touched once, by a matrix product: they are read only when it is their turn.
+        left[..., end:] -= np.matmul(errors, factor[:, start:end, end:])
     return np.take_along_axis(made, undo[:, None, :], axis=2)
 
 

@@ -182,7 +182,13 @@ class _Run:
         assert wanted is not None
         assert score is not None
         self.choice, made, self.details["accuracy_guard"] = guard.hold(
-            self.model, self.choice, best.write, self._rank(best), score, wanted.max_drop
+            self.model,
+            self.choice,
+            best.write,
+            self._rank(best),
+            score,
+            wanted.max_drop,
+            wide_first=wanted.fallback == "int16",
         )
         if not self.details["accuracy_guard"]["holds"]:
             self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
@@ -257,6 +263,8 @@ def _decisions(model: ir.Model, choice: choose.Choice, target: targets.Target) -
 
 
 def _why(node: ir.Node, choice: choose.Choice, target: targets.Target) -> str:
+    if node.name in choice.wide:
+        return "16-bit activations by accuracy_guard, int8 weights per channel"
     if node.name in choice.anchors:
         return f"{target.activation} activations, int8 weights per channel"
     return "keeps the int8 region around it together"

@@ -18,6 +18,11 @@ class AccuracyGuard(Strict):
     """How much accuracy may be lost."""
 
     max_drop: Points
+    fallback: Literal["float", "int16"] = Field(
+        default="float",
+        description="int16: activations of 16 bits are tried before float; onnxruntime's CPU provider computes both "
+        "in float, other runtimes have kernels for it",
+    )
 
 
 class Params(BaseParams):

@@ -17,6 +17,7 @@ from tests.quantize.builders import (
     images,
     inverted_residual_net,
     mlp,
+    ops,
     residual_net,
     rows,
     sqnr,
@@ -74,3 +75,20 @@ def test_nearly_dead_channels_of_batch_norm(tmp_path: Path) -> None:
     model = dense_net()
     outcome = quantize(model, images(), tmp_path)
     assert sqnr(model, outcome.model, images(seed=7)) > 25
+
+
+def test_accuracy_guard_may_widen_activations_before_float(tmp_path: Path) -> None:
+    model = residual_net()
+
+    def score(candidate: ir.Model) -> float:
+        kinds = [value.const_value.dtype for value in candidate.graph.initializers.values() if value.const_value]
+        return 1.0 if "QuantizeLinear" not in ops(candidate) or ir.DataType.UINT16 in kinds else 0.5
+
+    guard = {"max_drop": "1 pp", "fallback": "int16"}
+    options = {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, "accuracy_guard": guard}
+    outcome = apply(model, Params.model_validate(options), context(images(), tmp_path, score=score))
+    assert outcome.details["accuracy_guard"]["holds"]
+    assert outcome.details["accuracy_guard"]["trials"][1] == {"int16": 1, "drop": 0.0}
+    assert sum("16-bit" in decision.reason for decision in outcome.decisions) == 1
+    assert sum(decision.action == "quantized" and decision.op == "Conv" for decision in outcome.decisions) == 5
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
