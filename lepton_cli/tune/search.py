@@ -25,7 +25,9 @@ from lepton_cli.tune.trial import Trial
 #: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
 BRANCHES, CLOSE = 2, 1.6
 #: Trials around the best for each one around the rest of the front.
-WIDEN = 3
+WIDEN = 2
+#: Share of the mutations that begin with the point of the front that keeps most.
+KEEPING = 0.4
 #: Trials that improve nothing after which the search is done, and points drawn in vain before the space is.
 PATIENCE = 24
 _DRAWS = 60
@@ -177,7 +179,8 @@ class Search:
             parents = self._front()
             if not parents:
                 return self.space.random(source)
-            chosen = dict(source.choice(parents))
+            # The best end has the rest of the search: here the other one, where quality is kept, gets more than its part.
+            chosen = dict(parents[-1] if source.random() < KEEPING else source.choice(parents))
             for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
                 values = self.space.dimensions[name]
                 chosen[name] = source.choice(values) if name != "keep" else _near(values, chosen[name], source)

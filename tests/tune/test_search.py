@@ -14,7 +14,7 @@ from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.search import Search
+from lepton_cli.tune.search import WIDEN, Search
 from lepton_cli.tune.space import SearchSpace, derive
 from lepton_cli.tune.trial import Trial
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
@@ -98,7 +98,7 @@ def test_the_front_gets_trials_besides_the_best(tmp_path: Path, space: SearchSpa
     search.structured()
     origins = Counter(trial.origin for trial in search.bench.trials())
     assert origins["front"] >= 2
-    assert origins["refinement"] >= 3 * (origins["front"] - 1)
+    assert origins["refinement"] >= WIDEN * (origins["front"] - 1)
 
 
 def test_tighter_limits_use_the_trials_that_are_there(tmp_path: Path, space: SearchSpace) -> None:
