@@ -57,7 +57,8 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     full = np.array([group.channels for group in plan.groups])
     if context.dry:
         lowest = price(floors) / budget * goal.share
-        measured = "latency is measured when the step runs"
+        branch = len(latency.droppable(plan, params)) if goal.metric == "latency" and kinds else 0
+        measured = f"{branch} residual branches can go as a whole; latency is measured when the step runs"
         reach = measured if goal.metric == "latency" else f"{goal.metric} can go down to {lowest:.1%}"
         text = f"{len(plan.groups)} groups can lose channels; {reach}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], {}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lepton_cli.graph import io
-from lepton_cli.prune import allocate, channels, kept, latency
+from lepton_cli.prune import allocate, channels, kept, latency, plan
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.steps.prune_channels import Params
@@ -107,9 +107,13 @@ def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, mo
     assert "1 branch" in first.summary
 
 
-def test_branches_stay_where_the_options_say_so() -> None:
-    from lepton_cli.prune import plan
+def test_plan_says_how_many_branches_could_go(tmp_path: Path) -> None:
+    model = redundant()
+    outcome = channels.prune(model, params(), context(model, tmp_path, images(4), dry=True))
+    assert "2 residual branches can go as a whole" in outcome.summary
 
+
+def test_branches_stay_where_the_options_say_so() -> None:
     found = plan.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
     both = latency.droppable(found, params())
     assert len(both) == 2
