@@ -45,27 +45,27 @@ class Times:
 
     def __call__(self, widths: Widths) -> float:
         """Predicted share of the original's time."""
-        left, rest = np.ones(len(self.nodes)), 0.0
-        for column, width in enumerate(widths):
-            factor, remainder = self._one(column, int(width))
-            left *= factor
-            rest += remainder
+        left, rest = self._all(widths)
         return self.full - float(np.sum(self.nodes * (1 - left))) - rest
 
     def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
         """Time at every level of one column, the others as in `widths`."""
-        base = widths.copy()
+        left, rest = self._all(widths, group)
         found = np.empty(len(levels))
-        left, rest = np.ones(len(self.nodes)), 0.0
-        for column, width in enumerate(base):
-            if column != group:
-                factor, remainder = self._one(column, int(width))
-                left *= factor
-                rest += remainder
         for place, level in enumerate(levels):
             factor, remainder = self._one(group, int(level))
             found[place] = self.full - float(np.sum(self.nodes * (1 - left * factor))) - rest - remainder
         return found
+
+    def _all(self, widths: Widths, but: int = -1) -> tuple[NDArray[np.float64], float]:
+        """What all columns but one leave of every node's time, and what they save beyond."""
+        left, rest = np.ones(len(self.nodes)), 0.0
+        for column, width in enumerate(widths):
+            if column != but and width != self.saved[column][0][-1]:
+                factor, remainder = self._one(column, int(width))
+                left *= factor
+                rest += remainder
+        return left, rest
 
     def _one(self, column: int, width: int) -> tuple[NDArray[np.float64], float]:
         """What a column at this width leaves of every node's time, and what it saves beyond those nodes."""
