@@ -1,9 +1,11 @@
 """How far lepton's latency numbers can be trusted: A/A, power, agreement with a hand loop, and the cost of spinning.
 
-    python benchmarks/measurement.py [--quick] [--json FILE] [--model MODEL.onnx] [--only aa,power,agreement,spinning]
+    python benchmarks/measurement.py [--quick] [--json FILE] [--model MODEL.onnx]
+                                     [--only aa,power,agreement,spinning,report]
 
 A/A and power run with a process that keeps one core busy. The model is a chain of MatMul and Relu unless one is given;
-the slowed model of `power` is always that chain with 10 % more layers, so that the truth is known.
+the slowed model of `power` is always that chain with 10 % more layers, so that the truth is known. `report` compresses
+a bundled model, opens its page in headless Chromium where there is one, and judges it with `lepton gate`.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -128,6 +132,49 @@ def spinning(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def report(repeats: int) -> dict[str, Any]:
+    """The page of a real run: its size, what the browser's console says. `gate` on its report: time and imports."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lepton = [sys.executable, "-m", "lepton_cli"]
+        recipe = ["-r", str(root / "configs" / "mlp-prune-int8.yaml"), "--set", "evaluate.latency.time=2s"]
+        model = root / "sample_models" / "digits_mlp.onnx"
+        subprocess.run([*lepton, "compress", str(model), *recipe, "-o", name], check=False, capture_output=True)
+        budget = folder / "budget.yaml"
+        budget.write_text("version: 1\ngates:\n  - {metric: size.file, max: 1 GB}\n")
+        gate = ["gate", str(folder / "report.json"), "--budget", str(budget)]
+        times = []
+        for _ in range(repeats):
+            started = perf_counter()
+            subprocess.run([*lepton, *gate], check=True, capture_output=True)
+            times.append(perf_counter() - started)
+        traced = [sys.executable, "-X", "importtime", "-m", "lepton_cli", *gate]
+        loaded = subprocess.run(traced, check=True, capture_output=True, text=True).stderr
+        modules = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in loaded.splitlines() if "|" in line}
+        return {
+            "page, bytes": (folder / "report.html").stat().st_size,
+            "console": _console(folder / "report.html", folder / "profile"),
+            "gate, s": float(np.median(times)),
+            "gate imports": sorted(modules & {"numpy", "onnx", "onnx_ir", "onnxruntime"}) or "nothing heavy",
+        }
+
+
+def _console(page: Path, profile: Path) -> str:
+    """What a page writes to the console of headless Chromium without a network: errors, blocked requests."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        return "not looked at: no Chromium here"
+    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    quiet = ["--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"]
+    seen = ["--enable-logging=stderr", "--v=0", f"--screenshot={page.with_suffix('.png')}", page.as_uri()]
+    done = subprocess.run(
+        [browser, *options.split(), *quiet, *seen], capture_output=True, text=True, timeout=120, check=False
+    )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return "; ".join(said) or "silent"
+
+
 def _loop(task: Task, threads: int, adjust: Callable[[Any], None], seconds: float) -> float:
     """Median time of `InferenceSession.run` in a plain loop, the first tenth left out."""
     ort = onnxruntime()
@@ -150,13 +197,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs")
     parser.add_argument("--model", type=Path, help="model to time instead of the chain")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    parser.add_argument("--only", default="aa,power,agreement,spinning")
+    parser.add_argument("--only", default="aa,power,agreement,spinning,report")
     arguments = parser.parse_args()
     task, quick, only = Task.read(arguments.model), arguments.quick, arguments.only.split(",")
     experiments: dict[str, Callable[[], dict[str, Any]]] = {
         "aa": lambda: same_model(task, 8 if quick else 40, 3 if quick else 10),
         "power": lambda: slowed_model(4 if quick else 20, 5 if quick else 30),
         "agreement": lambda: hand_loop(task, 4 if quick else 20, 0.5),
+        "report": lambda: report(3 if quick else 10),
         "spinning": lambda: spinning(task, 4 if quick else 20, 0.3),
     }
     results: dict[str, Any] = {"environment": environment().model_dump()}

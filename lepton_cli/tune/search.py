@@ -179,7 +179,7 @@ class Search:
             parents = self._front()
             if not parents:
                 return self.space.random(source)
-            # The best end has the rest of the search: here the other one, where quality is kept, gets more than its part.
+            # The best has the rest of the search: here the end where quality is kept gets more than its part.
             chosen = dict(parents[-1] if source.random() < KEEPING else source.choice(parents))
             for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
                 values = self.space.dimensions[name]
