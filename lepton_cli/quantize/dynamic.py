@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import onnx_ir as ir
 from lepton_cli.errors import RecipeError, StepError
 from lepton_cli.graph import io
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import cpu, streamed, tables, targets, weights
-from lepton_cli.quantize.choose import LEAST_SIDE, inside_subgraphs, weight_of
+from lepton_cli.quantize import channels, cpu, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, weight_of
 from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
 from lepton_cli.quantize.qdq import quiet
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: What onnxruntime's writer can quantize dynamically.
 SUPPORTED = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "Conv", "EmbedLayerNormalization")
+
+#: Evening out the inputs costs one multiplication per tensor: worth it for this much.
+WORTH_DB = 0.5
 
 
 def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
@@ -65,7 +69,10 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
         ready, softened = cpu.soften_masks(ready, context)
         cpu.spare_slow_sums(ready)
         decisions += softened
-    made = _written(ready, names, params.op_types, target) if names else ready
+    made = ready
+    if names:
+        made, smoothed = _smoothed(ready, names, lambda trial: _written(trial, names, params.op_types, target), context)
+        details |= smoothed
     if "Gather" in params.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored
@@ -74,6 +81,31 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
         return Outcome(model, 0, tuple(decisions), summary, details)
     details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+
+
+def _smoothed(
+    model: ir.Model, names: set[str], write: Callable[[ir.Model], ir.Model], context: Context
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The quantized model; with calibration data, from evened-out inputs where its outputs come closer so."""
+    plain = write(io.clone(model))
+    choice = Choice(frozenset(names), frozenset(), ())
+    readers = smooth.readers(model, choice)
+    if context.calibration is None or not readers:
+        return plain, {}
+    ends = channels.collect(model, dict.fromkeys(readers, -1), context.calibration, context)
+    fidelity = Fidelity(model, context)
+    best, made = fidelity.sqnr(plain), plain
+    found: dict[str, Any] = {"repairs": {"none": round(best, 2)}}
+    for strength in smooth.STRENGTHS:
+        even, tensors = smooth.smooth(model, choice, ends, strength)
+        if not tensors:
+            break
+        trial = write(even)
+        score = fidelity.sqnr(trial)
+        found["repairs"][f"smooth {strength}"] = round(score, 2)
+        if score > best + WORTH_DB:
+            best, made, found["smoothed"] = score, trial, len(tensors)
+    return made, found
 
 
 def _streamed(

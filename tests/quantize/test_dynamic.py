@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -10,7 +12,7 @@ from lepton_cli.graph import io
 from lepton_cli.quantize import weights
 from lepton_cli.steps.base import Outcome
 from lepton_cli.steps.quantize_dynamic import Params, apply
-from tests.quantize.builders import Samples, context, images, mlp, ops, residual_net, rows, sqnr
+from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
 
 
 def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
@@ -57,3 +59,42 @@ def test_large_models_are_quantized_tensor_by_tensor(tmp_path: Path, monkeypatch
     assert ops(outcome.model).count("MatMulInteger") == 2
     assert sqnr(model, outcome.model, data) > 30
     assert abs(sqnr(model, outcome.model, data) - sqnr(model, usual, data)) < 1
+
+
+def outlier_net() -> ir.Model:
+    """Layer norm with a few channels forty times wider than the rest, which the product needs as little."""
+    graph = Graph()
+    gamma = np.ones(64, dtype=np.float32)
+    gamma[:3] = 40.0
+    parts = [graph.constant(gamma), graph.constant(np.zeros(64, np.float32))]
+    norm = graph.op("LayerNormalization", graph.take("x", ["b", 64]), *parts)
+    weight = graph.random.normal(0, 0.1, (64, 64)).astype(np.float32)
+    weight[:3] *= 0.02
+    return graph.model(graph.op("MatMul", norm, graph.constant(weight)))
+
+
+def test_outlier_channels_are_smoothed_with_calibration_data(tmp_path: Path) -> None:
+    model = outlier_net()
+    outcome = quantize(model, tmp_path, rows())
+    assert outcome.details["smoothed"] == 1
+    params = Params.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    without = apply(model, params, context(None, tmp_path, check=rows()))
+    assert "smoothed" not in without.details
+    assert sqnr(model, outcome.model, rows(seed=5)) > sqnr(model, without.model, rows(seed=5)) + 3
+
+
+def test_operators_inside_branches_stay_with_a_reason(tmp_path: Path) -> None:
+    source = """<ir_version: 8, opset_import: ["": 17]>
+    main (float[b, 64] x, bool flag) => (float[b, 64] y) <float[64, 64] w>
+    { y = If (flag) <
+        then_branch = yes () => (float[b, 64] p) { p = MatMul (x, w) },
+        else_branch = no () => (float[b, 64] q) { q = Identity (x) }> }"""
+    proto = onnx.parser.parse_model(source)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    model = ir.from_proto(proto)
+    io.name_nodes(model)
+    params = Params.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    outcome = apply(model, params, context(None, tmp_path, dry=True, check=rows()))
+    assert outcome.changed == 0
+    assert ["branch" in decision.reason for decision in outcome.decisions] == [True]
