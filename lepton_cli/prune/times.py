@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph.coupling import Group, Port
+from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.depth import Columns
 from lepton_cli.prune.timing import Stopwatch
@@ -24,7 +25,9 @@ MODELS = 72
 #: Widths of one kind that are timed at most; between them time is interpolated.
 POINTS = 6
 #: Seconds of timing, about.
-SECONDS = 40.0
+SECONDS = 60.0
+#: How far multiply-accumulates may mislead about time, relatively: what a noisy measurement is weighed against.
+TRUST = 0.5
 
 Saved = NDArray[np.float64]
 
@@ -105,18 +108,46 @@ def measure(columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: C
         widths[list(trial.members)] = trial.width
         return lambda: columns.cut(widths, orders)
 
-    ratios = watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
+    ratios, errors = watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
     full = float(ratios[0])
     nodes, touches, gone = _shares(columns, full)
+    expected = _expected(columns, chosen, nodes, gone, full)
     tables: list[dict[int, float]] = [{int(width): 0.0} for width in columns.full]
     alike = _signatures(columns)
-    for trial, ratio in zip(chosen, ratios[1:], strict=True):
-        gain, zero = (full - float(ratio)) / len(trial.members), trial.width == 0
+    for trial, ratio, error, guess in zip(chosen, ratios[1:], errors[1:], expected, strict=True):
+        noise = full * float(np.hypot(error, errors[0])) / len(trial.members)
+        gain = _weighed((full - float(ratio)) / len(trial.members), noise, guess)
         for column in range(columns.count):
-            if alike[column, zero] == alike[trial.members[0], zero]:
+            if alike[column, trial.width == 0] == alike[trial.members[0], trial.width == 0]:
                 tables[column][trial.width] = gain
     saved = [(np.array(sorted(t), np.int64), np.array([t[w] for w in sorted(t)])) for t in tables]
     return Times(full, _balanced(nodes, gone, saved), touches, gone, saved)
+
+
+def _weighed(measured: float, noise: float, guess: float) -> float:
+    """The measurement where it is precise, the guess where it is not: else the luckiest noise would be chosen."""
+    doubt = TRUST * abs(guess)
+    return (measured * doubt**2 + guess * noise**2) / max(doubt**2 + noise**2, 1e-30)
+
+
+def _expected(
+    columns: Columns,
+    chosen: Sequence[Trial],
+    nodes: NDArray[np.float64],
+    gone: Mapping[int, NDArray[np.bool_]],
+    full: float,
+) -> list[float]:
+    """What each trial should save, for one of its columns, if time were multiply-accumulates."""
+    plan = columns.plan
+    widths = np.array([group.channels for group in plan.groups], np.int64)
+    macs = cost_model.macs(plan.model, plan.coupling, plan.groups)
+    whole = max(macs(widths), 1.0)
+    return [
+        float(nodes[gone[trial.members[0]]].sum())
+        if trial.width == 0
+        else full * (1 - float(macs.table(widths, trial.members[0], np.array([trial.width]))[0]) / whole)
+        for trial in chosen
+    ]
 
 
 def _kinds(columns: Columns, levels: Sequence[Widths]) -> list[tuple[tuple[int, ...], Widths]]:

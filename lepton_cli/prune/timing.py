@@ -17,9 +17,11 @@ from lepton_cli.prune.taps import Arrays
 #: One visit lasts at least this many seconds and runs; the first run, with cold caches, does not count.
 VISIT, RUNS = 0.003, 3
 #: Visits of every candidate, at least and at most.
-LEAST, MOST = 5, 60
-#: Standard error of a candidate's ratio that is good enough.
-PRECISION = 0.003
+LEAST, MOST = 5, 100
+#: Standard error of a candidate's ratio that is good enough, beside others and on its own.
+PRECISION, SURE = 0.002, 0.004
+#: Pairs of runs of one candidate on its own, at least and at most, and seconds at most.
+PAIRS, MANY, LIMIT = 40, 4000, 20.0
 #: Weights of the candidates that are open at the same time, in bytes.
 OPEN = 1_500_000_000
 
@@ -40,9 +42,9 @@ class Stopwatch:
 
     def ratios(
         self, candidates: Sequence[Callable[[], ir.Model]], seconds: float, done: Callable[[], object] = lambda: None
-    ) -> NDArray[np.float64]:
-        """Time of every candidate over the reference's: medians over the visits, for about `seconds` in all."""
-        found: list[NDArray[np.float64]] = []
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Time of every candidate over the reference's, and its standard error; takes `seconds` in all, about."""
+        found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
         waiting = list(candidates)
         while waiting:
             opened: list[Callable[[], object]] = []
@@ -54,9 +56,11 @@ class Stopwatch:
                 opened[-1]()
                 done()
             found.append(self._visits(opened, seconds * len(opened) / len(candidates)))
-        return np.concatenate(found) if found else np.zeros(0)
+        return np.concatenate([ratio for ratio, _ in found]), np.concatenate([error for _, error in found])
 
-    def _visits(self, opened: Sequence[Callable[[], object]], seconds: float) -> NDArray[np.float64]:
+    def _visits(
+        self, opened: Sequence[Callable[[], object]], seconds: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         rows: list[list[float]] = []
         end = time.perf_counter() + seconds
         while len(rows) < LEAST or (len(rows) < MOST and time.perf_counter() < end):
@@ -68,28 +72,37 @@ class Stopwatch:
                 row.append(float(np.log(2 * spent / (before + after))))
                 before = after
             rows.append(row)
-            logs = np.array(rows)
-            if len(rows) >= 2 * LEAST and np.all(1.25 * logs.std(axis=0) / np.sqrt(len(rows)) < PRECISION):
+            middle, error = _median(np.array(rows))
+            if len(rows) >= 2 * LEAST and np.all(error < PRECISION):
                 break
-        return np.asarray(np.exp(np.median(np.array(rows), axis=0)))
+        return np.exp(middle), error
 
     def _visit(self, run: Callable[[], object]) -> float:
         """Shortest of a few runs in a row: what others do on this machine only ever adds time."""
         run()
         return min(_seconds(run) for _ in range(self._runs))
 
-    def ratio(self, model: ir.Model, seconds: float = 2.0) -> float:
-        """Median of paired ratios, candidate over reference, run by run: at least 30 pairs, more within `seconds`."""
+    def ratio(self, model: ir.Model) -> float:
+        """Median of paired ratios, candidate over reference, run by run; more pairs where they disagree."""
         candidate = self._runner(model)
         for run in (self._reference, candidate) * 3:
             run()
-        ratios: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(ratios) < 30 or (time.perf_counter() < end and len(ratios) < 2000):
-            first, second = (self._reference, candidate) if len(ratios) % 2 else (candidate, self._reference)
+        logs: list[float] = []
+        end = time.perf_counter() + LIMIT
+        while True:
+            first, second = (self._reference, candidate) if len(logs) % 2 else (candidate, self._reference)
             one, two = _seconds(first), _seconds(second)
-            ratios.append(two / one if first is self._reference else one / two)
-        return float(np.median(ratios))
+            logs.append(float(np.log(two / one)) * (1 if first is self._reference else -1))
+            if len(logs) % PAIRS == 0:
+                middle, error = _median(np.array(logs))
+                if error < SURE or len(logs) >= MANY or time.perf_counter() > end:
+                    return float(np.exp(middle))
+
+
+def _median(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median over the first axis and its standard error, from the spread of the middle half of the rows."""
+    low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
+    return middle, 1.25 * (high - low) / 1.35 / np.sqrt(len(rows))
 
 
 def _seconds(run: Callable[[], object]) -> float:

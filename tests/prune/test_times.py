@@ -22,14 +22,16 @@ class Clock:
 
     def __init__(self, model: ir.Model) -> None:
         self.whole = self.count(model)
+        self.noise = 1e-4
 
     def count(self, model: ir.Model) -> float:
         return float(sum(node_cost.macs(model, shapes.concrete(model, {"x": (1, 3, 8, 8)})).values()))
 
     def ratios(
         self, candidates: Sequence[Callable[[], ir.Model]], seconds: float, done: Callable[[], object]
-    ) -> NDArray[np.float64]:
-        return np.array([self.count(candidate()) / self.whole for candidate in candidates])
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        found = np.array([self.count(candidate()) / self.whole for candidate in candidates])
+        return found, np.full(len(found), self.noise)
 
 
 def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[NDArray[np.int64]]]:
@@ -78,3 +80,10 @@ def test_layers_alike_are_timed_once() -> None:
     trials = times.trials(columns, levels)
     inner = [trial for trial in trials if set(trial.members) <= columns.branches.keys()]
     assert [(len(trial.members), trial.width) for trial in inner] == [(2, 4), (2, 0)]
+
+
+def test_noise_is_weighed_against_the_work_saved() -> None:
+    assert times._weighed(0.5, 1e-6, 0.1) == pytest.approx(0.5)
+    assert times._weighed(0.5, 10.0, 0.1) == pytest.approx(0.1, abs=0.001)
+    assert 0.1 < times._weighed(0.2, 0.05, 0.1) < 0.2
+    assert times._weighed(0.2, 0.1, 0.0) == 0.0
