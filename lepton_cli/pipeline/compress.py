@@ -19,7 +19,7 @@ from lepton_cli.graph import io
 from lepton_cli.measure.environment import environment
 from lepton_cli.pipeline import measuring, runner, workspace
 from lepton_cli.pipeline.assemble import broken
-from lepton_cli.pipeline.job import Job, place_text, prepare
+from lepton_cli.pipeline.job import Job, must_run, place_text, prepare
 from lepton_cli.pipeline.judge import check_baseline
 from lepton_cli.pipeline.resume import Kept
 from lepton_cli.progress import Progress
@@ -64,7 +64,7 @@ def compress(
         )
     workspace.check(output, model)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
-    job = prepare(model, recipe, allow_code=allow_code)
+    job = prepare(model, recipe, allow_code=allow_code, run=lambda loaded: must_run(loaded, recipe.recipe))
     run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
     with workspace.use(output, resume=resume) as scratch:
         return run.execute(scratch, resume)
@@ -142,7 +142,8 @@ class _Run:
         else:
             if resume:
                 self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
-            current = runner.reference(self.job.loaded.model, context)
+            model = self.job.loaded.model
+            current = runner.reference(model, context) if self.job.runs else runner.Checked(model, None)
         for index in range(len(self.records), len(steps)):
             current, record = runner.run_step(current, steps[index], index, context, self.output / workspace.FAILED)
             self.records.append(record)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: Random samples to check with where there is no data.
 CHECK_SAMPLES = 16
+#: Bytes of weights from which models are run only when there is a reason to.
+LARGE = io.EXTERNAL_ABOVE
+#: Kinds of gates that are judged without running a model.
+_STATIC = frozenset({"size", "parameters", "nonzeros", "macs", "nodes"})
 #: Samples that are scored before any work, to find metrics and labels that do not fit.
 PROBED = 16
 
@@ -50,6 +54,11 @@ class Job:
     def spec(self) -> Recipe:
         """The recipe itself."""
         return self.recipe.recipe
+
+    @property
+    def runs(self) -> bool:
+        """Whether the models are run at all."""
+        return must_run(self.loaded.model, self.spec)
 
     def feeds(self, batch: int) -> runtime.Arrays:
         """`batch` samples, repeated when the data holds fewer."""
@@ -81,6 +90,19 @@ class Job:
         if error.option:
             error.at(self.recipe.source.place(error.option))
         return error
+
+
+def must_run(model: ir.Model, recipe: Recipe) -> bool:
+    """Models with weights beyond 1.8 GB are run only for data, a measurement or a gate that the recipe names.
+
+    Running one takes a multiple of its size in memory, where quantizing its weights takes less than a tenth.
+    """
+    if io.weight_bytes(model) < LARGE:
+        return True
+    asked = recipe.evaluate
+    measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
+    gated = any(gate.metric.partition(".")[0] not in _STATIC for gate in recipe.gates)
+    return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
 
 
 def _repeat(array: np.ndarray, count: int) -> np.ndarray:

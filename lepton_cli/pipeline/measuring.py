@@ -55,6 +55,10 @@ def measure(
     spec = job.spec.evaluate
     renamed = input_names or {}
     found.variants = tuple(_variant(name, loaded, job, renamed.get(name)) for name, loaded in models.items())
+    if not job.runs:
+        reason = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        found.skipped += tuple(Skipped(what=what, reason=reason) for what in ("agreement", "latency", "memory"))
+        return found
     paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
     try:
         found.accuracy = accuracy.evaluate(
