@@ -89,7 +89,8 @@ def _weights(nodes: Iterable[ir.Node]) -> int:
     tensors = {
         value.const_value for node in computing for value in node.inputs if value is not None and value.is_initializer()
     }
-    return sum(tensor.size for tensor in tensors if tensor is not None and len(tensor.shape) > 1)
+    matrices = [t for t in tensors if t is not None and len(t.shape) > 1 and t.dtype.is_floating_point()]
+    return sum(tensor.size for tensor in matrices)
 
 
 def drop(model: ir.Model, branches: Sequence[Branch]) -> tuple[ir.Model, frozenset[str]]:

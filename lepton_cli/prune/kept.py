@@ -59,25 +59,25 @@ def save(folder: Path | None, name: str, ranked: Ranked) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_choice(folder: Path | None, name: str) -> dict[str, Any] | None:
-    """What `save_choice` kept; `None` when nothing or something else is there."""
+def load_facts(folder: Path | None, name: str, *fields: str) -> dict[str, Any] | None:
+    """What `save_facts` kept, when it has these fields; `None` when nothing or something else is there."""
     if folder is None:
         return None
     try:
-        kept = json.loads((folder / f"latency-{name}.json").read_text())
+        kept = json.loads((folder / f"{name}.json").read_text())
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) and kept.keys() >= {"widths", "dropped", "ratio", "predicted"} else None
+    return kept if isinstance(kept, dict) and kept.keys() >= set(fields) else None
 
 
-def save_choice(folder: Path | None, name: str, choice: dict[str, Any]) -> None:
-    """Keep what a latency target was met with: a second run gives the same bytes."""
+def save_facts(folder: Path | None, name: str, facts: dict[str, Any]) -> None:
+    """Keep what was measured or decided: a second run gives the same bytes, sooner."""
     if folder is None:
         return
-    target = folder / f"latency-{name}.json"
+    target = folder / f"{name}.json"
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(choice))
+        temporary.write_text(json.dumps(facts))
         temporary.replace(target)
     except OSError:
         temporary.unlink(missing_ok=True)

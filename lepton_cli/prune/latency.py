@@ -78,11 +78,11 @@ def choose(
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
     machine = (_cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch)
     settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
-    name = kept.key(plan.model, *machine, *settings)
-    stored = kept.load_choice(context.cache, name)
+    name = f"latency-{kept.key(plan.model, *machine, *settings)}"
+    stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
     if stored is None:
         stored = _decide(plan, params, share, context, rankings, tables, found)
-        kept.save_choice(context.cache, name, stored)
+        kept.save_facts(context.cache, name, stored)
     return Choice(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
         tuple(branch for branch in found if branch.add in stored["dropped"]),
@@ -131,13 +131,20 @@ def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float
     source = ranking.source_of(context)
     if source is None or not found:
         return []
+    data = source.data.fingerprint, source.samples, context.seed
+    name = f"branches-{kept.key(plan.model, [branch.add for branch in found], *data)}"
+    stored = kept.load_facts(context.cache, name, "losses")
+    if stored is not None:
+        return list(stored["losses"])
     full = np.array([group.channels for group in plan.groups])
     inputs = (plan.coupling.facts.shapes.get(info.name, ()) for info in io.inputs(plan.model))
     samples = next((shape[0] for shape in inputs if shape), 1)
     macs = cost_model.macs(plan.model, plan.coupling, plan.groups)(full) / max(samples, 1)
     trial = sensitivity.prepare(plan.model, plan.coupling, source, len(found), macs)
     with context.progress.stage("trying without branches", len(found)) as stage:
-        return depth.losses(plan, found, source, trial, stage.advance)
+        losses = depth.losses(plan, found, source, trial, stage.advance)
+    kept.save_facts(context.cache, name, {"losses": losses})
+    return losses
 
 
 def _with_branches(columns: depth.Columns, tables: Sequence[Table], losses: Sequence[float]) -> list[Table]:

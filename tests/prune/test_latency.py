@@ -73,12 +73,13 @@ def test_narrower_can_be_slower() -> None:
     assert not (widths == 2).any()
 
 
-def test_a_choice_is_made_once(tmp_path: Path) -> None:
-    assert kept.load_choice(tmp_path, "x") is None
-    kept.save_choice(tmp_path, "x", {"widths": [1], "dropped": [], "ratio": 0.5, "predicted": 0.4})
-    assert kept.load_choice(tmp_path, "x") == {"widths": [1], "dropped": [], "ratio": 0.5, "predicted": 0.4}
-    (tmp_path / "latency-x.json").write_text("[]")
-    assert kept.load_choice(tmp_path, "x") is None
+def test_facts_are_kept_and_damage_is_no_error(tmp_path: Path) -> None:
+    assert kept.load_facts(tmp_path, "x", "losses") is None
+    kept.save_facts(tmp_path, "x", {"losses": [0.5]})
+    assert kept.load_facts(tmp_path, "x", "losses") == {"losses": [0.5]}
+    assert kept.load_facts(tmp_path, "x", "widths") is None
+    (tmp_path / "x.json").write_text("[")
+    assert kept.load_facts(tmp_path, "x") is None
 
 
 def params(**options: object) -> Params:
