@@ -114,14 +114,15 @@ class Search:
     def _bisect(self, branches: Sequence[Point]) -> None:
         """The deepest pruning that keeps the quality, for every branch at once: processes share the work.
 
-        Probes lie at a third of what is left: most models end on the mild side, where trials are more telling too.
+        Mild pruning is tried first, then ever more until one is too far: trials on the mild side tell more, and many
+        models end there. Between the last that held and the first that did not, probes lie at a third.
         """
         levels = self.space.dimensions["keep"]
         if len(levels) < 2:
             return
         brackets = {index: (0, len(levels)) for index in range(len(branches))}
         while brackets:
-            middles = {i: low + max(1, (high - low) // 3) for i, (low, high) in brackets.items() if high - low > 1}
+            middles = {i: _probe(low, high, len(levels)) for i, (low, high) in brackets.items() if high - low > 1}
             points = [self._pruned(branches[i], levels[middle]) for i, middle in middles.items()]
             trials = self._run(points, "bisection")
             brackets = {
@@ -217,6 +218,11 @@ class Search:
             candidate = self.space.candidate(point, origin)
             if candidate.key(self.bench.search) not in known:
                 yield candidate
+
+
+def _probe(low: int, high: int, count: int) -> int:
+    """The next level between one that holds and one that does not; `high` is `count` while none is too far."""
+    return min(2 * low + 2, high - 1) if high == count else low + max(1, (high - low) // 3)
 
 
 def _near(values: Sequence[Value], value: object, source: random.Random) -> Value:

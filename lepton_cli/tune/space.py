@@ -73,7 +73,10 @@ class SearchSpace:
         return self.point(**{name: source.choice(values) for name, values in self.dimensions.items()})
 
     def neighbours(self, point: Point) -> Iterator[Point]:
-        """Points that differ in one dimension, and the same one level of pruning further; then pruning alone."""
+        """Points that differ in one dimension, and the same one level of pruning further; then pruning alone.
+
+        What is fastest as a whole need not be when little is left: there float may be as fast as int8 and keep more.
+        """
         levels = self.dimensions["keep"]
         at = levels.index(point["keep"])
         for name, values in self.dimensions.items():
@@ -81,7 +84,7 @@ class SearchSpace:
                 if name == "keep" or value == point[name]:
                     continue
                 yield self.point(**{**point, name: value})
-                if at + 1 < len(levels):
+                if at + 1 < len(levels) and name != "precision":
                     yield self.point(**{**point, name: value, "keep": levels[at + 1]})
         for step in (1, -1, 2, -2):
             if 0 <= at + step < len(levels):
@@ -113,11 +116,11 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
     # In the order in which neighbours are tried: what changes most comes first.
     dimensions: dict[str, tuple[Value, ...]] = {
         "keep": keep,
+        "precision": precision,
         "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
         "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
         "prune_by": given.prune_by or (("params",) if by_size else ("macs", "latency")),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
-        "precision": precision,
         "fuse": given.fuse or _fusions(traits),
         "calibration": ranges or (None, "percentile", "minmax"),
     }

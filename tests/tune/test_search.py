@@ -14,7 +14,7 @@ from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.search import WIDEN, Search
+from lepton_cli.tune.search import WIDEN, Search, _probe
 from lepton_cli.tune.space import SearchSpace, derive
 from lepton_cli.tune.trial import Trial
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
@@ -183,3 +183,17 @@ def test_times_of_another_processor_do_not_count(tmp_path: Path, space: SearchSp
     for cpu in ("a", "a", "b"):
         Bench(Journal(tmp_path, "s"), one, "s", counted, 1000.0, None, cpu).run([candidate])
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("deepest", range(10))
+def test_pruning_is_bisected_from_the_mild_side(deepest: int) -> None:
+    """Every deepest level that holds is found, the first probe is mild, and few are needed."""
+    low, high, probes = 0, 10, []
+    while high - low > 1:
+        middle = _probe(low, high, 10)
+        assert low < middle < high
+        probes.append(middle)
+        low, high = (middle, high) if middle <= deepest else (low, middle)
+    assert low == deepest
+    assert probes[0] == 2
+    assert len(probes) <= 5
