@@ -156,6 +156,9 @@ def bundled(task: Task, recipes: Sequence[str], tuned: Path, folder: Path) -> di
         report = compress(
             model, from_dict({**limits, "name": "bundled", "steps": steps}), folder / name, Silent()
         ).report
+        if not report.complete:  # a target that this model cannot reach
+            results[name] = {"failed": str((report.error or {}).get("message"))}
+            continue
         fact, accuracy = facts.find(report, "latency.median")[0], facts.find(report, "accuracy.top1")[0]
         assert fact.ratio is not None
         assert accuracy.difference is not None
