@@ -6,6 +6,7 @@ reorder them (DequantizeLinear, Transpose, Cast…) to the node that computes wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,7 @@ def find(model: ir.Model) -> Iterator[Weight]:
             seen.add(id(value))
             owner = _owner(node)
             parameters, nonzeros = _count(node, index, tensor)
+            _let_go(tensor)
             yield Weight(
                 node=owner.name or owner.op_type,
                 op=owner.op_type,
@@ -105,6 +107,13 @@ def find(model: ir.Model) -> Iterator[Weight]:
                 nonzeros=nonzeros,
                 bytes=tensor.nbytes,
             )
+
+
+def _let_go(tensor: ir.TensorProtocol) -> None:
+    """Unmap a weight on disk that has been looked at: mapped files count as memory of the process."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # someone else still reads it
+            tensor.release()
 
 
 def dtype_name(tensor: ir.TensorProtocol) -> str:

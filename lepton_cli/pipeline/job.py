@@ -73,7 +73,7 @@ class Job:
         known = self.one_sample_shapes()
         if names:
             known = {own: known[source] for own, source in names.items()}
-        return cost.macs(model, shapes.concrete(model, known))
+        return cost.macs(model, shapes.concrete(model, known, run=self.runs))
 
     def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of a batch of one."""
