@@ -15,6 +15,8 @@ from lepton_cli.graph.coupling import Links
 from lepton_cli.graph.coupling_facts import Facts
 from lepton_cli.graph.coupling_layout import optional, padding, slice_ranges, source
 
+#: Channels in and out at most: beyond, the multiplications cost more than moving the values.
+MOST_CHANNELS = 512
 #: A Slice that ends here or later goes to the end of any axis.
 _FAR = 2**31 - 1
 
@@ -58,9 +60,11 @@ def _chain(links: Links, pad: ir.Node) -> tuple[ir.Value, list[int], list[ir.Nod
         strides = [a * b for a, b in zip(strides, steps, strict=True)]
         slices.append(before)
         x = source(before)
-    if not slices or max(strides) == 1 or x.producer() is None:
+    front, back = pads.get(1, (0, 0))
+    wide = front + shape[1] + back > MOST_CHANNELS
+    if not slices or max(strides) == 1 or x.producer() is None or wide:
         return None
-    return x, strides, slices, *pads.get(1, (0, 0))
+    return x, strides, slices, front, back
 
 
 def _is_float(value: ir.Value | None) -> bool:

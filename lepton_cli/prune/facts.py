@@ -25,6 +25,8 @@ def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ())
                 action, reason = "prunable", f"{group.channels} channels"
             elif widths[index] < group.channels:
                 action, reason = "pruned", f"{group.channels} -> {widths[index]} channels"
+            elif port.node in plan.rewritten:
+                action, reason = "rewritten", "Slice and Pad as the convolution that they are: faster"
             else:
                 action, reason = "kept", "the allocation takes nothing here"
             found.setdefault(

@@ -32,6 +32,8 @@ class Plan:
     frozen: tuple[Group, ...]
     #: |scale| of folded normalisations by layer.
     scales: Mapping[str, NDArray[np.float64]]
+    #: Convolutions that shortcuts of Slice and Pad were rewritten to, for latency targets.
+    rewritten: tuple[str, ...] = ()
 
 
 def analysed(
@@ -40,8 +42,7 @@ def analysed(
     """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
     prepared, facts = coupling_facts.prepare(model, feeds, run=run)
-    if params.target.latency is not None:
-        shortcuts.as_convolutions(prepared, facts, chosen)
+    rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if params.target.latency is not None else []
     scales = fold.fold(prepared) if folding else {}
     coupling = analyse(prepared, facts)
     groups: list[Group] = []
@@ -53,7 +54,7 @@ def analysed(
         if group.frozen is None and group.channels < 2:
             group = dataclasses.replace(group, frozen="a single channel", node=group.name)
         (groups if group.frozen is None else frozen).append(group)
-    return Plan(prepared, coupling, tuple(groups), tuple(frozen), scales)
+    return Plan(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
 
 
 def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from lepton_cli.prune import allocate, channels, kept, latency, plan
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.steps.prune_channels import Params
+from tests.graph.test_shortcuts import network
 from tests.prune.context import context, images, redundant
 
 
@@ -121,3 +122,10 @@ def test_branches_stay_where_the_options_say_so() -> None:
     assert not latency.droppable(found, params(drop_branches=False))
     assert not latency.droppable(found, params(scope="layer"))
     assert latency.droppable(found, params(exclude=[both[0].nodes[-1]])) == both[1:]
+
+
+def test_shortcuts_are_rewritten_for_latency_only() -> None:
+    model, shape = network(), {"x": (2, 3, 8, 8)}
+    assert plan.analysed(model, params(), shape).rewritten == ("Pad_4",)
+    assert not plan.analysed(model, params(exclude=["Pad*"]), shape).rewritten
+    assert not plan.analysed(model, Params(step="prune.channels"), shape).rewritten
