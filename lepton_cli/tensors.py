@@ -16,6 +16,8 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str | None, ...] | None
+    #: For indices into a table the model holds: how many rows the shortest has.
+    rows: int | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.shape is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from lepton_cli.tensors import TensorInfo
 Array = NDArray[Any]
 #: Token ids and other indices stay below this: nearly every table is longer.
 MAX_INDEX = 100
+#: Values of one input; more would not fit the memory of most machines.
+MOST_VALUES = 1_000_000_000
 _SEQUENCE, _SOUND, _CHANNELS, _HEIGHT, _VOLUME = 8, 512, 3, 224, 32
 _SAMPLE_RATES = {"sr": 16_000, "sample_rate": 16_000, "sampling_rate": 16_000}
 
@@ -32,7 +35,8 @@ def synthetic(
 ) -> SyntheticDataset:
     """A data set of random inputs; equal arguments give equal arrays.
 
-    Floats are standard normal; integers lie in 0 to 99; inputs with `mask` in their name are all ones, those with
+    Floats are standard normal; integers lie in 0 to 99 and within the tables they are indices
+    of; inputs with `mask` in their name are all ones, those with
     `token_type` or `segment` zeros, a sample rate is 16000; strings are empty. Dynamic dimensions: the first is the
     batch (the second in recurrent states, `[layers, batch, size]`); of images (rank 4) 3 channels and 224 pixels a
     side; of volumes 32 a side; of float rows (rank 2, sound) 512; everything else 8. `shapes` gives the whole shape
@@ -86,6 +90,14 @@ class SyntheticDataset:
     def _feed(self, info: TensorInfo, rows: range) -> Array:
         axis = self._axes[info.name]
         shape = self._shape(info, len(rows))
+        if len(shape) > axis and shape[axis] == 0:
+            raise DataError("data.empty", f"input `{info.name}` is fixed to 0 samples: there is nothing to run")
+        if math.prod(shape) > MOST_VALUES:
+            raise DataError(
+                "data.too-large",
+                f"input `{info.name}` of shape {list(shape)} is too large to be made up",
+                hint="give data, or the shape of this input",
+            )
         if len(shape) <= axis or shape[axis] != len(rows):
             return self._values(info, shape, rows.start)
         one = (*shape[:axis], 1, *shape[axis + 1 :])
@@ -122,7 +134,7 @@ class SyntheticDataset:
         if name in _SAMPLE_RATES:
             return cast(np.full(shape, _SAMPLE_RATES[name]), info.dtype)
         if "int" in info.dtype:
-            high = 1 if "token_type" in name or "segment" in name else MAX_INDEX
+            high = 1 if "token_type" in name or "segment" in name else min(info.rows or MAX_INDEX, MAX_INDEX)
             return cast(random.integers(0, high, shape), info.dtype)
         return cast(random.standard_normal(shape, np.float32), info.dtype)
 

@@ -19,6 +19,8 @@ from lepton_cli.tensors import TensorInfo
 EXTERNAL_ABOVE = 1_800_000_000
 #: Weights that are on disk already stay there above this: nobody wants to hold them in memory just to write them.
 STREAMED_ABOVE = 100_000_000
+#: What indices pass through unchanged on their way to a table.
+_PASSING = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,26 @@ def payload(model: ir.Model, workdir: Path) -> bytes | Path:
 
 def inputs(model: ir.Model) -> tuple[TensorInfo, ...]:
     """Inputs a caller must feed (initializers that are also inputs are left out)."""
-    return tuple(_info(value) for value in model.graph.inputs if not value.is_initializer())
+    return tuple(
+        dataclasses.replace(_info(value), rows=_rows(value))
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    )
+
+
+def _rows(indices: ir.Value) -> int | None:
+    """Rows of the shortest table that is read at these indices."""
+    found: list[int] = []
+    waiting, seen = [indices], {indices}
+    while waiting:
+        for node, position in waiting.pop().uses():
+            table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
+            if position == 1 and table is not None and len(table.shape):
+                found.append(table.shape.numpy()[node.attributes.get_int("axis", 0)])
+            elif node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])
+    return min(found, default=None)
 
 
 def outputs(model: ir.Model) -> tuple[TensorInfo, ...]:

@@ -33,6 +33,11 @@ class Structure:
 
     def check(self) -> None:
         """Functions first: the graphs that call them rely on them."""
+        held = {tensor.name for tensor in self._proto.graph.initializer}
+        for value in self._proto.graph.input:
+            kind = value.type
+            if value.name not in held and (kind.WhichOneof("value") is None or _untyped(kind)):
+                raise self._broken(f"its input `{value.name}` has no type")
         self._check_functions()
         self._check_graph(self._proto.graph, _Scope(), _opsets(self._proto.opset_import))
 
@@ -217,6 +222,10 @@ def _limits(operator: str, version: int, domain: str) -> tuple[tuple[int, int], 
         return None
     required = frozenset(name for name, attribute in schema.attributes.items() if attribute.required)
     return (schema.min_input, schema.max_input), (schema.min_output, schema.max_output), required
+
+
+def _untyped(kind: onnx.TypeProto) -> bool:
+    return kind.HasField("tensor_type") and kind.tensor_type.elem_type not in onnx.TensorProto.DataType.values()[1:]
 
 
 def title(node: onnx.NodeProto) -> str:

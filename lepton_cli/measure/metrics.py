@@ -116,7 +116,7 @@ def decider(output: Array, labels: Array | None = None) -> Callable[[Array], Arr
 
     Without labels (shape (samples,) or one per position) a row of several floats per sample is taken for scores.
     """
-    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2:
+    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2 or not output.size:
         return None if labels is None else lambda scores: predictions(scores)[0]
     if labels is None or labels.ndim == 1:
         rows = output.shape[1] > 1 and output[0].size == output.shape[1]

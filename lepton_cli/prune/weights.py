@@ -136,6 +136,8 @@ def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Weight], list[Deci
             reason = f"its weight is {tensor.dtype}, not float"
         elif node.name not in chosen:
             reason = "left out by include/exclude"
+        elif not tensor.size:
+            reason = "its weight is empty"
         elif any(weight.name == value.name for weight in found):
             reason = f"it shares `{value.name}` with an earlier node"
         if reason or tensor is None or value is None:
@@ -197,6 +199,8 @@ def _one(
 def _mask(scores: NDArray[np.float64], share: float | None, pattern: tuple[int, int]) -> NDArray[np.bool_]:
     """True where weights stay: the best N of every M along the first axis, or all but `share`."""
     keep, of = pattern
+    if not scores.size:
+        return np.ones(scores.shape, np.bool_)
     if not of:
         flat = np.ones(scores.size, np.bool_)
         flat[np.argsort(scores, axis=None, kind="stable")[: round((share or 0.0) * scores.size)]] = False
