@@ -16,6 +16,8 @@ from lepton_cli.prune.taps import Arrays
 
 #: One visit lasts at least this many seconds and runs; the first run, with cold caches, does not count.
 VISIT, RUNS = 0.003, 3
+#: Runs of this many seconds are long enough for one to be a visit, whatever is in the caches.
+LONG = 0.025
 #: Visits of every candidate, at least and at most.
 LEAST, MOST = 5, 100
 #: Standard error of a candidate's ratio that is good enough, beside others and on its own.
@@ -34,7 +36,8 @@ class Stopwatch:
         self._reference = self._runner(reference)
         for _ in range(3):
             self._reference()
-        self._runs = max(RUNS, int(np.ceil(VISIT / max(_seconds(self._reference), 1e-6))))
+        once = min(_seconds(self._reference) for _ in range(3))
+        self._runs = 1 if once > LONG else max(RUNS, int(np.ceil(VISIT / max(once, 1e-6))))
 
     def _runner(self, model: ir.Model) -> Callable[[], object]:
         session = runtime.Session(io.payload(model, self._workdir), provider=self._provider, threads=self._threads)
@@ -79,7 +82,8 @@ class Stopwatch:
 
     def _visit(self, run: Callable[[], object]) -> float:
         """Shortest of a few runs in a row: what others do on this machine only ever adds time."""
-        run()
+        if self._runs > 1:
+            run()
         return min(_seconds(run) for _ in range(self._runs))
 
     def ratio(self, model: ir.Model) -> float:
