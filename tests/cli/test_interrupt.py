@@ -44,8 +44,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, count: i
 def test_compare_keeps_accuracy_and_the_rounds_so_far(
     invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 4)
-    found = invoke("compare", *pair, "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=4s")
+    stop_after(monkeypatch, latency, "_round", 3)
+    found = invoke("compare", *pair, "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=20s")
     assert found.exit_code == 130, found.output
     assert found.stdout.splitlines()[0].startswith("INTERRUPTED, partial results")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -71,8 +71,8 @@ def test_too_few_rounds_are_no_numbers(
 def test_compress_keeps_what_was_measured(
     invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 4)
-    found = invoke("compress", pair[0], "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=4s")
+    stop_after(monkeypatch, latency, "_round", 3)
+    found = invoke("compress", pair[0], "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=20s")
     assert found.exit_code == 130, found.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["status"] == "interrupted"
