@@ -42,7 +42,7 @@ def memory() -> None:
             recipe.write_text(f"version: 1\nsteps:\n  - {step}\n")
             command = [sys.executable, "-m", "lepton_cli", "compress", str(path), "-r", str(recipe)]
             peak, seconds, code = watched([*command, "-o", str(folder / "out")])
-            result = sum(file.stat().st_size for file in (folder / "out").glob("large*")) / 1e6
+            result = sum(file.stat().st_size for file in (folder / "out").glob("*.onnx*")) / 1e6
             print(f"| {name} | {peak:.0f} MB | {seconds:.0f} | exit code {code}, {result:.0f} MB |", flush=True)
 
 
