@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lepton_cli.errors import ReportError
+from lepton_cli.recipe.metrics import Kind
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import advice, facts, headline, words
 from lepton_cli.report import baseline as baselines
@@ -180,12 +181,13 @@ def _observed_words(comparison: str, observed: Range, fact: Fact) -> str:
     return words.exact(observed.value, fact.kind, fact.unit) + _interval(observed, fact.kind) + sample
 
 
-def _interval(observed: Range, kind: str = "") -> str:
+def _interval(observed: Range, kind: Kind = "number") -> str:
     """The interval in the unit of the value before it."""
     if observed.known_exactly:
         return ""
-    if kind == "time":
-        return f" [{words.value(observed.low, 'time')}, {words.value(observed.high, 'time')}]"
+    if kind in ("time", "energy"):
+        low, high = (words.value(bound, kind) for bound in (observed.low, observed.high))
+        return f" [{low}, {high}]"
     return " " + words.interval(observed.low, observed.high, "percent" if kind == "share" else "")
 
 
