@@ -45,7 +45,9 @@ class Params(BaseParams):
         default="global", description="Allocate widths over the whole model, or the same share in every layer"
     )
     round_to: int | None = Field(default=None, ge=1, description="Widths are multiples of this; default: by target")
-    min_width: Percent = Field(default=units.Share(0.05), description="Least share of its channels a layer keeps, unless its branch goes")
+    min_width: Percent = Field(
+        default=units.Share(0.05), description="Least share of its channels a layer keeps, unless its branch goes"
+    )
     drop_branches: bool = Field(
         default=True, description="Latency targets may drop whole residual branches (global scope, calibration data)"
     )
