@@ -40,10 +40,9 @@ def choose(
     elif provider in ("cuda", "tensorrt"):
         add({"step": "convert.fp16", "if_possible": True}, f"provider {provider} is fastest in float16")
     elif facts.transformer:
-        add({"step": "fuse", "if_possible": True}, "attention and LayerNorm run faster as onnxruntime's own operators")
         add(
             {"step": "quantize.dynamic", "if_possible": True},
-            "int8 MatMuls; activations of transformers vary too much for fixed ranges",
+            "int8 MatMuls, unfused (joined kernels are slower); activations of transformers vary too much for fixed ranges",
         )
     elif facts.convolutions and calibrated:
         add(
