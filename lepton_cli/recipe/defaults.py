@@ -42,7 +42,7 @@ def choose(
     elif facts.transformer:
         add(
             {"step": "quantize.dynamic", "if_possible": True},
-            "int8 MatMuls, unfused (joined kernels are slower); activations of transformers vary too much for fixed ranges",
+            "int8 MatMuls, unfused (fused ones are slower); activations of transformers vary too much for fixed ranges",
         )
     elif facts.convolutions and calibrated:
         add(
