@@ -128,7 +128,7 @@ def _pipeline(loaded: Any, steps: list[dict[str, Any]], data: Any, expected: lis
             return "refused", _words(error)
         except Exception as error:
             return "failed", f"{type(error).__name__}: {error}"[:300]
-        if reason := next((w for w in left_out if w.startswith("left out: after") or w.startswith("left out: `")), ""):
+        if reason := next((w for w in left_out if w.startswith(("left out: after", "left out: `"))), ""):
             return ("failed" if "failed on this model" in reason else "caught"), reason
         if io.to_bytes(loaded.model) != before:
             return "failed", "the input model was changed"
