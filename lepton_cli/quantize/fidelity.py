@@ -28,7 +28,10 @@ class Fidelity:
         seen = 0
         for part in calibration_batches(model, data, batch):
             self.batches.append(part)
-            seen += max((len(values) for values in part.feeds.values() if values.ndim), default=1)
+            seen += max(
+                (len(values) for values in part.feeds.values() if isinstance(values, np.ndarray) and values.ndim),
+                default=1,
+            )
             if seen >= samples:
                 break
         session = self._session(model)
