@@ -15,7 +15,7 @@ from lepton_cli import runtime
 from lepton_cli.data.check import check_labels
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES
-from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError
+from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
 from lepton_cli.graph import cost, io, shapes
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.spec import AccuracySpec
@@ -32,6 +32,8 @@ CHECK_SAMPLES = 16
 LARGE = io.EXTERNAL_ABOVE
 #: Kinds of gates that are judged without running a model.
 _STATIC = frozenset({"size", "parameters", "nonzeros", "macs", "nodes"})
+#: The largest batch.
+MOST_SAMPLES = 100_000
 #: Samples that are scored before any work, to find metrics and labels that do not fit.
 PROBED = 16
 
@@ -168,6 +170,12 @@ def prepare(
         warnings += _overlap(calibration, evaluation)
     latency = recipe.recipe.evaluate.latency
     samples = max((CHECK_SAMPLES, *(latency.batch if latency else ())))
+    if samples > MOST_SAMPLES:
+        raise RecipeError(
+            "recipe.batch",
+            f"a batch of {samples} samples is more than the {MOST_SAMPLES} that can be measured",
+            where=recipe.source.place(("evaluate", "latency", "batch")),
+        )
     check = (
         evaluation
         or calibration
