@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph import coupling_facts, shapes
 from lepton_cli.graph.coupling import Links
 from lepton_cli.graph.coupling_facts import Facts
 from lepton_cli.graph.coupling_layout import optional, padding, slice_ranges, source
@@ -21,15 +22,22 @@ MOST_CHANNELS = 512
 _FAR = 2**31 - 1
 
 
+def facts(model: ir.Model) -> Facts:
+    """What shape inference alone knows about a model: enough to recognise such chains."""
+    if not any(node.op_type == "Pad" for node in model.graph):
+        return Facts({}, frozenset())
+    return coupling_facts.prepare(model, shapes.default_feeds(model, 2, 16), run=False)[1]
+
+
 def as_convolutions(model: ir.Model, facts: Facts, chosen: Collection[str]) -> list[str]:
-    """Replace such chains whose last node is in `chosen`, in place. Returns the names of the new convolutions.
+    """Replace such chains whose nodes are all in `chosen`, in place. Returns the names of the new convolutions.
 
     The convolution takes the name of the Pad, and its output the name of the Pad's output.
     """
     links = Links(model, facts)
     made = []
     for pad in list(model.graph):
-        if pad.op_type == "Pad" and pad.name in chosen and (found := _chain(links, pad)) is not None:
+        if pad.op_type == "Pad" and pad.name in chosen and (found := _chain(links, pad, chosen)) is not None:
             x, strides, slices, before, after = found
             _replace(model, links, pad, x, strides, before, after)
             for node in slices:
@@ -39,7 +47,9 @@ def as_convolutions(model: ir.Model, facts: Facts, chosen: Collection[str]) -> l
     return made
 
 
-def _chain(links: Links, pad: ir.Node) -> tuple[ir.Value, list[int], list[ir.Node], int, int] | None:
+def _chain(
+    links: Links, pad: ir.Node, chosen: Collection[str]
+) -> tuple[ir.Value, list[int], list[ir.Node], int, int] | None:
     """Input, strides, the Slices (last first) and channels added before and after; `None` where it is anything else."""
     x = source(pad)
     shape, pads = links.shape(x), padding(links, pad)
@@ -55,14 +65,14 @@ def _chain(links: Links, pad: ir.Node) -> tuple[ir.Value, list[int], list[ir.Nod
     strides, slices = [1, 1], []
     while (before := x.producer()) is not None and before.op_type == "Slice":
         steps = _steps(links, before)
-        if steps is None or x.is_graph_output():
+        if steps is None or before.name not in chosen or x.is_graph_output():
             break
         strides = [a * b for a, b in zip(strides, steps, strict=True)]
         slices.append(before)
         x = source(before)
     front, back = pads.get(1, (0, 0))
     wide = front + shape[1] + back > MOST_CHANNELS
-    if not slices or max(strides) == 1 or x.producer() is None or wide:
+    if not slices or max(strides) == 1 or x.producer() is None or wide or (x.name or "", 1) in links.facts.open:
         return None
     return x, strides, slices, front, back
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
+from lepton_cli.graph import shortcuts
 from lepton_cli.graph.select import select
 from lepton_cli.quantize import (
     alternatives,
@@ -20,7 +21,6 @@ from lepton_cli.quantize import (
     refine,
     remembered,
     saturation,
-    shortcuts,
     speed,
     tables,
     targets,
@@ -56,7 +56,7 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     allowed = select(prepared.names, params.include, params.exclude)
     matmul_to_gemm(work)
     if cpu.suits(target):
-        shortcuts.to_convolutions(work, allowed)
+        shortcuts.as_convolutions(work, shortcuts.facts(work), allowed)
     choice = choose.candidates(work, allowed)
     unshare(work, choice.anchors)
     if context.dry or not choice.anchors:

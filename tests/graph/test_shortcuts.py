@@ -50,3 +50,46 @@ def test_anything_else_is_left_alone(options: dict[str, object]) -> None:
     _, after, made = rewritten(network(**options))  # type: ignore[arg-type]
     assert not made
     assert "Pad" in [node.op_type for node in after.graph]
+
+
+def looked_at(axes: list[int], *, pads: tuple[int, ...], start: int = 0, mode: str = "constant") -> ir.Model:
+    n = Network()
+    x = n.conv(n.input("x", "batch", 3, 16, 16), 3, 8)
+    for axis in axes:
+        x = n.node("Slice", x, n.literal(start), n.literal(2**63 - 1), n.literal(axis), n.literal(2))
+    return n.model(n.node("Pad", x, n.literal(*pads), mode=mode))
+
+
+WIDER = (0, 4, 0, 0, 0, 4, 0, 0)
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [2], [-2, -1]])
+def test_inference_alone_is_enough(axes: list[int]) -> None:
+    before = looked_at(axes, pads=WIDER)
+    after = io.clone(before)
+    made = shortcuts.as_convolutions(after, shortcuts.facts(after), [node.name or "" for node in after.graph])
+    assert len(made) == 1
+    assert [node.op_type for node in after.graph] == ["Conv", "Conv"]
+    for one, two in zip(run(before, 2, 16), run(after, 2, 16), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        looked_at([2, 3], pads=WIDER, start=1),
+        looked_at([1], pads=WIDER),
+        looked_at([2, 3], pads=WIDER, mode="edge"),
+        looked_at([], pads=WIDER),
+        looked_at([2, 3], pads=(0, 400, 0, 0, 0, 400, 0, 0)),
+    ],
+    ids=["starts late", "drops channels", "repeats the edge", "no stride", "too wide"],
+)
+def test_other_chains_stay(model: ir.Model) -> None:
+    assert not shortcuts.as_convolutions(model, shortcuts.facts(model), [node.name or "" for node in model.graph])
+
+
+def test_chains_left_out_stay() -> None:
+    model = looked_at([2, 3], pads=WIDER)
+    chosen = [node.name or "" for node in model.graph if node.op_type != "Slice"]
+    assert not shortcuts.as_convolutions(model, shortcuts.facts(model), chosen)
