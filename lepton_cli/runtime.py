@@ -137,6 +137,8 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
         """Outputs by name for one batch. Raises ModelError when the run fails."""
         names = list(outputs) if outputs is not None else [output.name for output in self.outputs]
+        if not names:  # onnxruntime takes an empty list for all outputs
+            return {}
         try:
             values = self._session.run(names, dict(feeds))
         except Exception as error:
