@@ -76,9 +76,8 @@ def choose(
     """Widths and branches whose measured latency is `share` of the original's; decided once for a machine."""
     found = droppable(plan, params) if context.calibration is not None else []
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
-    machine = (_cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch)
     settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
-    name = f"latency-{kept.key(plan.model, *machine, *settings)}"
+    name = f"latency-{kept.key(plan.model, *_timed_on(context), *settings)}"
     stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
     if stored is None:
         stored = _decide(plan, params, share, context, rankings, tables, found)
@@ -105,9 +104,7 @@ def _decide(
     batch = next(iter(context.check.batches(None, None))).feeds
     shown = timing.feeds_of(plan.model, batch, context.batch)
     watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
-    trials = times.trials(columns, [table.levels for table in offered])
-    with context.progress.stage("timing layers", len(trials) + 1) as stage:
-        cost = times.measure(columns, trials, watch, stage.advance)
+    cost = _times(columns, [table.levels for table in offered], watch, context)
     chooser = allocate.best if params.scope == "global" else allocate.uniform
     orders = [rank.order for rank in rankings]
     with context.progress.stage("measuring latency", TRIES) as stage:
@@ -125,6 +122,25 @@ def _decide(
         "ratio": result.ratio,
         "predicted": result.predicted,
     }
+
+
+def _times(columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, context: Context) -> times.Times:
+    """What every width costs on this machine; measured once for all targets."""
+    trials = times.trials(columns, levels)
+    name = f"times-{kept.key(columns.plan.model, *_timed_on(context), trials)}"
+    stored = kept.load_facts(context.cache, name, "ratios", "errors")
+    if stored is None:
+        with context.progress.stage("timing layers", len(trials) + 1) as stage:
+            ratios, errors = times.measure(columns, trials, watch, stage.advance)
+        stored = {"ratios": ratios.tolist(), "errors": errors.tolist()}
+        kept.save_facts(context.cache, name, stored)
+    return times.fitted(columns, trials, np.array(stored["ratios"]), np.array(stored["errors"]))
+
+
+def _timed_on(context: Context) -> tuple[object, ...]:
+    """What measured ratios hold for: the machine, how it is used, and the model that they are shares of."""
+    machine = _cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch
+    return *machine, kept.key(context.original)
 
 
 def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:

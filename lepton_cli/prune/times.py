@@ -99,8 +99,13 @@ def trials(columns: Columns, levels: Sequence[Widths]) -> list[Trial]:
     return found
 
 
-def measure(columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: Callable[[], object]) -> Times:
-    """Time the trials and the model as it is; `done` is called after each model has been started."""
+def measure(
+    columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: Callable[[], object]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ratios to the original's time and their standard errors: of the analysed model as it is, then of every trial.
+
+    `done` is called after each model has been started.
+    """
     orders = [np.arange(group.channels) for group in columns.plan.groups]
 
     def candidate(trial: Trial) -> Callable[[], ir.Model]:
@@ -108,7 +113,13 @@ def measure(columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: C
         widths[list(trial.members)] = trial.width
         return lambda: columns.cut(widths, orders)
 
-    ratios, errors = watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
+    return watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
+
+
+def fitted(
+    columns: Columns, chosen: Sequence[Trial], ratios: NDArray[np.float64], errors: NDArray[np.float64]
+) -> Times:
+    """What every width costs, as the ratios and errors of `measure` tell."""
     full = float(ratios[0])
     nodes, touches, gone = _shares(columns, full)
     expected = _expected(columns, chosen, nodes, gone, full)

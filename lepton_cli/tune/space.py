@@ -62,6 +62,7 @@ class SearchSpace:
         """A point: the first value of every dimension not named, and where a dimension means nothing."""
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
         idle = (_PRUNING if full["keep"] == 1 else ()) + (_CALIBRATED if full["precision"] != "int8" else ())
+        idle += ("round_to",) if full["prune_by"] == "latency" else ()
         return {name: self.dimensions[name][0] if name in idle else value for name, value in full.items()}
 
     def candidate(self, point: Point, origin: str) -> Candidate:
@@ -110,7 +111,6 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
                 option=("tune", "space", "precision", index),
             )
     keep = _levels(given, traits, dropped)
-    by_size = traits.goal == "size" or not traits.convolutions
     guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
     ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
     # In the order in which neighbours are tried: what changes most comes first.
@@ -119,7 +119,7 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "precision": precision,
         "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
         "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
-        "prune_by": given.prune_by or (("params",) if by_size else ("macs", "latency")),
+        "prune_by": given.prune_by or _prices(traits),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "fuse": given.fuse or _fusions(traits),
         "calibration": ranges or (None, "percentile", "minmax"),
@@ -150,6 +150,13 @@ def _precisions(traits: Traits) -> Sequence[Value]:
     else:
         found = [*(["fp16"] if device else []), *dynamic, *integer, *(["weights4", "weights8"] if stored else [])]
     return [value for value in (*found, "float") if not _impossible(value, traits)]
+
+
+def _prices(traits: Traits) -> tuple[Value, ...]:
+    """What pruning counts. Measured time knows vector blocks and whole branches; models too small for it have size."""
+    if traits.goal == "size" or not (traits.convolutions or traits.transformer):
+        return ("params",)
+    return ("latency", "macs") if traits.calibrated else ("macs", "latency")
 
 
 def _fusions(traits: Traits) -> tuple[bool, ...]:
@@ -212,8 +219,9 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             "step": "prune.channels",
             "target": {str(point["prune_by"]): units.write_percent(keep)},
             "importance": point["importance"],
-            "round_to": point["round_to"],
         }
+        if point["prune_by"] != "latency":  # which takes the widths that the machine is fast at
+            prune["round_to"] = point["round_to"]
         if keep < _DEEP:
             prune["min_width"] = "1 %"
         yield prune
@@ -241,7 +249,8 @@ def describe(point: Point) -> str:
     words = []
     if point["keep"] != 1:
         keep = units.write_percent(float(point["keep"] or 1))
-        words.append(f"keep {keep} {point['prune_by']} ({point['importance']}, x{point['round_to']})")
+        multiple = "" if point["prune_by"] == "latency" else f", x{point['round_to']}"
+        words.append(f"keep {keep} {point['prune_by']} ({point['importance']}{multiple})")
     if point["fuse"]:
         words.append("fused")
     precision = str(point["precision"])

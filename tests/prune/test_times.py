@@ -41,7 +41,8 @@ def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[N
     levels = [np.append(level, 0) if k in columns.branches else level for k, level in enumerate(levels)]
     clock = Clock(found.model)
     trials = times.trials(columns, levels)
-    return columns, times.measure(columns, trials, clock, lambda: None), clock, levels  # type: ignore[arg-type]
+    ratios, errors = times.measure(columns, trials, clock, lambda: None)  # type: ignore[arg-type]
+    return columns, times.fitted(columns, trials, ratios, errors), clock, levels
 
 
 def test_predictions_of_residual_networks() -> None:

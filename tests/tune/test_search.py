@@ -43,7 +43,7 @@ def bench(folder: Path, one: Judge, most: int | None = None) -> Bench:
 
 @pytest.fixture(name="space")
 def _space() -> SearchSpace:
-    return derive(Space(), CNN)
+    return derive(Space(prune_by=("macs", "latency")), CNN)
 
 
 LIMIT = gate("accuracy.top1", max_drop="0.5 pp")
