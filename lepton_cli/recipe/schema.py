@@ -196,7 +196,10 @@ class Recipe(Strict):
 
     version: Version
     name: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="Names the result file: letters, digits, `.`, `_`, `-`"
+        default="",
+        max_length=100,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Names the result file: letters, digits, `.`, `_`, `-`",
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()
