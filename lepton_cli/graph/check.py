@@ -15,7 +15,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lepton_cli.errors import ModelError
@@ -36,6 +37,8 @@ def read(path: Path) -> ir.Model:
     """
     proto = _parse(path, _read_bytes(path))
     _check_header(path, proto)
+    if (damaged := _not_text(proto)) is not None:
+        raise broken(path, f"{damaged} is not UTF-8 text")
     structure = Structure(path, proto)
     structure.check()
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
@@ -134,6 +137,21 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
         raise broken(path, "it names no operator set version")
     if not proto.graph.output:
         raise broken(path, "its graph has no outputs")
+
+
+def _not_text(message: Message, where: str = "model") -> str | None:
+    """The first string that is no text, which could be read but never written again. Weights are not touched."""
+    if isinstance(message, onnx.TensorProto):
+        return f"`{where}.name`" if isinstance(message.name, bytes) else None
+    for field, value in message.ListFields():
+        if field.type not in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING):
+            continue
+        name = f"{where}.{field.name}"
+        for part in (value,) if isinstance(value, (Message, str, bytes)) else value:
+            found = _not_text(part, name) if isinstance(part, Message) else f"`{name}`" * isinstance(part, bytes)
+            if found:
+                return found
+    return None
 
 
 def _forget_negative_dimensions(kind: onnx.TypeProto) -> None:

@@ -336,6 +336,16 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
         io.load(path)
 
 
+@pytest.mark.parametrize("text", [b"second", b"act"])
+def test_names_that_are_no_text(tmp_path: Path, text: bytes) -> None:
+    content = mlp().SerializeToString()
+    assert text in content
+    (tmp_path / "model.onnx").write_bytes(content.replace(text, b"\x80" * len(text)))
+    with pytest.raises(ModelError) as caught:
+        io.load(tmp_path / "model.onnx")
+    assert "not UTF-8" in str(caught.value.cause)
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_damaged_models_are_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
