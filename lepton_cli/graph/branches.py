@@ -74,9 +74,8 @@ def _only_for(add: ir.Node, side: int) -> set[ir.Node]:
     waiting = [producer]
     while waiting:
         node = waiting.pop()
-        users = {user for output in node.outputs for user, _ in output.uses()}
-        needed = any(output.is_graph_output() for output in node.outputs) or users - inside - {add}
-        if node in inside or needed or (add in users and node is not producer):
+        users = {use.node for output in node.outputs for use in output.uses() if use != (add, side)}
+        if node in inside or users - inside or any(output.is_graph_output() for output in node.outputs):
             continue
         inside.add(node)
         waiting += [before for value in node.inputs if value is not None and (before := value.producer()) is not None]
@@ -113,7 +112,7 @@ def _drop(model: ir.Model, add: ir.Node, side: int) -> set[str]:
     gone, total, other = _only_for(add, side), add.outputs[0], add.inputs[1 - side]
     if other is None:
         return set()
-    exclusive = not {user for user, _ in other.uses()} - gone - {add}
+    exclusive = not other.is_graph_output() and not {user for user, _ in other.uses()} - gone - {add}
     name = total.name or ""
     ir.convenience.replace_all_uses_with(total, other)
     model.graph.remove(add, safe=True)

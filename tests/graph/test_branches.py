@@ -110,3 +110,22 @@ def test_values_take_the_name_of_what_they_stand_for() -> None:
     after = next(user for user, _ in total.uses()).outputs[0]
     assert stand_ins == {total.name, after.name}
     assert next(node for node in left.graph).outputs[0].name == total.name
+
+
+def test_two_outputs_of_one_node_are_not_each_others_branch() -> None:
+    n = Network()
+    n.node("Split", n.conv(n.input("x", "batch", 3, 8, 8), 3, 8), n.literal(4, 4), outputs=2, axis=1)
+    total = n.node("Add", "Split_1_out", "Split_1_1_out")
+    prepared, coupling = analysed(n.model(n.node("Relu", total)))
+    assert branches.find(prepared, coupling.facts) == ()
+
+
+def test_an_output_that_stands_for_a_sum_keeps_its_name() -> None:
+    n = Network()
+    x = n.conv(n.input("x", "batch", 3, 8, 8), 3, 8)
+    inner = n.conv(n.node("Relu", n.conv(n.input("y", "batch", 3, 8, 8), 3, 8)), 8, 8)
+    prepared, coupling = analysed(n.model(x, n.node("Relu", n.node("Add", x, inner))))
+    (found,) = branches.find(prepared, coupling.facts)
+    left, stand_ins = branches.drop(prepared, [found])
+    assert [value.name for value in left.graph.outputs] == [value.name for value in prepared.graph.outputs]
+    assert stand_ins == set()
