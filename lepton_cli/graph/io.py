@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from lepton_cli.graph import check
+from lepton_cli.graph import check, external
 from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
@@ -52,6 +52,18 @@ def hash_files(files: tuple[Path, ...]) -> str:
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(model: ir.Model) -> str:
+    """SHA-256 of a model with its weights; large ones are read piece by piece."""
+    if weight_bytes(model) < EXTERNAL_ABOVE:
+        return hashlib.sha256(to_bytes(model)).hexdigest()
+    digest = hashlib.sha256(repr(model).encode())
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            for block in external.blocks(value.const_value) if value.const_value is not None else ():
                 digest.update(block)
     return digest.hexdigest()
 

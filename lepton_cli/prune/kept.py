@@ -23,9 +23,7 @@ Ranked = dict[str, tuple[Ranking, NDArray[np.float64]]]
 
 def key(model: ir.Model, *settings: object) -> str:
     """Hash of the model and everything else that the rankings follow from."""
-    digest = hashlib.sha256(io.to_bytes(model) if io.weight_bytes(model) < io.EXTERNAL_ABOVE else repr(model).encode())
-    digest.update(repr((__version__, *settings)).encode())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(repr((io.fingerprint(model), __version__, *settings)).encode()).hexdigest()[:32]
 
 
 def load(folder: Path | None, name: str, groups: list[str]) -> Ranked:

@@ -101,7 +101,7 @@ def _decide(
 ) -> dict[str, Any]:
     columns = depth.columns(plan, found)
     offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
-    batch = next(iter(context.check.batches(None, None))).feeds
+    batch = next(iter(context.check.batches(context.batch, context.batch))).feeds
     shown = timing.feeds_of(plan.model, batch, context.batch)
     watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
     cost = _times(columns, [table.levels for table in offered], watch, context)
@@ -138,9 +138,9 @@ def _times(columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopw
 
 
 def _timed_on(context: Context) -> tuple[object, ...]:
-    """What measured ratios hold for: the machine, how it is used, and the model that they are shares of."""
+    """What measured ratios hold for: the machine, how it is used, the model that they are shares of, and its inputs."""
     machine = _cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch
-    return *machine, kept.key(context.original)
+    return *machine, kept.key(context.original), context.check.fingerprint
 
 
 def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:

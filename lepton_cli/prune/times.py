@@ -94,7 +94,7 @@ def trials(columns: Columns, levels: Sequence[Widths]) -> list[Trial]:
     points = max(1, min(POINTS, MODELS // max(len(kinds), 1)))
     found = []
     for members, choice in kinds:
-        places = np.unique(np.linspace(0, len(choice) - 1, min(points, len(choice))).round().astype(int))
+        places = np.unique(np.linspace(len(choice) - 1, 0, min(points, len(choice))).round().astype(int))
         found += [Trial(members, int(choice[place])) for place in places]
     return found
 

@@ -116,8 +116,9 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def feeds_of(model: ir.Model, feeds: Arrays, batch: int) -> Arrays:
-    """One batch of `batch` samples, repeated or cut; models with a fixed batch keep theirs."""
-    fixed = {info.name for info in io.inputs(model) if info.shape and isinstance(info.shape[0], int)}
+    """One batch of `batch` samples, repeated or cut; models with a fixed batch keep theirs, scalars have none."""
+    shapes = {info.name: info.shape for info in io.inputs(model)}
+    fixed = {name for name, shape in shapes.items() if shape is not None and (not shape or isinstance(shape[0], int))}
     return {
         name: array if name in fixed else np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
         for name, array in feeds.items()

@@ -135,7 +135,7 @@ def _rebatched(model: ir.Model, data: Dataset, session: Session, internal: Seque
 
 
 def _key(model: ir.Model, names: Sequence[str], data: Dataset) -> str:
-    digest = hashlib.sha256(io.to_bytes(model) if io.weight_bytes(model) < io.EXTERNAL_ABOVE else repr(model).encode())
+    digest = hashlib.sha256(io.fingerprint(model).encode())
     digest.update(data.fingerprint.encode())
     digest.update("\n".join(names).encode())
     return digest.hexdigest()

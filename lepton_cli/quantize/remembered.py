@@ -44,7 +44,8 @@ def decide(
 
 def _key(model: ir.Model, choice: Choice, target: Target, context: Context) -> str:
     digest = hashlib.sha256(io.to_bytes(model))
-    machine = (sorted(instruction_sets()), context.provider, context.batch, context.threads)
+    shown = None if context.calibration is None else context.calibration.fingerprint
+    machine = (sorted(instruction_sets()), context.provider, context.batch, context.threads, shown)
     digest.update(
         repr((__version__, onnxruntime().__version__, sorted(choice.anchors), target.name, *machine)).encode()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lepton_cli.graph import io
@@ -12,6 +13,7 @@ from lepton_cli.prune import allocate, channels, kept, latency, plan
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.steps.prune_channels import Params
+from tests.graph.networks import Network
 from tests.graph.test_shortcuts import network
 from tests.prune.context import context, images, redundant
 
@@ -129,3 +131,24 @@ def test_shortcuts_are_rewritten_for_latency_only() -> None:
     assert plan.analysed(model, params(), shape).rewritten == ("Pad_4",)
     assert not plan.analysed(model, params(exclude=["Pad*"]), shape).rewritten
     assert not plan.analysed(model, Params(step="prune.channels"), shape).rewritten
+
+
+def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
+    model, data, other = redundant(), images(8), images(8)
+    other.fingerprint = "1"
+    first, second = (latency._timed_on(context(model, tmp_path, data, check=check)) for check in (data, other))
+    assert first != second
+
+
+@pytest.mark.parametrize("limit", [io.EXTERNAL_ABOVE, 0])
+def test_every_weight_decides_what_is_remembered(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "EXTERNAL_ABOVE", limit)
+    n = Network()
+    model = n.model(n.linear(n.input("x", "batch", 64), 64, 64))
+    before = kept.key(model)
+    assert kept.key(model.clone()) == before
+    value = max(model.graph.initializers.values(), key=lambda value: value.const_value.size)
+    changed = value.const_value.numpy().copy()
+    changed.flat[changed.size // 2] += 1
+    value.const_value = ir.tensor(changed, name=value.name)
+    assert kept.key(model) != before

@@ -88,3 +88,11 @@ def test_noise_is_weighed_against_the_work_saved() -> None:
     assert times._weighed(0.5, 10.0, 0.1) == pytest.approx(0.1, abs=0.001)
     assert 0.1 < times._weighed(0.2, 0.05, 0.1) < 0.2
     assert times._weighed(0.2, 0.1, 0.0) == 0.0
+
+
+def test_few_trials_measure_the_narrowest_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "MODELS", 1)
+    found = plan.analysed(redundant(), Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    columns = depth.columns(found, ())
+    trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups])
+    assert {trial.width for trial in trials} == {2}

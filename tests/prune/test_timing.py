@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lepton_cli.prune import timing
@@ -23,6 +24,13 @@ def test_batches_are_cut_or_repeated_unless_the_model_fixes_them() -> None:
     feeds = images(3).feeds
     assert timing.feeds_of(redundant(), feeds, 2)["x"].shape == (2, 3, 8, 8)
     assert timing.feeds_of(redundant(), feeds, 7)["x"].shape == (7, 3, 8, 8)
+
+
+def test_inputs_without_axes_are_fed_as_they_are() -> None:
+    model = redundant()
+    model.graph.inputs.append(ir.Value(name="scale", shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT)))
+    feeds = {**images(3).feeds, "scale": np.array(2.0, np.float32)}
+    assert timing.feeds_of(model, feeds, 7)["scale"].shape == ()
 
 
 def test_every_candidate_gets_a_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ def test_the_second_run_decides_the_same_without_measuring(tmp_path: Path) -> No
     assert measured == again
     remembered.decide(model, choice, TARGETS["arm"], context, measure)
     assert len(calls) == 2
+    longer = builders.Samples(x=np.zeros((2, 3, 8, 8), np.float32))
+    longer.fingerprint = "longer"
+    remembered.decide(model, choice, TARGETS["arm"], dataclasses.replace(context, calibration=longer), measure)
+    assert len(calls) == 3
 
 
 def test_a_damaged_note_is_measured_again(tmp_path: Path) -> None:
