@@ -112,10 +112,9 @@ class _Run:
             return self._partial(self.job.locate(error), "failed")
         except KeyboardInterrupt:
             self._partial(None, "interrupted")
-            if self.records:
-                self.progress.say(
-                    f"{len(self.records)} finished steps are kept: the same command with --resume goes on"
-                )
+            if kept.count:
+                steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
+                self.progress.say(f"{steps} kept: the same command with --resume goes on")
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error
@@ -135,15 +134,13 @@ class _Run:
 
     def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
         steps = self.job.spec.steps
-        found = kept.latest() if resume else None
-        if found is not None:
-            current, self.records = found
+        model = self.job.loaded.model
+        if resume and (found := kept.latest()) is not None:
+            model, self.records = found
             self.progress.say(f"resumed: {len(self.records)} of {len(steps)} steps were done")
-        else:
-            if resume:
-                self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
-            model = self.job.loaded.model
-            current = runner.reference(model, context) if self.job.runs else runner.Checked(model, None)
+        elif resume:
+            self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
+        current = runner.reference(model, context) if self.job.runs else runner.Checked(model, None)
         for index in range(len(self.records), len(steps)):
             current, record = runner.run_step(current, steps[index], index, context, self.output / workspace.FAILED)
             self.records.append(record)

@@ -8,6 +8,7 @@ well removes the folder, a run without `--resume` begins by removing it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx_ir as ir
 from pydantic import ValidationError
 
 from lepton_cli import __version__
@@ -37,8 +39,10 @@ class Kept:
         self._folder = output / workspace.RESUME
         self._job, self._context = job, context
         self._keeps = True
+        #: Steps that the next run need not do again.
+        self.count = 0
 
-    def latest(self) -> tuple[runner.Checked, list[StepRecord]] | None:
+    def latest(self) -> tuple[ir.Model, list[StepRecord]] | None:
         """The model after the last step that an interrupted run finished, and the records of all steps up to it.
 
         `None` when nothing is there that belongs to this run; what else is there is removed.
@@ -49,9 +53,10 @@ class Kept:
                 continue
             try:
                 model = io.load(self._model(count)).model
-                return runner.reference(model, self._context), records
             except LeptonError:
                 continue
+            self.count = count
+            return model, records
         self.clear()
         return None
 
@@ -59,7 +64,8 @@ class Kept:
         """Write the model after the last of `records`; returns it as it reads back.
 
         What follows goes on from the file in every run, so that an interrupted run and an uninterrupted one make the
-        same bytes. A disk without room costs the resumption and nothing else.
+        same bytes. A disk without room costs the resumption and nothing else; what was kept before stays, as weights
+        may still be read from there.
         """
         count = len(records)
         if not self._keeps:
@@ -78,12 +84,20 @@ class Kept:
             self._keeps = False
             reason = error.message if isinstance(error, LeptonError) else error.strerror or str(error)
             self._context.progress.warn(f"the result of step {count} cannot be kept for --resume: {reason}")
-            self.clear()
+            self._remove_others()
             return current
-        for file in self._folder.iterdir():
-            if not file.name.startswith(f"step-{count}."):
-                file.unlink(missing_ok=True)
+        self.count = count
+        self._remove_others()
         return runner.Checked(loaded.model, current.outputs)
+
+    def _remove_others(self) -> None:
+        """Remove all but the last step that is kept."""
+        with contextlib.suppress(OSError):
+            for file in self._folder.iterdir():
+                if not file.name.startswith(f"step-{self.count}."):
+                    file.unlink()
+            if not self.count:
+                self._folder.rmdir()
 
     def clear(self) -> None:
         """Remove what was kept."""

@@ -17,7 +17,7 @@ import pytest
 
 from lepton_cli.errors import ExitCode, StepError
 from lepton_cli.graph import io
-from lepton_cli.pipeline import workspace
+from lepton_cli.pipeline import job, runner, workspace
 from lepton_cli.pipeline.compress import Result, compress
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
@@ -207,6 +207,45 @@ def test_a_disk_without_room_costs_only_the_resumption(
     kept = [remark for remark in said.remarks if "--resume" in remark]
     assert kept == ["the result of step 1 cannot be kept for --resume: No space left on device"]
     assert not (tmp_path / "out" / workspace.RESUME).exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_was_kept_before(
+    model: Path, tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in the file of an earlier step may still be read from there."""
+    save = io.save
+
+    def full(model: Any, path: Path, **options: Any) -> Any:
+        if path.name == "step-2.onnx":
+            raise OSError(28, "No space left on device")
+        return save(model, path, **options)
+
+    monkeypatch.setattr(io, "save", full)
+    said = Said()
+    steps.stop_at = "quantize.dynamic"
+    with pytest.raises(KeyboardInterrupt):
+        _run(model, tmp_path / "out", progress=said)
+    assert sorted(os.listdir(tmp_path / "out" / workspace.RESUME)) == ["step-1.json", "step-1.onnx"]
+    assert said.remarks[-1] == "1 finished step is kept: the same command with --resume goes on"
+    steps.stop_at = None
+    steps.ran.clear()
+    _run(model, tmp_path / "out", resume=True)
+    assert steps.ran == ["prune.channels", "quantize.dynamic"]
+
+
+def test_what_was_too_large_to_run_is_not_run_when_resumed(
+    model: Path, tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "LARGE", 100)
+    monkeypatch.setattr(runner, "reference", lambda *_: pytest.fail("the model was run"))
+    few = [STEP_LIST[0], {"step": "quantize.weights", "if_possible": True}]
+    steps.stop_at = "quantize.weights"
+    with pytest.raises(KeyboardInterrupt):
+        _run(model, tmp_path / "out", few)
+    steps.stop_at = None
+    steps.ran.clear()
+    _run(model, tmp_path / "out", few, resume=True)
+    assert steps.ran == ["quantize.weights"]
 
 
 RECIPE = """\
