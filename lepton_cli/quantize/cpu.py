@@ -78,11 +78,16 @@ def _readers(value: ir.Value) -> set[str]:
         for user, _ in tensor.uses():
             if user.op_type == "Softmax" and not user.domain:
                 found.add(user.name or "")
-            elif user.op_type in _CARRYING and not user.domain:
+            elif user.op_type in _CARRYING and not user.domain and not _scales(user, tensor):
                 waiting += user.outputs
             else:
                 return set()
     return found
+
+
+def _scales(node: ir.Node, mask: ir.Value) -> bool:
+    """Would -65 be multiplied by a constant, and perhaps be too little then? Calibration data need not show that."""
+    return node.op_type == "Mul" and any(value is not mask and _constant(value) for value in node.inputs)
 
 
 def spare_slow_sums(model: ir.Model) -> None:

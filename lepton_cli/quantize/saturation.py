@@ -68,19 +68,17 @@ def _input(node: ir.Node) -> str:
 
 def _layer(node: ir.Node, values: NDArray[np.float32], plan: Plan, random: np.random.Generator) -> Saturation:
     rows = rows_of(node, values, random)[:, :ROWS]
-    codes = _activation_codes(rows, plan.ranges[_input(node)])
+    codes, zero = _activation_codes(rows, plan.ranges[_input(node)])
     weights = _weight_codes(node, plan, groups=len(rows))
     cut = pairs = 0
     signal = noise = 0.0
-    # The zero point is taken off after the sums: what counts as signal is the result without it.
-    low, high = plan.ranges[_input(node)]
-    zero = int(np.rint(-low / ((high - low) / 255)))
     for start in range(0, codes.shape[1], CHUNK):
         part = codes[:, start : start + CHUNK, None, :] * weights[:, None]
         sums = part[..., 0::2] + part[..., 1::2]
         clipped = np.clip(sums, -_MOST - 1, _MOST)
         cut += int((sums != clipped).sum())
         pairs += sums.size
+        # The zero point is taken off after the sums: what counts as signal is the result without it.
         exact = sums.sum(axis=-1) - zero * weights.sum(axis=-1)[:, None]
         signal += float(np.square(exact, dtype=np.float64).sum())
         noise += float(np.square((sums - clipped).sum(axis=-1), dtype=np.float64).sum())
@@ -88,11 +86,12 @@ def _layer(node: ir.Node, values: NDArray[np.float32], plan: Plan, random: np.ra
     return Saturation(node.name or "", node.op_type, cut / max(pairs, 1), ratio)
 
 
-def _activation_codes(rows: NDArray[np.float32], ends: Range) -> NDArray[np.int32]:
-    """uint8 codes [groups, n, K], K made even."""
+def _activation_codes(rows: NDArray[np.float32], ends: Range) -> tuple[NDArray[np.int32], int]:
+    """uint8 codes [groups, n, K], K made even, and the code of zero."""
     scale = (ends[1] - ends[0]) / 255 or 1.0
-    codes = np.clip(np.rint(rows / scale) + np.rint(-ends[0] / scale), 0, 255).astype(np.int32)
-    return np.pad(codes, ((0, 0), (0, 0), (0, codes.shape[2] % 2)))
+    zero = int(np.rint(-ends[0] / scale))
+    codes = np.clip(np.rint(rows / scale) + zero, 0, 255).astype(np.int32)
+    return np.pad(codes, ((0, 0), (0, 0), (0, codes.shape[2] % 2))), zero
 
 
 def _weight_codes(node: ir.Node, plan: Plan, groups: int) -> NDArray[np.int32]:

@@ -16,14 +16,23 @@ from tests.quantize.builders import Graph, Samples, context, ops, rows, sqnr
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def attention(low: float = LOWEST, *, shown: bool = False) -> ir.Model:
-    """Scores with a mask added, softmax, a product, layer norm of a sum; inputs `x`, `keep` [b, 1, 32]."""
+def attention(low: float = LOWEST, *, shown: bool = False, late: bool = False) -> ir.Model:
+    """Scores with a mask added, softmax, a product, layer norm of a sum; inputs `x`, `keep` [b, 1, 32].
+
+    `late`: the scores are scaled with the mask.
+    """
     graph = Graph()
     x, keep = graph.take("x", ["b", 32, 32]), graph.take("keep", ["b", 1, 32])
     scores = graph.op("MatMul", x, graph.op("Transpose", x, perm=[0, 2, 1]))
     hidden = graph.op("Less", keep, graph.constant(np.float32(0.5)))
     mask = graph.op("Where", hidden, graph.constant(np.float32(low)), graph.constant(np.float32(0)))
-    weights = graph.op("Softmax", graph.op("Add", graph.op("Mul", scores, graph.constant(np.float32(0.1))), mask))
+    scale = graph.constant(np.float32(0.1))
+    scores = (
+        graph.op("Mul", graph.op("Add", scores, mask), scale)
+        if late
+        else graph.op("Add", graph.op("Mul", scores, scale), mask)
+    )
+    weights = graph.op("Softmax", scores)
     y = graph.linear(graph.op("MatMul", weights, x), 32, 32, gemm=False)
     norm = [graph.constant(np.ones(32, np.float32)), graph.constant(np.zeros(32, np.float32))]
     y = graph.op("LayerNormalization", graph.op("Add", y, x), *norm)
@@ -69,6 +78,13 @@ def test_a_mask_that_changes_results_stays(tmp_path: Path) -> None:
     data = sentences()
     data.feeds["keep"][:] = 0  # nothing is visible: -3.4e38 then swallows the scores, -65 does not
     model = attention()
+    assert cpu.soften_masks(model, context(data, tmp_path)) == (model, [])
+
+
+def test_a_mask_that_is_scaled_later_stays(tmp_path: Path) -> None:
+    data = sentences()
+    data.feeds["keep"][:] = 1  # calibration without padding shows no difference
+    model = attention(late=True)
     assert cpu.soften_masks(model, context(data, tmp_path)) == (model, [])
 
 

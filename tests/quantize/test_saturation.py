@@ -50,3 +50,9 @@ def test_small_inputs_never_reach_the_limit(tmp_path: Path) -> None:
     data = rows()
     data.feeds["x"][:, 1::2] = 0  # one of each pair is nothing: 255 * 127 fits 16 bits
     assert simulate(product(1.0), data, tmp_path) == []
+
+
+def test_inputs_that_are_always_zero(tmp_path: Path) -> None:
+    data = rows()
+    data.feeds["x"][:] = -1  # nothing is left by Relu
+    assert simulate(product(1.0), data, tmp_path) == []
