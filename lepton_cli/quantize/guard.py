@@ -85,7 +85,7 @@ def hold(
             wide = False
             holds, best, made = attempt(ranking[:count])
     dropped = ranking[:count]
-    for entry in reversed(ranking[:count]):
+    for entry in reversed(ranking[:count]) if holds else ():
         if len(trials) > 2 * count.bit_length() + 6:
             break
         fewer = [other for other in dropped if other is not entry]

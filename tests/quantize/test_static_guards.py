@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.quantize import speed
+from lepton_cli.graph import io
+from lepton_cli.quantize import choose, guard, speed
 from lepton_cli.steps.base import Outcome
 from lepton_cli.steps.quantize_static import Params, apply
 from tests.quantize.builders import (
@@ -37,6 +38,17 @@ def test_where_int8_does_not_pay_the_other_ways_are_measured(tmp_path: Path, mon
     assert set(measured["alternatives"]) == {"float", "quantize.dynamic", "convert.fp16"}
     assert measured["verdict"].startswith("int8 does not pay here (0.8x at batch 1), best is")
     assert any("kept for its size" in warning for warning in outcome.warnings)
+
+
+def test_a_limit_that_cannot_hold_costs_no_more_trials() -> None:
+    model = residual_net()
+    io.name_nodes(model)
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    ranking = [guard.Sensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
+    scores = iter([1.0, *[0.0] * 9])
+    _, _, found = guard.hold(model, choice, lambda smaller: model, ranking, lambda made: next(scores), 0.1, most=2)
+    assert not found["holds"]
+    assert [trial["float"] for trial in found["trials"]] == [0, 1, 2]
 
 
 def test_sensitivity_without_a_guard(tmp_path: Path) -> None:
