@@ -57,9 +57,10 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     full = np.array([group.channels for group in plan.groups])
     if context.dry:
         lowest = price(floors) / budget * goal.share
-        branch = len(latency.droppable(plan, params)) if goal.metric == "latency" and kinds else 0
-        measured = f"{branch} residual branches can go as a whole; latency is measured when the step runs"
-        reach = measured if goal.metric == "latency" else f"{goal.metric} can go down to {lowest:.1%}"
+        reach = f"{goal.metric} can go down to {lowest:.1%}"
+        if goal.metric == "latency":
+            whole = len(latency.droppable(plan, params, context))
+            reach = f"{whole} residual branches can go as a whole; latency is measured when the step runs"
         text = f"{len(plan.groups)} groups can lose channels; {reach}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], {}))
     if goal.metric != "latency" and price(full) <= budget:

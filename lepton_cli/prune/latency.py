@@ -61,9 +61,9 @@ def _cpu() -> str:
     )
 
 
-def droppable(plan: Plan, params: Params) -> list[Branch]:
-    """Branches that may go as a whole under `include`, `exclude` and `scope`."""
-    if params.scope != "global" or not params.drop_branches:
+def droppable(plan: Plan, params: Params, context: Context) -> list[Branch]:
+    """Branches that may go as a whole under `include`, `exclude` and `scope`, and whose loss can be repaired."""
+    if context.calibration is None or params.recover == () or params.scope != "global" or not params.drop_branches:
         return []
     names = [node.name or "" for node in plan.model.graph]
     chosen = select.select(names, params.include, params.exclude)
@@ -74,7 +74,7 @@ def choose(
     plan: Plan, params: Params, share: float, context: Context, rankings: Sequence[Ranking], tables: Sequence[Table]
 ) -> Choice:
     """Widths and branches whose measured latency is `share` of the original's; decided once for a machine."""
-    found = droppable(plan, params) if context.calibration is not None else []
+    found = droppable(plan, params, context)
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
     settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
     name = f"latency-{kept.key(plan.model, *_timed_on(context), *settings)}"

@@ -49,7 +49,8 @@ class Params(BaseParams):
         default=units.Share(0.05), description="Least share of its channels a layer keeps, unless its branch goes"
     )
     drop_branches: bool = Field(
-        default=True, description="Latency targets may drop whole residual branches (global scope, calibration data)"
+        default=True,
+        description="Latency targets may drop whole residual branches (global scope, calibration data, recovery)",
     )
     recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
         default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"

@@ -117,13 +117,16 @@ def test_plan_says_how_many_branches_could_go(tmp_path: Path) -> None:
     assert "2 residual branches can go as a whole" in outcome.summary
 
 
-def test_branches_stay_where_the_options_say_so() -> None:
+def test_branches_stay_where_the_options_say_so(tmp_path: Path) -> None:
     found = plan.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
-    both = latency.droppable(found, params())
+    data = context(redundant(), tmp_path, images(4))
+    both = latency.droppable(found, params(), data)
     assert len(both) == 2
-    assert not latency.droppable(found, params(drop_branches=False))
-    assert not latency.droppable(found, params(scope="layer"))
-    assert latency.droppable(found, params(exclude=[both[0].nodes[-1]])) == both[1:]
+    assert not latency.droppable(found, params(drop_branches=False), data)
+    assert not latency.droppable(found, params(scope="layer"), data)
+    assert not latency.droppable(found, params(recover=[]), data)
+    assert not latency.droppable(found, params(), context(redundant(), tmp_path, check=images(4)))
+    assert latency.droppable(found, params(exclude=[both[0].nodes[-1]]), data) == both[1:]
 
 
 def test_shortcuts_are_rewritten_for_latency_only() -> None:
