@@ -56,11 +56,11 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
         raise _unreachable(plan, goal, price(floors) / budget * goal.share)
     full = np.array([group.channels for group in plan.groups])
     if context.dry:
-        lowest = price(floors) / budget * goal.share
-        reach = f"{goal.metric} can go down to {lowest:.1%}"
         if goal.metric == "latency":
             whole = len(latency.droppable(plan, params, context))
             reach = f"{whole} residual branches can go as a whole; latency is measured when the step runs"
+        else:
+            reach = f"{goal.metric} can go down to {price(floors) / budget * goal.share:.1%}"
         text = f"{len(plan.groups)} groups can lose channels; {reach}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], {}))
     if goal.metric != "latency" and price(full) <= budget:

@@ -22,7 +22,7 @@ LONG = 0.025
 LEAST, MOST = 5, 100
 #: Standard error of a candidate's ratio that is good enough, beside others and on its own.
 PRECISION, SURE = 0.002, 0.004
-#: Pairs of runs of one candidate on its own, at least and at most, and seconds at most.
+#: Pairs of runs of one candidate on its own after which the error is looked at, pairs and seconds at most.
 PAIRS, MANY, LIMIT = 40, 4000, 20.0
 #: Weights of the candidates that are open at the same time, in bytes.
 OPEN = 1_500_000_000
@@ -97,9 +97,10 @@ class Stopwatch:
             first, second = (self._reference, candidate) if len(logs) % 2 else (candidate, self._reference)
             one, two = _seconds(first), _seconds(second)
             logs.append(float(np.log(two / one)) * (1 if first is self._reference else -1))
-            if len(logs) % PAIRS == 0:
+            over = len(logs) >= MANY or (len(logs) >= LEAST and time.perf_counter() > end)
+            if over or len(logs) % PAIRS == 0:
                 middle, error = _median(np.array(logs))
-                if error < SURE or len(logs) >= MANY or time.perf_counter() > end:
+                if over or error < SURE:
                     return float(np.exp(middle))
 
 

@@ -33,6 +33,15 @@ def test_inputs_without_axes_are_fed_as_they_are() -> None:
     assert timing.feeds_of(model, feeds, 7)["scale"].shape == ()
 
 
+def test_slow_models_end_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LIMIT", 0.0)
+    watch = timing.Stopwatch(redundant(), timing.feeds_of(redundant(), images(2).feeds, 1), "cpu", 1, tmp_path)
+    run, runs = watch._reference, []
+    watch._reference = lambda: (runs.append(1), run())
+    assert watch.ratio(redundant()) > 0
+    assert len(runs) == 3 + timing.LEAST
+
+
 def test_every_candidate_gets_a_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "OPEN", 1)
     model, done = redundant(), []
