@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -212,8 +213,10 @@ def _recover(
     repairs: list[recover.Repair] = []
     fitting = bool({"least_squares", "bias"} & set(kinds))
     layers = recover.after_the_cut(result, plan.coupling, removed, plan.model, stand_ins) if fitting else []
-    repairer = recover.Repairer(plan.model, plan.coupling, removed, source, kinds)
-    with context.progress.stage("repairing layers", len(layers)) as stage:
+    with (
+        contextlib.closing(recover.Repairer(plan.model, plan.coupling, removed, source, kinds)) as repairer,
+        context.progress.stage("repairing layers", len(layers)) as stage,
+    ):
         for together in recover.stages(layers):
             now = linear.find(result)
             fresh = [now[layer.node] for layer in together]

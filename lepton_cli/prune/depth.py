@@ -5,6 +5,7 @@ A branch goes by width 0 of a group inside it, or of a column of its own where n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -117,15 +118,17 @@ def refit(
 ) -> None:
     """A quick least-squares fit of some layers, in graph order, towards what the plan's model computes; in place."""
     few = dataclasses.replace(source, samples=min(SAMPLES, source.samples))
-    now, then = (
-        Walk(lambda: recover.fitting(plan.model, few), SAMPLES, source.workdir, source.threads) for _ in range(2)
-    )
-    for layer in layers:
-        layer = linear.find(model)[layer.node]
-        aim = recover.aim(model, layer, plan.coupling, removed)
-        needed = [name for name in (layer.input, aim.shortcut) if name is not None]
-        seen = zip(now.visit(model, layer.node, needed), then.visit(plan.model, layer.node, [aim.value]), strict=True)
-        _fit(model, layer, aim, seen)
+
+    def walk() -> Walk:
+        return Walk(lambda: recover.fitting(plan.model, few), recover.count(few), source.workdir, source.threads)
+
+    with contextlib.closing(walk()) as now, contextlib.closing(walk()) as then:
+        for layer in layers:
+            layer = linear.find(model)[layer.node]
+            aim = recover.aim(model, layer, plan.coupling, removed)
+            needed = [name for name in (layer.input, aim.shortcut) if name is not None]
+            before = then.visit(plan.model, layer.node, [aim.value])
+            _fit(model, layer, aim, zip(now.visit(model, layer.node, needed), before, strict=True))
 
 
 def _fit(model: ir.Model, layer: Linear, aim: gram.Aim, seen: Iterable[tuple[taps.Arrays, taps.Arrays]]) -> None:

@@ -88,11 +88,15 @@ class Repairer:
     ) -> None:
         self._reference, self._coupling, self._removed = reference, coupling, removed
         self._source, self._kinds = source, kinds
-        self._share = 1 / max(-(-source.samples // _size(source)), 1)
+        self._share = 1 / count(source)
         self._now, self._then = (
-            Walk(lambda: batches(reference, source), round(1 / self._share), source.workdir, source.threads)
-            for _ in range(2)
+            Walk(lambda: batches(reference, source), count(source), source.workdir, source.threads) for _ in range(2)
         )
+
+    def close(self) -> None:
+        """Remove what the walks keep on disk."""
+        self._now.close()
+        self._then.close()
 
     def repair(self, model: ir.Model, layers: Sequence[Linear]) -> list[Repair]:
         """Fit `layers`, which read the same input, in place. Call in topological order."""
@@ -113,6 +117,11 @@ class Repairer:
 def _size(source: Source) -> int:
     """Samples a batch, small enough that some batches can be held out."""
     return max(1, min(32, source.samples // (2 * gram.HOLD_EVERY)))
+
+
+def count(source: Source) -> int:
+    """Number of calibration batches."""
+    return max(-(-source.samples // _size(source)), 1)
 
 
 def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:

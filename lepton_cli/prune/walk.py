@@ -6,6 +6,7 @@ disk, the values that cross the current position, and continues from there: one 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,10 @@ class Walk:
             for file in self._files:
                 file.unlink(missing_ok=True)
             self._files, self._kept = files, kept
+
+    def close(self) -> None:
+        """Remove what is kept on disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _load(self) -> Iterator[Arrays]:
         for file in self._files:

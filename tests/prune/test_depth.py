@@ -49,6 +49,7 @@ def test_refitting_near_a_dropped_branch_helps(tmp_path: Path) -> None:
     refitted = depth.losses(found, dropped, source, trial)
     assert all(after < before for before, after in zip(raw, refitted, strict=True))
     assert refitted == depth.losses(found, dropped, source, trial)
+    assert not list(tmp_path.iterdir())
 
 
 def test_layers_around_a_dropped_branch_are_repaired() -> None:
