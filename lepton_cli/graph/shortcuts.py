@@ -18,7 +18,7 @@ from lepton_cli.graph.coupling_layout import optional, padding, slice_ranges, so
 
 #: Channels in and out at most: beyond, the multiplications cost more than moving the values.
 MOST_CHANNELS = 512
-#: A Slice that ends here or later goes to the end of any axis.
+#: A Slice from 0 that ends here or later takes all of any axis.
 _FAR = 2**31 - 1
 
 
@@ -96,12 +96,12 @@ def _steps(links: Links, node: ir.Node) -> list[int] | None:
     shape = links.shape(x)
     if ranges is None or shape is None or len(shape) != 4 or not ranges.keys() <= {2, 3}:
         return None
-    ends = links.constant(optional(node, 2))
-    far = ends is not None and int(np.min(ends)) >= _FAR
+    starts, ends = (links.constant(optional(node, index)) for index in (1, 2))
+    whole = starts is not None and ends is not None and not np.any(starts) and int(np.min(ends)) >= _FAR
     steps = [1, 1]
     for axis, (start, stop, step) in ranges.items():
         opened = (x.name or "", axis) in links.facts.open
-        if start != 0 or step < 1 or stop != shape[axis] or (opened and not far):
+        if start != 0 or step < 1 or stop != shape[axis] or (opened and not whole):
             return None
         steps[axis - 2] = step
     return steps

@@ -12,11 +12,16 @@ from tests.graph.networks import Network, run
 
 
 def network(
-    *, step: int = 2, end: int = 2**63 - 1, pads: tuple[int, ...] = (0, 2, 0, 0, 0, 2, 0, 0), fill: float = 0.0
+    *,
+    step: int = 2,
+    start: int = 0,
+    end: int = 2**63 - 1,
+    pads: tuple[int, ...] = (0, 2, 0, 0, 0, 2, 0, 0),
+    fill: float = 0.0,
 ) -> ir.Model:
     n = Network()
     x = n.node("Relu", n.conv(n.input("x", "batch", 3, "other", 8), 3, 4))
-    rows = n.node("Slice", x, n.literal(0), n.literal(end), n.literal(2), n.literal(step))
+    rows = n.node("Slice", x, n.literal(start), n.literal(end), n.literal(2), n.literal(step))
     both = n.node("Slice", rows, n.literal(0), n.literal(8), n.literal(3), n.literal(step))
     short = n.node("Pad", both, n.literal(*pads), n.weight(values=np.array(fill, np.float32)))
     return n.model(n.node("Relu", n.node("Add", short, n.conv(x, 4, 8, stride=2)))) if step == 2 else n.model(short)
@@ -42,6 +47,7 @@ def test_same_numbers_at_every_size() -> None:
     "options",
     [
         {"step": 1},
+        {"start": -8},
         {"fill": 1.0},
         {"pads": (0, 2, 1, 0, 0, 2, -1, 0)},
     ],
