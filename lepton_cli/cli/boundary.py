@@ -14,6 +14,7 @@ import typer
 from lepton_cli.cli.github import announce
 from lepton_cli.errors import ExitCode, LeptonError, Place
 
+_LONGEST = 1000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -82,7 +83,7 @@ def show(error: LeptonError, *, as_json: bool = False) -> None:
 
 def render(error: LeptonError) -> str:
     """The text of an error: code, place with the source line, cause, note, help."""
-    lines = [f"error[{error.code}]: {printable(error.message)}"]
+    lines = [f"error[{error.code}]: {_one_line(error.message)}"]
     if isinstance(error.where, Place):
         lines.append(f"  --> {error.where}")
         if error.where.source:
@@ -92,11 +93,17 @@ def render(error: LeptonError) -> str:
             marks = "^" * max(1, min(error.where.length, len(source) - start))
             lines += [f"{error.where.line} | {source}", f"{' ' * margin} | {' ' * start}{marks}"]
     elif error.where:
-        lines.append(f"  --> {printable(str(error.where))}")
-    lines += [f"  {label}: {printable(text)}" for label, text in (("cause", error.cause), ("note", error.note)) if text]
+        lines.append(f"  --> {_one_line(str(error.where))}")
+    lines += [f"  {label}: {_one_line(text)}" for label, text in (("cause", error.cause), ("note", error.note)) if text]
     if error.hint:
         lines.append(f"   = help: {printable(error.hint)}")
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """At most `_LONGEST` printable characters on one line: a name from a file may be a novel."""
+    text = printable(" ".join(text.splitlines()))
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def printable(text: str) -> str:

@@ -70,7 +70,16 @@ class ArraySource:
 def _numbered(member: Member) -> tuple[Array, tuple[str, ...]]:
     """Class numbers and names of an array of text labels."""
     chunks = member.chunks(range(member.shape[0]), 4096)
-    texts = [str(value) for chunk in chunks for value in np.char.asarray(chunk.reshape(-1)).astype(str)]
+    try:
+        texts = [str(value) for chunk in chunks for value in np.char.asarray(chunk.reshape(-1)).astype(str)]
+    except UnicodeError as error:
+        raise DataError(
+            "data.labels",
+            f"labels `{member.key}` are bytes that are no ASCII text",
+            where=member.where,
+            hint="save them as text: labels.astype(str)",
+            option=("labels",),
+        ) from error
     return number_labels(texts, lambda row: f"{member.where}, sample {row}")
 
 

@@ -24,6 +24,8 @@ Array = NDArray[Any]
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 #: Larger images are refused before a pixel is decoded; a photograph has 10 to 100 million.
 MAX_PIXELS = 1 << 27
+#: Decoded images that are held at once: thirty-two of 20 million pixels.
+MAX_BATCH_BYTES = 1 << 31
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
 
 
@@ -101,10 +103,26 @@ class ImageSource:
         """See `Source`. Images of one size come as one array, others as a list."""
         for start in range(0, len(indices), size):
             wanted = indices[start : start + size]
-            images = [read_image(self._path / self._files[index], self._mode) for index in wanted]
+            images = self._read(wanted)
             stored: Raw = np.stack(images) if len({image.shape for image in images}) == 1 else images
             labels = {name: values[np.asarray(wanted)] for name, values in self._labels.items()}
             yield Chunk({self._input: stored}, labels)
+
+    def _read(self, wanted: Sequence[int]) -> list[Array]:
+        images: list[Array] = []
+        held = 0
+        for index in wanted:
+            images.append(read_image(self._path / self._files[index], self._mode))
+            held += images[-1].nbytes
+            if held > MAX_BATCH_BYTES:
+                raise DataError(
+                    "data.too-large",
+                    f"the images of one batch of {len(wanted)} take more than {MAX_BATCH_BYTES >> 30} GiB",
+                    where=str(self._path / self._files[index]),
+                    hint="lower `batch`, or store smaller images",
+                    option=("batch",),
+                )
+        return images
 
     def digest(self, indices: Sequence[int]) -> str:
         """See `Source`: of the images used, their names and their labels."""
@@ -139,7 +157,24 @@ def _find(path: Path) -> list[str]:
         raise DataError(
             "data.empty", f"{path} holds no images", hint=f"known: {', '.join(sorted(SUFFIXES))}", option=("path",)
         )
+    for name in found:
+        if not _is_text(name):
+            raise DataError(
+                "data.name",
+                f"the file name {name!a} is not UTF-8",
+                where=str(path),
+                hint="rename it: names go into the report",
+                option=("path",),
+            )
     return sorted(found)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _label_file(path: Path, base: Path, file: str) -> Path:
@@ -204,7 +239,8 @@ def read_image(path: Path, mode: str) -> Array:
                         hint="store such images as arrays in an .npz file",
                         option=("path",),
                     )
-                return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+                ImageOps.exif_transpose(image, in_place=True)
+                return np.asarray(image if image.mode == mode else image.convert(mode))
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files

@@ -34,7 +34,12 @@ def number_labels(values: Sequence[Any], where: Callable[[int], str]) -> tuple[N
             continue
     texts = [str(value) for value in values]
     if (numbers := sum(_is_number(text) for text in texts)) > len(texts) / 2:
-        row = next(row for row, text in enumerate(texts) if not _is_number(text))
+        others = [row for row, text in enumerate(texts) if not _is_number(text)]
+        row = others[0] if others else max(range(len(texts)), key=lambda row: len(texts[row]))
+        if not others:
+            raise DataError(
+                "data.labels", f"label `{texts[row][:40]}` is too large", where=where(row), option=("labels",)
+            )
         raise DataError(
             "data.labels",
             f"label `{texts[row][:40]}` is not a number, {numbers} others are",

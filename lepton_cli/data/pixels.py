@@ -14,7 +14,7 @@ from lepton_cli.errors import DataError, MissingExtraError
 
 Array = NDArray[Any]
 #: No resized image may have more pixels than this: a typing error must not fill the memory.
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 26
 
 
 def require_images(array: Array, option: str) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lepton_cli.errors import DataError, MissingExtraError
 
 #: The number that `place` turns into words, and the cells by column.
 Row = tuple[int, Mapping[str, Any]]
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-#: A longer line is not a row of a table.
-MAX_LINE = 1 << 26
+#: A longer line is not a row of a table: 16 MiB hold two million numbers.
+MAX_LINE = 1 << 24
 _PARQUET_ROWS = 1024
+#: Bytes that these rows may take: a small file can repeat one long text a million times.
+_PARQUET_BYTES = 1 << 28
 
 
 def columns(path: Path) -> list[str]:
@@ -55,15 +58,24 @@ def _broken(path: Path, cause: object, line: int | None = None) -> DataError:
 def _header(path: Path) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            names = [name.strip() for name in next(csv.reader(stream), [])]
+            names = [name.strip() for name in next(csv.reader(_lines(stream, path)), [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _broken(path, error, 1) from error
-    repeated = {name for name in names if names.count(name) > 1} if len(names) < 10_000 else set()
-    if repeated:
-        raise _broken(path, f"column `{sorted(repeated)[0]}` appears twice in the header", 1)
+    name, times = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    if times > 1:
+        raise _broken(path, f"column `{name}` appears twice in the header", 1)
     if names and all(_is_number(name) for name in names):
         raise _broken(path, "the first line holds numbers: a header with column names is needed", 1)
     return names
+
+
+def _lines(stream: TextIO, path: Path) -> Iterator[str]:
+    number = 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise _broken(path, f"a line of more than {MAX_LINE >> 20} MiB", number)
+        yield line
 
 
 def _is_number(text: str) -> bool:
@@ -78,7 +90,7 @@ def _csv(path: Path) -> Iterator[Row]:
     names = _header(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
+            reader = csv.reader(_lines(stream, path))
             next(reader, None)
             for cells in reader:
                 if not cells:
@@ -127,6 +139,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
                 yield from ((row + 1, {}) for row in range(file.metadata.num_rows))
                 return
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list(wanted)):
+                if batch.nbytes > _PARQUET_BYTES:
+                    raise _broken(path, f"{batch.num_rows} rows take {batch.nbytes / 1e9:.1f} GB of memory")
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -82,7 +82,12 @@ class DataSpec(Strict):
     samples: int | None = Field(default=None, ge=1, description="Use only so many samples, spread evenly")
     skip: int = Field(default=0, ge=0, description="Leave out so many samples at the start")
     first: int | None = Field(default=None, ge=1, description="Use only the first so many samples (after `skip`)")
-    label_offset: int = Field(default=0, description="Added to every label: 1 for models whose class 0 is `background`")
+    label_offset: int = Field(
+        default=0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="Added to every label: 1 for models whose class 0 is `background`",
+    )
     batch: int = Field(default=32, ge=1, description="Samples per batch when reading")
     preprocess: Preprocess = Preprocess()
     preprocess_inputs: dict[str, Preprocess] = Field(

@@ -118,6 +118,13 @@ class TableSource:
             cells: Array = np.array(value, object)
         except ValueError:
             cells = np.array([*value, None], object)[:-1]
+        if cells.ndim > MAX_NESTING:
+            raise DataError(
+                "data.nesting",
+                f"column `{column}` holds lists nested more than {MAX_NESTING} levels deep",
+                where=place,
+                option=("inputs", name),
+            )
         if any(isinstance(item, list) for item in cells.flat):
             raise DataError(
                 "data.ragged",
@@ -166,6 +173,8 @@ class TableSource:
         return file_digest(self._path)
 
 
+#: Deeper lists are no sample: numpy's arrays end at 64 axes, its iterators at 32.
+MAX_NESTING = 16
 #: Cells that stand for a missing value.
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
@@ -198,6 +207,7 @@ def _choose(
 ) -> dict[str, str | tuple[str, ...]]:
     """Model input -> column or columns."""
     chosen: dict[str, str | tuple[str, ...]] = {}
+    known = set(columns)  # tables with 100,000 columns exist
     for info in inputs:
         given = (spec.inputs or {}).get(info.name)
         if given is None and info.name not in columns and len(inputs) == 1:
@@ -207,7 +217,8 @@ def _choose(
         if not _as_tuple(chosen[info.name]):
             raise DataError("data.columns", f"{path.name} has no column for input `{info.name}`", option=("inputs",))
         for column in _as_tuple(chosen[info.name]):
-            _require(column, columns, path, "inputs")
+            if column not in known:
+                _require(column, columns, path, "inputs")
     return chosen
 
 

@@ -40,6 +40,8 @@ def _batches(value: object) -> object:
 
 
 Provider = Annotated[ProviderSpec, BeforeValidator(_provider, json_schema_input_type=str | ProviderSpec)]
+#: onnxruntime starts as many as it is told: a million of them took 19 GB and then the process.
+MAX_THREADS = 1024
 PositiveInt = Annotated[int, Field(ge=1)]
 Batches = Annotated[
     tuple[PositiveInt, ...], BeforeValidator(_batches, json_schema_input_type=int | tuple[PositiveInt, ...])
@@ -51,7 +53,9 @@ class LatencySpec(Strict):
 
     providers: tuple[Provider, ...] = Field(default=(ProviderSpec(name="cpu"),), min_length=1)
     batch: Batches = Field(default=(1,), description="Batch sizes, all measured")
-    threads: int | None = Field(default=None, ge=1, description="Threads per session; default: the usable cores")
+    threads: int | None = Field(
+        default=None, ge=1, le=MAX_THREADS, description="Threads per session; default: the usable cores"
+    )
     precision: Percent = Field(default=units.Share(0.02), description="Half-width of the interval to stop at")
     time: Duration = Field(default=units.Seconds(10.0), description="Longest time for one provider and batch size")
 
