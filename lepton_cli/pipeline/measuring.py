@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -75,7 +76,7 @@ def measure(
             found.latency = latency.compare(
                 paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names
             )
-            _energy(paths, job, spec.latency, progress, input_names, found)
+        _energy(paths, job, spec.latency, progress, input_names, found)
     except Interrupted as stop:
         found.accuracy = stop.partial if isinstance(stop.partial, Accuracy) else found.accuracy
         found.latency = stop.partial if isinstance(stop.partial, LatencyTable) else found.latency
@@ -90,20 +91,21 @@ def measure(
 def _energy(
     paths: Mapping[str, bytes | Path],
     job: Job,
-    spec: LatencySpec,
+    spec: LatencySpec | Literal[False],
     progress: Progress,
     input_names: InputNames | None,
     found: Measured,
 ) -> None:
-    """Joules per inference; without a meter a notice, where the recipe or a gate asks for one."""
+    """Joules per inference; where they cannot be measured a notice, if the recipe or a gate asks for them."""
     wanted = job.spec.evaluate.energy
     if not wanted:
         return
     asked = wanted is True or any(gate.metric == "energy" for gate in job.spec.gates)
     reason = ""
     try:
-        meter = energy.meter()
-        if meter is not None:
+        if not spec or not any(provider.name == "cpu" for provider in spec.providers):
+            reason = "it is measured beside the latency on the provider cpu" if asked else ""
+        elif (meter := energy.meter()) is not None:
             found.energy = energy.compare(
                 paths, job.feeds, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
             )
