@@ -24,11 +24,8 @@ def network(
     rows = n.node("Slice", x, n.literal(start), n.literal(end), n.literal(2), n.literal(step))
     both = n.node("Slice", rows, n.literal(0), n.literal(8), n.literal(3), n.literal(step))
     short = n.node("Pad", both, n.literal(*pads), n.weight(values=np.array(fill, np.float32)))
-    return (
-        n.model(n.node("Relu", n.node("Add", short, n.conv(x, 4, 8, stride=2))))
-        if step == 2 and not start
-        else n.model(short)
-    )
+    alone = step == 1 or start
+    return n.model(short if alone else n.node("Relu", n.node("Add", short, n.conv(x, 4, 8, stride=2))))
 
 
 def rewritten(model: ir.Model) -> tuple[ir.Model, ir.Model, list[str]]:
