@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,16 @@ import yaml
 from lepton_cli import __version__, gates
 from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
 from lepton_cli.graph import io
-from lepton_cli.measure.environment import environment
 from lepton_cli.pipeline import measuring, runner, workspace
-from lepton_cli.pipeline.assemble import broken
+from lepton_cli.pipeline.assemble import Clock, assemble, broken, recipe_facts, variant
 from lepton_cli.pipeline.job import Job, must_run, place_text, prepare
-from lepton_cli.pipeline.judge import check_baseline
+from lepton_cli.pipeline.judge import check_baseline, judged
 from lepton_cli.pipeline.resume import Kept
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import baseline as baselines
-from lepton_cli.report import headline, render, store
-from lepton_cli.report.model import FileFacts, RecipeFacts, Report, StepRecord, Variant
+from lepton_cli.report import render, store
+from lepton_cli.report.model import Report, StepRecord
 from lepton_cli.steps.base import Context
 
 
@@ -91,8 +88,7 @@ class _Run:
         self.records: list[StepRecord] = []
         #: Filled while measuring: what an interrupt or an error leaves is in the report.
         self.measured = measuring.Measured()
-        self.started = time.monotonic()
-        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.clock = Clock()
 
     def execute(self, scratch: Path, resume: bool) -> Result:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
@@ -109,19 +105,16 @@ class _Run:
                 found=self.measured,
             )
         except (StepError, MeasurementError) as error:
-            return self._partial(self.job.locate(error), "failed")
+            return self._partial(self.job.locate(error))
         except KeyboardInterrupt:
-            self._partial(None, "interrupted")
+            self._partial(None)
             if kept.count:
                 steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
                 self.progress.say(f"{steps} kept: the same command with --resume goes on")
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error
-        report = self._report(
-            complete=True,
-            **measured.parts(),
-        )
+        report = self._report(**measured.parts())
         refused: ReportError | None = None
         try:
             report = self._judge(report)
@@ -162,34 +155,19 @@ class _Run:
         )
         return path
 
-    def _report(self, *, complete: bool, **parts: Any) -> Report:
-        loaded, recipe = self.job.loaded, self.job.recipe
-        warnings = [*self.job.warnings]
-        for record in self.records:
-            warnings += [f"{record.step}: {warning}" for warning in record.warnings]
-        for part in (parts.get("accuracy"), parts.get("latency")):
-            warnings += part.warnings if part is not None else ()
+    def _report(self, **parts: Any) -> Report:
+        loaded = self.job.loaded
+        warnings = [f"{record.step}: {warning}" for record in self.records for warning in record.warnings]
         if "variants" not in parts:
-            facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-            parts["variants"] = (Variant(name="original", file=facts, size=measuring.structure(loaded, self.job)),)
-        return Report(
-            command="compress",
-            status=parts.pop("status", "ok"),
-            complete=complete,
-            headline="",
-            created=self.created,
-            environment=environment(),
-            recipe=RecipeFacts(
-                name=self.name,
-                path=str(recipe.path) if recipe.path else None,
-                sha256=recipe.sha256,
-                resolved=recipe.resolved(),
-            ),
+            parts["variants"] = (variant("original", loaded, self.job.macs(loaded.model)),)
+        return assemble(
+            "compress",
+            self.clock,
+            recipe=recipe_facts(self.job.recipe),
             data=self.job.data_facts(),
             steps=tuple(self.records),
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=[*self.job.warnings, *warnings],
             reproduce=self.command,
-            seconds=time.monotonic() - self.started,
             **parts,
         )
 
@@ -202,14 +180,11 @@ class _Run:
             places=lambda index: place_text(source.place(("gates", index))),
             strict=self.strict,
         )
-        report = report.model_copy(update={"gates": verdicts, "status": gates.status(verdicts)})
-        return report.model_copy(update={"headline": headline.headline(report)})
+        return judged(report, verdicts)
 
-    def _partial(self, error: LeptonError | None, status: str) -> Result:
-        """Keep what is known when a run breaks off."""
-        details = error.to_dict() if error else {"code": "interrupted", "message": "interrupted"}
-        report = self._report(complete=False, status=status, error=details, **self.measured.parts())
-        report = report.model_copy(update={"headline": headline.headline(report)})
+    def _partial(self, error: LeptonError | None) -> Result:
+        """Keep what is known when a run breaks off; without an error it was interrupted."""
+        report = broken(self._report(**self.measured.parts()), error)
         return Result(report, self._write(report), error)
 
     def _write(self, report: Report) -> tuple[Path, ...]:
