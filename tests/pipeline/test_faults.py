@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,3 +134,54 @@ def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     assert caught.value.cause == "No space left on device"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_into_one_folder(model: Path, tmp_path: Path) -> None:
+    """One of them does its job; the other one says so, or comes late enough to do it again."""
+    runs = [
+        subprocess.Popen(
+            _command(model, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
+    assert ExitCode.OK in [code for _, code in ends]
+    for said, code in ends:
+        assert code == ExitCode.OK or (code == ExitCode.CANNOT_START and "error[output.in-use]" in said), said
+    _whole_or_absent(tmp_path / "out")
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".lepton")]
+
+
+#: Root without the right to pass over file permissions; other users have none.
+_ORDINARY = ["setpriv", "--inh-caps=-dac_override,-dac_read_search", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["read-only parent", "read-only result", "unreadable model"])
+def test_without_permission(where: str, model: Path, tmp_path: Path) -> None:
+    """One message and exit code 2, and all files stay as they were."""
+    prefix = _ORDINARY if os.geteuid() == 0 else []
+    if prefix and (shutil.which("setpriv") is None or subprocess.run([*prefix, "true"], check=False).returncode):
+        pytest.skip("root may do everything here, and setpriv cannot change that")
+    output = tmp_path / "closed" / "out"
+    output.mkdir(parents=True)
+    if where == "read-only parent":
+        output.rmdir()
+        output.parent.chmod(0o500)
+    elif where == "read-only result":
+        (output / "report.json").write_text("{}")
+        output.chmod(0o500)
+    else:
+        model.chmod(0)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    try:
+        done = subprocess.run(
+            [*prefix, *_command(model, output)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == ExitCode.CANNOT_START, done.stderr
+        assert sum(line.lower().startswith("error") for line in done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    finally:
+        output.parent.chmod(0o700)
