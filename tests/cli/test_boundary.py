@@ -30,6 +30,12 @@ def test_control_characters_are_replaced() -> None:
     assert "\x1b" not in render(RecipeError("x", "\x1b]0;owned\x07", cause="\x1b[2J", hint="\x1b[H"))
 
 
+def test_long_names_and_line_breaks_are_cut() -> None:
+    lines = render(RecipeError("x", "a\nerror[y]: b" + "c" * 100_000, cause="one\ntwo")).splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) < 1100
+
+
 def test_names_from_a_model_cannot_steer_the_terminal(invoke: Invoke, tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }'
