@@ -251,6 +251,7 @@ def test_what_was_too_large_to_run_is_not_run_when_resumed(
 RECIPE = """\
 version: 1
 name: small
+data: {calibration: {path: DIGITS, samples: 64, preprocess: {resize: [32, 32], scale: 1/16, layout: nchw}}}
 steps:
   - {step: simplify}
   - {step: prune.channels, target: {params: 60 %}, importance: hessian, recover: [least_squares]}
@@ -262,7 +263,7 @@ evaluate: {latency: false, memory: false}
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """Killed again and again and resumed each time: in the end the bytes of a run that nobody disturbed."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("DIGITS", str(SAMPLES / "digits_train.npz")))
 
     def command(output: str) -> list[str]:
         start = [sys.executable, "-m", "lepton_cli", "compress", str(SAMPLES / "digits_cnn.onnx"), "--resume", "-r"]
