@@ -49,9 +49,11 @@ class Journal:
         self._seen: list[Trial] = []
         self._read = 0
         self.skipped = 0
-        if not self.path.exists():
-            self._append(HEADER)
-        self._check()
+        # Under the lock: another process may just be creating the file, or have been killed while it did.
+        with self._locked():
+            if not self.path.exists() or not self.path.stat().st_size:
+                self._write(HEADER)
+            self._check()
 
     def _check(self) -> None:
         with self.path.open("rb") as stream:
@@ -87,10 +89,14 @@ class Journal:
             self.skipped += 1
 
     def add(self, trial: Trial) -> None:
-        self._append({"search": self.search, "trial": json.loads(trial.model_dump_json(exclude_defaults=True))})
+        with self._locked():
+            self._write({"search": self.search, "trial": json.loads(trial.model_dump_json(exclude_defaults=True))})
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        with lock(self.folder / "locks" / "journal"), self.path.open("ab+") as stream:
+    def _locked(self) -> contextlib.AbstractContextManager[bool]:
+        return lock(self.folder / "locks" / "journal")
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("ab+") as stream:
             if stream.tell() and not _ends_with_newline(stream):
                 stream.write(b"\n")
             stream.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")

@@ -11,7 +11,7 @@ import pytest
 
 from lepton_cli import __version__
 from lepton_cli.errors import OutputError
-from lepton_cli.tune.journal import Journal, Quiet, lock, work_folder
+from lepton_cli.tune.journal import HEADER, Journal, Quiet, lock, work_folder
 from tests.tune.builders import trial
 
 
@@ -106,3 +106,9 @@ def test_folders_of_killed_processes_are_reclaimed(tmp_path: Path) -> None:
             assert two.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"locks"}
     assert not list((tmp_path / "locks").iterdir())
+
+
+def test_a_file_that_another_process_has_just_created_is_no_foreign_one(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").touch()
+    assert Journal(tmp_path, "s").trials() == []
+    assert json.loads((tmp_path / "journal.jsonl").read_text()) == HEADER
