@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -26,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Ctrl-C works in the tests and what they start, even where a shell runs them in the background without it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A busy machine is no failure.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
