@@ -215,9 +215,10 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
     after, changed = accuracy(io.to_bytes(outcome.model), case.evaluation, case.labels, threads)
     allowed = case.targets.get(target)
     limit = f"at most {allowed}" if allowed is not None and not options else ""
+    reached = outcome.details["targets"][0]["reached"]
     agree = float(np.mean(guesses == changed))
     print(
-        f"| {case.name} | {label} | {outcome.details['reached']:.1%} {case.metric}{again} | {base:.2%} -> {after:.2%} "
+        f"| {case.name} | {label} | {reached:.1%} {case.metric}{again} | {base:.2%} -> {after:.2%} "
         f"| {100 * (base - after):+.2f} {limit} | {agree:.2%} | {seconds:.0f} s |",
         flush=True,
     )

@@ -13,6 +13,7 @@ from lepton_cli.prune import channels
 from lepton_cli.recipe.metrics import find
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
+from lepton_cli.tune.limits import is_size
 from lepton_cli.tune.space import Traits
 
 #: Elements of an embedding table that is worth storing in other bits than the rest.
@@ -35,7 +36,8 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective, machine: Environme
         provider=latency.providers[0].name if latency else "cpu",
         tables=_tables(job.loaded.model),
         block=16 if "avx512f" in machine.instructions else 8,
-        goal="size" if goal.metric.startswith(("size.", "parameters")) else "time",
+        goal="size" if is_size(goal.metric) else "time",
+        sized=any(is_size(gate.metric) for gate in limits),
         max_drop=min(drops) if drops else None,
     )
 

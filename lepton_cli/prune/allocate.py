@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +17,8 @@ Losses = NDArray[np.float64]
 BINS = 2_000
 #: Groups up to which the exact methods are used.
 MANY = 200
+#: Weights tried for each of several costs, from none to all.
+BLENDS = 5
 
 
 class Price(Protocol):
@@ -28,6 +31,45 @@ class Price(Protocol):
     def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
         """Cost at every level of one group, the others as in `widths`."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Several costs as one: the share of its budget that the tightest takes, so that all hold at 1 and below."""
+
+    parts: Sequence[tuple[Price, float]]
+
+    def __call__(self, widths: Widths) -> float:
+        """Largest share of a budget that is used."""
+        return max(price(widths) / budget for price, budget in self.parts)
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
+        """The same at every level of one group, the others as in `widths`."""
+        shares = [price.table(widths, group, levels) / budget for price, budget in self.parts]
+        return np.asarray(np.max(shares, axis=0))
+
+    def blends(self) -> list[Blend]:
+        """Weighted means of the shares, which add up over groups where their maximum does not."""
+        steps = BLENDS - 1 if len(self.parts) > 1 else 1
+        mixes = itertools.product(range(steps + 1), repeat=len(self.parts))
+        return [Blend(self.parts, [part / steps for part in mix]) for mix in mixes if sum(mix) == steps]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """A weighted mean of the shares that several costs take of their budgets."""
+
+    parts: Sequence[tuple[Price, float]]
+    weights: Sequence[float]
+
+    def __call__(self, widths: Widths) -> float:
+        """Mean share."""
+        return sum(w * price(widths) / budget for w, (price, budget) in zip(self.weights, self.parts, strict=True))
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
+        """The same at every level of one group, the others as in `widths`."""
+        shares = [price.table(widths, group, levels) / budget for price, budget in self.parts]
+        return np.asarray(np.tensordot(self.weights, shares, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +105,23 @@ def fastest(tables: Sequence[Table], cost: Price) -> Widths:
         if np.array_equal(before, widths):
             break
     return widths
+
+
+def choose(tables: Sequence[Table], limits: Limits, scope: str) -> Widths:
+    """Widths of least summed loss that hold all limits; with the scope `layer` the same share of channels everywhere.
+
+    Where no widths hold them all, some of the nearest.
+    """
+    if scope == "layer":
+        return _uniform(tables, limits, 1.0)
+    found = _Best(tables, limits, 1.0)
+    for blend in limits.blends():
+        widths = best(tables, blend, 1.0)
+        if limits(widths) > 1:
+            many = len(tables) > MANY
+            widths = _priced(tables, limits, 1.0, halvings=10) if many else _fit(tables, limits, 1.0, widths)
+        found.offer(widths)
+    return widths if found.widths is None else found.widths
 
 
 def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
@@ -228,8 +287,3 @@ def _share(tables: Sequence[Table], share: float) -> Widths:
         fitting = table.levels[table.levels <= share * table.levels[0] + 1e-9]
         chosen.append(fitting[0] if len(fitting) else table.levels[-1])
     return np.array(chosen, np.int64)
-
-
-def uniform(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
-    """`scope: layer`: the same share of channels everywhere."""
-    return _uniform(tables, cost, budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,64 +33,81 @@ __all__ = ["prune", "survey"]
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What remains of the original at most: `share` of its `metric`."""
+    """What remains at most: `share` of the original's `metric`, of which it has `whole`; `price` is that of widths."""
 
     metric: str
     share: float
+    price: Cost
+    whole: float
+
+    @property
+    def part(self) -> tuple[Cost, float]:
+        """The price, and what may be spent."""
+        return self.price, self.share * self.whole
+
+    def holds(self, widths: Widths) -> bool:
+        """Whether these widths cost no more than that."""
+        return self.price(widths) <= self.share * self.whole
 
 
 def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
-    """Remove channels until the target holds. Raises StepError when it cannot be reached."""
+    """Remove channels until the targets hold. Raises StepError when they cannot be reached."""
     kinds = _recoveries(params, context)
-    goal = _goal(params)
     folding = "batch_norm" not in kinds or "least_squares" in kinds
     looked_at = not context.dry or shapes.runnable(model)
     plan = analysed(model, params, feeds(model, context), folding=folding, run=looked_at)
     if not plan.groups:
         text = f"no channel can be removed: {_why_nothing(plan)}"
-        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], {}))
+        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
     _check_finite(plan.model)
-    price, budget = _budget(plan, goal, context)
-    levels = [_levels(group, params, goal) for group in plan.groups]
+    fast = params.target.latency
+    goals = [
+        _goal(plan, metric, share, context) for metric, share in params.target.shares.items() if metric != "latency"
+    ]
+    levels = [_levels(group, params) for group in plan.groups]
     floors = np.array([level[-1] for level in levels])
-    if goal.metric != "latency" and price(floors) > budget:
-        raise _unreachable(plan, goal, price(floors) / budget * goal.share)
+    for goal in goals:
+        if not goal.holds(floors):
+            raise _unreachable(plan, goal.metric, goal.share, goal.price(floors) / goal.whole)
     full = np.array([group.channels for group in plan.groups])
     if context.dry:
-        if goal.metric == "latency":
+        reach = [f"{goal.metric} can go down to {goal.price(floors) / goal.whole:.1%}" for goal in goals]
+        if fast is not None:
             whole = len(latency.droppable(plan, params, context))
-            reach = f"{whole} residual branches can go as a whole; latency is measured when the step runs"
-        else:
-            reach = f"{goal.metric} can go down to {price(floors) / budget * goal.share:.1%}"
-        text = f"{len(plan.groups)} groups can lose channels; {reach}"
-        return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], {}))
-    if goal.metric != "latency" and price(full) <= budget:
-        text = f"{goal.metric} is already within {goal.share:.1%} of the original"
-        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], {}))
+            reach.append(f"{whole} residual branches can go as a whole; latency is measured when the step runs")
+        text = f"{len(plan.groups)} groups can lose channels; {'; '.join(reach)}"
+        return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], []))
+    if fast is None and all(goal.holds(full) for goal in goals):
+        within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
+        text = f"already there: {within} of the original"
+        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
     warnings: list[str] = []
     rankings, tables = ranking.ranked_groups(plan, params, context, levels, warnings)
-    chooser = allocate.best if params.scope == "global" else allocate.uniform
+    parts = [goal.part for goal in goals]
     dropped: tuple[Branch, ...] = ()
-    extra: dict[str, float] = {}
-    if goal.metric == "latency":
-        choice = latency.choose(plan, params, goal.share, context, rankings, tables)
+    reached: list[dict[str, Any]] = []
+    if fast is not None:
+        choice = latency.choose(plan, params, parts, context, rankings, tables)
         if choice.widths is None:
-            raise _unreachable(plan, goal, choice.ratio)
-        widths, dropped, reached = choice.widths, choice.dropped, choice.ratio
-        extra = {"predicted": choice.predicted}
+            raise _unreachable(plan, "latency", float(fast), choice.ratio)
+        widths, dropped = choice.widths, choice.dropped
+        reached.append(
+            {"metric": "latency", "target": float(fast), "reached": choice.ratio, "predicted": choice.predicted}
+        )
     else:
-        widths = chooser(tables, price, budget)
-        reached = price(widths) / budget * goal.share
+        widths = allocate.choose(tables, allocate.Limits(parts), params.scope)
     removed = _removed(plan, rankings, widths)
     thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
+    reached += [
+        {"metric": goal.metric, "target": goal.share, "reached": _spent(goal.metric, result, plan) / goal.whole}
+        for goal in goals
+    ]
     cuts, gone = int(np.sum(widths < full)), int(np.sum(full - widths))
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
-    told = details(
-        plan, widths, repairs, {"metric": goal.metric, "target": goal.share, "reached": reached, **extra}, dropped
-    )
-    text += f"; {goal.metric} {reached:.1%} of the original"
+    text += "; " + ", ".join(f"{one['metric']} {one['reached']:.1%}" for one in reached) + " of the original"
+    told = details(plan, widths, repairs, reached, dropped)
     return Outcome(result, cuts + len(dropped), decisions(plan, widths, dropped), text, told, tuple(warnings))
 
 
@@ -127,52 +144,49 @@ def _recoveries(params: Params, context: Context) -> tuple[str, ...]:
     return ("least_squares", "bias", "batch_norm") if params.recover is None else params.recover
 
 
-def _goal(params: Params) -> Goal:
-    given = {name: getattr(params.target, name) for name in ("macs", "params", "size", "latency")}
-    return next(Goal(name, float(share)) for name, share in given.items() if share is not None)
-
-
-def _levels(group: Group, params: Params, goal: Goal) -> Widths:
+def _levels(group: Group, params: Params) -> Widths:
     """Widths a group may have. For latency they fill the machine's vector blocks, half a block for narrow layers."""
     least = max(1, int(np.ceil(float(params.min_width) * group.channels)))
     multiple = params.round_to
     if multiple is None:
-        block = latency.vector_block() if goal.metric == "latency" else 1
+        block = latency.vector_block() if params.target.latency is not None else 1
         each = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
         narrow = group.channels * each < 2 * block
         multiple = max(1, (block // 2 if narrow else block) // each)
     return allocate.levels(group.channels, least, multiple)
 
 
-def _budget(plan: Plan, goal: Goal, context: Context) -> tuple[Cost, float]:
-    """The price of widths and what may be spent: a share of what the run's original model costs."""
-    share, name = goal.share, goal.metric
-    original = io.clone(context.original)
-    coupling_facts.lift_constants(original)
-    if name in ("macs", "latency"):
-        seen = {
-            value.name or "": plan.coupling.facts.shapes.get(value.name or "", ()) for value in plan.model.graph.inputs
-        }
-        counted = node_cost.macs(original, shapes.concrete(original, {k: v for k, v in seen.items() if v}))
+def _goal(plan: Plan, metric: str, share: float, context: Context) -> Goal:
+    if metric == "macs":
         price = cost_model.macs(plan.model, plan.coupling, plan.groups)
-        return price, share * float(sum(counted.values()))
-    as_bytes = name == "size"
-    weights = [v.const_value for v in original.graph.initializers.values() if v.const_value is not None]
-    if not as_bytes:
-        price = cost_model.parameters(plan.model, plan.coupling, plan.groups)
-        return price, share * float(sum(w.size for w in weights if w.dtype.is_floating_point()))
-    rest = len(io.to_bytes(plan.model)) - io.weight_bytes(plan.model)
-    price = cost_model.parameters(plan.model, plan.coupling, plan.groups, as_bytes=True, base=float(rest))
-    return price, share * float(len(io.to_bytes(context.original)))
+    else:
+        as_bytes = metric == "size"
+        rest = float(len(io.to_bytes(plan.model)) - io.weight_bytes(plan.model)) if as_bytes else 0.0
+        price = cost_model.parameters(plan.model, plan.coupling, plan.groups, as_bytes=as_bytes, base=rest)
+    return Goal(metric, share, price, _spent(metric, context.original, plan))
 
 
-def _unreachable(plan: Plan, goal: Goal, lowest: float) -> StepError:
+def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
+    """Multiply-accumulates at the analysed input size, float parameters, or bytes of a whole model."""
+    if metric == "size":
+        return float(len(io.to_bytes(model)))
+    if metric == "params":
+        weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+        return float(sum(w.size for w in weights if w.dtype.is_floating_point()))
+    lifted = io.clone(model)
+    coupling_facts.lift_constants(lifted)
+    seen = {value.name or "": plan.coupling.facts.shapes.get(value.name or "", ()) for value in plan.model.graph.inputs}
+    counted = node_cost.macs(lifted, shapes.concrete(lifted, {name: shape for name, shape in seen.items() if shape}))
+    return float(sum(counted.values()))
+
+
+def _unreachable(plan: Plan, metric: str, share: float, lowest: float) -> StepError:
     return StepError(
         "prune.target-unreachable",
-        f"{goal.metric} can go down to {lowest:.1%} of the original, not to {goal.share:.1%}",
+        f"{metric} can go down to {lowest:.1%} of the original, not to {share:.1%}",
         cause=f"{len(plan.groups)} groups can lose channels, {len(plan.frozen)} are frozen; each keeps its least width",
         hint="raise the target, lower `min_width`, or exclude less; `lepton plan` lists the frozen groups",
-        option=("target", goal.metric),
+        option=("target", metric),
     )
 
 

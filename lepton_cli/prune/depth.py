@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_cli.graph import branches, cut
 from lepton_cli.graph.branches import Branch
 from lepton_cli.prune import gram, linear, recover, sensitivity, taps
+from lepton_cli.prune.allocate import Losses, Price
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.linear import Linear
 from lepton_cli.prune.plan import Plan
@@ -48,6 +49,10 @@ class Columns:
         groups = [group.channels for group in self.plan.groups]
         return np.array([*groups, *[1] * (self.count - len(groups))], np.int64)
 
+    def priced(self, price: Price) -> Price:
+        """A cost of the plan's groups as one of columns; what only a column of its own stands for counts as staying."""
+        return _Groups(price, len(self.plan.groups))
+
     def dropped(self, widths: Widths) -> list[Branch]:
         """Branches that these widths drop."""
         return [branch for column, branch in self.branches.items() if widths[column] == 0]
@@ -73,6 +78,22 @@ class Columns:
         removed = np.concatenate(gone) if gone else np.zeros(0, np.int64)
         model = cut.cut(self.plan.model, self.plan.coupling, removed) if len(removed) else self.plan.model
         return branches.drop(model, self.dropped(widths))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """A cost that looks at the first columns only."""
+
+    price: Price
+    count: int
+
+    def __call__(self, widths: Widths) -> float:
+        return self.price(widths[: self.count])
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
+        if group < self.count:
+            return self.price.table(widths[: self.count], group, levels)
+        return np.full(len(levels), self(widths))
 
 
 def columns(plan: Plan, found: Iterable[Branch]) -> Columns:

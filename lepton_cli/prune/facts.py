@@ -46,7 +46,7 @@ def details(
     plan: Plan,
     widths: Widths | None,
     repairs: Sequence[recover.Repair],
-    goal: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
     dropped: Sequence[Branch] = (),
 ) -> dict[str, Any]:
     """What was removed: a node whose branch was dropped has the width 0."""
@@ -73,5 +73,5 @@ def details(
         "groups": groups,
         "branches": [{"add": branch.add, "nodes": list(branch.nodes)} for branch in dropped],
         "recovery": recover.facts(repairs),
-        **goal,
+        "targets": list(targets),
     }

@@ -28,6 +28,9 @@ from lepton_cli.steps.base import Context
 if TYPE_CHECKING:
     from lepton_cli.steps.prune_channels import Params
 
+#: Costs, each with what may be spent.
+Parts = Sequence[tuple[allocate.Price, float]]
+
 #: A measured ratio this close to the target is good enough.
 CLOSE = 0.02
 #: Candidates that are built and timed as a whole at most.
@@ -71,16 +74,24 @@ def droppable(plan: Plan, params: Params, context: Context) -> list[Branch]:
 
 
 def choose(
-    plan: Plan, params: Params, share: float, context: Context, rankings: Sequence[Ranking], tables: Sequence[Table]
+    plan: Plan,
+    params: Params,
+    others: Parts,
+    context: Context,
+    rankings: Sequence[Ranking],
+    tables: Sequence[Table],
 ) -> Choice:
-    """Widths and branches whose measured latency is `share` of the original's; decided once for a machine."""
+    """Widths and branches whose measured latency is what `params` ask for; decided once for a machine.
+
+    `others`: further costs of the plan's groups, each with what may be spent.
+    """
     found = droppable(plan, params, context)
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
     settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
     name = f"latency-{kept.key(plan.model, *_timed_on(context), *settings)}"
     stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
     if stored is None:
-        stored = _decide(plan, params, share, context, rankings, tables, found)
+        stored = _decide(plan, params, others, context, rankings, tables, found)
         kept.save_facts(context.cache, name, stored)
     return Choice(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
@@ -93,7 +104,7 @@ def choose(
 def _decide(
     plan: Plan,
     params: Params,
-    share: float,
+    others: Parts,
     context: Context,
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
@@ -105,7 +116,7 @@ def _decide(
     shown = timing.feeds_of(plan.model, batch, context.batch)
     watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
     cost = _times(columns, [table.levels for table in offered], watch, context)
-    chooser = allocate.best if params.scope == "global" else allocate.uniform
+    rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     with context.progress.stage("measuring latency", TRIES) as stage:
 
@@ -113,7 +124,7 @@ def _decide(
             stage.advance()
             return watch.ratio(columns.cut(widths, orders))
 
-        result = search(share, offered, cost, lambda budget: chooser(offered, cost, budget), measure)
+        result = search(float(params.target.latency or 1), offered, cost, rest, params.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
     widths = result.widths
     return {
@@ -179,7 +190,8 @@ def search(
     target: float,
     tables: Sequence[Table],
     cost: allocate.Price,
-    propose: Callable[[float], Widths],
+    others: Parts,
+    scope: str,
     measure: Callable[[Widths], float],
 ) -> Choice:
     """Widths of least loss whose measured ratio is not above the target by more than the tolerance.
@@ -187,24 +199,28 @@ def search(
     The budget of the proposals is corrected by how far the last prediction was off. The choice's `widths` are
     `None`, and its ratio is the fastest seen, when even the fastest widths are too slow.
     """
-    fastest = allocate.fastest(tables, cost)
     seen: dict[tuple[int, ...], float] = {}
     best: tuple[float, Choice] | None = None
     budget = target
     for _ in range(TRIES):
-        widths = propose(budget) if cost(fastest) <= budget else fastest
+        limits = allocate.Limits([(cost, budget), *others])
+        widths = allocate.choose(tables, limits, scope)
+        out_of_reach = limits(widths) > 1
+        if out_of_reach and not others:
+            widths = allocate.fastest(tables, cost)
         key = tuple(widths.tolist())
         again = key in seen
         ratio = seen.setdefault(key, seen[key] if again else measure(widths))
         predicted = cost(widths)
         loss = allocate.total(tables, widths)
-        if ratio <= target * (1 + CLOSE) and (best is None or (loss, -ratio) < (best[0], -best[1].ratio)):
+        held = all(price(widths) <= most for price, most in others)
+        if held and ratio <= target * (1 + CLOSE) and (best is None or (loss, -ratio) < (best[0], -best[1].ratio)):
             best = loss, Choice(widths, (), ratio, predicted)
-        if abs(ratio - target) <= CLOSE * target or (ratio > target and np.array_equal(widths, fastest)):
+        if abs(ratio - target) <= CLOSE * target or (ratio > target and out_of_reach):
             break
         # The same widths again: the next ones are a step away, on the side where the target lies.
         step = np.sign(target - ratio) * 0.015 * target if again else target * predicted / ratio - budget
         budget = max(budget + float(step), 1e-9)
     if best is None:
-        return Choice(None, (), min(seen.values()), cost(fastest))
+        return Choice(None, (), min(seen.values()), predicted)
     return best[1]

@@ -56,6 +56,9 @@ class Space(Strict):
     prune_by: tuple[Literal["macs", "params", "size", "latency"], ...] | None = Field(
         default=None, description="What `keep` is a share of"
     )
+    keep_params: tuple[Percent, ...] | None = Field(
+        default=None, description="Parameters that remain besides, where `keep` is a share of something else"
+    )
     importance: tuple[Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"], ...] | None = None
     round_to: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="Widths of pruned layers are multiples of this"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Target(Strict):
-    """One goal, as the share that remains of the original (60 %: 1.67 times fewer)."""
+    """What may remain, as shares of the original (60 %: 1.67 times fewer); where several are given, all hold."""
 
     macs: Percent | None = None
     params: Percent | None = None
@@ -24,20 +24,28 @@ class Target(Strict):
     latency: Percent | None = Field(default=None, description="Measured on the recipe's first provider and batch")
 
     @model_validator(mode="after")
-    def _one(self) -> Target:
-        given = [name for name in ("macs", "params", "size", "latency") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of macs, params, size, latency")
-        if not 0 < getattr(self, given[0]) <= 1:
-            raise ValueError(f"{given[0]} must be above 0 % and at most 100 %")
+    def _shares(self) -> Target:
+        if not self.shares:
+            raise ValueError("give macs, params, size or latency")
+        for name, share in self.shares.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} must be above 0 % and at most 100 %")
         return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share by metric."""
+        given = {name: getattr(self, name) for name in ("macs", "params", "size", "latency")}
+        return {name: float(share) for name, share in given.items() if share is not None}
 
 
 class Params(BaseParams):
     """Remove whole channels, heads and residual branches, and repair what is left without training."""
 
     step: Literal["prune.channels"]
-    target: Target = Field(default=Target(macs=units.Share(0.6)), description="What remains of the original")
+    target: Target = Field(
+        default=Target(macs=units.Share(0.6)), description="What remains of the original; several all hold"
+    )
     importance: Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"] | None = Field(
         default=None, description="Ranking of channels; default: hessian with calibration data, else l2"
     )

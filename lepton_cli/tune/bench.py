@@ -130,4 +130,5 @@ class Bench:
 
 def _kind(point: Point) -> tuple[object, ...]:
     """What decides how long a trial takes: the precision, and whether channels are pruned."""
-    return point.get("precision"), point.get("keep") not in (None, 1)
+    pruned = any(point.get(name) not in (None, 1) for name in ("keep", "keep_params"))
+    return point.get("precision"), pruned

@@ -40,6 +40,11 @@ class Breach:
         """Whether less compression would help."""
         return self.metric.split(".")[0] in _QUALITY
 
+    @property
+    def sized(self) -> bool:
+        """Whether fewer parameters would help."""
+        return is_size(self.metric)
+
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
@@ -122,6 +127,11 @@ class Judge:
     def needs_latency(self) -> bool:
         """Whether limits or goal cannot be judged without timing."""
         return any(_timed(gate.metric) for gate in self.limits) or _timed(self.goal.metric)
+
+
+def is_size(metric: str) -> bool:
+    """Whether a metric counts bytes or parameters."""
+    return metric.startswith(("size.", "parameters"))
 
 
 def _timed(metric: str) -> bool:

@@ -74,6 +74,7 @@ class Search:
 
     def _structured(self, propose: Propose | None) -> None:
         ranked = self._grid()
+        ranked[:BRANCHES] = [self._small_enough(point) for point in ranked[:BRANCHES]]
         self._bisect(self._close([point for point in ranked if self.judge.feasible(self._trial(point, "grid"))]))
         if self._best_point() is None:
             # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
@@ -100,6 +101,20 @@ class Search:
         values = [self.judge.value(trial) if trial.complete else None for trial in trials]
         order = sorted(range(len(points)), key=lambda i: (worst if values[i] is None else values[i], i))
         return [points[index] for index in order]
+
+    def _small_enough(self, point: Point) -> Point:
+        """The point with as few parameters as the limits on size ask for: there the bisection begins."""
+        levels = self.space.dimensions["keep_params"]
+        while point["keep_params"] != levels[-1]:
+            trial = self._trial(point, "grid")
+            excess = max((breach.excess for breach in self.judge.breaches(trial) if breach.sized), default=0.0)
+            if excess == 0 or self._too_far(trial):
+                break
+            at = levels.index(point["keep_params"]) + 1
+            wanted = float(levels[at - 1] or 1) / (1 + excess)
+            fewer = next((level for level in levels[at:] if float(level or 1) <= wanted), levels[-1])
+            point = self.space.point(**{**point, "keep_params": fewer})
+        return point
 
     def _close(self, ranked: Sequence[Point]) -> Sequence[Point]:
         """The first few, without those that are far behind the best: pruning helps them no more than the best."""
@@ -184,7 +199,11 @@ class Search:
             chosen = dict(parents[-1] if source.random() < KEEPING else source.choice(parents))
             for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
                 values = self.space.dimensions[name]
-                chosen[name] = source.choice(values) if name != "keep" else _near(values, chosen[name], source)
+                chosen[name] = (
+                    self.space.near(name, chosen[name], source.choice((-3, -2, -1, 1, 2, 3)))
+                    if name.startswith("keep")
+                    else source.choice(values)
+                )
             return self.space.point(**chosen)
 
         return propose
@@ -223,9 +242,3 @@ class Search:
 def _probe(low: int, high: int, count: int) -> int:
     """The next level between one that holds and one that does not; `high` is `count` while none is too far."""
     return min(2 * low + 2, high - 1) if high == count else low + max(1, (high - low) // 3)
-
-
-def _near(values: Sequence[Value], value: object, source: random.Random) -> Value:
-    """A level at most three away."""
-    at = next((index for index, known in enumerate(values) if known == value), 0)
-    return values[min(len(values) - 1, max(0, at + source.choice((-3, -2, -1, 1, 2, 3))))]

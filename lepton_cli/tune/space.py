@@ -17,6 +17,8 @@ from lepton_cli.tune.candidate import Candidate, Point, Value, read_steps
 _DEEP = 0.12
 #: Dimensions that mean nothing unless another one has a certain value.
 _PRUNING = ("prune_by", "importance", "round_to")
+#: Dimensions that fall from 1 in steps.
+_LADDERS = ("keep", "keep_params")
 _CALIBRATED = ("calibration", "guard")
 WORDS = {
     "dynamic": "dynamic int8",
@@ -46,11 +48,13 @@ class Traits:
     goal: str
     #: Largest loss of accuracy the limits allow, as a share.
     max_drop: float | None
+    #: Whether limits bound the size, whatever the goal is.
+    sized: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """Dimensions by name; the first value of each is the one to begin with. `keep` falls from 1."""
+    """Dimensions by name; the first value of each is the one to begin with. `keep` and `keep_params` fall from 1."""
 
     dimensions: Mapping[str, tuple[Value, ...]]
     #: What was asked for and left out, with the reason.
@@ -61,8 +65,10 @@ class SearchSpace:
     def point(self, **chosen: Value) -> Point:
         """A point: the first value of every dimension not named, and where a dimension means nothing."""
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
-        idle = (_PRUNING if full["keep"] == 1 else ()) + (_CALIBRATED if full["precision"] != "int8" else ())
+        idle: tuple[str, ...] = _CALIBRATED if full["precision"] != "int8" else ()
+        idle += _PRUNING if full["keep"] == 1 and full["keep_params"] == 1 else ()
         idle += ("round_to",) if full["prune_by"] == "latency" else ()
+        idle += ("keep_params",) if full["prune_by"] in ("params", "size") else ()
         return {name: self.dimensions[name][0] if name in idle else value for name, value in full.items()}
 
     def candidate(self, point: Point, origin: str) -> Candidate:
@@ -82,7 +88,7 @@ class SearchSpace:
         at = levels.index(point["keep"])
         for name, values in self.dimensions.items():
             for value in values:
-                if name == "keep" or value == point[name]:
+                if name in _LADDERS or value == point[name]:
                     continue
                 yield self.point(**{**point, name: value})
                 if at + 1 < len(levels) and name != "precision":
@@ -90,11 +96,18 @@ class SearchSpace:
         for step in (1, -1, 2, -2):
             if 0 <= at + step < len(levels):
                 yield self.point(**{**point, "keep": levels[at + step]})
+        for step in (1, -1):
+            yield self.point(**{**point, "keep_params": self.near("keep_params", point["keep_params"], step)})
+
+    def near(self, name: str, value: Value, steps: int) -> Value:
+        """The value so many places further, or the last there is."""
+        values = self.dimensions[name]
+        return values[min(len(values) - 1, max(0, values.index(value) + steps))]
 
     def __len__(self) -> int:
         """Number of different points."""
         count = 1
-        for name in ("fuse", "precision", "keep"):
+        for name in ("fuse", "precision", *_LADDERS):
             count *= len(self.dimensions[name])
         return count
 
@@ -111,6 +124,7 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
                 option=("tune", "space", "precision", index),
             )
     keep = _levels(given, traits, dropped)
+    besides = _besides(given, traits, keep)
     guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
     ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
     # In the order in which neighbours are tried: what changes most comes first.
@@ -122,12 +136,13 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "prune_by": given.prune_by or _prices(traits),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "fuse": given.fuse or _fusions(traits),
+        "keep_params": besides,
         "calibration": ranges or (None, "percentile", "minmax"),
     }
     space = SearchSpace(
         {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped), traits.tables
     )
-    if precision in ((), ("float",)) and keep == (1,) and dimensions["fuse"] == (False,):
+    if precision in ((), ("float",)) and keep == (1,) == besides and dimensions["fuse"] == (False,):
         raise RecipeError(
             "tune.space-empty",
             "there is nothing to search: the space holds the original only",
@@ -189,15 +204,26 @@ def _levels(given: Space, traits: Traits, dropped: list[str]) -> tuple[Value, ..
         dropped.append(f"pruning: {reason}")
         return (1,)
     if given.keep is not None:
-        for index, share in enumerate(given.keep):
-            if not 0 < share <= 1:
-                raise RecipeError(
-                    "recipe.wrong-value",
-                    f"`tune.space.keep`: {units.write_percent(share)} is not above 0 % and at most 100 %",
-                    option=("tune", "space", "keep", index),
-                )
-        return tuple(sorted({float(share) if share < 1 else 1 for share in given.keep}, reverse=True))
+        return _shares("keep", given.keep)
     return tuple(ladder())
+
+
+def _besides(given: Space, traits: Traits, keep: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Parameters that may remain besides `keep`: less than all only where the goal is a time and size is limited."""
+    if given.keep_params is not None:
+        return _shares("keep_params", given.keep_params)
+    return tuple(ladder(least=0.05)) if traits.sized and traits.goal == "time" and len(keep) > 1 else (1,)
+
+
+def _shares(name: str, given: Sequence[float]) -> tuple[Value, ...]:
+    for index, share in enumerate(given):
+        if not 0 < share <= 1:
+            raise RecipeError(
+                "recipe.wrong-value",
+                f"`tune.space.{name}`: {units.write_percent(share)} is not above 0 % and at most 100 %",
+                option=("tune", "space", name, index),
+            )
+    return tuple(sorted({float(share) if share < 1 else 1 for share in given}, reverse=True))
 
 
 def ladder(factor: float = 0.9, least: float = 0.005) -> Iterator[Value]:
@@ -213,16 +239,16 @@ def ladder(factor: float = 0.9, least: float = 0.005) -> Iterator[Value]:
 def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The steps of a point as a recipe writes them."""
     yield {"step": "simplify"}
-    keep = float(point["keep"] or 1)
-    if keep < 1:
+    shares = _targets(point)
+    if shares:
         prune: dict[str, Any] = {
             "step": "prune.channels",
-            "target": {str(point["prune_by"]): units.write_percent(keep)},
+            "target": {metric: units.write_percent(share) for metric, share in shares.items()},
             "importance": point["importance"],
         }
         if point["prune_by"] != "latency":  # which takes the widths that the machine is fast at
             prune["round_to"] = point["round_to"]
-        if keep < _DEEP:
+        if min(shares.values()) < _DEEP:
             prune["min_width"] = "1 %"
         yield prune
     if point["fuse"]:
@@ -244,13 +270,21 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield {"step": "convert.fp16"}
 
 
+def _targets(point: Point) -> dict[str, float]:
+    """What pruning leaves, by metric; empty without pruning."""
+    given = {str(point["prune_by"]): float(point["keep"] or 1)}
+    given.setdefault("params", float(point["keep_params"] or 1))
+    return {metric: share for metric, share in given.items() if share < 1}
+
+
 def describe(point: Point) -> str:
     """A point in a few words: `keep 40 % macs (hessian, x16), int8 (guard 0.5 pp)`."""
     words = []
-    if point["keep"] != 1:
-        keep = units.write_percent(float(point["keep"] or 1))
+    shares = _targets(point)
+    if shares:
+        kept = " and ".join(f"{units.write_percent(share)} {metric}" for metric, share in shares.items())
         multiple = "" if point["prune_by"] == "latency" else f", x{point['round_to']}"
-        words.append(f"keep {keep} {point['prune_by']} ({point['importance']}{multiple})")
+        words.append(f"keep {kept} ({point['importance']}{multiple})")
     if point["fuse"]:
         words.append("fused")
     precision = str(point["precision"])

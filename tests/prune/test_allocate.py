@@ -40,6 +40,23 @@ def test_within_budget_and_near_the_best(channels: list[int], share: float, seed
     assert total(tuple(found.tolist())) <= 1.5 * best + 0.5
 
 
+@given(st.floats(0.3, 0.9), st.floats(0.3, 0.9), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_several_limits_hold_together_near_the_best(first: float, second: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    full = np.array([8, 6, 7])
+    tables = [Table(allocate.levels(c, 1, 1), np.cumsum(np.r_[0.0, random.uniform(0, 1, c - 1)])) for c in full]
+    time = sparse(1.0, random.uniform(0.5, 2, 3), np.zeros((3, 1)), [(g, g, 1.0) for g in range(3)])
+    costs = (chain(full.tolist()), first), (time, second)
+    least = allocate.narrowest(tables)
+    limits = allocate.Limits([(c, max(share * c(full), c(least))) for c, share in costs])
+    found = allocate.choose(tables, limits, "global")
+    assert limits(found) <= 1
+    everything = [np.array(w) for w in itertools.product(*(table.levels.tolist() for table in tables))]
+    best = min(allocate.total(tables, widths) for widths in everything if limits(widths) <= 1)
+    assert allocate.total(tables, found) <= 1.5 * best + 0.5
+
+
 def test_tables_agree_with_the_cost() -> None:
     cost, widths = chain([4, 6]), np.array([4, 6])
     levels = np.array([4, 3, 1])
@@ -54,7 +71,9 @@ def test_levels_are_multiples_down_to_the_least() -> None:
 
 def test_one_share_for_all_layers() -> None:
     tables = [Table(allocate.levels(c, 1, 1), np.zeros(c)) for c in (10, 20)]
-    widths = allocate.uniform(tables, chain([10, 20]), 0.5 * chain([10, 20])(np.array([10, 20])))
+    widths = allocate.choose(
+        tables, allocate.Limits([(chain([10, 20]), 0.5 * chain([10, 20])(np.array([10, 20])))]), "layer"
+    )
     assert abs(widths[0] / 10 - widths[1] / 20) < 0.1
 
 

@@ -45,18 +45,26 @@ def test_wrong_tables_are_corrected_by_whole_model_times(off: float) -> None:
         asked.append(widths)
         return 1 - off * (1 - cost(widths))
 
-    found = latency.search(0.75, offered, cost, lambda budget: allocate.best(offered, cost, budget), measure)
+    found = latency.search(0.75, offered, cost, [], "global", measure)
     assert found.widths is not None
     assert found.ratio <= 0.75 * (1 + latency.CLOSE)
     assert found.ratio == pytest.approx(0.75, abs=0.08)
     assert len(asked) <= latency.TRIES
 
 
+def test_other_limits_hold_beside_the_time() -> None:
+    cost, offered = Linear(0.03, 0.03, 0.04), tables()
+    size = Linear(0.0, 8.0, 2.0)
+    found = latency.search(0.8, offered, cost, [(size, 60.0)], "global", cost)
+    assert found.widths is not None
+    assert cost(found.widths) <= 0.8 * (1 + latency.CLOSE)
+    assert size(found.widths) <= 60
+    assert size(allocate.choose(offered, allocate.Limits([(cost, 0.8)]), "global")) > 60
+
+
 def test_what_cannot_be_reached_says_how_far_it_goes() -> None:
     cost, offered = Linear(0.03, 0.03, 0.04), tables()
-    found = latency.search(
-        0.1, offered, cost, lambda budget: allocate.best(offered, cost, budget), lambda widths: 0.5 + 0.5 * cost(widths)
-    )
+    found = latency.search(0.1, offered, cost, [], "global", lambda widths: 0.5 + 0.5 * cost(widths))
     assert found.widths is None
     assert found.ratio == pytest.approx(0.5)
 

@@ -53,10 +53,10 @@ CASES = [
         "did you mean `macs`?   known: macs, params, size, latency",
     ),
     (
-        ("{macs: 60 %}", "{macs: 60 %, size: 5 %}"),
+        ("{macs: 60 %}", "{macs: 0 %}"),
         "recipe.wrong-value",
         None,
-        "`target` of step `prune.channels`: give exactly one",
+        "`target` of step `prune.channels`: give macs, params, size or latency",
         None,
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,31 @@ def test_pruning_is_bisected_from_the_mild_side(deepest: int) -> None:
     assert low == deepest
     assert probes[0] == 2
     assert len(probes) <= 5
+
+
+def test_a_size_limit_beside_a_goal_in_time(tmp_path: Path) -> None:
+    """Parameters go until the size holds, and time is saved from there: both in one pruning step."""
+    one = judge(gate("accuracy.top1", max_drop="1.5 pp"), gate("size.file", max_ratio=0.2))
+    space = derive(Space(prune_by=("latency",)), dataclasses.replace(CNN, sized=True))
+
+    def measure(candidate: Candidate) -> Trial:
+        point: dict[str, Any] = dict(candidate.point)
+        left = min(1.0, point["keep_params"])
+        bytes_ = int(1000 * (0.28 * left + 0.02) * (1 if point["precision"] == "int8" else 3.3))
+        drop = 0.004 * (1 / point["keep"] - 1) + 0.01 * (1 / left - 1) ** 1.5
+        made = trial(candidate.name, accuracy=accuracy(drop), latency=latency(0.5 * point["keep"]), size=size(bytes_))
+        made = made.model_copy(
+            update={"point": point, "steps": tuple(candidate.plain_steps()), "origin": candidate.origin, "seconds": 1.0}
+        )
+        breaches = one.breaches(made)
+        return made.model_copy(update={"reached": "accuracy", "reason": breaches[0].text}) if breaches else made
+
+    tried = Bench(Journal(tmp_path, "s"), one, "s", measure, 1000.0, 40, "cpu")
+    Search(space, tried, [], 0).structured()
+    best = one.best(tried.trials())
+    assert best is not None
+    assert best.point["precision"] == "int8"
+    assert best.point["keep"] < 0.5
+    assert 0.5 < best.point["keep_params"] < 0.65
+    (prune,) = [step for step in best.steps if step["step"] == "prune.channels"]
+    assert set(prune["target"]) == {"latency", "params"}
