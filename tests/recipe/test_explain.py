@@ -53,7 +53,7 @@ CASES = [
         "did you mean `macs`?   known: macs, params, size, latency",
     ),
     (
-        ("{macs: 60 %}", "{macs: 0 %}"),
+        ("{macs: 60 %}", "{}"),
         "recipe.wrong-value",
         None,
         "`target` of step `prune.channels`: give macs, params, size or latency",
