@@ -48,3 +48,26 @@ class Dataset(Protocol):
 
     def sample_hashes(self) -> list[str]:
         """A hash per sample's raw content, to find overlaps between data sets."""
+
+
+class First:
+    """The first samples of a data set, at most `most` (whole batches where the model's batch is fixed)."""
+
+    def __init__(self, whole: Dataset, most: int) -> None:
+        self._whole = whole
+        self.name, self.path, self.notes, self.fixed_batch = whole.name, whole.path, whole.notes, whole.fixed_batch
+        self.label_names, self.class_names = whole.label_names, whole.class_names
+        self.count = min(whole.count, most)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole, and the number of samples."""
+        return f"{self._whole.fingerprint}-{self.count}"
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """As the whole gives them."""
+        return self._whole.batches(size, self.count if limit is None else min(limit, self.count))
+
+    def sample_hashes(self) -> list[str]:
+        """Of these samples."""
+        return self._whole.sample_hashes()[: self.count]

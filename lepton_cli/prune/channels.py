@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +50,13 @@ class Goal:
         return self.price(widths) <= self.share * self.whole
 
 
-def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
-    """Remove channels until the targets hold. Raises StepError when they cannot be reached."""
+def prune(
+    model: ir.Model, params: Params, context: Context, quantize: Callable[[ir.Model], ir.Model] | None = None
+) -> Outcome:
+    """Remove channels until the targets hold; times are those of models that went through `quantize`.
+
+    Raises StepError when the targets cannot be reached.
+    """
     kinds = _recoveries(params, context)
     folding = "batch_norm" not in kinds or "least_squares" in kinds
     looked_at = not context.dry or shapes.runnable(model)
@@ -87,7 +92,7 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     dropped: tuple[Branch, ...] = ()
     reached: list[dict[str, Any]] = []
     if fast is not None:
-        choice = latency.choose(plan, params, parts, context, rankings, tables)
+        choice = latency.choose(plan, params, parts, context, rankings, tables, quantize)
         if choice.widths is None:
             raise _unreachable(plan, "latency", float(fast), choice.ratio)
         widths, dropped = choice.widths, choice.dropped
@@ -108,7 +113,8 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
     text += "; " + ", ".join(f"{one['metric']} {one['reached']:.1%}" for one in reached) + " of the original"
     told = details(plan, widths, repairs, reached, dropped)
-    return Outcome(result, cuts + len(dropped), decisions(plan, widths, dropped), text, told, tuple(warnings))
+    changed = cuts + len(dropped) + len(plan.rewritten)
+    return Outcome(result, changed, decisions(plan, widths, dropped), text, told, tuple(warnings))
 
 
 def _why_nothing(plan: Plan) -> str:

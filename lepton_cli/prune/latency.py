@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from lepton_cli.graph import branches, io, select
 from lepton_cli.graph.branches import Branch
@@ -28,6 +29,8 @@ from lepton_cli.steps.base import Context
 if TYPE_CHECKING:
     from lepton_cli.steps.prune_channels import Params
 
+#: What models go through before they are timed.
+Quantize = Callable[[ir.Model], ir.Model]
 #: Costs, each with what may be spent.
 Parts = Sequence[tuple[allocate.Price, float]]
 
@@ -80,6 +83,7 @@ def choose(
     context: Context,
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
+    quantize: Quantize | None = None,
 ) -> Choice:
     """Widths and branches whose measured latency is what `params` ask for; decided once for a machine.
 
@@ -88,10 +92,10 @@ def choose(
     found = droppable(plan, params, context)
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
     settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
-    name = f"latency-{kept.key(plan.model, *_timed_on(context), *settings)}"
+    name = f"latency-{kept.key(plan.model, *_timed_on(params, context), *settings)}"
     stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
     if stored is None:
-        stored = _decide(plan, params, others, context, rankings, tables, found)
+        stored = _decide(plan, params, others, context, rankings, tables, found, quantize)
         kept.save_facts(context.cache, name, stored)
     return Choice(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
@@ -109,13 +113,14 @@ def _decide(
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
     found: Sequence[Branch],
+    quantize: Quantize | None,
 ) -> dict[str, Any]:
     columns = depth.columns(plan, found)
     offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
     batch = next(iter(context.check.batches(context.batch, context.batch))).feeds
     shown = timing.feeds_of(plan.model, batch, context.batch)
-    watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
-    cost = _times(columns, [table.levels for table in offered], watch, context)
+    watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
+    cost = _times(columns, [table.levels for table in offered], watch, params, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     with context.progress.stage("measuring latency", TRIES) as stage:
@@ -135,10 +140,12 @@ def _decide(
     }
 
 
-def _times(columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, context: Context) -> times.Times:
+def _times(
+    columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, params: Params, context: Context
+) -> times.Times:
     """What every width costs on this machine; measured once for all targets."""
     trials = times.trials(columns, levels)
-    name = f"times-{kept.key(columns.plan.model, *_timed_on(context), trials)}"
+    name = f"times-{kept.key(columns.plan.model, *_timed_on(params, context), trials)}"
     stored = kept.load_facts(context.cache, name, "ratios", "errors")
     if stored is None:
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
@@ -148,10 +155,10 @@ def _times(columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopw
     return times.fitted(columns, trials, np.array(stored["ratios"]), np.array(stored["errors"]))
 
 
-def _timed_on(context: Context) -> tuple[object, ...]:
+def _timed_on(params: Params, context: Context) -> tuple[object, ...]:
     """What measured ratios hold for: the machine, how it is used, the model that they are shares of, and its inputs."""
     machine = _cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch
-    return *machine, kept.key(context.original), context.check.fingerprint
+    return *machine, params.timed_as, kept.key(context.original), context.check.fingerprint
 
 
 def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:

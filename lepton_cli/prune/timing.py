@@ -29,9 +29,18 @@ OPEN = 1_500_000_000
 
 
 class Stopwatch:
-    """Times candidates against one reference model on one provider."""
+    """Times candidates against one reference model on one provider; all go through `quantize` where it is given."""
 
-    def __init__(self, reference: ir.Model, feeds: Arrays, provider: str, threads: int, workdir: Path) -> None:
+    def __init__(
+        self,
+        reference: ir.Model,
+        feeds: Arrays,
+        provider: str,
+        threads: int,
+        workdir: Path,
+        quantize: Callable[[ir.Model], ir.Model] | None = None,
+    ) -> None:
+        self._quantize = quantize
         self._feeds, self._provider, self._threads, self._workdir = feeds, provider, threads, workdir
         self._reference = self._runner(reference)
         for _ in range(3):
@@ -40,6 +49,7 @@ class Stopwatch:
         self._runs = 1 if once > LONG else max(RUNS, int(np.ceil(VISIT / max(once, 1e-6))))
 
     def _runner(self, model: ir.Model) -> Callable[[], object]:
+        model = model if self._quantize is None else self._quantize(model)
         session = runtime.Session(io.payload(model, self._workdir), provider=self._provider, threads=self._threads)
         return session.caller(self._feeds)
 

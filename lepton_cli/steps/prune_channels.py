@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +15,10 @@ from lepton_cli.values import Percent, Strict
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+#: Samples that models which are only timed are calibrated with.
+_FEW = 16
 
 
 class Target(Strict):
@@ -46,6 +52,11 @@ class Params(BaseParams):
     target: Target = Field(
         default=Target(macs=units.Share(0.6)), description="What remains of the original; several all hold"
     )
+    timed_as: Literal["float", "int8", "dynamic"] = Field(
+        default="float",
+        description="Precision that `target.latency` is a share in, on both sides: what a later step quantizes to "
+        "(`int8`: quantize.static, `dynamic`: quantize.dynamic) is fast at other widths",
+    )
     importance: Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"] | None = Field(
         default=None, description="Ranking of channels; default: hessian with calibration data, else l2"
     )
@@ -64,9 +75,39 @@ class Params(BaseParams):
         default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
     )
 
+    @model_validator(mode="after")
+    def _timed(self) -> Params:
+        if self.timed_as != "float" and self.target.latency is None:
+            raise ValueError("timed_as is about target.latency, which is not given")
+        return self
+
 
 def apply(model: ir.Model, params: Params, context: Context) -> Outcome:
     """Remove whole channels, heads and branches, so that the model really gets smaller and faster."""
     from lepton_cli.prune.channels import prune
 
-    return prune(model, params, context)
+    return prune(model, params, context, _quantizer(params.timed_as, context))
+
+
+def _quantizer(precision: str, context: Context) -> Callable[[ir.Model], ir.Model] | None:
+    """A quick quantization, as fast as the real one but not as good, for models that are only timed."""
+    if precision == "float":
+        return None
+    from lepton_cli.data.dataset import First
+    from lepton_cli.progress import Silent
+    from lepton_cli.steps import quantize_dynamic, quantize_static
+
+    few = First(context.check, _FEW)
+    quick = dataclasses.replace(context, calibration=few, check=few, cache=None, progress=Silent())
+    if precision == "dynamic":
+        plain = quantize_dynamic.Params(step="quantize.dynamic")
+        return lambda model: quantize_dynamic.apply(model, plain, dataclasses.replace(quick, calibration=None)).model
+    static = quantize_static.Params(
+        step="quantize.static",
+        calibration="minmax",
+        equalise=False,
+        bias_correction=False,
+        rounding="nearest",
+        speed_guard=False,
+    )
+    return lambda model: quantize_static.apply(model, static, quick).model

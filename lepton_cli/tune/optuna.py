@@ -16,7 +16,7 @@ from lepton_cli.errors import MissingExtraError, OutputError
 from lepton_cli.tune.candidate import Point
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import Propose
-from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.space import LADDERS, SearchSpace
 from lepton_cli.tune.trial import Trial
 
 #: Trials are stored under these names in an Optuna study.
@@ -30,8 +30,11 @@ def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> 
     optuna = _optuna("the strategy `optuna`") if required or _installed() else None
     if optuna is None:
         return None
+    kinds = optuna.distributions
     choices = {
-        name: optuna.distributions.CategoricalDistribution(range(len(v))) for name, v in space.dimensions.items()
+        # Levels of a ladder are near each other, other values are not.
+        name: kinds.IntDistribution(0, len(v) - 1) if name in LADDERS else kinds.CategoricalDistribution(range(len(v)))
+        for name, v in space.dimensions.items()
     }
 
     study = optuna.create_study()

@@ -19,11 +19,13 @@ from lepton_cli.recipe.tuning import Objective
 from lepton_cli.tune import front
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate, Point, Value
-from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.space import LADDERS, SearchSpace
 from lepton_cli.tune.trial import Trial
 
 #: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
 BRANCHES, CLOSE = 2, 1.6
+#: Loss of accuracy beyond the limit, relative to it, that one deeper trial may follow.
+NEAR = 0.5
 #: Trials around the best for each one around the rest of the front.
 WIDEN = 2
 #: Share of the mutations that begin with the point of the front that keeps most.
@@ -126,24 +128,33 @@ class Search:
         """Whether less compression is needed, as far as one can tell."""
         return trial.reached == "failed" or any(breach.quality for breach in self.judge.breaches(trial))
 
+    def _near_miss(self, trial: Trial) -> bool:
+        """Whether quality is just beyond the limit: accuracy falls with noise, so the next may be better."""
+        excess = [breach.excess for breach in self.judge.breaches(trial) if breach.quality]
+        return bool(excess) and max(excess) <= NEAR
+
     def _bisect(self, branches: Sequence[Point]) -> None:
         """The deepest pruning that keeps the quality, for every branch at once: processes share the work.
 
         Mild pruning is tried first, then ever more until one is too far: trials on the mild side tell more, and many
-        models end there. Between the last that held and the first that did not, probes lie at a third.
+        models end there; the first that misses by little does not stop it yet. Between the last that held and the
+        first that did not, probes lie at a third.
         """
         levels = self.space.dimensions["keep"]
         if len(levels) < 2:
             return
         brackets = {index: (0, len(levels)) for index in range(len(branches))}
+        missed: set[int] = set()
         while brackets:
             middles = {i: _probe(low, high, len(levels)) for i, (low, high) in brackets.items() if high - low > 1}
             points = [self._pruned(branches[i], levels[middle]) for i, middle in middles.items()]
             trials = self._run(points, "bisection")
-            brackets = {
-                i: (brackets[i][0], middle) if self._too_far(trial) else (middle, brackets[i][1])
-                for (i, middle), trial in zip(middles.items(), trials, strict=True)
-            }
+            for (i, middle), trial in zip(middles.items(), trials, strict=True):
+                low, high = brackets[i]
+                near = i not in missed and self._near_miss(trial)
+                missed |= {i} if near else set()
+                brackets[i] = (low, middle) if self._too_far(trial) and not near else (middle, high)
+            brackets = {i: brackets[i] for i in middles}
 
     def _pruned(self, point: Point, keep: Value) -> Point:
         return self.space.point(**{**point, "keep": keep})
@@ -201,7 +212,7 @@ class Search:
                 values = self.space.dimensions[name]
                 chosen[name] = (
                     self.space.near(name, chosen[name], source.choice((-3, -2, -1, 1, 2, 3)))
-                    if name.startswith("keep")
+                    if name in LADDERS
                     else source.choice(values)
                 )
             return self.space.point(**chosen)

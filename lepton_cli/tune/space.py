@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,10 @@ _DEEP = 0.12
 #: Dimensions that mean nothing unless another one has a certain value.
 _PRUNING = ("prune_by", "importance", "round_to")
 #: Dimensions that fall from 1 in steps.
-_LADDERS = ("keep", "keep_params")
+LADDERS = ("keep", "keep_params")
 _CALIBRATED = ("calibration", "guard")
+#: Precisions that pruning by time can time its models in.
+_TIMED = {"int8": "int8", "dynamic": "dynamic", "mixed": "dynamic"}
 WORDS = {
     "dynamic": "dynamic int8",
     "mixed": "dynamic int8 with 4-bit tables",
@@ -80,24 +83,23 @@ class SearchSpace:
         return self.point(**{name: source.choice(values) for name, values in self.dimensions.items()})
 
     def neighbours(self, point: Point) -> Iterator[Point]:
-        """Points that differ in one dimension, and the same one level of pruning further; then pruning alone.
+        """Points pruned one level further; that differ in one dimension, and those one level further; then by more.
 
         What is fastest as a whole need not be when little is left: there float may be as fast as int8 and keep more.
         """
         levels = self.dimensions["keep"]
         at = levels.index(point["keep"])
+        for name in LADDERS:
+            yield self.point(**{**point, name: self.near(name, point[name], 1)})
         for name, values in self.dimensions.items():
             for value in values:
-                if name in _LADDERS or value == point[name]:
+                if name in LADDERS or value == point[name]:
                     continue
                 yield self.point(**{**point, name: value})
                 if at + 1 < len(levels) and name != "precision":
                     yield self.point(**{**point, name: value, "keep": levels[at + 1]})
-        for step in (1, -1, 2, -2):
-            if 0 <= at + step < len(levels):
-                yield self.point(**{**point, "keep": levels[at + step]})
-        for step in (1, -1):
-            yield self.point(**{**point, "keep_params": self.near("keep_params", point["keep_params"], step)})
+        for name, step in itertools.product(LADDERS, (-1, 2, -2)):
+            yield self.point(**{**point, name: self.near(name, point[name], step)})
 
     def near(self, name: str, value: Value, steps: int) -> Value:
         """The value so many places further, or the last there is."""
@@ -107,7 +109,7 @@ class SearchSpace:
     def __len__(self) -> int:
         """Number of different points."""
         count = 1
-        for name in ("fuse", "precision", *_LADDERS):
+        for name in ("fuse", "precision", *LADDERS):
             count *= len(self.dimensions[name])
         return count
 
@@ -226,8 +228,8 @@ def _shares(name: str, given: Sequence[float]) -> tuple[Value, ...]:
     return tuple(sorted({float(share) if share < 1 else 1 for share in given}, reverse=True))
 
 
-def ladder(factor: float = 0.9, least: float = 0.005) -> Iterator[Value]:
-    """1, 0.9, 0.81, … as shares of two digits: close where accuracy begins to fall, and few steps to the end."""
+def ladder(factor: float = 0.95, least: float = 0.005) -> Iterator[Value]:
+    """1, 0.95, 0.9, … as shares of two digits: close where accuracy begins to fall, and few steps to the end."""
     level, before = 1.0, 0.0
     while level >= least:
         rounded = float(f"{level:.2g}")
@@ -246,8 +248,10 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             "target": {metric: units.write_percent(share) for metric, share in shares.items()},
             "importance": point["importance"],
         }
-        if point["prune_by"] != "latency":  # which takes the widths that the machine is fast at
+        if "latency" not in shares:  # which takes the widths that the machine is fast at
             prune["round_to"] = point["round_to"]
+        elif point["precision"] in _TIMED:
+            prune["timed_as"] = _TIMED[str(point["precision"])]
         if min(shares.values()) < _DEEP:
             prune["min_width"] = "1 %"
         yield prune

@@ -23,6 +23,9 @@ class InMemory:
     name = path = "memory"
     fingerprint = "0"
     label_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    class_names: dict[str, tuple[str, ...]] = {}
+    fixed_batch = None
 
     def __init__(self, feeds: dict[str, NDArray[np.float32]]) -> None:
         self.feeds = feeds

@@ -104,7 +104,7 @@ def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, mo
 
     def decide(plan: object, *rest: object) -> dict[str, object]:
         stored = found(plan, *rest)  # type: ignore[arg-type]
-        branch = rest[-1][0]  # type: ignore[index]
+        branch = rest[-2][0]  # type: ignore[index]
         return {**stored, "dropped": [branch.add]}
 
     monkeypatch.setattr(latency, "_decide", decide)
@@ -147,7 +147,9 @@ def test_shortcuts_are_rewritten_for_latency_only() -> None:
 def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
     model, data, other = redundant(), images(8), images(8)
     other.fingerprint = "1"
-    first, second = (latency._timed_on(context(model, tmp_path, data, check=check)) for check in (data, other))
+    first, second = (
+        latency._timed_on(params(), context(model, tmp_path, data, check=check)) for check in (data, other)
+    )
     assert first != second
 
 

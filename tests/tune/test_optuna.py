@@ -56,9 +56,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_optuna_proposes_points_of_the_space(tmp_path: Path) -> None:
     one, space = judge(LIMIT), derive(Space(), CNN)
     store = shared.SharedStore("study.log", "s", tmp_path)
-    found = Bench(store, one, "s", lambda candidate: measured(candidate, one), 1000.0, 12, "cpu")
+    found = Bench(store, one, "s", lambda candidate: measured(candidate, one), 1000.0, 40, "cpu")
     Search(space, found, [], 0).sampled(shared.proposer(space, one, 0, required=True))
-    assert len(found.trials()) == 12
+    assert len(found.trials()) == 40
     assert one.best(found.trials()) is not None
 
 
