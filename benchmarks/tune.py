@@ -1,6 +1,6 @@
 """What `lepton tune` finds in a given time, and how it compares with random search over the same space.
 
-    python benchmarks/tune.py [--only resnet20,minilm,digits,cnn,random] [--minutes 15] [--seeds 3]
+    python benchmarks/tune.py [--only resnet20,resnet56,minilm,digits,cnn,random] [--minutes 15] [--seeds 3]
                               [--assets DIR] [--json FILE] [--work DIR]
 
 `resnet20` and `minilm` need a folder with resnet20_cifar10.onnx, cifar10_{train,test}.npz, sst2_minilm.onnx and
@@ -35,6 +35,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 #: Recipes that work without a search, for each task.
 BUNDLED = {
     "resnet20": ("cnn-int8.yaml", "cnn-prune-int8.yaml"),
+    "resnet56": ("cnn-int8.yaml", "cnn-prune-int8.yaml"),
     "cnn": ("cnn-int8.yaml", "cnn-prune-int8.yaml"),
     "digits": ("mlp-prune-int8.yaml",),
     "minilm": ("transformer-prune-int8.yaml",),
@@ -78,13 +79,23 @@ def cnn() -> Task:
     return _digits("digits_cnn", "image", preprocess, {"limits": _limits("0.5 pp"), "minimize": "latency.median"}, 1)
 
 
-def resnet20(assets: Path) -> Task:
-    """Fastest ResNet-20 at batch 1 that loses at most half a point."""
+def resnet(file: Path, assets: Path, limits: list[dict[str, Any]]) -> Task:
+    """Fastest ResNet for CIFAR-10 at batch 1 within the limits."""
     shared = {"inputs": {"input": "images"}, "preprocess": CIFAR}
     calibration = {"path": str(assets / "cifar10_train.npz"), "samples": 1024, **shared}
     evaluation = {"path": str(assets / "cifar10_test.npz"), "labels": "labels", **shared}
-    section = {"limits": _limits("0.5 pp"), "minimize": "latency.median"}
-    return assets / "resnet20_cifar10.onnx", _recipe(calibration, evaluation, section, 1)
+    return file, _recipe(calibration, evaluation, {"limits": limits, "minimize": "latency.median"}, 1)
+
+
+def resnet20(assets: Path) -> Task:
+    """At most half a point lost."""
+    return resnet(assets / "resnet20_cifar10.onnx", assets, _limits("0.5 pp"))
+
+
+def resnet56(assets: Path) -> Task:
+    """At most 1.5 points lost, and five times smaller."""
+    small = {"metric": "size.file", "max_ratio": 0.2}
+    return resnet(assets / "resnet56_cifar10.onnx", assets, _limits("1.5 pp", small))
 
 
 def minilm(assets: Path) -> Task:
@@ -226,6 +237,7 @@ def main() -> None:
         "digits": digits,
         "cnn": cnn,
         "resnet20": lambda: resnet20(given.assets),
+        "resnet56": lambda: resnet56(given.assets),
         "minilm": lambda: minilm(given.assets),
     }
     here = environment()
