@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.graph.coupling import Coupling, Ids
 from lepton_cli.prune import gram, linear, taps
-from lepton_cli.prune.gram import Aim, Rows, Sample
+from lepton_cli.prune.gram import Aim, Sample
 from lepton_cli.prune.linear import Linear, Matrix
+from lepton_cli.prune.regression import Regression, shifted
 from lepton_cli.prune.taps import Arrays
 from lepton_cli.prune.walk import Walk
 
@@ -159,9 +160,9 @@ def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool,
     if "least_squares" in kinds:
         tries.append(_least_squares(rows, judge, start, bias is not None, rectified))
     if "bias" in kinds and bias is not None:
-        shifted = _shifted(rows, ~judge if (~judge).any() else judge, start)
+        moved = shifted(rows, ~judge if (~judge).any() else judge, start)
         everything = np.ones(len(rows.held), np.bool_)
-        tries.append((error(rows, judge, shifted, rectified), "bias", lambda: _shifted(rows, everything, start)))
+        tries.append((error(rows, judge, moved, rectified), "bias", lambda: shifted(rows, everything, start)))
     if not tries:
         return Repair(layer.node, "none", False, before, before)
     after, kind, final = min(tries, key=lambda t: t[0])
@@ -201,51 +202,6 @@ def _least_squares(
         return whole.rectified(ridge, rounds)
 
     return best, "least_squares", final
-
-
-class Regression:
-    """Ridge regression around the weights a layer has; the intercept is free, or fixed where there is no bias."""
-
-    def __init__(self, rows: Sample, which: NDArray[np.bool_], moments: Matrix, start: Matrix, intercept: bool) -> None:
-        self._x, self._y, self._offset = rows.x[which], rows.y[which], rows.offset[which]
-        self._start, self._intercept = start, intercept
-        count, size = float(moments[-1, -1]), len(start) - 1
-        self._mean = moments[-1, :size] / max(count, 1.0) if intercept else np.zeros(size)
-        values, self._axes = np.linalg.eigh(moments[:size, :size] - count * np.outer(self._mean, self._mean))
-        self._values = np.maximum(values, 0.0)
-
-    def solve(self, ridge: float, target: Rows | None = None) -> Matrix:
-        """[weight, bias] for the rows' own targets or for others; `ridge` relative to the mean diagonal."""
-        size = len(self._start) - 1
-        wanted = self._y - self._offset if target is None else target
-        residual = wanted - self._x @ self._start[:size].astype(np.float32)
-        mean = residual.mean(axis=0, dtype=np.float64) if self._intercept else self._start[size]
-        moment = np.asarray(self._x.T @ (residual - mean.astype(np.float32)), np.float64)
-        damping = ridge * max(float(self._values.mean()), 1e-12)
-        step = self._axes @ ((self._axes.T @ moment) / (self._values + damping)[:, None])
-        last = mean - self._mean @ step if self._intercept else self._start[size]
-        return np.concatenate([self._start[:size] + step, last[None]])
-
-    def rectified(self, ridge: float, rounds: int) -> Matrix:
-        """The same with a ReLU behind: where the target is at most zero, any value at most zero is right.
-
-        Majorisation: each round fits to the targets with those entries replaced by what the last round gave.
-        """
-        solution = self.solve(ridge)
-        floor = -self._offset
-        plain = self._y - self._offset
-        for _ in range(rounds):
-            guess = self._x @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32)
-            solution = self.solve(ridge, np.where(self._y > 0, plain, np.minimum(guess, floor)))
-        return solution
-
-
-def _shifted(rows: Sample, which: NDArray[np.bool_], start: Matrix) -> Matrix:
-    """`start` with the bias that makes the mean right."""
-    guess = rows.x[which] @ start[:-1].astype(np.float32) + start[-1].astype(np.float32)
-    shifted = start.copy()
-    shifted[-1] += (rows.y[which] - rows.offset[which] - guess).mean(axis=0, dtype=np.float64)
-    return shifted
 
 
 def after_the_cut(
