@@ -142,4 +142,5 @@ def _repeated(value: ir.Value) -> ir.Node | None:
     before, users = value.producer(), [user for user, _ in value.uses()]
     if before is None or len(users) != 1 or value.is_graph_output() or users[0].outputs[0].is_graph_output():
         return None
-    return users[0] if users[0].op_type == before.op_type in _IDEMPOTENT else None
+    plain = before.op_type in _IDEMPOTENT and before.domain == ""
+    return users[0] if plain and (users[0].op_type, users[0].domain) == (before.op_type, "") else None

@@ -32,7 +32,7 @@ _MICRO = 1e-6
 
 
 class Unreadable(Exception):
-    """The machine has a meter that this user may not read. The message says what to do."""
+    """The machine has a meter that cannot be read, or no longer. The message says why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,16 @@ class Domain:
     range: float
 
     def read(self) -> float:
-        """Joules since some moment. Raises OSError."""
-        return int(self.file.read_text()) * _MICRO
+        """Joules since some moment. Raises Unreadable."""
+        try:
+            return int(self.file.read_text()) * _MICRO
+        except PermissionError:
+            folders = self.file.parent.parent / "intel-rapl:*"
+            raise Unreadable(
+                f"only root may read {self.file}: sudo chmod a+r {folders}/energy_uj (until the next start)"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise Unreadable(f"{self.file} cannot be read: {error}") from None
 
 
 class Meter:
@@ -57,7 +65,7 @@ class Meter:
         self._total = 0.0
 
     def read(self) -> float:
-        """Joules since the meter was made. Counters that began again at zero are carried on."""
+        """Joules since the meter was made. Counters that began again at zero are carried on. Raises Unreadable."""
         for index, domain in enumerate(self.domains):
             now = domain.read()
             step = now - self._last[index]
@@ -77,18 +85,12 @@ def meter(root: Path = POWERCAP) -> Meter | None:
         name = _text(folder / "name")
         if name is None or not (name.startswith("package") or name == "dram"):
             continue
-        limit = _text(folder / "max_energy_range_uj")
-        found.append(Domain(name, folder / "energy_uj", int(limit or 0) * _MICRO))
-    if not found:
-        return None
-    try:
-        return Meter(found)
-    except PermissionError:
-        raise Unreadable(
-            f"only root may read {found[0].file}: sudo chmod a+r {root}/intel-rapl:*/energy_uj (until the next start)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"{found[0].file} cannot be read: {error}") from None
+        file = folder / "max_energy_range_uj"
+        limit = _text(file) or ""
+        if not limit.isdecimal():
+            raise Unreadable(f"{file} does not say where the counter begins again")
+        found.append(Domain(name, folder / "energy_uj", int(limit) * _MICRO))
+    return Meter(found) if found else None
 
 
 def _text(path: Path) -> str | None:

@@ -144,7 +144,7 @@ def _times(
     columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, params: Params, context: Context
 ) -> times.Times:
     """What every width costs on this machine; measured once for all targets."""
-    trials = times.trials(columns, levels)
+    trials = times.trials(columns, levels, watch.once)
     name = f"times-{kept.key(columns.plan.model, *_timed_on(params, context), trials)}"
     stored = kept.load_facts(context.cache, name, "ratios", "errors")
     if stored is None:

@@ -18,14 +18,14 @@ from lepton_cli.graph.coupling import Group, Port
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.depth import Columns
-from lepton_cli.prune.timing import Stopwatch
+from lepton_cli.prune.timing import LEAST, Stopwatch
 
 #: Models that are timed at most, as far as every kind of layer gets one.
 MODELS = 72
 #: Widths of one kind that are timed at most; between them time is interpolated.
 POINTS = 6
-#: Seconds of timing, about.
-SECONDS = 60.0
+#: Seconds of timing, about; of slow models fewer are timed, so that it takes at most some times as long.
+SECONDS, PATIENCE = 60.0, 3
 #: How far multiply-accumulates may mislead about time, relatively: what a noisy measurement is weighed against.
 TRUST = 0.5
 
@@ -88,10 +88,14 @@ class Trial:
     width: int
 
 
-def trials(columns: Columns, levels: Sequence[Widths]) -> list[Trial]:
-    """What to time so that every kind of layer is known. `levels`: a column's widths, widest first."""
+def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list[Trial]:
+    """What to time so that every kind of layer is known. `levels`: a column's widths, widest first.
+
+    `run`: seconds that one run of the model takes.
+    """
     kinds = _kinds(columns, levels)
-    points = max(1, min(POINTS, MODELS // max(len(kinds), 1)))
+    most = min(MODELS, int(PATIENCE * SECONDS / (2 * LEAST * run))) if run > 0 else MODELS
+    points = max(1, min(POINTS, most // max(len(kinds), 1)))
     found = []
     for members, choice in kinds:
         places = np.unique(np.linspace(len(choice) - 1, 0, min(points, len(choice))).round().astype(int))

@@ -45,8 +45,9 @@ class Stopwatch:
         self._reference = self._runner(reference)
         for _ in range(3):
             self._reference()
-        once = min(_seconds(self._reference) for _ in range(3))
-        self._runs = 1 if once > LONG else max(RUNS, int(np.ceil(VISIT / max(once, 1e-6))))
+        #: Seconds that one run of the reference takes.
+        self.once = min(_seconds(self._reference) for _ in range(3))
+        self._runs = 1 if self.once > LONG else max(RUNS, int(np.ceil(VISIT / max(self.once, 1e-6))))
 
     def _runner(self, model: ir.Model) -> Callable[[], object]:
         model = model if self._quantize is None else self._quantize(model)

@@ -75,6 +75,21 @@ def test_a_meter_that_only_root_reads_says_what_to_do(tree: Path, monkeypatch: p
     assert (check.status, check.fix[:4]) == ("warn", "sudo")
 
 
+def test_a_counter_without_a_range_is_unreadable(tree: Path) -> None:
+    """Its beginning again at zero would be a negative amount of energy."""
+    (tree / "intel-rapl:0" / "max_energy_range_uj").unlink()
+    with pytest.raises(energy.Unreadable, match="begins again"):
+        energy.meter(tree)
+
+
+def test_a_meter_that_goes_away_is_unreadable(tree: Path) -> None:
+    counter = energy.meter(tree)
+    assert counter is not None
+    (tree / "intel-rapl:0" / "energy_uj").unlink()
+    with pytest.raises(energy.Unreadable, match="cannot be read"):
+        counter.read()
+
+
 def test_a_counter_that_cannot_be_understood_is_unreadable(tree: Path) -> None:
     (tree / "intel-rapl:0" / "energy_uj").write_text("much\n")
     with pytest.raises(energy.Unreadable):

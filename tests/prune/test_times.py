@@ -90,9 +90,10 @@ def test_noise_is_weighed_against_the_work_saved() -> None:
     assert times._weighed(0.2, 0.1, 0.0) == 0.0
 
 
-def test_few_trials_measure_the_narrowest_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times, "MODELS", 1)
+@pytest.mark.parametrize(("most", "run"), [(1, 0.0), (times.MODELS, 60.0)])
+def test_few_trials_measure_the_narrowest_width(most: int, run: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "MODELS", most)
     found = plan.analysed(redundant(), Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, ())
-    trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups])
+    trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups], run)
     assert {trial.width for trial in trials} == {2}
