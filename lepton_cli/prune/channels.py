@@ -176,11 +176,11 @@ def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
     """Multiply-accumulates at the analysed input size, float parameters, or bytes of a whole model."""
     if metric == "size":
         return float(len(io.to_bytes(model)))
-    if metric == "params":
-        weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-        return float(sum(w.size for w in weights if w.dtype.is_floating_point()))
     lifted = io.clone(model)
     coupling_facts.lift_constants(lifted)
+    if metric == "params":
+        weights = [value.const_value for value in lifted.graph.initializers.values() if value.const_value is not None]
+        return float(sum(w.size for w in weights if w.dtype.is_floating_point()))
     seen = {value.name or "": plan.coupling.facts.shapes.get(value.name or "", ()) for value in plan.model.graph.inputs}
     counted = node_cost.macs(lifted, shapes.concrete(lifted, {name: shape for name, shape in seen.items() if shape}))
     return float(sum(counted.values()))

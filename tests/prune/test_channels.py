@@ -75,6 +75,18 @@ def test_targets(target: dict[str, str], tmp_path: Path) -> None:
         assert len(io.to_bytes(outcome.model)) <= share * len(io.to_bytes(model)) * 1.02
 
 
+@pytest.mark.parametrize("metric", ["params", "macs", "size"])
+def test_weights_in_constant_nodes_count(metric: str, tmp_path: Path) -> None:
+    model, data = redundant(), images(32)
+    for name, value in list(model.graph.initializers.items()):
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)], name=f"constant_{name}")
+        model.graph.insert_before(model.graph[0], node)
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+        del model.graph.initializers[name]
+    outcome = channels.prune(model, params(target={metric: "70 %"}), context(model, tmp_path, data))
+    assert 0.5 < outcome.details["targets"][0]["reached"] <= 0.7
+
+
 def test_several_targets_hold_together(tmp_path: Path) -> None:
     model, data = redundant(), images(32)
     given = {"params": "60 %", "macs": "70 %", "latency": "100 %"}
