@@ -1,7 +1,7 @@
 """What `lepton tune` finds in a given time, and how it compares with random search over the same space.
 
     python benchmarks/tune.py [--only resnet20,resnet56,minilm,digits,cnn,random] [--minutes 15] [--seeds 3]
-                              [--assets DIR] [--json FILE] [--work DIR]
+                              [--assets DIR] [--json FILE] [--work DIR] [--threads N]
 
 `resnet20` and `minilm` need a folder with resnet20_cifar10.onnx, cifar10_{train,test}.npz, sst2_minilm.onnx and
 sst2_{calib,dev}.npz (--assets). A search that was stopped goes on when --work names the same folder again.
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--threads", type=int, help="of onnxruntime; default: all cores")
     given = parser.parse_args()
     time = f"{60 * given.minutes:g} s"
     tasks: dict[str, Callable[[], Task]] = {
@@ -250,6 +251,8 @@ def main() -> None:
                 results[name] = against_random(digits(), work / name, time, given.seeds)
             else:
                 task = tasks[name]()
+                if given.threads:
+                    task[1]["evaluate"]["latency"]["threads"] = given.threads
                 results[name] = found(search(task, work / name, time))
                 tuned = work / name / "tuned.onnx"
                 results[name]["bundled"] = bundled(task, BUNDLED[name], tuned, work / f"{name}-bundled")
