@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from lepton_cli import gates
 from lepton_cli.errors import RecipeError
@@ -17,6 +18,7 @@ from lepton_cli.report.facts import Fact, Range
 from lepton_cli.report.model import FileFacts, Report, Variant
 from lepton_cli.tune.trial import Trial
 
+T = TypeVar("T")
 _UPPER = ("max", "max_ratio", "max_drop", "max_increase")
 #: What pruning and quantizing cost; everything else is what they gain.
 _QUALITY = ("accuracy", "agreement", "fidelity")
@@ -54,6 +56,8 @@ class Judge:
     goal: Objective
     original: Size
     environment: Environment
+    #: What was said about finished trials: a search looks at all of them before each new one.
+    _said: dict[tuple[object, ...], Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def report(self, trial: Trial) -> Report:
         """The trial as a report, which is what gates and facts read."""
@@ -80,6 +84,18 @@ class Judge:
         Times are as good as the limit when they are within 1 % of it; accuracy on a part of the samples counts by
         its whole interval.
         """
+        return self._once(trial, ("breaches",), lambda: self._breaches(trial))
+
+    def _once(self, trial: Trial, question: tuple[object, ...], answer: Callable[[], T]) -> T:
+        if not trial.elapsed:  # not finished, or not measured here
+            return answer()
+        key = (trial.key, trial.elapsed, *question)
+        if key not in self._said:
+            self._said[key] = answer()
+        found: T = self._said[key]
+        return found
+
+    def _breaches(self, trial: Trial) -> tuple[Breach, ...]:
         report, found = self.report(trial), []
         for index, gate in enumerate(self.limits):
             if gate.level != "error" or gate.against != "original":
@@ -93,6 +109,10 @@ class Judge:
     def value(self, trial: Trial, goal: Objective | None = None) -> float | None:
         """The goal as a number that is better when lower; for times the paired ratio to the original."""
         goal = goal or self.goal
+        question = ("value", goal.metric, goal.provider, goal.batch, goal.output)
+        return self._once(trial, question, lambda: self._value(trial, goal))
+
+    def _value(self, trial: Trial, goal: Objective) -> float | None:
         found = facts.find(
             self.report(trial), goal.metric, provider=goal.provider, batch=goal.batch, output=goal.output
         )
