@@ -56,6 +56,6 @@ class Regression:
 def shifted(rows: Sample, which: NDArray[np.bool_], start: Matrix) -> Matrix:
     """`start` with the bias that makes the mean right."""
     guess = rows.x[which] @ start[:-1].astype(np.float32) + start[-1].astype(np.float32)
-    shifted = start.copy()
-    shifted[-1] += (rows.y[which] - rows.offset[which] - guess).mean(axis=0, dtype=np.float64)
-    return shifted
+    moved = start.copy()
+    moved[-1] += (rows.y[which] - rows.offset[which] - guess).mean(axis=0, dtype=np.float64)
+    return moved

@@ -248,7 +248,7 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             "target": {metric: units.write_percent(share) for metric, share in shares.items()},
             "importance": point["importance"],
         }
-        if "latency" not in shares:  # which takes the widths that the machine is fast at
+        if "latency" not in shares:  # by time, widths are those that the machine is fast at
             prune["round_to"] = point["round_to"]
         elif point["precision"] in _TIMED:
             prune["timed_as"] = _TIMED[str(point["precision"])]

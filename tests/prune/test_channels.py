@@ -11,7 +11,7 @@ import pytest
 
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph import cost, cut, io, shapes
-from lepton_cli.prune import channels
+from lepton_cli.prune import channels, latency
 from lepton_cli.steps.prune_channels import Params
 from tests.graph.networks import Network
 from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
@@ -96,6 +96,17 @@ def test_several_targets_hold_together(tmp_path: Path) -> None:
     assert reached["params"] <= 0.6
     assert reached["macs"] <= 0.7
     assert "params" in outcome.summary
+
+
+def test_targets_that_cannot_hold_together_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time alone could be reached: naming a smaller time than the one asked for would be no explanation."""
+    model, data = redundant(), images(32)
+    out = latency.Choice(None, (), 0.6, 0.6)
+    monkeypatch.setattr(latency, "choose", lambda *_: out)
+    with pytest.raises(StepError, match=r"latency can go down to 60.+, but not while the other targets hold"):
+        channels.prune(model, params(target={"latency": "80 %", "params": "90 %"}), context(model, tmp_path, data))
+    with pytest.raises(StepError, match="not to 50"):
+        channels.prune(model, params(target={"latency": "50 %"}), context(model, tmp_path, data))
 
 
 def test_latency_is_searched_with_measured_times(tmp_path: Path) -> None:
