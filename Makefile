@@ -2,9 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# What is installed: the locked versions. `make test LOCK=` takes the newest ones that pyproject.toml allows.
+LOCK ?= requirements.lock
+EXTRAS = cpu,images,tables,dev
+comma = ,
 INSTALLED = $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test check upgrade clean
 
 demo: $(INSTALLED)
 	$(BIN)/lepton compress sample_models/digits_cnn.onnx -r configs/cnn-prune-int8.yaml -o out/demo
@@ -19,11 +24,27 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lepton needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,images,tables,dev]'
+	$(if $(LOCK),$(PIP) --requirement $(LOCK))
+	$(PIP) $(if $(LOCK),--no-deps,--upgrade) --editable '.[$(EXTRAS)]'
 	touch $@
 
+COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --no-annotate \
+	$(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) pyproject.toml
+
+# The lock again, with the newest versions: run the tests before committing it.
+upgrade: $(BIN)/uv
+	$(COMPILE) --upgrade --universal --generate-hashes --custom-compile-command 'make upgrade' -o requirements.lock
+
+# The oldest versions that pyproject.toml allows: `make oldest.txt && make test LOCK=oldest.txt`.
+oldest.txt: pyproject.toml $(BIN)/uv
+	$(COMPILE) --resolution lowest-direct -o $@
+
+$(BIN)/uv:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) uv
+
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

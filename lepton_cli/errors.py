@@ -146,7 +146,7 @@ class MissingExtraError(LeptonError):
         super().__init__(
             "environment.missing-extra",
             f"{purpose} needs the package `{package}`, which is not installed",
-            hint=f"pip install 'lepton[{extra}]'",
+            hint=f"pip install 'lepton-cli[{extra}]'",
         )
 
 

@@ -88,10 +88,10 @@ def _onnxruntime() -> Check:
             "onnxruntime",
             "fail",
             f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed and overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of lepton[cpu] and lepton[gpu]",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of lepton-cli[cpu] and lepton-cli[gpu]",
         )
     if not cpu and not gpu:
-        return Check("onnxruntime", "fail", "not installed", "pip install 'lepton[cpu]' (or 'lepton[gpu]')")
+        return Check("onnxruntime", "fail", "not installed", "pip install 'lepton-cli[cpu]' (or 'lepton-cli[gpu]')")
     return Check("onnxruntime", "ok", f"{'onnxruntime' if cpu else 'onnxruntime-gpu'} {cpu or gpu}")
 
 
@@ -150,7 +150,7 @@ def _providers(wanted: str | None) -> Iterator[Check]:
 def _provider_fix(name: str) -> str:
     if name in ("cuda", "tensorrt"):
         return (
-            "needs an NVIDIA driver and lepton[gpu] instead of lepton[cpu]; "
+            "needs an NVIDIA driver and lepton-cli[gpu] instead of lepton-cli[cpu]; "
             "the CUDA and cuDNN libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return "install an onnxruntime build that has it, or leave it out of `providers`"
@@ -252,7 +252,7 @@ def _extras() -> Iterator[Check]:
             yield Check(f"extra {extra}", "ok", f"{package} {version}")
         else:
             found = f"not installed, only needed for {purpose}"
-            yield Check(f"extra {extra}", "ok", found, f"pip install 'lepton[{extra}]'")
+            yield Check(f"extra {extra}", "ok", found, f"pip install 'lepton-cli[{extra}]'")
 
 
 def _noise(seconds: float) -> Check:

@@ -32,6 +32,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,
     "float": (int, float),
 }
+#: libyaml reads ahead, and since 0.2.6 stops at a depth of its own before ours is seen.
+_TOO_DEEP = "exceeded maximum nesting depth"
 #: What libyaml says, in words that help. The first fragment found in its message counts.
 _PROBLEMS: tuple[tuple[str, str, str | None], ...] = (
     (
@@ -310,6 +312,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, composer: _Composer) -> RecipeErr
     if composer.line(mark)[mark.column : mark.column + 1] == "\t":
         return RecipeError("recipe.syntax", "a tab where YAML wants blanks", where=place, hint="indent with blanks")
     said = " ".join(part for part in (error.context, error.problem) if part)
+    if _TOO_DEEP in said:
+        return too_deep(place)
     known = (row[1:] for row in _PROBLEMS if row[0] in said)
     message, hint = next(known, ("not valid YAML", None))
     return RecipeError("recipe.syntax", message, where=place, cause=said, hint=hint)

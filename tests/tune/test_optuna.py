@@ -49,7 +49,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ):
         with pytest.raises(MissingExtraError) as found:
             ask()
-        assert "lepton[tune]" in (found.value.hint or "")
+        assert "lepton-cli[tune]" in (found.value.hint or "")
 
 
 @needs_optuna
