@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from lepton_cli import runtime
 from lepton_cli.data.dataset import Batch
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.prune import channels, timing
-from lepton_cli.steps.base import Context
-from lepton_cli.steps.prune_channels import Params
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.step import Context
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 Feeds = dict[str, NDArray[np.generic]]
@@ -213,7 +213,7 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
         )
         start = time.perf_counter()
         try:
-            outcome = channels.prune(model, Params.model_validate(given), context)
+            outcome = channels.prune(model, PruneChannels.model_validate(given), context)
         except LeptonError as error:
             print(f"| {case.name} | {label} | {target} | {error.message} | | | |", flush=True)
             return

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from quantization_arms import arms, context
 from quantization_cases import CASES, Case, Samples
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import speed
 from lepton_cli.runtime import Session
 

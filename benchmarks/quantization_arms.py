@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from quantization_cases import Case, Feeds, Samples
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.runtime import onnxruntime
+from lepton_cli.step import Context, Outcome
 from lepton_cli.steps import STEPS
-from lepton_cli.steps.base import Context, Outcome
 
 #: What a tool prints last when it fails is as long as this at most.
 CAUSE = 160

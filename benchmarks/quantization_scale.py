@@ -163,11 +163,12 @@ def _resnet18() -> onnx.ModelProto:
 
 def _calibrate(tool: str, method: str, samples: int, threads: int, path: Path) -> float:
     """Seconds from the float model to a range per tensor."""
-    from lepton_cli.graph import io
+    from lepton_cli.model import io
+    from lepton_cli.probe import calibration
     from lepton_cli.progress import Silent
-    from lepton_cli.quantize import choose, ranges
+    from lepton_cli.quantize import choose
     from lepton_cli.runtime import onnxruntime
-    from lepton_cli.steps.base import Context
+    from lepton_cli.step import Context
 
     onnxruntime()
     data = Noise(samples)
@@ -177,7 +178,7 @@ def _calibrate(tool: str, method: str, samples: int, threads: int, path: Path) -
         context = Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, None)
         started = time.perf_counter()
         names = choose.activations(model, choose.candidates(model, {node.name or "" for node in model.graph}))
-        ranges.collect(model, names, data, context).limits(method)  # type: ignore[arg-type]
+        calibration.collect(model, names, data, context).limits(method)  # type: ignore[arg-type]
         return time.perf_counter() - started
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 

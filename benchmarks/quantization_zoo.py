@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.commands import runner
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import io
-from lepton_cli.pipeline import runner
+from lepton_cli.model import io
+from lepton_cli.probe.distances import Fidelity
 from lepton_cli.progress import Silent
-from lepton_cli.quantize.fidelity import Fidelity
+from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
-from lepton_cli.steps.base import Context
 
 SAMPLES = 32
 STEP_NAMES = ("quantize.static", "quantize.dynamic")

@@ -76,9 +76,9 @@ class Stored:
 def try_model(path: Path, extra: bool) -> list[Row]:
     """One model through everything."""
     from lepton_cli import runtime
+    from lepton_cli.commands.inspect import inspect
     from lepton_cli.errors import LeptonError
-    from lepton_cli.graph import io
-    from lepton_cli.pipeline.inspect import inspect
+    from lepton_cli.model import io
 
     rows: list[Row] = []
     try:
@@ -102,9 +102,9 @@ def try_model(path: Path, extra: bool) -> list[Row]:
 
 def _pipeline(loaded: Any, steps: list[dict[str, Any]], data: Any, expected: list[Any]) -> tuple[str, str]:
     from lepton_cli import runtime
+    from lepton_cli.commands import runner
     from lepton_cli.errors import LeptonError, StepError
-    from lepton_cli.graph import io
-    from lepton_cli.pipeline import runner
+    from lepton_cli.model import io
     from lepton_cli.steps import STEPS
 
     changed, reasons, left_out = 0, "", []
@@ -148,7 +148,7 @@ def data_feeds(data: Any) -> Any:
 
 def _context(model: Any, data: Any, folder: Path) -> Any:
     from lepton_cli.progress import Silent
-    from lepton_cli.steps.base import Context
+    from lepton_cli.step import Context
 
     return Context(
         calibration=data, evaluation=None, check=data, original=model, score=None, provider="cpu", batch=1, threads=1,
@@ -158,7 +158,7 @@ def _context(model: Any, data: Any, folder: Path) -> Any:
 
 def _data(path: Path, loaded: Any) -> tuple[Any, list[Any]]:
     from lepton_cli.data.open import synthetic
-    from lepton_cli.graph import io
+    from lepton_cli.model import io
 
     folder = path.parent / "test_data_set_0"
     infos = io.inputs(loaded.model)

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lepton_cli.commands.compress import compress
+from lepton_cli.commands.job import prepare
+from lepton_cli.commands.tune import tune
 from lepton_cli.measure import latency
 from lepton_cli.measure.environment import environment
 from lepton_cli.measure.spec import LatencySpec
-from lepton_cli.pipeline.compress import compress
-from lepton_cli.pipeline.job import prepare
-from lepton_cli.pipeline.tune import tune
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.report import facts

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lepton_cli.errors import ReportError
-from lepton_cli.recipe.metrics import Kind
+from lepton_cli.metrics import Kind
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import advice, facts, headline, words
 from lepton_cli.report import baseline as baselines

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
+from lepton_cli.step import Context, Outcome
+from lepton_cli.steps import STEPS
+
 PACKAGE = Path(__file__).parent.parent / "lepton_cli"
 
-#: Every part may import from parts further down the list, and from itself.
+#: Every part may import from parts further down the list, and from itself. Nothing is exempt.
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("pipeline",),
+    ("commands",),
+    ("schema",),
     ("tune",),
     ("gates",),
     ("report",),
     ("recipe",),
     ("measure",),
     ("steps",),
-    ("prune", "quantize"),
-    ("graph", "data"),
+    ("prune",),
+    ("quantize",),
+    ("probe",),
+    ("coupling",),
+    ("graph",),
+    ("model",),
     ("runtime",),
-    ("progress", "tensors", "values"),
+    ("step",),
+    ("data",),
+    ("metrics", "progress", "tensors", "values"),
     ("units",),
     ("errors", "__init__"),
 )
-#: What crosses the layers on purpose: types without behaviour, that both sides are written in.
-SHARED = {
-    "steps.base": "the types of a step: prune and quantize return them",
-    "report.model": "the report's types: JSON Schema of the recipe package describes them",
-}
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "PIL", "pyarrow", "optuna", "torch"}
 
 
@@ -41,44 +49,68 @@ def _modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def _part(module: str) -> str:
-    return module.split(".")[0]
+def _name(path: Path) -> str:
+    """`prune/cost.py` -> `prune.cost`; a folder's `__init__.py` -> the folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def _rank(part: str) -> int:
+def _imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it: inside functions and for types only as well."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: relative imports hide where they lead"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return {_module(name) for name in found if name.split(".")[0] == PACKAGE.name}
+
+
+def _module(imported: str) -> str:
+    """The module that an imported name is or stands in."""
+    name = imported.removeprefix(PACKAGE.name).lstrip(".")
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or "__init__"
+
+
+MODULES = {_name(path): path for path in _modules()}
+GRAPH = {name: _imports(path) - {name} for name, path in MODULES.items()}
+#: Modules that the step table names; they are imported when a step runs.
+GRAPH["steps"] |= {step.function.partition(":")[0] for step in STEPS.values()}
+
+
+def _rank(module: str) -> int:
+    part = module.split(".")[0]
     return next(index for index, layer in enumerate(LAYERS) if part in layer)
 
 
-def _imports(path: Path) -> list[str]:
-    """Modules of the package that a file imports at run time, without the package's name."""
-    found = []
-    tree = ast.parse(path.read_text())
-    guarded = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in guarded:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lepton_cli"):
-            base = node.module.removeprefix("lepton_cli").lstrip(".")
-            names = [alias.name for alias in node.names]
-            found += [f"{base}.{name}" if base else name for name in names]
-    return found
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module: str) -> None:
+    part = module.split(".")[0]
+    for other in GRAPH[module]:
+        assert other.split(".")[0] == part or _rank(module) < _rank(other), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for module in _imports(path):
-        if module == "__version__" or any(module.startswith(shared) for shared in SHARED):
-            continue
-        if module.startswith("steps.") and module.endswith(".Params"):
-            continue  # the options of a step are a type too: the algorithms behind the step read them
-        other = _part(module)
-        assert other == here or _rank(here) < _rank(other), f"{path.name} ({here}) imports {module}"
+def test_there_are_no_circles() -> None:
+    """Not between folders and not inside one."""
+    graphlib.TopologicalSorter(GRAPH).prepare()
+
+
+def test_every_layer_is_there() -> None:
+    assert {part for layer in LAYERS for part in layer} == {name.split(".")[0] for name in MODULES}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_step_table_names_functions_that_take_its_options(name: str) -> None:
+    step = STEPS[name]
+    module, _, function = step.function.partition(":")
+    parameters = typing.get_type_hints(getattr(importlib.import_module(f"lepton_cli.{module}"), function))
+    assert parameters["options"] is step.options
+    assert parameters["context"] is Context
+    assert parameters["return"] is Outcome
+    assert typing.get_args(step.options.model_fields["step"].annotation) == (name,)
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -141,10 +173,3 @@ def test_recipe_errors_are_light(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_step_table_matches_the_files() -> None:
-    from lepton_cli.steps import STEPS
-
-    files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__", "base"}
-    assert files == {name.replace(".", "_") for name in STEPS}

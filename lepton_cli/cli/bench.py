@@ -43,7 +43,7 @@ def command(
     Examples:  `lepton bench model.onnx`  ·  `lepton bench float.onnx int8.onnx --batch 1,32 --provider cuda?`
     """
     from lepton_cli.cli.console import TerminalProgress, make_console
-    from lepton_cli.pipeline.bench import bench
+    from lepton_cli.commands.bench import bench
     from lepton_cli.report import store
 
     report = bench(

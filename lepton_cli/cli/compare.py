@@ -60,8 +60,8 @@ def command(
     """
     from lepton_cli.cli.console import TerminalProgress, make_console
     from lepton_cli.cli.github import publish
-    from lepton_cli.pipeline.compare import compare
-    from lepton_cli.pipeline.job import prepare
+    from lepton_cli.commands.compare import compare
+    from lepton_cli.commands.job import prepare
     from lepton_cli.recipe.load import load_budget
     from lepton_cli.report import store
 
@@ -103,8 +103,8 @@ def _recipe(
 ) -> LoadedRecipe:
     """The recipe file with the options put in, or a recipe made of the options alone."""
     if recipe is None:
-        from lepton_cli.graph import io
-        from lepton_cli.pipeline import adhoc
+        from lepton_cli.commands import adhoc
+        from lepton_cli.model import io
 
         if overrides:
             raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")

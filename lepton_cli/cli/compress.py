@@ -44,14 +44,14 @@ def command(
     """
     from lepton_cli.cli.console import TerminalProgress, make_console, show_report
     from lepton_cli.cli.github import publish
-    from lepton_cli.pipeline.compress import compress
+    from lepton_cli.commands.compress import compress
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 
     progress = TerminalProgress()
     chosen = load_recipe(recipe, overrides or ()) if recipe is not None else None
     if chosen is None:
-        from lepton_cli.pipeline.choose import choose
+        from lepton_cli.commands.choose import choose
 
         if overrides:
             raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")

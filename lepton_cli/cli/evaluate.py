@@ -26,8 +26,8 @@ def command(
     Example:  `lepton evaluate model.onnx -r recipe.yaml`
     """
     from lepton_cli.cli.console import TerminalProgress, comparison, make_console, show_headline
-    from lepton_cli.pipeline.evaluate import evaluate
-    from lepton_cli.pipeline.job import prepare
+    from lepton_cli.commands.evaluate import evaluate
+    from lepton_cli.commands.job import prepare
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 

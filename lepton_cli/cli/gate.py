@@ -34,7 +34,7 @@ def command(
     Examples:  `lepton gate out/report.json --budget budget.yaml`  ·  `lepton gate model.onnx --budget size.yaml`
     """
     from lepton_cli.cli.github import publish
-    from lepton_cli.pipeline.judge import judge
+    from lepton_cli.commands.judge import judge
     from lepton_cli.recipe.load import load_budget
     from lepton_cli.report import store
 

@@ -31,7 +31,7 @@ def command(
 
     Example:  `lepton init model.onnx --data train.npz`
     """
-    from lepton_cli.pipeline.init import write_recipe
+    from lepton_cli.commands.init import write_recipe
 
     path = output or Path(f"{model.stem}.yaml")
     write_recipe(model, path, data, labels)

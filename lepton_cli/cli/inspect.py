@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Show operators, parameters, MACs, bytes, inputs and outputs, and what can be pruned or quantized and why not."""
     from lepton_cli.cli.console import make_console
-    from lepton_cli.pipeline.inspect import inspect
+    from lepton_cli.commands.inspect import inspect
 
     found = inspect(model)
     if json_output:

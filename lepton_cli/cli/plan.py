@@ -14,7 +14,7 @@ from lepton_cli.cli.boundary import boundary
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lepton_cli.pipeline.plan import Plan
+    from lepton_cli.commands.plan import Plan
     from lepton_cli.report.model import StepRecord
 
 
@@ -35,8 +35,8 @@ def command(
     Example:  `lepton plan model.onnx -r recipe.yaml --step 2`
     """
     from lepton_cli.cli.console import TerminalProgress, make_console
+    from lepton_cli.commands.plan import plan
     from lepton_cli.errors import UsageError
-    from lepton_cli.pipeline.plan import plan
     from lepton_cli.recipe.load import load_recipe
 
     found = plan(model, load_recipe(recipe, overrides or ()), TerminalProgress(), allow_code=allow_code)

@@ -33,8 +33,8 @@ def command(
     import json
 
     from lepton_cli.cli.console import make_console, plain_table
-    from lepton_cli.recipe.jsonschema import json_schema
-    from lepton_cli.recipe.metrics import METRICS
+    from lepton_cli.metrics import METRICS
+    from lepton_cli.schema import json_schema
 
     if metrics:
         rows = [[metric.name, metric.kind, metric.better, metric.meaning] for metric in METRICS.values()]

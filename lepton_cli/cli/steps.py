@@ -30,7 +30,7 @@ def command(
 
     from lepton_cli.cli.console import make_console, plain_table
     from lepton_cli.errors import UsageError
-    from lepton_cli.recipe.jsonschema import step_schema
+    from lepton_cli.schema import step_schema
     from lepton_cli.steps import STEPS
 
     if name is not None and name not in STEPS:
@@ -42,7 +42,7 @@ def command(
         )
     chosen = {name: STEPS[name]} if name is not None else STEPS
     if json_output:
-        listed = {key: step_schema(step.params) for key, step in chosen.items()}
+        listed = {key: step_schema(step.options) for key, step in chosen.items()}
         typer.echo(json.dumps(listed, indent=2))
         return
     console = make_console()
@@ -53,8 +53,8 @@ def command(
         console.print("\noptions of one step: lepton steps NAME")
         return
     step = STEPS[name]
-    console.print(" ".join((step.params.__doc__ or "").split()) + "\n")
-    schema = step_schema(step.params)
+    console.print(" ".join((step.options.__doc__ or "").split()) + "\n")
+    schema = step_schema(step.options)
     rows = [
         [key, _kind(field, schema), _default(key, field, schema), field.get("description", "")]
         for key, field in schema["properties"].items()

@@ -36,7 +36,7 @@ def command(
     """
     from lepton_cli.cli.console import make_console, show_report
     from lepton_cli.cli.tune_view import make_view, show_search
-    from lepton_cli.pipeline.tune import tune
+    from lepton_cli.commands.tune import tune
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lepton_cli.graph.external import blocks
 from lepton_cli.graph.fold import is_constant
+from lepton_cli.model.external import blocks
 
 
 def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:

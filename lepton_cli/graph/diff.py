@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
 _SUFFIXES = ("_quant", "_quantized", "_Q4", "_Q8", "_matmul_Q4")

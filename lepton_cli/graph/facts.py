@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from lepton_cli.graph import cost, io, shapes
+from lepton_cli.graph import cost, shapes
 from lepton_cli.graph.fold import is_constant
+from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",

@@ -12,7 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import io, shapes
+from lepton_cli.graph import shapes
+from lepton_cli.model import io
 
 #: A folded tensor may be this large even when what it was made from is smaller.
 ALLOWED_GROWTH = 65_536

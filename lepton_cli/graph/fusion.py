@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.errors import MissingExtraError, StepError
-from lepton_cli.graph import io, shapes
+from lepton_cli.graph import shapes
+from lepton_cli.model import io
 
 #: Tried in this order for `auto`; the first that fuses most wins.
 MODEL_TYPES = ("bert", "gpt2", "vit")

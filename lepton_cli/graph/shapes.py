@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 
 Shapes = dict[str, tuple[int, ...]]
 

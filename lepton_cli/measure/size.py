@@ -15,11 +15,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli.graph import io
-from lepton_cli.graph.check import external_files
-from lepton_cli.graph.external import blocks
 from lepton_cli.measure import weights
 from lepton_cli.measure.results import Layer, Size
+from lepton_cli.model import io
+from lepton_cli.model.check import external_files
+from lepton_cli.model.external import blocks
 
 _BLOCK = 1 << 20
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph.external import pieces
+from lepton_cli.model.external import pieces
 
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 #: Stored forms of quantized weights.

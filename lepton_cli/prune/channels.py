@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling import branches, known_shapes
+from lepton_cli.coupling.branches import Branch
+from lepton_cli.coupling.cut import cut
+from lepton_cli.coupling.links import Group
 from lepton_cli.errors import DataError, StepError
-from lepton_cli.graph import branches, coupling_facts, external, io, shapes
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph.branches import Branch
-from lepton_cli.graph.coupling import Group
-from lepton_cli.graph.cut import cut
-from lepton_cli.prune import allocate, latency, linear, norms, ranking, recover
+from lepton_cli.graph import shapes
+from lepton_cli.model import external, io
+from lepton_cli.probe import linear
+from lepton_cli.prune import allocate, latency, norms, ranking, recover
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Cost, Widths
-from lepton_cli.prune.facts import decisions, details
+from lepton_cli.prune.decisions import decisions, details
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan, analysed, feeds, survey
-from lepton_cli.steps.base import Context, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.prune_channels import Params
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.quantize.draft import drafter
+from lepton_cli.step import Context, Outcome
 
 __all__ = ["prune", "survey"]
 
@@ -54,26 +56,24 @@ class Goal:
         return self.price(widths) <= self.share * self.whole
 
 
-def prune(
-    model: ir.Model, params: Params, context: Context, quantize: Callable[[ir.Model], ir.Model] | None = None
-) -> Outcome:
-    """Remove channels until the targets hold; times are those of models that went through `quantize`.
+def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
+    """Remove channels until the targets hold; times are those of models in the precision of `timed_as`.
 
     Raises StepError when the targets cannot be reached.
     """
-    kinds = _recoveries(params, context)
+    kinds = _recoveries(options, context)
     folding = "batch_norm" not in kinds or "least_squares" in kinds
     looked_at = not context.dry or shapes.runnable(model)
-    plan = analysed(model, params, feeds(model, context), folding=folding, run=looked_at)
+    plan = analysed(model, options, feeds(model, context), folding=folding, run=looked_at)
     if not plan.groups:
         text = f"no channel can be removed: {_why_nothing(plan)}"
         return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
     _check_finite(plan.model)
-    fast = params.target.latency
+    fast = options.target.latency
     goals = [
-        _goal(plan, metric, share, context) for metric, share in params.target.shares.items() if metric != "latency"
+        _goal(plan, metric, share, context) for metric, share in options.target.shares.items() if metric != "latency"
     ]
-    levels = [_levels(group, params) for group in plan.groups]
+    levels = [_levels(group, options) for group in plan.groups]
     floors = np.array([level[-1] for level in levels])
     for goal in goals:
         if not goal.holds(floors):
@@ -82,7 +82,7 @@ def prune(
     if context.dry:
         reach = [f"{goal.metric} can go down to {goal.of(floors):.1%}" for goal in goals]
         if fast is not None:
-            whole = len(latency.droppable(plan, params, context))
+            whole = len(latency.droppable(plan, options, context))
             reach.append(f"{whole} residual branches can go as a whole; latency is measured when the step runs")
         text = f"{len(plan.groups)} groups can lose channels; {'; '.join(reach)}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], []))
@@ -91,12 +91,12 @@ def prune(
         text = f"already there: {within} of the original"
         return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
     warnings: list[str] = []
-    rankings, tables = ranking.ranked_groups(plan, params, context, levels, warnings)
+    rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]
     dropped: tuple[Branch, ...] = ()
     reached: list[dict[str, Any]] = []
     if fast is not None:
-        choice = latency.choose(plan, params, parts, context, rankings, tables, quantize)
+        choice = latency.choose(plan, options, parts, context, rankings, tables, drafter(options.timed_as, context))
         if choice.widths is None:
             raise _unreachable(plan, "latency", float(fast), choice.ratio)
         widths, dropped = choice.widths, choice.dropped
@@ -104,7 +104,7 @@ def prune(
             {"metric": "latency", "target": float(fast), "reached": choice.ratio, "predicted": choice.predicted}
         )
     else:
-        widths = allocate.choose(tables, allocate.Limits(parts), params.scope)
+        widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
     removed = _removed(plan, rankings, widths)
     thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
@@ -134,32 +134,32 @@ def _removed(plan: Plan, rankings: Sequence[Ranking], widths: Widths) -> NDArray
     return np.concatenate([group.atoms[ranking.order[: group.channels - width]] for group, ranking, width in zipped])
 
 
-def _recoveries(params: Params, context: Context) -> tuple[str, ...]:
+def _recoveries(options: PruneChannels, context: Context) -> tuple[str, ...]:
     if context.calibration is None:
-        if params.recover:
+        if options.recover:
             raise DataError(
                 "data.missing",
-                f"recovery ({', '.join(params.recover)}) needs calibration data, and the recipe gives none",
+                f"recovery ({', '.join(options.recover)}) needs calibration data, and the recipe gives none",
                 hint="add `data: {calibration: {path: ...}}`, or `recover: []`",
                 option=("recover",),
             )
-        if params.importance in ("hessian", "activation"):
+        if options.importance in ("hessian", "activation"):
             raise DataError(
                 "data.missing",
-                f"importance `{params.importance}` needs calibration data, and the recipe gives none",
+                f"importance `{options.importance}` needs calibration data, and the recipe gives none",
                 hint="add `data: {calibration: {path: ...}}`, or choose `l2`",
                 option=("importance",),
             )
         return ()
-    return ("least_squares", "bias", "batch_norm") if params.recover is None else params.recover
+    return ("least_squares", "bias", "batch_norm") if options.recover is None else options.recover
 
 
-def _levels(group: Group, params: Params) -> Widths:
+def _levels(group: Group, options: PruneChannels) -> Widths:
     """Widths a group may have. For latency they fill the machine's vector blocks, half a block for narrow layers."""
-    least = max(1, int(np.ceil(float(params.min_width) * group.channels)))
-    multiple = params.round_to
+    least = max(1, int(np.ceil(float(options.min_width) * group.channels)))
+    multiple = options.round_to
     if multiple is None:
-        block = latency.vector_block() if params.target.latency is not None else 1
+        block = latency.vector_block() if options.target.latency is not None else 1
         each = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
         narrow = group.channels * each < 2 * block
         multiple = max(1, (block // 2 if narrow else block) // each)
@@ -181,7 +181,7 @@ def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
     if metric == "size":
         return float(len(io.to_bytes(model)))
     lifted = io.clone(model)
-    coupling_facts.lift_constants(lifted)
+    known_shapes.lift_constants(lifted)
     if metric == "params":
         weights = [value.const_value for value in lifted.graph.initializers.values() if value.const_value is not None]
         return float(sum(w.size for w in weights if w.dtype.is_floating_point()))

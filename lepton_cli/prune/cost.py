@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling.links import Axis, Coupling, Group
 from lepton_cli.graph import cost
-from lepton_cli.graph.coupling import Axis, Coupling, Group
 
 Widths = NDArray[np.int64]
 

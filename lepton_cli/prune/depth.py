@@ -13,14 +13,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import branches, cut
-from lepton_cli.graph.branches import Branch
-from lepton_cli.prune import gram, linear, recover, sensitivity, taps
+from lepton_cli.coupling import branches, cut
+from lepton_cli.coupling.branches import Branch
+from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe.linear import Linear
+from lepton_cli.probe.sequential import Walk
+from lepton_cli.prune import recover, sensitivity
 from lepton_cli.prune.allocate import Losses, Price
 from lepton_cli.prune.cost import Widths
-from lepton_cli.prune.linear import Linear
 from lepton_cli.prune.plan import Plan
-from lepton_cli.prune.walk import Walk
 
 #: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
 SAMPLES, ROWS = 128, 2_048
@@ -152,11 +153,13 @@ def refit(
             _fit(model, layer, aim, zip(now.visit(model, layer.node, needed), before, strict=True))
 
 
-def _fit(model: ir.Model, layer: Linear, aim: gram.Aim, seen: Iterable[tuple[taps.Arrays, taps.Arrays]]) -> None:
+def _fit(
+    model: ir.Model, layer: Linear, aim: moments.Aim, seen: Iterable[tuple[activations.Arrays, activations.Arrays]]
+) -> None:
     weight, bias = linear.matrix_of(model, layer), linear.bias_of(model, layer)
     size = len(weight)
     start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])
-    moments, products = np.zeros((size + 1, size + 1)), np.zeros((size + 1, weight.shape[1]))
+    squares, products = np.zeros((size + 1, size + 1)), np.zeros((size + 1, weight.shape[1]))
     for number, (values, wanted) in enumerate(seen):
 
         def pick(rows: int, number: int = number) -> NDArray[np.int64]:
@@ -168,12 +171,12 @@ def _fit(model: ir.Model, layer: Linear, aim: gram.Aim, seen: Iterable[tuple[tap
         if aim.shortcut:
             y = y - layer.rows(values[aim.shortcut], pick)
         residual = y - (x @ start[:-1].astype(np.float32) + start[-1].astype(np.float32))
-        moments += gram.gram(x)
+        squares += moments.gram(x)
         products[:size] += x.T @ residual
         products[size] += residual.sum(axis=0, dtype=np.float64)
     free = size + (bias is not None)
-    damped = moments[:free, :free]
-    damped[np.arange(size), np.arange(size)] += RIDGE * max(float(np.diag(moments)[:size].mean()), 1e-12)
+    damped = squares[:free, :free]
+    damped[np.arange(size), np.arange(size)] += RIDGE * max(float(np.diag(squares)[:size].mean()), 1e-12)
     if not np.isfinite(damped).all() or not np.isfinite(products).all() or not damped.any():
         return
     step = np.linalg.solve(damped, products[:free])

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph.cut import replace_weight
+from lepton_cli.coupling.cut import replace_weight
 
 
 def fold(model: ir.Model) -> dict[str, NDArray[np.float64]]:

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.prune.linear import Matrix
+from lepton_cli.probe.linear import Matrix
 
 #: Up to this many features channels go one at a time; beyond, in shares of what is left.
 ONE_BY_ONE = 640

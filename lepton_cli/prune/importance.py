@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph.coupling import Group
-from lepton_cli.prune import gram, hessian, linear, recover, taps
+from lepton_cli.coupling.links import Group
+from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe.linear import Linear, Matrix
+from lepton_cli.prune import hessian, recover
 from lepton_cli.prune.hessian import Ranking, Side
-from lepton_cli.prune.linear import Linear, Matrix
 
 Scores = NDArray[np.float64]
 #: Gram matrices kept at once, in bytes.
@@ -92,8 +93,8 @@ def grams(
     if not needed:
         return {}
     sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
-    tap = taps.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
-    return gram.grams(needed, sizes, recover.fitting(model, source), tap.run, source.samples, source.seed)
+    tap = activations.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
+    return moments.grams(needed, sizes, recover.fitting(model, source), tap.run, source.samples, source.seed)
 
 
 def with_data(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli import __version__
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.prune.hessian import Ranking
 
 #: By group: the ranking and the loss after removing 0, 1, 2, ... channels.

@@ -10,24 +10,24 @@ import dataclasses
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.graph import branches, io, select
-from lepton_cli.graph.branches import Branch
+from lepton_cli.coupling import branches
+from lepton_cli.coupling.branches import Branch
+from lepton_cli.graph import select
+from lepton_cli.model import io
 from lepton_cli.prune import allocate, depth, kept, ranking, sensitivity, times, timing
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan
+from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.runtime import onnxruntime
-from lepton_cli.steps.base import Context
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.prune_channels import Params
+from lepton_cli.step import Context
 
 #: What models go through before they are timed.
 Quantize = Callable[[ir.Model], ir.Model]
@@ -67,35 +67,35 @@ def _cpu() -> str:
     )
 
 
-def droppable(plan: Plan, params: Params, context: Context) -> list[Branch]:
+def droppable(plan: Plan, options: PruneChannels, context: Context) -> list[Branch]:
     """Branches that may go as a whole under `include`, `exclude` and `scope`, and whose loss can be repaired."""
-    if context.calibration is None or params.recover == () or params.scope != "global" or not params.drop_branches:
+    if context.calibration is None or options.recover == () or options.scope != "global" or not options.drop_branches:
         return []
     names = [node.name or "" for node in plan.model.graph]
-    chosen = select.select(names, params.include, params.exclude)
+    chosen = select.select(names, options.include, options.exclude)
     return [b for b in branches.find(plan.model, plan.coupling.facts) if chosen.issuperset(b.nodes)]
 
 
 def choose(
     plan: Plan,
-    params: Params,
+    options: PruneChannels,
     others: Parts,
     context: Context,
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
     quantize: Quantize | None = None,
 ) -> Choice:
-    """Widths and branches whose measured latency is what `params` ask for; decided once for a machine.
+    """Widths and branches whose measured latency is what `options` ask for; decided once for a machine.
 
     `others`: further costs of the plan's groups, each with what may be spent.
     """
-    found = droppable(plan, params, context)
+    found = droppable(plan, options, context)
     data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
-    settings = params.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
-    name = f"latency-{kept.key(plan.model, *_timed_on(params, context), *settings)}"
+    settings = options.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
+    name = f"latency-{kept.key(plan.model, *_timed_on(options, context), *settings)}"
     stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
     if stored is None:
-        stored = _decide(plan, params, others, context, rankings, tables, found, quantize)
+        stored = _decide(plan, options, others, context, rankings, tables, found, quantize)
         kept.save_facts(context.cache, name, stored)
     return Choice(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
@@ -107,7 +107,7 @@ def choose(
 
 def _decide(
     plan: Plan,
-    params: Params,
+    options: PruneChannels,
     others: Parts,
     context: Context,
     rankings: Sequence[Ranking],
@@ -120,7 +120,7 @@ def _decide(
     batch = next(iter(context.check.batches(context.batch, context.batch))).feeds
     shown = timing.feeds_of(plan.model, batch, context.batch)
     watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
-    cost = _times(columns, [table.levels for table in offered], watch, params, context)
+    cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     with context.progress.stage("measuring latency", TRIES) as stage:
@@ -129,7 +129,7 @@ def _decide(
             stage.advance()
             return watch.ratio(columns.cut(widths, orders))
 
-        result = search(float(params.target.latency or 1), offered, cost, rest, params.scope, measure)
+        result = search(float(options.target.latency or 1), offered, cost, rest, options.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
     widths = result.widths
     return {
@@ -141,11 +141,11 @@ def _decide(
 
 
 def _times(
-    columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, params: Params, context: Context
+    columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, options: PruneChannels, context: Context
 ) -> times.Times:
     """What every width costs on this machine; measured once for all targets."""
     trials = times.trials(columns, levels, watch.once)
-    name = f"times-{kept.key(columns.plan.model, *_timed_on(params, context), trials)}"
+    name = f"times-{kept.key(columns.plan.model, *_timed_on(options, context), trials)}"
     stored = kept.load_facts(context.cache, name, "ratios", "errors")
     if stored is None:
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
@@ -155,10 +155,10 @@ def _times(
     return times.fitted(columns, trials, np.array(stored["ratios"]), np.array(stored["errors"]))
 
 
-def _timed_on(params: Params, context: Context) -> tuple[object, ...]:
+def _timed_on(options: PruneChannels, context: Context) -> tuple[object, ...]:
     """What measured ratios hold for: the machine, how it is used, the model that they are shares of, and its inputs."""
     machine = _cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch
-    return *machine, params.timed_as, kept.key(context.original), context.check.fingerprint
+    return *machine, options.timed_as, kept.key(context.original), context.check.fingerprint
 
 
 def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
-from lepton_cli.graph.cut import replace_weight
-from lepton_cli.prune import recover, taps
+from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.model import io
+from lepton_cli.probe import activations
+from lepton_cli.prune import recover
 from lepton_cli.prune.recover import Repair, Source
 
 
@@ -21,8 +22,10 @@ def reestimate(model: ir.Model, reference: ir.Model, source: Source) -> tuple[ir
     for name in nodes:
         _one(trial, name, source)
     held = recover.judging(model, source, 256)
-    wanted = taps.outputs(reference, held, source.workdir, source.threads)
-    before, after = (_distance(taps.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial))
+    wanted = activations.outputs(reference, held, source.workdir, source.threads)
+    before, after = (
+        _distance(activations.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial)
+    )
     helps = after < before
     return (trial if helps else model), [Repair(name, "batch_norm", helps, before, after) for name in nodes]
 
@@ -38,7 +41,7 @@ def _one(model: ir.Model, name: str, source: Source) -> None:
     x, mean_value, variance_value = node.inputs[0], node.inputs[3], node.inputs[4]
     if x is None or mean_value is None or variance_value is None or mean_value.const_value is None:
         return
-    tap = taps.Tap(model, [x.name or ""], source.workdir, source.threads)
+    tap = activations.Tap(model, [x.name or ""], source.workdir, source.threads)
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for feeds in recover.batches(model, source):
         array = tap.run(feeds)[x.name or ""]

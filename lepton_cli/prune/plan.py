@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import coupling_facts, io, select, shapes, shortcuts
-from lepton_cli.graph.coupling import Coupling, Group, analyse
+from lepton_cli.coupling import known_shapes, shortcuts
+from lepton_cli.coupling.analyse import analyse
+from lepton_cli.coupling.links import Coupling, Group
+from lepton_cli.graph import select, shapes
+from lepton_cli.model import io
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune import fold
-from lepton_cli.steps.base import Context
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.prune_channels import Params
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.step import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,17 @@ class Plan:
 
 
 def analysed(
-    model: ir.Model, params: Params, feeds: Mapping[str, Sequence[int]], *, folding: bool = True, run: bool = True
+    model: ir.Model,
+    options: PruneChannels,
+    feeds: Mapping[str, Sequence[int]],
+    *,
+    folding: bool = True,
+    run: bool = True,
 ) -> Plan:
     """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
-    chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
-    prepared, facts = coupling_facts.prepare(model, feeds, run=run)
-    rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if params.target.latency is not None else []
+    chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
+    prepared, facts = known_shapes.prepare(model, feeds, run=run)
+    rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if options.target.latency is not None else []
     scales = fold.fold(prepared) if folding else {}
     coupling = analyse(prepared, facts)
     groups: list[Group] = []
@@ -59,9 +65,9 @@ def analysed(
 
 def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     """Facts about every channel group, without data: for `inspect --channels` and `plan`."""
-    from lepton_cli.steps.prune_channels import Params
+    from lepton_cli.prune.spec import PruneChannels
 
-    plan = analysed(model, Params(step="prune.channels"), feeds, run=shapes.runnable(model))
+    plan = analysed(model, PruneChannels(step="prune.channels"), feeds, run=shapes.runnable(model))
     groups = (*plan.groups, *plan.frozen)
     macs = cost_model.macs(plan.model, plan.coupling, groups)
     size = cost_model.parameters(plan.model, plan.coupling, groups)

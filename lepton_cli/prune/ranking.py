@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
+from lepton_cli.probe import linear
 from lepton_cli.prune import cost as cost_model
-from lepton_cli.prune import importance, kept, linear, recover, sensitivity
+from lepton_cli.prune import importance, kept, recover, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan
-from lepton_cli.steps.base import Context
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.prune_channels import Params
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.step import Context
 
 
 def source_of(context: Context) -> recover.Source | None:
@@ -27,11 +25,11 @@ def source_of(context: Context) -> recover.Source | None:
 
 
 def ranked_groups(
-    plan: Plan, params: Params, context: Context, levels: Sequence[Widths], warnings: list[str]
+    plan: Plan, options: PruneChannels, context: Context, levels: Sequence[Widths], warnings: list[str]
 ) -> tuple[list[Ranking], list[Table]]:
     """The order of removal and the loss at every level, for every group."""
     source = source_of(context)
-    kind = params.importance or ("hessian" if source is not None else "l2")
+    kind = options.importance or ("hessian" if source is not None else "l2")
     if source is None:
         warnings.append(
             "no calibration data: channels are ranked by their weights and nothing is repaired; expect to lose accuracy"
@@ -39,10 +37,10 @@ def ranked_groups(
     data = None if source is None else (source.data.fingerprint, source.samples)
     names = [group.name for group in plan.groups]
     low = [int(level[-1]) for level in levels]
-    name = kept.key(plan.model, kind, params.recover != (), names, low, data, context.seed)
+    name = kept.key(plan.model, kind, options.recover != (), names, low, data, context.seed)
     ranked = kept.load(context.cache, name, names)
     if not ranked:
-        ranked = _rank(plan, params, context, low, kind)
+        ranked = _rank(plan, options, context, low, kind)
         kept.save(context.cache, name, ranked)
     tables = [
         Table(level, ranked[group.name][1][group.channels - level])
@@ -51,7 +49,7 @@ def ranked_groups(
     return [ranked[group.name][0] for group in plan.groups], tables
 
 
-def _rank(plan: Plan, params: Params, context: Context, low: Sequence[int], kind: str) -> kept.Ranked:
+def _rank(plan: Plan, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> kept.Ranked:
     """The order of removal and its loss, group by group: the long part, and the same for every target."""
     layers = linear.find(plan.model)
     rankings: dict[str, Ranking] = {}
@@ -68,7 +66,7 @@ def _rank(plan: Plan, params: Params, context: Context, low: Sequence[int], kind
         )
     with context.progress.stage("ranking channels", len(plan.groups)) as stage:
         for chunk in importance.chunks(plan.groups, layers, plan.model):
-            needs = source is not None and (kind in ("hessian", "activation") or params.recover != ())
+            needs = source is not None and (kind in ("hessian", "activation") or options.recover != ())
             grams = importance.grams(plan.model, chunk, layers, source) if needs and source is not None else {}
             for group in chunk:
                 readers = importance.consumers(group, layers)

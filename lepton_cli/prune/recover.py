@@ -17,14 +17,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling.links import Coupling, Ids
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.graph.coupling import Coupling, Ids
-from lepton_cli.prune import gram, linear, taps
-from lepton_cli.prune.gram import Aim, Sample
-from lepton_cli.prune.linear import Linear, Matrix
+from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe.activations import Arrays
+from lepton_cli.probe.linear import Linear, Matrix
+from lepton_cli.probe.moments import Aim, Sample
+from lepton_cli.probe.sequential import Walk
 from lepton_cli.prune.regression import Regression, shifted
-from lepton_cli.prune.taps import Arrays
-from lepton_cli.prune.walk import Walk
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -109,7 +109,7 @@ class Repairer:
         needed = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
         now = self._now.visit(model, first, needed)
         then = self._then.visit(self._reference, first, [where.value for _, where, _ in aimed])
-        found = gram.sample(aimed, zip(now, then, strict=True), self._share, self._source.seed)
+        found = moments.sample(aimed, zip(now, then, strict=True), self._share, self._source.seed)
         return [
             _repair_layer(model, layer, found[layer.node], where.rectified, self._kinds) for layer, where, _ in aimed
         ]
@@ -117,7 +117,7 @@ class Repairer:
 
 def _size(source: Source) -> int:
     """Samples a batch, small enough that some batches can be held out."""
-    return max(1, min(32, source.samples // (2 * gram.HOLD_EVERY)))
+    return max(1, min(32, source.samples // (2 * moments.HOLD_EVERY)))
 
 
 def count(source: Source) -> int:
@@ -127,13 +127,15 @@ def count(source: Source) -> int:
 
 def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
     """Calibration batches."""
-    return taps.batches(model, source.data, source.samples, _size(source))
+    return activations.batches(model, source.data, source.samples, _size(source))
 
 
 def fitting(model: ir.Model, source: Source) -> Iterator[Arrays]:
     """The batches to fit with; what is fitted looks better on them than it is."""
     return (
-        feeds for number, feeds in enumerate(batches(model, source)) if number % gram.HOLD_EVERY != gram.HOLD_EVERY - 1
+        feeds
+        for number, feeds in enumerate(batches(model, source))
+        if number % moments.HOLD_EVERY != moments.HOLD_EVERY - 1
     )
 
 
@@ -141,7 +143,7 @@ def judging(model: ir.Model, source: Source, samples: int) -> list[Arrays]:
     """About `samples` samples of the batches held out; with too few batches for that, of the first."""
     found: list[Arrays] = []
     for number, feeds in enumerate(batches(model, source)):
-        if number % gram.HOLD_EVERY == gram.HOLD_EVERY - 1:
+        if number % moments.HOLD_EVERY == moments.HOLD_EVERY - 1:
             found.append(feeds)
         if len(found) * _size(source) >= samples:
             break
@@ -150,7 +152,7 @@ def judging(model: ir.Model, source: Source, samples: int) -> list[Arrays]:
 
 def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:
     """Try the repairs on the rows to fit, judge them on the held-out ones, keep the best if it helps."""
-    gram.check_finite(layer, rows.x, rows.y)
+    moments.check_finite(layer, rows.x, rows.y)
     bias = linear.bias_of(model, layer)
     weight = linear.matrix_of(model, layer)
     start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])
@@ -187,9 +189,9 @@ def _least_squares(
     rows: Sample, judge: NDArray[np.bool_], start: Matrix, intercept: bool, rectified: bool
 ) -> tuple[float, str, Callable[[], Matrix]]:
     """Best held-out error over the ridges, with and without regard to the ReLU, and the same fit on all rows."""
-    held = gram.gram(rows.x[judge])
+    held = moments.gram(rows.x[judge])
     rest = ~judge
-    fit = gram.gram(rows.x[rest]) if rest.any() else held
+    fit = moments.gram(rows.x[rest]) if rest.any() else held
     part = Regression(rows, rest if rest.any() else judge, fit, start, intercept)
     scores = [(error(rows, judge, part.solve(ridge), rectified), ridge, 0) for ridge in RIDGES]
     if rectified:

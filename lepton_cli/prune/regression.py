@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.prune.gram import Rows, Sample
-from lepton_cli.prune.linear import Matrix
+from lepton_cli.probe.linear import Matrix
+from lepton_cli.probe.moments import Rows, Sample
 
 
 class Regression:

@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import cut
-from lepton_cli.graph.coupling import Coupling, Group
-from lepton_cli.prune import hessian, importance, linear, recover, taps
+from lepton_cli.coupling import cut
+from lepton_cli.coupling.links import Coupling, Group
+from lepton_cli.probe import activations, linear
+from lepton_cli.probe.linear import Linear, Matrix
+from lepton_cli.prune import hessian, importance, recover
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.linear import Linear, Matrix
 
 #: Shares of a group's channels that are removed on trial.
 LEVELS = (0.25, 0.5, 0.8)
@@ -28,13 +29,13 @@ class Trial:
 
     model: ir.Model
     coupling: Coupling
-    feeds: Sequence[taps.Arrays]
+    feeds: Sequence[activations.Arrays]
     outputs: Sequence[NDArray[np.float64]]
     source: recover.Source
 
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over the outputs."""
-        now = taps.outputs(model, self.feeds, self.source.workdir, self.source.threads)
+        now = activations.outputs(model, self.feeds, self.source.workdir, self.source.threads)
         shares = []
         for before, after in zip(self.outputs, now, strict=True):
             spread = float(np.sum((before - before.mean(axis=0)) ** 2)) if len(before) > 1 else float(np.sum(before**2))
@@ -46,7 +47,7 @@ def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials:
     """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
-    return Trial(model, coupling, feeds, taps.outputs(model, feeds, source.workdir, source.threads), source)
+    return Trial(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
 
 
 def curve(

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling.links import Group, Port
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph.coupling import Group, Port
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.depth import Columns

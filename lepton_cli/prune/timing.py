@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli import runtime
-from lepton_cli.graph import io
-from lepton_cli.prune.taps import Arrays
+from lepton_cli.model import io
+from lepton_cli.probe.activations import Arrays
 
 #: One visit lasts at least this many seconds and runs; the first run, with cold caches, does not count.
 VISIT, RUNS = 0.003, 3

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling import known_shapes
+from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import coupling_facts, io, select
-from lepton_cli.graph.cut import replace_weight
-from lepton_cli.prune import gram, linear, recover, taps
-from lepton_cli.prune.linear import Linear, Matrix
-from lepton_cli.steps.base import Context, Decision, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.prune_weights import Params
+from lepton_cli.graph import select
+from lepton_cli.model import io
+from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe.linear import Linear, Matrix
+from lepton_cli.prune import recover
+from lepton_cli.prune.spec import PruneWeights
+from lepton_cli.step import Context, Decision, Outcome
 
 #: Features whose zeros are chosen together before the next features are corrected.
 BLOCK = 128
@@ -37,11 +37,11 @@ class Weight:
     layer: Linear | None
 
 
-def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
+def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
     """Zero weights by sparsity, threshold or N:M pattern. Raises RecipeError without exactly one usable option."""
-    keep, of = _pattern(params)
-    chosen = select.select([node.name or "" for node in model.graph.all_nodes()], params.include, params.exclude)
-    kind = params.importance or ("hessian" if context.calibration is not None and params.threshold is None else "l1")
+    keep, of = _pattern(options)
+    chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
+    kind = options.importance or ("hessian" if context.calibration is not None and options.threshold is None else "l1")
     if kind == "hessian" and context.calibration is None:
         raise DataError(
             "data.missing",
@@ -50,18 +50,18 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
             option=("importance",),
         )
     copy = io.clone(model)
-    coupling_facts.lift_constants(copy)
+    known_shapes.lift_constants(copy)
     weights, left = _weights(copy, chosen)
     if context.dry or not weights:
         planned = [Decision(node=w.node, op=w.op, action="prunable", reason=f"{w.array.size} weights") for w in weights]
         return Outcome(
             model, len(weights) if context.dry else 0, (*planned, *left), f"{len(weights)} tensors can be pruned"
         )
-    cut = _threshold(weights, params, kind)
+    cut = _threshold(weights, options, kind)
     decisions, rows, before, after, total = list(left), [], 0, 0, 0
     with context.progress.stage("zeroing weights", len(weights)) as stage:
         for weight in weights:
-            array = _one(copy, weight, params, kind, cut, (keep, of), context)
+            array = _one(copy, weight, options, kind, cut, (keep, of), context)
             old, new = int(np.count_nonzero(weight.array)), int(np.count_nonzero(array))
             before, after, total = before + old, after + new, total + array.size
             if new < old:
@@ -92,9 +92,9 @@ def prune(model: ir.Model, params: Params, context: Context) -> Outcome:
     )
 
 
-def _pattern(params: Params) -> tuple[int, int]:
+def _pattern(options: PruneWeights) -> tuple[int, int]:
     """N and M of the pattern, or zeros; exactly one of sparsity, threshold and pattern must be given."""
-    given = [name for name in ("sparsity", "threshold", "pattern") if getattr(params, name) is not None]
+    given = [name for name in ("sparsity", "threshold", "pattern") if getattr(options, name) is not None]
     if len(given) != 1:
         raise RecipeError(
             "recipe.weights-target",
@@ -103,15 +103,15 @@ def _pattern(params: Params) -> tuple[int, int]:
             hint="for example `sparsity: 80 %`",
             option=(given[1],) if len(given) > 1 else (),
         )
-    if params.sparsity is not None and not 0 <= params.sparsity < 1:
+    if options.sparsity is not None and not 0 <= options.sparsity < 1:
         raise RecipeError("recipe.sparsity", "sparsity must be at least 0 % and below 100 %", option=("sparsity",))
-    if params.pattern is None:
+    if options.pattern is None:
         return 0, 0
-    keep, of = (int(part) for part in params.pattern.split(":"))
+    keep, of = (int(part) for part in options.pattern.split(":"))
     if not 0 < keep < of:
         raise RecipeError(
             "recipe.pattern",
-            f"`{params.pattern}`: of M weights N stay, so N must be from 1 to M - 1",
+            f"`{options.pattern}`: of M weights N stay, so N must be from 1 to M - 1",
             option=("pattern",),
         )
     return keep, of
@@ -162,29 +162,29 @@ def _scores(array: NDArray[np.float64], kind: str, *, relative: bool) -> NDArray
     return np.asarray(size / max(float(np.sqrt(np.mean(size**2))), 1e-30)) if relative else size
 
 
-def _threshold(weights: list[Weight], params: Params, kind: str) -> float | None:
+def _threshold(weights: list[Weight], options: PruneWeights, kind: str) -> float | None:
     """The one importance below which weights go, for a threshold or a global sparsity."""
-    if params.threshold is not None:
-        return float(params.threshold)
-    if params.scope == "layer" or params.sparsity is None:
+    if options.threshold is not None:
+        return float(options.threshold)
+    if options.scope == "layer" or options.sparsity is None:
         return None
     scores = np.concatenate([_scores(weight.array, kind, relative=True).ravel() for weight in weights])
-    return float(np.quantile(scores, float(params.sparsity), method="higher")) if len(scores) else None
+    return float(np.quantile(scores, float(options.sparsity), method="higher")) if len(scores) else None
 
 
 def _one(
     model: ir.Model,
     weight: Weight,
-    params: Params,
+    options: PruneWeights,
     kind: str,
     cut: float | None,
     pattern: tuple[int, int],
     context: Context,
 ) -> NDArray[np.float64]:
     """The pruned tensor."""
-    share = None if params.sparsity is None else float(params.sparsity)
+    share = None if options.sparsity is None else float(options.sparsity)
     if cut is not None:
-        scores = _scores(weight.array, kind, relative=params.threshold is None)
+        scores = _scores(weight.array, kind, relative=options.threshold is None)
         share = float(np.mean(scores < cut))
         if kind != "hessian":
             return np.asarray(np.where(scores < cut, 0.0, weight.array))
@@ -222,8 +222,8 @@ def _optimal(
         return weight.array
     matrix = layer.matrix(weight.array)
     source = recover.Source(data, context.workdir, context.threads, context.seed, data.count)
-    tap = taps.Tap(model, [layer.input], context.workdir, context.threads)
-    found = gram.grams([layer], [len(matrix)], recover.batches(model, source), tap.run, data.count, context.seed)
+    tap = activations.Tap(model, [layer.input], context.workdir, context.threads)
+    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), tap.run, data.count, context.seed)
     xx = found[layer.node][:-1, :-1]
     return np.asarray(layer.weight_from(sparsify(matrix, xx, share, pattern), weight.array))
 

@@ -11,7 +11,7 @@ from lepton_cli.errors import LeptonError
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import dynamic, fp16, speed
 from lepton_cli.runtime import Arrays
-from lepton_cli.steps.base import Context, Outcome
+from lepton_cli.step import Context, Outcome
 
 #: A gain below this is none: the float model then is the best choice.
 WORTH = 1.03
@@ -19,14 +19,13 @@ WORTH = 1.03
 
 def measure(model: ir.Model, feeds: Arrays, context: Context) -> dict[str, float]:
     """Speed of each way that is possible, relative to the float model `model`; `float` itself is 1."""
-    from lepton_cli.steps.convert_fp16 import Params as HalfParams
-    from lepton_cli.steps.quantize_dynamic import Params as DynamicParams
+    from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic
 
     quiet = dataclasses.replace(context, progress=Silent())
     made: dict[str, ir.Model] = {"float": model}
     ways: dict[str, Callable[[], Outcome]] = {
-        "quantize.dynamic": lambda: dynamic.quantize(model, DynamicParams(step="quantize.dynamic"), quiet),
-        "convert.fp16": lambda: fp16.convert(model, HalfParams(step="convert.fp16"), quiet),
+        "quantize.dynamic": lambda: dynamic.quantize(model, QuantizeDynamic(step="quantize.dynamic"), quiet),
+        "convert.fp16": lambda: fp16.convert(model, ConvertFp16(step="convert.fp16"), quiet),
     }
     for name, way in ways.items():
         try:

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.graph.external import pieces
-from lepton_cli.quantize.limits import Range
-from lepton_cli.steps.base import Decision
+from lepton_cli.model.external import pieces
+from lepton_cli.probe.clipping import Range
+from lepton_cli.step import Decision
 
 #: Operators that onnxruntime's x86 provider runs in int8 between two int8 neighbours; the moving ones share one scale.
 MOVING = frozenset(

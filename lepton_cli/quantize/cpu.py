@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.graph import io
-from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.quantize.histogram import MASK
+from lepton_cli.model import io
+from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.targets import Target
-from lepton_cli.steps.base import Context, Decision
+from lepton_cli.step import Context, Decision
 
 #: exp(-65) is 6e-29: nothing beside 1, and normal (above 1.2e-38) even when divided by a long row's sum.
 SOFT = -65.0

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
-from lepton_cli.graph import io
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import channels, cpu, smooth, streamed, tables, targets, weights
+from lepton_cli.model import io
+from lepton_cli.probe import channels
+from lepton_cli.probe.distances import Fidelity
+from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, weight_of
-from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
 from lepton_cli.quantize.qdq import quiet
+from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime
-from lepton_cli.steps.base import Context, Decision, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.quantize_dynamic import Params
+from lepton_cli.step import Context, Decision, Outcome
 
 #: What onnxruntime's writer can quantize dynamically.
 SUPPORTED = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "Conv", "EmbedLayerNormalization")
@@ -30,12 +29,12 @@ SUPPORTED = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "Conv", "EmbedLaye
 WORTH_DB = 0.5
 
 
-def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
+def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Outcome:
     """The dynamically quantized model.
 
     Raises ModelError for models that are quantized already, RecipeError for operators that cannot be.
     """
-    for index, op in enumerate(params.op_types):
+    for index, op in enumerate(options.op_types):
         if op not in SUPPORTED:
             raise RecipeError(
                 "recipe.op-type",
@@ -43,15 +42,15 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
                 hint=f"choose from {', '.join(SUPPORTED)}",
                 option=("op_types", index),
             )
-    target = targets.resolve(params.target, context.provider)
+    target = targets.resolve(options.target, context.provider)
     prepared = prepare(model, context)
-    allowed = select(prepared.names, params.include, params.exclude)
+    allowed = select(prepared.names, options.include, options.exclude)
     chosen: list[ir.Node] = []
     decisions: list[Decision] = []
     for node in prepared.model.graph:
         if node.op_type not in SUPPORTED or node.op_type == "Gather":
             continue
-        reason = _refused(node, params.op_types) if node.name in allowed else "left out by include/exclude"
+        reason = _refused(node, options.op_types) if node.name in allowed else "left out by include/exclude"
         if reason is None:
             chosen.append(node)
         action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
@@ -71,9 +70,11 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
         decisions += softened
     made = ready
     if names:
-        made, smoothed = _smoothed(ready, names, lambda trial: _written(trial, names, params.op_types, target), context)
+        made, smoothed = _smoothed(
+            ready, names, lambda trial: _written(trial, names, options.op_types, target), context
+        )
         details |= smoothed
-    if "Gather" in params.op_types:
+    if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored
     changed = sum(decision.action == "quantized" for decision in decisions)

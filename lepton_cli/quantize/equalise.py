@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
-from lepton_cli.quantize.channels import Channels
+from lepton_cli.model import io
+from lepton_cli.probe.channels import Channels
 from lepton_cli.quantize.choose import Choice, weight_of
 
 #: Operators that let a positive factor pass, channel by channel.

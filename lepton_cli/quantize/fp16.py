@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError, StepError
-from lepton_cli.graph import io
 from lepton_cli.graph.fold import lift_constants
 from lepton_cli.graph.select import select
-from lepton_cli.quantize import ranges
-from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.quantize.histogram import MASK
+from lepton_cli.model import io
+from lepton_cli.probe import calibration
+from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.qdq import quiet
+from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import resolve
 from lepton_cli.runtime import one_line, onnxruntime
-from lepton_cli.steps.base import Context, Decision, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.convert_fp16 import Params
+from lepton_cli.step import Context, Decision, Outcome
 
 #: Greatest finite float16; a margin is kept because other data reach further than the samples seen.
 GREATEST = 65504.0
@@ -32,12 +28,12 @@ LEAST_DB = 30.0
 MOST_REPAIRS = 3
 
 
-def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
+def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     """The float16 model. Raises ModelError when there is nothing in float32, StepError when the converter fails."""
     model = io.clone(model)
     lift_constants(model)
     names = [node.name or "" for node in model.graph.all_nodes()]
-    chosen = select(names, params.include, params.exclude)
+    chosen = select(names, options.include, options.exclude)
     floats = sum(
         value.const_value.dtype == ir.DataType.FLOAT
         for graph in model.graphs()
@@ -55,7 +51,7 @@ def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
         return Outcome(model, 0, tuple(kept), "nothing in float32 to convert")
     if context.dry:
         return Outcome(model, len(names) - len(blocked), tuple(kept), f"{floats} tensors to float16")
-    made, score, repaired = _repaired(model, blocked, params.keep_io, context)
+    made, score, repaired = _repaired(model, blocked, options.keep_io, context)
     kept += [
         Decision(
             node=node.name or "", op=node.op_type, action="kept", reason="float16 ruins the outputs here (measured)"
@@ -70,7 +66,7 @@ def convert(model: ir.Model, params: Params, context: Context) -> Outcome:
         decisions=tuple(kept),
         summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
         details={"sqnr_db": None if score is None else round(score, 2), "kept": len(kept)},
-        warnings=_warnings(params.keep_io, score, context),
+        warnings=_warnings(options.keep_io, score, context),
     )
 
 
@@ -173,7 +169,7 @@ def _beyond_range(model: ir.Model, context: Context) -> dict[str, str]:
     if context.dry:
         return found
     names = [value.name or "" for node in model.graph for value in node.outputs if _is_float(value)]
-    seen = ranges.collect(model, names, context.calibration or context.check, context)
+    seen = calibration.collect(model, names, context.calibration or context.check, context)
     for node in model.graph:
         for value in (*node.inputs, *node.outputs):
             histogram = seen.histograms.get(value.name or "") if value is not None else None

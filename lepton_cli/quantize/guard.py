@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lepton_cli.probe.distances import Fidelity
 from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48

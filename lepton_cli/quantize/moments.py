@@ -15,11 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.graph import io
+from lepton_cli.model import io
+from lepton_cli.probe.calibration import calibration_batches, with_outputs
 from lepton_cli.quantize.choose import Choice, weight_of
-from lepton_cli.quantize.ranges import calibration_batches, with_outputs
 from lepton_cli.runtime import Session
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 #: Layers with longer rows than this are left alone: their matrix would not fit a modest machine.
 LONGEST_ROW = 2400

@@ -12,10 +12,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import batch_norm, clean, fold, io
+from lepton_cli.graph import batch_norm, clean, fold
 from lepton_cli.graph.shapes import opset
+from lepton_cli.model import io
 from lepton_cli.runtime import one_line
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 #: Operators that only quantized models have.
 QUANTIZED = frozenset(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from lepton_cli.errors import StepError
-from lepton_cli.graph import io
+from lepton_cli.model import io
+from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.limits import Range
 from lepton_cli.quantize.targets import Target
 from lepton_cli.runtime import one_line, onnxruntime
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.quantize import channels, choose, equalise, limits, moments, qdq, rounding, smooth
-from lepton_cli.quantize.fidelity import Fidelity
-from lepton_cli.quantize.limits import Range
-from lepton_cli.quantize.ranges import Ranges
-from lepton_cli.quantize.ranges import collect as collect_ranges
+from lepton_cli.probe import channels, clipping
+from lepton_cli.probe.calibration import Ranges
+from lepton_cli.probe.calibration import collect as collect_ranges
+from lepton_cli.probe.clipping import Range
+from lepton_cli.probe.distances import Fidelity
+from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
+from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import Target
-from lepton_cli.steps.base import Context
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.quantize_static import Params
+from lepton_cli.step import Context
 
 #: A repair is kept when the outputs come closer by at least this much.
 WORTH_DB = 0.2
@@ -43,13 +42,13 @@ def best(
     choice: choose.Choice,
     found: Ranges,
     target: Target,
-    params: Params,
+    options: QuantizeStatic,
     fidelity: Fidelity,
     data: Dataset,
     context: Context,
 ) -> Best:
     """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs."""
-    search = _Search(model, choice, found, target, params, fidelity, data, context)
+    search = _Search(model, choice, found, target, options, fidelity, data, context)
     search.equalise()
     search.smooth()
     search.ranges()
@@ -64,16 +63,16 @@ class _Search:
         choice: choose.Choice,
         found: Ranges,
         target: Target,
-        params: Params,
+        options: QuantizeStatic,
         fidelity: Fidelity,
         data: Dataset,
         context: Context,
     ) -> None:
         self.model, self.choice, self.found = model, choice, found
-        self.target, self.params, self.fidelity = target, params, fidelity
+        self.target, self.options, self.fidelity = target, options, fidelity
         self.data, self.context = data, context
-        self.levels = 65536 if params.activations == "int16" else 256
-        self.method: limits.Method = params.calibration or "minmax"
+        self.levels = 65536 if options.activations == "int16" else 256
+        self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
         self.scales: dict[str, Any] = {}
         self.details: dict[str, Any] = {"repairs": {}}
@@ -81,10 +80,10 @@ class _Search:
         self.details["repairs"]["none"] = round(self.score, 2)
 
     def plan(self) -> qdq.Plan:
-        return qdq.Plan(self.target, self.choice, self.limits, self.scales, self.params.activations)
+        return qdq.Plan(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
     def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
-        plan = qdq.Plan(self.target, self.choice, ends, scales, self.params.activations)
+        plan = qdq.Plan(self.target, self.choice, ends, scales, self.options.activations)
         return self.fidelity.sqnr(qdq.write(model, plan))
 
     def _kept(self, name: str, score: float) -> bool:
@@ -94,7 +93,7 @@ class _Search:
 
     def equalise(self) -> None:
         """Cross-layer equalisation of Conv pairs."""
-        if self.params.equalise is False:
+        if self.options.equalise is False:
             return
         pairs = equalise.pairs(self.model, self.choice)
         if clipped := equalise.clipped(self.model, self.choice):
@@ -103,7 +102,7 @@ class _Search:
                 "nodes": clipped,
             }
         ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
-        if self.params.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
+        if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
         trial, count = equalise.equalise(self.model, pairs, ends, 0.5)
         if not count or self.fidelity.sqnr(trial) < SAME_DB:
@@ -112,14 +111,14 @@ class _Search:
         found = collect_ranges(trial, names, self.data, self.context)
         ends_ = found.limits(self.method, self.levels)
         score = self._score(trial, ends_, {})
-        if self._kept("equalise", score) or self.params.equalise:
+        if self._kept("equalise", score) or self.options.equalise:
             self.model, self.found, self.limits, self.score = trial, found, ends_, score
             self.details["equalised"] = count
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""
         names = smooth.readers(self.model, self.choice)
-        if not names or self.params.equalise is False:
+        if not names or self.options.equalise is False:
             return
         ends = channels.collect(self.model, dict.fromkeys(names, -1), self.data, self.context)
         kept: tuple[ir.Model, dict[str, Range]] | None = None
@@ -139,7 +138,9 @@ class _Search:
 
     def ranges(self) -> None:
         """The calibration method with the least output error, unless the recipe names one."""
-        tried: tuple[limits.Method, ...] = () if self.params.calibration or self.levels > 256 else ("percentile", "mse")
+        tried: tuple[clipping.Method, ...] = (
+            () if self.options.calibration or self.levels > 256 else ("percentile", "mse")
+        )
         for method in tried:
             ends = self.found.limits(method, self.levels)
             score = self._score(self.model, ends, {})
@@ -149,7 +150,7 @@ class _Search:
 
     def round(self) -> None:
         """Optimal-brain rounding with bias correction, from the covariance of every layer's input."""
-        if self.params.rounding == "nearest" and self.params.bias_correction is False:
+        if self.options.rounding == "nearest" and self.options.bias_correction is False:
             return
         known = moments.collect(self.model, self.choice, self.data, self.context)
         made = rounding.apply(
@@ -157,12 +158,12 @@ class _Search:
             self.choice,
             known,
             limit=63 if self.target.reduce_range else 127,
-            brain=self.params.rounding != "nearest",
-            correct_bias=self.params.bias_correction is not False,
+            brain=self.options.rounding != "nearest",
+            correct_bias=self.options.bias_correction is not False,
         )
-        name = "nearest" if self.params.rounding == "nearest" else "gptq"
+        name = "nearest" if self.options.rounding == "nearest" else "gptq"
         score = self._score(made.model, self.limits, made.scales)
-        if self._kept(name, score) or self.params.rounding == "gptq":
+        if self._kept(name, score) or self.options.rounding == "gptq":
             self.model, self.scales, self.score = made.model, made.scales, score
             self.details["rounding"] = name
         else:

@@ -12,11 +12,11 @@ from typing import Any
 import onnx_ir as ir
 
 from lepton_cli import __version__
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target, instruction_sets
 from lepton_cli.runtime import onnxruntime
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 Decided = tuple[Choice, dict[str, Any]]
 

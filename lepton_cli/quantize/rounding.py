@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice, weight_of
 from lepton_cli.quantize.moments import Moments
 

@@ -14,14 +14,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.graph import io
+from lepton_cli.model import io
+from lepton_cli.probe.calibration import calibration_batches, with_outputs
+from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import weight_of
-from lepton_cli.quantize.limits import Range
 from lepton_cli.quantize.moments import LONGEST_ROW, rows_of
 from lepton_cli.quantize.qdq import Plan
-from lepton_cli.quantize.ranges import calibration_batches, with_outputs
 from lepton_cli.runtime import Session
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 #: Input rows (positions of a Conv) and output channels looked at per layer: a share needs no more.
 ROWS = 48

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
-from lepton_cli.quantize.channels import Channels
+from lepton_cli.model import io
+from lepton_cli.probe.channels import Channels
+from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice, weight_of
-from lepton_cli.quantize.limits import Range
 
 #: How much of the difficulty moves from activations to weights; all are tried.
 STRENGTHS = (0.65, 0.8, 0.95)

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.runtime import Arrays, Session
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 #: Operators of the optimised graph that compute with 8 bits.
 INT8 = (

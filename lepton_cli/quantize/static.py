@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
+from lepton_cli.coupling import shortcuts
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
-from lepton_cli.graph import shortcuts
 from lepton_cli.graph.select import select
+from lepton_cli.probe import calibration
+from lepton_cli.probe.distances import Fidelity
 from lepton_cli.quantize import (
     alternatives,
     choose,
     cpu,
     guard,
     qdq,
-    ranges,
     refine,
     remembered,
     saturation,
@@ -25,12 +26,9 @@ from lepton_cli.quantize import (
     tables,
     targets,
 )
-from lepton_cli.quantize.fidelity import Fidelity
 from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
-from lepton_cli.steps.base import Context, Decision, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.quantize_static import Params
+from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
 POOR_DB = 30.0
@@ -38,22 +36,22 @@ POOR_DB = 30.0
 FLOOR_DB = 20.0
 
 
-def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
+def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outcome:
     """The quantized model with decisions per node.
 
     Raises ModelError for models that are quantized already, DataError without usable calibration data.
     """
-    if params.accuracy_guard is not None and context.score is None and not context.dry:
+    if options.accuracy_guard is not None and context.score is None and not context.dry:
         raise DataError(
             "data.labels-missing",
             "`accuracy_guard` needs labelled evaluation data",
             hint="give `data: {evaluation: {path: …, labels: …}}` in the recipe",
             option=("accuracy_guard",),
         )
-    target = targets.resolve(params.target, context.provider)
+    target = targets.resolve(options.target, context.provider)
     prepared = prepare(model, context)
     work = prepared.model
-    allowed = select(prepared.names, params.include, params.exclude)
+    allowed = select(prepared.names, options.include, options.exclude)
     matmul_to_gemm(work)
     if cpu.suits(target):
         shortcuts.as_convolutions(work, shortcuts.facts(work), allowed)
@@ -68,12 +66,12 @@ def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
         cpu.spare_slow_sums(work)
-    found = ranges.collect(work, choose.activations(work, choice), _data(context), context)
+    found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "nothing to quantize is left"
         return Outcome(model, 0, _decisions(work, choice, target), summary, {"target": target.name, "why": target.why})
-    outcome = _Run(model, work, choice, found, target, params, context).outcome(allowed, prepared.warnings)
+    outcome = _Run(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
 
 
@@ -95,14 +93,14 @@ class _Run:
         given: ir.Model,
         model: ir.Model,
         choice: choose.Choice,
-        found: ranges.Ranges,
+        found: calibration.Ranges,
         target: targets.Target,
-        params: Params,
+        options: QuantizeStatic,
         context: Context,
     ) -> None:
         #: `given` is the user's model, `model` the same prepared for int8.
         self.given, self.model, self.choice, self.found = given, model, choice, found
-        self.target, self.params, self.context = target, params, context
+        self.target, self.options, self.context = target, options, context
         self.fidelity = Fidelity(model, context)
         self.warnings: list[str] = []
         self.ranking: list[guard.Sensitivity] | None = None
@@ -110,7 +108,7 @@ class _Run:
 
     def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
         """Quantize, and say all that happened."""
-        if self.params.speed_guard:
+        if self.options.speed_guard:
             self._spare_slow_layers()
             if not self.choice.anchors:
                 decisions = _decisions(self.model, self.choice, self.target)
@@ -120,15 +118,15 @@ class _Run:
             self.choice,
             self.found,
             self.target,
-            self.params,
+            self.options,
             self.fidelity,
             _data(self.context),
             self.context,
         )
         made = best.write(self.choice)
-        if self.params.sensitivity or self.params.accuracy_guard is not None:
+        if self.options.sensitivity or self.options.accuracy_guard is not None:
             self._rank(best)
-        if self.params.accuracy_guard is not None:
+        if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
         elif (least := self.fidelity.sqnr(made)) < FLOOR_DB:
             made = self._hold_fidelity(best, made, least)
@@ -149,7 +147,7 @@ class _Run:
     def _write(self, choice: choose.Choice) -> ir.Model:
         """A quick version: speed depends on the nodes chosen, not on their values."""
         limits = self.found.limits("minmax")
-        return qdq.write(self.model, qdq.Plan(self.target, choice, limits, activations=self.params.activations))
+        return qdq.write(self.model, qdq.Plan(self.target, choice, limits, activations=self.options.activations))
 
     def _spare_slow_layers(self) -> None:
         reason = targets.runs_here(self.target)
@@ -167,7 +165,7 @@ class _Run:
 
     def _measure_speed(self) -> remembered.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
-        feeds = next(iter(ranges.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
+        feeds = next(iter(calibration.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
         if measured["speedup"] < 1:
             measured["alternatives"] = found = alternatives.measure(self.given, feeds, self.context)
@@ -178,7 +176,7 @@ class _Run:
         return choice, measured
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
-        score, wanted = self.context.score, self.params.accuracy_guard
+        score, wanted = self.context.score, self.options.accuracy_guard
         assert wanted is not None
         assert score is not None
         self.choice, made, self.details["accuracy_guard"] = guard.hold(
@@ -240,7 +238,7 @@ class _Run:
         """What the same file would lose on an x86 machine without VNNI, simulated."""
         plan = dataclasses.replace(best.plan, choice=self.choice)
         cut = saturation.simulate(best.model, plan, _data(self.context), self.context)
-        if not cut or self.params.activations == "int16":
+        if not cut or self.options.activations == "int16":
             return {"x86 without VNNI": "no sum saturated on calibration data", "layers": []}
         worst = cut[0]
         said = (

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import weights
 
 

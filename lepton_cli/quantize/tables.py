@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import weights
-from lepton_cli.steps.base import Decision
+from lepton_cli.step import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,7 +19,7 @@ LEAST_SIZE = 100_000
 
 def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[Decision]]:
     """A copy whose large float tables, read by a Gather of whole rows, are GatherBlockQuantized."""
-    from lepton_cli.steps.quantize_weights import Params
+    from lepton_cli.quantize.spec import QuantizeWeights
 
     copy = io.clone(model)
     decisions = []
@@ -28,9 +28,9 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
         if table is None or table.const_value is None or table.const_value.size < LEAST_SIZE or len(table.uses()) > 1:
             continue
         for block in (128, 64, 32, 16):
-            params = Params(step="quantize.weights", bits=8, block_size=block)
-            if weights.refused(node, params) is None:
-                ratio = weights.replace(copy, node, params, weights.Store(None))
+            options = QuantizeWeights(step="quantize.weights", bits=8, block_size=block)
+            if weights.refused(node, options) is None:
+                ratio = weights.replace(copy, node, options, weights.Store(None))
                 reason = f"table in 8 bits, blocks of {block} ({ratio:.0f} dB)"
                 decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
                 break

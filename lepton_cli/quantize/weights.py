@@ -9,20 +9,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
 from lepton_cli.graph.select import select
+from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
 from lepton_cli.quantize.prepare import refuse_quantized
-from lepton_cli.steps.base import Context, Decision, Outcome
-
-if TYPE_CHECKING:
-    from lepton_cli.steps.quantize_weights import Params
+from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.step import Context, Decision, Outcome
 
 MICROSOFT = "com.microsoft"
 #: Weights with fewer elements stay as they are: nothing to win.
@@ -33,50 +31,50 @@ CHUNK = 2_000_000
 SPILL_ABOVE = 256_000_000
 
 
-def quantize(model: ir.Model, params: Params, context: Context) -> Outcome:
+def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Outcome:
     """The model with blockwise weights. Raises ModelError for models that are quantized already."""
     refuse_quantized(model)
     names = [node.name or "" for node in model.graph.all_nodes()]
-    allowed = select(names, params.include, params.exclude)
+    allowed = select(names, options.include, options.exclude)
     copy = io.clone(model)
-    chosen, decisions = _chosen(copy, allowed, params)
+    chosen, decisions = _chosen(copy, allowed, options)
     details: dict[str, Any] = {
-        "bits": params.bits,
-        "block_size": params.block_size,
-        "method": params.method,
-        "symmetric": params.symmetric,
+        "bits": options.bits,
+        "block_size": options.block_size,
+        "method": options.method,
+        "symmetric": options.symmetric,
     }
     if not chosen or context.dry:
-        return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {params.bits} bits", details)
+        return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
     store = Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
     errors = []
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
-            ratio = replace(copy, node, params, store)
+            ratio = replace(copy, node, options, store)
             errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
             stage.advance()
     drop_unused(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
     details["sensitivity"] = errors
-    summary = f"{len(chosen)} weights to {params.bits} bits in blocks of {params.block_size}"
+    summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
     return Outcome(copy, len(chosen), tuple(decisions), summary, details)
 
 
-def _chosen(model: ir.Model, allowed: set[str], params: Params) -> tuple[list[ir.Node], list[Decision]]:
+def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tuple[list[ir.Node], list[Decision]]:
     chosen, decisions = [], []
     for node in model.graph:
         if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain:
             continue
-        reason = refused(node, params) if node.name in allowed else "left out by include/exclude"
+        reason = refused(node, options) if node.name in allowed else "left out by include/exclude"
         if reason is None:
             chosen.append(node)
         action = "kept" if reason else "quantized"
-        text = reason or f"{params.bits} bits, blocks of {params.block_size}"
+        text = reason or f"{options.bits} bits, blocks of {options.block_size}"
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=text))
     return chosen, decisions
 
 
-def refused(node: ir.Node, params: Params) -> str | None:
+def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     """Why the node's weight cannot be stored by blocks, or `None`."""
     value = node.inputs[0 if node.op_type == "Gather" else 1]
     tensor = None if value is None else value.const_value
@@ -89,8 +87,8 @@ def refused(node: ir.Node, params: Params) -> str | None:
     if node.op_type == "Gather":
         if node.attributes.get_int("axis", 0) != 0:
             return "does not gather whole rows"
-        if dims(tensor)[1] % params.block_size:
-            return f"its rows of {tensor.shape[1]} are no multiple of block_size {params.block_size}"
+        if dims(tensor)[1] % options.block_size:
+            return f"its rows of {tensor.shape[1]} are no multiple of block_size {options.block_size}"
     if node.op_type == "Gemm" and (
         node.attributes.get_int("transA", 0) == 1
         or node.attributes.get_float("alpha", 1.0) != 1.0
@@ -151,32 +149,32 @@ def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArr
 class _Quantized:
     """Collects the blocks of one weight: packed codes [rows, blocks, bytes], scales and zero points [rows, blocks]."""
 
-    def __init__(self, rows: int, blocks: int, params: Params) -> None:
-        self.params = params
-        self.packed = np.zeros((rows, blocks, params.block_size * params.bits // 8), dtype=np.uint8)
+    def __init__(self, rows: int, blocks: int, options: QuantizeWeights) -> None:
+        self.options = options
+        self.packed = np.zeros((rows, blocks, options.block_size * options.bits // 8), dtype=np.uint8)
         self.scales = np.zeros((rows, blocks), dtype=np.float32)
-        self.zero_points = None if params.symmetric else np.zeros((rows, blocks), dtype=np.uint8)
+        self.zero_points = None if options.symmetric else np.zeros((rows, blocks), dtype=np.uint8)
         self.signal = self.noise = 0.0
 
     def add(self, rows: slice, blocks: slice, values: NDArray[np.float32]) -> None:
-        made = blockwise.quantize(values, self.params.bits, self.params.method, self.params.symmetric)
-        self.packed[rows, blocks] = blockwise.pack(made.codes, self.params.bits)
+        made = blockwise.quantize(values, self.options.bits, self.options.method, self.options.symmetric)
+        self.packed[rows, blocks] = blockwise.pack(made.codes, self.options.bits)
         self.scales[rows, blocks] = made.scales
         if self.zero_points is not None and made.zero_points is not None:
             self.zero_points[rows, blocks] = made.zero_points
         self.signal += float(np.square(values, dtype=np.float64).sum())
-        self.noise += float(np.square(made.dequantized(self.params.bits) - values, dtype=np.float64).sum())
+        self.noise += float(np.square(made.dequantized(self.options.bits) - values, dtype=np.float64).sum())
 
     @property
     def sqnr(self) -> float:
         return 10 * float(np.log10(max(self.signal, 1e-30) / max(self.noise, 1e-30)))
 
 
-def _by_columns(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
+def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
     """A MatMul's [K, N]: blocks run down each column."""
-    size = params.block_size
+    size = options.block_size
     inner, outer = dims(tensor)
-    made = _Quantized(outer, -(-inner // size), params)
+    made = _Quantized(outer, -(-inner // size), options)
     for start, slab in slabs(tensor, size):
         padded = np.pad(slab, ((0, -len(slab) % size), (0, 0)))
         blocks = padded.reshape(-1, size, outer).transpose(2, 0, 1)
@@ -184,37 +182,37 @@ def _by_columns(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
     return made
 
 
-def _by_rows(tensor: ir.TensorProtocol, params: Params) -> _Quantized:
+def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
     """A transposed Gemm's [N, K] or a table [rows, K]: blocks run along each row."""
-    size = params.block_size
+    size = options.block_size
     outer, inner = dims(tensor)
-    made = _Quantized(outer, -(-inner // size), params)
+    made = _Quantized(outer, -(-inner // size), options)
     for start, slab in slabs(tensor, 1):
         padded = np.pad(slab, ((0, 0), (0, -inner % size)))
         made.add(slice(start, start + len(slab)), slice(None), padded.reshape(len(slab), -1, size))
     return made
 
 
-def replace(model: ir.Model, node: ir.Node, params: Params, store: Store) -> float:
+def replace(model: ir.Model, node: ir.Node, options: QuantizeWeights, store: Store) -> float:
     """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
     gather = node.op_type == "Gather"
     weight = node.inputs[0 if gather else 1]
     assert weight is not None
     assert weight.const_value is not None
     along_rows = gather or node.attributes.get_int("transB", 0) == 1
-    made = (_by_rows if along_rows else _by_columns)(weight.const_value, params)
+    made = (_by_rows if along_rows else _by_columns)(weight.const_value, options)
     outer, inner = dims(weight.const_value)
     if not along_rows:
         outer, inner = inner, outer
     packed = made.packed.reshape(outer, -1) if gather else made.packed
     arrays = [("codes", packed), ("scales", made.scales)]
     if made.zero_points is not None:
-        arrays.append(("zero_points", blockwise.pack(made.zero_points, params.bits)))
+        arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
     inputs = [initializer(model, f"{node.name}.{suffix}", array, store) for suffix, array in arrays]
     if gather:
-        put(model, node, _gather(node, inputs, params))
+        put(model, node, _gather(node, inputs, options))
     else:
-        put(model, node, _matmul(node, inputs, params, inner, outer))
+        put(model, node, _matmul(node, inputs, options, inner, outer))
     return made.sqnr
 
 
@@ -225,14 +223,14 @@ def initializer(model: ir.Model, name: str, array: NDArray[Any], store: Store) -
     return value
 
 
-def _gather(node: ir.Node, inputs: list[ir.Value], params: Params) -> list[ir.Node]:
-    attributes = {"bits": params.bits, "block_size": params.block_size, "gather_axis": 0, "quantize_axis": 1}
+def _gather(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights) -> list[ir.Node]:
+    attributes = {"bits": options.bits, "block_size": options.block_size, "gather_axis": 0, "quantize_axis": 1}
     operands = [inputs[0], node.inputs[1], *inputs[1:]]
     return [ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT, name=node.name)]
 
 
-def _matmul(node: ir.Node, inputs: list[ir.Value], params: Params, inner: int, outer: int) -> list[ir.Node]:
-    attributes = {"K": inner, "N": outer, "bits": params.bits, "block_size": params.block_size}
+def _matmul(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights, inner: int, outer: int) -> list[ir.Node]:
+    attributes = {"K": inner, "N": outer, "bits": options.bits, "block_size": options.block_size}
     made = [ir.node("MatMulNBits", [node.inputs[0], *inputs], attributes, domain=MICROSOFT, name=node.name)]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         made[0].outputs[0].name = f"{node.name}_product"

@@ -90,7 +90,7 @@ def _models_at(path: Path, model: type[BaseModel], data: Any) -> list[type[BaseM
             current = [inner for field in fields for inner in _models_in(field.annotation)] if fields else current
         entry = value_at(path[: index + 1], data)
         if path[0] == "steps" and index == 1 and isinstance(entry, Mapping) and entry.get("step") in STEPS:
-            current = [STEPS[entry["step"]].params]
+            current = [STEPS[entry["step"]].options]
     return current
 
 

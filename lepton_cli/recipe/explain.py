@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lepton_cli import metrics
 from lepton_cli.errors import Place, RecipeError
-from lepton_cli.recipe import metrics
 from lepton_cli.recipe.describe import meaning, options, owner, resolve, shown, value_at
 from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.source import Path, SourceMap

@@ -17,19 +17,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from lepton_cli import metrics
 from lepton_cli.data.spec import DataSection
 from lepton_cli.measure.spec import EvaluateSpec
-from lepton_cli.recipe import metrics
-from lepton_cli.recipe.metrics import Limit
+from lepton_cli.recipe.limits import Limit, parse_limit
 from lepton_cli.recipe.tuning import Objective, ObjectiveField, Space, TuneBudget
-from lepton_cli.steps import STEPS, Params
+from lepton_cli.step import Options
+from lepton_cli.steps import STEPS
 from lepton_cli.values import Strict
 
 if TYPE_CHECKING:
-    StepParams = Params
+    StepParams = Options
 else:
     #: Any step's options, told apart by their `step`: made from the table, so that a new step is one line there.
-    StepParams = Annotated[Union[tuple(step.params for step in STEPS.values())], Field(discriminator="step")]  # noqa: UP007
+    StepParams = Annotated[Union[tuple(step.options for step in STEPS.values())], Field(discriminator="step")]  # noqa: UP007
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_drop", "max_increase")
 
@@ -54,7 +55,7 @@ def _limit(value: object, info: ValidationInfo) -> Limit | None:
         raise _wrong_key(f"lower is better for `{metric.name}`, so write `max_increase`")
     if info.field_name == "max_increase" and metric.better == "higher":
         raise _wrong_key(f"higher is better for `{metric.name}`, so write `max_drop`")
-    return metrics.parse_limit(metric, info.field_name or "", value)
+    return parse_limit(metric, info.field_name or "", value)
 
 
 def _scope(value: object, info: ValidationInfo) -> object:

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lepton_cli import units
-from lepton_cli.recipe import metrics
+from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Points, Strict
 
 #: Short forms that people write for the metric they mean.

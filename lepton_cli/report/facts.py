@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from lepton_cli.measure.results import Latency, MetricChange, Skipped
-from lepton_cli.recipe.metrics import Kind
+from lepton_cli.metrics import Kind
 from lepton_cli.report import words
 from lepton_cli.report.model import Report
 

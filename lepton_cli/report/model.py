@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lepton_cli.measure.results import Accuracy, EnergyTable, Environment, LatencyTable, Memory, Size, Skipped
-from lepton_cli.steps.base import Decision
+from lepton_cli.step import Decision
 
 FORMAT_VERSION = "1.0"
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lepton_cli import units
 from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, Size
-from lepton_cli.recipe.metrics import Kind
+from lepton_cli.metrics import Kind
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Variant
 

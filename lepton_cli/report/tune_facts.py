@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lepton_cli.recipe.metrics import find
+from lepton_cli.metrics import find
 from lepton_cli.report import words
 from lepton_cli.report.model import Report
 

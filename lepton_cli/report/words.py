@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lepton_cli import units
-from lepton_cli.recipe import metrics
-from lepton_cli.recipe.metrics import Kind
+from lepton_cli import metrics, units
+from lepton_cli.metrics import Kind
 
 #: Names of accuracy metrics as people say them.
 _METRIC_WORDS = {"top1": "top-1", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R2"}

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
-from lepton_cli.steps.base import Params
 
 #: What a point of the space may hold by dimension: plain JSON values.
 Value = str | float | int | bool | None
@@ -21,7 +21,7 @@ class Candidate:
     """Steps to try. `point` is where they lie in the space; empty for the recipe's own steps."""
 
     name: str
-    steps: tuple[Params, ...]
+    steps: tuple[Options, ...]
     point: Point = dataclasses.field(default_factory=dict)
     #: Which part of the search asked for it.
     origin: str = ""
@@ -35,7 +35,7 @@ class Candidate:
         return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
 
 
-def prefix_key(search: str, steps: Sequence[Params]) -> str:
+def prefix_key(search: str, steps: Sequence[Options]) -> str:
     """Hash of what these steps make of the model that `search` stands for."""
     plain = [step.model_dump(mode="json") for step in steps]
     return digest(search, plain)
@@ -47,9 +47,9 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def read_steps(plain: Sequence[Mapping[str, Any]]) -> tuple[Params, ...]:
+def read_steps(plain: Sequence[Mapping[str, Any]]) -> tuple[Options, ...]:
     """Steps written as in a recipe. Raises pydantic's ValidationError for what no recipe may hold."""
-    return tuple(STEPS[str(step["step"])].params.model_validate(_tuples(step)) for step in plain)
+    return tuple(STEPS[str(step["step"])].options.model_validate(_tuples(step)) for step in plain)
 
 
 def _tuples(value: Any) -> Any:

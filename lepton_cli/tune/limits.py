@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from lepton_cli import gates
+from lepton_cli import gates, metrics
 from lepton_cli.errors import RecipeError
 from lepton_cli.measure.results import Environment, Size
-from lepton_cli.recipe import metrics
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words

@@ -6,7 +6,7 @@ import numpy as np
 
 from lepton_cli.data.dataset import First
 from lepton_cli.data.synthetic import SyntheticDataset
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from tests.prune.context import redundant
 
 

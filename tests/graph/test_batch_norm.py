@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 
 from lepton_cli import runtime
-from lepton_cli.graph import io
 from lepton_cli.graph.batch_norm import fold_batch_norm
+from lepton_cli.model import io
 from tests.hostile.models import FLOAT, model, save, tensor, weights
 
 CHANNELS = 8

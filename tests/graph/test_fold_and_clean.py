@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton_cli.errors import RecipeError
-from lepton_cli.graph import clean, cost, fold, io, shapes
+from lepton_cli.graph import clean, cost, fold, shapes
 from lepton_cli.graph.select import select
+from lepton_cli.model import io
 from tests.hostile.models import mlp, parse, save
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from lepton_cli.errors import ExitCode, ModelError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from tests.conftest import Lepton
 from tests.hostile.models import FLOAT, edited, mlp, model, parse, tensor, weights
 

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from lepton_cli import runtime
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from tests.hostile.models import mlp
 
 SECRET = "secret.bin"
@@ -147,7 +147,7 @@ def watch(event, arguments):
     elif event.startswith("socket.") and event != "socket.gethostname":
         sockets.append(event)
 sys.addaudithook(watch)
-from lepton_cli.pipeline.inspect import inspect
+from lepton_cli.commands.inspect import inspect
 from lepton_cli.errors import LeptonError
 try:
     inspect(model)

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from lepton_cli.graph import io
-from lepton_cli.pipeline.compress import compress
-from lepton_cli.pipeline.inspect import inspect
-from lepton_cli.pipeline.plan import plan
+from lepton_cli.commands.compress import compress
+from lepton_cli.commands.inspect import inspect
+from lepton_cli.commands.plan import plan
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from tests.hostile.models import FLOAT, model, tensor, weights

@@ -13,13 +13,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
+from lepton_cli.commands import runner
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError, StepError
-from lepton_cli.graph import io
-from lepton_cli.pipeline import runner
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
+from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
-from lepton_cli.steps.base import Context
 from tests.hostile.models import FLOAT, mlp, model, parse, tensor, weights
 
 STEP_OPTIONS: list[dict[str, object]] = [
@@ -273,7 +273,7 @@ def test_every_step_transforms_or_leaves(name: str, tmp_path: Path) -> None:
     context = _context(loaded, tmp_path)
     reference = runner.reference(loaded.model, context)
     for options in STEP_OPTIONS:
-        params = STEPS[str(options["step"])].params.model_validate(options)
+        params = STEPS[str(options["step"])].options.model_validate(options)
         try:
             made, record = runner.run_step(reference, params, 0, context, None)
         except LeptonError as error:

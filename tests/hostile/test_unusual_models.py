@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lepton_cli import runtime
+from lepton_cli.commands.compress import compress
+from lepton_cli.commands.inspect import inspect
+from lepton_cli.commands.plan import plan
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import DataError, ModelError, StepError
-from lepton_cli.graph import io
-from lepton_cli.pipeline.compress import compress
-from lepton_cli.pipeline.inspect import inspect
-from lepton_cli.pipeline.plan import plan
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
 from tests.hostile.unusual import MODELS

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.graph import io
 from lepton_cli.measure import size
+from lepton_cli.model import io
 from tests.measure import builders
 
 

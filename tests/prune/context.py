@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from lepton_cli import runtime
 from lepton_cli.data.dataset import Batch
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
-from lepton_cli.steps.base import Context
-from tests.graph.networks import Network
+from lepton_cli.step import Context
+from tests.coupling.networks import Network
 
 
 class InMemory:

@@ -9,16 +9,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.coupling import cut
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import cost, cut, io, shapes
+from lepton_cli.graph import cost, shapes
+from lepton_cli.model import io
 from lepton_cli.prune import channels, latency
-from lepton_cli.steps.prune_channels import Params
-from tests.graph.networks import Network
+from lepton_cli.prune.spec import PruneChannels
+from tests.coupling.networks import Network
 from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
 
 
-def params(**options: object) -> Params:
-    return Params.model_validate({"step": "prune.channels", **options})
+def params(**options: object) -> PruneChannels:
+    return PruneChannels.model_validate({"step": "prune.channels", **options})
 
 
 def macs(model: ir.Model) -> int:

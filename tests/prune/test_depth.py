@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lepton_cli.graph import branches
+from lepton_cli.coupling import branches
 from lepton_cli.prune import depth, plan, recover, sensitivity
-from lepton_cli.steps.prune_channels import Params
+from lepton_cli.prune.spec import PruneChannels
 from tests.prune.context import context, images, redundant
 
 
 def analysed() -> plan.Plan:
-    return plan.analysed(redundant(), Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    return plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
 
 
 def test_a_branch_is_width_zero_of_the_group_inside_it() -> None:

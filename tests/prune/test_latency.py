@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.prune import allocate, channels, kept, latency, plan
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
-from lepton_cli.steps.prune_channels import Params
-from tests.graph.networks import Network
+from lepton_cli.prune.spec import PruneChannels
+from tests.coupling.networks import Network
 from tests.graph.test_shortcuts import network
 from tests.prune.context import context, images, redundant
 
@@ -93,8 +93,8 @@ def test_facts_are_kept_and_damage_is_no_error(tmp_path: Path) -> None:
     assert kept.load_facts(tmp_path, "x") is None
 
 
-def params(**options: object) -> Params:
-    return Params.model_validate({"step": "prune.channels", "target": {"latency": "100 %"}, **options})
+def params(**options: object) -> PruneChannels:
+    return PruneChannels.model_validate({"step": "prune.channels", "target": {"latency": "100 %"}, **options})
 
 
 def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_shortcuts_are_rewritten_for_latency_only() -> None:
     model, shape = network(), {"x": (2, 3, 8, 8)}
     assert plan.analysed(model, params(), shape).rewritten == ("Pad_4",)
     assert not plan.analysed(model, params(exclude=["Pad*"]), shape).rewritten
-    assert not plan.analysed(model, Params(step="prune.channels"), shape).rewritten
+    assert not plan.analysed(model, PruneChannels(step="prune.channels"), shape).rewritten
 
 
 def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.graph import branches, shapes
+from lepton_cli.coupling import branches
 from lepton_cli.graph import cost as node_cost
+from lepton_cli.graph import shapes
 from lepton_cli.prune import depth, plan, times
-from lepton_cli.steps.prune_channels import Params
-from tests.graph.networks import Network
+from lepton_cli.prune.spec import PruneChannels
+from tests.coupling.networks import Network
 from tests.prune.context import redundant
 
 
@@ -35,7 +36,7 @@ class Clock:
 
 
 def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[NDArray[np.int64]]]:
-    found = plan.analysed(model, Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [np.arange(group.channels, 1, -2) for group in found.groups]
     levels = [np.append(level, 0) if k in columns.branches else level for k, level in enumerate(levels)]
@@ -72,7 +73,7 @@ def test_neighbours_that_share_a_node() -> None:
 
 
 def test_layers_alike_are_timed_once() -> None:
-    found = plan.analysed(redundant(), Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [
         np.array([group.channels, 4, 0] if k in columns.branches else [group.channels, 4])
@@ -93,7 +94,7 @@ def test_noise_is_weighed_against_the_work_saved() -> None:
 @pytest.mark.parametrize(("most", "run"), [(1, 0.0), (times.MODELS, 60.0)])
 def test_few_trials_measure_the_narrowest_width(most: int, run: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times, "MODELS", most)
-    found = plan.analysed(redundant(), Params(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, ())
     trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups], run)
     assert {trial.width for trial in trials} == {2}

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_cli.errors import DataError, RecipeError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.prune import weights
-from lepton_cli.steps.prune_weights import Params
+from lepton_cli.prune.spec import PruneWeights
 from tests.prune.context import context, images, redundant, relative_error
 
 
-def params(**options: object) -> Params:
-    return Params.model_validate({"step": "prune.weights", **options})
+def params(**options: object) -> PruneWeights:
+    return PruneWeights.model_validate({"step": "prune.weights", **options})
 
 
 def zeros(model: ir.Model) -> float:

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli.data.dataset import Batch, Dataset
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.runtime import Session
-from lepton_cli.steps.base import Context
+from lepton_cli.step import Context
 
 
 class Samples:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import cpu
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.runtime import Session
@@ -101,7 +101,7 @@ def test_steps_rewrite_for_the_cpu_only(step: str, tmp_path: Path) -> None:
     model, data = attention(), sentences()
     for target, rewritten in (("x86-vnni", True), ("tensorrt", False)):
         options = {"step": step, "target": target} | ({"speed_guard": False} if step == "quantize.static" else {})
-        outcome = STEPS[step].apply(model, STEPS[step].params.model_validate(options), context(data, tmp_path))
+        outcome = STEPS[step].apply(model, STEPS[step].options.model_validate(options), context(data, tmp_path))
         assert outcome.changed
         assert ("Sum" in ops(outcome.model)) == rewritten
         assert any(decision.action == "rewritten" for decision in outcome.decisions) == rewritten

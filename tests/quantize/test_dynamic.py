@@ -8,16 +8,17 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.errors import ModelError, RecipeError
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import weights
-from lepton_cli.steps.base import Outcome
-from lepton_cli.steps.quantize_dynamic import Params, apply
+from lepton_cli.quantize.spec import QuantizeDynamic
+from lepton_cli.step import Outcome
+from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
 
 
 def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
-    params = Params.model_validate({"step": "quantize.dynamic", "target": "x86-vnni", **options})
-    return apply(model, params, context(data, tmp_path))
+    params = QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86-vnni", **options})
+    return STEPS["quantize.dynamic"].apply(model, params, context(data, tmp_path))
 
 
 def test_mlp(tmp_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_outlier_channels_are_smoothed_with_calibration_data(tmp_path: Path) -> 
     model = outlier_net()
     outcome = quantize(model, tmp_path, rows())
     assert outcome.details["smoothed"] == 1
-    params = Params.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
-    without = apply(model, params, context(None, tmp_path, check=rows()))
+    params = QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    without = STEPS["quantize.dynamic"].apply(model, params, context(None, tmp_path, check=rows()))
     assert "smoothed" not in without.details
     assert sqnr(model, outcome.model, rows(seed=5)) > sqnr(model, without.model, rows(seed=5)) + 3
 
@@ -94,7 +95,7 @@ def test_operators_inside_branches_stay_with_a_reason(tmp_path: Path) -> None:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
     model = ir.from_proto(proto)
     io.name_nodes(model)
-    params = Params.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
-    outcome = apply(model, params, context(None, tmp_path, dry=True, check=rows()))
+    params = QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    outcome = STEPS["quantize.dynamic"].apply(model, params, context(None, tmp_path, dry=True, check=rows()))
     assert outcome.changed == 0
     assert ["branch" in decision.reason for decision in outcome.decisions] == [True]

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.graph import io
-from lepton_cli.steps.base import Outcome
-from lepton_cli.steps.convert_fp16 import Params, apply
+from lepton_cli.model import io
+from lepton_cli.quantize.spec import ConvertFp16
+from lepton_cli.step import Outcome
+from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, Samples, context, images, mlp, residual_net, rows, run, sqnr
 
 
 def convert(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
-    return apply(model, Params.model_validate({"step": "convert.fp16", **options}), context(data, tmp_path))
+    return STEPS["convert.fp16"].apply(
+        model, ConvertFp16.model_validate({"step": "convert.fp16", **options}), context(data, tmp_path)
+    )
 
 
 def test_half_the_size_same_interface(tmp_path: Path) -> None:

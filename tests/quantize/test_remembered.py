@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import choose, remembered
 from lepton_cli.quantize.targets import TARGETS
 from tests.quantize import builders

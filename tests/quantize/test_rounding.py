@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import choose, moments, rounding
 from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, context, images, mlp, residual_net, rows

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.quantize import choose, qdq, ranges, saturation
+from lepton_cli.probe import calibration
+from lepton_cli.quantize import choose, qdq, saturation
 from lepton_cli.quantize.targets import TARGETS
 from tests.quantize.builders import Graph, Samples, context, images, residual_net, rows
 
 
 def simulate(model: ir.Model, data: Samples, tmp_path: Path) -> list[saturation.Saturation]:
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    found = ranges.collect(model, choose.activations(model, choice), data, context(data, tmp_path))
+    found = calibration.collect(model, choose.activations(model, choice), data, context(data, tmp_path))
     plan = qdq.Plan(TARGETS["x86-vnni"], choice, found.limits("minmax"))
     return saturation.simulate(model, plan, data, context(data, tmp_path))
 

@@ -7,15 +7,18 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.errors import DataError, ModelError, RecipeError
-from lepton_cli.graph import io
-from lepton_cli.steps.base import Outcome
-from lepton_cli.steps.quantize_static import Params, apply
+from lepton_cli.model import io
+from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.step import Outcome
+from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
 
 
 def quantize(model: ir.Model, data: Samples | None, tmp_path: Path, **options: object) -> Outcome:
-    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options})
-    return apply(model, params, context(data, tmp_path))
+    params = QuantizeStatic.model_validate(
+        {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options}
+    )
+    return STEPS["quantize.static"].apply(model, params, context(data, tmp_path))
 
 
 def reason(outcome: Outcome, node: str) -> str:
@@ -123,9 +126,9 @@ def test_nothing_to_quantize_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_dry_run_needs_no_data(tmp_path: Path) -> None:
-    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni"})
+    params = QuantizeStatic.model_validate({"step": "quantize.static", "target": "x86-vnni"})
     model = residual_net()
-    outcome = apply(model, params, context(None, tmp_path, dry=True, check=images()))
+    outcome = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert outcome.model is model
     assert outcome.changed == 5
 
@@ -154,10 +157,10 @@ def test_accuracy_guard_returns_layers_until_the_limit_holds(tmp_path: Path) -> 
     def score(candidate: ir.Model) -> float:
         return 1.0 if candidate is model or sum(op == "QuantizeLinear" for op in ops(candidate)) < 7 else 0.5
 
-    params = Params.model_validate(
+    params = QuantizeStatic.model_validate(
         {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, "accuracy_guard": {"max_drop": "1 pp"}}
     )
-    outcome = apply(model, params, context(images(), tmp_path, score=score))
+    outcome = STEPS["quantize.static"].apply(model, params, context(images(), tmp_path, score=score))
     assert outcome.details["accuracy_guard"]["holds"]
     assert len(outcome.details["sensitivity"]) == 5
     returned = [d for d in outcome.decisions if d.reason == "returned to float by accuracy_guard"]

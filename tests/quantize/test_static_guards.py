@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import choose, guard, speed
-from lepton_cli.steps.base import Outcome
-from lepton_cli.steps.quantize_static import Params, apply
+from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.step import Outcome
+from lepton_cli.steps import STEPS
 from tests.quantize.builders import (
     Graph,
     Samples,
@@ -26,8 +27,10 @@ from tests.quantize.builders import (
 
 
 def quantize(model: ir.Model, data: Samples, tmp_path: Path, **options: object) -> Outcome:
-    params = Params.model_validate({"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options})
-    return apply(model, params, context(data, tmp_path))
+    params = QuantizeStatic.model_validate(
+        {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options}
+    )
+    return STEPS["quantize.static"].apply(model, params, context(data, tmp_path))
 
 
 def test_where_int8_does_not_pay_the_other_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +101,9 @@ def test_accuracy_guard_may_widen_activations_before_float(tmp_path: Path) -> No
 
     guard = {"max_drop": "1 pp", "fallback": "int16"}
     options = {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, "accuracy_guard": guard}
-    outcome = apply(model, Params.model_validate(options), context(images(), tmp_path, score=score))
+    outcome = STEPS["quantize.static"].apply(
+        model, QuantizeStatic.model_validate(options), context(images(), tmp_path, score=score)
+    )
     assert outcome.details["accuracy_guard"]["holds"]
     assert outcome.details["accuracy_guard"]["trials"][1] == {"int16": 1, "drop": 0.0}
     assert sum("16-bit" in decision.reason for decision in outcome.decisions) == 1

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto
 
-from lepton_cli.graph import io
+from lepton_cli.model import io
 from lepton_cli.quantize import blockwise, weights
-from lepton_cli.steps.base import Outcome
-from lepton_cli.steps.quantize_weights import Params, apply
+from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.step import Outcome
+from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, Samples, context, mlp, ops, rows, sqnr
 
 BLOCKS = hnp.arrays(np.float32, (3, 2, 16), elements=st.floats(-4, 4, width=32))
 
 
 def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
-    return apply(model, Params.model_validate({"step": "quantize.weights", **options}), context(data, tmp_path))
+    return STEPS["quantize.weights"].apply(
+        model, QuantizeWeights.model_validate({"step": "quantize.weights", **options}), context(data, tmp_path)
+    )
 
 
 @pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])

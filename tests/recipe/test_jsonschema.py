@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lepton_cli.recipe.jsonschema import json_schema
 from lepton_cli.recipe.load import load_budget, load_recipe
 from lepton_cli.recipe.yaml import read
+from lepton_cli.schema import json_schema
 from lepton_cli.steps import STEPS
 
 CONFIGS = Path(__file__).parents[2] / "configs"

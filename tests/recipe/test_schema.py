@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from lepton_cli.recipe.metrics import METRICS
+from lepton_cli.metrics import METRICS
 from lepton_cli.recipe.schema import Gate
 
 

@@ -27,7 +27,7 @@ from lepton_cli.measure.results import (
 )
 from lepton_cli.report.headline import headline
 from lepton_cli.report.model import DataFacts, FileFacts, RecipeFacts, Report, StepRecord, Variant, Verdict
-from lepton_cli.steps.base import Decision
+from lepton_cli.step import Decision
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NODES = ("conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3) for b in (0, 1, 2) for c in (1, 2)), "fc")

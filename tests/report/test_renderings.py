@@ -17,7 +17,7 @@ from lepton_cli.measure.results import ClassChange, Flip
 from lepton_cli.report import charts, github, junit, markdown, render, store
 from lepton_cli.report import html as page
 from lepton_cli.report.model import Report, StepRecord
-from lepton_cli.steps.base import Decision
+from lepton_cli.step import Decision
 from tests.report import builders
 
 HOSTILE = (

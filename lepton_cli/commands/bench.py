@@ -1,0 +1,159 @@
+"""`lepton bench`: the latency of one or several models, interleaved; the first is the reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lepton_cli.commands import adhoc
+from lepton_cli.commands.assemble import Clock, assemble, broken, variant
+from lepton_cli.data.open import open_dataset, synthetic
+from lepton_cli.errors import Interrupted, LeptonError, UsageError
+from lepton_cli.graph import cost, shapes
+from lepton_cli.measure import latency
+from lepton_cli.measure.results import LatencyChange, LatencyTable
+from lepton_cli.measure.spec import LatencySpec
+from lepton_cli.model import io
+from lepton_cli.progress import Progress
+from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.report import words
+from lepton_cli.report.model import Report
+from lepton_cli.runtime import Arrays
+from lepton_cli.tensors import TensorInfo
+
+#: Input -> its shape, batch included.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def bench(
+    models: Sequence[Path],
+    options: Mapping[str, object],
+    progress: Progress,
+    *,
+    data: Path | None = None,
+    given: Shapes | None = None,
+    command: str = "",
+) -> Report:
+    """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included.
+
+    Ctrl-C ends in a report of what was timed until then.
+
+    Without data inputs are random. Raises LeptonError for what is wrong with options, models or data, and
+    MeasurementError when a model does not run.
+    """
+    clock = Clock()
+    loaded = {name: io.load(path) for name, path in zip(_names(models), models, strict=True)}
+    first = next(iter(loaded.values()))
+    inputs = io.inputs(first.model)
+    recipe = adhoc.recipe(inputs, options, data=data, memory=False)
+    spec = recipe.recipe.evaluate.latency
+    assert isinstance(spec, LatencySpec)
+    _check_shapes(given or {}, inputs)
+    renamed = {
+        name: names
+        for name, other in loaded.items()
+        if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
+    }
+    feeds = _Feeds(inputs, recipe, max(spec.batch), given)
+    arms: dict[str, bytes | Path] = {name: one.path for name, one in loaded.items()}
+    stopped = False
+    try:
+        table = latency.compare(arms, feeds, spec, progress=progress, input_names=renamed)
+    except Interrupted as stop:
+        if not isinstance(stop.partial, LatencyTable):
+            raise
+        table, stopped = stop.partial, True
+    one_sample = {name: tuple(array.shape) for name, array in feeds(1).items()}
+    variants = []
+    for name, one in loaded.items():
+        known = {own: one_sample[renamed.get(name, {}).get(own, own)] for own in (i.name for i in io.inputs(one.model))}
+        variants.append(variant(name, one, cost.macs(one.model, shapes.concrete(one.model, known))))
+    report = assemble("bench", clock, variants=tuple(variants), latency=table, reproduce=command)
+    if stopped:
+        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
+    return report.model_copy(update={"headline": headline(report)})
+
+
+def headline(report: Report) -> str:
+    """Each model against the first, at the first provider and batch size; the worst news first."""
+    table = report.latency
+    if table is None or not table.results:
+        return "nothing could be measured"
+    first = table.results[0]
+    where = f"({first.provider}, batch {first.batch})"
+    changes = [c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)]
+    if not changes:
+        return f"{first.variant}: {words.value(first.median, 'time')} {where}"
+    name = first.variant if len(changes) == 1 else ""
+    said = [_said(change, name) for change in sorted(changes, key=lambda change: -change.ratio)]
+    return f"{', '.join(said)} {where}"
+
+
+def _said(change: LatencyChange, first: str) -> str:
+    """In words; `first` is named where it is the only one to compare with."""
+    found = words.speed(change.ratio, change.low, change.high)
+    than, like = (f" than {first}", f"as fast as {first}") if first else ("", "as fast")
+    if found == "slower":
+        return f"{change.variant} is {words.times(change.ratio)} SLOWER{than}"
+    if found == "faster":
+        return f"{change.variant} is {words.times(1 / change.ratio)} faster{than}"
+    return f"{change.variant} is {like if found == 'same' else f'not clearly faster or slower{than}'}"
+
+
+class _Feeds:
+    """Inputs of any batch size: from the data, repeated where it holds fewer samples, or random."""
+
+    def __init__(self, inputs: Sequence[TensorInfo], recipe: LoadedRecipe, largest: int, given: Shapes | None) -> None:
+        spec = recipe.recipe.data.evaluation
+        try:
+            self._data = (
+                open_dataset(spec, inputs, name="data", base=Path())
+                if spec is not None
+                else synthetic(inputs, seed=0, samples=largest, batch=largest, shapes=given)
+            )
+        except LeptonError as error:
+            if error.code == "data.no-shape":
+                error.hint = "give --data FILE, or --shape NAME=1x3x224x224"
+            raise
+
+    def __call__(self, batch: int) -> Arrays:
+        import numpy as np
+
+        feeds = next(iter(self._data.batches(size=batch, limit=batch))).feeds
+        count = max((len(array) for array in feeds.values() if array.ndim), default=0)
+        if count >= batch or not count:
+            return feeds
+        return {
+            name: np.concatenate([array] * -(-batch // count))[:batch] if len(array) == count else array
+            for name, array in feeds.items()
+        }
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """A short name for each: the file's, with as many folders before it as tell them apart, numbered where none do."""
+    paths = [Path(os.path.abspath(path)) for path in models]
+    names: list[str] = []
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return [
+        name if names.count(name) == 1 else f"{name}#{names[: index + 1].count(name)}"
+        for index, name in enumerate(names)
+    ]
+
+
+def _check_shapes(given: Shapes, inputs: Sequence[TensorInfo]) -> None:
+    known = {info.name: info for info in inputs}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(
+                "usage.shape", f"--shape: the model has no input `{name}`", hint=f"its inputs: {', '.join(known)}"
+            )
+        wanted = known[name].shape
+        if wanted is not None and (
+            len(wanted) != len(shape)
+            or any(isinstance(want, int) and want != have for want, have in zip(wanted, shape, strict=True))
+        ):
+            raise UsageError("usage.shape", f"--shape {name}={'x'.join(map(str, shape))} does not fit {known[name]}")

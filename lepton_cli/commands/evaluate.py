@@ -1,0 +1,80 @@
+"""`lepton evaluate`: the accuracy of one model on the recipe's evaluation data; no step is run."""
+
+from __future__ import annotations
+
+from lepton_cli.commands import measuring
+from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts
+from lepton_cli.commands.job import Job
+from lepton_cli.errors import DataError, Interrupted, LeptonError
+from lepton_cli.measure import accuracy
+from lepton_cli.measure.results import Accuracy
+from lepton_cli.progress import Progress
+from lepton_cli.report import words
+from lepton_cli.report.model import FileFacts, Report, Variant
+
+
+def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
+    """Measure the job's model. Ctrl-C ends in a report of the samples until then.
+
+    Raises DataError without labelled data, MeasurementError when it cannot be measured.
+    """
+    clock = Clock()
+    data = job.evaluation
+    if data is None:
+        raise DataError(
+            "data.no-evaluation",
+            "the recipe has no evaluation data",
+            where=job.recipe.source.key_place(("data",)) or str(job.recipe.path or ""),
+            hint="add `data: {evaluation: {path: …, labels: …}}`",
+        )
+    if not data.label_names:
+        raise DataError(
+            "data.no-labels",
+            "the evaluation data has no labels to measure accuracy with",
+            where=job.recipe.source.place(("data", "evaluation")),
+            hint="add `labels: NAME` to it; without labels `lepton compare` measures agreement of two models",
+        )
+    spec = job.spec.evaluate
+    stopped = False
+    try:
+        found = accuracy.evaluate(
+            {"original": job.loaded.path},
+            data,
+            spec.accuracy,
+            threads=job.threads,
+            progress=progress,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+        )
+    except LeptonError as error:
+        raise job.locate(error) from error
+    except Interrupted as stop:
+        if not isinstance(stop.partial, Accuracy):
+            raise
+        found, stopped = stop.partial, True
+    loaded = job.loaded
+    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
+    report = assemble(
+        "evaluate",
+        clock,
+        recipe=recipe_facts(job.recipe),
+        data=job.data_facts(),
+        variants=(Variant(name="original", file=facts, size=measuring.structure(loaded, job)),),
+        accuracy=found,
+        warnings=job.warnings,
+        reproduce=command,
+    )
+    if stopped:
+        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
+    return report.model_copy(update={"headline": headline(report)})
+
+
+def headline(report: Report) -> str:
+    """The metrics in words: `91.80 % top-1 (n = 5,000)`."""
+    values = report.accuracy.values.get("original", ()) if report.accuracy else ()
+    said = []
+    for value in values:
+        amount = words.value(value.value, words.accuracy_kind(value.metric))
+        of = f" of {value.output}" if len({one.output for one in values}) > 1 else ""
+        said.append(f"{amount} {words.metric_words(value.metric)}{of} (n = {value.n:,})")
+    return ", ".join(said)

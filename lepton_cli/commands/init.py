@@ -1,0 +1,156 @@
+"""`lepton init`: the recipe a user starts from, with every part explained."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from lepton_cli.commands.choose import data_section
+from lepton_cli.errors import DataError, OutputError
+from lepton_cli.graph.facts import facts
+from lepton_cli.model import io
+from lepton_cli.quantize import targets
+from lepton_cli.recipe import defaults
+from lepton_cli.steps import STEPS
+from lepton_cli.tensors import TensorInfo
+
+_TEMPLATE = """\
+# yaml-language-server: $schema=recipe.schema.json
+#   (lepton schema > recipe.schema.json gives editors completion and checks)
+#
+# Recipe for {{ model }}
+#   inputs:  {{ inputs | join("; ") }}
+#   outputs: {{ outputs | join("; ") }}
+# Look before running:  lepton plan {{ model }} -r {{ path }}
+# Run:                  lepton compress {{ model }} -r {{ path }} -o out
+# In CI, fail the build when a gate fails:
+#   lepton compress {{ model }} -r {{ path }} -o out   (exit code 1: a gate failed)
+
+version: 1
+name: {{ name }}            # names the result: out/{{ name }}.onnx
+seed: 0
+
+# Where samples come from. Calibration data needs no labels; evaluation data is what accuracy is measured on.
+# Paths are relative to this file. Sources: .npz arrays, image folders, .csv / .jsonl / .parquet tables.
+{% if data -%}
+data:
+{%- if problem %}
+  # NOT READY: {{ problem.message }}
+  # {{ problem.hint or "see docs/recipes.md for the preprocessing" }}, in `preprocess` below
+{%- endif %}
+{{ data | indent(2, true) }}
+{%- else -%}
+# data:
+#   calibration:
+#     path: train.npz
+#     inputs: { {{ first_input }}: images }     # model input: array in the file
+#     samples: 512
+#     preprocess: {layout: nchw, scale: 1/255, mean: [0.5], std: [0.5]}
+#   evaluation:
+#     path: test.npz
+#     inputs: { {{ first_input }}: images }
+#     labels: labels
+#     preprocess: {layout: nchw, scale: 1/255, mean: [0.5], std: [0.5]}
+{%- endif %}
+
+# What is done, in order. `lepton steps` lists all steps, `lepton steps NAME` the options of one.
+steps:
+{%- for step, reason in steps %}
+  - step: {{ step.step }}      # {{ reason }}
+{%- if known[step.step].options.for_machine %}
+    target: auto               # the machine the model will run on; auto is this one ({{ target }})
+{%- endif %}
+{%- if step.get("if_possible") %}
+    if_possible: true          # changing nothing is not an error
+{%- endif %}
+{%- endfor %}
+{%- if prunable %}
+  # To make the model smaller and faster still, put this before the quantization and watch the accuracy:
+  # - step: prune.channels
+  #   target: {macs: 70 %}     # what remains of the original; or params, size, latency
+{%- endif %}
+
+# What is measured, original and result side by side.
+evaluate:
+{%- if labelled %}
+  accuracy: {metric: top1}
+{%- endif %}
+  latency: {providers: [cpu], batch: {{ batches }}}
+
+# Limits. A gate that fails ends in exit code 1; `level: warn` only says so.
+gates:
+  - {metric: size.file, max_ratio: 1.01}               # not larger than the original
+  - {metric: latency.median, provider: cpu, batch: 1, max_ratio: 1.25, level: warn}
+{%- if labelled %}
+  - {metric: accuracy.top1, max_drop: 1 pp}
+{%- endif %}
+"""
+
+
+def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None) -> None:
+    """Write the recipe for `model`. Raises OutputError when `path` exists, ModelError, DataError."""
+    if path.exists():
+        raise OutputError(
+            "output.exists", f"{path} exists already, and init never overwrites", hint="choose another -o FILE"
+        )
+    loaded = io.load(model)
+    found = facts(loaded.model)
+    section, labelled, problem = _data(loaded, data, labels)
+    for source in section.values():
+        source["path"] = os.path.relpath(source["path"], path.parent)
+    choice = defaults.choose(found, name=path.stem, data=section, labelled=labelled, calibrated=bool(section))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    text = environment.from_string(_TEMPLATE).render(
+        model=os.path.relpath(model, path.parent),
+        path=path.name,
+        name=choice.recipe["name"],
+        inputs=[_comment(info) for info in found.inputs],
+        outputs=[_comment(info) for info in found.outputs],
+        first_input=json.dumps(found.inputs[0].name if found.inputs else "input"),
+        data=_dump(section) if section else "",
+        problem=problem,
+        labelled=labelled,
+        steps=list(zip(choice.recipe["steps"], choice.reasons, strict=True)),
+        known=STEPS,
+        target=targets.resolve("auto").name,
+        prunable=found.convolutions + found.products > 0 and not found.quantized,
+        batches=_batches(found.inputs),
+    )
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OutputError("output.write", f"cannot write {path}", cause=error.strerror or str(error)) from error
+
+
+def _data(loaded: io.Loaded, data: Path | None, labels: str | None) -> tuple[dict[str, Any], bool, DataError | None]:
+    """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
+    if data is None:
+        return {}, False, None
+    try:
+        return *data_section(loaded, data, labels), None
+    except DataError as error:
+        if error.code != "data.shape":
+            raise
+        source = {"path": os.path.relpath(data), "preprocess": {}, **({"labels": labels} if labels else {})}
+        return {"calibration": source}, False, error
+
+
+def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:
+    """Batch sizes worth measuring; the only possible one where it is fixed."""
+    shape = inputs[0].shape if inputs else None
+    return [shape[0]] if shape and isinstance(shape[0], int) else [1, 32]
+
+
+def _comment(info: TensorInfo) -> str:
+    """A tensor in a comment line: names come from files and must not end the line."""
+    return "".join(char if char.isprintable() else "?" for char in str(info))
+
+
+def _dump(section: dict[str, Any]) -> str:
+    return yaml.safe_dump(section, sort_keys=False, default_flow_style=None, allow_unicode=True).rstrip()

@@ -1,0 +1,90 @@
+"""`lepton inspect`: every fact about a model that needs no data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lepton_cli.graph import shapes
+from lepton_cli.graph.facts import Facts, facts
+from lepton_cli.measure import size
+from lepton_cli.model import io
+from lepton_cli.prune import channels
+from lepton_cli.quantize import choose
+from lepton_cli.tensors import TensorInfo
+
+#: Bytes of a model up to which looking at it includes its gzip size.
+COMPRESS_BELOW = 200_000_000
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Facts as plain JSON values. Raises ModelError."""
+    loaded = io.load(path)
+    model = loaded.model
+    found = facts(model)
+    feeds = shapes.default_feeds(model, 1, 64)
+    measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
+    groups = [_group(group) for group in channels.survey(model, feeds)]
+    layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
+    return {
+        "path": str(path),
+        "sha256": loaded.sha256,
+        "opset": found.opset,
+        "ir_version": found.ir_version,
+        "domains": list(found.domains),
+        "inputs": [_tensor(info) for info in found.inputs],
+        "outputs": [_tensor(info) for info in found.outputs],
+        "shapes": ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in feeds.items()),
+        "operators": found.operators,
+        "size": measured.model_dump(mode="json", exclude={"layers"}),
+        "layers": layers,
+        "nodes": [
+            {"name": node.name, "op": node.op_type, "outputs": ", ".join(o.name or "" for o in node.outputs)}
+            for node in model.graph.all_nodes()
+        ],
+        "channel_groups": groups,
+        "prunable": _prunable(groups),
+        "quantizable": _quantizable(model, found),
+        "hazards": list(found.hazards),
+    }
+
+
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    shape = (
+        "unknown shape" if info.shape is None else f"[{', '.join('?' if d is None else str(d) for d in info.shape)}]"
+    )
+    return {"name": info.name, "dtype": info.dtype, "shape": shape}
+
+
+def _group(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "group": found["name"],
+        "channels": found["channels"],
+        "nodes": found["nodes"],
+        "parameters": found["params"],
+        "macs_share": round(float(found["macs_share"]), 6),
+        "prunable": found["frozen"] is None,
+        "reason": found["frozen"] or "",
+        "node": found["node"],
+    }
+
+
+def _prunable(groups: list[dict[str, Any]]) -> str:
+    free = [group for group in groups if group["prunable"]]
+    text = f"{len(free)} of {len(groups)} groups of channels, {sum(group['channels'] for group in free)} channels"
+    reasons = sorted({group["reason"] for group in groups if not group["prunable"] and group["reason"]})
+    return (
+        text + (f"; the rest: {'; '.join(reasons[:2])}" if reasons else "") + (" (list: --channels)" if groups else "")
+    )
+
+
+def _quantizable(model: ir.Model, found: Facts) -> str:
+    if found.quantized:
+        return "the model is quantized already"
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    total = len(choice.anchors) + len(choice.kept)
+    reasons = sorted({decision.reason for decision in choice.kept})
+    text = f"{len(choice.anchors)} of {total} Conv, Gemm and MatMul nodes"
+    return text + (f"; the rest: {'; '.join(reasons[:2])}" if reasons else "")

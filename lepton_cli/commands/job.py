@@ -1,0 +1,288 @@
+"""Everything a run needs, opened and checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli import runtime
+from lepton_cli.data.check import check_labels
+from lepton_cli.data.open import open_dataset, synthetic
+from lepton_cli.data.reader import CACHE_BYTES
+from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
+from lepton_cli.graph import cost, shapes
+from lepton_cli.measure import accuracy
+from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.model import io
+from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.recipe.schema import Recipe
+from lepton_cli.report.model import DataFacts
+
+if TYPE_CHECKING:
+    from lepton_cli.data.dataset import Dataset
+
+#: Random samples to check with where there is no data.
+CHECK_SAMPLES = 16
+#: Bytes of weights from which models are run only when there is a reason to.
+LARGE = io.EXTERNAL_ABOVE
+#: Kinds of gates that are judged without running a model.
+_STATIC = frozenset({"size", "parameters", "nonzeros", "macs", "nodes"})
+#: The largest batch.
+MOST_SAMPLES = 100_000
+#: Samples that are scored before any work, to find metrics and labels that do not fit.
+PROBED = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A model, a recipe and its data, all found and fitting together."""
+
+    loaded: io.Loaded
+    recipe: LoadedRecipe
+    calibration: Dataset | None
+    evaluation: Dataset | None
+    #: Real samples where there are any, else random ones.
+    check: Dataset
+    threads: int
+    allow_code: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> Recipe:
+        """The recipe itself."""
+        return self.recipe.recipe
+
+    @property
+    def runs(self) -> bool:
+        """Whether the models are run at all."""
+        return must_run(self.loaded.model, self.spec)
+
+    def feeds(self, batch: int) -> runtime.Arrays:
+        """`batch` samples, repeated when the data holds fewer."""
+        data = self.evaluation or self.calibration or self.check
+        feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
+        # Real samples lie on axis 0; random ones come in any batch size, with states and scalars as the model wants.
+        real = self.evaluation is not None or self.calibration is not None
+        return {name: _repeat(array, batch) for name, array in feeds.items()} if real else feeds
+
+    def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
+        """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""
+        known = self.one_sample_shapes()
+        if names:
+            known = {own: known[source] for own, source in names.items()}
+        return cost.macs(model, shapes.concrete(model, known, run=self.runs))
+
+    def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input shapes of a batch of one."""
+        return {name: tuple(array.shape) for name, array in self.feeds(1).items()}
+
+    def data_facts(self) -> tuple[DataFacts, ...]:
+        """What the report says about the data."""
+        roles = (("calibration", self.calibration), ("evaluation", self.evaluation))
+        found = [_facts(role, data) for role, data in roles if data is not None]
+        return tuple(found) if found else (_facts("check", self.check),)
+
+    def locate(self, error: LeptonError) -> LeptonError:
+        """The error with the place in the recipe that its `option` names."""
+        if error.option:
+            error.at(self.recipe.source.place(error.option))
+        return error
+
+
+def must_run(model: ir.Model, recipe: Recipe) -> bool:
+    """Models with weights beyond 1.8 GB are run only for data, a measurement or a gate that the recipe names.
+
+    Running one takes a multiple of its size in memory, where quantizing its weights takes less than a tenth.
+    """
+    if io.weight_bytes(model) < LARGE:
+        return True
+    asked = recipe.evaluate
+    measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
+    gated = any(gate.metric.partition(".")[0] not in _STATIC for gate in recipe.gates)
+    return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
+
+
+def _repeat(array: np.ndarray, count: int) -> np.ndarray:
+    if array.ndim == 0 or len(array) >= count or len(array) == 0:
+        return array[:count] if array.ndim else array
+    return np.concatenate([array] * -(-count // len(array)))[:count]
+
+
+def _facts(role: str, data: Dataset) -> DataFacts:
+    return DataFacts.model_validate(
+        {
+            "role": role,
+            "path": data.path,
+            "samples": data.count,
+            "fingerprint": data.fingerprint,
+            "labelled": bool(data.label_names),
+        }
+    )
+
+
+def prepare(
+    model: Path,
+    recipe: LoadedRecipe,
+    *,
+    allow_code: bool = False,
+    shapes_given: Mapping[str, tuple[int, ...]] | None = None,
+    run: Callable[[ir.Model], bool] = lambda model: True,
+) -> Job:
+    """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe.
+
+    `run`: whether a model is tried on a sample of the data.
+    """
+    loaded = io.load(model)
+    inputs = io.inputs(loaded.model)
+    section = recipe.recipe.data
+    warnings: list[str] = []
+    try:
+        calibration = (
+            open_dataset(section.calibration, inputs, name="calibration", base=recipe.base, allow_code=allow_code)
+            if section.calibration
+            else None
+        )
+        statistics = calibration.statistics if calibration is not None else None
+        evaluation = (
+            open_dataset(
+                section.evaluation,
+                inputs,
+                name="evaluation",
+                base=recipe.base,
+                statistics=statistics,
+                allow_code=allow_code,
+            )
+            if section.evaluation
+            else None
+        )
+        _check_providers(recipe.recipe)
+    except LeptonError as error:
+        if error.option:
+            error.at(recipe.source.place(error.option))
+        raise
+    warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
+    if calibration is not None and evaluation is not None:
+        warnings += _overlap(calibration, evaluation)
+    latency = recipe.recipe.evaluate.latency
+    samples = max((CHECK_SAMPLES, *(latency.batch if latency else ())))
+    if samples > MOST_SAMPLES:
+        raise RecipeError(
+            "recipe.batch",
+            f"a batch of {samples} samples is more than the {MOST_SAMPLES} that can be measured",
+            where=recipe.source.place(("evaluate", "latency", "batch")),
+        )
+    check = (
+        evaluation
+        or calibration
+        or synthetic(inputs, seed=recipe.recipe.seed, samples=samples, batch=4, shapes=shapes_given)
+    )
+    threads = (latency.threads if latency else None) or runtime.usable_threads()
+    job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
+    if not run(loaded.model):
+        return job
+    try:
+        _check_runs(job)
+    except LeptonError as error:
+        raise job.locate(error) from error
+    return job
+
+
+def _check_runs(job: Job) -> None:
+    """The float model itself must load and run on the data before anything else is tried."""
+    session = runtime.Session(_payload(job.loaded), threads=job.threads)
+    batch = next(iter(job.check.batches(size=1, limit=1)), None)
+    if batch is None:
+        raise DataError("data.empty", "the data set holds no samples")
+    outputs = session.run(batch.feeds)
+    for name, value in outputs.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size and np.isnan(value).all():
+            raise ModelError(
+                "model.nan", f"output `{name}` of the original model is NaN everywhere on the first sample",
+                hint="check the preprocessing and the model file",
+            )  # fmt: skip
+
+    if job.evaluation is not None and job.evaluation.label_names:
+        _check_labels(job, outputs)
+    elif job.spec.evaluate.accuracy:
+        raise DataError(
+            "data.no-labels",
+            f"accuracy `{job.spec.evaluate.accuracy[0].metric}` needs labelled evaluation data",
+            hint="add `labels:` to `data: evaluation:`, or leave `accuracy:` out: agreement needs no labels",
+            option=("evaluate", "accuracy"),
+        )
+
+
+def _check_labels(job: Job, outputs: runtime.Arrays) -> None:
+    """Metrics and labels must fit the model before any work: a few samples are scored, all cheap labels looked at.
+
+    Raises DataError, RecipeError.
+    """
+    data, specs = job.evaluation, job.spec.evaluate.accuracy
+    if data is None:
+        return
+    feeds = job.feeds(1)
+    cheap = data.count * sum(array.nbytes for array in feeds.values()) < CACHE_BYTES
+    for spec in specs or (AccuracySpec(metric="top1"),):
+        scores = outputs.get(spec.output or next(iter(outputs)))
+        if spec.metric not in ("top1", "topk", "f1") or scores is None or scores.ndim != 2 or scores.shape[1] < 2:
+            continue
+        name = spec.labels or data.label_names[0]
+        batches = data.batches(limit=None if cheap else PROBED)
+        labels = np.concatenate([batch.labels[name] for batch in batches])
+        if labels.dtype.kind in "biu":
+            check_labels(labels, scores.shape[1])
+    accuracy.score(
+        _payload(job.loaded),
+        data,
+        specs,
+        threads=job.threads,
+        allow_code=job.allow_code,
+        base=job.recipe.base,
+        limit=PROBED,
+    )
+
+
+def _payload(loaded: io.Loaded) -> bytes | Path:
+    return loaded.path if loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 else io.to_bytes(loaded.model)
+
+
+def _check_providers(recipe: Recipe) -> None:
+    latency = recipe.evaluate.latency
+    for index, provider in enumerate(latency.providers if latency else ()):
+        try:
+            runtime.provider_name(provider.name)
+        except ProviderError as error:
+            if not provider.optional:
+                error.option = ("evaluate", "latency", "providers", index)
+                raise
+
+
+def _overlap(calibration: Dataset, evaluation: Dataset) -> list[str]:
+    shared = len(set(calibration.sample_hashes()) & set(evaluation.sample_hashes()))
+    if not shared:
+        return []
+    return [f"{shared} calibration samples are in the evaluation data too: the measured accuracy is too good"]
+
+
+def cache_folder() -> Path | None:
+    """Where results for later runs are kept: `LEPTON_CACHE`, else the user's cache folder; `None`: nowhere."""
+    chosen = os.environ.get("LEPTON_CACHE")
+    if chosen == "":
+        return None
+    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepton"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def place_text(place: Place | None) -> str:
+    """`file:line` for reports."""
+    return f"{place.file}:{place.line}" if place else ""

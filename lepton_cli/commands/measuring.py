@@ -1,0 +1,187 @@
+"""Measuring models side by side: what goes into the report's variants and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from lepton_cli.commands.job import Job, cache_folder
+from lepton_cli.errors import Interrupted, LeptonError
+from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
+from lepton_cli.measure.arms import InputNames
+from lepton_cli.measure.results import Accuracy, EnergyTable, LatencyTable, Size, Skipped
+from lepton_cli.measure.spec import LatencySpec
+from lepton_cli.model import io
+from lepton_cli.progress import Progress
+from lepton_cli.report.model import FileFacts, Variant
+from lepton_cli.runtime import provider_name
+from lepton_cli.step import Context
+
+
+@dataclasses.dataclass
+class Measured:
+    """All measurements of a run, filled in as they are made: what an interrupt leaves is in it."""
+
+    variants: tuple[Variant, ...] = ()
+    accuracy: Accuracy | None = None
+    latency: LatencyTable | None = None
+    energy: EnergyTable | None = None
+    skipped: tuple[Skipped, ...] = ()
+    cost: dict[str, object] = dataclasses.field(default_factory=dict)
+
+    def parts(self) -> dict[str, object]:
+        """What was measured, as fields of a report."""
+        return {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name))}
+
+
+def measure(
+    models: Mapping[str, io.Loaded],
+    job: Job,
+    progress: Progress,
+    *,
+    seed: int,
+    input_names: InputNames | None = None,
+    found: Measured | None = None,
+) -> Measured:
+    """Measure models of the same task, the reference first. Raises MeasurementError, Interrupted.
+
+    `input_names`: of models whose inputs are named otherwise than the data, by variant: input -> name in the data.
+    `found` is filled and returned: whoever gives it has what was measured when an error ends the rest.
+    """
+    found = found if found is not None else Measured()
+    spec = job.spec.evaluate
+    renamed = input_names or {}
+    found.variants = tuple(_variant(name, loaded, job, renamed.get(name)) for name, loaded in models.items())
+    if not job.runs:
+        reason = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        found.skipped += tuple(Skipped(what=what, reason=reason) for what in ("agreement", "latency", "memory"))
+        return found
+    paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
+    try:
+        found.accuracy = accuracy.evaluate(
+            paths,
+            job.evaluation or job.check,
+            spec.accuracy,
+            threads=job.threads,
+            progress=progress,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+            input_names=input_names,
+        )
+        if spec.latency:
+            found.latency = latency.compare(
+                paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names
+            )
+        _energy(paths, job, spec.latency, progress, input_names, found)
+    except Interrupted as stop:
+        found.accuracy = stop.partial if isinstance(stop.partial, Accuracy) else found.accuracy
+        found.latency = stop.partial if isinstance(stop.partial, LatencyTable) else found.latency
+        raise
+    if spec.cost is not None and found.latency is not None:
+        found.cost = dict(cost.cost(found.latency, spec.cost))
+    if spec.memory:
+        found.variants = tuple(_with_memory(one, job, found, renamed.get(one.name)) for one in found.variants)
+    return found
+
+
+def _energy(
+    paths: Mapping[str, bytes | Path],
+    job: Job,
+    spec: LatencySpec | Literal[False],
+    progress: Progress,
+    input_names: InputNames | None,
+    found: Measured,
+) -> None:
+    """Joules per inference; where they cannot be measured a notice, if the recipe or a gate asks for them."""
+    wanted = job.spec.evaluate.energy
+    if not wanted:
+        return
+    asked = wanted is True or any(gate.metric == "energy" for gate in job.spec.gates)
+    reason = ""
+    try:
+        if not spec or not any(provider.name == "cpu" for provider in spec.providers):
+            reason = "it is measured beside the latency on the provider cpu" if asked else ""
+        elif (meter := energy.meter()) is not None:
+            found.energy = energy.compare(
+                paths, job.feeds, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
+            )
+        elif asked:
+            reason = "this machine shows no energy meter (/sys/class/powercap; virtual machines have none)"
+    except energy.Unreadable as error:
+        reason = str(error)
+    if reason:
+        found.skipped += (Skipped(what="energy", reason=reason),)
+
+
+def _variant(name: str, loaded: io.Loaded, job: Job, names: Mapping[str, str] | None) -> Variant:
+    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
+    return Variant(name=name, file=facts, size=structure(loaded, job, names))
+
+
+def _with_memory(variant: Variant, job: Job, found: Measured, names: Mapping[str, str] | None) -> Variant:
+    """With its peak memory, in a process of its own; on a device with memory of its own, that too."""
+    feeds = job.feeds(1)
+    feeds = {own: feeds[source] for own, source in names.items()} if names else feeds
+    path = Path(variant.file.path)
+    try:
+        used = memory.measure(path, feeds, threads=job.threads)
+        if (device := _device(found)) is not None:
+            on_device = memory.measure(path, feeds, provider=device, threads=job.threads).device
+            used = used.model_copy(update={"device": on_device})
+    except LeptonError as error:
+        found.skipped += (Skipped(what=f"memory {variant.name}", reason=error.cause or error.message),)
+        return variant
+    return variant.model_copy(update={"memory": used})
+
+
+def _device(found: Measured) -> str | None:
+    """The first provider with memory of its own that latency was measured on."""
+    used = [result.provider for result in (found.latency.results if found.latency else ())]
+    return next((name for name in used if provider_name(name).startswith(("CUDA", "Tensorrt"))), None)
+
+
+def structure(loaded: io.Loaded, job: Job, names: Mapping[str, str] | None = None) -> Size:
+    """Size and structure of one model. `names`: its inputs -> the data's, where they differ."""
+    return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model, names))
+
+
+def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
+    """Accuracy of a model on the evaluation data as one number; `None` without labelled evaluation data."""
+    data = job.evaluation
+    if data is None or not data.label_names:
+        return None
+
+    def score(model: ir.Model) -> float:
+        return accuracy.score(
+            io.payload(model, workdir),
+            data,
+            job.spec.evaluate.accuracy,
+            threads=job.threads,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+        )
+
+    return score
+
+
+def context(job: Job, scratch: Path, progress: Progress) -> Context:
+    """What steps may use in a real run; `scratch` is removed at its end."""
+    latency_spec = job.spec.evaluate.latency
+    return Context(
+        calibration=job.calibration,
+        evaluation=job.evaluation,
+        check=job.check,
+        original=job.loaded.model,
+        score=scorer(job, scratch),
+        provider=latency_spec.providers[0].name if latency_spec else "cpu",
+        batch=latency_spec.batch[0] if latency_spec else 1,
+        threads=job.threads,
+        seed=job.spec.seed,
+        progress=progress,
+        workdir=scratch,
+        cache=cache_folder(),
+    )

@@ -1,0 +1,96 @@
+"""`lepton plan`: what a recipe would do, without measuring and without writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lepton_cli.commands import measuring, runner
+from lepton_cli.commands.job import prepare
+from lepton_cli.errors import LeptonError
+from lepton_cli.graph import shapes
+from lepton_cli.model import io
+from lepton_cli.progress import Progress
+from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.report.model import DataFacts, StepRecord
+from lepton_cli.step import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What would happen. `sizes`: bytes of the model before the first and after every planned step."""
+
+    steps: tuple[StepRecord, ...]
+    sizes: tuple[int, ...]
+    data: tuple[DataFacts, ...]
+    providers: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: bool = False) -> Plan:
+    """Dry-run every step on the real model. Raises LeptonError where the recipe cannot work."""
+    job = prepare(model, recipe, allow_code=allow_code, run=_runs)
+    records: list[StepRecord] = []
+    with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
+        context = dataclasses.replace(measuring.context(job, Path(folder), progress), score=None, cache=None, dry=True)
+        runs = _runs(job.loaded.model)
+        current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)
+        sizes = [len(io.to_bytes(job.loaded.model)) if runs else job.loaded.bytes]
+        try:
+            for index, options in enumerate(job.spec.steps):
+                current, record = runner.run_step(current, options, index, context, None)
+                records.append(record)
+                sizes.append(_predicted(sizes[-1], current.model, record, options))
+        except LeptonError as error:
+            raise job.locate(error) from error
+    latency = job.spec.evaluate.latency
+    providers = tuple(
+        (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())
+    )
+    large = () if runs else ("the model is large: this plan was made without running it",)
+    only = ("the recipe has no steps but `tune:`: lepton tune chooses them",) if job.spec.only_tunes else ()
+    warnings = (*job.warnings, *only, *large, *(warning for record in records for warning in record.warnings))
+    return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
+
+
+#: Nodes up to which a plan runs the model: onnxruntime's own preparation takes quadratic time for some wide graphs.
+MOST_NODES = 2000
+
+
+def _runs(model: ir.Model) -> bool:
+    return shapes.runnable(model) and sum(1 for _ in model.graph.all_nodes()) <= MOST_NODES
+
+
+def _predicted(before: int, model: ir.Model, record: StepRecord, options: Options) -> int:
+    """Bytes after a step: what it rewrote, or what its decisions will come to.
+
+    For pruning the target says it, where the target is a share of parameters or size; other targets are not
+    predictable without ranking, and count as no change.
+    """
+    if options.stored_bits is not None:  # a dry run decides without rewriting the weights
+        touched = {decision.node for decision in record.decisions if decision.action in ("quantized", "converted")}
+        weights = {
+            value.name: value.const_value.nbytes
+            for node in model.graph
+            if node.name in touched
+            for value in node.inputs
+            if value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+        }
+        touched_share = sum(weights.values()) / max(1, io.weight_bytes(model))
+        return round(before * (1 - touched_share * (1 - options.stored_bits / 32)))
+    if options.kept_share is not None:
+        return round(before * options.kept_share)
+    return io.weight_bytes(model) if options.cleaning else before
+
+
+def _found(provider: str) -> bool:
+    from lepton_cli import runtime
+
+    try:
+        runtime.provider_name(provider)
+    except LeptonError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""What `compress --resume` goes on from: the model after the last finished step, kept in the output folder.
+
+`DIR/.lepton-resume` holds `step-N.onnx` (with `step-N.onnx.data` for large models) and `step-N.json` for the last
+finished step N. The JSON is written last, atomically, and names what the step depended on and the hash of the model:
+what is half-written, of another recipe, model, data or version, or was touched since, is never used. A run that ends
+well removes the folder, a run without `--resume` begins by removing it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from pydantic import ValidationError
+
+from lepton_cli import __version__
+from lepton_cli.commands import runner, workspace
+from lepton_cli.commands.job import Job
+from lepton_cli.errors import LeptonError
+from lepton_cli.model import io
+from lepton_cli.report.model import StepRecord
+from lepton_cli.report.store import write_text
+from lepton_cli.step import Context
+
+#: Packages whose version decides what a step makes.
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+
+
+class Kept:
+    """The last finished step of a run into one output folder."""
+
+    def __init__(self, output: Path, job: Job, context: Context) -> None:
+        self._folder = output / workspace.RESUME
+        self._job, self._context = job, context
+        self._keeps = True
+        #: Steps that the next run need not do again.
+        self.count = 0
+
+    def latest(self) -> tuple[ir.Model, list[StepRecord]] | None:
+        """The model after the last step that an interrupted run finished, and the records of all steps up to it.
+
+        `None` when nothing is there that belongs to this run; what else is there is removed.
+        """
+        for count in range(len(self._job.spec.steps), 0, -1):
+            records = self._records(count)
+            if records is None:
+                continue
+            try:
+                model = io.load(self._model(count)).model
+            except LeptonError:
+                continue
+            self.count = count
+            return model, records
+        self.clear()
+        return None
+
+    def keep(self, current: runner.Checked, records: Sequence[StepRecord]) -> runner.Checked:
+        """Write the model after the last of `records`; returns it as it reads back.
+
+        What follows goes on from the file in every run, so that an interrupted run and an uninterrupted one make the
+        same bytes. A disk without room costs the resumption and nothing else; what was kept before stays, as weights
+        may still be read from there.
+        """
+        count = len(records)
+        if not self._keeps:
+            return current
+        try:
+            self._folder.mkdir(exist_ok=True)
+            files = io.save(current.model, self._model(count))
+            loaded = io.load(self._model(count))
+            document = {
+                "key": self._key(count),
+                "sha256": io.hash_files(files),
+                "records": [json.loads(record.model_dump_json()) for record in records],
+            }
+            write_text(json.dumps(document, ensure_ascii=False), self._record(count))
+        except (OSError, LeptonError) as error:
+            self._keeps = False
+            reason = error.message if isinstance(error, LeptonError) else error.strerror or str(error)
+            self._context.progress.warn(f"the result of step {count} cannot be kept for --resume: {reason}")
+            self._remove_others()
+            return current
+        self.count = count
+        self._remove_others()
+        return runner.Checked(loaded.model, current.outputs)
+
+    def _remove_others(self) -> None:
+        """Remove all but the last step that is kept."""
+        with contextlib.suppress(OSError):
+            for file in self._folder.iterdir():
+                if not file.name.startswith(f"step-{self.count}."):
+                    file.unlink()
+            if not self.count:
+                self._folder.rmdir()
+
+    def clear(self) -> None:
+        """Remove what was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _model(self, count: int) -> Path:
+        return self._folder / f"step-{count}.onnx"
+
+    def _record(self, count: int) -> Path:
+        return self._folder / f"step-{count}.json"
+
+    def _records(self, count: int) -> list[StepRecord] | None:
+        """The records up to step `count`, when they and the model beside them are whole and of this very run."""
+        try:
+            document = json.loads(self._record(count).read_text(encoding="utf-8"))
+            data = self._model(count).with_name(f"step-{count}.onnx.data")
+            files = (self._model(count), *([data] if data.exists() else ()))
+            if document["key"] != self._key(count) or document["sha256"] != io.hash_files(files):
+                return None
+            records = [StepRecord.model_validate_json(json.dumps(record)) for record in document["records"]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
+            return None
+        return records if len(records) == count else None
+
+    def _key(self, count: int) -> str:
+        """Hash of all that the result of the first `count` steps depends on."""
+        job, context = self._job, self._context
+        resolved = job.recipe.resolved()
+        facts = {
+            "versions": {"lepton": __version__, **_versions()},
+            "model": job.loaded.sha256,
+            "data": [None if data is None else data.fingerprint for data in (job.calibration, job.evaluation)],
+            "check": context.check.fingerprint,
+            "sources": resolved["data"],
+            "metrics": resolved["evaluate"]["accuracy"],
+            "steps": resolved["steps"][:count],
+            "machine": [context.provider, context.batch, context.threads],
+            "seed": context.seed,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,238 @@
+"""Runs one step and checks what it made, so that no step has to be trusted.
+
+Before and after: valid ONNX, the same inputs, outputs and types, finite outputs on real batches, and outputs equal
+within the step's tolerance where it promises that. The input of a step that fails is kept on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from lepton_cli import runtime
+from lepton_cli.errors import LeptonError, ModelError, StepError
+from lepton_cli.model import io
+from lepton_cli.report.model import StepRecord
+from lepton_cli.step import Context, Options, Outcome
+from lepton_cli.steps import STEPS
+
+#: Samples the outputs are compared on.
+CHECK_SAMPLES = 8
+
+#: What a step did wrong, as opposed to what cannot be done.
+_DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed", "step.fuse", "fp16.converter")
+#: Correlation with the outputs before a step, below which the result has little to do with the model it was.
+STRANGE = 0.5
+#: Fewer values tell nothing about correlation.
+_LEAST_VALUES = 16
+
+Outputs = list[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A model with its outputs on the check batches; `None`: it is too large to be run for a plan."""
+
+    model: ir.Model
+    outputs: Outputs | None
+
+
+def reference(model: ir.Model, context: Context) -> Checked:
+    """The outputs the first step is compared with. Raises ModelError when onnxruntime cannot run the model."""
+    return Checked(model, _run(model, context))
+
+
+def run_step(
+    before: Checked, options: Options, index: int, context: Context, keep: Path | None
+) -> tuple[Checked, StepRecord]:
+    """Apply step number `index` (from 0). `keep`: folder for the model that made it fail.
+
+    A step that may change nothing (`if_possible`, and those that only clean up) and that refuses the model, or makes
+    something wrong of it, is left out with a warning. Otherwise raises StepError, or any LeptonError of the step with
+    `option` extended to the path in the recipe.
+    """
+    started = time.monotonic()
+    try:
+        outcome, outputs = _attempt(before, options, context)
+        if not outcome.changed and not options.if_possible and not options.cleaning:
+            raise _no_effect(options, outcome)
+    except LeptonError as error:
+        error.option = ("steps", index, *error.option)
+        if error.note is None and isinstance(error, StepError):
+            error.note = _keep_input(before.model, index, keep)
+        raise
+    record = StepRecord(
+        index=index,
+        step=options.step,
+        changed=outcome.changed,
+        seconds=time.monotonic() - started,
+        summary=outcome.summary,
+        decisions=outcome.decisions,
+        details=dict(outcome.details),
+        warnings=(*outcome.warnings, *_strangers(before.outputs, outputs, outcome)),
+        size_after=io.weight_bytes(outcome.model),
+    )
+    return Checked(outcome.model, outputs), record
+
+
+def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, Outputs | None]:
+    """What the step made, checked; the model as it was where leaving the step out is no error."""
+    try:
+        outcome = _apply(before.model, options, context)
+        return outcome, _check(before, outcome, options, context)
+    except (StepError, ModelError) as error:
+        optional = options.if_possible or options.cleaning
+        if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
+            raise
+        reason = error.message + (f": {error.cause}" if error.cause else "")
+        return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs
+
+
+def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
+    """Whatever a step, or a library it calls, raises: the user sees one message."""
+    try:
+        return STEPS[options.step].apply(model, options, context)
+    except (LeptonError, MemoryError):
+        raise
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise StepError(
+            "step.unforeseen",
+            f"`{options.step}` failed on this model",
+            cause=cause,
+            hint="this is a defect of lepton: leave the step out, and report it with the output of --debug",
+        ) from error
+
+
+def _no_effect(options: Options, outcome: Outcome) -> StepError:
+    reasons: dict[str, int] = {}
+    for decision in outcome.decisions:
+        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return StepError(
+        "step.no-effect",
+        f"`{options.step}` changed nothing",
+        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or "no node it could work on",
+        hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
+    )
+
+
+def _keep_input(model: ir.Model, index: int, folder: Path | None) -> str | None:
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{index + 1}-input.onnx"
+        io.save(model, path)
+    except OSError:
+        return None
+    return f"the model before this step is kept as {path}"
+
+
+def _run(model: ir.Model, context: Context) -> Outputs:
+    session = runtime.Session(io.payload(model, context.workdir), threads=context.threads)
+    found: Outputs = []
+    for batch in context.check.batches(limit=CHECK_SAMPLES):
+        results = session.run(batch.feeds)
+        found.append({name: value for name, value in results.items() if isinstance(value, np.ndarray)})
+    return found
+
+
+def _check(before: Checked, outcome: Outcome, options: Options, context: Context) -> Outputs | None:
+    _check_signature(before.model, outcome.model, options)
+    if before.outputs is None:
+        return None
+    if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
+        try:
+            onnx.checker.check_model(io.to_bytes(outcome.model))
+        except onnx.checker.ValidationError as error:
+            if _passes_checker(before.model):
+                raise _changed(options, f"made an invalid model: {str(error).splitlines()[0]}") from error
+    try:
+        outputs = _run(outcome.model, context)
+    except LeptonError as error:
+        raise StepError(
+            "step.broken-model",
+            f"after `{options.step}` onnxruntime cannot run the model",
+            cause=error.cause or error.message,
+        ) from error
+    for number, (old, new) in enumerate(zip(before.outputs, outputs, strict=True)):
+        for name, value in old.items():
+            _check_output(name, value, new[name], number, len(outputs), outcome, options)
+    return outputs
+
+
+def _passes_checker(model: ir.Model) -> bool:
+    """The ONNX checker also refuses models that every runtime accepts: outputs without shape, mixed versions."""
+    try:
+        onnx.checker.check_model(io.to_bytes(model))
+    except onnx.checker.ValidationError:
+        return False
+    return True
+
+
+def _check_signature(before: ir.Model, after: ir.Model, options: Options) -> None:
+    for what, old, new in (
+        ("inputs", io.inputs(before), io.inputs(after)),
+        ("outputs", io.outputs(before), io.outputs(after)),
+    ):
+        if [(info.name, info.dtype) for info in old] != [(info.name, info.dtype) for info in new]:
+            raise _changed(options, f"the {what} changed from {', '.join(map(str, old))} to {', '.join(map(str, new))}")
+
+
+def _check_output(
+    name: str, old: np.ndarray, new: np.ndarray, number: int, count: int, outcome: Outcome, options: Options
+) -> None:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        raise _changed(
+            options, f"output `{name}` changed from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}"
+        )
+    if old.dtype.kind != "f":
+        return
+    if not np.isfinite(new[np.isfinite(old)]).all():
+        raise _changed(options, f"output `{name}` contains NaN or infinity on check batch {number + 1} of {count}")
+    if outcome.tolerance is None or not old.size:
+        return
+    scale = max(float(np.abs(old[np.isfinite(old)]).max(initial=0.0)), 1e-3)
+    with np.errstate(invalid="ignore"):
+        error = float(np.nan_to_num(np.abs(old.astype(np.float64) - new.astype(np.float64))).max()) / scale
+    if error > outcome.tolerance:
+        raise _changed(
+            options, f"output `{name}` differs by {error:.2g} of its largest value, allowed are {outcome.tolerance:.0e}"
+        )
+
+
+def _strangers(before: Outputs | None, after: Outputs | None, outcome: Outcome) -> list[str]:
+    """Outputs that a step, which changes results by design, left little of."""
+    if before is None or after is None or outcome.tolerance is not None or not outcome.changed or not before:
+        return []
+    found = []
+    for name, first in before[0].items():
+        if first.dtype.kind != "f":
+            continue
+        old, new = (
+            np.concatenate([part[name].ravel() for part in parts]).astype(np.float64) for parts in (before, after)
+        )
+        both = np.isfinite(old) & np.isfinite(new)
+        old, new = old[both], new[both]
+        if old.size < _LEAST_VALUES or np.ptp(old) == 0:
+            continue
+        # Scaled first: squares of huge values would overflow.
+        old, new = (part / max(np.abs(part).max(), 1e-300) for part in (old, new))
+        correlation = float(np.corrcoef(old, new)[0, 1]) if np.ptp(new) > 0 else 0.0
+        if correlation < STRANGE:
+            found.append(
+                f"output `{name}` has little to do with what it was: correlation {correlation:.2f} on the check samples"
+            )
+    return found
+
+
+def _changed(options: Options, what: str) -> StepError:
+    return StepError(
+        "step.output-changed", f"after `{options.step}` {what}", hint="exclude the nodes concerned, and report this"
+    )

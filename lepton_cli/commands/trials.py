@@ -1,0 +1,249 @@
+"""One trial of `lepton tune`: build the candidate, reusing what others began with; measure as far as it is worth it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lepton_cli import __version__, units
+from lepton_cli.commands import measuring, runner, workspace
+from lepton_cli.commands.job import Job
+from lepton_cli.errors import LeptonError
+from lepton_cli.measure import accuracy, cost, latency, memory, size
+from lepton_cli.measure.remembered import Remembered
+from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
+from lepton_cli.measure.spec import LatencySpec
+from lepton_cli.model import io
+from lepton_cli.progress import Progress
+from lepton_cli.report.model import StepRecord
+from lepton_cli.runtime import Session
+from lepton_cli.step import Context
+from lepton_cli.tune.candidate import Candidate, prefix_key
+from lepton_cli.tune.journal import Quiet, lock
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.trial import Trial, slim_accuracy, slim_latency, slim_size
+
+#: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
+KEEP_SECONDS, KEEP_BYTES = 1.0, 4_000_000_000
+#: Samples that a candidate is judged on before all of them, where there are at least twice as many.
+PROXY_SAMPLES = 400
+#: Trials are timed more coarsely than the result.
+TRIAL_SECONDS, TRIAL_PRECISION = 3.0, 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A candidate as a file in the work folder, and what its steps did."""
+
+    path: Path
+    model: ir.Model
+    records: tuple[StepRecord, ...]
+
+
+class Laboratory:
+    """Builds and measures candidates of one search. `folder` is shared by all its processes."""
+
+    def __init__(self, job: Job, judge: Judge, search: str, folder: Path, scratch: Path, progress: Progress) -> None:
+        self.job, self.judge, self.search, self.scratch = job, judge, search, scratch
+        self.models = folder / "models"
+        self.models.mkdir(parents=True, exist_ok=True)
+        self.quiet = Quiet(folder)
+        self.progress = progress
+        self.context: Context = measuring.context(job, scratch, progress)
+        self.spec = _trial_spec(job, judge)
+        self._original: runner.Checked | None = None
+        #: What was built last, by key and name: the best is built, measured and written.
+        self._last: tuple[tuple[str, str], Built] | None = None
+        payload = io.payload(job.loaded.model, scratch)
+        self.reference: Session | Path = (
+            Remembered(payload, threads=job.threads) if isinstance(payload, bytes) else payload
+        )
+
+    def original(self) -> Trial:
+        """The original against itself: what a trial costs at least, and what can be measured at all."""
+        loaded, started = self.job.loaded, time.monotonic()
+        with self.quiet.working():
+            facts = slim_size(measuring.structure(loaded, self.job))
+            found = self._accuracy(loaded.path, None)
+            peak = self._memory(loaded.path)
+        trial = Trial(key="original", name="original", reached="accuracy", size=facts, accuracy=found, memory=peak)
+        trial = self._timed(trial, loaded.path)
+        return trial.model_copy(update={"seconds": time.monotonic() - started})
+
+    def measure(self, candidate: Candidate) -> Trial:
+        """A trial: structure, some samples, all samples where those leave hope, time for what holds the limits."""
+        started = time.monotonic()
+        trial = self._measured(candidate)
+        return trial.model_copy(update={"seconds": time.monotonic() - started})
+
+    def _measured(self, candidate: Candidate) -> Trial:
+        trial = Trial(
+            key="",
+            name=candidate.name,
+            origin=candidate.origin,
+            point=dict(candidate.point),
+            steps=tuple(candidate.plain_steps()),
+            reached="failed",
+        )
+        try:
+            with self.quiet.working():
+                built = self.build(candidate)
+                trial = self._quality(self._structure(trial, built), built)
+            if not trial.reason:
+                trial = self._timed(trial, built.path)
+        except LeptonError as error:
+            reason = error.message + (f": {error.cause}" if error.cause else "")
+            return trial.model_copy(update={"reached": "failed", "reason": reason})
+        return trial
+
+    def _structure(self, trial: Trial, built: Built) -> Trial:
+        found = size.measure(built.path, built.model, macs=self.job.macs(built.model))
+        return trial.model_copy(update={"reached": "size", "size": slim_size(found)})
+
+    def _quality(self, trial: Trial, built: Built) -> Trial:
+        data = self.job.evaluation or self.job.check
+        if data.count >= 2 * PROXY_SAMPLES:
+            some = self._accuracy(built.path, PROXY_SAMPLES)
+            trial = self._judged(trial.model_copy(update={"reached": "proxy", "accuracy": some}))
+            if any(breach.quality for breach in self.judge.breaches(trial)):
+                return trial
+        trial = trial.model_copy(update={"reached": "accuracy", "accuracy": self._accuracy(built.path, None)})
+        return self._judged(trial.model_copy(update={"memory": self._memory(built.path)}))
+
+    def _judged(self, trial: Trial) -> Trial:
+        breaches = self.judge.breaches(trial)
+        return trial.model_copy(update={"reason": breaches[0].text if breaches else ""})
+
+    def _accuracy(self, path: Path, limit: int | None) -> Accuracy:
+        job = self.job
+        found = accuracy.evaluate(
+            {"original": self.reference, "compressed": path},
+            job.evaluation or job.check,
+            job.spec.evaluate.accuracy,
+            threads=job.threads,
+            progress=self.progress,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+            limit=limit,
+        )
+        return slim_accuracy(found)
+
+    def _memory(self, path: Path) -> Memory | None:
+        """Peak memory where a limit or the goal asks for it."""
+        if "memory.peak" not in {self.judge.goal.metric, *(gate.metric for gate in self.judge.limits)}:
+            return None
+        return memory.measure(path, self.job.feeds(1), threads=self.job.threads)
+
+    def _timed(self, trial: Trial, path: Path) -> Trial:
+        """Interleaved with the original, while no other process of the search works."""
+        if self.spec is None:
+            return trial
+        table = self.race({"compressed": path}, self.spec)
+        costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else {}
+        return self._judged(
+            trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": dict(costs)})
+        )
+
+    def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
+        """Several models interleaved with the original."""
+        arms: dict[str, bytes | Path] = {"original": self.job.loaded.path, **paths}
+        with self.quiet.measuring():
+            return latency.compare(arms, self.job.feeds, spec, progress=self.progress, seed=self.job.spec.seed)
+
+    def build(self, candidate: Candidate, name: str = "candidate") -> Built:
+        """Run the steps, from the longest beginning that is kept. Raises LeptonError of the step that fails."""
+        keys = [prefix_key(self.search, candidate.steps[: index + 1]) for index in range(len(candidate.steps))]
+        if self._last is not None and self._last[0] == (keys[-1], name):
+            return self._last[1]
+        self._last = None
+        done = next((index for index in range(len(keys), 0, -1) if self._kept(keys[index - 1])), 0)
+        current, records = self._load(keys[done - 1]) if done else (self._reference(), [])
+        spent = 0.0
+        for index in range(done, len(keys)):
+            current, record = runner.run_step(current, candidate.steps[index], index, self.context, None)
+            records.append(record)
+            spent += record.seconds
+            if spent > KEEP_SECONDS:
+                self._keep(keys[index], current.model, records)
+                spent = 0.0
+        path = self.scratch / f"{name}.onnx"
+        save(current.model, path, self.job, recipe_sha256=keys[-1] * 2)
+        built = Built(path, current.model, tuple(records))
+        self._last = ((keys[-1], name), built)
+        return built
+
+    def _reference(self) -> runner.Checked:
+        if self._original is None:
+            self._original = runner.reference(self.job.loaded.model, self.context)
+        return self._original
+
+    def _kept(self, key: str) -> bool:
+        return (self.models / f"{key}.json").exists() and (self.models / f"{key}.onnx").exists()
+
+    def _load(self, key: str) -> tuple[runner.Checked, list[StepRecord]]:
+        path = self.models / f"{key}.onnx"
+        os.utime(path)
+        plain = json.loads((self.models / f"{key}.json").read_text(encoding="utf-8"))
+        records = [StepRecord.model_validate_json(json.dumps(record)) for record in plain]
+        return runner.reference(io.load(path).model, self.context), records
+
+    def _keep(self, key: str, model: ir.Model, records: Sequence[StepRecord]) -> None:
+        """The model first: what has a record is whole. The longest unused go when the folder gets too large."""
+        io.save(model, self.models / f"{key}.onnx")
+        text = json.dumps([json.loads(record.model_dump_json()) for record in records])
+        temporary = self.models / f".{key}.{os.getpid()}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.models / f"{key}.json")
+        with lock(self.models / ".lock"):
+            self._trim()
+
+    def _trim(self) -> None:
+        """One process at a time: others must not remove what this one looks at."""
+        files = sorted(self.models.glob("[!.]*.onnx"), key=lambda file: file.stat().st_mtime)
+        total = sum(file.stat().st_size for file in files)
+        while total > KEEP_BYTES and len(files) > 1:
+            oldest = files.pop(0)
+            total -= oldest.stat().st_size
+            oldest.with_suffix(".json").unlink(missing_ok=True)
+            oldest.unlink(missing_ok=True)
+
+
+def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[Path, ...]:
+    """Write a model as `compress` does: the same metadata, so the same size."""
+    return io.save(
+        model,
+        path,
+        metadata={
+            "lepton.version": __version__,
+            "lepton.recipe_sha256": recipe_sha256,
+            workspace.PROVENANCE: job.loaded.sha256,
+        },
+    )
+
+
+def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:
+    """Coarser and on the providers and batch sizes that limits and goal name; `None` when nothing is timed."""
+    spec = job.spec.evaluate.latency
+    if not spec or not judge.needs_latency():
+        return None
+    timed = [gate for gate in judge.limits if gate.metric.startswith(("latency.", "throughput", "cost."))]
+    batches = {batch for gate in timed for batch in ((gate.batch,) if gate.batch else spec.batch)}
+    names = {
+        name for gate in timed for name in ([gate.provider] if gate.provider else [p.name for p in spec.providers])
+    }
+    batches.add(judge.goal.batch or spec.batch[0])
+    names.add(judge.goal.provider or spec.providers[0].name)
+    return spec.model_copy(
+        update={
+            "batch": tuple(batch for batch in spec.batch if batch in batches),
+            "providers": tuple(provider for provider in spec.providers if provider.name in names),
+            "time": units.Seconds(min(float(spec.time), TRIAL_SECONDS)),
+            "precision": units.Share(max(float(spec.precision), TRIAL_PRECISION)),
+        }
+    )

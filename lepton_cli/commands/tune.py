@@ -1,0 +1,365 @@
+"""`lepton tune`: measure the original, search, verify the winner, write; resumable at every point."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lepton_cli import __version__
+from lepton_cli.commands import measuring, workspace
+from lepton_cli.commands.assemble import Clock
+from lepton_cli.commands.job import Job, prepare
+from lepton_cli.commands.trials import Built, Laboratory
+from lepton_cli.commands.tune_report import RECIPE, Publisher
+from lepton_cli.commands.tune_traits import traits
+from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
+from lepton_cli.measure.environment import environment
+from lepton_cli.model import io
+from lepton_cli.progress import Progress, Silent
+from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.recipe.schema import TuneSection
+from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report import facts, store
+from lepton_cli.report.model import Report
+from lepton_cli.tune import space as spaces
+from lepton_cli.tune.bench import Bench
+from lepton_cli.tune.candidate import Candidate, digest, read_steps
+from lepton_cli.tune.journal import Journal, Store, lock, work_folder
+from lepton_cli.tune.limits import Judge, check_contradictions
+from lepton_cli.tune.search import Propose, Search
+from lepton_cli.tune.trial import Trial
+
+#: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
+FINALISTS = 3
+
+
+class Watch(Protocol):
+    """Who looks on: the live view, or the lines of a log."""
+
+    def start(self, judge: Judge, axes: tuple[Objective, Objective], seconds: float, trials: int | None) -> None:
+        """The search begins."""
+
+    def begin(self, name: str) -> None:
+        """A candidate is being measured."""
+
+    def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
+        """It has been."""
+
+    def note(self, text: str) -> None:
+        """A remark."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a search left: the report, and the files written in order of interest."""
+
+    report: Report
+    files: tuple[Path, ...]
+    interrupted: bool = False
+
+
+def tune(
+    model: Path,
+    recipe: LoadedRecipe,
+    output: Path,
+    watch: Watch,
+    progress: Progress | None = None,
+    *,
+    earlier: Path | None = None,
+    allow_code: bool = False,
+    command: str = "",
+) -> Result:
+    """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over.
+
+    Raises LeptonError (exit code 2) for what cannot be searched; a search without a candidate that holds the limits
+    ends in a report whose gates fail.
+    """
+    workspace.check(output, model, own=(f"{recipe.name}.onnx", f"{recipe.name}.onnx.data", RECIPE))
+    job = prepare(model, recipe, allow_code=allow_code)
+    folder = output / workspace.TUNE
+    folder.mkdir(parents=True, exist_ok=True)
+    with work_folder(folder) as scratch:
+        try:
+            run = _Run(job, output, folder, scratch, watch, progress or Silent(), command)
+            return run.execute(earlier)
+        except LeptonError as error:
+            raise job.locate(error) from error
+
+
+class _Run:
+    """One process of a search."""
+
+    def __init__(
+        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, command: str
+    ) -> None:
+        self.job, self.output, self.folder, self.watch, self.progress = job, output, folder, watch, progress
+        self.section = job.spec.tune or TuneSection()
+        self.limits = self.section.limits or job.spec.gates
+        self.limits_at = "tune.limits" if self.section.limits else "gates"
+        self.environment = environment()
+        evaluation, calibration = job.evaluation, job.calibration
+        self.search = digest(
+            __version__,
+            job.loaded.sha256,
+            evaluation.fingerprint if evaluation else None,
+            calibration.fingerprint if calibration else None,
+            job.spec.evaluate.model_dump(mode="json"),
+            job.threads,
+            job.spec.seed,
+        )
+        self.judge = Judge(self.limits, self.section.goal, measuring.structure(job.loaded, job), self.environment)
+        self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
+        self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal, self.environment))
+        self.store: Store = self._open_store()
+        self.command = command or _command(job, output)
+        self.clock = Clock()
+        self.finals: dict[str, Built] = {}
+
+    def _open_store(self) -> Store:
+        if self.section.storage is None:
+            return Journal(self.folder, self.search)
+        from lepton_cli.tune.optuna import SharedStore
+
+        return SharedStore(self.section.storage, self.search, self.job.recipe.base)
+
+    def execute(self, earlier: Path | None) -> Result:
+        """All of it. Ctrl-C ends with the report of the best so far."""
+        original = self._original()
+        if earlier is not None:
+            self._take_over(earlier)
+        self.publisher = Publisher(
+            self.job,
+            self.judge,
+            self.output,
+            self.command,
+            self.clock,
+            self.limits_at,
+            self._about(),
+            self._axes(original),
+        )
+        bench = self._bench(original)
+        search = Search(self.space, bench, self._start(), self.job.spec.seed, self.publisher.axes)
+        self.watch.start(self.judge, self.publisher.axes, bench.seconds, bench.most)
+        try:
+            self._run_search(search)
+            return self._finish(bench, search.ended)
+        except KeyboardInterrupt:
+            return self._interrupted(bench)
+
+    def _run_search(self, search: Search) -> None:
+        strategy = self.section.strategy
+        if strategy == "random":
+            search.sampled()
+        elif strategy == "optuna":
+            search.sampled(self._optuna(required=True))
+        else:
+            search.structured(self._optuna(required=False))
+
+    def _optuna(self, *, required: bool) -> Propose | None:
+        from lepton_cli.tune import optuna
+
+        return optuna.proposer(self.space, self.judge, self.job.spec.seed, required=required)
+
+    def _original(self) -> Trial:
+        """The original, measured once a search; everything the limits and the goal name must be in it."""
+        known = {trial.key: trial for trial in self.store.trials()}
+        key = digest(self.search, "original", self.judge.needs_latency(), self.environment.cpu)
+        original = known.get(key)
+        if original is None:
+            with self.progress.stage("original"):
+                original = self.lab.original().model_copy(update={"key": key})
+            self.store.add(original)
+        report = self.judge.report(original)
+        for index, gate in enumerate(self.limits):
+            if not facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
+                if facts.skipped(report, gate.metric, gate.provider, gate.batch):
+                    continue
+                raise _not_measured(gate.metric, (*self.limits_at.split("."), index), report)
+        if self.judge.value(original) is None:
+            key_word = "minimize" if self.section.minimize else "maximize"
+            raise _not_measured(self.judge.goal.metric, ("tune", key_word), report)
+        check_contradictions(self.limits, self.judge, original)
+        return original
+
+    def _take_over(self, earlier: Path) -> None:
+        """Trials of an earlier report, which the present limits judge anew."""
+        tuned = store.read(earlier).extra.get("tune")
+        if not isinstance(tuned, dict) or "records" not in tuned:
+            raise ReportError("tune.not-tuned", f"{earlier} is not the report of a `lepton tune`", where=str(earlier))
+        if tuned.get("search") != self.search:
+            raise ReportError(
+                "tune.other-search",
+                f"{earlier} is about another model, other data, or another machine setting",
+                where=str(earlier),
+                hint="limits, goal, space and budget may differ; model, data, `evaluate` and seed must be the same",
+            )
+        known = {trial.key for trial in self.store.trials()}
+        for record in tuned["records"]:
+            trial = Trial.model_validate({**record, "elapsed": 0.0})
+            if trial.key not in known:
+                self.store.add(trial)
+
+    def _bench(self, original: Trial) -> Bench:
+        budget = self.section.budget
+        spec = self.job.spec.evaluate.latency
+        last = original.seconds + (float(spec.time) * len(spec.providers) * len(spec.batch) if spec else 0.0)
+        if original.seconds > float(budget.time):
+            raise _too_small(
+                f"a trial of this model takes at least {original.seconds:.1f} s, and the budget is {budget.time}"
+            )
+        return Bench(
+            self.store,
+            self.judge,
+            self.search,
+            self.lab.measure,
+            max(float(budget.time) - last, 0.5 * float(budget.time)),
+            budget.trials,
+            self.environment.cpu,
+            finished=self._finished,
+            beginning=lambda candidate: self.watch.begin(candidate.name),
+        )
+
+    def _start(self) -> list[Candidate]:
+        """The recipe's own steps, where there is more to them than cleaning up."""
+        spec = self.job.spec
+        return [] if spec.only_tunes else [Candidate("recipe", tuple(spec.steps), {}, "recipe")]
+
+    def _axes(self, original: Trial) -> tuple[Objective, Objective]:
+        """The two sides of the trade-off: what is made small and what is kept."""
+        section, report = self.section, self.judge.report(original)
+        names = facts.names(report)
+        accuracy = [name for name in names if name.startswith("accuracy.")]
+        limited = [gate.metric for gate in self.limits if gate.metric in accuracy]
+        quality = section.maximize or Objective(metric=(limited or accuracy or ["agreement"])[0])
+        timed = "latency.median" if "latency.median" in names else "size.file"
+        return section.minimize or Objective(metric=timed), quality
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "format": 1,
+            "search": self.search,
+            "strategy": self.section.strategy,
+            "seed": self.job.spec.seed,
+            "space": {name: list(values) for name, values in self.space.dimensions.items()},
+            "dropped": list(self.space.dropped),
+        }
+
+    def _own(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Without the original."""
+        return [trial for trial in trials if trial.steps]
+
+    def _finished(self, trial: Trial) -> None:
+        """Tell, and write when it is the best so far of all processes."""
+        trials = self._own(self.store.trials())
+        best = self.judge.best(trials)
+        self.watch.end(trial, trials, best)
+        if best is not None and best.key == trial.key:
+            with lock(self.folder / "locks" / "best"):
+                built = self.lab.build(_candidate(trial))
+                self.publisher.provisional(trial, built, trials)
+
+    def _finish(self, bench: Bench, ended: str) -> Result:
+        """Verify: the closest race, all measurements, and the next one when the first breaks a limit after all."""
+        trials = self._own(bench.trials())
+        ranked = self._ranked(trials)
+        if not trials:
+            raise _too_small(f"no trial was finished within {self.section.budget.time}")
+        if not ranked:
+            reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:2])
+            raise StepError("tune.all-failed", "no candidate could be measured", cause=reasons or None)
+        self.publisher.about |= {
+            "seconds": round(bench.own_seconds, 2),
+            "overhead": round(1 - bench.measuring / max(bench.own_seconds, 1e-9), 4) if bench.measuring else 0.0,
+        }
+        with lock(self.folder / "locks" / "best"):
+            fallback: tuple[Report, Trial, Built, measuring.Measured] | None = None
+            for trial in self._raced(ranked):
+                self.watch.note(f"verifying {trial.name}")
+                built = self.lab.build(_candidate(trial))
+                with self.lab.quiet.measuring():
+                    measured = measuring.measure(
+                        {"original": self.job.loaded, "compressed": io.load(built.path)},
+                        self.job,
+                        self.progress,
+                        seed=self.job.spec.seed,
+                    )
+                report = self.publisher.judged(trial, trials, built.records, measured, ended)
+                if all(gate.verdict in ("pass", "skipped") or gate.level == "warn" for gate in report.gates):
+                    return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
+                if fallback is None or (report.status, fallback[0].status) == ("ok", "gate_failed"):
+                    fallback = (report, trial, built, measured)
+            assert fallback is not None
+            _, trial, built, measured = fallback
+            built = self.lab.build(_candidate(trial))
+            return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
+
+    def _ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The best and those next to it; without any within the limits the nearest to them."""
+        best = self.judge.best(trials)
+        if best is None:
+            nearest = self.judge.nearest(trials)
+            return [nearest] if nearest else []
+        ranked = [best]
+        while len(ranked) < FINALISTS:
+            keys = {trial.key for trial in ranked}
+            following = self.judge.best(trial for trial in trials if trial.key not in keys)
+            if following is None:
+                break
+            ranked.append(following)
+        return ranked
+
+    def _raced(self, ranked: list[Trial]) -> list[Trial]:
+        """Finalists in the order of a race against each other, where the goal is a time."""
+        spec = self.lab.spec
+        if len(ranked) < 2 or spec is None or self.judge.goal.metric.split(".")[0] not in facts.TIMED:
+            return ranked
+        self.watch.note(f"{len(ranked)} finalists race")
+        goal, full = self.judge.goal, self.job.spec.evaluate.latency
+        assert full
+        paths = {trial.key: self.lab.build(_candidate(trial), trial.key).path for trial in ranked}
+        spec = spec.model_copy(update={"time": full.time, "precision": full.precision})
+        table = self.lab.race(paths, spec)
+        provider, batch = goal.provider or spec.providers[0].name, goal.batch or spec.batch[0]
+        ratio = {c.variant: c.ratio for c in table.changes if c.provider == provider and c.batch == batch}
+        return sorted(ranked, key=lambda trial: ratio.get(trial.key, float("inf")))
+
+    def _interrupted(self, bench: Bench) -> Result:
+        """What is known, from the trials alone."""
+        trials = self._own(bench.trials())
+        ranked = self._ranked(trials)
+        if not ranked or ranked[0].size is None:
+            raise KeyboardInterrupt
+        with lock(self.folder / "locks" / "best"):
+            built = self.lab.build(_candidate(ranked[0]))
+            report = self.publisher.provisional(ranked[0], built, trials, interrupted=True)
+        return Result(report, self.publisher.files(), interrupted=True)
+
+
+def _candidate(trial: Trial) -> Candidate:
+    return Candidate(trial.name, read_steps(trial.steps), trial.point, trial.origin)
+
+
+def _not_measured(metric: str, path: tuple[str | int, ...], report: Report) -> RecipeError:
+    return RecipeError(
+        "tune.not-measured",
+        f"`{metric}` cannot be measured with this model and recipe",
+        hint=f"measured: {', '.join(facts.names(report))}",
+        option=path,
+    )
+
+
+def _too_small(message: str) -> RecipeError:
+    return RecipeError(
+        "tune.budget-too-small",
+        message,
+        hint="raise `tune.budget.time`, or measure less: fewer `samples` to evaluate, `evaluate.latency.time`",
+        option=("tune", "budget", "time"),
+    )
+
+
+def _command(job: Job, output: Path) -> str:
+    recipe = ("-r", str(job.recipe.path)) if job.recipe.path else ()
+    return shlex.join(["lepton", "tune", str(job.loaded.path), *recipe, "-o", str(output)])

@@ -1,0 +1,236 @@
+"""What `lepton tune` writes: the best model so far with its recipe and reports, complete at every moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lepton_cli import gates
+from lepton_cli.commands import measuring
+from lepton_cli.commands.assemble import Clock, assemble, recipe_facts
+from lepton_cli.commands.job import Job, place_text
+from lepton_cli.commands.trials import Built, save
+from lepton_cli.metrics import find
+from lepton_cli.recipe.load import LoadedRecipe, from_dict
+from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report import facts, headline, render, store
+from lepton_cli.report.model import FileFacts, Report, StepRecord, Variant
+from lepton_cli.tune import front
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.trial import Trial
+
+RECIPE = "recipe.best.yaml"
+_HEADER = "# Found by `lepton tune`: lepton compress MODEL -r recipe.best.yaml -o DIR makes the model again.\n"
+
+
+@dataclasses.dataclass
+class Publisher:
+    """Writes results into the output folder. `limits_at`: where in the recipe the limits stand."""
+
+    job: Job
+    judge: Judge
+    output: Path
+    command: str
+    clock: Clock
+    limits_at: str
+    #: Facts of the search for `extra["tune"]`: space, seed, strategy.
+    about: dict[str, Any]
+    #: Shown on the front: what is made small, and what is kept.
+    axes: tuple[Objective, Objective]
+
+    def recipe(self, steps: Sequence[dict[str, Any]]) -> LoadedRecipe:
+        """The recipe with these steps, and the limits as its gates."""
+        spec = self.job.spec
+        plain = spec.model_dump(mode="json", exclude_defaults=True, include={"seed", "data", "evaluate", "output"})
+        for source in (plain.get("data") or {}).values():
+            for key in ("path", "loader"):
+                if source.get(key):
+                    source[key] = os.path.relpath(self.job.recipe.base / source[key], self.output)
+        limits = [gate.model_dump(mode="json", exclude_defaults=True) for gate in self.judge.limits]
+        made = {"version": 1, "name": self.job.recipe.name, **plain, "steps": list(steps)}
+        return from_dict({**made, "gates": limits} if limits else made, "(tuned recipe)")
+
+    def provisional(self, trial: Trial, built: Built, trials: Sequence[Trial], *, interrupted: bool = False) -> Report:
+        """The report of the best so far, from its trial; writes model, recipe and reports."""
+        sha256 = self._save(trial, built)
+        size = self.job.loaded
+        original = Variant(
+            name="original",
+            file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
+            size=self.judge.original,
+        )
+        made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
+        assert trial.size is not None
+        report = self._report(
+            trial,
+            trials,
+            steps=built.records,
+            variants=(original, Variant(name="compressed", file=made, size=trial.size, memory=trial.memory)),
+            accuracy=trial.accuracy,
+            latency=trial.latency,
+            cost=trial.cost,
+        )
+        update: dict[str, Any] = {"complete": False}
+        if interrupted:
+            update |= {"status": "interrupted", "error": {"code": "interrupted", "message": "interrupted"}}
+        return self._write(report.model_copy(update=update))
+
+    def final(
+        self, trial: Trial, built: Built, trials: Sequence[Trial], measured: measuring.Measured, ended: str
+    ) -> Report:
+        """The finished report, from full measurements; writes model, recipe and reports."""
+        self._save(trial, built)
+        return self._write(self.judged(trial, trials, built.records, measured, ended))
+
+    def judged(
+        self,
+        trial: Trial,
+        trials: Sequence[Trial],
+        records: Sequence[StepRecord],
+        measured: measuring.Measured,
+        ended: str,
+    ) -> Report:
+        """The report of full measurements, not yet written."""
+        variants = measured.variants
+        compressed = variants[-1].model_copy(
+            update={"file": variants[-1].file.model_copy(update={"path": str(self.path)})}
+        )
+        return self._report(
+            trial,
+            trials,
+            ended=ended,
+            steps=tuple(records),
+            **{**measured.parts(), "variants": (*variants[:-1], compressed)},
+        )
+
+    @property
+    def path(self) -> Path:
+        """The model."""
+        return self.output / f"{self.job.recipe.name}.onnx"
+
+    def files(self) -> tuple[Path, ...]:
+        """What was written, the most interesting first."""
+        reports = (self.output / render.FILES[kind] for kind in self._kinds())
+        return tuple(path for path in (self.path, self.output / RECIPE, *reports) if path.exists())
+
+    def _kinds(self) -> tuple[render.Kind, ...]:
+        return tuple(dict.fromkeys((*self.job.spec.output.reports, "json")))
+
+    def _save(self, trial: Trial, built: Built) -> str:
+        from lepton_cli.model import io
+
+        recipe = self.recipe(trial.steps)
+        files = save(built.model, self.path, self.job, recipe_sha256=recipe.sha256)
+        store.write_text(_HEADER + _yaml(recipe), self.output / RECIPE)
+        return io.hash_files(files)
+
+    def _report(self, trial: Trial, trials: Sequence[Trial], *, ended: str = "", **parts: Any) -> Report:
+        steps: Sequence[StepRecord] = parts["steps"]
+        warnings = [*self.job.warnings, *(f"{step.step}: {text}" for step in steps for text in step.warnings)]
+        warnings += self._unmet(trials)
+        report = assemble(
+            "tune",
+            self.clock,
+            environment=self.judge.environment,
+            recipe=recipe_facts(self.recipe(trial.steps)),
+            data=self.job.data_facts(),
+            warnings=warnings,
+            reproduce=self.command,
+            extra={"tune": self.summary(trial, trials, ended)},
+            **parts,
+        )
+        verdicts = gates.judge(
+            [gate for gate in self.judge.limits if _measured(gate.metric, report)], report, places=self._place
+        )
+        return report.model_copy(update={"gates": verdicts, "status": gates.status(verdicts)})
+
+    def _unmet(self, trials: Sequence[Trial]) -> list[str]:
+        """What to say when no trial holds the limits."""
+        if self.judge.best(trials) is not None:
+            return []
+        nearest = self.judge.nearest(trials)
+        if nearest is None:
+            return []
+        broken = "; ".join(breach.text for breach in self.judge.breaches(nearest))
+        return [f"no candidate meets the limits; the nearest, {nearest.name}, breaks {broken}"]
+
+    def _place(self, index: int) -> str:
+        return place_text(self.job.recipe.source.place((*self.limits_at.split("."), index)))
+
+    def summary(self, chosen: Trial, trials: Sequence[Trial], ended: str) -> dict[str, Any]:
+        """`extra["tune"]`: the front, every trial in short, what mattered, and the records that `--from` reads."""
+        cost, quality = self.axes
+        rows = [self._row(trial) for trial in trials]
+        drawn = [row for row in rows if row["cost"] is not None and row["quality"] is not None]
+        on_front = front.pareto([(row["cost"], row["quality"]) for row in drawn])
+        for position, row in enumerate(drawn):
+            row["front"] = position in on_front
+        points = [
+            (trial.point, row["cost"]) for trial, row in zip(trials, rows, strict=True) if row["cost"] is not None
+        ]
+        points = [(point, value) for point, value in points if point]
+        return {
+            **self.about,
+            "goal": self.judge.goal.model_dump(mode="json", exclude_none=True),
+            "limits": [f"{g.metric} {g.comparison} {g.limit}" for g in self.judge.limits],
+            "axes": {"cost": _axis(cost), "quality": _axis(quality)},
+            "best": chosen.key,
+            "met": self.judge.feasible(chosen),
+            "ended": ended,
+            "trials": rows,
+            "importance": {name: round(share, 4) for name, share in front.importance(points).items()},
+            "records": [trial.model_dump(mode="json", exclude_defaults=True) for trial in trials],
+        }
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        """A trial in short. Cost and quality are better when lower, times as ratios to the original."""
+        full = trial.reached in ("accuracy", "latency")
+        return {
+            "key": trial.key,
+            "name": trial.name,
+            "origin": trial.origin,
+            "point": trial.point,
+            "steps": list(trial.steps),
+            "reached": trial.reached,
+            "reason": trial.reason,
+            "feasible": self.judge.feasible(trial),
+            "cost": self.judge.value(trial, self.axes[0]),
+            "quality": self.judge.value(trial, self.axes[1]) if full else None,
+            "file": trial.size.file if trial.size else None,
+            "seconds": round(trial.seconds, 2),
+            "front": False,
+        }
+
+    def _write(self, report: Report) -> Report:
+        report = report.model_copy(update={"headline": headline.headline(report)})
+        for kind in self._kinds():
+            store.write_text(render.render(report, kind), self.output / render.FILES[kind])
+        return report
+
+
+def _measured(metric: str, report: Report) -> bool:
+    """Whether a gate on it can be judged: not everything is measured in a trial."""
+    return bool(facts.find(report, metric)) or facts.skipped(report, metric) is not None
+
+
+def _axis(objective: Objective) -> dict[str, Any]:
+    metric = find(objective.metric)
+    timed = objective.metric.split(".")[0] in facts.TIMED
+    return {
+        "metric": objective.metric,
+        "higher_is_better": metric is not None and metric.better == "higher",
+        "kind": "ratio" if timed and objective.metric != "memory.peak" else metric.kind if metric else "number",
+        **objective.model_dump(mode="json", exclude_none=True, include={"provider", "batch", "output"}),
+    }
+
+
+def _yaml(recipe: LoadedRecipe) -> str:
+    """The recipe with what differs from the defaults."""
+    plain = recipe.recipe.model_dump(mode="json", exclude_defaults=True)
+    plain = {"version": 1, "name": recipe.name, **{k: v for k, v in plain.items() if k not in ("version", "name")}}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)

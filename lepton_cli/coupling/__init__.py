@@ -1,0 +1,1 @@
+"""Which channels must go together, and taking them out."""

@@ -1,0 +1,190 @@
+"""What channel analysis must know before it starts: concrete shapes, open dimensions, shape arithmetic made literal."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lepton_cli.errors import LeptonError
+from lepton_cli.graph import shapes
+from lepton_cli.model import io
+
+#: Inputs that say where or how much, not what: literal numbers where they do not depend on the data's size.
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Pad": (1, 3),
+    "Split": (1,),
+    "Expand": (1,),
+    "Tile": (1,),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "TopK": (1,),
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    **{
+        f"Reduce{kind}": (1,)
+        for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    },
+}
+
+
+LONGEST_AXIS = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownShapes:
+    """Concrete shapes for one input size, and which (value, axis) positions change with another size."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    open: frozenset[tuple[str, int]]
+
+
+def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> tuple[ir.Model, KnownShapes]:
+    """A copy with constants as initializers and size-independent shape arithmetic as literals, and its facts.
+
+    `feeds` are input shapes to look at the model with. Open dimensions are found by a second look at other sizes.
+    `run=False`: the model is too large to be run just for that; what inference leaves open stays unknown.
+    """
+    copy = io.clone(model)
+    modernise(copy)
+    lift_constants(copy)
+    wanted = _computed_shape_inputs(copy)
+    first, second = dict(feeds), _other_sizes(copy, feeds, run)
+    if wanted and run:
+        one, two = _values(copy, first, wanted), _values(copy, second, wanted) if second else {}
+        for name in wanted:
+            if name in one and (not second or (name in two and np.array_equal(one[name], two[name]))):
+                _make_literal(copy, name, one[name])
+        RemoveUnusedNodesPass()(copy)
+    found = shapes.concrete(copy, first, run=run)
+    # Every position of an axis is followed: those of an absurd length, as attackers write, stay unknown.
+    here = {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
+    there = shapes.concrete(copy, second, run=run) if second else here
+    opened = {
+        (name, axis)
+        for name, shape in here.items()
+        if len(there.get(name, ())) == len(shape)
+        for axis, size in enumerate(shape)
+        if there[name][axis] != size
+    }
+    return copy, KnownShapes(here, frozenset(opened))
+
+
+def modernise(model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be an input too; as plain initializers they can be cut."""
+    if model.ir_version < 4:
+        model.ir_version = 4
+        for value in [value for value in model.graph.inputs if value.is_initializer()]:
+            model.graph.inputs.remove(value)
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Turn tensor `Constant` nodes of the main graph into initializers, in place."""
+    for node in list(model.graph):
+        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            continue
+        tensor = _constant_tensor(node)
+        output = node.outputs[0]
+        if tensor is None or output.is_graph_output():
+            continue
+        value = ir.Value(
+            name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+        )
+        output.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+        model.graph.register_initializer(value)
+
+
+def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if name in node.attributes:
+            return ir.tensor(np.array(node.attributes[name].value, dtype))
+    tensor = node.attributes.get_tensor("value")
+    # A copy: initializers rename their tensors.
+    return None if tensor is None else ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+
+
+def _computed_shape_inputs(model: ir.Model) -> list[str]:
+    """Names of values that steer shapes and are computed by nodes."""
+    names: dict[str, None] = {}
+    for node in model.graph:
+        for index in SHAPE_INPUTS.get(node.op_type, ()):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.producer() is not None and value.name:
+                names[value.name] = None
+    return list(names)
+
+
+def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool) -> dict[str, tuple[int, ...]] | None:
+    """Input shapes that differ from `feeds` in every open dimension the model really accepts; `None` without any."""
+    inputs = [info for info in io.inputs(model) if info.name in feeds and info.shape is not None]
+    for factor in (2, 1):
+        other: dict[str, tuple[int, ...]] = {}
+        for info in inputs:
+            sizes = list(feeds[info.name])
+            for axis, dim in enumerate(info.shape or ()):
+                if not isinstance(dim, int) and axis < len(sizes):
+                    sizes[axis] = sizes[axis] + 1 if axis == 0 else sizes[axis] * factor
+            other[info.name] = tuple(sizes)
+        if any(other[name] != tuple(feeds[name]) for name in other) and (not run or _runs(model, other)):
+            return other
+    return None
+
+
+def _runs(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> bool:
+    return bool(_values(model, feeds, [model.graph.outputs[0].name or ""]))
+
+
+def _values(model: ir.Model, feeds: Mapping[str, Sequence[int]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Values of `names` for inputs of zeros; empty when the model does not run at these sizes."""
+    from lepton_cli import runtime
+
+    if any(math.prod(shape) > shapes.MOST_VALUES for shape in feeds.values()):
+        return {}
+    copy = io.clone(model)
+    produced = {o.name: o for node in copy.graph for o in node.outputs}
+    present = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(produced[name] for name in names if name not in present)
+    zeros = {
+        info.name: np.zeros(tuple(feeds[info.name]), object if info.dtype == "str" else info.dtype)
+        for info in io.inputs(model)
+        if info.name in feeds
+    }
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            session = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False)
+            return dict(session.run(zeros, names))
+    except LeptonError:
+        return {}
+
+
+def _make_literal(model: ir.Model, name: str, array: NDArray[Any]) -> None:
+    node_output = next(o for node in model.graph for o in node.outputs if o.name == name)
+    tensor = ir.tensor(array)
+    literal = ir.Value(
+        name=f"{name}__literal",
+        const_value=tensor,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+    )
+    for node, index in list(node_output.uses()):
+        if index in SHAPE_INPUTS.get(node.op_type, ()):
+            node.replace_input_with(index, literal)
+    model.graph.register_initializer(literal)

@@ -1,0 +1,302 @@
+"""How channels pass through operators that only move data: one function an operator family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.coupling.links import Links
+
+
+def source(node: ir.Node, index: int = 0) -> ir.Value:
+    """A required input (the checker has made sure it is there)."""
+    value = node.inputs[index]
+    if value is None:
+        raise LookupError(f"input {index} of {node.name} is missing")
+    return value
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that may be left out."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return value if value is not None and value.name else None
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """Integer attribute or its default."""
+    return int(node.attributes[name].as_int()) if name in node.attributes else default
+
+
+def transpose(links: Links, node: ir.Node) -> None:
+    """Axes permute."""
+    x, y = source(node), node.outputs[0]
+    rank = len(links.shape(x) or ())
+    order = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(rank))[::-1]
+    for place, axis in enumerate(order):
+        links.join(x, axis, y, place)
+
+
+def squeeze(links: Links, node: ir.Node) -> None:
+    """Axes of size 1 come or go; the others keep their order."""
+    x, y = source(node), node.outputs[0]
+    before = [axis for axis, size in enumerate(links.shape(x) or ()) if size > 1]
+    after = [axis for axis, size in enumerate(links.shape(y) or ()) if size > 1]
+    for one, two in zip(before, after, strict=True):
+        links.join(x, one, y, two)
+
+
+def reshape(links: Links, node: ir.Node) -> None:
+    """Axes that stay whole join; a split or merged axis joins in blocks with the factor that carries channels."""
+    x, y = source(node), node.outputs[0]
+    if node.op_type == "Reshape" and target_dims(links, node) is None:
+        return
+    for inside, outside in segments(links.shape(x) or (), links.shape(y) or ()):
+        if len(inside) == len(outside) == 1:
+            links.join(x, inside[0], y, outside[0])
+        elif len(inside) == 1 and outside:
+            _blocks(links, x, inside[0], y, outside, _split_factor(links, node, outside))
+        elif len(outside) == 1 and inside:
+            carrying = [axis for axis in inside if links.is_live(x, axis)]
+            _blocks(links, y, outside[0], x, inside, carrying[0] if carrying else inside[0])
+
+
+def _blocks(links: Links, whole: ir.Value, axis: int, parts: ir.Value, factors: list[int], chosen: int) -> None:
+    """Join an axis with one of the factors it consists of; the other factors stay frozen."""
+    sizes = [(links.shape(parts) or ())[factor] for factor in factors]
+    ids = links.ids(whole, axis).reshape(sizes)
+    place = factors.index(chosen)
+    line = links.ids(parts, chosen).reshape([-1 if k == place else 1 for k in range(len(sizes))])
+    links.link(ids, np.broadcast_to(line, ids.shape))
+    links.spread((whole, axis), (parts, chosen))
+
+
+def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
+    """Which factor of a split channel axis is pruned: heads (the outer one), except in a channel shuffle."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Transpose" and len(factors) == 2:
+        order = list(users[0].attributes["perm"].as_ints()) if "perm" in users[0].attributes else []
+        swapped = list(range(len(order)))
+        if order:
+            swapped[factors[0]], swapped[factors[1]] = factors[1], factors[0]
+        after = [user for user, _ in users[0].outputs[0].uses()]
+        if order == swapped and len(after) == 1 and after[0].op_type == "Reshape":
+            return factors[1]
+    return factors[0]
+
+
+def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of axes with equal products; axes of size 1 are left out."""
+    one, two = [a for a, d in enumerate(before) if d != 1], [a for a, d in enumerate(after) if d != 1]
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(one) and j < len(two):
+        inside, outside = [one[i]], [two[j]]
+        left, right = before[one[i]], after[two[j]]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right and i < len(one):
+                left, i = left * before[one[i]], i + 1
+                inside.append(one[i - 1])
+            elif right < left and j < len(two):
+                right, j = right * after[two[j]], j + 1
+                outside.append(two[j - 1])
+            else:
+                return found
+        found.append((inside, outside))
+    return found
+
+
+def target_dims(links: Links, node: ir.Node) -> list[int] | None:
+    """A literal shape for a Reshape that holds at every input size (with 0 and -1); `None` when there is none."""
+    x, y = source(node), node.outputs[0]
+    before, after = links.shape(x) or (), links.shape(y) or ()
+    literal = links.constant(optional(node, 1))
+    if literal is not None:
+        return [int(d) if d <= 0 else after[axis] for axis, d in enumerate(np.ravel(literal))]
+    dims = list(after)
+    moving = [axis for axis in range(len(after)) if (y.name or "", axis) in links.facts.open]
+    for axis in moving[:-1] if len(moving) > 1 else []:
+        same = axis < len(before) and before[axis] == after[axis] and (x.name or "", axis) in links.facts.open
+        if not same:
+            return None
+        dims[axis] = 0
+    if moving:
+        dims[moving[-1]] = -1
+    return dims
+
+
+def concat(links: Links, node: ir.Node) -> None:
+    """Inputs lie behind one another along one axis."""
+    y = node.outputs[0]
+    rank = len(links.shape(y) or ())
+    axis = integer(node, "axis", 1) % max(rank, 1)
+    out, start = links.ids(y, axis), 0
+    for value in node.inputs:
+        if value is None:
+            continue
+        ids = links.ids(value, axis)
+        links.link(ids, out[start : start + len(ids)])
+        links.spread((value, axis), (y, axis))
+        start += len(ids)
+        _pass_others(links, value, y, {axis})
+
+
+def _pass_others(links: Links, x: ir.Value, y: ir.Value, but: set[int]) -> None:
+    for axis in range(len(links.shape(x) or ())):
+        if axis not in but:
+            links.join(x, axis, y, axis)
+
+
+def split(links: Links, node: ir.Node) -> None:
+    """Outputs are consecutive parts of one axis."""
+    x = source(node)
+    sizes = optional(node, 1)
+    if sizes is not None and links.constant(sizes) is None:
+        return
+    axis = integer(node, "axis", 0) % max(len(links.shape(x) or ()), 1)
+    ids, start = links.ids(x, axis), 0
+    for output in node.outputs:
+        part = links.ids(output, axis)
+        links.link(part, ids[start : start + len(part)])
+        links.spread((x, axis), (output, axis))
+        start += len(part)
+        _pass_others(links, x, output, {axis})
+
+
+def slice_ranges(links: Links, node: ir.Node) -> dict[int, tuple[int, int, int]] | None:
+    """Axis -> (start, stop, step) of a Slice with constant positions; `None` when they are computed."""
+    rank = len(links.shape(source(node)) or ())
+    parts: list[NDArray[Any] | None]
+    if "starts" in node.attributes:
+        parts = [
+            np.array(node.attributes[name].as_ints()) if name in node.attributes else None
+            for name in ("starts", "ends", "axes")
+        ]
+        parts.append(None)
+    else:
+        values = [optional(node, index) for index in (1, 2, 3, 4)]
+        parts = [links.constant(value) for value in values]
+        if any(value is not None and part is None for value, part in zip(values, parts, strict=True)):
+            return None
+    starts, ends, axes, steps = parts
+    if starts is None or ends is None:
+        return None
+    axes = np.arange(len(starts)) if axes is None else axes
+    steps = np.ones(len(starts), int) if steps is None else steps
+    size = links.shape(source(node)) or ()
+    ranges = {}
+    for start, end, axis, step in zip(starts.tolist(), ends.tolist(), axes.tolist(), steps.tolist(), strict=True):
+        ranges[axis % rank] = slice(start, end if end >= -size[axis] else None, step).indices(size[axis % rank])
+    return ranges
+
+
+def slice_(links: Links, node: ir.Node) -> None:
+    """A constant sub-range joins position by position (step 1 on a channel axis); other axes pass."""
+    x, y = source(node), node.outputs[0]
+    ranges = slice_ranges(links, node)
+    if ranges is None:
+        return
+    _pass_others(links, x, y, set(ranges))
+    for axis, (start, stop, step) in ranges.items():
+        opened = (x.name or "", axis) in links.facts.open
+        if step == 1 and not opened:
+            links.link(links.ids(x, axis)[start:stop], links.ids(y, axis))
+            links.spread((x, axis), (y, axis))
+
+
+def gather(links: Links, node: ir.Node) -> None:
+    """Constant positions join one by one; positions from data freeze the gathered axis only."""
+    x, indices, y = source(node), source(node, 1), node.outputs[0]
+    shape, index_shape = links.shape(x) or (), links.shape(indices) or ()
+    axis = integer(node, "axis", 0) % max(len(shape), 1)
+    literal = links.constant(indices)
+    for other in range(len(shape)):
+        if other != axis:
+            links.join(x, other, y, other if other < axis else other + len(index_shape) - 1)
+    if literal is not None and len(index_shape) == 1 and shape[axis] > 1:
+        links.link(links.ids(x, axis)[literal % shape[axis]], links.ids(y, axis))
+        links.spread((x, axis), (y, axis))
+    elif literal is None:
+        for place in range(len(index_shape)):
+            links.join(indices, place, y, axis + place)
+
+
+def padding(links: Links, node: ir.Node) -> dict[int, tuple[int, int]] | None:
+    """Axis -> (before, after) of a Pad with constant amounts; `None` when they are computed."""
+    rank = len(links.shape(source(node)) or ())
+    axes: list[int] = list(range(rank))
+    if "pads" in node.attributes:
+        pads = list(node.attributes["pads"].as_ints())
+    else:
+        given, chosen = links.constant(optional(node, 1)), optional(node, 3)
+        if given is None or (chosen is not None and links.constant(chosen) is None):
+            return None
+        pads = [int(p) for p in np.ravel(given)]
+        literal = links.constant(chosen)
+        if literal is not None:
+            axes = [int(axis) % rank for axis in np.ravel(literal)]
+    return {axis: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
+
+
+def pad(links: Links, node: ir.Node) -> None:
+    """Old positions keep their order between the new ones, which belong to nobody yet."""
+    x, y = source(node), node.outputs[0]
+    pads = padding(links, node)
+    if pads is None:
+        return
+    constant = "mode" not in node.attributes or node.attributes["mode"].as_string() == "constant"
+    for axis, size in enumerate(links.shape(x) or ()):
+        before, after = pads.get(axis, (0, 0))
+        if before == after == 0:
+            links.join(x, axis, y, axis)
+        elif constant and before >= 0 and after >= 0 and (x.name or "", axis) not in links.facts.open:
+            links.link(links.ids(x, axis), links.ids(y, axis)[before : before + size])
+            links.spread((x, axis), (y, axis))
+
+
+def expand(links: Links, node: ir.Node) -> None:
+    """Axes that keep their size pass; new sizes are frozen."""
+    x, y = source(node), node.outputs[0]
+    if links.constant(optional(node, 1)) is None:
+        return
+    shift = len(links.shape(y) or ()) - len(links.shape(x) or ())
+    for axis, size in enumerate(links.shape(x) or ()):
+        if size > 1:
+            links.join(x, axis, y, axis + shift)
+
+
+def tile(links: Links, node: ir.Node) -> None:
+    """Axes that are not repeated pass."""
+    x, y = source(node), node.outputs[0]
+    if links.constant(optional(node, 1)) is None:
+        return
+    for axis, (before, after) in enumerate(zip(links.shape(x) or (), links.shape(y) or (), strict=True)):
+        if before == after and before > 1:
+            links.join(x, axis, y, axis)
+
+
+def depth_to_space(links: Links, node: ir.Node) -> None:
+    """Every output channel is made of blocksize^2 input channels."""
+    x, y = source(node), node.outputs[0]
+    crd = "mode" in node.attributes and node.attributes["mode"].as_string() == "CRD"
+    _blocked(links, x, y, integer(node, "blocksize", 1) ** 2, inner=crd)
+
+
+def space_to_depth(links: Links, node: ir.Node) -> None:
+    """Every input channel becomes blocksize^2 output channels."""
+    x, y = source(node), node.outputs[0]
+    _blocked(links, y, x, integer(node, "blocksize", 1) ** 2, inner=False)
+
+
+def _blocked(links: Links, deep: ir.Value, flat: ir.Value, block: int, *, inner: bool) -> None:
+    links.join(deep, 0, flat, 0)
+    channels = links.ids(flat, 1)
+    ids = links.ids(deep, 1)
+    if inner:
+        links.link(ids.reshape(-1, block), np.broadcast_to(channels[:, None], (len(channels), block)))
+    else:
+        links.link(ids.reshape(block, -1), np.broadcast_to(channels, (block, len(channels))))
+    links.spread((deep, 1), (flat, 1))

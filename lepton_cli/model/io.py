@@ -1,0 +1,242 @@
+"""Loading, hashing, copying and saving models."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from lepton_cli.model import check, external
+from lepton_cli.tensors import TensorInfo
+
+#: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
+EXTERNAL_ABOVE = 1_800_000_000
+#: Weights that are on disk already stay there above this: nobody wants to hold them in memory just to write them.
+STREAMED_ABOVE = 100_000_000
+#: What indices pass through unchanged on their way to a table.
+_PASSING = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model read from disk. `files` are the model file and the external data files it names."""
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all files together."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def load(path: Path) -> Loaded:
+    """Read and validate a model; weights in external files stay on disk until used. Raises ModelError."""
+    model = check.read(path)
+    files = (path, *check.external_files(model, path))
+    name_nodes(model)
+    return Loaded(model, path, hash_files(files), files)
+
+
+def hash_files(files: tuple[Path, ...]) -> str:
+    """SHA-256 over the contents of the files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(model: ir.Model) -> str:
+    """SHA-256 of a model with its weights; large ones are read piece by piece."""
+    if weight_bytes(model) < EXTERNAL_ABOVE:
+        return hashlib.sha256(to_bytes(model)).hexdigest()
+    digest = hashlib.sha256(repr(model).encode())
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            for block in external.blocks(value.const_value) if value.const_value is not None else ():
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy to edit: nodes and values are new, weight tensors (immutable) are shared."""
+    return model.clone()
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every unnamed or ambiguously named node a unique, stable name: globs and reports refer to names."""
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        name = node.name or ""
+        if not name or name in taken:
+            base = name or node.op_type
+            number = numbers.get(base, 0)
+            while (candidate := f"{base}_{number}") in taken:
+                number += 1
+            numbers[base] = number + 1
+            node.name = name = candidate
+        taken.add(name)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _too_large(model: ir.Model) -> bool:
+    """Whether the weights are kept outside the model file: beyond protobuf's limit, or large and on disk already."""
+    size = weight_bytes(model)
+    if size >= EXTERNAL_ABOVE:
+        return True
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return size > STREAMED_ABOVE and any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf, with the value types that onnx-ir cannot hold put back."""
+    proto = ir.to_proto(model)
+    if proto.ir_version < 4 and {t.name for t in proto.graph.initializer} - {v.name for v in proto.graph.input}:
+        proto.ir_version = 4  # until then every initializer had to be an input too
+    for value in (*proto.graph.output, *proto.graph.value_info):
+        for entry in [entry for entry in value.metadata_props if entry.key == check.TYPE_KEY]:
+            value.type.ParseFromString(base64.b64decode(entry.value))
+            value.metadata_props.remove(entry)
+    for node in proto.graph.node:  # tensors in attributes need no names, and passes rename them at will
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.ClearField("name")
+    # onnx-ir describes every initializer a second time; no reader needs that.
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    described = [info for info in proto.graph.value_info if info.name not in initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    return proto
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message, external weights included; equal models give equal bytes."""
+    return bytes(to_proto(_internal(model)).SerializeToString(deterministic=True))
+
+
+def _internal(model: ir.Model) -> ir.Model:
+    """The model, or a copy that holds what lies in external files. The files stay mapped: others may use them."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values) and not _constants(model):
+        return model
+    copy = clone(model)
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _held(value.const_value)
+    for node in _constants(copy):
+        node.attributes["value"] = ir.AttrTensor("value", _held(node.attributes["value"].as_tensor()))
+    return copy
+
+
+def _constants(model: ir.Model) -> list[ir.Node]:
+    """Constant nodes with their tensor in an external file."""
+    return [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type == "Constant" and isinstance(node.attributes.get_tensor("value"), ir.ExternalTensor)
+    ]
+
+
+def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def payload(model: ir.Model, workdir: Path) -> bytes | Path:
+    """What `runtime.Session` takes: bytes, or a file in `workdir` when the weights exceed protobuf's limit."""
+    if not _too_large(model):
+        return to_bytes(model)
+    folder = Path(tempfile.mkdtemp(dir=workdir))
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
+    return folder / "model.onnx"
+
+
+def inputs(model: ir.Model) -> tuple[TensorInfo, ...]:
+    """Inputs a caller must feed (initializers that are also inputs are left out)."""
+    return tuple(
+        dataclasses.replace(_info(value), rows=_rows(value))
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    )
+
+
+def _rows(indices: ir.Value) -> int | None:
+    """Rows of the shortest table that is read at these indices."""
+    found: list[int] = []
+    waiting, seen = [indices], {indices}
+    while waiting:
+        for node, position in waiting.pop().uses():
+            table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
+            if position == 1 and table is not None and len(table.shape):
+                found.append(table.shape.numpy()[node.attributes.get_int("axis", 0)])
+            elif node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])
+    return min(found, default=None)
+
+
+def outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
+    """The model's outputs."""
+    return tuple(_info(value) for value in model.graph.outputs)
+
+
+def _info(value: ir.Value) -> TensorInfo:
+    dtype = (
+        "unknown" if value.dtype is None else str(value.dtype.numpy()) if value.dtype != ir.DataType.STRING else "str"
+    )
+    shape = None
+    if value.shape is not None:
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return TensorInfo(value.name or "", dtype, shape)
+
+
+def save(model: ir.Model, path: Path, *, metadata: dict[str, str] | None = None) -> tuple[Path, ...]:
+    """Write atomically: a temporary file beside the target, then a rename. Returns the files written.
+
+    Large models (above 1.8 GB, or 100 MB when the weights are on disk) get one external data file `NAME.onnx.data`.
+    `metadata` goes into the model's `metadata_props`.
+    """
+    copy = clone(model)
+    copy.metadata_props.update(metadata or {})
+    if _too_large(model):
+        return _save_external(copy, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(to_bytes(copy))
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return (path,)
+
+
+def _save_external(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Weights first, then the file that names them: a reader never sees a model without its data."""
+    data = path.with_name(path.name + ".data")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lepton-") as folder:
+        ir.save(model, Path(folder) / path.name, external_data=data.name)
+        (Path(folder) / data.name).replace(data)
+        (Path(folder) / path.name).replace(path)
+    return (path, data)

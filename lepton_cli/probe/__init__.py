@@ -1,0 +1,1 @@
+"""What is seen inside a model while it runs on data: the floor below pruning and quantization."""

@@ -1,0 +1,119 @@
+"""Walking through a model once while its layers are changed one after another.
+
+Running the whole model up to every layer would cost a pass over the data for each. A walk keeps, batch by batch on
+disk, the values that cross the current position, and continues from there: one pass in all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lepton_cli import runtime
+from lepton_cli.model import io
+from lepton_cli.probe.activations import Arrays
+
+#: Bytes kept on disk at most; where more would cross, the walk goes on from an earlier position.
+DISK = 3_000_000_000
+_SUFFIX = "__kept"
+
+
+class Walk:
+    """One walk over one data set. Nodes behind the position may change between visits, nodes before it may not."""
+
+    def __init__(self, batches: Callable[[], Iterable[Arrays]], expected: int, workdir: Path, threads: int) -> None:
+        self._batches = batches
+        self._expected = expected
+        self._workdir = workdir
+        self._folder = Path(tempfile.mkdtemp(dir=workdir))
+        self._threads = threads
+        self._files: list[Path] = []
+        self._kept: dict[str, np.ndarray] = {}
+        self._generation = 0
+
+    def visit(self, model: ir.Model, node: str, needed: Sequence[str]) -> Iterator[Arrays]:
+        """The needed values of every batch; moves the position to `node` when all have been taken."""
+        frontier = crossing(model, node)
+        known = set(self._kept) if self._files else {value.name or "" for value in model.graph.inputs}
+        asked = [name for name in dict.fromkeys((*needed, *frontier)) if name not in known]
+        session = None
+        if asked:
+            part = piece(model, self._kept, asked)
+            session = runtime.Session(io.payload(part, self._workdir), threads=self._threads)
+        files: list[Path] = []
+        advance = True
+        self._generation += 1
+        for number, values in enumerate(self._load() if self._files else self._batches()):
+            found = dict(values)
+            if session is not None:
+                feeds = {info.name: values[info.name.removesuffix(_SUFFIX)] for info in session.inputs}
+                found.update(session.run(feeds, asked))
+            chosen = {name: found[name] for name in frontier}
+            if number == 0:
+                advance = sum(array.nbytes for array in chosen.values()) * self._expected <= DISK
+                kept = chosen
+            if advance:
+                files.append(self._folder / f"{self._generation}-{number}.npz")
+                np.savez(files[-1], **{f"v{k}": array for k, array in enumerate(chosen.values())})  # type: ignore[arg-type]
+            yield {name: found[name] for name in needed}
+        if advance and files:
+            for file in self._files:
+                file.unlink(missing_ok=True)
+            self._files, self._kept = files, kept
+
+    def close(self) -> None:
+        """Remove what is kept on disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _load(self) -> Iterator[Arrays]:
+        for file in self._files:
+            with np.load(file, allow_pickle=False) as stored:
+                yield {name: stored[f"v{k}"] for k, name in enumerate(self._kept)}
+
+
+def crossing(model: ir.Model, node: str) -> list[str]:
+    """Values made before `node` (model inputs included) that it or a later node reads."""
+    early = {value.name for value in model.graph.inputs}
+    later = False
+    read: dict[str, None] = {}
+    for current in model.graph:
+        later = later or current.name == node
+        if later:
+            inner = [value for n in _inside(current) for value in n.inputs]
+            read.update(
+                dict.fromkeys(v.name for v in (*current.inputs, *inner) if v is not None and v.name in early and v.name)
+            )
+        else:
+            early.update(output.name for output in current.outputs)
+    return list(read)
+
+
+def _inside(node: ir.Node) -> list[ir.Node]:
+    """Nodes of the node's subgraphs, which may read outer values."""
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return [inner for graph in graphs for inner in graph.all_nodes()]
+
+
+def piece(model: ir.Model, kept: Arrays, asked: Sequence[str]) -> ir.Model:
+    """The part of the model that leads from the kept values to the asked ones."""
+    copy = io.clone(model)
+    values = {output.name or "": output for node in copy.graph for output in node.outputs}
+    for name, array in kept.items():
+        if name in values:
+            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            given = ir.Value(name=name + _SUFFIX, type=kind, shape=ir.Shape([None] * array.ndim))
+            copy.graph.inputs.append(given)
+            ir.convenience.replace_all_uses_with(values[name], given, replace_graph_outputs=True)
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in asked)
+    RemoveUnusedNodesPass()(copy)
+    unused = [value for value in copy.graph.inputs if not value.uses() and not value.is_initializer()]
+    for value in unused:
+        copy.graph.inputs.remove(value)
+    return copy

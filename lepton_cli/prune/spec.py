@@ -1,0 +1,92 @@
+"""Options of the pruning steps: `prune.channels` and `prune.weights`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lepton_cli import units
+from lepton_cli.step import Options
+from lepton_cli.values import Percent, Strict
+
+
+class Target(Strict):
+    """What may remain, as shares of the original (60 %: 1.67 times fewer); where several are given, all hold."""
+
+    macs: Percent | None = None
+    params: Percent | None = None
+    size: Percent | None = None
+    latency: Percent | None = Field(default=None, description="Measured on the recipe's first provider and batch")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Target:
+        if not self.shares:
+            raise ValueError("give macs, params, size or latency")
+        for name, share in self.shares.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} must be above 0 % and at most 100 %")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share by metric."""
+        given = {name: getattr(self, name) for name in ("macs", "params", "size", "latency")}
+        return {name: float(share) for name, share in given.items() if share is not None}
+
+
+class PruneChannels(Options):
+    """Remove whole channels, heads and residual branches, and repair what is left without training."""
+
+    step: Literal["prune.channels"]
+    target: Target = Field(
+        default=Target(macs=units.Share(0.6)), description="What remains of the original; several all hold"
+    )
+    timed_as: Literal["float", "int8", "dynamic"] = Field(
+        default="float",
+        description="Precision that `target.latency` is a share in, on both sides: what a later step quantizes to "
+        "(`int8`: quantize.static, `dynamic`: quantize.dynamic) is fast at other widths",
+    )
+    importance: Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"] | None = Field(
+        default=None, description="Ranking of channels; default: hessian with calibration data, else l2"
+    )
+    scope: Literal["global", "layer"] = Field(
+        default="global", description="Allocate widths over the whole model, or the same share in every layer"
+    )
+    round_to: int | None = Field(default=None, ge=1, description="Widths are multiples of this; default: by target")
+    min_width: Percent = Field(
+        default=units.Share(0.05), description="Least share of its channels a layer keeps, unless its branch goes"
+    )
+    drop_branches: bool = Field(
+        default=True,
+        description="Latency targets may drop whole residual branches (global scope, calibration data, recovery)",
+    )
+    recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
+        default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
+    )
+
+    @model_validator(mode="after")
+    def _timed(self) -> PruneChannels:
+        if self.timed_as != "float" and self.target.latency is None:
+            raise ValueError("timed_as is about target.latency, which is not given")
+        return self
+
+    @property
+    def kept_share(self) -> float | None:
+        shares = self.target.shares
+        return shares.get("params") or shares.get("size")
+
+
+class PruneWeights(Options):
+    """Set single weights to zero: shrinks the compressed file only, speeds nothing up in onnxruntime."""
+
+    step: Literal["prune.weights"]
+    sparsity: Percent | None = Field(default=None, description="Share of the weights to zero, such as `80 %`")
+    threshold: float | None = Field(default=None, ge=0, description="Zero everything whose importance is below this")
+    pattern: str | None = Field(
+        default=None, pattern=r"^[0-9]+:[0-9]+$", description="N:M, such as `2:4`: N of every M stay"
+    )
+    importance: Literal["l1", "l2", "zscore", "hessian"] | None = Field(
+        default=None, description="Ranking of weights; default: hessian with calibration data, else l1"
+    )
+    scope: Literal["global", "layer"] = Field(default="layer", description="One ranking for all layers, or one each")

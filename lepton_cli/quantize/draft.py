@@ -1,0 +1,38 @@
+"""A draft of a quantized model, as fast as the real one but not as good: for models that are only timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import onnx_ir as ir
+
+from lepton_cli.data.dataset import First
+from lepton_cli.progress import Silent
+from lepton_cli.quantize import dynamic, static
+from lepton_cli.quantize.spec import QuantizeDynamic, QuantizeStatic
+from lepton_cli.step import Context
+
+#: Samples that drafts are calibrated with.
+_FEW = 16
+
+
+def drafter(precision: Literal["float", "int8", "dynamic"], context: Context) -> Callable[[ir.Model], ir.Model] | None:
+    """What makes a draft of a model in this precision; `None` for float."""
+    if precision == "float":
+        return None
+    few = First(context.check, _FEW)
+    quick = dataclasses.replace(context, calibration=few, check=few, cache=None, progress=Silent())
+    if precision == "dynamic":
+        plain = QuantizeDynamic(step="quantize.dynamic")
+        return lambda model: dynamic.quantize(model, plain, dataclasses.replace(quick, calibration=None)).model
+    nearest = QuantizeStatic(
+        step="quantize.static",
+        calibration="minmax",
+        equalise=False,
+        bias_correction=False,
+        rounding="nearest",
+        speed_guard=False,
+    )
+    return lambda model: static.quantize(model, nearest, quick).model

@@ -1,0 +1,97 @@
+"""Options of the quantization steps: `quantize.static`, `.dynamic`, `.weights` and `convert.fp16`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from lepton_cli.step import Options
+from lepton_cli.values import Points, Strict
+
+
+class AccuracyGuard(Strict):
+    """How much accuracy may be lost."""
+
+    max_drop: Points
+    fallback: Literal["float", "int16"] = Field(
+        default="float",
+        description="int16: activations of 16 bits are tried before float; onnxruntime's CPU provider computes both "
+        "in float, other runtimes have kernels for it",
+    )
+
+
+class QuantizeStatic(Options):
+    """Quantize weights and activations to int8, with ranges from calibration data."""
+
+    needs_data: ClassVar[bool] = True
+    for_machine: ClassVar[bool] = True
+
+    step: Literal["quantize.static"]
+    target: Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"] = Field(
+        default="auto", description="Machine the model will run on; auto: this one"
+    )
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] | None = Field(
+        default=None, description="How activation ranges are chosen; default: the one with the least output error"
+    )
+    activations: Literal["int8", "int16"] = Field(default="int8", description="int16: more exact, slower")
+    equalise: bool | None = Field(default=None, description="Cross-layer equalisation; default: where it helps")
+    bias_correction: bool | None = Field(default=None, description="Default: where it helps")
+    rounding: Literal["nearest", "gptq"] | None = Field(
+        default=None, description="Weight rounding; default: the better"
+    )
+    accuracy_guard: AccuracyGuard | None = Field(
+        default=None, description="Return the worst layers to float until the accuracy holds"
+    )
+    sensitivity: bool = Field(
+        default=False, description="Measure the error of every layer alone: a table and a plot in the report"
+    )
+    speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
+
+    @property
+    def stored_bits(self) -> int:
+        return 8
+
+
+class QuantizeDynamic(Options):
+    """Quantize MatMul and Gemm weights to int8, activations while running; needs no data."""
+
+    for_machine: ClassVar[bool] = True
+
+    step: Literal["quantize.dynamic"]
+    target: Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"] = Field(
+        default="auto", description="Machine the model will run on; auto: this one"
+    )
+    op_types: tuple[str, ...] = Field(
+        default=("MatMul", "Gemm", "Gather", "Attention", "LSTM"),
+        description="Operators to quantize (Conv gets slower)",
+    )
+
+    @property
+    def stored_bits(self) -> int:
+        return 8
+
+
+class QuantizeWeights(Options):
+    """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits); activations stay float."""
+
+    step: Literal["quantize.weights"]
+    bits: Literal[4, 8] = 4
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
+    symmetric: bool = Field(default=True, description="Without zero points")
+
+    @property
+    def stored_bits(self) -> int:
+        return self.bits
+
+
+class ConvertFp16(Options):
+    """Convert float32 to float16: half the size; fast on GPUs, not on most CPUs."""
+
+    step: Literal["convert.fp16"]
+    keep_io: bool = Field(default=True, description="Inputs and outputs stay float32")
+
+    @property
+    def stored_bits(self) -> int:
+        return 16

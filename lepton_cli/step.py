@@ -1,0 +1,125 @@
+"""What a step is: a function `(model, options, context) -> Outcome`, and the types around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from lepton_cli.progress import Progress
+from lepton_cli.values import Strict
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lepton_cli.data.dataset import Dataset
+
+
+class Options(Strict):
+    """Options that every step has, and what is known about the step without running it.
+
+    Subclasses set `step` to a `Literal` of their own name, without default. Their first line is the step's summary.
+    """
+
+    #: Promises equal outputs: changing nothing is no error, a step that fails is left out, and a plan really runs it.
+    cleaning: ClassVar[bool] = False
+    #: Cannot run without calibration data.
+    needs_data: ClassVar[bool] = False
+    #: Its option `target` is the machine that the model will run on.
+    for_machine: ClassVar[bool] = False
+
+    step: str
+    include: tuple[str, ...] = Field(
+        default=(), description="Globs on node names: only these nodes are touched (empty: all)"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Globs on node names that are left as they are")
+    if_possible: bool = Field(default=False, description="Changing nothing is not an error")
+
+    @property
+    def stored_bits(self) -> int | None:
+        """Bits of a weight that the step rewrites; `None` where it does not change how weights are stored."""
+        return None
+
+    @property
+    def kept_share(self) -> float | None:
+        """Share of the model's bytes that is left; `None` where the options do not say it."""
+        return None
+
+
+class Decision(Strict):
+    """What a step did with one node, and why. `action` is one word: `pruned`, `quantized`, `removed`, `kept`…"""
+
+    node: str
+    op: str
+    action: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a step may use besides the model. Nothing here may be changed by a step."""
+
+    #: Unlabelled data to calibrate and recover with; `None` when the recipe gives none.
+    calibration: Dataset | None
+    #: Labelled (or at least separate) data the result is judged on; steps may use it only where their options say so.
+    evaluation: Dataset | None
+    #: A few real batches, or synthetic ones when there is no data: for checks of equality. Never `None`.
+    check: Dataset
+    #: The model the run began with: the reference that recovery restores.
+    original: ir.Model
+    #: Accuracy of a model on the evaluation data, as a share of 1, higher is better; `None` without labels.
+    score: Callable[[ir.Model], float] | None
+    provider: str
+    batch: int
+    threads: int
+    seed: int
+    progress: Progress
+    #: Scratch folder of this run; removed at its end.
+    workdir: Path
+    #: Folder for results worth keeping between runs (ranges), keyed by content hash; `None`: keep nothing.
+    cache: Path | None
+    #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
+    dry: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a step made.
+
+    `changed` counts the nodes or tensors that are different now; 0 is an error unless `if_possible`. `details`
+    holds what the report draws (JSON values only): widths before and after, per-layer errors, chosen settings.
+    """
+
+    model: ir.Model
+    changed: int
+    decisions: tuple[Decision, ...] = ()
+    summary: str = ""
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    #: Absolute-relative tolerance of the outputs against the step's input on the check batches; `None`: the step
+    #: changes results by design and only finiteness, names, shapes and types are checked.
+    tolerance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A row of the step table: the options, and where the function `(model, options, context) -> Outcome` stands."""
+
+    options: type[Options]
+    #: `folder.module:function` below the package; imported when it is needed.
+    function: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the description that `lepton steps` shows."""
+        return (self.options.__doc__ or "").strip().splitlines()[0]
+
+    def apply(self, model: ir.Model, options: Options, context: Context) -> Outcome:
+        """Run the step."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[ir.Model, Any, Context], Outcome] = getattr(import_module(f"lepton_cli.{module}"), name)
+        return function(model, options, context)

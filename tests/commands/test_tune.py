@@ -1,0 +1,249 @@
+"""`lepton tune` end to end on a small network: best on disk, resuming, other limits, what can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from lepton_cli.commands.compress import compress
+from lepton_cli.commands.tune import Result, tune
+from lepton_cli.errors import LeptonError, OutputError, RecipeError, ReportError
+from lepton_cli.progress import Silent
+from lepton_cli.recipe.load import load_recipe
+from lepton_cli.report import store
+from lepton_cli.report.html import render as html
+from lepton_cli.tune.trial import Trial
+from tests.tune import builders
+
+SMALL = "{limits: [{metric: accuracy.top1, max_drop: 10 pp}], minimize: size.file, budget: {time: 60 s, trials: 6}}"
+
+
+class Lines:
+    """What a watcher is told; can interrupt after some trials."""
+
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.trials: list[Trial] = []
+        self.interrupt_after = interrupt_after
+
+    def start(self, *_: object) -> None: ...
+
+    def begin(self, name: str) -> None:
+        if self.interrupt_after is not None and len(self.trials) >= self.interrupt_after:
+            raise KeyboardInterrupt
+
+    def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
+        self.trials.append(trial)
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    model = builders.network(tmp_path / "net.onnx")
+    builders.data(tmp_path / "data.npz", model)
+    return tmp_path
+
+
+def run(
+    folder: Path, section: str = SMALL, *, watch: Lines | None = None, output: str = "out", **options: Any
+) -> Result:
+    steps = options.pop("steps", "")
+    latency = options.pop("latency", "false")
+    path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, latency=latency)
+    return tune(folder / "net.onnx", load_recipe(path), folder / output, watch or Lines(), **options)
+
+
+def search(result: Result) -> dict[str, Any]:
+    found = result.report.extra["tune"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_best_is_complete_on_disk(folder: Path) -> None:
+    result = run(folder)
+    out = folder / "out"
+    assert result.report.status == "ok"
+    assert result.report.complete
+    assert [gate.verdict for gate in result.report.gates] == ["pass"]
+    assert {p.name for p in result.files} == {
+        "net.onnx", "recipe.best.yaml", "report.json", "report.md", "report.html",
+    }  # fmt: skip
+    onnx.checker.check_model(onnx.load(out / "net.onnx"))
+    assert (out / "net.onnx").stat().st_size < (folder / "net.onnx").stat().st_size
+    assert store.read(out / "report.json").extra["tune"]["best"] == search(result)["best"]
+    rows = search(result)["trials"]
+    assert len(rows) == 6
+    assert any(row["front"] for row in rows)
+    chosen = next(row for row in rows if row["key"] == search(result)["best"])
+    assert chosen["file"] == (out / "net.onnx").stat().st_size
+    assert chosen["file"] == min(row["file"] for row in rows if row["feasible"])
+
+
+def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:
+    run(folder)
+    recipe = load_recipe(folder / "out" / "recipe.best.yaml")
+    assert recipe.recipe.gates
+    again = compress(folder / "net.onnx", recipe, folder / "again", Silent())
+    assert again.report.status == "ok"
+    assert (folder / "again" / "net.onnx").read_bytes() == (folder / "out" / "net.onnx").read_bytes()
+
+
+def test_the_same_seed_finds_the_same(folder: Path) -> None:
+    first, second = run(folder), run(folder, output="other")
+    assert [row["key"] for row in search(first)["trials"]] == [row["key"] for row in search(second)["trials"]]
+    assert search(first)["best"] == search(second)["best"]
+
+
+def test_the_page_shows_every_trial(folder: Path) -> None:
+    page = html(run(folder).report)
+    assert 'id="trial-6"' in page
+    assert "Trade-offs tried" in page
+    assert len(page.encode()) < 300_000
+
+
+def test_an_interrupted_search_leaves_the_best_and_goes_on(folder: Path) -> None:
+    watch = Lines(interrupt_after=3)
+    stopped = run(folder, watch=watch)
+    assert stopped.interrupted
+    assert stopped.report.status == "interrupted"
+    assert not stopped.report.complete
+    onnx.checker.check_model(onnx.load(folder / "out" / "net.onnx"))
+    assert load_recipe(folder / "out" / "recipe.best.yaml")
+    rest = Lines()
+    done = run(folder, watch=rest)
+    assert len(rest.trials) == 3
+    assert not {t.key for t in rest.trials} & {t.key for t in watch.trials}
+    whole = run(folder, output="whole")
+    assert search(done)["best"] == search(whole)["best"]
+
+
+def test_interrupted_before_anything_was_measured(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, watch=Lines(interrupt_after=0))
+
+
+def test_a_killed_search_reads_what_is_whole(folder: Path) -> None:
+    run(folder)
+    journal = folder / "out" / ".lepton-tune" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    watch = Lines()
+    run(folder, watch=watch)
+    assert len(watch.trials) == 6 - 3  # one of the five lines is the header, one the original
+
+
+def test_tighter_limits_begin_with_the_trials_of_a_report(folder: Path) -> None:
+    run(folder)
+    watch = Lines()
+    tighter = SMALL.replace("10 pp", "4 pp")
+    result = run(folder, tighter, output="tight", watch=watch, earlier=folder / "out" / "report.json")
+    fresh = Lines()
+    run(folder, tighter, output="fresh", watch=fresh)
+    assert len(search(result)["trials"]) > len(watch.trials)
+    assert not {t.key for t in watch.trials} & {row["key"] for row in search(run(folder))["trials"] if row["feasible"]}
+    assert result.report.status == "ok"
+
+
+def test_the_recipes_own_steps_are_tried_first(folder: Path) -> None:
+    watch = Lines()
+    run(folder, steps="steps:\n  - step: simplify\n  - step: quantize.dynamic\n    if_possible: true\n", watch=watch)
+    assert watch.trials[0].name == "recipe"
+
+
+def test_no_candidate_meets_the_limits(folder: Path) -> None:
+    section = "{limits: [{metric: size.file, max: 100 B}], minimize: size.file, budget: {time: 60 s, trials: 6}}"
+    result = run(folder, section)
+    assert result.report.status == "gate_failed"
+    assert result.report.gates[0].verdict == "fail"
+    said = " ".join(result.report.warnings)
+    assert "no candidate meets the limits; the nearest" in said
+    assert "size.file: max 100 B, found" in said
+    assert not search(result)["met"]
+
+
+def test_latency_is_measured_against_the_original(folder: Path) -> None:
+    section = "{minimize: {metric: latency.median, batch: 4}, budget: {time: 60 s, trials: 4}}"
+    result = run(folder, section, latency="{time: 60 ms, batch: [1, 4], threads: 1}")
+    rows = [row for row in search(result)["trials"] if not row["reason"]]
+    assert rows
+    assert all(0 < row["cost"] < 100 for row in rows)
+    assert result.report.latency is not None
+    assert {change.batch for change in result.report.latency.changes} == {1, 4}
+
+
+def error_of(folder: Path, section: str, **options: Any) -> LeptonError:
+    with pytest.raises(LeptonError) as found:
+        run(folder, section, **options)
+    assert found.value.exit_code == 2
+    return found.value
+
+
+@pytest.mark.parametrize(
+    ("section", "code"),
+    [
+        (
+            "{limits: [{metric: accuracy.top1, min: 99 %}, {metric: accuracy.top1, max: 50 %}], minimize: size.file}",
+            "tune.limits-contradict",
+        ),
+        ("{minimize: size.file, space: {precision: [float], keep: [100 %]}}", "tune.space-empty"),
+        ("{minimize: size.file, budget: {time: 1 ms}}", "tune.budget-too-small"),
+        ("{minimize: latency.median}", "tune.not-measured"),
+        ("{minimize: accuracy.mae}", "tune.not-measured"),
+        ("{minimize: size.file, limits: [{metric: accuracy.f1, min: 50 %}]}", "recipe.gate-not-measured"),
+    ],
+)
+def test_what_cannot_be_searched(folder: Path, section: str, code: str) -> None:
+    error = error_of(folder, section)
+    assert error.code == code
+    assert error.where is not None
+
+
+def test_another_versions_storage(folder: Path) -> None:
+    journal = folder / "out" / ".lepton-tune" / "journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text(json.dumps({"lepton-tune": "0.0.0"}) + "\n")
+    with pytest.raises(OutputError, match=r"lepton 0\.0\.0"):
+        run(folder)
+
+
+def test_reports_that_cannot_be_taken_over(folder: Path) -> None:
+    run(folder)
+    report = folder / "out" / "report.json"
+    other = folder / "other.json"
+    document = json.loads(report.read_text())
+    document["extra"]["tune"]["search"] = "another"
+    other.write_text(json.dumps(document))
+    with pytest.raises(ReportError) as found:
+        run(folder, output="b", earlier=other)
+    assert found.value.code == "tune.other-search"
+    document["extra"] = {}
+    other.write_text(json.dumps(document))
+    with pytest.raises(ReportError) as found:
+        run(folder, output="c", earlier=other)
+    assert found.value.code == "tune.not-tuned"
+
+
+def test_limits_are_the_recipes_gates_where_none_are_given(folder: Path) -> None:
+    path = builders.recipe(folder / "r.yaml", "{minimize: size.file, budget: {trials: 3}}")
+    path.write_text(path.read_text() + "gates: [{metric: size.file, max_ratio: 0.9}]\n")
+    result = tune(folder / "net.onnx", load_recipe(path), folder / "out", Lines())
+    assert result.report.gates[0].where.startswith(f"{path}:")
+
+
+def test_recipes_need_steps_or_a_search(folder: Path) -> None:
+    path = folder / "none.yaml"
+    path.write_text("version: 1\n")
+    with pytest.raises(RecipeError, match="no `steps`"):
+        load_recipe(path)
+
+
+def test_compress_does_not_pretend_to_run_a_search(folder: Path) -> None:
+    recipe = load_recipe(builders.recipe(folder / "r.yaml", SMALL))
+    with pytest.raises(RecipeError) as found:
+        compress(folder / "net.onnx", recipe, folder / "out", Silent())
+    assert found.value.code == "recipe.only-tunes"
