@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli import runtime
+from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import Batch
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
@@ -209,7 +210,7 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
             seed=0,
             progress=Silent(),
             workdir=Path(folder),
-            cache=None,
+            cache=Cache(None),
         )
         start = time.perf_counter()
         try:

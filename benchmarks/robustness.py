@@ -147,12 +147,13 @@ def data_feeds(data: Any) -> Any:
 
 
 def _context(model: Any, data: Any, folder: Path) -> Any:
+    from lepton_cli.cache import Cache
     from lepton_cli.progress import Silent
     from lepton_cli.step import Context
 
     return Context(
         calibration=data, evaluation=None, check=data, original=model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=folder, cache=None,
+        seed=0, progress=Silent(), workdir=folder, cache=Cache(None),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lepton_cli.errors import MissingExtraError, ModelError, ProviderError
+from lepton_cli.machine import usable_threads
 from lepton_cli.tensors import TensorInfo
 
 #: Short names of recipes -> onnxruntime's.
@@ -62,28 +63,6 @@ def provider_name(name: str) -> str:
             + ("; CUDA needs onnxruntime-gpu" if name == "cuda" else ""),
         )
     return str(full)
-
-
-def usable_threads() -> int:
-    """Threads this process may really use: its CPU affinity, cut by the container's quota; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(cores, round(quota)) if quota else cores)
-
-
-def _cgroup_quota() -> float | None:
-    """Cores granted by cgroup v2 or v1, or `None` without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit_v1 = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_v1 = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        return limit_v1 / period_v1 if limit_v1 > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
 
 
 class Session:

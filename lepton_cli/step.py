@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from lepton_cli.cache import Cache
 from lepton_cli.progress import Progress
 from lepton_cli.values import Strict
 
@@ -80,8 +81,8 @@ class Context:
     progress: Progress
     #: Scratch folder of this run; removed at its end.
     workdir: Path
-    #: Folder for results worth keeping between runs (ranges), keyed by content hash; `None`: keep nothing.
-    cache: Path | None
+    #: Results worth keeping between runs: ranges, rankings, measured times.
+    cache: Cache
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
 

@@ -38,7 +38,7 @@ LAYERS = (
     ("runtime",),
     ("step",),
     ("data",),
-    ("metrics", "progress", "tensors", "values"),
+    ("cache", "machine", "metrics", "progress", "tensors", "values"),
     ("units",),
     ("errors", "__init__"),
 )

@@ -120,10 +120,3 @@ def test_library_errors_are_only_asked_of_device_providers() -> None:
     assert runtime.library_error("CPUExecutionProvider") is None
     if "CUDAExecutionProvider" not in runtime.onnxruntime().get_available_providers():
         assert "cannot open" in str(runtime.library_error("CUDAExecutionProvider"))
-
-
-def test_usable_threads_follow_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    for quota, expected in ((None, 8), (2.0, 2), (0.5, 1), (16.0, 8)):
-        monkeypatch.setattr(runtime, "_cgroup_quota", lambda quota=quota: quota)
-        assert runtime.usable_threads() == expected

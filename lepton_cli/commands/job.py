@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
 from lepton_cli.graph import cost, shapes
+from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.model import io
@@ -182,7 +182,7 @@ def prepare(
         or calibration
         or synthetic(inputs, seed=recipe.recipe.seed, samples=samples, batch=4, shapes=shapes_given)
     )
-    threads = (latency.threads if latency else None) or runtime.usable_threads()
+    threads = (latency.threads if latency else None) or usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
     if not run(loaded.model):
         return job
@@ -268,19 +268,6 @@ def _overlap(calibration: Dataset, evaluation: Dataset) -> list[str]:
     if not shared:
         return []
     return [f"{shared} calibration samples are in the evaluation data too: the measured accuracy is too good"]
-
-
-def cache_folder() -> Path | None:
-    """Where results for later runs are kept: `LEPTON_CACHE`, else the user's cache folder; `None`: nowhere."""
-    chosen = os.environ.get("LEPTON_CACHE")
-    if chosen == "":
-        return None
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepton"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def place_text(place: Place | None) -> str:

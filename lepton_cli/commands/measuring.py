@@ -9,7 +9,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from lepton_cli.commands.job import Job, cache_folder
+from lepton_cli.cache import Cache
+from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
 from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
 from lepton_cli.measure.arms import InputNames
@@ -183,5 +184,5 @@ def context(job: Job, scratch: Path, progress: Progress) -> Context:
         seed=job.spec.seed,
         progress=progress,
         workdir=scratch,
-        cache=cache_folder(),
+        cache=Cache.usual(),
     )

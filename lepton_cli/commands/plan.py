@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from lepton_cli.cache import Cache
 from lepton_cli.commands import measuring, runner
 from lepton_cli.commands.job import prepare
 from lepton_cli.errors import LeptonError
@@ -35,7 +36,9 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
     job = prepare(model, recipe, allow_code=allow_code, run=_runs)
     records: list[StepRecord] = []
     with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
-        context = dataclasses.replace(measuring.context(job, Path(folder), progress), score=None, cache=None, dry=True)
+        context = dataclasses.replace(
+            measuring.context(job, Path(folder), progress), score=None, cache=Cache(None), dry=True
+        )
         runs = _runs(job.loaded.model)
         current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)
         sizes = [len(io.to_bytes(job.loaded.model)) if runs else job.loaded.bytes]

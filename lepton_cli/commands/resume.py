@@ -9,8 +9,6 @@ well removes the folder, a run without `--resume` begins by removing it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,17 +17,15 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import ValidationError
 
-from lepton_cli import __version__
+from lepton_cli import cache
 from lepton_cli.commands import runner, workspace
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import LeptonError
+from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.report.model import StepRecord
 from lepton_cli.report.store import write_text
 from lepton_cli.step import Context
-
-#: Packages whose version decides what a step makes.
-_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 
 
 class Kept:
@@ -126,25 +122,16 @@ class Kept:
         """Hash of all that the result of the first `count` steps depends on."""
         job, context = self._job, self._context
         resolved = job.recipe.resolved()
-        facts = {
-            "versions": {"lepton": __version__, **_versions()},
-            "model": job.loaded.sha256,
-            "data": [None if data is None else data.fingerprint for data in (job.calibration, job.evaluation)],
-            "check": context.check.fingerprint,
-            "sources": resolved["data"],
-            "metrics": resolved["evaluate"]["accuracy"],
-            "steps": resolved["steps"][:count],
-            "machine": [context.provider, context.batch, context.threads],
-            "seed": context.seed,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        return cache.key(
+            model=job.loaded.sha256,
+            data=[None if data is None else data.fingerprint for data in (job.calibration, job.evaluation)],
+            check=context.check.fingerprint,
+            sources=resolved["data"],
+            metrics=resolved["evaluate"]["accuracy"],
+            steps=resolved["steps"][:count],
+            machine=machine(),
+            provider=context.provider,
+            batch=context.batch,
+            threads=context.threads,
+            seed=context.seed,
+        )

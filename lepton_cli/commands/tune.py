@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lepton_cli import __version__
+from lepton_cli import cache
 from lepton_cli.commands import measuring, workspace
 from lepton_cli.commands.assemble import Clock
 from lepton_cli.commands.job import Job, prepare
@@ -16,6 +16,7 @@ from lepton_cli.commands.trials import Built, Laboratory
 from lepton_cli.commands.tune_report import RECIPE, Publisher
 from lepton_cli.commands.tune_traits import traits
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
+from lepton_cli.machine import machine
 from lepton_cli.measure.environment import environment
 from lepton_cli.model import io
 from lepton_cli.progress import Progress, Silent
@@ -26,7 +27,7 @@ from lepton_cli.report import facts, store
 from lepton_cli.report.model import Report
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
-from lepton_cli.tune.candidate import Candidate, digest, read_steps
+from lepton_cli.tune.candidate import Candidate, read_steps
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
 from lepton_cli.tune.limits import Judge, check_contradictions
 from lepton_cli.tune.search import Propose, Search
@@ -101,18 +102,17 @@ class _Run:
         self.limits_at = "tune.limits" if self.section.limits else "gates"
         self.environment = environment()
         evaluation, calibration = job.evaluation, job.calibration
-        self.search = digest(
-            __version__,
-            job.loaded.sha256,
-            evaluation.fingerprint if evaluation else None,
-            calibration.fingerprint if calibration else None,
-            job.spec.evaluate.model_dump(mode="json"),
-            job.threads,
-            job.spec.seed,
+        self.search = cache.key(
+            model=job.loaded.sha256,
+            evaluation=evaluation.fingerprint if evaluation else None,
+            calibration=calibration.fingerprint if calibration else None,
+            evaluate=job.spec.evaluate,
+            threads=job.threads,
+            seed=job.spec.seed,
         )
         self.judge = Judge(self.limits, self.section.goal, measuring.structure(job.loaded, job), self.environment)
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
-        self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal, self.environment))
+        self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal))
         self.store: Store = self._open_store()
         self.command = command or _command(job, output)
         self.clock = Clock()
@@ -166,7 +166,7 @@ class _Run:
     def _original(self) -> Trial:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
         known = {trial.key: trial for trial in self.store.trials()}
-        key = digest(self.search, "original", self.judge.needs_latency(), self.environment.cpu)
+        key = cache.key(search=self.search, timed=self.judge.needs_latency(), machine=machine())
         original = known.get(key)
         if original is None:
             with self.progress.stage("original"):

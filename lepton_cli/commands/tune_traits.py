@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from lepton_cli.commands.job import Job
 from lepton_cli.graph import facts, shapes
-from lepton_cli.measure.results import Environment
+from lepton_cli.machine import machine
 from lepton_cli.metrics import find
 from lepton_cli.prune import channels
 from lepton_cli.recipe.schema import Gate
@@ -20,7 +20,7 @@ from lepton_cli.tune.space import Traits
 _TABLE = 4096
 
 
-def traits(job: Job, limits: Sequence[Gate], goal: Objective, machine: Environment) -> Traits:
+def traits(job: Job, limits: Sequence[Gate], goal: Objective) -> Traits:
     """Facts about model, data, machine and goal."""
     found = facts.facts(job.loaded.model, job.one_sample_shapes())
     latency = job.spec.evaluate.latency
@@ -35,7 +35,7 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective, machine: Environme
         labelled=job.evaluation is not None and bool(job.evaluation.label_names),
         provider=latency.providers[0].name if latency else "cpu",
         tables=_tables(job.loaded.model),
-        block=16 if "avx512f" in machine.instructions else 8,
+        block=machine().vector_block,
         goal="size" if is_size(goal.metric) else "time",
         sized=any(is_size(gate.metric) for gate in limits),
         max_drop=min(drops) if drops else None,

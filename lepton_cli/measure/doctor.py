@@ -16,7 +16,9 @@ from time import get_clock_info, perf_counter_ns
 from typing import Literal
 
 from lepton_cli import units
+from lepton_cli.cache import default_folder
 from lepton_cli.errors import LeptonError, MissingExtraError
+from lepton_cli.machine import machine, usable_threads
 from lepton_cli.measure import environment
 from lepton_cli.progress import Progress, Silent
 
@@ -157,9 +159,7 @@ def _provider_fix(name: str) -> str:
 
 
 def _cores() -> Check:
-    from lepton_cli.runtime import usable_threads
-
-    usable, cores = usable_threads(), os.cpu_count() or 1
+    usable, cores = usable_threads(), machine().cores
     found = f"{usable} of {cores} usable" + (" (affinity or container quota)" if usable < cores else "")
     return Check("cores", "ok", found)
 
@@ -168,7 +168,7 @@ def _instructions() -> Check:
     from lepton_cli.quantize import targets
 
     target = targets.resolve("auto")
-    names = ", ".join(environment.instructions()) or "none known"
+    names = ", ".join(machine().instructions) or "none known"
     found = f"{names}; `target: auto` chooses {target.name}"
     if target.name == "x86":
         return Check("instructions", "warn", found, "int8 gains little without VNNI: weights use 7 bits here")
@@ -224,9 +224,9 @@ def _energy() -> Check:
 
 
 def _cache(folder: Path | None) -> Check:
+    folder = folder or default_folder()
     if folder is None:
-        chosen = os.environ.get("LEPTON_CACHE")
-        folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepton"
+        return Check("cache", "ok", "switched off (LEPTON_CACHE is empty)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

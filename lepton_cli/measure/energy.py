@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from lepton_cli.errors import LeptonError
+from lepton_cli.machine import usable_threads
 from lepton_cli.measure import statistics
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.case import Call, Case
 from lepton_cli.measure.results import Energy, EnergyChange, EnergyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
-from lepton_cli.runtime import Arrays, usable_threads
+from lepton_cli.runtime import Arrays
 
 POWERCAP = Path("/sys/class/powercap")
 #: Rounds of one block each for rest and every model, and the longest block: the meter steps once a millisecond.

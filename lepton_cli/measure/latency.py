@@ -14,13 +14,14 @@ from time import perf_counter, perf_counter_ns
 import numpy as np
 
 from lepton_cli.errors import Interrupted, LeptonError, MeasurementError, ProviderError
+from lepton_cli.machine import usable_threads
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.case import Call, Case, Open, Unsupported
 from lepton_cli.measure.results import LatencyTable, Skipped
 from lepton_cli.measure.rounds import Rounds, Times
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent, Stage
-from lepton_cli.runtime import Arrays, usable_threads
+from lepton_cli.runtime import Arrays
 
 #: Rounds before precision may end a measurement, and the fewest that give an interval at all.
 ROUNDS, FEWEST_ROUNDS = 10, 3

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from lepton_cli.errors import MeasurementError
+from lepton_cli.machine import usable_threads
 from lepton_cli.measure.arms import Payload
 from lepton_cli.measure.results import Memory
-from lepton_cli.runtime import Arrays, usable_threads
+from lepton_cli.runtime import Arrays
 
 
 def measure(

@@ -6,19 +6,14 @@ result is kept under the hash of model, data and tensors, and saved now and then
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import os
 import time
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli import cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
@@ -88,8 +83,8 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
 
     Raises DataError for NaN in the data or when no batch fits the model.
     """
-    store = _Store(context.cache, _key(model, names, data))
-    ranges, done = store.load(names)
+    store = _Store(context, model, names, data)
+    ranges, done = store.load()
     inputs = {value.name for value in model.graph.inputs}
     internal = [name for name in names if name not in inputs]
     session = Session(io.payload(with_outputs(model, internal), context.workdir), threads=context.threads)
@@ -134,47 +129,28 @@ def _rebatched(model: ir.Model, data: Dataset, session: Session, internal: Seque
             yield batch
 
 
-def _key(model: ir.Model, names: Sequence[str], data: Dataset) -> str:
-    digest = hashlib.sha256(io.fingerprint(model).encode())
-    digest.update(data.fingerprint.encode())
-    digest.update("\n".join(names).encode())
-    return digest.hexdigest()
-
-
 class _Store:
-    """Ranges on disk, one file per model, data and list of tensors."""
+    """Histograms between runs, by model, data and list of tensors."""
 
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.path = None if folder is None else folder / f"ranges-{key[:32]}.npz"
+    def __init__(self, context: Context, model: ir.Model, names: Sequence[str], data: Dataset) -> None:
+        self._cache, self._names = context.cache, names
+        self._key = cache.key(model=io.fingerprint(model), data=data.fingerprint, tensors=list(names))
 
-    def load(self, names: Sequence[str]) -> tuple[Ranges, int]:
-        empty = Ranges({name: Histogram() for name in names}, 0)
-        if self.path is None or not self.path.exists():
-            return empty, 0
-        try:
-            with np.load(self.path, allow_pickle=False) as kept:
-                histograms = {
-                    name: Histogram.restore(kept[f"b{i}"], kept[f"c{i}"], *map(float, kept[f"r{i}"]))
-                    for i, name in enumerate(names)
-                }
-                samples = int(kept["samples"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return empty, 0
-        return Ranges(histograms, samples), samples
+    def load(self) -> tuple[Ranges, int]:
+        """What is known, and the samples that it was seen on."""
+        fields = [f"{part}{i}" for i in range(len(self._names)) for part in ("bins", "counts", "ends")]
+        stored = self._cache.get("ranges", self._key, "samples", *fields)
+        if stored is None:
+            return Ranges({name: Histogram() for name in self._names}, 0), 0
+        histograms = {
+            name: Histogram.restore(stored[f"bins{i}"], stored[f"counts{i}"], *map(float, stored[f"ends{i}"]))
+            for i, name in enumerate(self._names)
+        }
+        return Ranges(histograms, stored["samples"]), stored["samples"]
 
     def save(self, ranges: Ranges) -> None:
-        if self.path is None:
-            return
-        arrays: dict[str, np.ndarray] = {"samples": np.array(ranges.samples)}
+        arrays: dict[str, object] = {"samples": ranges.samples}
         for i, histogram in enumerate(ranges.histograms.values()):
             bins, counts, low, high = histogram.state()
-            arrays |= {f"b{i}": bins.astype(np.uint16), f"c{i}": counts, f"r{i}": np.array([low, high])}
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-            temporary.replace(self.path)
-        except OSError:  # what is kept for later runs must not cost this one
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            arrays |= {f"bins{i}": bins.astype(np.uint16), f"counts{i}": counts, f"ends{i}": np.array([low, high])}
+        self._cache.put("ranges", self._key, arrays)

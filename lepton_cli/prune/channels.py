@@ -18,6 +18,7 @@ from lepton_cli.coupling.links import Group
 from lepton_cli.errors import DataError, StepError
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
+from lepton_cli.machine import machine
 from lepton_cli.model import external, io
 from lepton_cli.probe import linear
 from lepton_cli.prune import allocate, latency, norms, ranking, recover
@@ -159,7 +160,7 @@ def _levels(group: Group, options: PruneChannels) -> Widths:
     least = max(1, int(np.ceil(float(options.min_width) * group.channels)))
     multiple = options.round_to
     if multiple is None:
-        block = latency.vector_block() if options.target.latency is not None else 1
+        block = machine().vector_block if options.target.latency is not None else 1
         each = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
         narrow = group.channels * each < 2 * block
         multiple = max(1, (block // 2 if narrow else block) // each)

@@ -7,26 +7,25 @@ model is timed beside the original, and the tables' scale is corrected until the
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli import cache
 from lepton_cli.coupling import branches
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.graph import select
+from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, depth, kept, ranking, sensitivity, times, timing
+from lepton_cli.prune import allocate, depth, ranking, sensitivity, times, timing
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan
 from lepton_cli.prune.spec import PruneChannels
-from lepton_cli.runtime import onnxruntime
 from lepton_cli.step import Context
 
 #: What models go through before they are timed.
@@ -52,21 +51,6 @@ class Choice:
     predicted: float
 
 
-def vector_block() -> int:
-    """Channels that onnxruntime's CPU convolutions compute together: 16 with AVX-512, else 8."""
-    return 16 if "avx512f" in _cpu() else 8
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    )
-
-
 def droppable(plan: Plan, options: PruneChannels, context: Context) -> list[Branch]:
     """Branches that may go as a whole under `include`, `exclude` and `scope`, and whose loss can be repaired."""
     if context.calibration is None or options.recover == () or options.scope != "global" or not options.drop_branches:
@@ -90,13 +74,20 @@ def choose(
     `others`: further costs of the plan's groups, each with what may be spent.
     """
     found = droppable(plan, options, context)
-    data = None if context.calibration is None else (context.calibration.fingerprint, context.calibration.count)
-    settings = options.model_dump_json(), data, context.seed, [table.levels.tolist() for table in tables]
-    name = f"latency-{kept.key(plan.model, *_timed_on(options, context), *settings)}"
-    stored = kept.load_facts(context.cache, name, "widths", "dropped", "ratio", "predicted")
+    data = context.calibration
+    key = cache.key(
+        **_timed_on(options, context),
+        model=io.fingerprint(plan.model),
+        options=options,
+        levels=[table.levels for table in tables],
+        data=None if data is None else data.fingerprint,
+        samples=None if data is None else data.count,
+        seed=context.seed,
+    )
+    stored = context.cache.get("latency", key, "widths", "dropped", "ratio", "predicted")
     if stored is None:
         stored = _decide(plan, options, others, context, rankings, tables, found, quantize)
-        kept.save_facts(context.cache, name, stored)
+        context.cache.put("latency", key, stored)
     return Choice(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
         tuple(branch for branch in found if branch.add in stored["dropped"]),
@@ -145,29 +136,41 @@ def _times(
 ) -> times.Times:
     """What every width costs on this machine; measured once for all targets."""
     trials = times.trials(columns, levels, watch.once)
-    name = f"times-{kept.key(columns.plan.model, *_timed_on(options, context), trials)}"
-    stored = kept.load_facts(context.cache, name, "ratios", "errors")
+    key = cache.key(**_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials)
+    stored = context.cache.get("times", key, "ratios", "errors")
     if stored is None:
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
             ratios, errors = times.measure(columns, trials, watch, stage.advance)
-        stored = {"ratios": ratios.tolist(), "errors": errors.tolist()}
-        kept.save_facts(context.cache, name, stored)
-    return times.fitted(columns, trials, np.array(stored["ratios"]), np.array(stored["errors"]))
+        stored = {"ratios": ratios, "errors": errors}
+        context.cache.put("times", key, stored)
+    return times.fitted(columns, trials, stored["ratios"], stored["errors"])
 
 
-def _timed_on(options: PruneChannels, context: Context) -> tuple[object, ...]:
+def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:
     """What measured ratios hold for: the machine, how it is used, the model that they are shares of, and its inputs."""
-    machine = _cpu(), onnxruntime().__version__, context.provider, context.threads, context.batch
-    return *machine, options.timed_as, kept.key(context.original), context.check.fingerprint
+    return {
+        "machine": machine(),
+        "provider": context.provider,
+        "threads": context.threads,
+        "batch": context.batch,
+        "precision": options.timed_as,
+        "original": io.fingerprint(context.original),
+        "inputs": context.check.fingerprint,
+    }
 
 
 def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:
     source = ranking.source_of(context)
     if source is None or not found:
         return []
-    data = source.data.fingerprint, source.samples, context.seed
-    name = f"branches-{kept.key(plan.model, [branch.add for branch in found], *data)}"
-    stored = kept.load_facts(context.cache, name, "losses")
+    key = cache.key(
+        model=io.fingerprint(plan.model),
+        branches=[branch.add for branch in found],
+        data=source.data.fingerprint,
+        samples=source.samples,
+        seed=context.seed,
+    )
+    stored = context.cache.get("branches", key, "losses")
     if stored is not None:
         return list(stored["losses"])
     full = np.array([group.channels for group in plan.groups])
@@ -177,7 +180,7 @@ def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float
     trial = sensitivity.prepare(plan.model, plan.coupling, source, len(found), macs)
     with context.progress.stage("trying without branches", len(found)) as stage:
         losses = depth.losses(plan, found, source, trial, stage.advance)
-    kept.save_facts(context.cache, name, {"losses": losses})
+    context.cache.put("branches", key, {"losses": losses})
     return losses
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli import cache
 from lepton_cli.model import io
 from lepton_cli.probe import linear
 from lepton_cli.prune import cost as cost_model
-from lepton_cli.prune import importance, kept, recover, sensitivity
+from lepton_cli.prune import importance, recover, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
+
+#: By group: the ranking and the loss after removing 0, 1, 2, ... channels.
+Ranked = dict[str, tuple[Ranking, NDArray[np.float64]]]
+#: What is kept of a group.
+_PARTS = ("order", "loss", "curve")
 
 
 def source_of(context: Context) -> recover.Source | None:
@@ -34,14 +41,25 @@ def ranked_groups(
         warnings.append(
             "no calibration data: channels are ranked by their weights and nothing is repaired; expect to lose accuracy"
         )
-    data = None if source is None else (source.data.fingerprint, source.samples)
     names = [group.name for group in plan.groups]
     low = [int(level[-1]) for level in levels]
-    name = kept.key(plan.model, kind, options.recover != (), names, low, data, context.seed)
-    ranked = kept.load(context.cache, name, names)
-    if not ranked:
+    key = cache.key(
+        model=io.fingerprint(plan.model),
+        importance=kind,
+        repaired=options.recover != (),
+        groups=names,
+        least=low,
+        data=None if source is None else source.data.fingerprint,
+        samples=None if source is None else source.samples,
+        seed=context.seed,
+    )
+    stored = context.cache.get("ranking", key, *(f"{what}{i}" for i in range(len(names)) for what in _PARTS))
+    if stored is None:
         ranked = _rank(plan, options, context, low, kind)
-        kept.save(context.cache, name, ranked)
+        context.cache.put("ranking", key, _stored(ranked))
+    else:
+        parts = [[stored[f"{what}{i}"] for what in _PARTS] for i in range(len(names))]
+        ranked = {name: (Ranking(order, loss), curve) for name, (order, loss, curve) in zip(names, parts, strict=True)}
     tables = [
         Table(level, ranked[group.name][1][group.channels - level])
         for group, level in zip(plan.groups, levels, strict=True)
@@ -49,7 +67,16 @@ def ranked_groups(
     return [ranked[group.name][0] for group in plan.groups], tables
 
 
-def _rank(plan: Plan, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> kept.Ranked:
+def _stored(ranked: Ranked) -> dict[str, NDArray[Any]]:
+    """The arrays of every group, numbered."""
+    return {
+        f"{what}{i}": array
+        for i, (ranking, curve) in enumerate(ranked.values())
+        for what, array in zip(_PARTS, (ranking.order, ranking.loss, curve), strict=True)
+    }
+
+
+def _rank(plan: Plan, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> Ranked:
     """The order of removal and its loss, group by group: the long part, and the same for every target."""
     layers = linear.find(plan.model)
     rankings: dict[str, Ranking] = {}

@@ -8,6 +8,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import First
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import dynamic, static
@@ -23,7 +24,7 @@ def drafter(precision: Literal["float", "int8", "dynamic"], context: Context) ->
     if precision == "float":
         return None
     few = First(context.check, _FEW)
-    quick = dataclasses.replace(context, calibration=few, check=few, cache=None, progress=Silent())
+    quick = dataclasses.replace(context, calibration=few, check=few, cache=Cache(None), progress=Silent())
     if precision == "dynamic":
         plain = QuantizeDynamic(step="quantize.dynamic")
         return lambda model: dynamic.quantize(model, plain, dataclasses.replace(quick, calibration=None)).model

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from lepton_cli import cache
+from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.runtime import Arrays, Session
@@ -165,9 +167,48 @@ def _tensors(node: ir.Node) -> list[str]:
     return names
 
 
+#: A choice and what was measured about it.
+Decided = tuple[Choice, dict[str, Any]]
+
+
+def decided_once(
+    model: ir.Model, choice: Choice, target: str, activations: str, context: Context, decide: Callable[[], Decided]
+) -> Decided:
+    """What `decide` says, or what it said before where everything that it depends on was the same.
+
+    The clock decides which layers int8 does not pay for; decided once, a second run gives the same bytes.
+    """
+    if io.weight_bytes(model) >= io.EXTERNAL_ABOVE:
+        return decide()
+    key = cache.key(
+        model=io.fingerprint(model),
+        anchors=choice.anchors,
+        between=choice.between,
+        target=target,
+        activations=activations,
+        machine=machine(),
+        provider=context.provider,
+        batch=context.batch,
+        threads=context.threads,
+        data=None if context.calibration is None else context.calibration.fingerprint,
+    )
+    stored = context.cache.get("speed", key, "dropped", "measured")
+    if stored is not None:
+        for reason, nodes in stored["dropped"].items():
+            choice = choice.without(nodes, reason, model)
+        return choice, stored["measured"]
+    decided, measured = decide()
+    dropped: dict[str, list[str]] = {}
+    for decision in decided.kept:
+        if decision.node in choice.anchors - decided.anchors:
+            dropped.setdefault(decision.reason, []).append(decision.node)
+    context.cache.put("speed", key, {"dropped": dropped, "measured": measured})
+    return decided, measured
+
+
 def faster_choice(
     model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Arrays, context: Context
-) -> tuple[Choice, dict[str, Any]]:
+) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
 
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, where

@@ -20,7 +20,6 @@ from lepton_cli.quantize import (
     guard,
     qdq,
     refine,
-    remembered,
     saturation,
     speed,
     tables,
@@ -155,15 +154,20 @@ class _Run:
             self.warnings.append(f"speed not measured: {reason}")
             return
         with self.context.progress.stage("speed of int8 layers") as stage:
-            self.choice, measured = remembered.decide(
-                self.model, self.choice, self.target, self.context, self._measure_speed
+            self.choice, measured = speed.decided_once(
+                self.model,
+                self.choice,
+                self.target.name,
+                self.options.activations,
+                self.context,
+                self._measure_speed,
             )
             stage.note(f"{measured['speedup']}x")
         self.details["speed"] = measured
         if "verdict" in measured:
             self.warnings.append(f"{measured['verdict']}; the int8 model is kept for its size")
 
-    def _measure_speed(self) -> remembered.Decided:
+    def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(calibration.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)

@@ -8,15 +8,11 @@ provider has no int8 convolution at all.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import platform
-from pathlib import Path
 from typing import Literal
 
-TargetName = Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"]
+from lepton_cli.machine import machine
 
-#: Linux's names of the instruction sets that decide how int8 runs.
-_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+TargetName = Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +61,11 @@ def resolve(name: TargetName, provider: str = "cpu") -> Target:
         return TARGETS[name]
     if provider in ("cuda", "tensorrt"):
         return _because(TARGETS[provider], f"auto: measured on provider `{provider}`")
-    if machine_kind() == "arm":
+    here = machine()
+    if here.kind == "arm":
         return _because(TARGETS["arm"], "auto: this machine is ARM")
-    found = sorted(_VNNI & instruction_sets())
-    if found:
-        return _because(TARGETS["x86-vnni"], f"auto: this machine has {', '.join(found)}")
+    if here.vnni:
+        return _because(TARGETS["x86-vnni"], f"auto: this machine has {', '.join(here.vnni)}")
     return _because(TARGETS["x86"], "auto: this machine has no VNNI")
 
 
@@ -77,28 +73,13 @@ def _because(target: Target, reason: str) -> Target:
     return dataclasses.replace(target, why=f"{reason}; {target.why}")
 
 
-def machine_kind() -> str:
-    """`arm` or `x86`."""
-    return "arm" if platform.machine().lower() in ("aarch64", "arm64", "armv7l") else "x86"
-
-
-@functools.cache
-def instruction_sets() -> frozenset[str]:
-    """Instruction sets of this CPU as Linux names them; empty where it does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(flags.partition(":")[2].split())
-
-
 def runs_here(target: Target) -> str | None:
     """Why results on this machine do not speak for `target`; `None` when they do."""
     if target.name in ("cuda", "tensorrt"):
         return f"target `{target.name}` is not the CPU the model was measured on"
-    if (target.name == "arm") != (machine_kind() == "arm"):
-        return f"this machine is {machine_kind()}, not {target.name}: its speed cannot be measured here"
-    if target.name == "x86-vnni" and not _VNNI & instruction_sets():
+    here = machine()
+    if (target.name == "arm") != (here.kind == "arm"):
+        return f"this machine is {here.kind}, not {target.name}: its speed cannot be measured here"
+    if target.name == "x86-vnni" and not here.vnni:
         return "this machine has no VNNI: uint8 x int8 sums saturate here, and the model is slower than on the target"
     return None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton_cli import cache
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
 
@@ -37,14 +36,7 @@ class Candidate:
 
 def prefix_key(search: str, steps: Sequence[Options]) -> str:
     """Hash of what these steps make of the model that `search` stands for."""
-    plain = [step.model_dump(mode="json") for step in steps]
-    return digest(search, plain)
-
-
-def digest(*parts: object) -> str:
-    """A short SHA-256 over JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return cache.key(search=search, steps=steps)
 
 
 def read_steps(plain: Sequence[Mapping[str, Any]]) -> tuple[Options, ...]:

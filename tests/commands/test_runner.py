@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.cache import Cache
 from lepton_cli.commands import runner
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError, ModelError, StepError
@@ -29,7 +30,7 @@ def _context(tmp_path: Path) -> Context:
     check = synthetic(io.inputs(model), seed=0, samples=8, batch=4)
     return Context(
         calibration=None, evaluation=None, check=check, original=model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=tmp_path, cache=None,
+        seed=0, progress=Silent(), workdir=tmp_path, cache=Cache(None),
     )  # fmt: skip
 
 

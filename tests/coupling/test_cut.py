@@ -8,7 +8,7 @@ import onnx_ir as ir
 from lepton_cli.coupling import cut
 from lepton_cli.model import io
 from tests.coupling.networks import Network, analysed
-from tests.graph.test_coupling import attention, depthwise, grouped, padded_shortcut, split
+from tests.coupling.test_analyse import attention, depthwise, grouped, padded_shortcut, split
 
 
 def cut_first(network: Network, output: str, channels: list[int]) -> ir.Model:

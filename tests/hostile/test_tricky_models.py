@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
+from lepton_cli.cache import Cache
 from lepton_cli.commands import runner
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError, StepError
@@ -258,7 +259,7 @@ def _context(loaded: io.Loaded, folder: Path) -> Context:
     check = synthetic(io.inputs(loaded.model), seed=0, samples=4, batch=2)
     return Context(
         calibration=check, evaluation=None, check=check, original=loaded.model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=folder, cache=None,
+        seed=0, progress=Silent(), workdir=folder, cache=Cache(None),
     )  # fmt: skip
 
 

@@ -17,19 +17,6 @@ def test_environment_of_this_machine() -> None:
     assert found.cpu
 
 
-@pytest.mark.parametrize(
-    ("info", "expected"),
-    [
-        ({"flags": "fpu avx2 avx512f avx512_vnni"}, ("avx2", "avx512f", "avx512_vnni")),
-        ({"Features": "fp asimd asimddp i8mm"}, ("neon", "neon_dotprod", "i8mm")),
-        ({"flags": "fpu"}, ()),
-    ],
-)
-def test_instruction_sets(monkeypatch: pytest.MonkeyPatch, info: dict[str, str], expected: tuple[str, ...]) -> None:
-    monkeypatch.setattr(environment, "_cpuinfo", lambda: info)
-    assert environment.instructions() == expected
-
-
 def test_what_makes_numbers_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "version", lambda package: "1.0")
     monkeypatch.setattr(environment, "governor", lambda: "powersave")

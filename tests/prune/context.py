@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli import runtime
+from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -54,7 +55,7 @@ def context(
     assert shown is not None
     return Context(
         calibration=data, evaluation=None, check=shown, original=model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=folder, cache=cache, dry=dry,
+        seed=0, progress=Silent(), workdir=folder, cache=Cache(cache), dry=dry,
     )  # fmt: skip
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, channels, kept, latency, plan
+from lepton_cli.prune import allocate, channels, latency, plan
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.spec import PruneChannels
-from tests.coupling.networks import Network
-from tests.graph.test_shortcuts import network
+from tests.coupling.test_shortcuts import network
 from tests.prune.context import context, images, redundant
 
 
@@ -84,15 +82,6 @@ def test_narrower_can_be_slower() -> None:
     assert not (widths == 2).any()
 
 
-def test_facts_are_kept_and_damage_is_no_error(tmp_path: Path) -> None:
-    assert kept.load_facts(tmp_path, "x", "losses") is None
-    kept.save_facts(tmp_path, "x", {"losses": [0.5]})
-    assert kept.load_facts(tmp_path, "x", "losses") == {"losses": [0.5]}
-    assert kept.load_facts(tmp_path, "x", "widths") is None
-    (tmp_path / "x.json").write_text("[")
-    assert kept.load_facts(tmp_path, "x") is None
-
-
 def params(**options: object) -> PruneChannels:
     return PruneChannels.model_validate({"step": "prune.channels", "target": {"latency": "100 %"}, **options})
 
@@ -151,17 +140,3 @@ def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
         latency._timed_on(params(), context(model, tmp_path, data, check=check)) for check in (data, other)
     )
     assert first != second
-
-
-@pytest.mark.parametrize("limit", [io.EXTERNAL_ABOVE, 0])
-def test_every_weight_decides_what_is_remembered(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(io, "EXTERNAL_ABOVE", limit)
-    n = Network()
-    model = n.model(n.linear(n.input("x", "batch", 64), 64, 64))
-    before = kept.key(model)
-    assert kept.key(model.clone()) == before
-    value = max(model.graph.initializers.values(), key=lambda value: value.const_value.size)
-    changed = value.const_value.numpy().copy()
-    changed.flat[changed.size // 2] += 1
-    value.const_value = ir.tensor(changed, name=value.name)
-    assert kept.key(model) != before

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -40,7 +41,7 @@ class Samples:
         return []
 
 
-def context(data: Dataset | None, workdir: Path, **options: Any) -> Context:
+def context(data: Dataset | None, workdir: Path, cache: Path | None = None, **options: Any) -> Context:
     """A context with calibration data `data` and defaults for everything else."""
     defaults: dict[str, Any] = {
         "evaluation": None,
@@ -53,7 +54,7 @@ def context(data: Dataset | None, workdir: Path, **options: Any) -> Context:
         "seed": 0,
         "progress": Silent(),
         "workdir": workdir,
-        "cache": None,
+        "cache": Cache(cache),
     }
     return Context(calibration=data, **(defaults | options))
 
