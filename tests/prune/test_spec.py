@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from pydantic import ValidationError
 
-from lepton_cli.prune import timing
+from lepton_cli.prune import stopwatch
 from lepton_cli.prune.spec import PruneChannels, PruneWeights
 from lepton_cli.steps import STEPS
 from tests.prune.context import context, images, redundant
@@ -38,15 +38,15 @@ def test_times_are_those_of_the_later_precision(tmp_path: Path, monkeypatch: pyt
     """Both sides are timed quantized; the result is float."""
     model = redundant()
     timed: list[set[str]] = []
-    runner = timing.Stopwatch._runner
+    runner = stopwatch.Stopwatch._runner
 
-    class Watched(timing.Stopwatch):
+    class Watched(stopwatch.Stopwatch):
         def _runner(self, model: ir.Model) -> Callable[[], object]:
             assert self._quantize is not None
             timed.append({node.op_type for node in self._quantize(model).graph})
             return runner(self, model)
 
-    monkeypatch.setattr(timing, "Stopwatch", Watched)
+    monkeypatch.setattr(stopwatch, "Stopwatch", Watched)
     given = PruneChannels.model_validate(
         {"step": "prune.channels", "target": {"latency": "100 %"}, "round_to": 1, "timed_as": "int8"}
     )
