@@ -402,9 +402,10 @@ def test_plain_attributes_that_say_the_default_change_nothing() -> None:
     [
         lambda n: n.weight(1, 4),
         lambda n: n.weight(),
+        lambda n: n.weight(1),
         lambda n: n.node("Relu", n.weight(4)),
     ],
-    ids=["two axes", "no axis", "computed"],
+    ids=["two axes", "no axis", "one number for all", "computed"],
 )
 def test_a_gemm_whose_third_input_is_no_stored_vector_has_no_place_for_a_bias(bias: Callable[[Network], str]) -> None:
     n = Network()
