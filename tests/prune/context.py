@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -87,3 +89,13 @@ def outputs(model: ir.Model, data: InMemory) -> NDArray[np.float32]:
 def relative_error(model: ir.Model, reference: ir.Model, data: InMemory) -> float:
     now, then = outputs(model, data), outputs(reference, data)
     return float(np.sum((now - then) ** 2) / np.sum((then - then.mean(axis=0)) ** 2))
+
+
+def whole(model: ir.Model, feeds: dict[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """These values from a plain run of everything, every one an output."""
+    proto = ir.to_proto(model)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in feeds)
+    session = runtime.Session(onnx.shape_inference.infer_shapes(proto).SerializeToString(), threads=1, optimise=False)
+    inputs = {info.name for info in session.inputs}
+    return {**feeds, **session.run({name: array for name, array in feeds.items() if name in inputs})}

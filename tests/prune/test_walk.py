@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
@@ -19,18 +18,9 @@ from lepton_cli.graph import cut, io
 from lepton_cli.prune import walk
 from lepton_cli.prune.walk import Walk, crossing, piece
 from tests.graph.networks import Network
+from tests.prune.context import whole
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def whole(model: ir.Model, feeds: Arrays, names: Sequence[str]) -> Arrays:
-    """These values from a plain run of everything, every one an output."""
-    proto = ir.to_proto(model)
-    del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in feeds)
-    session = runtime.Session(onnx.shape_inference.infer_shapes(proto).SerializeToString(), threads=1, optimise=False)
-    inputs = {info.name for info in session.inputs}
-    return {**feeds, **session.run({name: array for name, array in feeds.items() if name in inputs})}
 
 
 def two_inputs() -> ir.Model:
