@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.prune.gram import Sample
 from lepton_cli.prune.regression import Regression, shifted
+from tests.prune.context import rectified_ridge, ridge_solution
 
 Array = NDArray[np.float64]
 
@@ -31,18 +32,6 @@ def moments(rows: Sample, which: NDArray[np.bool_]) -> Array:
     return x.T @ x
 
 
-def with_numpy(x: Array, target: Array, start: Array, ridge: float, intercept: bool) -> Array:
-    """Rows that pull the weights to their start are added below the data: what `lstsq` finds is the ridge solution."""
-    x, size = x.astype(np.float64), x.shape[1]
-    spread = x - x.mean(axis=0) if intercept else x
-    pull = np.sqrt(ridge * np.square(spread).sum() / size) * np.eye(size)
-    if not intercept:
-        weight = np.linalg.lstsq(np.concatenate([x, pull]), np.concatenate([target - start[-1], pull @ start[:-1]]))[0]
-        return np.concatenate([weight, start[-1:]])
-    left = np.block([[x, np.ones((len(x), 1))], [pull, np.zeros((size, 1))]])
-    return np.linalg.lstsq(left, np.concatenate([target, pull @ start[:-1]]))[0]
-
-
 @pytest.mark.parametrize("ridge", [1e-5, 1e-2, 1.0])
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
@@ -50,7 +39,7 @@ def test_solution_is_that_of_an_augmented_system(ridge: float, intercept: bool, 
     rows, start = problem(scale=scale)
     everything = np.ones(60, np.bool_)
     found = Regression(rows, everything, moments(rows, everything), start, intercept).solve(ridge)
-    expected = with_numpy(rows.x, rows.y - rows.offset.astype(np.float64), start, ridge, intercept)
+    expected = ridge_solution(rows.x, rows.y - rows.offset.astype(np.float64), start, ridge, intercept)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
@@ -58,7 +47,7 @@ def test_only_the_chosen_rows_count() -> None:
     rows, start = problem(1)
     which = np.arange(60) % 3 != 0
     found = Regression(rows, which, moments(rows, which), start, True).solve(0.01)
-    expected = with_numpy(rows.x[which], (rows.y - rows.offset)[which], start, 0.01, True)
+    expected = ridge_solution(rows.x[which], (rows.y - rows.offset)[which], start, 0.01, True)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
@@ -69,7 +58,7 @@ def test_other_targets_replace_the_rows_own_and_their_shortcut(intercept: bool) 
     other = np.random.default_rng(9).normal(3, 1, rows.y.shape).astype(np.float32)
     regression = Regression(rows, everything, moments(rows, everything), start, intercept)
     np.testing.assert_allclose(
-        regression.solve(0.1, other), with_numpy(rows.x, other, start, 0.1, intercept), rtol=2e-4, atol=2e-4
+        regression.solve(0.1, other), ridge_solution(rows.x, other, start, 0.1, intercept), rtol=2e-4, atol=2e-4
     )
 
 
@@ -119,15 +108,7 @@ def one_sided(rows: Sample, solution: Array) -> float:
 def test_each_round_fits_to_targets_that_the_last_one_lowered(rounds: int, intercept: bool) -> None:
     rows, start = problem(6)
     everything = np.ones(60, np.bool_)
-    plain = rows.y.astype(np.float64) - rows.offset
-    expected = with_numpy(rows.x, plain, start, 0.05, intercept)
-    for _ in range(rounds):
-        guess = rows.x @ expected[:-1] + expected[-1]
-        target = plain.copy()
-        for i, k in np.ndindex(target.shape):
-            if rows.y[i, k] <= 0:  # any sum of at most zero is right; above it, zero is the nearest
-                target[i, k] = guess[i, k] if guess[i, k] + rows.offset[i, k] <= 0 else -rows.offset[i, k]
-        expected = with_numpy(rows.x, target, start, 0.05, intercept)
+    expected = rectified_ridge(rows.x, rows.y, rows.offset, start, 0.05, intercept, rounds)
     found = Regression(rows, everything, moments(rows, everything), start, intercept).rectified(0.05, rounds)
     np.testing.assert_allclose(found, expected, rtol=5e-4, atol=5e-4)
 
