@@ -48,6 +48,16 @@ LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
 }
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 4), (2, 4)])
+def test_a_gemms_bias_may_have_any_shape(shape: tuple[int, ...]) -> None:
+    n = Network()
+    layer = n.node("Gemm", n.input("x", 2, 3), n.weight(3, 4), n.weight(*shape))
+    model = n.model(n.node("Neg", normed(n, layer, epsilon=0.1)))
+    before = run(model, 2, 3)
+    assert len(fold(model)) == 1
+    np.testing.assert_allclose(run(model, 2, 3)[0], before[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("epsilon", [None, 0.01])
 @pytest.mark.parametrize("name", LAYERS)
@@ -82,7 +92,8 @@ def test_parameters_are_those_of_the_formula() -> None:
     np.testing.assert_allclose(now[0], weight * factor[:, None, None, None], rtol=1e-6)
     np.testing.assert_allclose(now[1], (bias - mean) * factor + shift, rtol=1e-6)
     assert now[0].dtype == now[1].dtype == np.float32
-    assert model.graph.initializers[conv.inputs[2].name].shape == [4]  # type: ignore[union-attr, index]
+    assert conv.inputs[2] is not None
+    assert conv.inputs[2].shape == [4]
 
 
 def test_every_pair_of_a_network_is_folded() -> None:

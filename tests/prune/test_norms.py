@@ -36,18 +36,17 @@ def norm_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == "BatchNormalization"]
 
 
-def statistics(model: ir.Model) -> list[tuple[Array, Array]]:
-    return [
-        tuple(value.const_value.numpy() for value in node.inputs[3:5] if value is not None and value.const_value)
-        for node in norm_nodes(model)
-    ]  # type: ignore[misc]
-
-
 def name_of(node: ir.Node, index: int) -> str:
     value = node.inputs[index]
     assert value is not None
     assert value.name is not None
     return value.name
+
+
+def statistics(model: ir.Model) -> list[tuple[Array, Array]]:
+    held = model.graph.initializers
+    tensors = [[held[name_of(node, index)].const_value for index in (3, 4)] for node in norm_nodes(model)]
+    return [(mean.numpy(), variance.numpy()) for mean, variance in tensors if mean is not None and variance is not None]
 
 
 def with_statistics_of(model: ir.Model, x: Array) -> ir.Model:

@@ -17,7 +17,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph import cut, io
 from lepton_cli.graph.coupling import Coupling
 from lepton_cli.prune import gram, linear, recover
-from lepton_cli.prune.gram import Sample
+from lepton_cli.prune.gram import Aim, Sample
 from lepton_cli.prune.linear import Linear
 from lepton_cli.prune.recover import Repair, Repairer, Source
 from tests.graph.networks import Network, analysed
@@ -477,7 +477,7 @@ def test_no_samples_are_one_batch(tmp_path: Path) -> None:
 Added = Callable[[Network, str, str], list[str]]
 
 
-def aim_of(make: Added, *, conv: bool = False) -> tuple[recover.Aim, Coupling]:
+def aim_of(make: Added, *, conv: bool = False) -> tuple[Aim, Coupling]:
     """Aim of the layer `Gemm_2` (or `Conv_2`), whose output `make` puts to use; the stem's output is at hand too."""
     n = Network()
     if conv:
