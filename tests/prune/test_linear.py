@@ -235,6 +235,18 @@ def test_a_created_bias_takes_an_input_that_was_left_empty() -> None:
     np.testing.assert_allclose(outputs(model, random_array(1, 3, 4, 4)), before + shift, rtol=1e-5, atol=1e-5)
 
 
+def test_a_created_bias_goes_to_its_own_node() -> None:
+    n = Network()
+    x = n.input("x", "batch", 3)
+    model = n.model(n.node("Gemm", n.node("Gemm", x, n.weight(3, 3)), n.weight(3, 3)))
+    first, second = linear.find(model).values()
+    linear.store(model, second, linear.matrix_of(model, second), np.ones(3))
+    assert [layer.bias is not None for layer in linear.find(model).values()] == [False, True]
+    linear.store(model, first, linear.matrix_of(model, first), np.zeros(3))
+    biases = [linear.bias_of(model, layer) for layer in linear.find(model).values()]
+    np.testing.assert_array_equal(biases, [[0, 0, 0], [1, 1, 1]])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_keep_their_type(dtype: type, bias: bool) -> None:

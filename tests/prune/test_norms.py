@@ -166,6 +166,17 @@ def test_rounding_makes_no_variance_below_zero(tmp_path: Path) -> None:
     assert variance[0] == 0
 
 
+def test_256_held_out_samples_are_enough_to_judge(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(1200, 2)).astype(np.float32)
+    weight, zero, one = np.eye(2, dtype=np.float32), np.zeros(2, np.float32), np.ones(2, np.float32)
+    reference, data = dense(x, weight, zero, mean=zero, variance=one)
+    model, _ = dense(x, weight, zero, mean=one, variance=2 * one)
+    _, (repair,) = norms.reestimate(model, reference, source(data, tmp_path, 1200))
+    held = np.concatenate([x[32 * k : 32 * k + 32] for k in range(3, 32, 4)])
+    assert len(held) == 256
+    assert repair.error_before == pytest.approx(distance(model, reference, held), rel=1e-6)
+
+
 @pytest.mark.parametrize("index", [3, 4])
 def test_statistics_that_others_read_or_nodes_compute_stay(index: int, tmp_path: Path) -> None:
     data = images(16)
