@@ -581,6 +581,17 @@ def test_layers_behind_a_dropped_branch_see_other_inputs(tmp_path: Path) -> None
     assert dirty(case, model, stand_ins=stand_in) == ["Gemm_4", "Gemm_9"]
 
 
+def test_weights_that_are_new_and_inputs_left_empty_make_no_other_input(tmp_path: Path) -> None:
+    n = Network()
+    clipped = n.node("Clip", n.input("x", "batch", 3), "", n.weight(values=np.array(2, np.float32)))
+    model = n.model(n.node("Gemm", n.node("Tanh", n.node("Gemm", clipped, n.weight(3, 3))), n.weight(3, 2)))
+    case = Case(model, [], rows(4, 3), tmp_path)
+    changed = io.clone(case.model)
+    first = linear.find(changed)["Gemm_1"]
+    linear.store(changed, first, linear.matrix_of(changed, first), np.ones(3))
+    assert dirty(case, changed, reference=case.reference) == []
+
+
 def layer(node: str, read: str) -> Linear:
     return Linear(node, "Gemm", "w", read, "y", "y", None, False, 0, 1)
 
