@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from typing import Any
@@ -189,6 +190,17 @@ def test_old_opsets_get_the_operators_of_onnxruntime(opset: int, activations: An
     assert np.abs(found - exact).max() < 0.1
 
 
+def test_the_opset_is_that_of_onnx_not_of_other_domains() -> None:
+    graph = Graph()
+    x = graph.op("Gelu", graph.take("x", ["b", 20]), domain="com.microsoft")
+    model = graph.model(graph.linear(x, 20, 24))
+    imports = model.graph.opset_imports
+    imports[""] = imports.pop("")
+    assert list(imports) == ["com.microsoft", ""]
+    made = write(model, {"t0": (-1.0, 1.0), "t1": (-1.0, 1.0)})
+    assert {one.domain for one in made.graph if one.op_type == "DequantizeLinear"} == {""}
+
+
 def test_wide_layers_read_and_write_16_bits_through_their_activation_and_others_keep_8() -> None:
     graph = Graph()
     x = graph.take("x", ["b", 20])
@@ -354,14 +366,17 @@ def test_only_a_dequantize_behind_its_quantize_is_a_pair() -> None:
 
 
 def test_a_tensor_of_unknown_type_is_quantized_and_the_given_model_is_left_alone() -> None:
-    """The writer itself passes over tensors whose type it does not know."""
-    model = dense()
-    inner = node(model, "Relu_1").outputs[0]
+    """The writer itself passes over tensors whose type it cannot infer, such as those behind onnxruntime's operators."""
+    graph = Graph()
+    x = graph.op("Gelu", graph.take("x", ["b", 20]), domain="com.microsoft")
+    model = graph.model(graph.op("MatMul", x, graph.constant(np.eye(20, dtype=np.float32))))
+    inner = node(model, "Gelu_0").outputs[0]
     inner.type = None
     model.producer_name, model.producer_version = "maker", "7"
     before = io.to_bytes(model)
-    made = write(model, DENSE)
-    assert "t1_scale" in made.graph.initializers
+    made = write(model, {"t0": (-1.0, 1.0)})
+    assert "t0_scale" in made.graph.initializers
+    assert source(made, "MatMul_1") == "DequantizeLinear"
     assert inner.type is None
     assert io.to_bytes(model) == before
     assert (made.producer_name, made.producer_version) == ("maker", "7")
@@ -391,7 +406,7 @@ def test_the_writer_is_quiet_and_the_log_is_as_it_was_after() -> None:
     before = logging.root.manager.disable
     try:
         logging.disable(logging.INFO)
-        with pytest.raises(KeyError), qdq.quiet():
+        with contextlib.suppress(KeyError), qdq.quiet():
             assert logging.root.manager.disable == logging.CRITICAL
             raise KeyError
         assert logging.root.manager.disable == logging.INFO
