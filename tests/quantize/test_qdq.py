@@ -366,7 +366,7 @@ def test_only_a_dequantize_behind_its_quantize_is_a_pair() -> None:
 
 
 def test_a_tensor_of_unknown_type_is_quantized_and_the_given_model_is_left_alone() -> None:
-    """The writer itself passes over tensors whose type it cannot infer, such as those behind onnxruntime's operators."""
+    """The writer itself passes over those it cannot infer a type of, such as behind onnxruntime's operators."""
     graph = Graph()
     x = graph.op("Gelu", graph.take("x", ["b", 20]), domain="com.microsoft")
     model = graph.model(graph.op("MatMul", x, graph.constant(np.eye(20, dtype=np.float32))))

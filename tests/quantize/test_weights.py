@@ -246,7 +246,8 @@ def test_slabs_are_consecutive_rows(
     tensor: ir.TensorProtocol = ir.tensor(matrix)
     if external:
         (tmp_path / "data").write_bytes(b"\0" * 12 + matrix.tobytes())
-        tensor = ir.ExternalTensor("data", 12, 400, ir.DataType.FLOAT, shape=ir.Shape([10, 10]), name="w", base_dir=tmp_path)  # fmt: skip
+        place = {"shape": ir.Shape([10, 10]), "name": "w", "base_dir": tmp_path}
+        tensor = ir.ExternalTensor("data", 12, 400, ir.DataType.FLOAT, **place)  # type: ignore[arg-type]
     found = list(weights.slabs(tensor, multiple))
     assert [start for start, _ in found] == starts
     np.testing.assert_array_equal(np.concatenate([slab for _, slab in found]), matrix)
@@ -256,7 +257,8 @@ def test_slabs_are_consecutive_rows(
 
 def test_a_store_appends_at_multiples_of_4096(tmp_path: Path) -> None:
     store = weights.Store(tmp_path)
-    arrays = [np.arange(1030, dtype=np.float32), np.arange(7, dtype=np.uint8), np.zeros(4096, np.uint8), np.ones(3, np.int8)]  # fmt: skip
+    arrays = [np.arange(1030, dtype=np.float32), np.arange(7, dtype=np.uint8)]
+    arrays += [np.zeros(4096, np.uint8), np.ones(3, np.int8)]
     kept = [store.keep(f"a{i}", array.reshape(-1, 1)) for i, array in enumerate(arrays)]
     assert [tensor.offset for tensor in kept] == [0, 8192, 12288, 16384]  # type: ignore[attr-defined]
     assert [tensor.length for tensor in kept] == [4120, 7, 4096, 3]  # type: ignore[attr-defined]
