@@ -65,7 +65,7 @@ ends = st.floats(0, 100, width=32).filter(lambda end: end == 0 or end > 1e-2)
 
 
 @given(low=ends, high=ends)
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_asymmetric_ranges_become_uint8_by_the_closed_form_and_zero_stays_zero(low: float, high: float) -> None:
     if low + high == 0:
         high = 1.0
@@ -78,7 +78,7 @@ def test_asymmetric_ranges_become_uint8_by_the_closed_form_and_zero_stays_zero(l
 
 
 @given(low=ends, high=ends)
-@settings(max_examples=10)
+@settings(max_examples=4)
 def test_symmetric_ranges_become_int8_around_a_zero_point_of_0(low: float, high: float) -> None:
     if low + high == 0:
         high = 1.0

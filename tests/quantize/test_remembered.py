@@ -1,49 +1,243 @@
-"""A decision that was measured once is not measured again."""
+"""A decision that was measured once is not measured again, and one for anything else is."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import pytest
 
 from lepton_cli.graph import io
 from lepton_cli.quantize import choose, remembered
-from lepton_cli.quantize.targets import TARGETS
-from tests.quantize import builders
+from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.targets import TARGETS, Target
+from lepton_cli.steps.base import Context
+from tests.quantize.builders import Graph, Samples, context, mlp
 
 
-def test_the_second_run_decides_the_same_without_measuring(tmp_path: Path) -> None:
-    model = builders.residual_net()
-    io.name_nodes(model)
-    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
+@dataclasses.dataclass
+class Asked:
+    """What is decided about, and how often it was measured."""
+
+    model: ir.Model
+    choice: Choice
+    target: Target
+    context: Context
+    calls: int = 0
+    drop: tuple[tuple[str, str], ...] = (("Gemm_0", "slower in int8"), ("MatMul_2", "no kernel"))
+
+    def measure(self) -> remembered.Decided:
+        self.calls += 1
+        choice = self.choice
+        for name, reason in self.drop:
+            choice = choice.without([name], reason, self.model)
+        return choice, {"speedup": 1.5, "returned": [name for name, _ in self.drop], "call": self.calls}
+
+    def decide(self) -> remembered.Decided:
+        return remembered.decide(self.model, self.choice, self.target, self.context, self.measure)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    graph = Graph()
+    x = graph.op("Sigmoid", graph.linear(graph.take("x", ["b", 32]), 32, 32))
+    x = graph.op("Tanh", graph.op("MatMul", x, graph.constant(np.eye(32, dtype=np.float32))))
+    model = graph.model(graph.linear(x, 32, 32))
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    slow = sorted(choice.anchors)[:1]
-    calls = []
-
-    def measure() -> remembered.Decided:
-        calls.append(1)
-        return choice.without(slow, "slower in int8", model), {"speedup": 1.5, "returned": slow}
-
-    first, measured = remembered.decide(model, choice, TARGETS["x86-vnni"], context, measure)
-    second, again = remembered.decide(model, choice, TARGETS["x86-vnni"], context, measure)
-    assert len(calls) == 1
-    assert first == second
-    assert measured == again
-    remembered.decide(model, choice, TARGETS["arm"], context, measure)
-    assert len(calls) == 2
-    longer = builders.Samples(x=np.zeros((2, 3, 8, 8), np.float32))
-    longer.fingerprint = "longer"
-    remembered.decide(model, choice, TARGETS["arm"], dataclasses.replace(context, calibration=longer), measure)
-    assert len(calls) == 3
+    data = Samples(x=np.zeros((1, 32), np.float32))
+    data.fingerprint = "data"
+    return Asked(model, choice, TARGETS["x86"], context(data, tmp_path, cache=tmp_path / "cache"))
 
 
-def test_a_damaged_note_is_measured_again(tmp_path: Path) -> None:
-    model = builders.residual_net()
-    io.name_nodes(model)
-    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
-    choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    for _ in range(2):
-        remembered.decide(model, choice, TARGETS["x86-vnni"], context, lambda: (choice, {"speedup": 1.0}))
-        (note,) = tmp_path.glob("speed-*.json")
-        note.write_text("{")
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+
+
+def notes(asked: Asked) -> list[Path]:
+    assert asked.context.cache is not None
+    return sorted(asked.context.cache.iterdir())
+
+
+def test_the_second_run_decides_the_same_without_measuring(asked: Asked) -> None:
+    first = asked.decide()
+    assert first[0].anchors == {"Gemm_4"}
+    assert first[0].between == frozenset(), "the region has shrunk"
+    assert [(one.node, one.reason) for one in first[0].kept] == [*asked.drop]
+    assert asked.decide() == first
+    assert asked.calls == 1
+
+
+def test_layers_that_were_float_before_are_not_dropped_again(asked: Asked) -> None:
+    asked.choice = asked.choice.without(["MatMul_2"], "no kernel", asked.model)
+    asked.drop = (("Gemm_0", "no kernel"),)
+    first = asked.decide()
+    (note,) = notes(asked)
+    assert json.loads(note.read_text())["dropped"] == {"no kernel": ["Gemm_0"]}
+    assert asked.decide() == first
+
+
+def test_several_layers_of_one_reason_are_all_kept(asked: Asked) -> None:
+    asked.drop = (("Gemm_0", "slow"), ("Gemm_4", "slow"))
+    first = asked.decide()
+    assert first[0].anchors == {"MatMul_2"}
+    assert asked.decide() == first
+    assert asked.calls == 1
+
+
+def _weights(asked: Asked) -> None:
+    value = asked.model.graph.initializers["w0"]
+    changed = value.const_value.numpy().copy()  # type: ignore[union-attr]
+    changed[0] += 1
+    value.const_value = ir.tensor(changed, name="w0")
+
+
+def _fingerprint(asked: Asked) -> None:
+    other = Samples(x=np.zeros((1, 32), np.float32))
+    other.fingerprint = "other"
+    asked.context = dataclasses.replace(asked.context, calibration=other)
+
+
+def _context(**options: Any) -> Callable[[Asked], None]:
+    def change(asked: Asked) -> None:
+        asked.context = dataclasses.replace(asked.context, **options)
+
+    return change
+
+
+def _choice(asked: Asked) -> None:
+    asked.choice = asked.choice.without(["Gemm_4"], "left out", asked.model)
+
+
+def _target(asked: Asked) -> None:
+    asked.target = TARGETS["x86-vnni"]
+
+
+CHANGES: dict[str, Callable[[Asked], None]] = {
+    "model": _weights,
+    "choice": _choice,
+    "target": _target,
+    "provider": _context(provider="openvino"),
+    "batch": _context(batch=2),
+    "threads": _context(threads=2),
+    "data": _fingerprint,
+    "no data": _context(calibration=None),
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_anything_that_speed_depends_on_is_a_part_of_the_key(part: str, asked: Asked) -> None:
+    asked.decide()
+    CHANGES[part](asked)
+    asked.decide()
+    assert asked.calls == 2
+    assert len(notes(asked)) == 2
+    asked.decide()
+    assert asked.calls == 2
+
+
+def test_another_machine_or_version_is_measured_again(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runtime:
+        __version__ = "0.0"
+
+    asked.decide()
+    for i, (name, value) in enumerate(
+        {"instruction_sets": lambda: frozenset({"avx"}), "__version__": "0", "onnxruntime": Runtime}.items()
+    ):
+        monkeypatch.setattr(remembered, name, value)
+        asked.decide()
+        assert asked.calls == i + 2, name
+
+
+def test_what_speed_does_not_depend_on_is_not(asked: Asked) -> None:
+    """The order in which sets give their members least of all."""
+    asked.decide()
+    asked.context = dataclasses.replace(asked.context, seed=5, check=None)
+    asked.choice = dataclasses.replace(asked.choice, anchors=frozenset(sorted(asked.choice.anchors, reverse=True)))
+    asked.decide()
+    assert asked.calls == 1
+
+
+def test_the_key_is_one_of_many(asked: Asked) -> None:
+    asked.decide()
+    (note,) = notes(asked)
+    digits = note.name.removeprefix("speed-").removesuffix(".json")
+    assert len(digits) == 32
+    assert set(digits) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "null", "3", '{"dropped": {}}', '{"measured": {}}', '{"other": 1}', "\x00"]
+)
+def test_a_damaged_note_is_measured_and_written_again(damage: str, asked: Asked) -> None:
+    asked.decide()
+    (note,) = notes(asked)
+    whole = json.loads(note.read_text())
+    note.write_text(damage)
+    asked.decide()
+    assert asked.calls == 2
+    assert notes(asked) == [note], "nothing temporary is left"
+    again = json.loads(note.read_text())
+    assert again["dropped"] == whole["dropped"]
+    assert again["measured"]["call"] == 2
+
+
+def test_notes_of_a_later_version_with_more_in_them_are_read(asked: Asked) -> None:
+    asked.decide()
+    (note,) = notes(asked)
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"more": 1}))
+    asked.decide()
+    assert asked.calls == 1
+
+
+def test_without_a_folder_or_with_one_that_cannot_be_written_all_is_measured(asked: Asked, tmp_path: Path) -> None:
+    folder = asked.context.cache
+    asked.context = dataclasses.replace(asked.context, cache=None)
+    first, _ = asked.decide()
+    assert asked.decide()[0] == first
+    assert asked.calls == 2
+    assert folder is not None
+    assert list(folder.iterdir()) == []
+    asked.context = dataclasses.replace(asked.context, cache=tmp_path / "missing")
+    assert asked.decide()[0] == first
+    assert asked.calls == 3
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_note_that_cannot_be_put_in_its_place_leaves_nothing_behind(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Path, "replace", fail)
+    asked.decide()
+    assert notes(asked) == []
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (1, 1)])
+def test_models_beyond_protobuf_are_measured_each_time(
+    limit: int, kept: int, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes cannot be hashed in one piece."""
+    monkeypatch.setattr(io, "EXTERNAL_ABOVE", io.weight_bytes(asked.model) + limit)
+    asked.decide()
+    asked.decide()
+    assert asked.calls == 2 - kept
+    assert len(notes(asked)) == kept
+
+
+def test_a_model_is_known_by_its_bytes_not_by_its_object(asked: Asked) -> None:
+    asked.decide()
+    asked.model = io.clone(asked.model)
+    asked.decide()
+    assert asked.calls == 1
+    asked.model = mlp()
+    asked.drop = ()
+    asked.decide()
+    assert asked.calls == 2
