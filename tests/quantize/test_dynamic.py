@@ -12,7 +12,7 @@ from lepton_cli.graph import io
 from lepton_cli.quantize import weights
 from lepton_cli.steps.base import Outcome
 from lepton_cli.steps.quantize_dynamic import Params, apply
-from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
+from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, run, sqnr
 
 
 def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
@@ -37,6 +37,26 @@ def test_conv_only_when_asked_and_with_a_warning(tmp_path: Path) -> None:
     asked = quantize(model, tmp_path, data, op_types=["Conv"])
     assert asked.changed == 5
     assert "slower" in asked.warnings[0]
+
+
+def test_a_gemm_that_does_more_than_multiply_and_add_stays_float_and_exact(tmp_path: Path) -> None:
+    """Written as a product and an addition it would lose alpha, beta and transA: 2*x*w + 3*b became x*w + b."""
+    weight, bias = np.eye(16, dtype=np.float32), np.full(16, 10, np.float32)
+    feeds = np.arange(256, dtype=np.float32).reshape(16, 16)
+    cases = {
+        "transA": ({"transA": 1}, feeds.T + bias, "its activation is transposed (transA)"),
+        "alpha": ({"alpha": 2.0}, 2 * feeds + bias, "it scales its operands (alpha, beta)"),
+        "beta": ({"beta": 3.0}, feeds + 3 * bias, "it scales its operands (alpha, beta)"),
+    }
+    for name, (attributes, expected, reason) in cases.items():
+        graph = Graph()
+        x = graph.take("x", [16, 16])
+        y = graph.op("Gemm", x, graph.constant(weight), graph.constant(bias), **attributes)
+        model = graph.model(y, graph.op("MatMul", x, graph.constant(weight)))
+        outcome = quantize(model, tmp_path, Samples(x=feeds))
+        assert outcome.changed == 1, "the MatMul"
+        assert [one.reason for one in outcome.decisions if one.action == "kept"] == [reason], name
+        np.testing.assert_array_equal(run(outcome.model, Samples(x=feeds)), expected)
 
 
 def test_unknown_operator(tmp_path: Path) -> None:
