@@ -41,6 +41,31 @@ def test_what_leaves_the_range_stays_float32(tmp_path: Path) -> None:
     assert sqnr(model, outcome.model, rows()) > 50
 
 
+def test_an_output_beyond_the_range_is_returned_in_float32(tmp_path: Path) -> None:
+    """Kept in float32, but cast to float16 on its way out it was infinite."""
+    graph = Graph()
+    large = graph.op("Mul", graph.take("x", ["b", 64]), graph.constant(np.float32(1e5)))
+    model = graph.model(large, graph.op("Tanh", graph.op("Mul", large, graph.constant(np.float32(1e-5)))))
+    outcome = convert(model, tmp_path, rows())
+    np.testing.assert_array_equal(run(outcome.model, rows()), run(model, rows()))
+    assert [value.name for value in outcome.model.graph.outputs] == ["t0", "t2"]
+    assert outcome.details["sqnr_db"] > 50
+
+
+def test_nodes_left_out_are_told_once_and_not_counted_as_changed(tmp_path: Path) -> None:
+    """Add_1 cuts float16 short, so that Adds go back; Add_0 was left out already. Only Softmax changes."""
+    graph = Graph()
+    x = graph.op("Add", graph.take("x", ["b", 8]), graph.constant(np.float32(1)))
+    masked = graph.op("Add", x, graph.constant(np.full(8, -3.4e38, np.float32)))
+    outcome = convert(graph.model(graph.op("Softmax", masked)), tmp_path, rows(8, 8), exclude=["Add_0"])
+    assert [(one.node, one.op, one.action, one.reason) for one in outcome.decisions] == [
+        ("Add_0", "Add", "kept", "left out by include/exclude"),
+        ("Add_1", "Add", "kept", "float16 ruins the outputs here (measured)"),
+    ]
+    assert outcome.changed == 1
+    assert outcome.details["kept"] == 2
+
+
 def test_nothing_in_float32(tmp_path: Path) -> None:
     half = convert(mlp(), tmp_path, rows(), keep_io=False).model
     assert convert(half, tmp_path, Samples(x=rows().feeds["x"].astype(np.float16))).changed == 0
