@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from lepton_cli.errors import ModelError
 from lepton_cli.graph import io
@@ -83,6 +83,9 @@ def test_products_that_are_no_gemm_stay() -> None:
     graph = Graph()
     x = graph.op("MatMul", graph.take("x", [3, 20]), graph.constant(np.ones(20, np.float32)))
     stay["a weight of one dimension"] = graph.model(graph.op("Add", x, graph.constant(np.ones(3, np.float32))))
+    graph = Graph()
+    x = graph.op("MatMul", graph.take("x", [20, 20]), graph.constant(np.ones((2, 20, 24), np.float32)))
+    stay["a weight of three"] = graph.model(graph.op("Add", x, graph.constant(np.ones((20, 24), np.float32))))
     for why, model in stay.items():
         before = ops(model)
         prepare.matmul_to_gemm(model)
@@ -147,7 +150,8 @@ def test_a_gemm_becomes_a_product_and_an_addition(transposed: int, bias: bool) -
     graph = Graph()
     matrix = graph.random.normal(size=(24, 20) if transposed else (20, 24)).astype(np.float32)
     more = [graph.constant(graph.random.normal(size=24).astype(np.float32))] if bias else []
-    y = graph.op("Gemm", graph.take("x", ["b", 20]), graph.constant(matrix), *more, transB=transposed)
+    layout = {"transB": 1} if transposed else {}
+    y = graph.op("Gemm", graph.take("x", ["b", 20]), graph.constant(matrix), *more, **layout)
     model = graph.model(graph.op("Tanh", y))
     expected = DATA.feeds["x"] @ (matrix.T if transposed else matrix) + (array(model, more[0]) if bias else 0)
     prepare.gemm_to_matmul(model, {"Gemm_0"})
@@ -189,6 +193,23 @@ def test_quantized_operators_are_refused_but_tables_in_blocks_are_not() -> None:
     prepare.refuse_quantized(mlp())
 
 
+def test_preparing_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    graph = Graph()
+    steps = [graph.constant(np.float32(1)), graph.constant(np.uint8(0))]
+    x = graph.op("QuantizeLinear", graph.take("x", ["b", 20]), *steps)
+    with pytest.raises(ModelError, match="quantized already"):
+        prepare.prepare(graph.model(graph.op("DequantizeLinear", x, *steps)), context(DATA, tmp_path))
+
+
+def test_constant_nodes_are_weights_for_what_follows(tmp_path: Path) -> None:
+    graph = Graph()
+    matrix = graph.op("Constant", value=numpy_helper.from_array(np.eye(20, 24, dtype=np.float32)))
+    model = graph.model(graph.op("MatMul", graph.take("x", ["b", 20]), matrix))
+    made = prepare.prepare(model, context(DATA, tmp_path)).model
+    assert ops(made) == ["MatMul"]
+    assert by_name(made)["MatMul_1"].inputs[1].const_value is not None  # type: ignore[union-attr]
+
+
 def normalised(opset: int = 17, spread: bool = False) -> ir.Model:
     """A dead node, a computed constant, and Conv with batch norm (`spread`: one behind nothing to fold into)."""
     graph = Graph(opset)
@@ -199,7 +220,8 @@ def normalised(opset: int = 17, spread: bool = False) -> ir.Model:
         for _ in range(4):
             x = graph.op("Tanh", graph.op("BatchNormalization", x, *ones))
     y = graph.op("BatchNormalization", graph.conv(x, 3, 4, relu=False), *parts)
-    two = graph.op("Add", graph.constant(np.float32(1)), graph.constant(np.float32(1)))
+    one = graph.op("Constant", value=numpy_helper.from_array(np.float32(1)))
+    two = graph.op("Add", one, graph.constant(np.float32(1)))
     graph.op("Tanh", y)
     return graph.model(graph.op("Mul", graph.op("Identity", y), two))
 
