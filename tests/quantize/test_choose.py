@@ -206,6 +206,13 @@ def test_constants_that_are_joined_must_be_float32() -> None:
     assert candidates(model).between == frozenset()
 
 
+def test_a_node_that_reads_only_constants_is_none_between() -> None:
+    graph = Graph()
+    y = graph.op("Relu", graph.constant(ones(1, 32)))
+    model = graph.model(graph.linear(y, 32, 32))
+    assert candidates(model).between == frozenset()
+
+
 def test_shapes_and_axes_of_a_moving_node_are_no_activations() -> None:
     graph = Graph()
     x = graph.linear(graph.take("x", ["b", 32]), 32, 32)
