@@ -129,14 +129,14 @@ def test_the_symmetric_search_finds_the_best_of_its_cuts(method: str, bits: int)
     assert better > 20
 
 
-def k_quant(block: np.ndarray, bits: int) -> float:
+def k_quant(block: np.ndarray, bits: int, nudge: float = 0.0) -> float:
     """Least squared error of llama.cpp's search for one block: stretched scales, each refitted by least squares."""
     top = 2**bits - 1
     low, high = min(float(block.min()), 0.0), max(float(block.max()), 0.0)
 
     def attempt(scale: float, offset: float) -> tuple[float, np.ndarray]:
         zero = min(max(round(offset / scale), 0), top)
-        codes = np.clip(np.rint(block / scale + zero), 0, top)
+        codes = np.clip(np.rint(block / scale + zero + nudge), 0, top)
         return float(np.square((codes - zero) * scale - block).sum()), codes
 
     found = [attempt((high - low) / top, -low)[0]]
@@ -146,6 +146,18 @@ def k_quant(block: np.ndarray, bits: int) -> float:
         slope, intercept = np.linalg.lstsq(np.stack([codes, np.ones(len(codes))], axis=1), block, rcond=None)[0]
         found.append(attempt(float(slope), -float(intercept))[0])
     return min(found)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_k_quant_of_positive_blocks(bits: int) -> None:
+    """The fitted zero point would lie below the codes: it is cut to 0.
+
+    Stretched by half a code, the greatest value lies right between two: either may be taken.
+    """
+    blocks = np.abs(heavy(40, 6)) + np.float32(0.7)
+    made = error(blockwise.quantize(blocks, bits, "k_quant", False), blocks, bits)
+    either = [np.array([k_quant(block.astype(float), bits, nudge) for block in blocks]) for nudge in (-1e-5, 1e-5)]
+    assert np.all(np.isclose(made, either[0], rtol=2e-3) | np.isclose(made, either[1], rtol=2e-3))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

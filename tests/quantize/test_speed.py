@@ -493,6 +493,16 @@ def test_the_last_layer_is_never_returned_by_a_prefix(decide: Callable[..., Any]
     assert [len(entry["nodes"]) for entry in measured["returned"]] == [1, 1, 1, 1]
 
 
+def test_all_convolutions_are_no_prefix(decide: Callable[..., Any]) -> None:
+    graph = Graph()
+    x = graph.op("Flatten", graph.conv(graph.take("x", ["b", 3, 4, 4]), 3, 4))
+    model = graph.model(graph.linear(x, 64, 16))
+    times = dict.fromkeys(["Conv_0", "Gemm_3"], (10.0, 10.0))
+    choice, measured, trial = decide(model, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
+    assert choice.anchors == {"Conv_0", "Gemm_3"}
+    assert (measured["returned"], len(trial.compared)) == ([], 1)
+
+
 def test_prefixes_are_counted_over_convolutions(decide: Callable[..., Any]) -> None:
     model = mlp()
     times = dict.fromkeys(["Gemm_0", "MatMul_2"], (10.0, 10.0))
