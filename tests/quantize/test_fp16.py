@@ -218,6 +218,7 @@ def test_the_kinds_that_ruin_outputs_go_back_one_after_the_other_the_best_first(
     judged.scores = {
         kinds(): 5.0, kinds("Mul"): 10.0, kinds("Add"): 8.0, kinds("Mul", "Sub"): 20.0, kinds("Mul", "Add"): 19.0,
         kinds("Add", "Mul", "Sub"): 29.999, kinds("Div", "Mul", "Sub"): 25.0,
+        kinds("Add", "Div", "Mul", "Sub"): 50.0,
     }  # fmt: skip
     outcome = convert(arithmetic(), tmp_path, rows())
     assert set(reasons(outcome)) == {"Mul_1", "Sub_2", "Add_0"}, "three kinds at most"
