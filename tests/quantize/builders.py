@@ -104,7 +104,9 @@ class Graph:
     def model(self, *outputs: str) -> ir.Model:
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "test", self.inputs, made, self.weights)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        domains = {"": self.opset} | {node.domain: 1 for node in self.nodes if node.domain}
+        imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+        proto = helper.make_model(graph, opset_imports=imports, ir_version=8)
         return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
