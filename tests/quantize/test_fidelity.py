@@ -1,6 +1,7 @@
 """SQNR of a candidate's outputs, against the formula written out in numpy."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from lepton_cli.data.dataset import Batch
 from lepton_cli.quantize.fidelity import Fidelity
 from tests.quantize.builders import Graph, Samples, WithConstants, context
 
@@ -116,6 +118,8 @@ def test_the_first_64_samples_are_compared_in_batches_of_16(tmp_path: Path) -> N
     fidelity = Fidelity(net(), context(samples(200), tmp_path))
     assert [batch.start for batch in fidelity.batches] == [0, 16, 32, 48]
     assert [len(batch["y"]) for batch in fidelity.reference] == [16] * 4
+    counts = {size: len(Fidelity(net(), context(samples(200), tmp_path), batch=size).batches) for size in (7, 8, 9)}
+    assert counts == {7: 10, 8: 8, 9: 8}
 
 
 @pytest.mark.parametrize(("wanted", "batches"), [(7, 2), (8, 2), (9, 3), (1, 1), (99, 3)])
@@ -129,6 +133,21 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
     model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("one", [1])))
     data = WithConstants({"one": np.ones(1, dtype=np.float32)}, x=samples(12).feeds["x"])
     assert len(Fidelity(model, context(data, tmp_path), samples=8, batch=4).batches) == 2
+
+
+class Scalars(Samples):
+    """Batches of one number each, without any axis."""
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        for start, value in enumerate(self.feeds["x"][:, 0]):
+            yield Batch({"x": np.asarray(value)}, {}, start)
+
+
+def test_a_batch_of_scalars_counts_as_one_sample(tmp_path: Path) -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Relu", graph.take("x", [])))
+    data = Scalars(x=samples(9).feeds["x"])
+    assert len(Fidelity(model, context(data, tmp_path), samples=5).batches) == 5
 
 
 def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> None:

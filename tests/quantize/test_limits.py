@@ -1,5 +1,6 @@
 """Ranges from histograms, against brute force over the raw values."""
 
+import inspect
 import math
 import struct
 
@@ -158,6 +159,10 @@ def _fast_error(values: np.ndarray, low: float, high: float, levels: int) -> flo
 def test_mse_without_anything_to_gain_is_the_full_range() -> None:
     values = np.array([-1, 2] * 50, dtype=np.float32)
     assert limits.limits(histogram(values), "mse", 4) == (-1, 2)
+
+
+def test_eight_bits_have_256_levels() -> None:
+    assert inspect.signature(limits.limits).parameters["levels"].default == 256
 
 
 def divergence(bins: list[float], end: int, steps: int) -> float:
