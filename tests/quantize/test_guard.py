@@ -222,6 +222,25 @@ def test_many_layers_are_measured_in_groups_of_neighbours(
     assert [one.sqnr_db for one in found] == [sum(2.0 ** names.index(name) for name in one.nodes) for one in found]
 
 
+def test_a_group_is_named_after_the_operator_of_its_first_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_TRIALS", 1)
+    graph = Graph()
+    x = graph.linear(graph.take("x", ["b", 16]), 16, 16, gemm=False)
+    model = graph.model(graph.linear(x, 16, 16))
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    written = Written(model)
+    ratio = Ratio(written, dict.fromkeys(choice.anchors, 1.0))
+    (found,) = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path))  # type: ignore[arg-type]
+    assert (len(found.nodes), found.op) == (2, "MatMul")
+
+
+def test_drops_are_reported_to_five_digits() -> None:
+    report = held([0.123456789, 0.0], 1.0)[2]
+    assert report["trials"] == [{"float": 0, "drop": 0.12346}]
+
+
 def test_at_most_48_trials() -> None:
     assert guard.MOST_TRIALS == 48
 
