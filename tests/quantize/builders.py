@@ -233,3 +233,11 @@ class Told:
         return self
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class Scalars(Samples):
+    """Batches of one number `x` each, without any axis."""
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        for start, value in enumerate(self.feeds["x"]):
+            yield Batch({"x": np.asarray(value)}, {}, start)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.quantize.channels import Channels, collect
-from tests.quantize.builders import Graph, Samples, Told, WithConstants, context
+from tests.quantize.builders import Graph, Samples, Scalars, Told, WithConstants, context
 
 
 def net() -> ir.Model:
@@ -63,14 +63,24 @@ def test_no_tensors_need_no_pass(tmp_path: Path) -> None:
     assert told.stages == []
 
 
-def test_progress_counts_samples_not_scalars(tmp_path: Path) -> None:
+def test_progress_counts_samples_not_scalars_and_states(tmp_path: Path) -> None:
     graph = Graph()
-    model = graph.model(graph.op("Relu", graph.op("Mul", graph.take("scale", []), graph.take("x", ["b", 3]))))
-    told = Told()
-    samples = WithConstants({"scale": np.array(3, dtype=np.float32)}, x=np.ones((3, 3), dtype=np.float32))
-    found = collect(model, {"t0": 1}, samples, context(samples, tmp_path, progress=told))
-    assert found["t0"].high.tolist() == [3, 3, 3]
+    factor = graph.op("Mul", graph.take("scalar", []), graph.take("state", [1]))
+    model = graph.model(graph.op("Relu", graph.op("Mul", factor, graph.take("x", ["b", 3]))))
+    constants = {"scalar": np.array(3, dtype=np.float32), "state": np.ones(1, dtype=np.float32)}
+    samples, told = WithConstants(constants, x=np.ones((3, 3), dtype=np.float32)), Told()
+    found = collect(model, {"t1": 1}, samples, context(samples, tmp_path, progress=told))
+    assert found["t1"].high.tolist() == [3, 3, 3]
     assert told.counts == [3]
+
+
+def test_a_batch_without_any_axis_is_one_sample(tmp_path: Path) -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Mul", graph.take("x", []), graph.constant(np.float32([1, -2]))))
+    samples, told = Scalars(x=np.float32([3, 4])), Told()
+    found = collect(model, {"t0": 0}, samples, context(samples, tmp_path, progress=told))
+    assert (found["t0"].low.tolist(), found["t0"].high.tolist()) == ([0, -8], [4, 0])
+    assert told.counts == [1, 1]
 
 
 def test_widest_is_the_greater_magnitude_of_both_ends() -> None:

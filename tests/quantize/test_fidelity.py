@@ -1,7 +1,6 @@
 """SQNR of a candidate's outputs, against the formula written out in numpy."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from lepton_cli.data.dataset import Batch
 from lepton_cli.quantize.fidelity import Fidelity
-from tests.quantize.builders import Graph, Samples, WithConstants, context
+from tests.quantize.builders import Graph, Samples, Scalars, WithConstants, context
 
 
 def net(factor: float = 1.0, shift: float = 0.0, start: int = 0) -> ir.Model:
@@ -135,18 +133,10 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
     assert len(Fidelity(model, context(data, tmp_path), samples=8, batch=4).batches) == 2
 
 
-class Scalars(Samples):
-    """Batches of one number each, without any axis."""
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        for start, value in enumerate(self.feeds["x"][:, 0]):
-            yield Batch({"x": np.asarray(value)}, {}, start)
-
-
 def test_a_batch_of_scalars_counts_as_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Relu", graph.take("x", [])))
-    data = Scalars(x=samples(9).feeds["x"])
+    data = Scalars(x=samples(9).feeds["x"][:, 0])
     assert len(Fidelity(model, context(data, tmp_path), samples=5).batches) == 5
 
 
