@@ -203,6 +203,12 @@ def test_at_most_48_rows_and_128_channels_of_two_samples_are_looked_at(tmp_path:
     x[:, 8:] = 255  # 40 rows of each sample: 48 are looked at, which are all of the first and 8 zeros
     found = simulate(model, Samples(x=x), tmp_path, {"x": (0.0, 255.0)})
     assert [one.share for one in found] == [pytest.approx(32 / 48)]
+    graph = Graph()
+    model = graph.model(graph.op("MatMul", graph.take("x", ["b", 15, 2]), graph.constant(integers([127, 127]))))
+    x = np.full((3, 15, 2), 255, dtype=np.float32)
+    x[1:] = 0
+    found = simulate(model, Samples(x=x), tmp_path, {"x": (0.0, 255.0)})
+    assert [one.share for one in found] == [0.5]
 
 
 def test_layers_are_named_worst_first_and_only_where_sums_are_cut(tmp_path: Path) -> None:
