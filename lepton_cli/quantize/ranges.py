@@ -152,7 +152,8 @@ class _Store:
         if self.path is None or not self.path.exists():
             return empty, 0
         try:
-            with np.load(self.path, allow_pickle=False) as kept:
+            # Opened here: numpy leaves a file open that is no whole archive.
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 histograms = {
                     name: Histogram.restore(kept[f"b{i}"], kept[f"c{i}"], *map(float, kept[f"r{i}"]))
                     for i, name in enumerate(names)
