@@ -68,7 +68,7 @@ def optimal_brain(matrix: Floats, covariance: Floats, steps: Floats, limit: int,
         made[:, column] = np.clip(np.rint(left[:, i] / steps), -limit, limit) * steps
         error = (left[:, i] - made[:, column]) / inverse[i, i]
         left[:, i + 1 :] -= np.outer(error, inverse[i, i + 1 :])
-        inverse[i + 1 :, i + 1 :] -= np.outer(inverse[i + 1 :, i], inverse[i, i + 1 :]) / inverse[i, i]
+        inverse[i + 1 :, i + 1 :] -= np.outer(inverse[i + 1 :, i] / inverse[i, i], inverse[i, i + 1 :])
     return made
 
 

@@ -252,6 +252,23 @@ def test_layers_with_very_long_rows_are_left_out(tmp_path: Path, monkeypatch: py
         assert len(simulate(model, data, tmp_path, {"x": (0, 1)})) == layers
 
 
+def test_the_length_of_a_row_is_its_inputs_not_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saturation, "LONGEST_ROW", 4)
+    for inner, outer, layers in ((4, 9, 1), (5, 2, 0)):
+        data = Samples(x=np.ones((1, inner), dtype=np.float32))
+        assert (
+            len(simulate(product(np.ones((inner, outer), dtype=np.float32)), data, tmp_path, {"x": (0, 1)})) == layers
+        )
+
+
+def test_results_that_cancel_out_have_no_signal(tmp_path: Path) -> None:
+    # 64770 and -64770 are cut to 32767 and -32768: the result is wrong by 1, and should be 0.
+    data = Samples(x=np.float32([[255] * 4]))
+    (found,) = simulate(product(integers([127, 127, -127, -127])), data, tmp_path, {"x": (0, 255)})
+    assert found.share == 1
+    assert found.sqnr_db == pytest.approx(-300)
+
+
 def test_a_range_without_extent_is_all_zero(tmp_path: Path) -> None:
     assert (
         simulate(product(integers([127, 127])), Samples(x=np.zeros((1, 2), np.float32)), tmp_path, {"x": (0, 0)}) == []

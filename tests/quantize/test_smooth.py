@@ -142,6 +142,17 @@ def test_tensors_of_unknown_or_other_width_are_left() -> None:
     assert ops(made) == ops(model)
 
 
+def test_products_may_have_more_results_than_inputs() -> None:
+    graph = Graph()
+    weight = graph.random.normal(size=(3, 7)).astype(np.float32)
+    model = graph.model(graph.op("MatMul", graph.op("Tanh", graph.take("x", ["b", 3])), graph.constant(weight)))
+    made, ranges = smooth.smooth(
+        model, choice_of(model), {"t0": Channels(-np.ones(3, np.float32), np.float32([9, 1, 1]))}, 0.5
+    )
+    assert list(ranges) == ["t0.smoothed"]
+    assert sqnr(model, made, data(3)) > 110
+
+
 def test_a_tensor_left_alone_does_not_keep_the_next_one_from_it() -> None:
     graph = Graph()
     x = graph.take("x", ["b", 4])
