@@ -1,5 +1,6 @@
 """Streaming calibration: what is counted, in which batches, and what is kept between runs."""
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_limits_pass_on_method_and_levels() -> None:
     assert made["minmax", 16] == made["minmax", 256] == (histogram.low, histogram.high)
     assert made["mse", 16][1] < made["mse", 256][1] <= histogram.high
     assert found.limits("mse")["x"] == made["mse", 256]
+    assert inspect.signature(Ranges.limits).parameters["levels"].default == 256
 
 
 def test_with_outputs_adds_what_the_model_does_not_return_yet() -> None:
@@ -264,10 +266,10 @@ def test_a_killed_run_resumes_behind_what_was_saved(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "saves"), [([0, 19, 40, 50, 61], 3), ([0, 20, 21, 41, 42], 3), ([0, 1, 2, 3, 4], 1)]
+    ("seconds", "saves"), [([0, 19.5, 40, 50, 61], 3), ([0, 20, 21, 41, 42], 3), ([0, 20, 20, 20, 20], 1)]
 )
 def test_ranges_are_saved_every_twenty_seconds_and_at_the_end(
-    seconds: list[int], saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: list[float], saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranges, "WORKING_SET", 16 * 3)
     count = 0
