@@ -368,7 +368,7 @@ def test_a_fifth_of_a_decibel_is_what_a_repair_must_bring(tmp_path: Path, monkey
 
 
 def test_each_repair_must_be_better_than_the_last_one_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = exact_product(), table(100, 256)
+    model, data = exact_product(32), table(100, 32)
     for scores, name in (([30.0, 31, 31.1, 40], "percentile"), ([30.0, 31, 31.3, 40], "mse")):
         given = iter(scores)
         monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, given=given: next(given))
