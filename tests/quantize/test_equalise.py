@@ -50,6 +50,13 @@ def test_three_channels_by_hand() -> None:
     assert np.array_equal(constant(made, "w3"), constant(model, "w3"))
 
 
+def test_dead_channels_and_small_values_are_equalised_too() -> None:
+    model = two()
+    made, count = equalise.equalise(model, [PAIR], {"t1": ends(0, 0.5, 0.25)}, 1.0)
+    assert count == 1
+    assert np.allclose(constant(made, "w1") / constant(model, "w1"), [64, 1, 2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("strength", [0.5, 0.25])
 def test_strength_is_the_power_of_the_scale(strength: float) -> None:
     model = two()

@@ -239,6 +239,9 @@ def test_a_group_is_named_after_the_operator_of_its_first_layer(
 def test_drops_are_reported_to_five_digits() -> None:
     report = held([0.123456789, 0.0], 1.0)[2]
     assert report["trials"] == [{"float": 0, "drop": 0.12346}]
+    model, choice, names = chain(1)
+    report = guard.hold(model, choice, Written(model), ranked(names), lambda made: 0.123456789, 0.0)[2]
+    assert report["reference"] == 0.12346
 
 
 def test_at_most_48_trials() -> None:

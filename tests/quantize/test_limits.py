@@ -31,6 +31,8 @@ def sample(kind: str, count: int = 4000) -> np.ndarray:
         "negative": -np.abs(long),
         "lopsided": np.where(long < 0, long / 7, long),
         "far from zero": np.abs(100 + long),
+        # The greatest value stands at the lower edge of its bin, whose middle lies beyond it.
+        "even": np.linspace(-0.5, 1, count),
         "sparse": np.where(np.arange(count) % 7 == 0, long, 0),
     }[kind]
     return made.astype(np.float32)
@@ -139,7 +141,16 @@ def test_quantization_error_by_hand() -> None:
 @pytest.mark.parametrize("levels", [16, 256])
 @pytest.mark.parametrize("kind", KINDS)
 def test_mse_is_the_best_of_all_pairs_of_cuts(kind: str, levels: int) -> None:
-    values = sample(kind, 250)
+    _check_mse(sample(kind, 250), levels)
+
+
+@pytest.mark.parametrize(("seed", "levels"), [(8, 16), (44, 8)])
+def test_mse_returns_to_the_first_end_where_the_second_has_moved(seed: int, levels: int) -> None:
+    # One round over both ends is not enough for these values.
+    _check_mse((np.random.default_rng(seed).laplace(size=120) ** 3).astype(np.float32), levels)
+
+
+def _check_mse(values: np.ndarray, levels: int) -> None:
     low, high = full(values)
     cuts = [(1 - i * 0.8 / 23) ** 1.5 for i in range(24)]
     pairs = [(low * a, high * b) for a in (cuts if low else [1]) for b in (cuts if high else [1])]
@@ -204,7 +215,10 @@ def test_divergence_of_what_lies_beyond_the_end_alone() -> None:
     assert limits._divergence(np.array([0.0, 0, 0, 0, 5]), 4, 2) == pytest.approx(math.log(1e9))
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("mixed", 256), ("positive", 256), ("lopsided", 64), ("negative", 16)])
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [("mixed", 256), ("positive", 256), ("lopsided", 64), ("negative", 16), ("even", 256), ("even", 32)],
+)
 def test_entropy_is_the_best_of_all_ends(kind: str, levels: int) -> None:
     values = sample(kind, 1500)
     largest = float(np.abs(values).max())

@@ -309,9 +309,29 @@ def test_broken_files_are_passed_over(content: bytes, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for broken in (content, whole[: len(whole) // 2]):
         file.write_bytes(broken)
-        found = kept(net(), ["x"], data(), tmp_path)
+        told = Told()
+        again = context(data(), tmp_path, cache=tmp_path / "cache", progress=told)
+        found = collect(net(), ["x"], data(), again)
         assert same(found.histograms["x"], samples.feeds["x"])
         assert found.samples == 10
+        assert told.counts == [0, 10]
+
+
+def test_pickled_objects_are_not_read(tmp_path: Path) -> None:
+    kept(net(), ["x"], data(), tmp_path)
+    (file,) = (tmp_path / "cache").iterdir()
+    with np.load(file) as arrays:
+        copied = {**arrays, "samples": np.array(10, dtype=object)}
+    with file.open("wb") as stream:
+        np.savez(stream, **copied)
+    told = Told()
+    collect(net(), ["x"], data(), context(data(), tmp_path, cache=tmp_path / "cache", progress=told))
+    assert told.counts == [0, 10]
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    kept(net(), ["x"], data(), tmp_path, "some/where")
+    assert len(list((tmp_path / "some" / "where").iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:

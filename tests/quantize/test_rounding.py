@@ -72,6 +72,19 @@ def optimal_brain(matrix: Floats, covariance: Floats, steps: Floats, limit: int,
     return made
 
 
+def by_factor(matrix: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats:
+    """The same by the rows of the inverse's upper Cholesky factor, as GPTQ's authors write it, without blocks."""
+    k = len(covariance)
+    order = np.array(sorted(range(k), key=lambda i: -covariance[i, i]))
+    hessian = covariance + 0.01 * np.trace(covariance) / k * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)[order][:, order]).T
+    left, made = matrix[:, order], np.zeros_like(matrix)
+    for i, column in enumerate(order):
+        made[:, column] = np.clip(np.rint(left[:, i] / steps), -limit, limit) * steps
+        left[:, i + 1 :] -= np.outer((left[:, i] - made[:, column]) / upper[i, i], upper[i, i + 1 :])
+    return made
+
+
 def gemm(matrix: np.ndarray, bias: np.ndarray | None = None) -> ir.Model:
     """x [b, K] with weight [N, K], as a Gemm with transB."""
     graph = Graph()
@@ -101,7 +114,7 @@ def rounded(
     return constant(made.model, "w0").astype(np.float64), scales.astype(np.float64), made
 
 
-@pytest.mark.parametrize(("width", "count", "limit"), [(65, 400, 7), (192, 1000, 63), (512, 600, 127), (64, 300, 127)])
+@pytest.mark.parametrize(("width", "count", "limit"), [(65, 400, 7), (192, 300, 63), (512, 600, 127), (64, 300, 127)])
 def test_weights_are_those_of_the_papers_plain_loop(width: int, count: int, limit: int) -> None:
     x = correlated(count, width)
     matrix = np.random.default_rng(1).normal(size=(6, width)).astype(np.float32).astype(np.float64)
@@ -109,7 +122,8 @@ def test_weights_are_those_of_the_papers_plain_loop(width: int, count: int, limi
     made, steps, _ = rounded(matrix, known, limit)
     expected_steps = np.array([searched(row, known.covariance[0], limit) for row in matrix])
     assert np.array_equal(steps, expected_steps)
-    expected = optimal_brain(matrix, covariance_of(x), steps, limit)
+    loop = optimal_brain if width < 200 else by_factor  # elimination takes long for wide layers
+    expected = loop(matrix, covariance_of(x), steps, limit)
     codes, wanted = (np.rint(weights / steps[:, None]) for weights in (made, expected))
     assert np.allclose(made, codes * steps[:, None], rtol=1e-6)
     assert np.abs(codes).max() <= limit
@@ -117,9 +131,9 @@ def test_weights_are_those_of_the_papers_plain_loop(width: int, count: int, limi
     assert (codes != wanted).mean() < 0.001
 
 
-@pytest.mark.parametrize("width", [65, 192])
-def test_output_error_is_less_than_nearest_roundings(width: int) -> None:
-    x = correlated(800, width)
+def test_output_error_is_less_than_nearest_roundings() -> None:
+    width = 70
+    x = correlated(300, width)
     matrix = np.random.default_rng(2).normal(size=(12, width)).astype(np.float32).astype(np.float64)
     known = moments_of(x)
     centred = x.astype(np.float64) - x.astype(np.float64).mean(axis=0)
@@ -180,8 +194,8 @@ def test_weights_already_on_the_grid_stay() -> None:
 
 
 def test_damping_grows_until_the_covariance_can_be_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = correlated(300, 12)
-    matrix = np.random.default_rng(5).normal(size=(3, 12)).astype(np.float32).astype(np.float64)
+    x = correlated(300, 24)
+    matrix = np.random.default_rng(5).normal(size=(40, 24)).astype(np.float32).astype(np.float64)
     known, true = moments_of(x), np.linalg.cholesky
     for failures, damping in ((0, 0.01), (1, 0.1), (2, 1.0), (3, None)):
         left = iter([True] * failures)
@@ -192,12 +206,12 @@ def test_damping_grows_until_the_covariance_can_be_inverted(monkeypatch: pytest.
             return true(array)
 
         monkeypatch.setattr(np.linalg, "cholesky", cholesky)
-        made, steps, _ = rounded(matrix, known, 7)
+        made, steps, _ = rounded(matrix, known, 127)
         monkeypatch.setattr(np.linalg, "cholesky", true)
         expected = (
-            np.array([nearest(row, step, 7) for row, step in zip(matrix, steps, strict=True)])
+            np.array([nearest(row, step, 127) for row, step in zip(matrix, steps, strict=True)])
             if damping is None
-            else optimal_brain(matrix, covariance_of(x), steps, 7, damping)
+            else optimal_brain(matrix, covariance_of(x), steps, 127, damping)
         )
         assert np.allclose(made, expected, atol=1e-6)
 
