@@ -106,6 +106,12 @@ def test_only_the_huge_values_of_a_mask_change(tmp_path: Path) -> None:
     assert softened(model, tmp_path) is not None, "the model given keeps its own"
 
 
+def test_a_mask_of_1e30_is_one(tmp_path: Path) -> None:
+    found = softened(added(np.float32([0] * 7 + [-1e30])), tmp_path)
+    assert found is not None
+    assert found.min() == -65
+
+
 @pytest.mark.parametrize("other", [1.001, 1e30, np.inf, np.nan])
 def test_constants_with_other_large_values_are_no_masks(other: float, tmp_path: Path) -> None:
     assert softened(added(np.float32([LOWEST, other] + [0] * 6)), tmp_path) is None
