@@ -114,9 +114,12 @@ def rounded(
     return constant(made.model, "w0").astype(np.float64), scales.astype(np.float64), made
 
 
-@pytest.mark.parametrize(("width", "count", "limit"), [(65, 400, 7), (192, 300, 63), (512, 600, 127), (64, 300, 127)])
-def test_weights_are_those_of_the_papers_plain_loop(width: int, count: int, limit: int) -> None:
-    x = correlated(count, width)
+@pytest.mark.parametrize(
+    ("width", "count", "limit", "size"),
+    [(65, 400, 7, 1), (192, 300, 63, 1), (512, 600, 127, 1), (64, 300, 127, 0.05), (64, 300, 127, 20)],
+)
+def test_weights_are_those_of_the_papers_plain_loop(width: int, count: int, limit: int, size: float) -> None:
+    x = correlated(count, width) * np.float32(size)
     matrix = np.random.default_rng(1).normal(size=(6, width)).astype(np.float32).astype(np.float64)
     known = moments_of(x)
     made, steps, _ = rounded(matrix, known, limit)
