@@ -129,6 +129,13 @@ def test_moments_are_numpys_over_several_parts() -> None:
         assert np.allclose(known.covariance[g], np.cov(whole[g].T, bias=True), rtol=1e-4, atol=1e-5)
 
 
+def test_moments_of_one_row_are_the_row() -> None:
+    known = Moments(np.zeros((1, 2, 2)), np.zeros((1, 2)))
+    known.add(np.float32([[[3, -2]]]))
+    assert known.mean.tolist() == [[3, -2]]
+    assert known.covariance.tolist() == [[[0, 0], [0, 0]]]
+
+
 def test_moments_of_nothing_are_zero() -> None:
     known = Moments(np.zeros((1, 2, 2)), np.zeros((1, 2)))
     assert known.count == 0
