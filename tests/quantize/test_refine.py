@@ -367,6 +367,38 @@ def test_a_fifth_of_a_decibel_is_what_a_repair_must_bring(tmp_path: Path, monkey
         assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
 
 
+def test_exactly_the_worth_of_a_repair_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = exact_product(32), table(100, 32)
+    monkeypatch.setattr(refine, "WORTH_DB", 0.25)
+    for gain, name in ((0.25, "minmax"), (0.2501, "percentile")):
+        scores = iter([30.0, 30.0 + gain, 30.0])
+        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, scores=scores: next(scores))
+        assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
+
+
+def test_scores_are_reported_to_two_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([30.12345, 31.98765, 29.111])
+    monkeypatch.setattr(Fidelity, "sqnr", lambda self, made: next(scores))
+    made = best(exact_product(32), table(100, 32), tmp_path, **RANGES_ALONE)
+    assert made.details["repairs"] == {"none": 30.12, "percentile": 31.99, "mse": 29.11}
+
+
+@pytest.mark.parametrize(("activations", "levels"), [("int8", 256), ("int16", 65536)])
+def test_ranges_are_chosen_for_the_levels_of_the_type(
+    activations: str, levels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    true = ranges.Ranges.limits
+
+    def limits(found: ranges.Ranges, method: Any, levels: int = 0) -> Any:
+        asked.append(levels)
+        return true(found, method, levels)
+
+    monkeypatch.setattr(ranges.Ranges, "limits", limits)
+    best(exact_product(32), table(100, 32), tmp_path, **RANGES_ALONE, activations=activations)
+    assert set(asked) == {levels}
+
+
 def test_each_repair_must_be_better_than_the_last_one_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = exact_product(32), table(100, 32)
     for scores, name in (([30.0, 31, 31.1, 40], "percentile"), ([30.0, 31, 31.3, 40], "mse")):
