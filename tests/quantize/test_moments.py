@@ -115,6 +115,15 @@ def test_rows_of_a_product_are_its_last_axis() -> None:
     assert np.array_equal(moments.rows_of(next(iter(model.graph)), x, np.random.default_rng(0)), x.reshape(1, 24, 5))
 
 
+def test_how_many_rows_of_a_product_are_used_depends_on_their_length() -> None:
+    graph = Graph()
+    model = graph.model(graph.op("MatMul", graph.take("x", ["b", 100, 5]), graph.constant(np.eye(5, dtype=np.float32))))
+    x = data(4, 100, 5).feeds["x"]
+    rows = moments.rows_of(next(iter(model.graph)), x, np.random.default_rng(0))
+    assert rows.shape == (1, 128, 5)
+    assert {tuple(row) for row in rows[0].tolist()} <= {tuple(row) for row in x.reshape(-1, 5).tolist()}
+
+
 def test_moments_are_numpys_over_several_parts() -> None:
     random = np.random.default_rng(1)
     parts = [random.normal(2, 3, (2, count, 4)).astype(np.float32) for count in (7, 1, 12)]

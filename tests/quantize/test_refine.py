@@ -91,6 +91,10 @@ def test_equalisation_is_kept_where_narrow_channels_count(tmp_path: Path) -> Non
     assert measured(model, plain, data) == pytest.approx(plain.details["repairs"]["none"], abs=0.01)
     assert made.details["repairs"]["none"] == plain.details["repairs"]["none"]
     # The ranges are those of the equalised model: each channel is multiplied by the root of widest / own.
+    results = np.einsum("oi,bihw->obhw", constant(model, "w0")[:, :, 0, 0], data.feeds["x"]).reshape(16, -1)
+    widest = np.maximum(results.max(axis=1) + constant(model, "w1"), 0)
+    scale = np.sqrt(widest.max() / np.maximum(widest, widest.max() / 64))
+    assert np.allclose(constant(made.model, "w1"), constant(model, "w1") * scale, rtol=1e-4)
     kernel, bias = constant(made.model, "w0")[:, :, 0, 0], constant(made.model, "w1").reshape(16, 1, 1)
     inner = np.einsum("oi,bihw->bohw", kernel, data.feeds["x"]) + bias
     assert made.plan.ranges["t1"] == pytest.approx((0, inner.max()), rel=1e-5)
