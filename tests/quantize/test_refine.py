@@ -188,6 +188,17 @@ def test_smoothing_is_kept_where_narrow_channels_count(tmp_path: Path) -> None:
     assert made.plan.ranges["t0.smoothed"] == pytest.approx((even.min(), even.max()), rel=1e-5)
 
 
+def test_sequences_are_smoothed_along_their_last_axis(tmp_path: Path) -> None:
+    graph = Graph(seed=4)
+    wide = graph.op("Mul", graph.take("x", ["b", 5, 32]), graph.constant(BROAD.astype(np.float32)))
+    matrix = graph.random.normal(size=(32, 32)) / BROAD[:, None]
+    model = graph.model(graph.op("MatMul", wide, graph.constant(matrix.astype(np.float32))))
+    data = Samples(x=table(400).feeds["x"].reshape(80, 5, 32))
+    made = best(model, data, tmp_path, **ALONE)
+    assert made.details["smoothed"] == 1
+    assert measured(model, made, data) > made.details["repairs"]["none"] + 10
+
+
 def test_smoothing_keeps_the_best_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = product(BROAD, 1 / BROAD), table()
     factors = {}
