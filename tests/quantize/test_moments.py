@@ -66,6 +66,7 @@ CASES: list[tuple[dict[str, Any], list[int]]] = [
     ({"dilations": [2, 1]}, [0, 0, 0, 0]),
     ({"dilations": [1, 2], "pads": [1, 2, 1, 2], "strides": [1, 2]}, [1, 2, 1, 2]),
     ({"auto_pad": "VALID", "strides": [2, 2]}, [0, 0, 0, 0]),
+    ({"auto_pad": "VALID"}, [0, 0, 0, 0]),
     ({"auto_pad": "SAME_UPPER"}, [1, 0, 1, 1]),
     ({"auto_pad": "SAME_LOWER"}, [1, 1, 1, 0]),
     ({"auto_pad": "SAME_UPPER", "strides": [2, 3]}, [1, 0, 1, 1]),
