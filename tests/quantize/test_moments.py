@@ -292,13 +292,13 @@ def test_a_random_part_of_the_rows_is_used(total: int, length: int, wanted: int)
 
 
 def test_chosen_rows_are_rows_of_the_whole(tmp_path: Path) -> None:
-    model = convolution([2, 12, 12], (3, 2, 3, 3), pads=[1, 1, 1, 1], group=1)
-    x = data(4, 2, 12, 12).feeds["x"]
+    model = convolution([40, 12, 12], (40, 40, 3, 3), pads=[1, 1, 1, 1], group=1)
+    x = data(4, 40, 12, 12).feeds["x"]
     rows = moments.rows_of(next(iter(model.graph)), x, np.random.default_rng(0))
     every = patches(x, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1).astype(np.float32)
-    assert rows.shape == (1, 128, 18)
+    assert rows.shape == (1, 180, 360)
     places = [int(np.flatnonzero((every[0] == row).all(axis=1))[0]) for row in rows[0]]
-    assert places == moments._some(4 * 144, 18, np.random.default_rng(0)).tolist()
+    assert places == moments._some(4 * 144, 360, np.random.default_rng(0)).tolist()
 
 
 def test_the_seed_decides_which_rows(tmp_path: Path) -> None:
