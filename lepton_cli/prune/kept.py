@@ -31,7 +31,8 @@ def load(folder: Path | None, name: str, groups: list[str]) -> Ranked:
     if folder is None:
         return {}
     try:
-        with np.load(folder / f"ranking-{name}.npz", allow_pickle=False) as kept:
+        # Opened here: numpy forgets to close what turns out to be damaged.
+        with (folder / f"ranking-{name}.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return {
                 group: (Ranking(kept[f"order{i}"], kept[f"loss{i}"]), kept[f"curve{i}"])
                 for i, group in enumerate(groups)
