@@ -85,6 +85,23 @@ def test_costs_that_add_up_are_solved_but_for_the_bins(channels: list[int], shar
     assert loss(tables, found) <= optimum(tables, cost, budget - len(channels) * (budget - lowest) / 2000) + 1e-9
 
 
+@given(st.lists(st.integers(2, 5), min_size=1, max_size=2), st.floats(0.05, 0.95), st.integers(0, 999))
+@settings(max_examples=25)
+def test_branches_go_as_a_whole_where_that_loses_least(channels: list[int], share: float, seed: int) -> None:
+    """Nothing left of a group can lose less than little left of it: losses need not rise all the way."""
+    random = np.random.default_rng(seed)
+    tables = [
+        Table(np.append(table.levels, 0), np.append(table.loss, random.exponential(1)))
+        for table in drawn(channels, seed)
+    ]
+    cost = separate(tables, seed)
+    lowest = cost(np.zeros(len(channels), np.int64))
+    budget = lowest + share * (cost(np.array(channels)) - lowest)
+    found = allocate.best(tables, cost, budget)
+    assert cost(found) <= budget
+    assert loss(tables, found) <= optimum(tables, cost, budget - len(channels) * (budget - lowest) / 2000) + 1e-9
+
+
 @given(small, st.floats(0.1, 0.95), st.integers(0, 999))
 @settings(max_examples=12)
 def test_products_of_widths_hold_the_budget_near_the_best(channels: list[int], share: float, seed: int) -> None:
