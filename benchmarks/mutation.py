@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import difflib
 import hashlib
 import os
@@ -254,56 +253,77 @@ def tests_of(module: str) -> tuple[str, ...]:
     return tuple(name for name in (str(own), *SHARED_TESTS.get(module, ())[:1]) if Path(name).is_file())
 
 
+#: Imports what takes seconds, and forks one pytest for each line of time limit and test files; says its exit code.
+SERVER = """
+import contextlib, importlib, os, select, signal, sys
+for name in ("hypothesis", "numpy", "onnx", "onnx_ir", "onnxruntime", "pydantic", "rich", "typer.testing", "yaml"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+import pytest
+for line in sys.stdin:
+    limit, *arguments = line.split()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        code = 3
+        try:
+            code = pytest.main(arguments)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    with open(os.pidfd_open(child)) as ended:
+        late = not select.select([ended], [], [], float(limit))[0]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    print("timeout" if late else "killed" if status else "survived", flush=True)
+"""
+
+
 class Copy:
     """A copy of package and tests, where one mutant at a time lives."""
 
     def __init__(self, folder: Path, python: str) -> None:
-        self.folder, self.python = folder, python
+        self.folder = folder
         for name in (PACKAGE, "tests", "sample_models", "configs"):
             shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         shutil.copy("pyproject.toml", folder)
-        subprocess.run([python, "-m", "compileall", "-q", PACKAGE], cwd=folder, check=True)
-
-    def test(self, files: Sequence[str], timeout: float | None = None) -> tuple[int | None, str]:
-        """pytest's exit code (None: out of time) and what it said."""
-        scratch = self.folder / ".scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--basetemp={scratch / 'tmp'}"]
-        scratch.mkdir()
-        settings = {"PYTHONPATH": str(self.folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis")}
+        subprocess.run([python, "-m", "compileall", "-q", PACKAGE, "tests"], cwd=folder, check=True)
+        settings = {"PYTHONPATH": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "scratch" / "hypothesis")}
         settings |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        process = subprocess.Popen(
-            [self.python, "-m", "pytest", *options, *files],
-            cwd=self.folder,
-            env={**os.environ, **settings},
-            stdin=subprocess.DEVNULL,
+        self.server = subprocess.Popen(
+            [python, "-c", SERVER],
+            cwd=folder,
+            env={**os.environ, **settings, "ORT_DISABLE_TELEMETRY": "1"},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
-            errors="replace",
             start_new_session=True,
         )
-        try:
-            said, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return None, ""
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return process.returncode, said
 
-    def judge(self, mutant: Mutant, source: str, files: Sequence[str], timeout: float) -> str:
+    def test(self, files: Sequence[str], limit: float) -> str:
+        """What becomes of the code as it is: `survived`, `killed`, or `timeout` after so many seconds."""
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        (self.folder / "scratch").mkdir()
+        options = "-x -q -p no:cacheprovider --assert=plain --hypothesis-seed=0 --basetemp=scratch/tmp"
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        print(limit, options, *files, file=self.server.stdin, flush=True)
+        return self.server.stdout.readline().strip() or "lost"
+
+    def judge(self, mutant: Mutant, source: str, files: Sequence[str], limit: float) -> str:
         path = self.folder / PACKAGE / mutant.module
         path.write_text(mutant.of(source))
         # Python trusts a compiled file of the same second and size.
         for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
             compiled.unlink()
         try:
-            code, _ = self.test(files, timeout)
+            return self.test(files, limit)
         finally:
             path.write_text(source)
-        return "timeout" if code is None else "killed" if code else "survived"
 
 
 def table(results: Sequence[tuple[Mutant, str]]) -> str:
@@ -353,12 +373,15 @@ def run(wanted: Sequence[Mutant], sources: dict[str, str], temporary: Path, opti
             continue
         copy = copies.get()
         start = time.monotonic()
-        code, said = copy.test(files)
+        fate = copy.test(files, 600)
         copies.put(copy)
         limits[files] = 3 * (time.monotonic() - start) + 20
         print(f"unchanged: {' '.join(files)}, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-        if code:
-            print(f"{said}\nthe tests fail without a fault: {' '.join(files)}", file=sys.stderr)
+        if fate != "survived":
+            print(
+                f"{(copy.folder / 'said').read_text()}\nthe tests fail without a fault: {' '.join(files)}",
+                file=sys.stderr,
+            )
             return 2
     results: list[tuple[Mutant, str]] = []
 
