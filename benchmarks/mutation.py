@@ -6,7 +6,7 @@
 
 Run it in the repository's root. A module is judged by the test file of its own name alone (`SHARED_TESTS` names the
 exceptions); without one its mutants survive. The sample is drawn by a hash of seed, place and operator: a change of one
-module leaves the choice in the others alone, nearly.
+module leaves most of the others' mutants in it. Stopped early, it tells what it has.
 """
 
 from __future__ import annotations
@@ -168,13 +168,16 @@ def main() -> int:
     sources = {name: Path(PACKAGE, name).read_text() for name in modules}
     wanted = sample(modules, sources, options.count, options.seed)
     if options.list:
-        print("\n".join(mutant.diff(sources[mutant.module]) for mutant in wanted))
+        print("\n".join(mutant.diff(sources[mutant.module]) for mutant in sorted(wanted)))
         return 0
     os.nice(max(0, 5 - os.nice(0)))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
-        return run(wanted, sources, Path(temporary), options)
+        try:
+            return run(wanted, sources, Path(temporary), options)
+        except KeyboardInterrupt:
+            return 130
 
 
 def run(wanted: Sequence[Mutant], sources: dict[str, str], temporary: Path, options: argparse.Namespace) -> int:
@@ -225,7 +228,7 @@ def judged(
             free.put(copy)
 
     results: list[tuple[Mutant, str]] = []
-    diffs: list[str] = []
+    diffs: dict[Mutant, str] = {}
     with ThreadPoolExecutor(len(every)) as pool:
         try:
             for mutant, fate in zip(wanted, pool.map(judge, wanted), strict=True):
@@ -233,13 +236,13 @@ def judged(
                 said = f"{fate}: {PACKAGE}/{mutant.module}:{mutant.line} {mutant.operator}"
                 print(f"{len(results)}/{len(wanted)} {said}", file=sys.stderr, flush=True)
                 if fate == "survived":
-                    diffs.append(mutant.diff(sources[mutant.module]))
+                    diffs[mutant] = mutant.diff(sources[mutant.module])
                     if options.survivors:
-                        options.survivors.write_text("\n".join(diffs))
+                        options.survivors.write_text("\n".join(diffs.values()))
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             print("stopped early", file=sys.stderr)
-    print("\n".join([*diffs, table(results)]))
+    print("\n".join([*(diffs[mutant] for mutant in sorted(diffs)), table(results)]))
     return 0
 
 

@@ -120,7 +120,7 @@ class RemoveStatement(Own):
 OWN = {operator.__name__: operator for operator in (DropTranspose, DropTerm, SwapName, SwapMembership, RemoveStatement)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Mutant:
     """The change that an operator makes at its n-th place in a module (relative to the package)."""
 
@@ -157,9 +157,15 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
         for name, operator in operators.items():
             for start, _ in operator.mutation_positions(node):
                 occurrence, seen[name] = seen[name], seen[name] + 1
-                large = name == "NumberReplacer" and abs(ast.literal_eval(node.value)) >= LARGE
-                if not large and not any(first <= start < last for first, last in ignored):
+                if not _pointless(name, node) and not any(first <= start < last for first, last in ignored):
                     yield Mutant(module, start[0], name, occurrence)
+
+
+def _pointless(name: str, node: Any) -> bool:
+    """Whether the fault shows in no result, or another operator makes it too."""
+    if name == "AddNot":
+        return node.children[2 if node.type == "test" else 1].type in {"comparison", "not_test"}
+    return name == "NumberReplacer" and abs(ast.literal_eval(node.value)) >= LARGE
 
 
 def _ignored(tree: ast.Module) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -193,7 +199,7 @@ def _ignored(tree: ast.Module) -> Iterator[tuple[tuple[int, int], tuple[int, int
 
 
 def sample(modules: Sequence[str], sources: dict[str, str], count: int, seed: int) -> list[Mutant]:
-    """The first `count` mutants that are Python, in the order of their hashes; sorted by module."""
+    """The first `count` mutants that are Python, in the order of their hashes: any first part is a sample too."""
     every = sorted((m for name in modules for m in mutants(name, sources[name])), key=lambda m: m.rank(seed))
     taken: list[Mutant] = []
     for mutant in every:
@@ -204,4 +210,4 @@ def sample(modules: Sequence[str], sources: dict[str, str], count: int, seed: in
         except SyntaxError:
             continue
         taken.append(mutant)
-    return sorted(taken, key=lambda m: (m.module, m.line, m.operator, m.occurrence))
+    return taken
