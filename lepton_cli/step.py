@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from lepton_cli.cache import Cache
 from lepton_cli.progress import Progress
@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
 
 
+def _names_its_step(schema: dict[str, Any]) -> None:
+    """JSON Schema: a step in a file begins with its name."""
+    step = schema["properties"]["step"]
+    step.pop("default", None)
+    schema["required"] = ["step", *schema.get("required", ())]
+
+
 class Options(Strict):
     """Options that every step has, and what is known about the step without running it.
 
-    Subclasses set `step` to a `Literal` of their own name, without default. Their first line is the step's summary.
+    Subclasses set `step` to a `Literal` of their own name, with that as default: code names the step by the class, a
+    recipe by `step:`, which stays required there. Their first line is the step's summary.
     """
+
+    model_config = ConfigDict(json_schema_extra=_names_its_step)
 
     #: Promises equal outputs: changing nothing is no error, a step that fails is left out, and a plan really runs it.
     cleaning: ClassVar[bool] = False
@@ -39,6 +49,11 @@ class Options(Strict):
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs on node names that are left as they are")
     if_possible: bool = Field(default=False, description="Changing nothing is not an error")
+
+    @model_serializer(mode="wrap")
+    def _with_its_name(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written down, a step begins with its name, also where defaults are left out."""
+        return {"step": self.step, **plain(self)}
 
     @property
     def stored_bits(self) -> int | None:

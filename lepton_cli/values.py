@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from lepton_cli import units
+from lepton_cli.errors import RecipeError
 
 
 class Strict(BaseModel):
-    """Base of all recipe types: unknown keys are errors, values do not change after reading."""
+    """Base of all recipe types: unknown keys are errors, values do not change after reading.
+
+    Made in code from wrong values they raise RecipeError, with the codes that a recipe file would get.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    if not TYPE_CHECKING:  # type checkers see the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise _refused(type(self).__name__, error) from None
+
+        # Else pydantic would call it for what is nested in a recipe too, whose errors have a place in the file.
+        __init__.__pydantic_base_init__ = True
+
+
+def _refused(kind: str, error: ValidationError) -> RecipeError:
+    """The first thing that is wrong, as an error about the arguments of `kind`."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    path = detail["loc"]
+    message = detail["msg"].removeprefix("Value error, ")
+    codes = {"extra_forbidden": "recipe.unknown-key", "missing": "recipe.missing-key"}
+    usual = "recipe.unit-missing" if "has no unit" in message else "recipe.wrong-value"
+    said = ".".join(map(str, path))
+    return RecipeError(
+        codes.get(detail["type"], usual), f"{kind}: " + (f"`{said}`: " if said else "") + message, option=path
+    )
 
 
 #: Decimal digits, as the parsers in `units` read them.

@@ -9,6 +9,8 @@ from typing import Literal
 import pytest
 from pydantic import ValidationError
 
+from lepton_cli.errors import RecipeError
+from lepton_cli.recipe.load import from_dict
 from lepton_cli.step import Context, Decision, Options, Outcome, Step
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import context, mlp, rows
@@ -20,11 +22,11 @@ class Named(Options):
     More.
     """
 
-    step: Literal["named"]
+    step: Literal["named"] = "named"
 
 
 def test_a_step_touches_every_node_and_must_change_something_by_default() -> None:
-    given = Named(step="named")
+    given = Named()
     assert (given.include, given.exclude, given.if_possible) == ((), (), False)
     assert not hasattr(Options.model_fields["step"], "step")
     with pytest.raises(ValidationError):
@@ -94,3 +96,14 @@ def test_what_is_known_about_a_step_stands_on_its_options() -> None:
 def test_pruning_says_what_is_left_where_its_target_does(target: dict[str, str], share: float | None) -> None:
     options = STEPS["prune.channels"].options.model_validate({"step": "prune.channels", "target": target})
     assert options.kept_share == share
+
+
+def test_a_recipe_says_the_name_of_a_step_and_code_need_not() -> None:
+    assert Named() == Named(step="named")
+    assert Named(if_possible=True).model_dump(exclude_defaults=True) == {"step": "named", "if_possible": True}
+    assert next(iter(Named().model_dump())) == "step"
+    schema = Named.model_json_schema()
+    assert schema["required"] == ["step"]
+    assert "default" not in schema["properties"]["step"]
+    with pytest.raises(RecipeError, match="no `step`"):
+        from_dict({"version": 1, "steps": [{"fold_batch_norm": True}]})

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from lepton_cli import units
+from lepton_cli.errors import RecipeError
 from lepton_cli.values import Duration, Number, Percent, Points, Size, Strict
 
 
@@ -35,13 +36,15 @@ def test_values_of_the_finished_type_are_kept():
 
 @pytest.mark.parametrize("field", ["size", "time", "share", "points"])
 def test_a_number_without_unit_is_an_error(field):
-    with pytest.raises(ValidationError, match="has no unit"):
+    with pytest.raises(RecipeError, match="has no unit"):
         Sample(**{field: 5})
 
 
 def test_unknown_keys_and_changes_are_errors():
-    with pytest.raises(ValidationError, match="extra_forbidden"):
+    with pytest.raises(RecipeError, match="sise"):
         Sample(sise="1 MB")
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        Sample.model_validate({"sise": "1 MB"})
     with pytest.raises(ValidationError, match="frozen"):
         Sample().number = 3
 
@@ -54,3 +57,30 @@ def test_the_schema_patterns_accept_what_is_written():
         for text in (written[field], properties[field]["examples"][0], GIVEN[field]):
             assert re.search(properties[field]["pattern"], text)
         assert not re.search(properties[field]["pattern"], "5")
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "option"),
+    [
+        ({"sise": "1 MB"}, "recipe.unknown-key", ("sise",)),
+        ({"size": 5}, "recipe.unit-missing", ("size",)),
+        ({"number": "much"}, "recipe.wrong-value", ("number",)),
+    ],
+)
+def test_wrong_arguments_are_recipe_errors(values: dict[str, object], code: str, option: tuple[str, ...]) -> None:
+    with pytest.raises(RecipeError) as found:
+        Sample(**values)
+    assert (found.value.code, found.value.option) == (code, option)
+    assert found.value.message.startswith(f"Sample: `{option[0]}`: ")
+
+
+def test_nested_values_keep_their_own_errors() -> None:
+    """A recipe file is validated as a whole: the error of a part must not cut the others off."""
+
+    class Outer(Strict):
+        one: Sample
+        two: Sample
+
+    with pytest.raises(ValidationError) as found:
+        Outer.model_validate({"one": {"size": 5}, "two": {"sise": 1}})
+    assert [error["loc"] for error in found.value.errors()] == [("one", "size"), ("two", "sise")]

@@ -17,7 +17,7 @@ class Simplify(Options):
 
     cleaning: ClassVar[bool] = True
 
-    step: Literal["simplify"]
+    step: Literal["simplify"] = "simplify"
     fold_batch_norm: bool = Field(
         default=True,
         description="Fold BatchNormalization into the layer before it; `false` keeps it for re-estimation when pruning",
@@ -32,7 +32,7 @@ class Fuse(Options):
 
     cleaning: ClassVar[bool] = True
 
-    step: Literal["fuse"]
+    step: Literal["fuse"] = "fuse"
     model_type: Literal["auto", "bert", "gpt2", "vit", "t5", "bart", "clip", "unet", "vae", "phi"] = "auto"
     engine: Literal["onnxruntime", "onnxruntime-tools"] = Field(
         default="onnxruntime", description="onnxruntime-tools: for old graphs (opset <= 12), needs the `tools` extra"

@@ -38,7 +38,7 @@ class Target(Strict):
 class PruneChannels(Options):
     """Remove whole channels, heads and residual branches, and repair what is left without training."""
 
-    step: Literal["prune.channels"]
+    step: Literal["prune.channels"] = "prune.channels"
     target: Target = Field(
         default=Target(macs=units.Share(0.6)), description="What remains of the original; several all hold"
     )
@@ -80,7 +80,7 @@ class PruneChannels(Options):
 class PruneWeights(Options):
     """Set single weights to zero: shrinks the compressed file only, speeds nothing up in onnxruntime."""
 
-    step: Literal["prune.weights"]
+    step: Literal["prune.weights"] = "prune.weights"
     sparsity: Percent | None = Field(default=None, description="Share of the weights to zero, such as `80 %`")
     threshold: float | None = Field(default=None, ge=0, description="Zero everything whose importance is below this")
     pattern: str | None = Field(

@@ -27,7 +27,7 @@ class QuantizeStatic(Options):
     needs_data: ClassVar[bool] = True
     for_machine: ClassVar[bool] = True
 
-    step: Literal["quantize.static"]
+    step: Literal["quantize.static"] = "quantize.static"
     target: Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"] = Field(
         default="auto", description="Machine the model will run on; auto: this one"
     )
@@ -58,7 +58,7 @@ class QuantizeDynamic(Options):
 
     for_machine: ClassVar[bool] = True
 
-    step: Literal["quantize.dynamic"]
+    step: Literal["quantize.dynamic"] = "quantize.dynamic"
     target: Literal["auto", "x86-vnni", "x86", "arm", "cuda", "tensorrt"] = Field(
         default="auto", description="Machine the model will run on; auto: this one"
     )
@@ -75,7 +75,7 @@ class QuantizeDynamic(Options):
 class QuantizeWeights(Options):
     """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits); activations stay float."""
 
-    step: Literal["quantize.weights"]
+    step: Literal["quantize.weights"] = "quantize.weights"
     bits: Literal[4, 8] = 4
     block_size: Literal[16, 32, 64, 128, 256] = 32
     method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
@@ -89,7 +89,7 @@ class QuantizeWeights(Options):
 class ConvertFp16(Options):
     """Convert float32 to float16: half the size; fast on GPUs, not on most CPUs."""
 
-    step: Literal["convert.fp16"]
+    step: Literal["convert.fp16"] = "convert.fp16"
     keep_io: bool = Field(default=True, description="Inputs and outputs stay float32")
 
     @property

@@ -1,8 +1,8 @@
 """Gates: limits and scope that fit the metric, one comparison each."""
 
 import pytest
-from pydantic import ValidationError
 
+from lepton_cli.errors import RecipeError
 from lepton_cli.metrics import METRICS
 from lepton_cli.recipe.schema import Gate
 
@@ -31,7 +31,7 @@ def test_a_gate_holds_its_limit_in_base_units():
     ],
 )
 def test_gates_that_make_no_sense(given, said):
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(RecipeError, match=said):
         Gate(**given)
 
 
@@ -40,5 +40,5 @@ def test_every_metric_has_its_difference_on_one_side(name):
     right, wrong = ("max_drop", "max_increase") if METRICS[name].better == "higher" else ("max_increase", "max_drop")
     text = {"size": "1 MB", "time": "1 ms", "share": "1 pp", "energy": "1 mJ"}.get(METRICS[name].kind, "1")
     assert Gate(metric=name, **{right: text}).comparison == right
-    with pytest.raises(ValidationError):
+    with pytest.raises(RecipeError):
         Gate(metric=name, **{wrong: text})
