@@ -1,3 +1,5 @@
 """lepton: compress trained ONNX models and prove what was done to them."""
 
-__version__ = "0.1.0"
+from lepton_cli.version import __version__
+
+__all__ = ["__version__"]

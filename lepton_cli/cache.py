@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from lepton_cli import __version__
+from lepton_cli.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np

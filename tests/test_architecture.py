@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "lepton_cli"
 
 #: Every part may import from parts further down the list, and from itself. Nothing is exempt.
 LAYERS = (
+    ("__init__",),
     ("__main__",),
     ("cli",),
     ("commands",),
@@ -41,7 +42,7 @@ LAYERS = (
     ("data",),
     ("cache", "machine", "metrics", "progress", "tensors", "values"),
     ("units",),
-    ("errors", "__init__"),
+    ("errors", "version"),
 )
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "PIL", "pyarrow", "optuna", "torch"}
 

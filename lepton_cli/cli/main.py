@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lepton_cli import __version__
+from lepton_cli.version import __version__
 
 #: Every command is the file of its name beside this one, with a `command` or, for a group, an `app`.
 COMMANDS = {

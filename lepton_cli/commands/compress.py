@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import yaml
 
-from lepton_cli import __version__, gates
+from lepton_cli import gates
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
 from lepton_cli.commands.job import Job, must_run, place_text, prepare
@@ -25,6 +25,7 @@ from lepton_cli.report import baseline as baselines
 from lepton_cli.report import render, store
 from lepton_cli.report.model import Report, StepRecord
 from lepton_cli.step import Context
+from lepton_cli.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)

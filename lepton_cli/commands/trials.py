@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli import __version__, units
+from lepton_cli import units
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import LeptonError
@@ -28,6 +28,7 @@ from lepton_cli.tune.candidate import Candidate, prefix_key
 from lepton_cli.tune.journal import Quiet, lock
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.trial import Trial, slim_accuracy, slim_latency, slim_size
+from lepton_cli.version import __version__
 
 #: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
 KEEP_SECONDS, KEEP_BYTES = 1.0, 4_000_000_000

@@ -8,11 +8,11 @@ import platform
 import time
 from pathlib import Path
 
-import lepton_cli
 from lepton_cli.errors import MissingExtraError
 from lepton_cli.machine import machine, memory, usable_threads
 from lepton_cli.measure.results import Environment
 from lepton_cli.runtime import onnxruntime
+from lepton_cli.version import __version__
 
 
 def environment() -> Environment:
@@ -23,7 +23,7 @@ def environment() -> Environment:
     except MissingExtraError:
         providers = ()
     return Environment(
-        lepton=lepton_cli.__version__,
+        lepton=__version__,
         python=platform.python_version(),
         onnxruntime=version("onnxruntime") or version("onnxruntime-gpu"),
         onnx=version("onnx"),

@@ -17,9 +17,9 @@ from typing import IO, Any, Protocol
 
 from pydantic import ValidationError
 
-from lepton_cli import __version__
 from lepton_cli.errors import OutputError
 from lepton_cli.tune.trial import Trial
+from lepton_cli.version import __version__
 
 #: The first line. Another version's steps may give other models, so its trials do not count.
 HEADER = {"lepton-tune": __version__}

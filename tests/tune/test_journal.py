@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lepton_cli import __version__
 from lepton_cli.errors import OutputError
 from lepton_cli.tune.journal import HEADER, Journal, Quiet, lock, work_folder
+from lepton_cli.version import __version__
 from tests.tune.builders import trial
 
 
