@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lepton_cli import runtime
 from lepton_cli.cache import Cache
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -31,27 +31,6 @@ from lepton_cli.step import Context
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 Feeds = dict[str, NDArray[np.generic]]
-
-
-class InMemory:
-    """A data set of arrays."""
-
-    name = path = "memory"
-    fingerprint = "benchmark"
-    label_names: tuple[str, ...] = ()
-
-    def __init__(self, feeds: Feeds) -> None:
-        self.feeds = feeds
-        self.count = len(next(iter(feeds.values())))
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        end = min(self.count, limit or self.count)
-        for start in range(0, end, size or 32):
-            stop = min(start + (size or 32), end)
-            yield Batch({name: array[start:stop] for name, array in self.feeds.items()}, {}, start)
-
-    def sample_hashes(self) -> list[str]:
-        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +174,7 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
     """Prune once and print a line."""
     model = io.load(case.model).model
     base, guesses = accuracy(case.model, case.evaluation, case.labels, threads)
-    data = InMemory(case.calibration)
+    data = Arrays(case.calibration)
     given = {"step": "prune.channels", "target": {case.metric: target}, **case.options, **options}
     with tempfile.TemporaryDirectory() as folder:
         context = Context(

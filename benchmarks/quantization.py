@@ -31,8 +31,9 @@ import quantization_scale
 import quantization_zoo
 from numpy.typing import NDArray
 from quantization_arms import arms, context
-from quantization_cases import CASES, Case, Samples
+from quantization_cases import CASES, Case
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import speed
 from lepton_cli.runtime import Session
@@ -42,7 +43,7 @@ ROUNDS, SECONDS = 100, 90.0
 EXTRA = ("memory", "calibration", "zoo")
 
 
-def outputs(model: ir.Model, data: Samples, batch: int, threads: int) -> NDArray[np.float32]:
+def outputs(model: ir.Model, data: Arrays, batch: int, threads: int) -> NDArray[np.float32]:
     """First output over all samples, one row each."""
     session = Session(io.to_bytes(model), threads=threads)
     first = session.inputs[0].shape
@@ -57,7 +58,6 @@ def measure(name: str, case: Case, assets: Path, threads: int, peers: Mapping[st
     path = assets / case.file
     model = io.load(path).model
     calibration, test = case.data(assets, io.inputs(model)[0].name)
-    assert test.labels is not None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         made = arms(case, path, model, calibration, threads, folder, peers)
@@ -71,7 +71,7 @@ def measure(name: str, case: Case, assets: Path, threads: int, peers: Mapping[st
             found = outputs(candidate, test, case.batch, threads)
             sizes = len(io.to_bytes(model)) / len(io.to_bytes(candidate))
             rows.append({"model": name, "arm": arm, "speedup": ratio, "size_ratio": sizes}
-                        | judged(reference, found, test.labels))  # fmt: skip
+                        | judged(reference, found, test.labels["labels"]))  # fmt: skip
     return rows
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from quantization_cases import Case, Feeds, Samples
+from quantization_cases import Case, Feeds
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.runtime import onnxruntime
@@ -22,12 +23,12 @@ from lepton_cli.steps import STEPS
 CAUSE = 160
 
 
-def context(model: ir.Model, data: Samples, threads: int, folder: Path) -> Context:
+def context(model: ir.Model, data: Arrays, threads: int, folder: Path) -> Context:
     """What a step works with: batch 1 on the CPU."""
     return Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, None)
 
 
-def lepton(name: str, model: ir.Model, data: Samples, threads: int, folder: Path) -> Outcome:
+def lepton(name: str, model: ir.Model, data: Arrays, threads: int, folder: Path) -> Outcome:
     """One step with nothing but its defaults, told on the way."""
     step = STEPS[name]
     started = time.perf_counter()
@@ -38,7 +39,7 @@ def lepton(name: str, model: ir.Model, data: Samples, threads: int, folder: Path
     return outcome
 
 
-def with_onnxruntime(path: Path, data: Samples, out: Path, options: dict[str, Any]) -> ir.Model:
+def with_onnxruntime(path: Path, data: Arrays, out: Path, options: dict[str, Any]) -> ir.Model:
     """What `quantize_static` of onnxruntime makes of the model."""
     onnxruntime()
     from onnxruntime.quantization import quantize_static
@@ -65,7 +66,7 @@ def with_onnxruntime_dynamic(path: Path, out: Path) -> ir.Model:
     return io.load(out).model
 
 
-def with_peer(tool: str, python: Path, path: Path, data: Samples, out: Path, transformer: bool) -> ir.Model | None:
+def with_peer(tool: str, python: Path, path: Path, data: Arrays, out: Path, transformer: bool) -> ir.Model | None:
     """What another tool makes of the model in its own environment; `None` (and why, printed) when it fails."""
     calibration = out.with_suffix(".npz")
     feeds: dict[str, Any] = dict(data.feeds)
@@ -90,7 +91,7 @@ def with_peer(tool: str, python: Path, path: Path, data: Samples, out: Path, tra
 
 
 def arms(
-    case: Case, path: Path, model: ir.Model, data: Samples, threads: int, folder: Path, peers: Mapping[str, Path]
+    case: Case, path: Path, model: ir.Model, data: Arrays, threads: int, folder: Path, peers: Mapping[str, Path]
 ) -> dict[str, ir.Model]:
     """The quantized models to compare, by name."""
     made = {f"lepton {name}": lepton(name, model, data, threads, folder).model for name in case.steps}

@@ -4,62 +4,40 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
 
 Feeds = dict[str, NDArray[Any]]
 
 
-class Samples:
-    """Arrays as a data set."""
-
-    label_names: tuple[str, ...] = ()
-
-    def __init__(self, name: str, feeds: Feeds, labels: NDArray[np.int64] | None = None) -> None:
-        self.name = self.path = self.fingerprint = name
-        self.feeds, self.labels = feeds, labels
-        self.count = len(next(iter(feeds.values())))
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        count = min(self.count, limit or self.count)
-        step = size or 32
-        for start in range(0, count, step):
-            yield Batch(
-                {name: array[start : min(start + step, count)] for name, array in self.feeds.items()}, {}, start
-            )
-
-    def sample_hashes(self) -> list[str]:
-        return []
-
-
-def cifar(raw: bool) -> Callable[[Path, str], tuple[Samples, Samples]]:
+def cifar(raw: bool) -> Callable[[Path, str], tuple[Arrays, Arrays]]:
     """512 training images to calibrate with, 5,000 test images."""
 
-    def read(assets: Path, name: str) -> tuple[Samples, Samples]:
-        def part(file: str, count: int) -> Samples:
+    def read(assets: Path, name: str) -> tuple[Arrays, Arrays]:
+        def part(file: str, count: int) -> Arrays:
             arrays = np.load(assets / f"cifar10_{file}.npz")
             images = arrays["images"][:count].astype(np.float32)
             if not raw:
                 mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
                 images = (images / 255 - mean) / std
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-            return Samples(file, {name: images}, arrays["labels"][:count])
+            return Arrays({name: images}, arrays["labels"][:count], name=file)
 
         return part("train", 512), part("test", 5000)
 
     return read
 
 
-def imagenet(size: int, caffe: bool) -> Callable[[Path, str], tuple[Samples, Samples]]:
+def imagenet(size: int, caffe: bool) -> Callable[[Path, str], tuple[Arrays, Arrays]]:
     """100 images to calibrate with, the other 500 to judge."""
 
-    def read(assets: Path, name: str) -> tuple[Samples, Samples]:
+    def read(assets: Path, name: str) -> tuple[Arrays, Arrays]:
         from PIL import Image
 
         images, labels = [], []
@@ -73,18 +51,18 @@ def imagenet(size: int, caffe: bool) -> Callable[[Path, str], tuple[Samples, Sam
             images.append(pixels.transpose(2, 0, 1))
             labels.append(int(label) + (0 if caffe else 1))
         stacked, numbers = np.ascontiguousarray(np.stack(images), dtype=np.float32), np.array(labels)
-        return Samples("calibration", {name: stacked[:100]}), Samples("test", {name: stacked[100:]}, numbers[100:])
+        return Arrays({name: stacked[:100]}), Arrays({name: stacked[100:]}, numbers[100:])
 
     return read
 
 
-def sentences(assets: Path, name: str) -> tuple[Samples, Samples]:
+def sentences(assets: Path, name: str) -> tuple[Arrays, Arrays]:
     """500 unlabelled sentences to calibrate with, 872 labelled ones."""
 
-    def part(file: str) -> Samples:
+    def part(file: str) -> Arrays:
         arrays = np.load(assets / f"sst2_{file}.npz")
         feeds = {key: arrays[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
-        return Samples(file, feeds, arrays.get("label"))
+        return Arrays(feeds, arrays.get("label"), name=file)
 
     return part("calib"), part("dev")
 
@@ -94,7 +72,7 @@ class Case:
     """A model, its data, the steps to compare, and the batch size for accuracy."""
 
     file: str
-    data: Callable[[Path, str], tuple[Samples, Samples]]
+    data: Callable[[Path, str], tuple[Arrays, Arrays]]
     steps: tuple[str, ...] = ("quantize.static",)
     batch: int = 32
 

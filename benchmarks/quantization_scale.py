@@ -10,14 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.synthetic import synthetic
+from lepton_cli.tensors import TensorInfo
 
 #: 36 matrices of 4096 x 4096 float32 are 2.4 GB.
 SIDE, LAYERS = 4096, 36
@@ -107,26 +107,6 @@ def calibration(threads: int) -> None:
             print(f"| {tool} {method} | {samples} | {peak:.0f} MB | {seconds:.1f} |", flush=True)
 
 
-class Noise:
-    """Images made when they are asked for, so that the data take no memory of their own."""
-
-    label_names: tuple[str, ...] = ()
-    name = path = fingerprint = "noise"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        count, step = min(self.count, limit or self.count), size or 32
-        for start in range(0, count, step):
-            random = np.random.default_rng(start)
-            shape = (min(step, count - start), 3, 224, 224)
-            yield Batch({"x": random.standard_normal(shape, dtype=np.float32)}, {}, start)
-
-    def sample_hashes(self) -> list[str]:
-        return []
-
-
 def _resnet18() -> onnx.ModelProto:
     """ResNet-18 with folded batch norm and random weights."""
     random = np.random.default_rng(0)
@@ -171,7 +151,9 @@ def _calibrate(tool: str, method: str, samples: int, threads: int, path: Path) -
     from lepton_cli.step import Context
 
     onnxruntime()
-    data = Noise(samples)
+    # Made when they are asked for, so that the data take no memory of their own.
+    images = TensorInfo("x", "float32", (None, 3, 224, 224))
+    data = synthetic([images], seed=0, samples=samples, batch=32)
     if tool == "lepton":
         model = io.load(path).model
         folder = path.parent

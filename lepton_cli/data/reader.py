@@ -31,6 +31,9 @@ class SourceDataset:
     batch are left out, `count` says how many are used and `notes` says so. Arrays handed out are read-only.
     """
 
+    #: Whether a small data set stays in memory after the first whole pass.
+    _keeps = True
+
     def __init__(
         self,
         source: Source,
@@ -143,7 +146,7 @@ class SourceDataset:
             for start in range(0, count, size):
                 yield _slice(self._cache, start, min(start + size, count))
             return
-        kept: list[Batch] | None = [] if count == self.count else None
+        kept: list[Batch] | None = [] if count == self.count and self._keeps else None
         total = 0
         for batch in self._read(size, count):
             total += sum(array.nbytes for array in batch.feeds.values())

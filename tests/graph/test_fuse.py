@@ -11,13 +11,14 @@ import onnx_ir as ir
 import pytest
 from pydantic import ValidationError
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import MissingExtraError, RecipeError
 from lepton_cli.graph import fusion
 from lepton_cli.graph.spec import Fuse
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context
+from tests.quantize.builders import Graph, context
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def _logits(model: ir.Model) -> np.ndarray:
 
 
 def _context(tmp_path: Path):
-    return context(Samples(image=np.zeros((4, 1, 8, 8), np.float32)), tmp_path)
+    return context(Arrays({"image": np.zeros((4, 1, 8, 8), np.float32)}), tmp_path)
 
 
 def test_heads_are_read_from_the_graph(vit: ir.Model, samples: Path) -> None:

@@ -8,19 +8,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph.spec import Simplify
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context
+from tests.quantize.builders import Graph, context
 
 
 def _simplify(path: Path, tmp_path: Path, **options: object) -> Outcome:
     model = io.load(path).model
     return STEPS["simplify"].apply(
-        model, Simplify(step="simplify", **options), context(Samples(x=np.zeros((1, 1))), tmp_path)
+        model, Simplify(step="simplify", **options), context(Arrays({"x": np.zeros((1, 1))}), tmp_path)
     )
 
 
@@ -55,7 +56,7 @@ def test_batch_norm_is_folded_unless_told_otherwise(samples: Path, tmp_path: Pat
 
 def test_nothing_to_do_is_no_error(samples: Path, tmp_path: Path) -> None:
     once = _simplify(samples / "digits_cnn.onnx", tmp_path).model
-    twice = STEPS["simplify"].apply(once, Simplify(step="simplify"), context(Samples(x=np.zeros((1, 1))), tmp_path))
+    twice = STEPS["simplify"].apply(once, Simplify(step="simplify"), context(Arrays({"x": np.zeros((1, 1))}), tmp_path))
     assert twice.changed == 0
     assert io.to_bytes(twice.model) == io.to_bytes(once)
 
@@ -72,7 +73,7 @@ def said(outcome: Outcome) -> list[tuple[str, str, str]]:
 
 def simplify(model: ir.Model, tmp_path: Path, **options: object) -> Outcome:
     params = Simplify.model_validate({"step": "simplify", **options})
-    return STEPS["simplify"].apply(model, params, context(Samples(x=np.zeros((1, 8))), tmp_path))
+    return STEPS["simplify"].apply(model, params, context(Arrays({"x": np.zeros((1, 8))}), tmp_path))
 
 
 def untidy() -> ir.Model:

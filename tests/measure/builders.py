@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-
-from lepton_cli.data.dataset import Batch
 
 
 def model(text: str, **weights: NDArray[Any]) -> bytes:
@@ -49,39 +45,3 @@ def chain(count: int, width: int, shared: bool = True) -> bytes:
     graph = helper.make_graph(nodes, "chain", io[:1], io[1:], weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(made.SerializeToString())
-
-
-@dataclasses.dataclass
-class Arrays:
-    """A data set in memory."""
-
-    feeds: dict[str, NDArray[Any]]
-    labels: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    batch: int = 7
-    class_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    name: str = "evaluation"
-    path: str = "evaluation.npz"
-    fingerprint: str = "0"
-    notes: tuple[str, ...] = ()
-    fixed_batch: int | None = None
-
-    @property
-    def count(self) -> int:
-        return len(next(iter(self.feeds.values())))
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return tuple(self.labels)
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        size, end = size or self.batch, min(self.count, limit or self.count)
-        for start in range(0, end, size):
-            part = slice(start, min(start + size, end))
-            yield Batch(
-                {name: array[part] for name, array in self.feeds.items()},
-                {name: array[part] for name, array in self.labels.items()},
-                start,
-            )
-
-    def sample_hashes(self) -> list[str]:
-        return [str(i) for i in range(self.count)]

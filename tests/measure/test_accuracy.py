@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, MeasurementError, RecipeError
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.spec import AccuracySpec
@@ -18,13 +19,13 @@ SAME = builders.identity("N, 4")
 SWAPPED = builders.linear(np.eye(4, dtype=np.float32)[[1, 0, 2, 3]])
 
 
-def data(n: int = 60, wrong: int = 6, classes: int = 4, **options: Any) -> builders.Arrays:
+def data(n: int = 60, wrong: int = 6, classes: int = 4, **options: Any) -> Arrays:
     """Scores that favour the label, except for the first `wrong` samples."""
     generator = np.random.default_rng(0)
     labels = np.arange(n) % classes
     favoured = np.where(np.arange(n) < wrong, (labels + 1) % classes, labels)
     scores = generator.random((n, classes)).astype(np.float32) + 3 * np.eye(classes, dtype=np.float32)[favoured]
-    return builders.Arrays({"x": scores}, {"labels": labels}, **options)
+    return Arrays({"x": scores}, {"labels": labels}, **options)
 
 
 def test_top1_is_the_default_for_class_labels() -> None:
@@ -71,8 +72,7 @@ def test_at_most_fifty_flips_are_kept() -> None:
 
 
 def test_without_labels_only_agreement_is_measured() -> None:
-    unlabelled = data(wrong=0)
-    unlabelled.labels = {}
+    unlabelled = Arrays(data(wrong=0).feeds)
     found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, unlabelled)
     assert found.values == {"original": (), "compressed": ()}
     assert found.changes == ()
@@ -98,7 +98,7 @@ def test_regression_is_the_default_for_other_numbers() -> None:
     labels = x[:, 0] + 0.1
     double = builders.linear(np.full((1, 1), 1.1, np.float32))
     found = accuracy.evaluate(
-        {"original": builders.identity("N, 1"), "compressed": double}, builders.Arrays({"x": x}, {"labels": labels})
+        {"original": builders.identity("N, 1"), "compressed": double}, Arrays({"x": x}, {"labels": labels})
     )
     (metric,) = found.values["original"]
     assert (metric.metric, metric.higher_is_better) == ("rmse", False)
@@ -112,7 +112,7 @@ def test_logits_of_one_column_are_decided_over_all_batches() -> None:
     """The first batch alone looks like probabilities, the whole does not: 0.4 is a positive logit."""
     x = np.array([[0.4]] * 7 + [[-3.0], [2.0]], np.float32)
     labels = np.array([1] * 7 + [0, 1])
-    found = accuracy.evaluate({"original": builders.identity("N, 1")}, builders.Arrays({"x": x}, {"labels": labels}))
+    found = accuracy.evaluate({"original": builders.identity("N, 1")}, Arrays({"x": x}, {"labels": labels}))
     assert found.values["original"][0].value == 1
 
 
@@ -125,7 +125,8 @@ def test_many_outputs_each_with_its_metric() -> None:
         axes=np.array([1]),
     )
     dataset = data()
-    dataset.labels = {"kind": dataset.labels["labels"], "b": dataset.feeds["x"].sum(axis=1)}
+    labels = {"kind": dataset.labels["labels"], "b": dataset.feeds["x"].sum(axis=1)}
+    dataset = Arrays(dataset.feeds, labels)
     specs = [AccuracySpec(metric="top1", labels="kind", weight=3), AccuracySpec(metric="mae", output="b")]
     found = accuracy.evaluate({"original": two, "compressed": two}, dataset, specs)
     assert [(m.metric, m.output) for m in found.values["original"]] == [
@@ -143,7 +144,7 @@ def test_many_outputs_each_with_its_metric() -> None:
 
 def test_score_of_an_error_is_relative_to_the_labels() -> None:
     x = np.random.default_rng(0).standard_normal((200, 1)).astype(np.float32)
-    dataset = builders.Arrays({"x": x}, {"labels": np.zeros(200) + x[:, 0].astype(float)})
+    dataset = Arrays({"x": x}, {"labels": np.zeros(200) + x[:, 0].astype(float)})
     zero = builders.linear(np.zeros((1, 1), np.float32))
     specs = [AccuracySpec(metric="rmse")]
     assert accuracy.score(builders.identity("N, 1"), dataset, specs) == pytest.approx(1)
@@ -217,10 +218,10 @@ def test_specs_that_do_not_fit(spec: AccuracySpec, error: type[Exception], messa
 
 def test_labels_out_of_range_and_missing() -> None:
     dataset = data()
-    dataset.labels["labels"] = dataset.labels["labels"] + 1
+    dataset = Arrays(dataset.feeds, dataset.labels["labels"] + 1)
     with pytest.raises(DataError, match="label 4 is none"):
         accuracy.evaluate({"original": SAME}, dataset)
-    dataset.labels = {}
+    dataset = Arrays(dataset.feeds)
     with pytest.raises(DataError, match="needs labels"):
         accuracy.evaluate({"original": SAME}, dataset, [AccuracySpec(metric="top1")])
     with pytest.raises(DataError, match="has no labels"):
@@ -228,7 +229,7 @@ def test_labels_out_of_range_and_missing() -> None:
 
 
 def test_undefined_metrics_are_errors() -> None:
-    dataset = builders.Arrays({"x": np.ones((9, 1), np.float32)}, {"labels": np.full(9, 1.5)})
+    dataset = Arrays({"x": np.ones((9, 1), np.float32)}, {"labels": np.full(9, 1.5)})
     with pytest.raises(MeasurementError, match="not defined"):
         accuracy.evaluate({"original": builders.identity("N, 1")}, dataset, [AccuracySpec(metric="spearman")])
 
@@ -242,7 +243,7 @@ def test_confusions_are_ranked_by_change() -> None:
 
 def test_agreement_of_images_is_by_position() -> None:
     scores = np.random.default_rng(0).standard_normal((6, 3, 2, 2)).astype(np.float32)
-    dataset = builders.Arrays({"x": scores}, {"labels": scores.argmax(axis=1)})
+    dataset = Arrays({"x": scores}, {"labels": scores.argmax(axis=1)})
     same = builders.identity("N, 3, 2, 2")
     swapped = builders.model(
         "g (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y) { y = Gather <axis = 1> (x, order) }",
@@ -256,7 +257,7 @@ def test_agreement_of_images_is_by_position() -> None:
 
 def test_embeddings_against_the_original() -> None:
     generator = np.random.default_rng(0)
-    dataset = builders.Arrays({"x": generator.standard_normal((9, 4)).astype(np.float32)})
+    dataset = Arrays({"x": generator.standard_normal((9, 4)).astype(np.float32)})
     found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, dataset)
     x = dataset.feeds["x"]
     expected = ((x * x[:, [1, 0, 2, 3]]).sum(axis=1) / (x * x).sum(axis=1)).mean()
@@ -269,7 +270,7 @@ def test_outputs_that_change_shape_are_disagreement() -> None:
     more = builders.model(
         "g (float[N, 4] x) => (int64[2, M] y) { z = Add (x, one) y = NonZero (z) }", one=np.float32(1)
     )
-    dataset = builders.Arrays({"x": np.eye(4, dtype=np.float32)[np.arange(8) % 4]})
+    dataset = Arrays({"x": np.eye(4, dtype=np.float32)[np.arange(8) % 4]})
     found = accuracy.evaluate({"original": boxes, "compressed": more}, dataset)
     assert found.fidelity[0].agreement == 0
     assert "differs in shape" in found.warnings[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import LeptonError, MeasurementError, RecipeError
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.spec import AccuracySpec
@@ -36,10 +37,10 @@ def strange(outputs, labels):
 
 
 @pytest.fixture
-def dataset() -> builders.Arrays:
+def dataset() -> Arrays:
     labels = np.arange(20) % 4
     scores = np.eye(4, dtype=np.float32)[np.where(np.arange(20) < 2, 3 - labels, labels)]
-    return builders.Arrays({"x": scores}, {"labels": labels})
+    return Arrays({"x": scores}, {"labels": labels})
 
 
 @pytest.fixture
@@ -48,13 +49,13 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(dataset: builders.Arrays, base: Path, function: str) -> accuracy.Accuracy:
+def run(dataset: Arrays, base: Path, function: str) -> accuracy.Accuracy:
     model = builders.identity("N, 4")
     spec = AccuracySpec(metric="python", function=f"hook.py:{function}")
     return accuracy.evaluate({"original": model, "compressed": model}, dataset, [spec], allow_code=True, base=base)
 
 
-def test_per_sample_values_are_paired(dataset: builders.Arrays, base: Path) -> None:
+def test_per_sample_values_are_paired(dataset: Arrays, base: Path) -> None:
     found = run(dataset, base, "per_sample")
     (metric,) = found.values["original"]
     assert (metric.metric, metric.value, metric.n) == ("python", 0.9, 20)
@@ -63,14 +64,14 @@ def test_per_sample_values_are_paired(dataset: builders.Arrays, base: Path) -> N
     assert (found.changes[0].low, found.changes[0].high) == (0, 0)
 
 
-def test_one_number_is_taken_over_everything(dataset: builders.Arrays, base: Path) -> None:
+def test_one_number_is_taken_over_everything(dataset: Arrays, base: Path) -> None:
     found = run(dataset, base, "whole")
     (metric,) = found.values["original"]
     assert (metric.value, metric.low, metric.n) == (0.9, None, 20)
     assert (found.changes[0].difference, found.changes[0].low, found.changes[0].method) == (0.0, None, "")
 
 
-def test_an_exception_names_the_hook_and_its_line(dataset: builders.Arrays, base: Path) -> None:
+def test_an_exception_names_the_hook_and_its_line(dataset: Arrays, base: Path) -> None:
     with pytest.raises(MeasurementError, match=r"`hook.py:raises` raised IndexError") as caught:
         run(dataset, base, "raises")
     line = SOURCE.splitlines().index('    return value["nothing"]') + 1
@@ -78,12 +79,12 @@ def test_an_exception_names_the_hook_and_its_line(dataset: builders.Arrays, base
 
 
 @pytest.mark.parametrize(("function", "message"), [("infinite", "not finite"), ("strange", "shape")])
-def test_useless_results(dataset: builders.Arrays, base: Path, function: str, message: str) -> None:
+def test_useless_results(dataset: Arrays, base: Path, function: str, message: str) -> None:
     with pytest.raises(MeasurementError, match=message):
         run(dataset, base, function)
 
 
-def test_code_needs_permission(dataset: builders.Arrays, base: Path) -> None:
+def test_code_needs_permission(dataset: Arrays, base: Path) -> None:
     spec = AccuracySpec(metric="python", function="hook.py:whole")
     with pytest.raises(RecipeError, match="would run Python code") as caught:
         accuracy.evaluate({"original": builders.identity("N, 4")}, dataset, [spec], base=base)
@@ -94,7 +95,7 @@ def test_code_needs_permission(dataset: builders.Arrays, base: Path) -> None:
     ("source", "message"),
     [("def other(): ...", "no function `f`"), ("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError")],
 )
-def test_broken_files(dataset: builders.Arrays, tmp_path: Path, source: str, message: str) -> None:
+def test_broken_files(dataset: Arrays, tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(source)
     spec = AccuracySpec(metric="python", function="broken.py:f")
     with pytest.raises(LeptonError, match=message):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import LeptonError, MeasurementError
 from lepton_cli.measure import stream
 from tests.measure import builders
 
 SAME = builders.identity("N, 3")
-DATA = builders.Arrays({"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, {"labels": np.arange(10)})
+DATA = Arrays({"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, {"labels": np.arange(10)}, batch=7)
 
 
 def test_batches_come_in_order_with_their_labels() -> None:
@@ -37,13 +39,13 @@ def test_inputs_that_are_single_values() -> None:
         "g (int64 rate, float[N, 3] x) => (float[N, 3] y) { r = Cast <to = 1> (rate) y = Mul (x, r) }"
     )
 
-    class Scalar(builders.Arrays):
+    class Scalar(Arrays):
         def batches(self, size=None, limit=None):  # type: ignore[no-untyped-def]
             for batch in super().batches(size, limit):
                 batch.feeds["rate"] = np.array(2)
-                yield builders.Batch({"rate": batch.feeds["rate"], "x": batch.feeds["x"]}, {}, batch.start)
+                yield Batch({"rate": batch.feeds["rate"], "x": batch.feeds["x"]}, {}, batch.start)
 
-    found = list(stream.run({"a": model}, Scalar(dict(DATA.feeds))))
+    found = list(stream.run({"a": model}, Scalar(DATA.feeds, batch=7)))
     assert [r.count for r in found] == [7, 3]
 
 

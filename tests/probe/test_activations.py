@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import activations
 from lepton_cli.probe.activations import Tap
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory
 
-Arrays = dict[str, NDArray[Any]]
+Feeds = dict[str, NDArray[Any]]
 
 
 def two_inputs(batch: int | str = "batch", other: int | str = "batch") -> ir.Model:
@@ -30,16 +30,16 @@ def two_inputs(batch: int | str = "batch", other: int | str = "batch") -> ir.Mod
     return n.model(n.node("Concat", n.node("Neg", first), second, axis=1))
 
 
-def data(count: int) -> InMemory:
+def data(count: int) -> Arrays:
     random = np.random.default_rng(0)
-    return InMemory({"x": random.normal(size=(count, 3)), "z": random.normal(size=(count, 2))})
+    return Arrays({"x": random.normal(size=(count, 3)), "z": random.normal(size=(count, 2))})
 
 
-def feeds(count: int = 4) -> Arrays:
+def feeds(count: int = 4) -> Feeds:
     return {name: array.astype(np.float32) for name, array in data(count).feeds.items()}
 
 
-def by_hand(x: Arrays, model: ir.Model) -> Arrays:
+def by_hand(x: Feeds, model: ir.Model) -> Feeds:
     """The network written out."""
     weights = [value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value]
     gemm = x["x"] @ weights[0] + weights[1]
@@ -75,7 +75,7 @@ def test_a_fixed_batch_of_one_gives_single_samples() -> None:
 
 
 def test_batches_of_which_one_array_is_too_short_are_left_out() -> None:
-    class Uneven(InMemory):
+    class Uneven(Arrays):
         def batches(self, size: int | None = None, limit: int | None = None) -> Any:
             for batch in super().batches(size, limit):
                 if batch.start == 2:
@@ -91,7 +91,7 @@ def test_inputs_of_unknown_or_no_shape_fix_nothing() -> None:
     x, scale = n.input("x", "batch", 3), n.input("scale")
     model = n.model(n.node("Mul", x, scale))
     model.graph.inputs[0].shape = None
-    held = InMemory({"x": np.zeros((5, 3)), "scale": np.zeros(5)})
+    held = Arrays({"x": np.zeros((5, 3)), "scale": np.zeros(5)})
     assert [len(batch["x"]) for batch in activations.batches(model, held, size=2)] == [2, 2, 1]
 
 

@@ -11,18 +11,19 @@ import pytest
 from onnx import TensorProto
 
 from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError
 from lepton_cli.probe import calibration
 from lepton_cli.probe.calibration import Ranges, calibration_batches, collect, with_outputs
 from lepton_cli.probe.histogram import Histogram
-from tests.quantize.builders import Graph, Samples, Scalars, Told, WithConstants, context
+from tests.quantize.builders import Graph, Scalars, Told, WithConstants, context
 
 
-class Asked(Samples):
+class Asked(Arrays):
     """Samples that remember the batch sizes they were asked for, and the samples handed out."""
 
-    def __init__(self, **feeds: np.ndarray) -> None:
-        super().__init__(**feeds)
+    def __init__(self, feeds: dict[str, np.ndarray]) -> None:
+        super().__init__(feeds)
         self.sizes: list[int | None] = []
         self.starts: list[int] = []
 
@@ -41,7 +42,7 @@ def net(batch: int | str = "b", width: int = 4) -> ir.Model:
 
 
 def data(count: int = 10, width: int = 4, seed: int = 0) -> Asked:
-    return Asked(x=np.random.default_rng(seed).normal(0, 1, (count, width)).astype(np.float32))
+    return Asked({"x": np.random.default_rng(seed).normal(0, 1, (count, width)).astype(np.float32)})
 
 
 def counted(values: np.ndarray) -> list[int]:
@@ -79,7 +80,7 @@ def test_whole_numbers_are_not_counted(tmp_path: Path) -> None:
     graph = Graph()
     whole = graph.take("x", ["b", 4], TensorProto.INT64)
     model = graph.model(graph.op("Cast", graph.op("Neg", whole), to=TensorProto.FLOAT))
-    samples = Samples(x=np.arange(8, dtype=np.int64).reshape(2, 4))
+    samples = Arrays({"x": np.arange(8, dtype=np.int64).reshape(2, 4)})
     found = collect(model, ["x", "t0", "t1"], samples, context(samples, tmp_path))
     assert found.unseen() == ["x", "t0"]
     assert found.histograms["t1"].low == -7
@@ -142,18 +143,18 @@ def test_nan_in_the_data_is_named_with_its_batch() -> None:
     samples.feeds["x"][7, 2] = np.nan
     batches = calibration_batches(net(), samples, 4)
     assert len(next(batches).feeds["x"]) == 4
-    with pytest.raises(DataError, match="`x` of `samples` contains NaN in the batch at sample 4") as raised:
+    with pytest.raises(DataError, match="`x` of `arrays` contains NaN in the batch at sample 4") as raised:
         next(batches)
     assert raised.value.code == "data.nan"
 
 
 @pytest.mark.parametrize("other", [np.array([1, 2]), np.array(["a", "b"]), [1.0, float("nan")]])
 def test_inputs_that_cannot_hold_nan_are_not_searched(other: object) -> None:
-    class Mixed(Samples):
+    class Mixed(Arrays):
         def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
             yield Batch({"other": other, "x": np.ones((2, 4), np.float32)}, {}, 0)  # type: ignore[dict-item]
 
-    assert len(list(calibration_batches(net(), Mixed(x=np.ones((2, 4), np.float32)), 2))) == 1
+    assert len(list(calibration_batches(net(), Mixed({"x": np.ones((2, 4), np.float32)}), 2))) == 1
 
 
 @pytest.mark.parametrize(
@@ -187,10 +188,10 @@ def test_a_fixed_batch_is_measured_by_the_sample(tmp_path: Path, monkeypatch: py
 
 
 def test_data_that_fit_nowhere_are_an_error(tmp_path: Path) -> None:
-    for model, samples in ((net(), data(0)), (net(20), data(10))):
-        with pytest.raises(DataError, match="no batch of `samples` fits the model") as raised:
-            collect(model, ["x"], samples, context(samples, tmp_path))
-        assert raised.value.code == "data.empty"
+    samples = data(10)
+    with pytest.raises(DataError, match="no batch of `arrays` fits the model") as raised:
+        collect(net(20), ["x"], samples, context(samples, tmp_path))
+    assert raised.value.code == "data.empty"
 
 
 def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
@@ -207,11 +208,11 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
 def test_a_batch_without_any_axis_is_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Relu", graph.take("x", [])))
-    samples = Scalars(x=np.float32([1, 2, 3]))
+    samples = Scalars({"x": np.float32([1, 2, 3])})
     assert collect(model, ["x"], samples, context(samples, tmp_path)).samples == 3
 
 
-def kept(model: ir.Model, names: Sequence[str], samples: Samples, tmp_path: Path, cache: str = "cache") -> Ranges:
+def kept(model: ir.Model, names: Sequence[str], samples: Arrays, tmp_path: Path, cache: str = "cache") -> Ranges:
     return collect(model, names, samples, context(samples, tmp_path, cache=tmp_path / cache))
 
 
@@ -250,7 +251,7 @@ def test_a_killed_run_resumes_behind_what_was_saved(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(calibration, "_SAVE_SECONDS", -1.0)  # saved after each batch
     samples, told = data(), Told()
 
-    class Killed(Samples):
+    class Killed(Arrays):
         def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
             for batch in super().batches(size, limit):
                 if batch.start == 6:
@@ -258,7 +259,7 @@ def test_a_killed_run_resumes_behind_what_was_saved(tmp_path: Path, monkeypatch:
                 yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        kept(net(), ["t0"], Killed(x=samples.feeds["x"]), tmp_path)
+        kept(net(), ["t0"], Killed({"x": samples.feeds["x"]}), tmp_path)
     found = collect(net(), ["t0"], samples, context(samples, tmp_path, cache=tmp_path / "cache", progress=told))
     assert told.counts == [6, 3, 1]
     assert found.samples == 10
@@ -286,7 +287,7 @@ def test_ranges_are_saved_every_twenty_seconds_and_at_the_end(
     def monotonic() -> float:
         return now[0]
 
-    class Slow(Samples):
+    class Slow(Arrays):
         def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
             for batch in super().batches(size, limit):
                 if size != 1:
@@ -296,7 +297,7 @@ def test_ranges_are_saved_every_twenty_seconds_and_at_the_end(
     next(clock)
     monkeypatch.setattr(calibration._Store, "save", save)
     monkeypatch.setattr(time, "monotonic", monotonic)
-    samples = Slow(x=data(12).feeds["x"])
+    samples = Slow({"x": data(12).feeds["x"]})
     kept(net(), ["t0"], samples, tmp_path)
     assert count == saves
 

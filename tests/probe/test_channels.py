@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe.channels import Channels, collect
-from tests.quantize.builders import Graph, Samples, Scalars, Told, WithConstants, context
+from tests.quantize.builders import Graph, Scalars, Told, WithConstants, context
 
 
 def net() -> ir.Model:
@@ -17,9 +18,9 @@ def net() -> ir.Model:
     return graph.model(graph.op("Relu", graph.op("Transpose", y, perm=[0, 2, 3, 1])))
 
 
-def data(count: int = 10) -> Samples:
+def data(count: int = 10) -> Arrays:
     values = np.random.default_rng(0).normal(0, 1, (count, 3, 5, 4)) * np.array([1, 10, 100]).reshape(3, 1, 1)
-    return Samples(x=values.astype(np.float32))
+    return Arrays({"x": values.astype(np.float32)})
 
 
 @pytest.mark.parametrize(("tensor", "axis"), [("t0", 1), ("t1", -1), ("t1", 3)])
@@ -42,7 +43,7 @@ def test_every_batch_may_hold_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_ends_always_hold_zero(sign: int, tmp_path: Path) -> None:
-    samples = Samples(x=sign * (1 + np.abs(data().feeds["x"])))
+    samples = Arrays({"x": sign * (1 + np.abs(data().feeds["x"]))})
     found = collect(net(), {"t0": 1}, samples, context(samples, tmp_path))["t0"]
     assert (found.high if sign > 0 else found.low).tolist() == [0, 0, 0]
     assert (found.low if sign > 0 else found.high).all()
@@ -77,7 +78,7 @@ def test_progress_counts_samples_not_scalars_and_states(tmp_path: Path) -> None:
 def test_a_batch_without_any_axis_is_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Mul", graph.take("x", []), graph.constant(np.float32([1, -2]))))
-    samples, told = Scalars(x=np.float32([3, 4])), Told()
+    samples, told = Scalars({"x": np.float32([3, 4])}), Told()
     found = collect(model, {"t0": 0}, samples, context(samples, tmp_path, progress=told))
     assert (found["t0"].low.tolist(), found["t0"].high.tolist()) == ([0, -8], [4, 0])
     assert told.counts == [1, 1]

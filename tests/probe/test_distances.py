@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe.distances import Fidelity
-from tests.quantize.builders import Graph, Samples, Scalars, WithConstants, context
+from tests.quantize.builders import Graph, Scalars, WithConstants, context
 
 
 def net(factor: float = 1.0, shift: float = 0.0, start: int = 0) -> ir.Model:
@@ -29,8 +30,8 @@ def net(factor: float = 1.0, shift: float = 0.0, start: int = 0) -> ir.Model:
     return model
 
 
-def samples(count: int = 40) -> Samples:
-    return Samples(x=np.random.default_rng(0).normal(0.5, 1, (count, 4)).astype(np.float32))
+def samples(count: int = 40) -> Arrays:
+    return Arrays({"x": np.random.default_rng(0).normal(0.5, 1, (count, 4)).astype(np.float32)})
 
 
 def decibel(signal: np.ndarray, noise: np.ndarray) -> float:
@@ -107,7 +108,7 @@ def test_what_is_infinite_in_the_float_model_is_left_out(tmp_path: Path) -> None
 
 
 def test_no_signal_at_all_is_far_below_zero_but_finite(tmp_path: Path) -> None:
-    data = Samples(x=np.zeros((4, 4), dtype=np.float32))
+    data = Arrays({"x": np.zeros((4, 4), dtype=np.float32)})
     fidelity = Fidelity(net(), context(data, tmp_path))
     assert fidelity.sqnr(net(shift=1)) == pytest.approx(10 * math.log10(1e-300 / 16))
 
@@ -136,12 +137,12 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
 def test_a_batch_of_scalars_counts_as_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Relu", graph.take("x", [])))
-    data = Scalars(x=samples(9).feeds["x"][:, 0])
+    data = Scalars({"x": samples(9).feeds["x"][:, 0]})
     assert len(Fidelity(model, context(data, tmp_path), samples=5).batches) == 5
 
 
 def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> None:
-    shown = Samples("check", x=np.ones((3, 4), dtype=np.float32))
+    shown = Arrays({"x": np.ones((3, 4), dtype=np.float32)}, name="check")
     fidelity = Fidelity(net(), context(None, tmp_path, check=shown))
     assert [batch["y"].tolist() for batch in fidelity.reference] == [np.ones((3, 4)).tolist()]
     fidelity = Fidelity(net(), context(samples(5), tmp_path, check=shown))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,19 @@ from numpy.typing import NDArray
 
 from lepton_cli import runtime
 from lepton_cli.cache import Cache
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.step import Context
 from tests.coupling.networks import Network
 
 
-class InMemory:
-    """A data set of one array a model input."""
-
-    name = path = "memory"
-    fingerprint = "0"
-    label_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    class_names: dict[str, tuple[str, ...]] = {}
-    fixed_batch = None
-
-    def __init__(self, feeds: dict[str, NDArray[np.float32]]) -> None:
-        self.feeds = feeds
-        self.count = len(next(iter(feeds.values())))
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        end = min(self.count, limit or self.count)
-        for start in range(0, end, size or 32):
-            stop = min(start + (size or 32), end)
-            yield Batch({name: array[start:stop] for name, array in self.feeds.items()}, {}, start)
-
-    def sample_hashes(self) -> list[str]:
-        return []
-
-
 def context(
     model: ir.Model,
     folder: Path,
-    data: InMemory | None = None,
+    data: Arrays | None = None,
     *,
-    check: InMemory | None = None,
+    check: Arrays | None = None,
     dry: bool = False,
     cache: Path | None = None,
 ) -> Context:
@@ -61,12 +37,12 @@ def context(
     )  # fmt: skip
 
 
-def images(count: int = 96, channels: int = 3, size: int = 8) -> InMemory:
+def images(count: int = 96, channels: int = 3, size: int = 8) -> Arrays:
     """Smooth random images: neighbouring pixels are alike, as in real ones."""
     random = np.random.default_rng(5)
     coarse = random.normal(size=(count, channels, size // 2, size // 2))
     fine = np.kron(coarse, np.ones((2, 2))) + 0.2 * random.normal(size=(count, channels, size, size))
-    return InMemory({"x": fine.astype(np.float32)})
+    return Arrays({"x": fine.astype(np.float32)})
 
 
 def redundant(seed: int = 0) -> ir.Model:
@@ -82,12 +58,12 @@ def redundant(seed: int = 0) -> ir.Model:
     return n.model(n.node("Gemm", pooled, n.weight(10, 8), n.weight(10), transB=1))
 
 
-def outputs(model: ir.Model, data: InMemory) -> NDArray[np.float32]:
+def outputs(model: ir.Model, data: Arrays) -> NDArray[np.float32]:
     session = runtime.Session(io.to_bytes(model), threads=1)
     return np.concatenate([next(iter(session.run(batch.feeds).values())) for batch in data.batches()])
 
 
-def relative_error(model: ir.Model, reference: ir.Model, data: InMemory) -> float:
+def relative_error(model: ir.Model, reference: ir.Model, data: Arrays) -> float:
     now, then = outputs(model, data), outputs(reference, data)
     return float(np.sum((now - then) ** 2) / np.sum((then - then.mean(axis=0)) ** 2))
 

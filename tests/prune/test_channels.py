@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.coupling import cut
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph import cost, shapes
 from lepton_cli.machine import Machine
@@ -18,7 +19,7 @@ from lepton_cli.model import io
 from lepton_cli.prune import allocate, channels, latency, plan, ranking
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network, zeroed
-from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
+from tests.prune.context import context, images, outputs, redundant, relative_error
 
 
 def params(**options: object) -> PruneChannels:
@@ -180,7 +181,7 @@ def test_few_samples_are_reported(tmp_path: Path) -> None:
     n = Network()
     hidden = n.node("Relu", n.node("Gemm", n.input("x", "batch", 8), n.weight(8, 64), n.weight(64)))
     model = n.model(n.node("Gemm", hidden, n.weight(64, 4), n.weight(4)))
-    data = InMemory({"x": np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)})
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)})
     outcome = channels.prune(model, params(target={"params": "50 %"}), context(model, tmp_path, data))
     assert "calibration samples are few" in outcome.warnings[0]
     assert np.isfinite(outputs(outcome.model, data)).all()
@@ -381,7 +382,7 @@ def test_infinite_weights_of_a_product_are_named(tmp_path: Path) -> None:
 def test_why_nothing_can_go_is_said(tmp_path: Path) -> None:
     n = Network()
     model = n.model(n.node("Relu", n.input("x", "batch", 3)))
-    given = context(model, tmp_path, InMemory({"x": np.zeros((4, 3), np.float32)}))
+    given = context(model, tmp_path, Arrays({"x": np.zeros((4, 3), np.float32)}))
     outcome = channels.prune(model, params(), given)
     assert outcome.summary.endswith("the main graph has no convolution or product with stored weights")
     n = Network()

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling import branches, cut
 from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.probe import linear
 from lepton_cli.prune import depth, plan, recover, sensitivity
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory, context, images, redundant
+from tests.prune.context import context, images, redundant
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +98,7 @@ def test_layers_around_a_dropped_branch_are_fitted_one_after_another(count: int,
     found, n = straight()
     (branch,) = branches.find(found.model, found.coupling.facts)
     x = np.random.default_rng(1).normal(0.5, 1, (count, 6)).astype(np.float32)
-    source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, count)
+    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, count)
     model, stand_ins = branches.drop(found.model, [branch])
     none = np.zeros(0, np.int64)
     near = recover.after_the_cut(model, found.coupling, none, found.model, stand_ins)
@@ -123,7 +124,7 @@ def test_the_last_layer_of_a_block_is_fitted_to_the_sum_less_the_shortcut(tmp_pa
     model = io.clone(found.model)
     replace_weight(model, "w0", n.weights["w0"] * np.float32(0.7))
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
-    source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 40)
+    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 40)
     last = [layer for layer in linear.find(model).values() if layer.weight == "w2"]
     depth.refit(found, model, last, np.zeros(0, np.int64), source)
     rows = np.concatenate([x[5 * k : 5 * k + 5] for k in range(8) if k % 4 != 3]).astype(np.float64)
@@ -139,7 +140,7 @@ def test_of_many_rows_as_many_are_drawn_by_the_batchs_number(tmp_path: Path, mon
     found, n = straight()
     model = io.clone(found.model)
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
-    source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 40)
+    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 40)
     replace_weight(model, "w3", n.weights["w3"] * np.float32(0.7))
     last = [layer for layer in linear.find(model).values() if layer.weight == "w3"]
     depth.refit(found, model, last, np.zeros(0, np.int64), source)
@@ -158,7 +159,7 @@ def test_a_layer_that_sees_nothing_stays_as_it_is(tmp_path: Path) -> None:
     x = np.zeros((16, 6), np.float32)
     model = io.clone(found.model)
     first = [layer for layer in linear.find(model).values() if layer.weight == "w0"]
-    depth.refit(found, model, first, np.zeros(0, np.int64), recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 16))
+    depth.refit(found, model, first, np.zeros(0, np.int64), recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 16))
     np.testing.assert_array_equal(model.graph.initializers["w0"].const_value.numpy(), n.weights["w0"])
 
 

@@ -11,16 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.coupling import cut
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.prune import norms
 from lepton_cli.prune.recover import Source
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory, images, whole
+from tests.prune.context import images, whole
 
 Array = NDArray[Any]
 
 
-def source(data: InMemory, folder: Path, samples: int) -> Source:
+def source(data: Arrays, folder: Path, samples: int) -> Source:
     return Source(data, folder, threads=1, seed=0, samples=samples)
 
 
@@ -126,13 +127,13 @@ def test_statistics_that_change_nothing_are_not_kept(tmp_path: Path) -> None:
     assert repairs[0].error_before == repairs[0].error_after
 
 
-def dense(rows: Array, weight: Array, bias: Array, *, mean: Array, variance: Array) -> tuple[ir.Model, InMemory]:
+def dense(rows: Array, weight: Array, bias: Array, *, mean: Array, variance: Array) -> tuple[ir.Model, Arrays]:
     n = Network()
     y = n.node("Gemm", n.input("x", "batch", weight.shape[0]), n.weight(values=weight), n.weight(values=bias))
     width = len(bias)
     scale, shift = np.full(width, 0.01, np.float32), np.zeros(width, np.float32)
     norm = n.node("BatchNormalization", y, *(n.weight(values=array) for array in (scale, shift, mean, variance)))
-    return n.model(norm), InMemory({"x": rows})
+    return n.model(norm), Arrays({"x": rows})
 
 
 def test_a_single_row_gives_itself_as_mean_and_no_variance(tmp_path: Path) -> None:

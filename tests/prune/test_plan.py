@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.coupling import cut
+from lepton_cli.data.memory import Arrays
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
 from lepton_cli.prune import plan
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
 from tests.coupling.test_shortcuts import network
-from tests.prune.context import InMemory, context, images, redundant
+from tests.prune.context import context, images, redundant
 
 SHAPE = {"x": (2, 3, 8, 8)}
 
@@ -124,7 +125,7 @@ def test_inputs_without_data_are_of_the_models_shape(tmp_path: Path) -> None:
     x = n.input("x", "batch", 3, "length")
     n.input("scale")
     model = n.model(n.node("Mul", x, "scale"))
-    other = InMemory({"y": np.zeros((4, 2), np.float32)})
+    other = Arrays({"y": np.zeros((4, 2), np.float32)})
     assert plan.feeds(model, context(model, tmp_path, other)) == {"x": (2, 3, 16), "scale": ()}
-    given = InMemory({"x": np.zeros((4, 3, 7), np.float32)})
+    given = Arrays({"x": np.zeros((4, 3, 7), np.float32)})
     assert plan.feeds(model, context(model, tmp_path, given)) == {"x": (2, 3, 7), "scale": ()}

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.cache import Cache
+from lepton_cli.data.memory import Arrays
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
 from lepton_cli.probe import linear
@@ -20,7 +21,7 @@ from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory, context
+from tests.prune.context import context
 
 
 def params(**options: object) -> PruneChannels:
@@ -35,8 +36,8 @@ def mlp() -> ir.Model:
     return n.model(n.node("Gemm", x, n.weight(6, 3), n.weight(3)))
 
 
-def data(count: int = 64) -> InMemory:
-    return InMemory({"x": np.random.default_rng(0).normal(size=(count, 5)).astype(np.float32)})
+def data(count: int = 64) -> Arrays:
+    return Arrays({"x": np.random.default_rng(0).normal(size=(count, 5)).astype(np.float32)})
 
 
 LEVELS = [np.array([8, 6, 3, 2]), np.array([6, 4, 1])]
@@ -120,7 +121,7 @@ def test_groups_that_no_linear_layer_reads_are_ranked_by_l2(tmp_path: Path) -> N
     x = n.node("ConvTranspose", x, n.weight(4, 2, 2, 2))
     model = n.model(x)
     found = plan.analysed(model, params(), {"x": (2, 3, 4, 4)})
-    images = InMemory({"x": np.random.default_rng(0).normal(size=(16, 3, 4, 4)).astype(np.float32)})
+    images = Arrays({"x": np.random.default_rng(0).normal(size=(16, 3, 4, 4)).astype(np.float32)})
     levels = [np.array([4, 2, 1])]
     (group,) = found.groups
     wanted = np.argsort(importance.data_free("l2", found.model, group, {})).tolist()
@@ -149,9 +150,9 @@ def test_rankings_are_kept_for_the_same_question_only(tmp_path: Path, monkeypatc
         np.testing.assert_array_equal(one.loss, two.loss)
     lower = ranked(given, levels=[np.array([8, 7, 2]), np.array([6, 1])])
     assert lower[1][0].loss[-1] == first[1][0].loss[-1], "the levels between do not matter"
-    other = InMemory(data().feeds)
+    other = Arrays(data().feeds)
     other.fingerprint = "1"
-    fewer = InMemory({"x": data().feeds["x"][:60]})
+    fewer = Arrays({"x": data().feeds["x"][:60]})
     asked: list[tuple[Context, dict[str, object]]] = [
         (given, {"recover": ()}),
         (given, {"levels": [np.array([8, 3]), np.array([6, 1])]}),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import StepError
 from lepton_cli.model import io
 from lepton_cli.probe import linear, moments
@@ -23,7 +24,7 @@ from lepton_cli.probe.moments import Aim, Sample
 from lepton_cli.prune import recover
 from lepton_cli.prune.recover import Repair, Repairer, Source
 from tests.coupling.networks import Network, analysed
-from tests.prune.context import InMemory, rectified_ridge, ridge_solution, whole
+from tests.prune.context import rectified_ridge, ridge_solution, whole
 
 Array = NDArray[Any]
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -92,7 +93,7 @@ class Case:
         self.x, self.folder = x, folder
 
     def source(self) -> Source:
-        return Source(InMemory({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
+        return Source(Arrays({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
 
     def repairer(self, kinds: Collection[str]) -> Repairer:
         return Repairer(self.reference, self.coupling, self.removed, self.source(), kinds)
@@ -455,7 +456,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
     x = np.arange(400.0).reshape(400, 1).astype(np.float32)
     n = Network()
     model = n.model(n.node("Neg", n.input("x", "batch", 1)))
-    source = Source(InMemory({"x": x}), tmp_path, 1, 0, samples)
+    source = Source(Arrays({"x": x}), tmp_path, 1, 0, samples)
     starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
 
     def where(batches: Any) -> list[int]:
@@ -473,7 +474,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
 
 
 def test_no_samples_are_one_batch(tmp_path: Path) -> None:
-    assert recover.count(Source(InMemory({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
+    assert recover.count(Source(Arrays({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
 
 
 Added = Callable[[Network, str, str], list[str]]

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Group
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import linear
 from lepton_cli.prune import recover, sensitivity
 from lepton_cli.prune.hessian import Ranking
 from tests.coupling.networks import Network, analysed
-from tests.prune.context import InMemory
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def problem(folder: Path, count: int = 64) -> Problem:
     model, found = analysed(n.model(n.node("Gemm", hidden, n.weight(10, 4), n.weight(4))))
     (group,) = (group for group in found.groups if group.frozen is None)
     x = random.normal(0.2, 1, size=(count, 12)).astype(np.float32)
-    source = recover.Source(InMemory({"x": x}), folder, 1, 0, count)
+    source = recover.Source(Arrays({"x": x}), folder, 1, 0, count)
     arrays = [np.asarray(n.weights[name], np.float64) for name in ("w0", "w1", "w2")]
     wanted = x.astype(np.float64) @ arrays[0] @ arrays[1] + arrays[2]
     trial = sensitivity.Trial(model, found, [{"x": x[:40]}, {"x": x[40:]}], [wanted], source)
@@ -167,7 +167,7 @@ def test_consumers_without_a_bias_keep_none_and_lose_outputs_of_the_same_group(t
     total = n.node("Add", x, n.node("MatMul", x, n.weight(5, 5)))
     model, found = analysed(n.model(n.node("Gemm", total, n.weight(5, 2), n.weight(2))))
     (group,) = (group for group in found.groups if group.frozen is None)
-    source = recover.Source(InMemory({"x": np.zeros((1, 3), np.float32)}), tmp_path, 1, 0, 1)
+    source = recover.Source(Arrays({"x": np.zeros((1, 3), np.float32)}), tmp_path, 1, 0, 1)
     rows = np.concatenate([random.normal(size=(30, 5)) @ random.normal(size=(5, 5)), np.ones((30, 1))], axis=1)
     layers = linear.find(model)
     inner = next(port.node for port in group.consumers if port.weight == "w1")
@@ -191,7 +191,7 @@ def test_errors_are_shares_of_the_variance_averaged_over_the_outputs(tmp_path: P
     outputs = n.node("MatMul", x, n.weight(2, 3)), n.node("MatMul", x, n.weight(2, 1))
     model, found = analysed(n.model(*outputs))
     rows = np.random.default_rng(0).normal(1, 1, (6, 2)).astype(np.float32)
-    source = recover.Source(InMemory({"x": rows}), tmp_path, 1, 0, 6)
+    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, 6)
     now = [rows.astype(np.float64) @ n.weights[name] for name in ("w0", "w1")]
     before = [now[0] + 0.1, now[1] * 1.25]
     trial = sensitivity.Trial(model, found, [{"x": rows}], before, source)
@@ -213,7 +213,7 @@ def test_outputs_that_never_change_are_no_division_by_zero(tmp_path: Path) -> No
     w = n.weight(values=np.zeros((2, 1), np.float32))
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), w)))
     rows = np.ones((3, 2), np.float32)
-    source = recover.Source(InMemory({"x": rows}), tmp_path, 1, 0, 3)
+    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, 3)
     trial = sensitivity.Trial(model, found, [{"x": rows}], [np.full((3, 1), 1e-6)], source)
     assert trial.error(model) == pytest.approx(3e-12 / 1e-12)
     assert dataclasses.replace(trial, outputs=[np.zeros((3, 1))]).error(model) == 0
@@ -222,7 +222,7 @@ def test_outputs_that_never_change_are_no_division_by_zero(tmp_path: Path) -> No
 def test_models_without_float_outputs_have_no_error(tmp_path: Path) -> None:
     n = Network()
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 1))))
-    trial = sensitivity.Trial(model, found, [], [], recover.Source(InMemory({"x": np.zeros(1)}), tmp_path, 1, 0, 1))
+    trial = sensitivity.Trial(model, found, [], [], recover.Source(Arrays({"x": np.zeros(1)}), tmp_path, 1, 0, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity.activations, "outputs", lambda *_: [])
         assert trial.error(model) == 0.0
@@ -247,7 +247,7 @@ def test_the_effort_decides_how_many_samples_are_tried(
     n = Network()
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 3))))
     rows = np.random.default_rng(0).normal(size=(samples, 2)).astype(np.float32)
-    source = recover.Source(InMemory({"x": rows}), tmp_path, 1, 0, samples)
+    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, samples)
     trial = sensitivity.prepare(model, found, source, trials, macs)
     size = min(32, samples // 8)
     held = [rows[size * k : size * (k + 1)] for k in range(3, 4 * batches, 4)]

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lepton_cli.coupling import cut
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.model import io
 from lepton_cli.prune import weights
 from lepton_cli.prune.spec import PruneWeights
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory, context, images, redundant, relative_error
+from tests.prune.context import context, images, redundant, relative_error
 
 Floats = NDArray[np.float64]
 
@@ -290,7 +291,7 @@ def test_the_update_sees_what_the_layers_before_it_have_become(tmp_path: Path) -
     hidden = n.node("MatMul", n.input("x", "batch", 6), n.weight(6, 5))
     model = n.model(n.node("MatMul", hidden, n.weight(5, 4)))
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    outcome = weights.prune(model, params(sparsity="50 %"), context(model, tmp_path, InMemory({"x": x})))
+    outcome = weights.prune(model, params(sparsity="50 %"), context(model, tmp_path, Arrays({"x": x})))
     before, (first, second) = list(stored(model).values()), stored(outcome.model).values()
     for inputs, matrix, found in ((x, before[0], first), (x @ first, before[1], second)):
         xx = inputs.T.astype(np.float64) @ inputs
@@ -306,7 +307,7 @@ def test_weights_at_the_threshold_stay(tmp_path: Path) -> None:
     values = np.array([[0.5, -0.25], [0.125, -0.5], [0.25, 0.0]], np.float32)
     kept = n.node("MatMul", n.input("x", "batch", 3), n.weight(values=values))
     model = n.model(n.node("MatMul", kept, n.weight(values=np.full((2, 2), 0.5, np.float32))))
-    given_context = context(model, tmp_path, None, check=InMemory({"x": np.zeros((1, 3), np.float32)}))
+    given_context = context(model, tmp_path, None, check=Arrays({"x": np.zeros((1, 3), np.float32)}))
     outcome = weights.prune(model, params(threshold=0.25), given_context)
     assert stored(outcome.model)["MatMul_0"].tolist() == [[0.5, -0.25], [0, -0.5], [0.25, 0]]
     assert [(d.action, d.reason) for d in outcome.decisions] == [
@@ -329,7 +330,7 @@ def test_weights_at_the_threshold_stay(tmp_path: Path) -> None:
 def test_weights_that_do_not_vary_have_no_zscore(tmp_path: Path) -> None:
     n = Network()
     model = n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(values=np.full((2, 2), 0.5, np.float32))))
-    given_context = context(model, tmp_path, None, check=InMemory({"x": np.zeros((1, 2), np.float32)}))
+    given_context = context(model, tmp_path, None, check=Arrays({"x": np.zeros((1, 2), np.float32)}))
     assert weights.prune(model, params(threshold=1e-9, importance="zscore"), given_context).changed == 1
 
 
@@ -341,7 +342,7 @@ def test_what_is_left_alone_says_why(tmp_path: Path) -> None:
         x = n.node("MatMul", x, name)
     model = n.model(n.node("MatMul", x, n.node("Transpose", x, perm=[1, 0])))
     whole = n.weights["w1"]
-    given_context = context(model, tmp_path, None, check=InMemory({"x": np.zeros((1, 4), np.float32)}))
+    given_context = context(model, tmp_path, None, check=Arrays({"x": np.zeros((1, 4), np.float32)}))
     given_params = params(sparsity="50 %", exclude=["MatMul_2"])
     reasons = {d.node: (d.action, d.reason) for d in weights.prune(model, given_params, given_context).decisions}
     assert reasons == {
@@ -369,7 +370,7 @@ def test_inputs_and_integers_are_no_weights_to_prune(tmp_path: Path) -> None:
     )
     model = n.model(n.node("MatMul", numbers, n.weight(4, 3)))
     model.graph.inputs.append(model.graph.initializers["w0"])
-    given_context = context(model, tmp_path, None, check=InMemory({"x": np.zeros((1, 4), np.float32)}))
+    given_context = context(model, tmp_path, None, check=Arrays({"x": np.zeros((1, 4), np.float32)}))
     outcome = weights.prune(model, params(sparsity="50 %"), given_context)
     assert {d.node: d.reason for d in outcome.decisions} == {
         "MatMul_0": "its weight is an input of the model",

@@ -13,32 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
-
-
-class Samples:
-    """Arrays as a data set."""
-
-    label_names: tuple[str, ...] = ()
-
-    def __init__(self, name: str = "samples", **feeds: np.ndarray) -> None:
-        self.name = name
-        self.path = name
-        self.feeds = feeds
-        self.count = len(next(iter(feeds.values())))
-        self.fingerprint = str(hash((name, *(array.tobytes() for array in feeds.values()))))
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        count = min(self.count, limit or self.count)
-        for start in range(0, count, size or 32):
-            end = min(start + (size or 32), count)
-            yield Batch({name: array[start:end] for name, array in self.feeds.items()}, {}, start)
-
-    def sample_hashes(self) -> list[str]:
-        return []
 
 
 def context(data: Dataset | None, workdir: Path, cache: Path | None = None, **options: Any) -> Context:
@@ -129,22 +108,22 @@ def mlp(opset: int = 17) -> ir.Model:
     return graph.model(graph.linear(x, 128, 10))
 
 
-def images(count: int = 48, channels: int = 3, size: int = 16, seed: int = 1) -> Samples:
-    return Samples(x=np.random.default_rng(seed).normal(0, 1, (count, channels, size, size)).astype(np.float32))
+def images(count: int = 48, channels: int = 3, size: int = 16, seed: int = 1) -> Arrays:
+    return Arrays({"x": np.random.default_rng(seed).normal(0, 1, (count, channels, size, size)).astype(np.float32)})
 
 
-def rows(count: int = 96, width: int = 64, seed: int = 1) -> Samples:
-    return Samples(x=np.random.default_rng(seed).normal(0, 1, (count, width)).astype(np.float32))
+def rows(count: int = 96, width: int = 64, seed: int = 1) -> Arrays:
+    return Arrays({"x": np.random.default_rng(seed).normal(0, 1, (count, width)).astype(np.float32)})
 
 
-def run(model: ir.Model, data: Samples) -> np.ndarray:
+def run(model: ir.Model, data: Arrays) -> np.ndarray:
     """The first output over all samples."""
     session = Session(io.to_bytes(model), threads=1)
     first = session.outputs[0].name
     return np.concatenate([session.run(batch.feeds)[first] for batch in data.batches(16)])
 
 
-def sqnr(model: ir.Model, other: ir.Model, data: Samples) -> float:
+def sqnr(model: ir.Model, other: ir.Model, data: Arrays) -> float:
     """Signal to noise of `other` against `model` in dB."""
     a, b = run(model, data).astype(np.float64), run(other, data).astype(np.float64)
     return float(10 * np.log10(np.square(a).sum() / max(np.square(a - b).sum(), 1e-30)))
@@ -198,11 +177,11 @@ def dense_net() -> ir.Model:
     return graph.model(graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), 52, 10))
 
 
-class WithConstants(Samples):
+class WithConstants(Arrays):
     """Samples beside inputs that are the same in every batch: states, scalars."""
 
     def __init__(self, constants: dict[str, np.ndarray], **feeds: np.ndarray) -> None:
-        super().__init__(**feeds)
+        super().__init__(feeds)
         self.constants = constants
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
@@ -238,7 +217,7 @@ class Told:
     def __exit__(self, *exc: object) -> None: ...
 
 
-class Scalars(Samples):
+class Scalars(Arrays):
     """Batches of one number `x` each, without any axis."""
 
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:

@@ -6,12 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import cpu
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.runtime import Session
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, ops, rows, run, sqnr
+from tests.quantize.builders import Graph, context, ops, rows, run, sqnr
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -39,10 +40,10 @@ def attention(low: float = LOWEST, *, shown: bool = False, late: bool = False) -
     return graph.model(*([y, mask] if shown else [y]))
 
 
-def sentences(count: int = 12) -> Samples:
+def sentences(count: int = 12) -> Arrays:
     random = np.random.default_rng(3)
     keep = (np.arange(32)[None, None] < random.integers(4, 33, (count, 1, 1))).astype(np.float32)
-    return Samples(x=random.normal(0, 1, (count, 32, 32)).astype(np.float32), keep=keep)
+    return Arrays({"x": random.normal(0, 1, (count, 32, 32)).astype(np.float32), "keep": keep})
 
 
 def constants(model: ir.Model) -> list[float]:

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from lepton_cli.cache import Cache
+from lepton_cli.data.memory import Arrays
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import dynamic, static
 from lepton_cli.quantize.draft import drafter
 from lepton_cli.quantize.spec import QuantizeDynamic, QuantizeStatic
 from lepton_cli.step import Outcome
 from tests.coupling.networks import Network
-from tests.prune.context import InMemory, context
+from tests.prune.context import context
 
 
 def test_models_to_time_are_quantized_as_the_later_step_would(tmp_path: Path) -> None:
     net = Network()
     model = net.model(net.linear(net.input("x", "N", 64), 64, 64))
-    data = InMemory({"x": np.random.default_rng(1).normal(size=(32, 64)).astype(np.float32)})
+    data = Arrays({"x": np.random.default_rng(1).normal(size=(32, 64)).astype(np.float32)})
     for precision, operator in (("int8", "QuantizeLinear"), ("dynamic", "DynamicQuantizeLinear")):
         quantize = drafter(precision, context(model, tmp_path, data))
         assert quantize is not None
@@ -33,7 +34,7 @@ def test_models_to_time_are_calibrated_quickly(tmp_path: Path, monkeypatch: pyte
     """16 samples of the check data, no search, no measurement, nothing kept; dynamic ones see no data at all."""
     net = Network()
     model = net.model(net.linear(net.input("x", "N", 64), 64, 64))
-    data = InMemory({"x": np.zeros((32, 64), np.float32)})
+    data = Arrays({"x": np.zeros((32, 64), np.float32)})
     given = context(model, tmp_path, data, cache=tmp_path)
     asked: list[tuple[Any, Any, Any]] = []
 

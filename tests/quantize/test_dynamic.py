@@ -8,16 +8,17 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, RecipeError, StepError
 from lepton_cli.model import io
 from lepton_cli.quantize import cpu, dynamic, weights
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.step import Decision, Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, run, sqnr
+from tests.quantize.builders import Graph, context, images, mlp, ops, residual_net, rows, run, sqnr
 
 
-def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
+def quantize(model: ir.Model, tmp_path: Path, data: Arrays, **options: object) -> Outcome:
     params = QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86-vnni", **options})
     return STEPS["quantize.dynamic"].apply(model, params, context(data, tmp_path))
 
@@ -55,10 +56,10 @@ def test_a_gemm_that_does_more_than_multiply_and_add_stays_float_and_exact(tmp_p
         x = graph.take("x", [16, 16])
         y = graph.op("Gemm", x, graph.constant(weight), graph.constant(bias), **attributes)
         model = graph.model(y, graph.op("MatMul", x, graph.constant(weight)))
-        outcome = quantize(model, tmp_path, Samples(x=feeds))
+        outcome = quantize(model, tmp_path, Arrays({"x": feeds}))
         assert outcome.changed == 1, "the MatMul"
         assert [one.reason for one in outcome.decisions if one.action == "kept"] == [reason], name
-        np.testing.assert_array_equal(run(outcome.model, Samples(x=feeds)), expected)
+        np.testing.assert_array_equal(run(outcome.model, Arrays({"x": feeds})), expected)
 
 
 def test_unknown_operator(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_tables_are_no_candidates_of_the_writer_but_stored_in_blocks(tmp_path: P
     graph = Graph()
     table = graph.constant(graph.random.normal(size=(1000, 128)).astype(np.float32))
     model = graph.model(graph.op("Gather", table, graph.take("x", ["b"], TensorProto.INT64)))
-    data = Samples(x=np.arange(20))
+    data = Arrays({"x": np.arange(20)})
     outcome = quantize(model, tmp_path, data)
     assert (ops(outcome.model), outcome.changed) == (["GatherBlockQuantized"], 1)
     assert outcome.details["sqnr_db"] > 38
@@ -208,7 +209,7 @@ def test_tables_are_no_candidates_of_the_writer_but_stored_in_blocks(tmp_path: P
     graph.take("y", ["b", 64])
     graph.op("MatMul", "y", graph.constant(np.ones((64, 64), np.float32)))
     excluded = quantize(
-        graph.model("t0", "t1"), tmp_path, Samples(x=np.arange(20), y=rows(20).feeds["x"]), exclude=["Gather_0"]
+        graph.model("t0", "t1"), tmp_path, Arrays({"x": np.arange(20), "y": rows(20).feeds["x"]}), exclude=["Gather_0"]
     )
     assert "Gather" in ops(excluded.model)
 
@@ -225,7 +226,7 @@ def test_what_is_left_out_says_so_and_counts(tmp_path: Path) -> None:
     assert outcome.summary == "1 operators quantized, 2 kept in float"
     assert io.to_bytes(model) == before
     assert outcome.details["sqnr_db"] == pytest.approx(
-        sqnr(model, outcome.model, Samples(x=rows().feeds["x"][:64])), abs=0.05
+        sqnr(model, outcome.model, Arrays({"x": rows().feeds["x"][:64]})), abs=0.05
     )
     with pytest.raises(RecipeError) as caught:
         quantize(model, tmp_path, rows(), op_types=["MatMul", "Softmax"])

@@ -7,11 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import channels
 from lepton_cli.probe.channels import Channels
 from lepton_cli.quantize import choose, equalise
 from lepton_cli.quantize.equalise import Pair
-from tests.quantize.builders import Graph, Samples, context, images, run, sqnr
+from tests.quantize.builders import Graph, context, images, run, sqnr
 
 
 def convolutions(model: ir.Model) -> choose.Choice:
@@ -115,7 +116,7 @@ def test_one_dimensional_convolutions(tmp_path: Path) -> None:
     ]
     y = graph.op("Relu", graph.op("Conv", graph.take("x", ["b", 3, 12]), *names[:2]))
     model = graph.model(graph.op("Conv", y, names[2]))
-    data = Samples(x=np.random.default_rng(0).normal(size=(4, 3, 12)).astype(np.float32))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(4, 3, 12)).astype(np.float32)})
     made, count = equalise.equalise(model, [PAIR], {"t1": ends(1, 2, 3, 0.5)}, 1.0)
     assert count == 1
     assert not np.allclose(constant(made, "w0"), constant(model, "w0"))

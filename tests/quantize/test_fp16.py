@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, StepError
 from lepton_cli.model import io
 from lepton_cli.quantize import fp16
@@ -14,10 +15,10 @@ from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, images, mlp, residual_net, rows, run, sqnr
+from tests.quantize.builders import Graph, context, images, mlp, residual_net, rows, run, sqnr
 
 
-def convert(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
+def convert(model: ir.Model, tmp_path: Path, data: Arrays, **options: object) -> Outcome:
     return STEPS["convert.fp16"].apply(
         model, ConvertFp16.model_validate({"step": "convert.fp16", **options}), context(data, tmp_path)
     )
@@ -76,7 +77,7 @@ def test_nodes_left_out_are_told_once_and_not_counted_as_changed(tmp_path: Path)
 
 def test_nothing_in_float32(tmp_path: Path) -> None:
     half = convert(mlp(), tmp_path, rows(), keep_io=False).model
-    assert convert(half, tmp_path, Samples(x=rows().feeds["x"].astype(np.float16))).changed == 0
+    assert convert(half, tmp_path, Arrays({"x": rows().feeds["x"].astype(np.float16)})).changed == 0
 
 
 def array(model: ir.Model, name: str) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_weights_are_rounded_to_float16_and_tiny_ones_to_its_least(tmp_path: Pat
     values = np.float32([1 / 3, -2.5, 65504, 6.1e-5, 3e-7, -1e-7, 2e-8, -1e-9, 0])
     graph = Graph()
     model = graph.model(graph.op("Tanh", graph.op("Mul", graph.take("x", ["b", 9]), graph.constant(values))))
-    outcome = convert(model, tmp_path, Samples(x=np.full((4, 9), 1e-3, np.float32)))
+    outcome = convert(model, tmp_path, Arrays({"x": np.full((4, 9), 1e-3, np.float32)}))
     found = array(outcome.model, "w0")
     assert found.dtype == np.float16
     least = 2.0**-24
@@ -105,12 +106,12 @@ def test_weights_are_rounded_to_float16_and_tiny_ones_to_its_least(tmp_path: Pat
     assert (outcome.changed, outcome.details["kept"], outcome.decisions) == (2, 0, ())
 
 
-def multiplied(factor: float, data: float, **options: object) -> tuple[ir.Model, Samples]:
+def multiplied(factor: float, data: float, **options: object) -> tuple[ir.Model, Arrays]:
     graph = Graph()
     y = graph.op("Mul", graph.take("x", ["b", 4]), graph.constant(np.float32([factor, 1, 1, 1])))
     feeds = np.full((3, 4), 1e-3, np.float32)
     feeds[1, 2] = data
-    return graph.model(graph.op("Tanh", y)), Samples(x=feeds)
+    return graph.model(graph.op("Tanh", y)), Arrays({"x": feeds})
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_casts_that_the_model_has_itself_are_left(tmp_path: Path) -> None:
     graph = Graph()
     x = graph.op("Cast", graph.op("Cast", graph.take("x", ["b", 64]), to=int(ir.DataType.INT32)), to=1)
     model = graph.model(graph.op("Mul", x, graph.constant(np.float32(0.5))))
-    data = Samples(x=np.rint(rows().feeds["x"] * 8) / 8)
+    data = Arrays({"x": np.rint(rows().feeds["x"] * 8) / 8})
     outcome = convert(model, tmp_path, data)
     np.testing.assert_array_equal(run(outcome.model, data), np.trunc(data.feeds["x"]) / 2)
 

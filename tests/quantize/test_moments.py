@@ -8,11 +8,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, moments
 from lepton_cli.quantize.moments import Moments
 from lepton_cli.runtime import Session
-from tests.quantize.builders import Graph, Samples, Scalars, Told, WithConstants, context
+from tests.quantize.builders import Graph, Scalars, Told, WithConstants, context
 
 Floats = NDArray[np.float64]
 
@@ -54,8 +55,8 @@ def weight_of(model: ir.Model) -> np.ndarray:
     return value.numpy()
 
 
-def data(*shape: int, seed: int = 0) -> Samples:
-    return Samples(x=np.random.default_rng(seed).normal(0.7, 1, shape).astype(np.float32))
+def data(*shape: int, seed: int = 0) -> Arrays:
+    return Arrays({"x": np.random.default_rng(seed).normal(0.7, 1, shape).astype(np.float32)})
 
 
 CASES: list[tuple[dict[str, Any], list[int]]] = [
@@ -245,7 +246,7 @@ def test_a_batch_without_any_axis_is_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     x = graph.op("Mul", graph.take("x", []), graph.constant(np.ones((1, 16), dtype=np.float32)))
     model = graph.model(graph.op("MatMul", x, graph.constant(np.eye(16, dtype=np.float32))))
-    samples = Scalars(x=np.ones(100, dtype=np.float32))
+    samples = Scalars({"x": np.ones(100, dtype=np.float32)})
     known = moments.collect(model, everything(model), samples, context(samples, tmp_path))
     assert known["MatMul_1"].count == 96
 

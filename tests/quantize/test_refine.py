@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Fidelity
@@ -15,7 +16,7 @@ from lepton_cli.quantize import choose, equalise, qdq, refine, smooth
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.runtime import Session
-from tests.quantize.builders import Graph, Samples, context, ops
+from tests.quantize.builders import Graph, context, ops
 
 #: What switches single repairs off.
 NO_EQUALISE = {"equalise": False}
@@ -27,20 +28,20 @@ def everything(model: ir.Model) -> choose.Choice:
     return choose.candidates(model, {node.name or "" for node in model.graph})
 
 
-def best(model: ir.Model, data: Samples, tmp_path: Path, target: str = "x86-vnni", **options: Any) -> refine.Best:
+def best(model: ir.Model, data: Arrays, tmp_path: Path, target: str = "x86-vnni", **options: Any) -> refine.Best:
     choice, here = everything(model), context(data, tmp_path)
     found = calibration.collect(model, choose.activations(model, choice), data, here)
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": target, **options})
     return refine.best(model, choice, found, TARGETS[target], params, Fidelity(model, here), data, here)
 
 
-def outputs(model: ir.Model, data: Samples) -> np.ndarray:
+def outputs(model: ir.Model, data: Arrays) -> np.ndarray:
     """What the model gives for the first 64 samples."""
     feeds = {name: array[:64] for name, array in data.feeds.items()}
     return next(iter(Session(io.to_bytes(model), threads=1).run(feeds).values())).astype(np.float64)
 
 
-def measured(model: ir.Model, made: refine.Best, data: Samples) -> float:
+def measured(model: ir.Model, made: refine.Best, data: Arrays) -> float:
     """SQNR of the written model, by numpy."""
     exact, found = outputs(model, data), outputs(made.write(everything(model)), data)
     return 10 * math.log10(np.square(exact).sum() / np.square(exact - found).sum())
@@ -73,8 +74,8 @@ def pair(spread: np.ndarray, use: np.ndarray) -> ir.Model:
     return model
 
 
-def pictures(count: int = 80) -> Samples:
-    return Samples(x=np.random.default_rng(1).normal(0.2, 1, (count, 3, 8, 8)).astype(np.float32))
+def pictures(count: int = 80) -> Arrays:
+    return Arrays({"x": np.random.default_rng(1).normal(0.2, 1, (count, 3, 8, 8)).astype(np.float32)})
 
 
 WIDE = np.array([100.0] + [1] * 15)
@@ -139,7 +140,7 @@ def test_equalisation_that_changes_the_float_model_is_refused(tmp_path: Path, mo
 
 
 def test_no_pairs_no_trial(tmp_path: Path) -> None:
-    data = Samples(x=np.random.default_rng(0).normal(size=(70, 16)).astype(np.float32))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(70, 16)).astype(np.float32)})
     graph = Graph()
     model = graph.model(graph.op("MatMul", graph.take("x", ["b", 16]), graph.constant(codes(np.ones((16, 16))))))
     for wanted in (None, True):
@@ -167,8 +168,8 @@ def product(spread: np.ndarray, use: np.ndarray) -> ir.Model:
     return graph.model(graph.op("MatMul", wide, graph.constant(matrix.astype(np.float32))))
 
 
-def table(count: int = 80, width: int = 32) -> Samples:
-    return Samples(x=np.random.default_rng(2).uniform(-1, 1, (count, width)).astype(np.float32))
+def table(count: int = 80, width: int = 32) -> Arrays:
+    return Arrays({"x": np.random.default_rng(2).uniform(-1, 1, (count, width)).astype(np.float32)})
 
 
 BROAD = np.array([300.0, 200] + [1] * 30)
@@ -194,7 +195,7 @@ def test_sequences_are_smoothed_along_their_last_axis(tmp_path: Path) -> None:
     wide = graph.op("Mul", graph.take("x", ["b", 5, 32]), graph.constant(BROAD.astype(np.float32)))
     matrix = graph.random.normal(size=(32, 32)) / BROAD[:, None]
     model = graph.model(graph.op("MatMul", wide, graph.constant(matrix.astype(np.float32))))
-    data = Samples(x=table(400).feeds["x"].reshape(80, 5, 32))
+    data = Arrays({"x": table(400).feeds["x"].reshape(80, 5, 32)})
     made = best(model, data, tmp_path, **ALONE)
     assert made.details["smoothed"] == 1
     assert measured(model, made, data) > made.details["repairs"]["none"] + 10
@@ -309,10 +310,10 @@ def dense(matrix: np.ndarray, bias: float = 0.5) -> ir.Model:
     return graph.model(graph.op("Gemm", graph.take("x", ["b", len(matrix)]), *names))
 
 
-def mixtures(mean: float = 0.0) -> Samples:
+def mixtures(mean: float = 0.0) -> Arrays:
     random = np.random.default_rng(6)
     mixed = random.normal(size=(96, 6)) @ random.normal(size=(6, 48)) + 0.05 * random.normal(size=(96, 48))
-    return Samples(x=(mixed + mean).astype(np.float32))
+    return Arrays({"x": (mixed + mean).astype(np.float32)})
 
 
 def irregular() -> np.ndarray:

@@ -7,12 +7,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, moments, rounding
 from lepton_cli.quantize.moments import Moments
 from lepton_cli.quantize.prepare import matmul_to_gemm
 from lepton_cli.runtime import Session
-from tests.quantize.builders import Graph, Samples, context
+from tests.quantize.builders import Graph, context
 
 Floats = NDArray[np.float64]
 
@@ -258,29 +259,29 @@ def test_weights_across_are_rounded_by_columns(kind: str) -> None:
     assert np.allclose(found, expected.T, atol=1e-5)
 
 
-def kinds() -> dict[str, tuple[ir.Model, Samples]]:
+def kinds() -> dict[str, tuple[ir.Model, Arrays]]:
     """A layer of each kind with a bias, and data with means far from zero."""
-    made: dict[str, tuple[ir.Model, Samples]] = {}
+    made: dict[str, tuple[ir.Model, Arrays]] = {}
     random = np.random.default_rng(8)
     for name, group in (("Conv", 1), ("grouped Conv", 2), ("depthwise Conv", 4)):
         graph = Graph()
         y = graph.conv(graph.take("x", ["b", 4, 5, 5]), 4, 4, group=group, relu=False)
         x = random.normal(2, 1, (11, 4, 5, 5)) * np.array([1, 3, 0.2, 1]).reshape(4, 1, 1)
-        made[name] = graph.model(y), Samples(x=x.astype(np.float32))
+        made[name] = graph.model(y), Arrays({"x": x.astype(np.float32)})
     for name, across in (("Gemm", False), ("Gemm across", True)):
         graph = Graph()
         weight = graph.constant(graph.random.normal(size=(18, 18)).astype(np.float32))
         bias = graph.constant(graph.random.normal(size=18).astype(np.float32))
         y = graph.op("Gemm", graph.take("x", ["b", 18]), weight, bias, transB=int(not across))
-        made[name] = graph.model(y), Samples(x=correlated(90, 18, mean=2))
+        made[name] = graph.model(y), Arrays({"x": correlated(90, 18, mean=2)})
     graph = Graph()
     model = graph.model(graph.linear(graph.take("x", ["b", 18]), 18, 18, gemm=False))
     matmul_to_gemm(model)
-    made["MatMul and Add"] = model, Samples(x=correlated(90, 18, mean=-2))
+    made["MatMul and Add"] = model, Arrays({"x": correlated(90, 18, mean=-2)})
     return made
 
 
-def means(model: ir.Model, data: Samples) -> Floats:
+def means(model: ir.Model, data: Arrays) -> Floats:
     """Mean of every output channel over the data."""
     result = next(iter(Session(io.to_bytes(model), threads=1, optimise=False).run(data.feeds).values()))
     moved = np.moveaxis(result.astype(np.float64), 1, -1)

@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import channels
 from lepton_cli.probe.channels import Channels
 from lepton_cli.quantize import choose, smooth
-from tests.quantize.builders import Graph, Samples, context, ops, run, sqnr
+from tests.quantize.builders import Graph, context, ops, run, sqnr
 
 
 def net(
@@ -39,8 +40,8 @@ def constant(model: ir.Model, name: str) -> np.ndarray:
     return value.numpy()
 
 
-def data(width: int, count: int = 20) -> Samples:
-    return Samples(x=np.random.default_rng(3).uniform(-1, 1, (count, width)).astype(np.float32))
+def data(width: int, count: int = 20) -> Arrays:
+    return Arrays({"x": np.random.default_rng(3).uniform(-1, 1, (count, width)).astype(np.float32)})
 
 
 def test_three_channels_by_hand() -> None:

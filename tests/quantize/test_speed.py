@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.cache import Cache
+from lepton_cli.data.memory import Arrays
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, qdq, speed
@@ -20,7 +21,7 @@ from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.speed import Kernel
 from lepton_cli.quantize.targets import TARGETS, Target
 from lepton_cli.step import Context
-from tests.quantize.builders import Graph, Samples, context, images, mlp, residual_net, rows
+from tests.quantize.builders import Graph, context, images, mlp, residual_net, rows
 from tests.timing.clocks import FakeClock
 
 FEEDS = {"x": rows(1).feeds["x"]}
@@ -507,7 +508,7 @@ def asked(tmp_path: Path) -> Asked:
     x = graph.op("Tanh", graph.op("MatMul", x, graph.constant(np.eye(32, dtype=np.float32))))
     model = graph.model(graph.linear(x, 32, 32))
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    data = Samples(x=np.zeros((1, 32), np.float32))
+    data = Arrays({"x": np.zeros((1, 32), np.float32)})
     data.fingerprint = "data"
     return Asked(model, choice, TARGETS["x86"], context(data, tmp_path, cache=tmp_path / "cache"))
 
@@ -562,7 +563,7 @@ def _weights(asked: Asked) -> None:
 
 
 def _fingerprint(asked: Asked) -> None:
-    other = Samples(x=np.zeros((1, 32), np.float32))
+    other = Arrays({"x": np.zeros((1, 32), np.float32)})
     other.fingerprint = "other"
     asked.context = dataclasses.replace(asked.context, calibration=other)
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, ModelError, RecipeError
 from lepton_cli.model import io
 from lepton_cli.probe import calibration, distances
@@ -16,10 +17,10 @@ from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.step import Decision, Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
+from tests.quantize.builders import Graph, context, images, mlp, ops, residual_net, rows, sqnr
 
 
-def quantize(model: ir.Model, data: Samples | None, tmp_path: Path, **options: object) -> Outcome:
+def quantize(model: ir.Model, data: Arrays | None, tmp_path: Path, **options: object) -> Outcome:
     params = QuantizeStatic.model_validate(
         {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options}
     )
@@ -30,7 +31,7 @@ def quantize(model: ir.Model, data: Samples | None, tmp_path: Path, **options: o
 QUICK = {"calibration": "minmax", "equalise": False, "bias_correction": False, "rounding": "nearest"}
 
 
-def quick(model: ir.Model, tmp_path: Path, data: Samples | None = None, **options: object) -> Outcome:
+def quick(model: ir.Model, tmp_path: Path, data: Arrays | None = None, **options: object) -> Outcome:
     return quantize(model, data or rows(16), tmp_path, **QUICK | options)
 
 

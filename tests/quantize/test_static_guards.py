@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, guard, speed
 from lepton_cli.quantize.spec import QuantizeStatic
@@ -13,7 +14,6 @@ from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import (
     Graph,
-    Samples,
     context,
     dense_net,
     images,
@@ -26,7 +26,7 @@ from tests.quantize.builders import (
 )
 
 
-def quantize(model: ir.Model, data: Samples, tmp_path: Path, **options: object) -> Outcome:
+def quantize(model: ir.Model, data: Arrays, tmp_path: Path, **options: object) -> Outcome:
     params = QuantizeStatic.model_validate(
         {"step": "quantize.static", "target": "x86-vnni", "speed_guard": False, **options}
     )

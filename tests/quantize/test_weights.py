@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
@@ -17,10 +18,10 @@ from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.runtime import Session
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, mlp, ops, rows, run, sqnr
+from tests.quantize.builders import Graph, context, mlp, ops, rows, run, sqnr
 
 
-def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
+def quantize(model: ir.Model, tmp_path: Path, data: Arrays, **options: object) -> Outcome:
     return STEPS["quantize.weights"].apply(model, params(**options), context(data, tmp_path))
 
 
@@ -116,7 +117,7 @@ def test_rows_that_are_looked_up_are_those_of_the_dequantized_table(bits: int, s
     graph = Graph()
     table = graph.random.normal(size=(60, 96)).astype(np.float32)
     model = graph.model(graph.op("Gather", graph.constant(table), graph.take("x", ["b", 4], TensorProto.INT64)))
-    data = Samples(x=np.random.default_rng(3).integers(0, 60, (20, 4)))
+    data = Arrays({"x": np.random.default_rng(3).integers(0, 60, (20, 4))})
     outcome = quantize(model, tmp_path, data, bits=bits, symmetric=symmetric)
     kept = stored(outcome.model, "Gather_0", bits, 32, 96)
     np.testing.assert_allclose(kept, rounded(table, bits, 32, symmetric), atol=1e-6)
