@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "lepton_cli"
 LAYERS = (
     ("__init__",),
     ("__main__",),
-    ("cli",),
+    ("cli", "library"),
     ("commands",),
     ("schema",),
     ("tune",),

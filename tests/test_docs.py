@@ -61,6 +61,23 @@ def test_commands_run(name: str, index: int, checkout: Path) -> None:
     _run(_blocks(_page(name), "sh")[index], checkout)
 
 
+@pytest.mark.parametrize(("name", "index"), _numbered("python"))
+def test_python_runs(name: str, index: int, checkout: Path) -> None:
+    script = _blocks(_page(name), "python")[index]
+    assert len(script.splitlines()) == 6
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+    assert "top1" in done.stdout
+
+
 def _run(script: str, folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(

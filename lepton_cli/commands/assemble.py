@@ -35,7 +35,7 @@ class Clock:
 def variant(name: str, loaded: io.Loaded, macs: Mapping[str, int] | None) -> Variant:
     """File, size and structure of one model."""
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=size.measure(loaded.path, loaded.model, macs=macs))
+    return Variant(name=name, file=facts, size=size.measure(loaded.payload, loaded.model, macs=macs))
 
 
 def recipe_facts(recipe: LoadedRecipe) -> RecipeFacts:

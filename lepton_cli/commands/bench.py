@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lepton_cli.commands import adhoc
 from lepton_cli.commands.assemble import Clock, assemble, broken, variant
+from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.errors import Interrupted, LeptonError, UsageError
 from lepton_cli.graph import cost, shapes
@@ -18,8 +20,8 @@ from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
-from lepton_cli.report.model import Report
-from lepton_cli.runtime import Arrays
+from lepton_cli.report.model import Report, Variant
+from lepton_cli.runtime import Arrays as Feeds
 from lepton_cli.tensors import TensorInfo
 
 #: Input -> its shape, batch included.
@@ -43,36 +45,59 @@ def bench(
     MeasurementError when a model does not run.
     """
     clock = Clock()
-    loaded = {name: io.load(path) for name, path in zip(_names(models), models, strict=True)}
-    first = next(iter(loaded.values()))
-    inputs = io.inputs(first.model)
-    recipe = adhoc.recipe(inputs, options, data=data, memory=False)
-    spec = recipe.recipe.evaluate.latency
-    assert isinstance(spec, LatencySpec)
-    _check_shapes(given or {}, inputs)
-    renamed = {
-        name: names
-        for name, other in loaded.items()
-        if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
-    }
-    feeds = _Feeds(inputs, recipe, max(spec.batch), given)
-    arms: dict[str, bytes | Path] = {name: one.path for name, one in loaded.items()}
+    timing = Timing(named([io.load(path) for path in models]), options, data, given)
     stopped = False
     try:
-        table = latency.compare(arms, feeds, spec, progress=progress, input_names=renamed)
+        table = timing.table(progress)
     except Interrupted as stop:
         if not isinstance(stop.partial, LatencyTable):
             raise
         table, stopped = stop.partial, True
-    one_sample = {name: tuple(array.shape) for name, array in feeds(1).items()}
-    variants = []
-    for name, one in loaded.items():
-        known = {own: one_sample[renamed.get(name, {}).get(own, own)] for own in (i.name for i in io.inputs(one.model))}
-        variants.append(variant(name, one, cost.macs(one.model, shapes.concrete(one.model, known))))
-    report = assemble("bench", clock, variants=tuple(variants), latency=table, reproduce=command)
+    report = assemble("bench", clock, variants=timing.variants(), latency=table, reproduce=command)
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})
+
+
+class Timing:
+    """Models by name, the first is the reference, and what they are timed with: see `bench`."""
+
+    def __init__(
+        self,
+        models: Mapping[str, io.Loaded],
+        options: Mapping[str, object],
+        data: Path | Arrays | None,
+        given: Shapes | None,
+    ) -> None:
+        self._models = models
+        inputs = io.inputs(next(iter(models.values())).model)
+        recipe = adhoc.recipe(inputs, options, data=data if isinstance(data, Path) else None, memory=False)
+        spec = recipe.recipe.evaluate.latency
+        assert isinstance(spec, LatencySpec)
+        self._spec = spec
+        _check_shapes(given or {}, inputs)
+        self._renamed = {
+            name: names
+            for name, other in models.items()
+            if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
+        }
+        arrays = data if not isinstance(data, Path) else None
+        self._feeds = _Feeds(inputs, recipe, max(spec.batch), given, arrays)
+
+    def table(self, progress: Progress) -> LatencyTable:
+        """The times. Raises what `bench` raises, and Interrupted with the table so far."""
+        arms = {name: one.payload for name, one in self._models.items()}
+        return latency.compare(arms, self._feeds, self._spec, progress=progress, input_names=self._renamed)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """What the report says about each model."""
+        one_sample = {name: tuple(array.shape) for name, array in self._feeds(1).items()}
+        found = []
+        for name, one in self._models.items():
+            source = self._renamed.get(name, {})
+            known = {info.name: one_sample[source.get(info.name, info.name)] for info in io.inputs(one.model)}
+            found.append(variant(name, one, cost.macs(one.model, shapes.concrete(one.model, known))))
+        return tuple(found)
 
 
 def headline(report: Report) -> str:
@@ -104,11 +129,20 @@ def _said(change: LatencyChange, first: str) -> str:
 class _Feeds:
     """Inputs of any batch size: from the data, repeated where it holds fewer samples, or random."""
 
-    def __init__(self, inputs: Sequence[TensorInfo], recipe: LoadedRecipe, largest: int, given: Shapes | None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TensorInfo],
+        recipe: LoadedRecipe,
+        largest: int,
+        given: Shapes | None,
+        arrays: Arrays | None,
+    ) -> None:
         spec = recipe.recipe.data.evaluation
         try:
-            self._data = (
-                open_dataset(spec, inputs, name="data", base=Path())
+            self._data: Dataset = (
+                arrays.of(inputs, "data")
+                if arrays is not None
+                else open_dataset(spec, inputs, name="data", base=Path())
                 if spec is not None
                 else synthetic(inputs, seed=0, samples=largest, batch=largest, shapes=given)
             )
@@ -117,7 +151,7 @@ class _Feeds:
                 error.hint = "give --data FILE, or --shape NAME=1x3x224x224"
             raise
 
-    def __call__(self, batch: int) -> Arrays:
+    def __call__(self, batch: int) -> Feeds:
         import numpy as np
 
         feeds = next(iter(self._data.batches(size=batch, limit=batch))).feeds
@@ -128,6 +162,12 @@ class _Feeds:
             name: np.concatenate([array] * -(-batch // count))[:batch] if len(array) == count else array
             for name, array in feeds.items()
         }
+
+
+def named(models: Sequence[io.Loaded]) -> dict[str, io.Loaded]:
+    """The models by a short name: their file's, or their graph's where they have none."""
+    paths = [one.path if one.files else Path(one.model.graph.name or "model") for one in models]
+    return dict(zip(_names(paths), models, strict=True))
 
 
 def _names(models: Sequence[Path]) -> list[str]:

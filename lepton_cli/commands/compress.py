@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import yaml
 
 from lepton_cli import gates
+from lepton_cli.cache import Cache
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
-from lepton_cli.commands.job import Job, must_run, place_text, prepare
+from lepton_cli.commands.job import NOTHING, Job, must_run, place_text, prepare
 from lepton_cli.commands.judge import check_baseline, judged
 from lepton_cli.commands.resume import Kept
 from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
@@ -27,31 +29,39 @@ from lepton_cli.report.model import Report, StepRecord
 from lepton_cli.step import Context
 from lepton_cli.version import __version__
 
+if TYPE_CHECKING:
+    from lepton_cli.data.memory import Arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run made: the report, and the files written in order of interest."""
+    """What a run made: the report, the files written in order of interest, and the model, unless it broke off."""
 
     report: Report
     files: tuple[Path, ...]
     error: LeptonError | None = None
+    model: ir.Model | None = None
 
 
 def compress(
-    model: Path,
+    model: Path | io.Loaded,
     recipe: LoadedRecipe,
-    output: Path,
+    output: Path | None,
     progress: Progress,
     *,
+    arrays: Mapping[str, Arrays] = NOTHING,
+    cache: Cache | None = None,
     allow_code: bool = False,
     strict: bool = False,
     baseline: Path | None = None,
-    command: str = "",
+    command: str | None = None,
     resume: bool = False,
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
 
-    `resume`: go on after the last step that an interrupted run of the same recipe, model and data finished.
+    `output`: the folder that receives model and reports; `None` writes nothing. `arrays`: see `prepare`. `command`:
+    what reproduces the run; default: this command. `resume`: go on after the last step that an interrupted run of the
+    same recipe, model and data finished.
     """
     if recipe.recipe.only_tunes:
         raise RecipeError(
@@ -60,24 +70,56 @@ def compress(
             where=recipe.source.key_place(("tune",)),
             hint="lepton tune MODEL -r RECIPE -o DIR   then compress with DIR/recipe.best.yaml",
         )
-    workspace.check(output, model)
+    if output is not None:
+        file = model if isinstance(model, Path) else model.path if model.files else None
+        workspace.check(output, file)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
-    job = prepare(model, recipe, allow_code=allow_code, run=lambda loaded: must_run(loaded, recipe.recipe))
-    run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
-    with workspace.use(output, resume=resume) as scratch:
-        return run.execute(scratch, resume)
+    job = prepare(
+        model,
+        recipe,
+        arrays=arrays,
+        allow_code=allow_code,
+        run=lambda loaded: bool(arrays) or must_run(loaded, recipe.recipe),
+    )
+    run = _Run(job, output, progress, strict, baseline, _command(job, output) if command is None else command)
+    folder = workspace.use(output, resume=resume) if output is not None else workspace.temporary()
+    with folder as scratch:
+        return run.execute(measuring.context(job, scratch, progress, cache), resume)
 
 
-def _command(model: Path, recipe: LoadedRecipe, output: Path) -> str:
-    parts = ["lepton", "compress", str(model), *(("-r", str(recipe.path)) if recipe.path else ()), "-o", str(output)]
-    return shlex.join(parts)
+def _command(job: Job, output: Path | None) -> str:
+    recipe = ("-r", str(job.recipe.path)) if job.recipe.path else ()
+    return shlex.join(["lepton", "compress", str(job.loaded.path), *recipe, *(("-o", str(output)) if output else ())])
+
+
+def run_steps(
+    job: Job,
+    context: Context,
+    kept: Kept,
+    records: list[StepRecord],
+    start: ir.Model,
+    failed: Path | None = None,
+) -> ir.Model:
+    """Run the recipe's steps behind those that `records` holds, each checked; `records` grows.
+
+    `failed`: folder for the model that made a step fail.
+    """
+    steps = job.spec.steps
+    current = runner.reference(start, context) if job.runs else runner.Checked(start, None)
+    for index in range(len(records), len(steps)):
+        current, record = runner.run_step(current, steps[index], index, context, failed)
+        records.append(record)
+        for warning in record.warnings:
+            context.progress.warn(f"{steps[index].step}: {warning}")
+        current = kept.keep(current, records)
+    return current.model
 
 
 class _Run:
     """One run; collects what the report needs as it becomes known."""
 
     def __init__(
-        self, job: Job, output: Path, progress: Progress, strict: bool, baseline: Path | None, command: str
+        self, job: Job, output: Path | None, progress: Progress, strict: bool, baseline: Path | None, command: str
     ) -> None:
         self.job = job
         self.output = output
@@ -91,15 +133,14 @@ class _Run:
         self.measured = measuring.Measured()
         self.clock = Clock()
 
-    def execute(self, scratch: Path, resume: bool) -> Result:
+    def execute(self, context: Context, resume: bool) -> Result:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
-        context = measuring.context(self.job, scratch, self.progress)
         kept = Kept(self.output, self.job, context)
         try:
             compressed = self._steps(context, kept, resume)
-            path = self._save(compressed)
+            saved = self._save(compressed, context)
             measured = measuring.measure(
-                {"original": self.job.loaded, "compressed": io.load(path)},
+                {"original": self.job.loaded, "compressed": saved},
                 self.job,
                 self.progress,
                 seed=self.job.spec.seed,
@@ -122,39 +163,32 @@ class _Run:
         except ReportError as error:
             # A gate that cannot be judged must not cost the measurements.
             report, refused = broken(report, error), error
-        result = Result(report, (path, *self._write(report)), refused)
+        files = saved.files[:1] if self.output is not None else ()
+        result = Result(report, (*files, *self._write(report)), refused, io.held(saved.model, context.workdir))
         kept.clear()
         return result
 
     def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
-        steps = self.job.spec.steps
         model = self.job.loaded.model
         if resume and (found := kept.latest()) is not None:
             model, self.records = found
-            self.progress.say(f"resumed: {len(self.records)} of {len(steps)} steps were done")
+            self.progress.say(f"resumed: {len(self.records)} of {len(self.job.spec.steps)} steps were done")
         elif resume:
             self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
-        current = runner.reference(model, context) if self.job.runs else runner.Checked(model, None)
-        for index in range(len(self.records), len(steps)):
-            current, record = runner.run_step(current, steps[index], index, context, self.output / workspace.FAILED)
-            self.records.append(record)
-            for warning in record.warnings:
-                self.progress.warn(f"{steps[index].step}: {warning}")
-            current = kept.keep(current, self.records)
-        return current.model
+        failed = self.output / workspace.FAILED if self.output is not None else None
+        return run_steps(self.job, context, kept, self.records, model, failed)
 
-    def _save(self, model: ir.Model) -> Path:
+    def _save(self, model: ir.Model, context: Context) -> io.Loaded:
+        metadata = {
+            "lepton.version": __version__,
+            "lepton.recipe_sha256": self.job.recipe.sha256,
+            workspace.PROVENANCE: self.job.loaded.sha256,
+        }
+        if self.output is None:
+            return io.reopened(io.stamped(model, metadata), context.workdir)
         path = self.output / f"{self.name}.onnx"
-        io.save(
-            model,
-            path,
-            metadata={
-                "lepton.version": __version__,
-                "lepton.recipe_sha256": self.job.recipe.sha256,
-                workspace.PROVENANCE: self.job.loaded.sha256,
-            },
-        )
-        return path
+        io.save(model, path, metadata=metadata)
+        return io.load(path)
 
     def _report(self, **parts: Any) -> Report:
         loaded = self.job.loaded
@@ -190,6 +224,8 @@ class _Run:
 
     def _write(self, report: Report) -> tuple[Path, ...]:
         """The reports asked for, `report.json` always, and the recipe as it was run."""
+        if self.output is None:
+            return ()
         resolved = yaml.safe_load(self.job.recipe.resolved_yaml())
         _rebase(resolved, self.job.recipe.base, self.output)
         text = self.job.recipe.resolved_yaml() if not resolved else _dump(resolved)

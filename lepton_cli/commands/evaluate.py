@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from lepton_cli.commands import measuring
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts
+from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import DataError, Interrupted, LeptonError
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.results import Accuracy
 from lepton_cli.progress import Progress
 from lepton_cli.report import words
-from lepton_cli.report.model import FileFacts, Report, Variant
+from lepton_cli.report.model import Report
 
 
 def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
@@ -19,6 +18,30 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
     Raises DataError without labelled data, MeasurementError when it cannot be measured.
     """
     clock = Clock()
+    stopped = False
+    try:
+        found = measure(job, progress)
+    except Interrupted as stop:
+        if not isinstance(stop.partial, Accuracy):
+            raise
+        found, stopped = stop.partial, True
+    report = assemble(
+        "evaluate",
+        clock,
+        recipe=recipe_facts(job.recipe),
+        data=job.data_facts(),
+        variants=(variant("original", job.loaded, job.macs(job.loaded.model)),),
+        accuracy=found,
+        warnings=job.warnings,
+        reproduce=command,
+    )
+    if stopped:
+        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
+    return report.model_copy(update={"headline": headline(report)})
+
+
+def measure(job: Job, progress: Progress) -> Accuracy:
+    """The accuracy of the job's model. Raises what `evaluate` raises, and Interrupted with the accuracy so far."""
     data = job.evaluation
     if data is None:
         raise DataError(
@@ -35,10 +58,9 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
             hint="add `labels: NAME` to it; without labels `lepton compare` measures agreement of two models",
         )
     spec = job.spec.evaluate
-    stopped = False
     try:
-        found = accuracy.evaluate(
-            {"original": job.loaded.path},
+        return accuracy.evaluate(
+            {"original": job.loaded.payload},
             data,
             spec.accuracy,
             threads=job.threads,
@@ -48,25 +70,6 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
         )
     except LeptonError as error:
         raise job.locate(error) from error
-    except Interrupted as stop:
-        if not isinstance(stop.partial, Accuracy):
-            raise
-        found, stopped = stop.partial, True
-    loaded = job.loaded
-    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    report = assemble(
-        "evaluate",
-        clock,
-        recipe=recipe_facts(job.recipe),
-        data=job.data_facts(),
-        variants=(Variant(name="original", file=facts, size=measuring.structure(loaded, job)),),
-        accuracy=found,
-        warnings=job.warnings,
-        reproduce=command,
-    )
-    if stopped:
-        return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
-    return report.model_copy(update={"headline": headline(report)})
 
 
 def headline(report: Report) -> str:

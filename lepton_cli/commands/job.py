@@ -13,7 +13,7 @@ import onnx_ir as ir
 from lepton_cli import runtime
 from lepton_cli.data.check import check_labels
 from lepton_cli.data.open import open_dataset, synthetic
-from lepton_cli.data.reader import CACHE_BYTES
+from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
 from lepton_cli.graph import cost, shapes
 from lepton_cli.machine import usable_threads
@@ -26,11 +26,14 @@ from lepton_cli.report.model import DataFacts
 
 if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
+    from lepton_cli.data.memory import Arrays
 
 #: Random samples to check with where there is no data.
 CHECK_SAMPLES = 16
 #: Bytes of weights from which models are run only when there is a reason to.
 LARGE = io.EXTERNAL_ABOVE
+#: No data in memory.
+NOTHING: Mapping[str, Arrays] = {}
 #: Kinds of gates that are judged without running a model.
 _STATIC = frozenset({"size", "parameters", "nonzeros", "macs", "nodes"})
 #: The largest batch.
@@ -61,7 +64,8 @@ class Job:
     @property
     def runs(self) -> bool:
         """Whether the models are run at all."""
-        return must_run(self.loaded.model, self.spec)
+        given = self.calibration is not None or self.evaluation is not None
+        return given or must_run(self.loaded.model, self.spec)
 
     def feeds(self, batch: int) -> runtime.Arrays:
         """`batch` samples, repeated when the data holds fewer."""
@@ -127,43 +131,37 @@ def _facts(role: str, data: Dataset) -> DataFacts:
 
 
 def prepare(
-    model: Path,
+    model: Path | io.Loaded,
     recipe: LoadedRecipe,
     *,
+    arrays: Mapping[str, Arrays] = NOTHING,
     allow_code: bool = False,
     shapes_given: Mapping[str, tuple[int, ...]] | None = None,
     run: Callable[[ir.Model], bool] = lambda model: True,
 ) -> Job:
     """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe.
 
-    `run`: whether a model is tried on a sample of the data.
+    `arrays`: data that are in memory already, as `calibration` and `evaluation`, instead of the recipe's. `run`:
+    whether a model is tried on a sample of the data.
     """
-    loaded = io.load(model)
+    loaded = io.load(model) if isinstance(model, Path) else model
     inputs = io.inputs(loaded.model)
     section = recipe.recipe.data
     warnings: list[str] = []
     try:
-        calibration = (
-            open_dataset(section.calibration, inputs, name="calibration", base=recipe.base, allow_code=allow_code)
-            if section.calibration
-            else None
-        )
-        statistics = calibration.statistics if calibration is not None else None
-        evaluation = (
-            open_dataset(
-                section.evaluation,
-                inputs,
-                name="evaluation",
-                base=recipe.base,
-                statistics=statistics,
-                allow_code=allow_code,
-            )
-            if section.evaluation
-            else None
-        )
+        opened: dict[str, SourceDataset] = {}
+        for name, spec in (("calibration", section.calibration), ("evaluation", section.evaluation)):
+            if name in arrays:
+                opened[name] = arrays[name].of(inputs, name)
+            elif spec is not None:
+                learned = opened["calibration"].statistics if opened else None
+                opened[name] = open_dataset(
+                    spec, inputs, name=name, base=recipe.base, statistics=learned, allow_code=allow_code
+                )
+        calibration, evaluation = opened.get("calibration"), opened.get("evaluation")
         _check_providers(recipe.recipe)
     except LeptonError as error:
-        if error.option:
+        if error.option and not arrays.keys() & set(error.option[1:2]):
             error.at(recipe.source.place(error.option))
         raise
     warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]

@@ -10,6 +10,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from lepton_cli.cache import Cache
+from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
 from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
@@ -18,7 +19,7 @@ from lepton_cli.measure.results import Accuracy, EnergyTable, LatencyTable, Size
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
-from lepton_cli.report.model import FileFacts, Variant
+from lepton_cli.report.model import Variant
 from lepton_cli.runtime import provider_name
 from lepton_cli.step import Context
 
@@ -61,7 +62,7 @@ def measure(
         reason = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
         found.skipped += tuple(Skipped(what=what, reason=reason) for what in ("agreement", "latency", "memory"))
         return found
-    paths: dict[str, bytes | Path] = {name: loaded.path for name, loaded in models.items()}
+    paths = {name: loaded.payload for name, loaded in models.items()}
     try:
         found.accuracy = accuracy.evaluate(
             paths,
@@ -85,7 +86,9 @@ def measure(
     if spec.cost is not None and found.latency is not None:
         found.cost = dict(cost.cost(found.latency, spec.cost))
     if spec.memory:
-        found.variants = tuple(_with_memory(one, job, found, renamed.get(one.name)) for one in found.variants)
+        found.variants = tuple(
+            _with_memory(one, models[one.name].payload, job, found, renamed.get(one.name)) for one in found.variants
+        )
     return found
 
 
@@ -119,19 +122,19 @@ def _energy(
 
 
 def _variant(name: str, loaded: io.Loaded, job: Job, names: Mapping[str, str] | None) -> Variant:
-    facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=structure(loaded, job, names))
+    return variant(name, loaded, job.macs(loaded.model, names))
 
 
-def _with_memory(variant: Variant, job: Job, found: Measured, names: Mapping[str, str] | None) -> Variant:
+def _with_memory(
+    variant: Variant, model: bytes | Path, job: Job, found: Measured, names: Mapping[str, str] | None
+) -> Variant:
     """With its peak memory, in a process of its own; on a device with memory of its own, that too."""
     feeds = job.feeds(1)
     feeds = {own: feeds[source] for own, source in names.items()} if names else feeds
-    path = Path(variant.file.path)
     try:
-        used = memory.measure(path, feeds, threads=job.threads)
+        used = memory.measure(model, feeds, threads=job.threads)
         if (device := _device(found)) is not None:
-            on_device = memory.measure(path, feeds, provider=device, threads=job.threads).device
+            on_device = memory.measure(model, feeds, provider=device, threads=job.threads).device
             used = used.model_copy(update={"device": on_device})
     except LeptonError as error:
         found.skipped += (Skipped(what=f"memory {variant.name}", reason=error.cause or error.message),)
@@ -147,7 +150,7 @@ def _device(found: Measured) -> str | None:
 
 def structure(loaded: io.Loaded, job: Job, names: Mapping[str, str] | None = None) -> Size:
     """Size and structure of one model. `names`: its inputs -> the data's, where they differ."""
-    return size.measure(loaded.path, loaded.model, macs=job.macs(loaded.model, names))
+    return size.measure(loaded.payload, loaded.model, macs=job.macs(loaded.model, names))
 
 
 def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
@@ -169,8 +172,8 @@ def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
     return score
 
 
-def context(job: Job, scratch: Path, progress: Progress) -> Context:
-    """What steps may use in a real run; `scratch` is removed at its end."""
+def context(job: Job, scratch: Path, progress: Progress, cache: Cache | None = None) -> Context:
+    """What steps may use in a real run; `scratch` is removed at its end. `cache`: default: this user's."""
     latency_spec = job.spec.evaluate.latency
     return Context(
         calibration=job.calibration,
@@ -184,5 +187,5 @@ def context(job: Job, scratch: Path, progress: Progress) -> Context:
         seed=job.spec.seed,
         progress=progress,
         workdir=scratch,
-        cache=Cache.usual(),
+        cache=cache or Cache.usual(),
     )

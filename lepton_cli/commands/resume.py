@@ -29,10 +29,11 @@ from lepton_cli.step import Context
 
 
 class Kept:
-    """The last finished step of a run into one output folder."""
+    """The last finished step of a run into one output folder; `None`: of a run that leaves nothing."""
 
-    def __init__(self, output: Path, job: Job, context: Context) -> None:
-        self._folder = output / workspace.RESUME
+    def __init__(self, output: Path | None, job: Job, context: Context) -> None:
+        self._folder = (output or context.workdir) / workspace.RESUME
+        self._in_memory = output is None
         self._job, self._context = job, context
         self._keeps = True
         #: Steps that the next run need not do again.
@@ -64,6 +65,10 @@ class Kept:
         may still be read from there.
         """
         count = len(records)
+        if self._in_memory:  # large models go on as they are: copies of them would fill the disk
+            if io.weight_bytes(current.model) > io.STREAMED_ABOVE:
+                return current
+            return runner.Checked(io.reopened(current.model, self._context.workdir).model, current.outputs)
         if not self._keeps:
             return current
         try:

@@ -36,10 +36,10 @@ RESUME = ".lepton-resume"
 FAILED = ".failed"
 
 
-def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
+def check(folder: Path, model: Path | None, own: tuple[str, ...] = ()) -> None:
     """Raises OutputError unless `folder` is new, empty, or holds an earlier result of lepton and nothing else.
 
-    `own`: names that this command writes besides.
+    `model`: the input's file, if it has one. `own`: names that this command writes besides.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise OutputError("output.not-a-folder", f"{folder} is not a folder", hint="choose another -o DIR")
@@ -50,7 +50,7 @@ def check(folder: Path, model: Path, own: tuple[str, ...] = ()) -> None:
         raise OutputError("output.not-writable", f"{folder} cannot be written: {parent} is not writable")
     if parent is not folder:
         return
-    if os.path.realpath(model.parent) == os.path.realpath(folder):
+    if model is not None and os.path.realpath(model.parent) == os.path.realpath(folder):
         raise OutputError(
             "output.is-input-folder",
             f"{folder} holds the input model",
@@ -112,6 +112,13 @@ def use(folder: Path, *, resume: bool = False) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A scratch folder for what leaves nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        yield Path(folder)
 
 
 def _reclaim(folder: Path, stays: set[str]) -> None:

@@ -25,9 +25,9 @@ _BLOCK = 1 << 20
 
 
 def measure(
-    path: Path | None, model: ir.Model, *, macs: Mapping[str, int] | None = None, compress: bool = True
+    path: Path | bytes | None, model: ir.Model, *, macs: Mapping[str, int] | None = None, compress: bool = True
 ) -> Size:
-    """Size of a model on disk, or of its serialised form when `path` is `None`. `macs`: node name -> MACs.
+    """Size of a model on disk or in memory, or of its serialised form when that is `None`. `macs`: node name -> MACs.
 
     `compress=False` leaves the gzip size out (0): compressing takes half a minute for every gigabyte.
     """
@@ -37,6 +37,8 @@ def measure(
             if isinstance(payload, bytes):
                 return _size([len(payload)], _gzip([payload]), model, macs)
             return _on_disk(payload, ir.load(payload), macs)
+    if isinstance(path, bytes):
+        return _size([len(path)], _gzip([path]) if compress else 0, model, macs)
     return _on_disk(path, model, macs, compress)
 
 

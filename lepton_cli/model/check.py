@@ -35,7 +35,12 @@ def read(path: Path) -> ir.Model:
 
     Opens nothing outside the model's folder, and weights in external files not at all.
     """
-    proto = _parse(path, _read_bytes(path))
+    return parse(path, _read_bytes(path))
+
+
+def parse(path: Path, data: bytes) -> ir.Model:
+    """The validated model in the content of a file; `path` says where its external data lie, and which model it is."""
+    proto = _parse(path, data)
     _check_header(path, proto)
     if (damaged := _not_text(proto)) is not None:
         raise broken(path, f"{damaged} is not UTF-8 text")

@@ -7,11 +7,13 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from lepton_cli.errors import ModelError
 from lepton_cli.model import check, external
 from lepton_cli.tensors import TensorInfo
 
@@ -19,23 +21,31 @@ from lepton_cli.tensors import TensorInfo
 EXTERNAL_ABOVE = 1_800_000_000
 #: Weights that are on disk already stay there above this: nobody wants to hold them in memory just to write them.
 STREAMED_ABOVE = 100_000_000
+#: What stands for the path of a model that is in memory.
+MEMORY = Path("(memory)")
 #: What indices pass through unchanged on their way to a table.
 _PASSING = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model read from disk. `files` are the model file and the external data files it names."""
+    """A model read from disk, or from `data` in memory. `files`: the model file and the external data it names."""
 
     model: ir.Model
     path: Path
     sha256: str
     files: tuple[Path, ...]
+    data: bytes | None = None
+
+    @property
+    def payload(self) -> bytes | Path:
+        """What `runtime.Session` takes."""
+        return self.path if self.data is None else self.data
 
     @property
     def bytes(self) -> int:
-        """Size on disk of all files together."""
-        return sum(file.stat().st_size for file in self.files)
+        """Size of all files together."""
+        return sum(file.stat().st_size for file in self.files) if self.data is None else len(self.data)
 
 
 def load(path: Path) -> Loaded:
@@ -44,6 +54,28 @@ def load(path: Path) -> Loaded:
     files = (path, *check.external_files(model, path))
     name_nodes(model)
     return Loaded(model, path, hash_files(files), files)
+
+
+def read(data: bytes) -> Loaded:
+    """Validate a serialised model; it has no files. Raises ModelError."""
+    model = check.parse(MEMORY, data)
+    if check.external_files(model, MEMORY):
+        raise ModelError(
+            "model.external-data",
+            "the model's weights are in files, and it does not say in which folder",
+            hint="give the path of the model, or load it with its weights: onnx.load(path)",
+        )
+    name_nodes(model)
+    return Loaded(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data)
+
+
+def reopened(model: ir.Model, workdir: Path) -> Loaded:
+    """The model as it reads back when it is saved: in memory, or in `workdir` when its weights are too large.
+
+    The model itself is not changed, and shares nothing with the result.
+    """
+    data = payload(model, workdir)
+    return read(data) if isinstance(data, bytes) else load(data)
 
 
 def hash_files(files: tuple[Path, ...]) -> str:
@@ -129,20 +161,38 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def held(model: ir.Model, folder: Path) -> ir.Model:
+    """The model, or a copy with weights in memory that lie in `folder`, which is about to be removed."""
+    return _internal(model, folder)
+
+
+def stamped(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
+    """A copy with more `metadata_props`."""
+    copy = clone(model)
+    copy.metadata_props.update(metadata)
+    return copy
+
+
 def to_bytes(model: ir.Model) -> bytes:
     """The model as one protobuf message, external weights included; equal models give equal bytes."""
     return bytes(to_proto(_internal(model)).SerializeToString(deterministic=True))
 
 
-def _internal(model: ir.Model) -> ir.Model:
-    """The model, or a copy that holds what lies in external files. The files stay mapped: others may use them."""
+def _internal(model: ir.Model, folder: Path | None = None) -> ir.Model:
+    """The model, or a copy that holds what lies in external files (of `folder`). The files stay mapped for others."""
+
+    def outside(tensor: ir.TensorProtocol | None) -> bool:
+        return isinstance(tensor, ir.ExternalTensor) and (
+            folder is None or Path(tensor.path).resolve().is_relative_to(folder.resolve())
+        )
+
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values) and not _constants(model):
+    if not any(outside(value.const_value) for value in values) and not _constants(model):
         return model
     copy = clone(model)
     for graph in copy.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if value.const_value is not None and outside(value.const_value):
                 value.const_value = _held(value.const_value)
     for node in _constants(copy):
         node.attributes["value"] = ir.AttrTensor("value", _held(node.attributes["value"].as_tensor()))
@@ -216,8 +266,7 @@ def save(model: ir.Model, path: Path, *, metadata: dict[str, str] | None = None)
     Large models (above 1.8 GB, or 100 MB when the weights are on disk) get one external data file `NAME.onnx.data`.
     `metadata` goes into the model's `metadata_props`.
     """
-    copy = clone(model)
-    copy.metadata_props.update(metadata or {})
+    copy = stamped(model, metadata or {})
     if _too_large(model):
         return _save_external(copy, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -106,6 +106,13 @@ def from_dict(data: Mapping[str, Any], name: str = "") -> LoadedRecipe:
     return LoadedRecipe(_validate(Recipe, _tuples(data), source, name), None, source)
 
 
+def from_recipe(recipe: Recipe) -> LoadedRecipe:
+    """A recipe that was made as one, with the checks of a file that its types do not make. Raises RecipeError."""
+    source = SourceMap()
+    _check(recipe, source)
+    return LoadedRecipe(recipe, None, source)
+
+
 def read_file(path: Path, what: str) -> Node:
     """The tree of a YAML file; `what` is the word for it in errors."""
     try:
@@ -141,13 +148,18 @@ def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
         value = kind.model_validate(data, strict=True)
     except ValidationError as error:
         raise explain(error, kind, data, source, name) from None
+    _check(value, source)
+    return value
+
+
+def _check(value: Recipe | Budget, source: SourceMap) -> None:
+    """What types cannot say: gates that repeat each other, or that nothing measured can answer."""
     check_repeated(value.gates, source)
     if isinstance(value, Recipe):
         check_measured(value.gates, value.evaluate, source)
         if value.tune is not None:
             check_repeated(value.tune.limits, source, ("tune", "limits"))
             check_measured(value.tune.limits, value.evaluate, source, ("tune", "limits"))
-    return value
 
 
 def _tuples(value: Any, depth: int = 0) -> Any:
