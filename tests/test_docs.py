@@ -61,10 +61,11 @@ def test_commands_run(name: str, index: int, checkout: Path) -> None:
     _run(_blocks(_page(name), "sh")[index], checkout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "index"), _numbered("python"))
 def test_python_runs(name: str, index: int, checkout: Path) -> None:
     script = _blocks(_page(name), "python")[index]
-    assert len(script.splitlines()) == 6
+    assert len([line for line in script.splitlines() if line]) == 6
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=checkout,

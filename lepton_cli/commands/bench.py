@@ -166,18 +166,23 @@ class _Feeds:
 
 def named(models: Sequence[io.Loaded]) -> dict[str, io.Loaded]:
     """The models by a short name: their file's, or their graph's where they have none."""
-    paths = [one.path if one.files else Path(one.model.graph.name or "model") for one in models]
-    return dict(zip(_names(paths), models, strict=True))
+    files = iter(_names([one.path for one in models if one.files]))
+    names = [next(files) if one.files else one.model.graph.name or "model" for one in models]
+    return dict(zip(_numbered(names), models, strict=True))
 
 
 def _names(models: Sequence[Path]) -> list[str]:
     """A short name for each: the file's, with as many folders before it as tell them apart, numbered where none do."""
     paths = [Path(os.path.abspath(path)) for path in models]
     names: list[str] = []
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+    for depth in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
         if len(set(names)) == len(set(paths)):
             break
+    return _numbered(names)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
     return [
         name if names.count(name) == 1 else f"{name}#{names[: index + 1].count(name)}"
         for index, name in enumerate(names)
