@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,21 +80,37 @@ class Linear:
         return np.asarray(flat if pick is None else flat[pick(len(flat))], np.float32)
 
     def _windows(self, x: NDArray[Any]) -> NDArray[Any]:
-        """View [batch, channels, output positions..., kernel...] of the padded input."""
-        dims = len(self.kernel)
-        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-        pads = [(self.pads[i], self.pads[i + dims]) for i in range(dims)]
-        if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pads = []
-            for size, stride, span in zip(x.shape[2:], self.strides, reach, strict=True):
-                total = max(0, (-(-size // stride) - 1) * stride + span - size)
-                small, big = total // 2, total - total // 2
-                pads.append((small, big) if self.auto_pad == "SAME_UPPER" else (big, small))
-        padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(a or b for a, b in pads) else x
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + dims)))
-        steps = tuple(slice(None, None, s) for s in self.strides)
-        inner = tuple(slice(None, None, d) for d in self.dilations)
-        return windows[(slice(None), slice(None), *steps, *inner)]
+        return windows(x, self.kernel, self.strides, self.dilations, self.pads, self.auto_pad)
+
+
+def windows(
+    x: NDArray[Any],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    auto_pad: str = "NOTSET",
+) -> NDArray[Any]:
+    """What a convolution multiplies its weights with: a view [batch, channels, output positions..., kernel...].
+
+    `pads` as ONNX writes them: all begins, then all ends; `auto_pad` overrules them.
+    """
+    dims = len(kernel)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    ends = [(pads[i], pads[i + dims]) for i in range(dims)]
+    if auto_pad == "VALID":
+        ends = [(0, 0)] * dims
+    elif auto_pad != "NOTSET":
+        ends = []
+        for size, stride, span in zip(x.shape[2:], strides, reach, strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+            small, big = total // 2, total - total // 2
+            ends.append((small, big) if auto_pad == "SAME_UPPER" else (big, small))
+    padded = np.pad(x, [(0, 0), (0, 0), *ends]) if any(a or b for a, b in ends) else x
+    found = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + dims)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    inner = tuple(slice(None, None, d) for d in dilations)
+    return found[(slice(None), slice(None), *steps, *inner)]
 
 
 def find(model: ir.Model) -> dict[str, Linear]:

@@ -35,6 +35,31 @@ def gram(x: Rows) -> Matrix:
     return result
 
 
+@dataclasses.dataclass
+class Moments:
+    """Sums over rows: `second` [groups, K, K], `first` [groups, K], and their number."""
+
+    second: NDArray[np.float64]
+    first: NDArray[np.float64]
+    count: int = 0
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Add rows [groups, n, K]."""
+        self.second += np.matmul(rows.transpose(0, 2, 1), rows)
+        self.first += rows.sum(axis=1, dtype=np.float64)
+        self.count += rows.shape[1]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean row per group, [groups, K]."""
+        return self.first / max(self.count, 1)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance per group, [groups, K, K]: what an adjusted bias cannot make up for."""
+        return self.second / max(self.count, 1) - self.mean[:, :, None] * self.mean[:, None, :]
+
+
 def grams(
     layers: Sequence[Linear],
     features: Sequence[int],

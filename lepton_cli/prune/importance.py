@@ -93,8 +93,8 @@ def grams(
     if not needed:
         return {}
     sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
-    tap = activations.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
-    return moments.grams(needed, sizes, recover.fitting(model, source), tap.run, source.samples, source.seed)
+    inner = activations.Activations(model, [layer.input for layer in needed], source.workdir, source.threads)
+    return moments.grams(needed, sizes, recover.fitting(model, source), inner.run, source.samples, source.seed)
 
 
 def with_data(

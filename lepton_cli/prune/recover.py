@@ -127,7 +127,7 @@ def count(source: Source) -> int:
 
 def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
     """Calibration batches."""
-    return activations.batches(model, source.data, source.samples, _size(source))
+    return (batch.feeds for batch in activations.batches(model, source.data, _size(source), source.samples))
 
 
 def fitting(model: ir.Model, source: Source) -> Iterator[Arrays]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling, Group
 from lepton_cli.probe import activations, linear
+from lepton_cli.probe.distances import relative_error
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, importance, recover
 from lepton_cli.prune.hessian import Ranking
@@ -36,11 +37,7 @@ class Trial:
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over the outputs."""
         now = activations.outputs(model, self.feeds, self.source.workdir, self.source.threads)
-        shares = []
-        for before, after in zip(self.outputs, now, strict=True):
-            spread = float(np.sum((before - before.mean(axis=0)) ** 2)) if len(before) > 1 else float(np.sum(before**2))
-            shares.append(float(np.sum((after - before) ** 2)) / max(spread, 1e-12))
-        return float(np.mean(shares)) if shares else 0.0
+        return relative_error(now, self.outputs)
 
 
 def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials: int, macs: float) -> Trial:

@@ -222,8 +222,8 @@ def _optimal(
         return weight.array
     matrix = layer.matrix(weight.array)
     source = recover.Source(data, context.workdir, context.threads, context.seed, data.count)
-    tap = activations.Tap(model, [layer.input], context.workdir, context.threads)
-    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), tap.run, data.count, context.seed)
+    inner = activations.Activations(model, [layer.input], context.workdir, context.threads)
+    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), inner.run, data.count, context.seed)
     xx = found[layer.node][:-1, :-1]
     return np.asarray(layer.weight_from(sparsify(matrix, xx, share, pattern), weight.array))
 

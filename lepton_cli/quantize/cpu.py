@@ -52,7 +52,7 @@ def soften_masks(model: ir.Model, context: Context) -> tuple[ir.Model, list[Deci
         decisions.append(Decision(node=node.name or "", op=node.op_type, action="rewritten", reason=reason))
     if not decisions:
         return model, []
-    same = Fidelity(model, context, samples=16, batch=4).sqnr(copy) >= SAME_DB
+    same = Fidelity(model, context, most=16, batch=4).sqnr(copy) >= SAME_DB
     return (copy, decisions) if same else (model, [])
 
 

@@ -77,7 +77,7 @@ def _repaired(
     made = _converted(model, sorted(blocked), keep_io)
     if not keep_io:
         return made, None, set()
-    fidelity = Fidelity(model, context, samples=16, batch=4)
+    fidelity = Fidelity(model, context, most=16, batch=4)
     score = fidelity.sqnr(made)
     repaired: set[str] = set()
     kinds = sorted({node.op_type for node in model.graph if node.name not in blocked})

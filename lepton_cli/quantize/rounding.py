@@ -15,8 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.model import io
+from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice, weight_of
-from lepton_cli.quantize.moments import Moments
 
 Floats = NDArray[np.float64]
 #: Clipped ranges tried per channel, as shares of the full one.

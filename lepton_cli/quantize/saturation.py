@@ -14,13 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.model import io
-from lepton_cli.probe.calibration import calibration_batches, with_outputs
+from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import weight_of
 from lepton_cli.quantize.moments import LONGEST_ROW, row_length, rows_of
 from lepton_cli.quantize.qdq import Plan
-from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 
 #: Input rows (positions of a Conv) and output channels looked at per layer: a share needs no more.
@@ -44,13 +42,11 @@ class Saturation:
 def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> list[Saturation]:
     """The layers of `plan` where sums saturate, worst first."""
     nodes = [node for node in model.graph if node.name in plan.choice.anchors and _measurable(node, plan)]
-    inputs = {value.name for value in model.graph.inputs}
-    names = sorted({_input(node) for node in nodes} - inputs)
-    batch = next(iter(calibration_batches(model, data, 2)), None)
+    batch = next(iter(batches(model, data, 2)), None)
     if not nodes or batch is None:
         return []
-    session = Session(io.payload(with_outputs(model, names), context.workdir), threads=context.threads)
-    values = {**batch.feeds, **(session.run(batch.feeds, names) if names else {})}
+    names = sorted({_input(node) for node in nodes})
+    values = Activations(model, names, context.workdir, context.threads).run(batch.feeds)
     random = np.random.default_rng(context.seed)
     found = [_layer(node, values[_input(node)], plan, random) for node in nodes]
     return sorted((entry for entry in found if entry.share), key=lambda entry: entry.sqnr_db)

@@ -11,7 +11,7 @@ from lepton_cli.coupling import shortcuts
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
-from lepton_cli.probe import calibration
+from lepton_cli.probe import activations, calibration
 from lepton_cli.probe.distances import Fidelity
 from lepton_cli.quantize import (
     alternatives,
@@ -169,7 +169,7 @@ class _Run:
 
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
-        feeds = next(iter(calibration.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
+        feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
         if measured["speedup"] < 1:
             measured["alternatives"] = found = alternatives.measure(self.given, feeds, self.context)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Fidelity, relative_error
 from tests.quantize.builders import Graph, Samples, Scalars, WithConstants, context
 
 
@@ -122,7 +122,7 @@ def test_the_first_64_samples_are_compared_in_batches_of_16(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("wanted", "batches"), [(7, 2), (8, 2), (9, 3), (1, 1), (99, 3)])
 def test_batches_go_on_until_enough_samples_are_seen(wanted: int, batches: int, tmp_path: Path) -> None:
-    fidelity = Fidelity(net(), context(samples(12), tmp_path), samples=wanted, batch=4)
+    fidelity = Fidelity(net(), context(samples(12), tmp_path), most=wanted, batch=4)
     assert len(fidelity.batches) == batches
 
 
@@ -130,14 +130,14 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("one", [1])))
     data = WithConstants({"one": np.ones(1, dtype=np.float32)}, x=samples(12).feeds["x"])
-    assert len(Fidelity(model, context(data, tmp_path), samples=8, batch=4).batches) == 2
+    assert len(Fidelity(model, context(data, tmp_path), most=8, batch=4).batches) == 2
 
 
 def test_a_batch_of_scalars_counts_as_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Relu", graph.take("x", [])))
     data = Scalars(x=samples(9).feeds["x"][:, 0])
-    assert len(Fidelity(model, context(data, tmp_path), samples=5).batches) == 5
+    assert len(Fidelity(model, context(data, tmp_path), most=5).batches) == 5
 
 
 def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> None:
@@ -146,3 +146,17 @@ def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> No
     assert [batch["y"].tolist() for batch in fidelity.reference] == [np.ones((3, 4)).tolist()]
     fidelity = Fidelity(net(), context(samples(5), tmp_path, check=shown))
     assert [len(batch["y"]) for batch in fidelity.reference] == [5]
+
+
+def test_a_relative_error_is_a_share_of_the_variance_averaged_over_the_outputs() -> None:
+    wanted = [np.array([[0.0, 1.0], [2.0, 5.0]]), np.array([[10.0], [10.0], [13.0]])]
+    found = [wanted[0] + [[1.0, 0.0], [0.0, -2.0]], wanted[1] + 1.0]
+    # Variances summed: 2 x 1 + 2 x 4 = 10 and 1 + 1 + 4 = 6; errors squared: 5 and 3.
+    assert relative_error(found, wanted) == pytest.approx((5 / 10 + 3 / 6) / 2)
+    assert relative_error(wanted, wanted) == 0
+
+
+def test_one_sample_has_no_variance_and_no_output_no_error() -> None:
+    assert relative_error([np.array([[3.0, 6.0]])], [np.array([[3.0, 4.0]])]) == pytest.approx(4 / 25)
+    assert relative_error([], []) == 0
+    assert relative_error([np.ones((2, 1))], [np.zeros((2, 1))]) == pytest.approx(2e12), "nothing to share"

@@ -162,3 +162,16 @@ def test_a_shifted_bias_makes_the_mean_error_zero() -> None:
     assert np.abs((rows.x @ moved[:-1] + moved[-1] + rows.offset - rows.y).mean(axis=0)).max() > 1e-3
     np.testing.assert_array_equal(moved[:-1], before[:-1])
     np.testing.assert_array_equal(start, before)
+
+
+def test_directions_without_spread_do_not_blow_up_the_features_means() -> None:
+    """Three rows far off the origin and a tiny ridge: float32 rounding of the mean would be multiplied by it."""
+    random = np.random.default_rng(3)
+    x = (100 + random.normal(size=(3, 6))).astype(np.float32)
+    y = random.normal(size=(3, 2)).astype(np.float32)
+    rows = Sample(x, y, np.zeros((3, 2), np.float32), np.zeros(3, np.bool_))
+    start, everything = np.zeros((7, 2)), np.ones(3, np.bool_)
+    exact = moments(rows, everything)
+    found = Regression(rows, everything, exact, start, True).solve(1e-5)
+    expected = ridge_solution(x, y.astype(np.float64), start, 1e-5, True)
+    np.testing.assert_allclose(found[:-1], expected[:-1], atol=5e-3)

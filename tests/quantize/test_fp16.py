@@ -171,8 +171,8 @@ class Judged:
     scores: dict[frozenset[str], float] = {}
     asked: list[frozenset[str]] = []
 
-    def __init__(self, model: ir.Model, context: object, samples: int, batch: int) -> None:
-        assert (samples, batch) == (16, 4)
+    def __init__(self, model: ir.Model, context: object, most: int, batch: int) -> None:
+        assert (most, batch) == (16, 4)
 
     def sqnr(self, model: ir.Model) -> float:
         kept = frozenset(

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.model import io
+from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize import choose, moments
-from lepton_cli.quantize.moments import Moments
 from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, Samples, Scalars, Told, WithConstants, context
 

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.model import io
+from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize import choose, moments, rounding
-from lepton_cli.quantize.moments import Moments
 from lepton_cli.quantize.prepare import matmul_to_gemm
 from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, Samples, context
