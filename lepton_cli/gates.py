@@ -122,7 +122,7 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
             hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
         )
     upper = comparison in ("max", "max_ratio", "max_drop", "max_increase")
-    outcome = _decide(observed, limit, upper, by_interval=gate.metric.split(".")[0] in facts.TIMED)
+    outcome = _decide(observed, limit, upper, by_interval=fact.about.varies)
     return Verdict(
         metric=gate.metric,
         scope=_scope(gate, fact),
@@ -214,7 +214,7 @@ def _reason(outcome: Outcome, observed: Range, limit: float, upper: bool, fact: 
     if outcome == "inconclusive":
         return "the limit lies inside the 95 % interval: neither passed nor failed"
     crosses = _within(observed.low, limit, upper) != _within(observed.high, limit, upper)
-    if fact.metric.split(".")[0] in facts.TIMED or not crosses:
+    if fact.about.varies or not crosses:
         return ""
     if outcome == "pass":
         return "within on these samples; the 95 % interval reaches beyond the limit: more samples would tell"

@@ -151,7 +151,7 @@ class _Run:
         for track in self.tracks:
             if track.hook is not None or track.output not in outputs:
                 continue
-            if not track.metric.takes_classes:
+            if not track.formula.takes_classes:
                 deciders[track.output] = None
                 continue
             own = track.class_labels(labels, outputs)
