@@ -166,12 +166,14 @@ class _Run:
     def _original(self) -> Trial:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
         known = {trial.key: trial for trial in self.store.trials()}
-        key = cache.key(search=self.search, timed=self.judge.needs("latency"), machine=machine())
+        needed = {source: self.judge.needs(source) for source in ("latency", "memory")}
+        key = cache.key(search=self.search, needed=needed, machine=machine())
         original = known.get(key)
         if original is None:
             with self.progress.stage("original"):
                 original = self.lab.original().model_copy(update={"key": key})
             self.store.add(original)
+        self.judge = self.lab.judge = dataclasses.replace(self.judge, memory=original.memory)
         report = self.judge.report(original)
         for index, gate in enumerate(self.limits):
             if not facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):

@@ -62,6 +62,7 @@ class Publisher:
             name="original",
             file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
             size=self.judge.original,
+            memory=self.judge.memory,
         )
         made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
         assert trial.size is not None
@@ -222,7 +223,7 @@ def _axis(objective: Objective) -> dict[str, Any]:
     return {
         "metric": objective.metric,
         "higher_is_better": metric.better == "higher",
-        "kind": "ratio" if metric.varies and metric.source != "memory" else metric.kind,
+        "kind": "ratio" if metric.varies else metric.kind,
         **objective.model_dump(mode="json", exclude_none=True, include={"provider", "batch", "output"}),
     }
 

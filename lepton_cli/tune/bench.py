@@ -125,6 +125,8 @@ class Bench:
             return True
         if trial.reason:
             return bool(self.judge.breaches(trial))
+        if self.judge.needs("memory") and trial.memory is None:
+            return False
         return not self.judge.needs("latency") or (trial.latency is not None and trial.cpu == self.cpu)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from lepton_cli import gates, metrics
 from lepton_cli.errors import RecipeError
-from lepton_cli.measure.results import Environment, Size
+from lepton_cli.measure.results import Environment, Memory, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
@@ -52,13 +52,15 @@ class Judge:
     goal: Objective
     original: Size
     environment: Environment
+    #: Of the original, where limits or goal need it.
+    memory: Memory | None = None
     #: What was said about finished trials: a search looks at all of them before each new one.
     _said: dict[tuple[object, ...], Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def report(self, trial: Trial) -> Report:
         """The trial as a report, which is what gates and facts read."""
         file = FileFacts(path="", sha256="")
-        variants = [Variant(name="original", file=file, size=self.original)]
+        variants = [Variant(name="original", file=file, size=self.original, memory=self.memory)]
         if trial.size is not None:
             variants.append(Variant(name="compressed", file=file, size=trial.size, memory=trial.memory))
         return Report(
