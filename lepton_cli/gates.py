@@ -24,7 +24,7 @@ from typing import Literal
 from lepton_cli.errors import ReportError
 from lepton_cli.metrics import Kind
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.report import advice, facts, headline, words
+from lepton_cli.report import advice, facts, words
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report.facts import Fact, Range
 from lepton_cli.report.model import Report, Verdict
@@ -56,24 +56,6 @@ def status(verdicts: Sequence[Verdict]) -> Literal["ok", "gate_failed"]:
     """`gate_failed` when a gate of level `error` failed."""
     failed = any(verdict.verdict == "fail" and verdict.level == "error" for verdict in verdicts)
     return "gate_failed" if failed else "ok"
-
-
-def judged(
-    report: Report,
-    gates: Sequence[Gate],
-    *,
-    baseline: Report | None = None,
-    places: Callable[[int], str] = lambda index: "",
-    strict: bool = False,
-) -> Report:
-    """A stored report judged anew: its own gates are replaced, status and headline follow. Raises ReportError.
-
-    A run that broke off stays broken, whatever its numbers say.
-    """
-    verdicts = judge(gates, report, baseline=baseline, places=places, strict=strict)
-    kept = report.status if report.status in ("failed", "interrupted") else status(verdicts)
-    changed = report.model_copy(update={"gates": verdicts, "status": kept})
-    return changed.model_copy(update={"headline": headline.headline(changed)})
 
 
 def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) -> list[Verdict]:

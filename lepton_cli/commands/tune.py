@@ -116,7 +116,6 @@ class _Run:
         self.store: Store = self._open_store()
         self.command = command or _command(job, output)
         self.clock = Clock()
-        self.finals: dict[str, Built] = {}
 
     def _open_store(self) -> Store:
         if self.section.storage is None:

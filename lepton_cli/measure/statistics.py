@@ -105,30 +105,6 @@ def bootstrap(
     return Interval(float(low), float(high))
 
 
-def median(values: NDArray[np.float64]) -> Estimate:
-    """Median of independent values with its order-statistic interval.
-
-    The ranks come from the binomial distribution: no assumption about the shape of the values. Below six values no
-    pair of them covers the median with 95 %; then the interval is their whole range.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = ordered.size
-    rank = _binomial_rank(n)
-    return Estimate(float(np.median(ordered)), float(ordered[rank]), float(ordered[n - 1 - rank]))
-
-
-def _binomial_rank(n: int) -> int:
-    """Largest `r` with P(Binomial(n, 1/2) <= r) <= 2.5 %; 0 where there is none."""
-    if n > 1000:
-        return math.floor((n - Z * math.sqrt(n)) / 2) - 1
-    below, rank, term = 0.0, 0, 0.5**n
-    while below + term <= 0.025:
-        below += term
-        rank += 1
-        term *= (n - rank + 1) / rank
-    return max(0, rank - 1)
-
-
 def centre(values: NDArray[np.float64]) -> Estimate:
     """Centre of a few independent values with an interval: for the medians of measuring rounds.
 

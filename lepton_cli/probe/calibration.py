@@ -46,10 +46,6 @@ class Ranges:
         """Tensors that held infinities or mask constants, with how many."""
         return {name: count for name, histogram in self.histograms.items() if (count := histogram.masked)}
 
-    def unseen(self) -> list[str]:
-        """Tensors that never held a usable value."""
-        return [name for name, histogram in self.histograms.items() if histogram.empty]
-
 
 def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
     """A copy of `model` that also returns the tensors `names`."""

@@ -93,23 +93,6 @@ def test_bootstrap_without_finite_values_has_no_interval() -> None:
     assert math.isnan(high)
 
 
-@pytest.mark.parametrize(
-    # Ranks from scipy.stats.binom: the widest interval that still leaves out at most 2.5 % on each side.
-    ("n", "rank"),
-    [(3, 0), (6, 0), (9, 1), (20, 5), (100, 39), (999, 468)],
-)
-def test_median_interval_ranks(n: int, rank: int) -> None:
-    values = np.arange(n, dtype=float)
-    estimate = statistics.median(values[::-1])
-    assert (estimate.low, estimate.high) == (rank, n - 1 - rank)
-    assert estimate.value == (n - 1) / 2
-
-
-def test_median_interval_is_continuous_where_the_approximation_begins() -> None:
-    exact, approximate = (statistics.median(np.arange(n, dtype=float)) for n in (1000, 1001))
-    assert abs(exact.low - approximate.low) <= 1
-
-
 @pytest.mark.parametrize(("n", "critical"), [(6, 0), (7, 2), (10, 8), (20, 52), (50, 434)])
 def test_centre_uses_wilcoxons_critical_values(n: int, critical: int) -> None:
     """Tabulated critical values of the signed-rank sum, two-sided 5 %."""
