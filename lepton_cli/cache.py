@@ -127,6 +127,7 @@ class Cache:
         path = self._path(kind, key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 np.savez_compressed(stream, **{_JSON: np.frombuffer(plain.encode(), np.uint8), **arrays})  # type: ignore[arg-type]
             temporary.replace(path)

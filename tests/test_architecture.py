@@ -31,6 +31,7 @@ LAYERS = (
     ("steps",),
     ("prune",),
     ("quantize",),
+    ("timing",),
     ("probe",),
     ("coupling",),
     ("graph",),

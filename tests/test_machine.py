@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from lepton_cli import machine
 
 
 @pytest.fixture(autouse=True)
-def _probed_again() -> None:
+def _probed_again() -> Iterator[None]:
+    machine.machine.cache_clear()
+    yield
     machine.machine.cache_clear()
 
 
@@ -48,7 +51,10 @@ def test_instruction_sets(
     assert (found.instructions, found.vnni, found.vector_block) == (instructions, vnni, block)
 
 
-@pytest.mark.parametrize(("told", "kind"), [("x86_64", "x86"), ("AMD64", "x86"), ("aarch64", "arm"), ("arm64", "arm")])
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [("AMD64", "x86"), ("", "x86"), ("aarch64", "arm"), ("ARM64", "arm"), ("armv7l", "arm")],
+)
 def test_kinds(monkeypatch: pytest.MonkeyPatch, told: str, kind: str) -> None:
     monkeypatch.setattr(machine.platform, "machine", lambda: told)
     assert _told(monkeypatch, {}).kind == kind
@@ -89,3 +95,24 @@ def test_quotas_as_the_system_writes_them(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _missing() -> str:
     raise FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("text", "instructions"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\nflags\t\t: other\n", ("avx2", "avx_vnni")),
+        ("Processor : x\nFeatures\t: fp asimd asimddp\n", ("neon", "neon_dotprod")),
+        ("model name : none\n", ()),
+        ("", ()),
+    ],
+)
+def test_linux_tells_the_instruction_sets(
+    text: str, instructions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: text if str(self) == "/proc/cpuinfo" else "flags : avx512f")
+    assert machine.machine().instructions == instructions
+
+
+def test_systems_that_do_not_tell_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: _missing())
+    assert machine.machine().instructions == ()

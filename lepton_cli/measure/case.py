@@ -1,32 +1,18 @@
-"""All models of a latency comparison on one provider at one batch size: checked once, then opened fresh each round."""
+"""The models of a comparison on one provider at one batch size: checked once, then opened fresh in each round."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
-
-import numpy as np
+from collections.abc import Mapping
 
 from lepton_cli.errors import MeasurementError, ModelError
 from lepton_cli.measure.arms import InputNames, Payload, feeds_for, misfit
 from lepton_cli.runtime import CPU, Arrays, Session, provider_name
-
-Call = Callable[[], object]
+from lepton_cli.timing.compare import Opener, Warm
 
 
 class Unsupported(MeasurementError):
     """The reference itself cannot run this batch size."""
-
-
-@dataclasses.dataclass
-class Open:
-    """Warm sessions: what to call, and about how long a call takes."""
-
-    calls: list[Call]
-    device: list[Call | None]
-    seconds: list[float]
 
 
 @dataclasses.dataclass
@@ -68,34 +54,15 @@ class Case:
     def session(self, payload: Payload) -> Session:
         return Session(payload, provider=self.provider, threads=self.threads)
 
-    def open(self, order: Sequence[int]) -> Open:
-        """Fresh, warm sessions of all arms, created in the given order."""
-        names = list(self.arms)
-        calls: dict[int, Call] = {}
-        device: dict[int, Call | None] = {}
-        seconds: dict[int, float] = {}
-        for index in order:
-            session = self.session(self.arms[names[index]])
-            feeds = feeds_for(session, self.feeds, self.input_names.get(names[index]))
-            calls[index] = session.caller(feeds)
-            device[index] = session.device_caller(feeds)
-            seconds[index] = warm_up(calls[index])
-        arms = range(len(names))
-        return Open([calls[i] for i in arms], [device[i] for i in arms], [seconds[i] for i in arms])
+    def openers(self) -> list[Opener]:
+        """What creates a fresh session of each arm, in their order."""
 
+        def opener(name: str, payload: Payload) -> Opener:
+            def create() -> Warm:
+                session = self.session(payload)
+                feeds = feeds_for(session, self.feeds, self.input_names.get(name))
+                return Warm(session.caller(feeds), session.device_caller(feeds))
 
-def warm_up(call: Call, limit: float = 0.5) -> float:
-    """Run until three runs in a row are no longer faster than the ones before, or `limit` seconds have passed."""
-    best, started = math.inf, perf_counter()
-    while True:
-        times = []
-        for _ in range(3):
-            before = perf_counter()
-            call()
-            times.append(perf_counter() - before)
-            if perf_counter() - started > limit:
-                return min(best, *times)
-        typical = float(np.median(times))
-        if typical > 0.97 * best:
-            return min(best, typical)
-        best = typical
+            return create
+
+        return [opener(name, payload) for name, payload in self.arms.items()]

@@ -7,7 +7,6 @@ their own, in turn with blocks of rest: the rest is the power that flows anyway,
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,14 @@ import numpy as np
 
 from lepton_cli.errors import LeptonError
 from lepton_cli.machine import usable_threads
-from lepton_cli.measure import statistics
 from lepton_cli.measure.arms import InputNames, Payload
-from lepton_cli.measure.case import Call, Case
+from lepton_cli.measure.case import Case
 from lepton_cli.measure.results import Energy, EnergyChange, EnergyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
 from lepton_cli.runtime import Arrays
+from lepton_cli.timing.bursts import Call, warm_up
+from lepton_cli.timing.intervals import centre, exp
 
 POWERCAP = Path("/sys/class/powercap")
 #: Rounds of one block each for rest and every model, and the longest block: the meter steps once a millisecond.
@@ -148,7 +148,9 @@ def _measure(
     case: Case, spec: LatencySpec, counter: Meter, generator: np.random.Generator, stage: Stage
 ) -> list[list[_Block]]:
     """Blocks by round: rest first, then every arm in the order of the case."""
-    opened = case.open([int(i) for i in generator.permutation(len(case.arms))])
+    calls = [opener().call for opener in case.openers()]
+    for call in calls:
+        warm_up(call)
     seconds = min(BLOCK, spec.time / (2 * ROUNDS))
     rounds = []
     for _ in range(ROUNDS):
@@ -156,7 +158,7 @@ def _measure(
         for index in generator.permutation(len(blocks)):
             if index == 0:
                 time.sleep(min(_SETTLE, seconds))
-            blocks[index] = _block(counter, None if index == 0 else opened.calls[index - 1], seconds)
+            blocks[index] = _block(counter, None if index == 0 else calls[index - 1], seconds)
         rounds.append([block for block in blocks if block is not None])
         stage.advance()
     return rounds
@@ -184,7 +186,7 @@ def _table(case: Case, rounds: Sequence[Sequence[_Block]]) -> EnergyTable:
     watts = np.array([[block.joules / block.seconds for block in blocks[1:]] for blocks in rounds])
     results, changes = [], []
     for index, name in enumerate(case.arms):
-        estimate = _exp(np.log(used[:, index]))
+        estimate = exp(centre(np.log(used[:, index])))
         power = float(np.median(watts[:, index]))
         results.append(
             Energy(
@@ -200,7 +202,7 @@ def _table(case: Case, rounds: Sequence[Sequence[_Block]]) -> EnergyTable:
             )
         )
         if index:
-            ratio = _exp(np.log(used[:, index] / used[:, 0]))
+            ratio = exp(centre(np.log(used[:, index] / used[:, 0])))
             changes.append(
                 EnergyChange(
                     variant=name,
@@ -212,7 +214,3 @@ def _table(case: Case, rounds: Sequence[Sequence[_Block]]) -> EnergyTable:
                 )
             )
     return EnergyTable(idle_watts=idle, results=tuple(results), changes=tuple(changes))
-
-
-def _exp(logarithms: np.ndarray) -> statistics.Estimate:
-    return statistics.Estimate(*(math.exp(min(value, 700.0)) for value in statistics.centre(logarithms)))

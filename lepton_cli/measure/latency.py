@@ -1,38 +1,28 @@
-"""Latency: several models timed in turn, so that whatever else the machine does hits all of them alike.
-
-A round creates fresh sessions (memory layout differs from one to the next), warms them up, then times pair after
-pair in random order. Results within a round are alike, so intervals rest on the medians of the rounds.
-"""
+"""Latency of several models on every provider and batch size, and what a reader of the numbers must know."""
 
 from __future__ import annotations
 
-import gc
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from time import perf_counter, perf_counter_ns
 
 import numpy as np
 
+from lepton_cli import units
 from lepton_cli.errors import Interrupted, LeptonError, MeasurementError, ProviderError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure.arms import InputNames, Payload
-from lepton_cli.measure.case import Call, Case, Open, Unsupported
-from lepton_cli.measure.results import LatencyTable, Skipped
-from lepton_cli.measure.rounds import Rounds, Times
+from lepton_cli.measure.case import Case, Unsupported
+from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable, Skipped
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
-from lepton_cli.progress import Progress, Silent, Stage
+from lepton_cli.progress import Progress, Silent
 from lepton_cli.runtime import Arrays
+from lepton_cli.timing import compare as timing
+from lepton_cli.timing.compare import Rounds, Rule
+from lepton_cli.timing.intervals import percentile
 
-#: Rounds before precision may end a measurement, and the fewest that give an interval at all.
-ROUNDS, FEWEST_ROUNDS = 10, 3
-#: Share of the time limit that one round takes.
-_ROUND_SHARE = 0.025
-#: Sessions are recreated between rounds as long as that takes less than this share of the time.
-_SETUP_SHARE = 0.4
-#: Runs shorter than this are timed in blocks of this length: the clock and the call cost a microsecond.
-_BLOCK = 100e-6
-#: Random orders drawn at once.
-_ORDERS = 256
+#: Most raw times kept for drawing.
+_DRAWN = 200
 
 
 def compare(
@@ -52,7 +42,7 @@ def compare(
     the table so far.
     """
     threads = spec.threads or usable_threads()
-    measured: list[Rounds] = []
+    measured: list[_Measured] = []
     skipped: list[Skipped] = []
     try:
         for provider in spec.providers:
@@ -62,18 +52,88 @@ def compare(
             )
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
-        enough = [rounds for rounds in measured if len(rounds.times) >= FEWEST_ROUNDS]
-        raise Interrupted(_table(enough, skipped, spec, threads) if enough else None) from stop
-    return _table(measured, skipped, spec, threads)
+        enough = [one for one in measured if len(one.rounds.rounds) >= one.rule.fewest]
+        raise Interrupted(_table(enough, skipped, threads) if enough else None) from stop
+    return _table(measured, skipped, threads)
 
 
-def _table(measured: Sequence[Rounds], skipped: Sequence[Skipped], spec: LatencySpec, threads: int) -> LatencyTable:
-    warnings = [warning for rounds in measured for warning in rounds.warnings(spec)]
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """One provider and batch size: what was asked for and what was timed."""
+
+    case: Case
+    rule: Rule
+    rounds: Rounds
+
+    def latencies(self) -> list[Latency]:
+        """One result per arm."""
+        return [self._latency(arm, name) for arm, name in enumerate(self.case.arms)]
+
+    def _latency(self, arm: int, name: str) -> Latency:
+        estimate, times, device = self.rounds.absolute(arm), self.rounds.times(arm), self.rounds.device(arm)
+        return Latency(
+            variant=name,
+            provider=self.case.provider,
+            batch=self.case.batch,
+            threads=self.case.threads,
+            median=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            p90=percentile(times, 0.9),
+            p99=percentile(times, 0.99),
+            n=len(times),
+            throughput=self.case.batch / estimate.value,
+            device_median=None if device is None else float(np.median(device)),
+            times=tuple(float(t) for t in times[:: max(1, math.ceil(len(times) / _DRAWN))]),
+            placement=self.case.placement[name],
+        )
+
+    def changes(self) -> list[LatencyChange]:
+        """One paired comparison per arm after the first."""
+        case, rounds = self.case, self.rounds
+        return [
+            LatencyChange(
+                provider=case.provider,
+                batch=case.batch,
+                threads=case.threads,
+                original=rounds.absolute(0).value,
+                compressed=rounds.absolute(arm).value,
+                ratio=ratio.value,
+                low=ratio.low,
+                high=ratio.high,
+                pairs=rounds.visits,
+                variant=name,
+                rounds=len(rounds.rounds),
+            )
+            for arm, name in enumerate(case.arms)
+            if arm > 0
+            for ratio in [rounds.ratio(arm)]
+        ]
+
+    def warnings(self) -> list[str]:
+        """What a reader of these numbers must know."""
+        case, found = self.case, []
+        where = f"latency on {case.provider}, batch {case.batch}"
+        if (width := self.rounds.half_width()) > self.rule.precision:
+            waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
+            found.append(f"{where}: ±{100 * width:.2g} % after {waited}, wanted ±{wanted:.2g} %: measure longer")
+        if self.rounds.created == 1:
+            found.append(f"{where}: starting the models takes too long to start them anew in each round")
+        for name, nodes in case.fallback.items():
+            if nodes:
+                shown = ", ".join(nodes[:5]) + (", …" if len(nodes) > 5 else "")
+                total = sum(case.placement[name].values())
+                found.append(f"{where}: `{name}` ran {len(nodes)} of {total} nodes elsewhere: {shown}")
+        return found
+
+
+def _table(measured: Sequence[_Measured], skipped: Sequence[Skipped], threads: int) -> LatencyTable:
+    warnings = [warning for one in measured for warning in one.warnings()]
     if threads > usable_threads():
         warnings.insert(0, f"{threads} threads were asked for but only {usable_threads()} cores are usable")
     return LatencyTable(
-        results=tuple(result for rounds in measured for result in rounds.latencies()),
-        changes=tuple(change for rounds in measured for change in rounds.changes()),
+        results=tuple(result for one in measured for result in one.latencies()),
+        changes=tuple(change for one in measured for change in one.changes()),
         skipped=tuple(skipped),
         warnings=tuple(warnings),
     )
@@ -85,7 +145,7 @@ def _on_provider(
     spec: LatencySpec,
     seed: int,
     progress: Progress,
-    measured: list[Rounds],
+    measured: list[_Measured],
     skipped: list[Skipped],
 ) -> None:
     """Measure all batch sizes on one provider; what cannot be measured is skipped, unless that is all of them.
@@ -108,8 +168,15 @@ def _on_provider(
             skipped.append(Skipped(what=label, reason=error.message))
             continue
         with progress.stage(label) as stage:
-            measured.append(Rounds(case))
-            _measure(measured[-1], spec, np.random.default_rng([seed, case.batch]), stage)
+            rule = Rule(precision=float(spec.precision), seconds=float(spec.time))
+            measured.append(_Measured(case, rule, Rounds(len(case.arms))))
+            timing.compare(
+                case.openers(),
+                rule,
+                np.random.default_rng([seed, case.batch]),
+                advance=stage.advance,
+                into=measured[-1].rounds,
+            )
     if failure is not None and len(measured) == before:
         raise MeasurementError(
             "measure.run", f"the model cannot be run on {provider.name}", cause=failure.message, hint=failure.hint
@@ -118,75 +185,3 @@ def _on_provider(
 
 def _reason(error: LeptonError, provider: ProviderSpec) -> str:
     return f"{error.message}{f' ({error.cause})' if error.cause else ''}; `{provider.name}` is optional"
-
-
-def _measure(rounds: Rounds, spec: LatencySpec, generator: np.random.Generator, stage: Stage) -> None:
-    """Rounds until the wanted precision or the time limit."""
-    case = rounds.case
-    started, setup = perf_counter(), 0.0
-    opened: Open | None = None
-    blocks: list[int] = []
-    while True:
-        if opened is None or setup <= _SETUP_SHARE * (perf_counter() - started):
-            before = perf_counter()
-            opened = None  # the old sessions go before new ones take their memory
-            opened = case.open([int(i) for i in generator.permutation(len(case.arms))])
-            setup += perf_counter() - before
-            rounds.created += 1
-        blocks = blocks or [
-            max(1, math.ceil(_BLOCK / seconds)) if seconds < _BLOCK / 2 else 1 for seconds in opened.seconds
-        ]
-        times, device = _round(opened, blocks, generator, max(0.02, _ROUND_SHARE * spec.time))
-        rounds.times.append(times)
-        if device is not None:
-            rounds.device.append(device)
-        stage.advance(len(times))
-        out_of_time = perf_counter() - started >= spec.time
-        if len(rounds.times) >= (FEWEST_ROUNDS if out_of_time else ROUNDS) and (
-            out_of_time or rounds.half_width() <= spec.precision
-        ):
-            return
-
-
-def _round(
-    opened: Open, blocks: Sequence[int], generator: np.random.Generator, seconds: float
-) -> tuple[Times, Times | None]:
-    """Pairs in random order for `seconds`, at least one; garbage is collected before, not during."""
-    arms = len(opened.calls)
-    with_device = all(call is not None for call in opened.device)
-    orders: list[list[int]] = []
-    host: list[list[float]] = []
-    device: list[list[float]] = []
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        end = perf_counter() + seconds
-        while not host or perf_counter() < end:
-            # Drawn many at a time: work between two runs would cool the caches.
-            orders = orders or generator.permuted(np.tile(np.arange(arms), (_ORDERS, 1)), axis=1).tolist()
-            order = orders.pop()
-            row, device_row = [0.0] * arms, [0.0] * arms
-            for index in order:
-                row[index] = _time(opened.calls[index], blocks[index])
-                call = opened.device[index]
-                if with_device and call is not None:
-                    device_row[index] = _time(call, blocks[index])
-            host.append(row)
-            device.append(device_row)
-    finally:
-        if enabled:
-            gc.enable()
-    return np.array(host), np.array(device) if with_device else None
-
-
-def _time(call: Call, runs: int) -> float:
-    """Seconds per run of a block of runs."""
-    if runs == 1:
-        before = perf_counter_ns()
-        call()
-        return (perf_counter_ns() - before) * 1e-9
-    before = perf_counter_ns()
-    for _ in range(runs):
-        call()
-    return (perf_counter_ns() - before) * 1e-9 / runs

@@ -84,7 +84,6 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
     inputs = {value.name for value in model.graph.inputs}
     internal = [name for name in names if name not in inputs]
     session = Session(io.payload(with_outputs(model, internal), context.workdir), threads=context.threads)
-    size = 1
     with context.progress.stage("calibration", data.count) as stage:
         stage.advance(done)
         saved = time.monotonic()

@@ -29,6 +29,7 @@ def _edges() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 NEAR, FAR = _edges()
 with np.errstate(invalid="ignore", over="ignore"):
     CENTRE: NDArray[np.float64] = (NEAR.astype(np.float64) + FAR.astype(np.float64)) / 2
+CENTRE[[0, BINS // 2]] = 0  # these bins hold the zeros: a middle of 4.6e-41 would pass for an extent
 USABLE: NDArray[np.bool_] = np.isfinite(FAR) & (np.abs(FAR) < MASK)
 #: Bins in the order of their values, without NaN, infinities and mask constants.
 ORDER: NDArray[np.int64] = np.flatnonzero(USABLE)[np.argsort(CENTRE[USABLE], kind="stable")]

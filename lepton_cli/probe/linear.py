@@ -164,7 +164,8 @@ def _gemm(node: ir.Node) -> Linear | None:
         return None
     across = "transB" in attributes and bool(attributes["transB"].as_int())
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    vector = bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1
+    width = weight.const_value.shape.numpy()[0 if across else 1] if weight.const_value is not None else 0
+    vector = bias is not None and bias.const_value is not None and bias.const_value.shape.numpy() == (width,)
     return Linear(
         node=node.name or "",
         op="Gemm",

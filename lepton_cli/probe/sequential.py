@@ -79,7 +79,7 @@ class Walk:
 
 def crossing(model: ir.Model, node: str) -> list[str]:
     """Values made before `node` (model inputs included) that it or a later node reads."""
-    early = {value.name for value in model.graph.inputs}
+    early = {value.name for value in model.graph.inputs if not value.is_initializer()}
     later = False
     read: dict[str, None] = {}
     for current in model.graph:

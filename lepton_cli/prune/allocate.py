@@ -136,7 +136,8 @@ def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     if len(tables) > MANY:
         widths = found.offer(_priced(tables, cost, budget, halvings=10))
         return widths if found.widths is None else found.widths
-    for start in (widths, _priced(tables, cost, budget)):
+    # Offered as they are too: widening a group that would better go as a whole loses more.
+    for start in (widths, found.offer(_priced(tables, cost, budget))):
         widths = found.offer(_fit(tables, cost, budget, start))
     widths = found.offer(fastest(tables, cost)) if found.widths is None else found.widths
     goal = budget
@@ -147,7 +148,7 @@ def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
         )
         chosen = _knapsack([table.loss for table in tables], costs, goal - least)
         proposal = np.array([table.levels[c] for table, c in zip(tables, chosen, strict=True)], np.int64)
-        spent = cost(proposal)
+        spent = cost(found.offer(proposal))
         widths = found.offer(_fit(tables, cost, budget, proposal))
         goal *= 1 + 0.7 * (budget - spent) / max(spent, 1e-9)
     return widths if found.widths is None else found.widths

@@ -19,13 +19,14 @@ from lepton_cli.coupling.branches import Branch
 from lepton_cli.graph import select
 from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, depth, ranking, sensitivity, times, timing
+from lepton_cli.prune import allocate, depth, ranking, sensitivity, stopwatch, times
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.plan import Plan
 from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.prune.stopwatch import Stopwatch
 from lepton_cli.step import Context
 
 #: What models go through before they are timed.
@@ -109,8 +110,8 @@ def _decide(
     columns = depth.columns(plan, found)
     offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
     batch = next(iter(context.check.batches(context.batch, context.batch))).feeds
-    shown = timing.feeds_of(plan.model, batch, context.batch)
-    watch = timing.Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
+    shown = stopwatch.feeds_of(plan.model, batch, context.batch)
+    watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
     cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
@@ -132,7 +133,11 @@ def _decide(
 
 
 def _times(
-    columns: depth.Columns, levels: Sequence[Widths], watch: timing.Stopwatch, options: PruneChannels, context: Context
+    columns: depth.Columns,
+    levels: Sequence[Widths],
+    watch: stopwatch.Stopwatch,
+    options: PruneChannels,
+    context: Context,
 ) -> times.Times:
     """What every width costs on this machine; measured once for all targets."""
     trials = times.trials(columns, levels, watch.once)

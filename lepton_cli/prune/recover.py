@@ -41,7 +41,7 @@ class Repair:
     kept: bool
     error_before: float
     error_after: float
-    #: Fewer rows than features to fit: the ridge had to decide.
+    #: Fewer than two rows for each feature (the constant is one): the ridge had to decide.
     scarce: bool = False
 
 

@@ -18,7 +18,7 @@ from lepton_cli.graph import cost as node_cost
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.depth import Columns
-from lepton_cli.prune.timing import LEAST, Stopwatch
+from lepton_cli.prune.stopwatch import LEAST, Stopwatch
 
 #: Models that are timed at most, as far as every kind of layer gets one.
 MODELS = 72

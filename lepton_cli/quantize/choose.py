@@ -112,11 +112,19 @@ def _refused(node: ir.Node) -> str | None:
 
 
 def _refused_gemm(node: ir.Node) -> str | None:
-    if node.attributes.get_int("transA", 0):
-        return "its activation is transposed (transA)"
+    reason = more_than_product(node)
+    if reason is not None:
+        return reason
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (bias.const_value is None or bias.const_value.numpy().ndim != 1):
         return "its bias is not a constant vector"
+    return None
+
+
+def more_than_product(node: ir.Node) -> str | None:
+    """What a Gemm does besides multiplying by its weight and adding its bias, as a reason to keep it; else `None`."""
+    if node.attributes.get_int("transA", 0):
+        return "its activation is transposed (transA)"
     if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
         return "it scales its operands (alpha, beta)"
     return None

@@ -15,7 +15,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Fidelity
 from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
-from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, weight_of
+from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product, weight_of
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
 from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import QuantizeDynamic
@@ -149,7 +149,7 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         return f"its weight is {weight.dtype} with {weight.ndim} dimensions"
     if min(weight.shape) < LEAST_SIDE:
         return f"too small for int8: {'x'.join(map(str, weight.shape))}, needs at least {LEAST_SIDE} on both sides"
-    return None
+    return more_than_product(node) if node.op_type == "Gemm" else None
 
 
 def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target: targets.Target) -> ir.Model:

@@ -57,7 +57,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
             node=node.name or "", op=node.op_type, action="kept", reason="float16 ruins the outputs here (measured)"
         )
         for node in model.graph.all_nodes()
-        if node.op_type in repaired
+        if node.op_type in repaired and node.name not in blocked
     ]
     halves = sum(t.const_value.dtype == ir.DataType.FLOAT16 for t in made.graph.initializers.values() if t.const_value)
     return Outcome(
@@ -152,7 +152,11 @@ def _join_casts(model: ir.Model) -> None:
         if source is None or before is None or before.op_type != "Cast" or before.inputs[0] is None:
             continue
         kinds = [cast.attributes.get_int("to", 0) for cast in (before, node)]
-        if kinds == [ir.DataType.FLOAT16, ir.DataType.FLOAT] and not node.outputs[0].is_graph_output():
+        if kinds != [ir.DataType.FLOAT16, ir.DataType.FLOAT]:
+            continue
+        if node.outputs[0].is_graph_output():
+            node.replace_input_with(0, before.inputs[0])  # a cast to its own type: the output keeps its name
+        else:
             ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
     common.RemoveUnusedNodesPass()(model)
 

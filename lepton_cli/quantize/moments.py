@@ -56,7 +56,7 @@ class Moments:
 
 def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) -> dict[str, Moments]:
     """Moments of the input rows of every chosen anchor, by node name."""
-    nodes = [node for node in model.graph if node.name in choice.anchors and _row_length(node) <= LONGEST_ROW]
+    nodes = [node for node in model.graph if node.name in choice.anchors and row_length(node) <= LONGEST_ROW]
     inputs = {value.name for value in model.graph.inputs}
     names = sorted({node.inputs[0].name or "" for node in nodes if node.inputs[0] is not None} - inputs)
     session = Session(io.payload(with_outputs(model, names), context.workdir), threads=context.threads)
@@ -90,7 +90,8 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
     return found
 
 
-def _row_length(node: ir.Node) -> int:
+def row_length(node: ir.Node) -> int:
+    """Weights that one output is the sum of; beyond the longest where the weight is computed."""
     weight = weight_of(node)
     if weight is None:
         return LONGEST_ROW + 1

@@ -18,7 +18,7 @@ from lepton_cli.model import io
 from lepton_cli.probe.calibration import calibration_batches, with_outputs
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import weight_of
-from lepton_cli.quantize.moments import LONGEST_ROW, rows_of
+from lepton_cli.quantize.moments import LONGEST_ROW, row_length, rows_of
 from lepton_cli.quantize.qdq import Plan
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
@@ -57,8 +57,7 @@ def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> li
 
 
 def _measurable(node: ir.Node, plan: Plan) -> bool:
-    weight = weight_of(node)
-    return weight is not None and weight[0].size <= LONGEST_ROW and _input(node) in plan.ranges
+    return row_length(node) <= LONGEST_ROW and _input(node) in plan.ranges
 
 
 def _input(node: ir.Node) -> str:

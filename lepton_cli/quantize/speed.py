@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.runtime import Arrays, Session
 from lepton_cli.step import Context
+from lepton_cli.timing import compare as timing
+from lepton_cli.timing.bursts import Clock
 
 #: Operators of the optimised graph that compute with 8 bits.
 INT8 = (
@@ -28,13 +30,14 @@ INT8 = (
     "GatherBlockQuantized",
 )  # fmt: skip
 MATRIX = frozenset({"Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvTranspose", "Attention"})
-#: Rounds and least gain for a layer to be returned to float.
-ROUNDS = 24
+#: Least gain for a layer to be returned to float.
 GAIN = 1.03
-#: A gain counts when three quarters of the pairs show it: on a busy machine the median alone is luck.
+#: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck.
 CAUTIOUS = 0.25
-#: Seconds that one comparison may take; slow models get fewer rounds.
-SECONDS = 2.0
+#: Seconds that one comparison may take; it ends before at this half-width of the intervals.
+SECONDS, PRECISION = 2.0, 0.01
+#: Visits at least, and runs of a burst.
+LEAST, RUNS = 5, 10
 #: Numbers of first layers to try in float.
 PREFIXES = (1, 2, 3, 4, 6, 8)
 
@@ -58,35 +61,19 @@ def compare(
     models: Sequence[ir.Model],
     feeds: Arrays,
     context: Context,
-    rounds: int = ROUNDS,
     seconds: float = SECONDS,
     quantile: float = 0.5,
+    clock: Clock = perf_counter_ns,
 ) -> list[float]:
-    """Speed of each model relative to the first: the median (or `quantile`) of paired ratios of interleaved runs."""
-    sessions = [Session(io.payload(model, context.workdir), threads=context.threads) for model in models]
-    random = np.random.default_rng(context.seed)
-    started = time.perf_counter()
-    for session in sessions:
-        for _ in range(3):
-            session.run(feeds)
-    round_seconds = (time.perf_counter() - started) * 4 / 3
-    rounds = int(np.clip(seconds / max(round_seconds, 1e-9), 5, rounds))
-    times = np.empty((rounds, len(sessions)))
-    for round_ in range(rounds):
-        for i in random.permutation(len(sessions)):
-            times[round_, i] = _fastest(sessions[i], feeds)
-    ratios: list[float] = np.quantile(times[:, :1] / times, quantile, axis=0).tolist()
-    return ratios
+    """Speed of each model relative to the first: the median (or `quantile`) over all visits."""
 
+    def opener(model: ir.Model) -> timing.Opener:
+        session = Session(io.payload(model, context.workdir), threads=context.threads)
+        return lambda: timing.Warm(session.caller(feeds))
 
-def _fastest(session: Session, feeds: Arrays, runs: int = 3) -> float:
-    session.run(feeds)
-    found = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        session.run(feeds)
-        found.append(time.perf_counter_ns() - start)
-    return float(min(found))
+    rule = timing.Rule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
+    rounds = timing.compare([opener(model) for model in models], rule, np.random.default_rng(context.seed), clock=clock)
+    return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ class _Run:
             self._spare_slow_layers()
             if not self.choice.anchors:
                 decisions = _decisions(self.model, self.choice, self.target)
-                return Outcome(self.model, 0, decisions, "int8 pays nowhere", self.details, (*warnings, *self.warnings))
+                return Outcome(self.given, 0, decisions, "int8 pays nowhere", self.details, (*warnings, *self.warnings))
         best = refine.best(
             self.model,
             self.choice,

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli import runtime
 from lepton_cli.coupling import cut, known_shapes, links
+from lepton_cli.coupling.analyse import analyse
 from lepton_cli.graph import shapes
 from lepton_cli.model import io
 
@@ -75,7 +76,7 @@ class Network:
 
 def analysed(model: ir.Model, batch: int = 2, other: int = 8) -> tuple[ir.Model, links.Coupling]:
     prepared, facts = known_shapes.prepare(model, shapes.default_feeds(model, batch, other))
-    return prepared, links.analyse(prepared, facts)
+    return prepared, analyse(prepared, facts)
 
 
 def run(model: ir.Model, batch: int, other: int = 8) -> list[NDArray[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lepton_cli.errors import RecipeError
@@ -13,7 +14,7 @@ from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Samples, context
+from tests.quantize.builders import Graph, Samples, context
 
 
 def _simplify(path: Path, tmp_path: Path, **options: object) -> Outcome:
@@ -63,3 +64,121 @@ def test_a_glob_without_match(samples: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         _simplify(samples / "digits_cnn.onnx", tmp_path, exclude=("/stage/*",))
     assert caught.value.option == ("exclude", 0)
+
+
+def said(outcome: Outcome) -> list[tuple[str, str, str]]:
+    return [(one.node, one.op, one.action) for one in outcome.decisions]
+
+
+def simplify(model: ir.Model, tmp_path: Path, **options: object) -> Outcome:
+    params = Simplify.model_validate({"step": "simplify", **options})
+    return STEPS["simplify"].apply(model, params, context(Samples(x=np.zeros((1, 8))), tmp_path))
+
+
+def untidy() -> ir.Model:
+    """A dead node, one that does nothing, a computed constant, a node twice, batch norm, a weight twice."""
+    graph = Graph()
+    x = graph.take("x", ["b", 3, 8, 8])
+    graph.op("Tanh", x)
+    y = graph.op("Identity", x)
+    ones = [graph.constant(np.ones(4, np.float32)) for _ in range(4)]
+    z = graph.op("BatchNormalization", graph.conv(y, 3, 4, relu=False), *ones)
+    two = graph.op("Add", graph.constant(np.float32(1)), graph.constant(np.float32(1)))
+    twice = [graph.op("Relu", z) for _ in range(2)]
+    return graph.model(graph.op("Add", graph.op("Mul", twice[0], two), twice[1]))
+
+
+def test_everything_that_goes_is_told_once(tmp_path: Path) -> None:
+    model = untidy()
+    before = io.to_bytes(model)
+    outcome = simplify(model, tmp_path)
+    assert io.to_bytes(model) == before
+    assert [node.op_type for node in outcome.model.graph] == ["Conv", "Relu", "Mul", "Add"]
+    found = said(outcome)
+    assert ("Tanh_0", "Tanh", "removed") in found
+    assert ("Identity_1", "Identity", "removed") in found
+    assert ("BatchNormalization_3", "BatchNormalization", "folded") in found
+    assert ("Add_4", "Add", "folded") in found
+    assert ("Relu_6", "Relu", "merged") in found
+    assert len(found) == len(set(found)) == outcome.changed
+    assert outcome.summary == "2 removed, 2 folded, 1 merged"
+    assert outcome.tolerance == 1e-3
+    reasons = {one.node: one.reason for one in outcome.decisions}
+    assert reasons["BatchNormalization_3"] == "folded into the layer before it"
+
+
+def test_batch_norm_that_stays_is_told_but_not_counted(tmp_path: Path) -> None:
+    graph = Graph()
+    ones = [graph.constant(np.float32(np.linspace(1, 2, 8))) for _ in range(4)]
+    x = graph.op("BatchNormalization", graph.op("Tanh", graph.take("x", ["b", 8])), *ones)
+    model = graph.model(graph.op("Tanh", x))
+    outcome = simplify(model, tmp_path)
+    kept = [one for one in outcome.decisions if one.action == "kept"]
+    assert [one.node for one in kept] == ["BatchNormalization_1"]
+    assert outcome.changed == len(outcome.decisions) - 1
+    assert "kept" not in outcome.summary
+    without = simplify(model, tmp_path, fold_batch_norm=False)
+    assert not [one for one in without.decisions if one.action == "kept"]
+
+
+def test_equal_weights_are_held_once(tmp_path: Path) -> None:
+    graph = Graph()
+    parts = [graph.constant(np.arange(64, dtype=np.float32).reshape(8, 8)) for _ in range(2)]
+    x = graph.op("Tanh", graph.op("MatMul", graph.take("x", ["b", 8]), parts[0]))
+    outcome = simplify(graph.model(graph.op("MatMul", x, parts[1])), tmp_path)
+    assert len(outcome.model.graph.initializers) == 1
+    assert [(one.op, one.action, one.reason) for one in outcome.decisions] == [
+        ("", "merged", "equal to another tensor")
+    ]
+    assert (outcome.changed, outcome.summary) == (1, "1 merged")
+
+
+def test_inputs_with_default_values_become_weights(tmp_path: Path) -> None:
+    graph = Graph()
+    weight = graph.constant(np.eye(8, dtype=np.float32))
+    graph.take("x", ["b", 8])
+    graph.take(weight, [8, 8])
+    outcome = simplify(graph.model(graph.op("MatMul", "x", weight)), tmp_path)
+    assert [value.name for value in outcome.model.graph.inputs] == ["x"]
+    assert [(one.node, one.action, one.reason) for one in outcome.decisions] == [
+        (weight, "fixed", "was an input with a default value")
+    ]
+    assert outcome.summary == "1 fixed"
+
+
+FUNCTION = """<ir_version: 8, opset_import: ["": 17, "local": 1]>
+    main (float[b, 8] x) => (float[b, 8] z) { z = local.twice (x) }
+    <domain: "local", opset_import: ["": 17]>
+    twice (a) => (c) { b = Identity (a)  c = Relu (b) }"""
+
+
+def test_functions_are_written_out_and_their_nodes_simplified_too(tmp_path: Path) -> None:
+    model = ir.from_onnx_text(FUNCTION)
+    io.name_nodes(model)
+    outcome = simplify(model, tmp_path)
+    assert [node.op_type for node in outcome.model.graph] == ["Relu"]
+    assert all(node.name for node in outcome.model.graph)
+    assert outcome.changed == 2, "the function and the Identity"
+    (name,) = (node.name for node in model.graph)
+    chosen = simplify(model, tmp_path, include=[name])
+    assert [node.op_type for node in chosen.model.graph] == ["Identity", "Relu"], "only what was named"
+
+
+def test_nothing_to_do_says_so(tmp_path: Path) -> None:
+    graph = Graph()
+    outcome = simplify(graph.model(graph.op("Tanh", graph.take("x", ["b", 8]))), tmp_path)
+    assert (outcome.changed, outcome.decisions, outcome.summary) == (0, (), "nothing to simplify")
+
+
+def test_folding_one_thing_uncovers_another(tmp_path: Path) -> None:
+    """Equal chains merge only from their beginning on: one link a round."""
+    graph = Graph()
+    ends = []
+    for _ in range(2):
+        x = "x"
+        for kind in ("Tanh", "Relu", "Sigmoid"):
+            x = graph.op(kind, x)
+        ends.append(x)
+    graph.take("x", ["b", 8])
+    outcome = simplify(graph.model(graph.op("Add", *ends)), tmp_path)
+    assert [node.op_type for node in outcome.model.graph] == ["Tanh", "Relu", "Sigmoid", "Add"]

@@ -10,11 +10,11 @@ import pytest
 
 from lepton_cli import units
 from lepton_cli.errors import MeasurementError, ProviderError
-from lepton_cli.measure import latency, statistics
-from lepton_cli.measure.case import Case, warm_up
-from lepton_cli.measure.rounds import Rounds
+from lepton_cli.machine import usable_threads
+from lepton_cli.measure import latency
+from lepton_cli.measure.case import Case
 from lepton_cli.measure.spec import LatencySpec
-from lepton_cli.runtime import usable_threads
+from lepton_cli.timing.compare import Round, Rounds, Rule
 from tests.measure import builders
 
 SMALL = builders.chain(2, 16)
@@ -28,12 +28,15 @@ def spec(**options: Any) -> LatencySpec:
     return LatencySpec(threads=1, time=units.Seconds(0.2), **options)
 
 
-def rounds_of(times: list[Any], arms: tuple[str, ...] = ("original", "compressed")) -> Rounds:
-    rounds = Rounds(Case(dict.fromkeys(arms, b""), "cpu", 4, 1, {}, {}))
-    rounds.times = [np.asarray(time) for time in times]
-    rounds.case.placement = {arm: {} for arm in arms}
-    rounds.case.fallback = dict.fromkeys(arms, ())
-    return rounds
+def measured(ratios: list[list[float]], runs: int = 1) -> latency._Measured:
+    """What a comparison found whose rounds had these ratios; every run took a second."""
+    arms = ("original", "compressed")
+    case = Case(dict.fromkeys(arms, b""), "cpu", 4, 1, {}, {}, {arm: {} for arm in arms}, dict.fromkeys(arms, ()))
+    rounds = Rounds(2)
+    for visits in ratios:
+        logs = np.stack([np.zeros(len(visits)), np.log(visits)], axis=1)
+        rounds.rounds.append(Round([[np.ones(runs)], [np.ones(runs)]], [[], []], logs))
+    return latency._Measured(case, Rule(0.02, 10.0), rounds)
 
 
 def test_two_models_on_two_batch_sizes() -> None:
@@ -54,7 +57,7 @@ def test_two_models_on_two_batch_sizes() -> None:
         assert sum(result.placement.values()) > 0
     for change in found.changes:
         assert change.low <= change.ratio <= change.high
-        assert change.rounds >= latency.FEWEST_ROUNDS
+        assert change.rounds >= 3
         assert change.pairs >= change.rounds
     assert gc.isenabled()
 
@@ -116,94 +119,25 @@ def test_more_threads_than_cores_are_pointed_out() -> None:
     assert f"{threads} threads" in found.warnings[0]
 
 
-def test_ratio_is_paired_and_survives_drift() -> None:
-    """The machine gets ten times slower on the way: absolute times are useless, the paired ratio is exact."""
-    drift = np.linspace(1, 10, 12)
-    times = [np.stack([speed * np.ones(9), 0.5 * speed * np.ones(9)], axis=1) for speed in drift]
-    rounds = rounds_of(times)
-    assert rounds.ratio(1) == pytest.approx((0.5, 0.5, 0.5))
-    assert rounds.half_width() == pytest.approx(0)
-    (change,) = rounds.changes()
-    assert (change.ratio, change.pairs, change.rounds) == (pytest.approx(0.5), 108, 12)
-
-
-def test_interval_rests_on_rounds_not_on_runs() -> None:
-    """Rounds differ by 5 %, runs within a round not at all: a million runs in 6 rounds decide nothing finer."""
-    ratios = [1.05, 0.95, 1.04, 0.96, 1.05, 0.95]
-    times = [np.stack([np.ones(5000), ratio * np.ones(5000)], axis=1) for ratio in ratios]
-    _, low, high = rounds_of(times).ratio(1)
-    assert low < 0.97
-    assert high > 1.03
-
-
 def test_imprecise_results_and_fallback_are_pointed_out() -> None:
-    rounds = rounds_of([np.array([[1.0, ratio]]) for ratio in (1.0, 1.3, 0.8, 1.1, 0.9, 1.0)])
-    rounds.case.placement["compressed"] = {"CUDAExecutionProvider": 10, "CPUExecutionProvider": 6}
-    rounds.case.fallback["compressed"] = tuple(f"n{i}" for i in range(6))
-    found = rounds.warnings(spec())
-    assert "wanted ±2 %" in found[0]
-    assert any("`compressed` ran 6 of 16 nodes elsewhere: n0, n1, n2, n3, n4, …" in text for text in found)
+    found = measured([[ratio] for ratio in (1.0, 1.3, 0.8, 1.1, 0.9, 1.0)])
+    found.case.placement["compressed"] = {"CUDAExecutionProvider": 10, "CPUExecutionProvider": 6}
+    found.case.fallback["compressed"] = tuple(f"n{i}" for i in range(6))
+    warnings = found.warnings()
+    assert "after 10 s, wanted ±2 %" in warnings[0]
+    assert any("`compressed` ran 6 of 16 nodes elsewhere: n0, n1, n2, n3, n4, …" in text for text in warnings)
+
+
+def test_changes_name_pairs_and_rounds() -> None:
+    (change,) = measured([[2.0, 2.0]] * 7).changes()
+    assert (change.variant, change.pairs, change.rounds) == ("compressed", 14, 7)
+    assert (change.ratio, change.low, change.high) == pytest.approx((2, 2, 2))
+    assert (change.original, change.compressed) == (1.0, 1.0)
 
 
 def test_percentiles_need_runs() -> None:
-    few = rounds_of([np.ones((5, 2))] * 6).latencies()[0]
-    many = rounds_of([np.ones((100, 2))] * 6).latencies()[0]
+    few = measured([[1.0]] * 6, runs=5).latencies()[0]
+    many = measured([[1.0]] * 6, runs=100).latencies()[0]
     assert (few.p90, few.p99) == (None, None)
     assert (many.p90, many.p99) == (1.0, 1.0)
-
-
-def test_warm_up_ends_when_runs_get_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    durations = iter([9, 9, 9, 4, 4, 4, 1, 1, 1, 1, 1, 1])
-    calls = 0
-
-    def call() -> None:
-        nonlocal now, calls
-        calls += 1
-        now += next(durations) / 1000
-
-    monkeypatch.setattr("lepton_cli.measure.case.perf_counter", lambda: now)
-    assert warm_up(call) == pytest.approx(0.001)
-    assert calls == 12
-
-
-def test_warm_up_of_a_slow_model_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def call() -> None:
-        nonlocal now
-        now += 2.0
-
-    monkeypatch.setattr("lepton_cli.measure.case.perf_counter", lambda: now)
-    assert warm_up(call) == 2.0
-    assert now == 2.0
-
-
-def test_short_runs_are_timed_in_blocks() -> None:
-    calls = 0
-
-    def call() -> None:
-        nonlocal calls
-        calls += 1
-
-    assert latency._time(call, 7) >= 0
-    assert calls == 7
-
-
-def test_order_within_pairs_is_random_and_repeatable() -> None:
-    def orders(seed: int) -> list[int]:
-        seen: list[int] = []
-        opened = latency.Open([lambda: seen.append(0), lambda: seen.append(1)], [None, None], [1.0, 1.0])
-        latency._round(opened, [1, 1], np.random.default_rng(seed), 0.001)
-        return seen[:40]
-
-    assert orders(1)[:10] == orders(1)[:10]
-    firsts = orders(1)[0::2]
-    assert {0, 1} == set(firsts)
-
-
-def test_exponential_of_an_unbounded_interval_is_finite_enough() -> None:
-    one = rounds_of([np.array([[1.0, 2.0]])])
-    assert one.ratio(1).value == pytest.approx(2)
-    assert one.ratio(1).low == 0
-    assert isinstance(one.ratio(1), statistics.Estimate)
+    assert len(many.times) <= 200

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -88,3 +90,49 @@ def outputs(model: ir.Model, data: InMemory) -> NDArray[np.float32]:
 def relative_error(model: ir.Model, reference: ir.Model, data: InMemory) -> float:
     now, then = outputs(model, data), outputs(reference, data)
     return float(np.sum((now - then) ** 2) / np.sum((then - then.mean(axis=0)) ** 2))
+
+
+def whole(model: ir.Model, feeds: dict[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """These values from a plain run of everything, every one an output."""
+    proto = ir.to_proto(model)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in feeds)
+    session = runtime.Session(onnx.shape_inference.infer_shapes(proto).SerializeToString(), threads=1, optimise=False)
+    inputs = {info.name for info in session.inputs}
+    return {**feeds, **session.run({name: array for name, array in feeds.items() if name in inputs})}
+
+
+def ridge_solution(
+    x: NDArray[Any], target: NDArray[Any], start: NDArray[Any], ridge: float, intercept: bool
+) -> NDArray[Any]:
+    """Rows that pull the weights to their start are added below the data: what `lstsq` finds is the ridge solution."""
+    x, size = x.astype(np.float64), x.shape[1]
+    spread = x - x.mean(axis=0) if intercept else x
+    pull = np.sqrt(ridge * np.square(spread).sum() / size) * np.eye(size)
+    if not intercept:
+        weight = np.linalg.lstsq(np.concatenate([x, pull]), np.concatenate([target - start[-1], pull @ start[:-1]]))[0]
+        return np.concatenate([weight, start[-1:]])
+    left = np.block([[x, np.ones((len(x), 1))], [pull, np.zeros((size, 1))]])
+    return np.linalg.lstsq(left, np.concatenate([target, pull @ start[:-1]]))[0]
+
+
+def rectified_ridge(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    offset: NDArray[Any],
+    start: NDArray[Any],
+    ridge: float,
+    intercept: bool,
+    rounds: int,
+) -> NDArray[Any]:
+    """The same with a ReLU behind `x @ w + offset`: each round lowers targets of at most zero to the last guess."""
+    plain = y.astype(np.float64) - offset
+    solution = ridge_solution(x, plain, start, ridge, intercept)
+    for _ in range(rounds):
+        guess = x @ solution[:-1] + solution[-1]
+        target = plain.copy()
+        for i, k in np.ndindex(target.shape):
+            if y[i, k] <= 0:  # any sum of at most zero is right; for one above, zero is the nearest
+                target[i, k] = guess[i, k] if guess[i, k] + offset[i, k] <= 0 else -offset[i, k]
+        solution = ridge_solution(x, target, start, ridge, intercept)
+    return solution

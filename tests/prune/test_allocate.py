@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_cli.prune import allocate
-from lepton_cli.prune.allocate import Table
-from lepton_cli.prune.cost import Cost, sparse
+from lepton_cli.prune.allocate import Limits, Price, Table
+from lepton_cli.prune.cost import Cost, Widths, sparse
 
 
 def chain(widths: list[int]) -> Cost:
@@ -22,66 +24,379 @@ def chain(widths: list[int]) -> Cost:
     return sparse(0.0, np.ones(groups + 1), fixed, entries)
 
 
-@given(st.lists(st.integers(2, 8), min_size=1, max_size=3), st.floats(0.2, 0.95), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_within_budget_and_near_the_best(channels: list[int], share: float, seed: int) -> None:
+class Sum:
+    """A cost of its own for every level of every group; they add up."""
+
+    def __init__(self, tables: list[Table], costs: list[np.ndarray], base: float = 0.0) -> None:
+        self.by_level = [
+            dict(zip(table.levels.tolist(), cost.tolist(), strict=True))
+            for table, cost in zip(tables, costs, strict=True)
+        ]
+        self.base = base
+
+    def __call__(self, widths: Widths) -> float:
+        return self.base + sum(known[int(width)] for known, width in zip(self.by_level, widths, strict=True))
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
+        return np.array([self(np.array([*widths[:group], level, *widths[group + 1 :]])) for level in levels])
+
+
+def drawn(channels: list[int], seed: int) -> list[Table]:
+    """Random losses, rising as groups get narrower."""
     random = np.random.default_rng(seed)
-    tables = [Table(allocate.levels(c, 1, 1), np.cumsum(np.r_[0.0, random.uniform(0, 1, c - 1)])) for c in channels]
-    cost = chain(channels)
-    budget = max(share * cost(np.array(channels)), cost(allocate.narrowest(tables)))
+    return [
+        Table(np.arange(c, 0, -1), np.concatenate([[0.0], np.cumsum(random.exponential(1, c - 1))])) for c in channels
+    ]
 
-    def total(widths: tuple[int, ...]) -> float:
-        return sum(float(t.loss[np.flatnonzero(t.levels == w)[0]]) for t, w in zip(tables, widths, strict=True))
 
+def separate(tables: list[Table], seed: int, base: float = 3.0) -> Sum:
+    """Random costs that add up, falling as groups get narrower."""
+    random = np.random.default_rng(seed + 1000)
+    return Sum(tables, [np.sort(random.uniform(1, 5, len(table.levels)))[::-1] for table in tables], base)
+
+
+def everything(tables: list[Table]) -> Iterator[Widths]:
+    return (np.array(widths) for widths in itertools.product(*(table.levels.tolist() for table in tables)))
+
+
+def loss(tables: list[Table], widths: Widths) -> float:
+    return sum(
+        float(table.loss[table.levels.tolist().index(width)]) for table, width in zip(tables, widths, strict=True)
+    )
+
+
+def optimum(tables: list[Table], cost: Price, budget: float) -> float:
+    return min((loss(tables, w) for w in everything(tables) if cost(w) <= budget), default=np.inf)
+
+
+small = st.lists(st.integers(2, 6), min_size=1, max_size=3)
+
+
+@given(small, st.floats(0.05, 0.95), st.integers(0, 999))
+@settings(max_examples=25)
+def test_costs_that_add_up_are_solved_but_for_the_bins(channels: list[int], share: float, seed: int) -> None:
+    """Every group may waste one of the 2000 bins of what lies between the narrowest and the budget."""
+    tables = drawn(channels, seed)
+    cost = separate(tables, seed)
+    lowest = cost(np.ones(len(channels), np.int64))
+    budget = lowest + share * (cost(np.array(channels)) - lowest)
     found = allocate.best(tables, cost, budget)
     assert cost(found) <= budget
-    everything = itertools.product(*(table.levels.tolist() for table in tables))
-    best = min(total(widths) for widths in everything if cost(np.array(widths)) <= budget)
-    assert total(tuple(found.tolist())) <= 1.5 * best + 0.5
+    assert loss(tables, found) <= optimum(tables, cost, budget - len(channels) * (budget - lowest) / 2000) + 1e-9
 
 
-@given(st.floats(0.3, 0.9), st.floats(0.3, 0.9), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_several_limits_hold_together_near_the_best(first: float, second: float, seed: int) -> None:
+@given(st.lists(st.integers(2, 5), min_size=1, max_size=2), st.floats(0.05, 0.95), st.integers(0, 999))
+@settings(max_examples=25)
+def test_branches_go_as_a_whole_where_that_loses_least(channels: list[int], share: float, seed: int) -> None:
+    """Nothing left of a group can lose less than little left of it: losses need not rise all the way."""
     random = np.random.default_rng(seed)
-    full = np.array([8, 6, 7])
-    tables = [Table(allocate.levels(c, 1, 1), np.cumsum(np.r_[0.0, random.uniform(0, 1, c - 1)])) for c in full]
-    time = sparse(1.0, random.uniform(0.5, 2, 3), np.zeros((3, 1)), [(g, g, 1.0) for g in range(3)])
-    costs = (chain(full.tolist()), first), (time, second)
-    least = allocate.narrowest(tables)
-    limits = allocate.Limits([(c, max(share * c(full), c(least))) for c, share in costs])
-    found = allocate.choose(tables, limits, "global")
-    assert limits(found) <= 1
-    everything = [np.array(w) for w in itertools.product(*(table.levels.tolist() for table in tables))]
-    best = min(allocate.total(tables, widths) for widths in everything if limits(widths) <= 1)
-    assert allocate.total(tables, found) <= 1.5 * best + 0.5
+    tables = [
+        Table(np.append(table.levels, 0), np.append(table.loss, random.exponential(1)))
+        for table in drawn(channels, seed)
+    ]
+    cost = separate(tables, seed)
+    lowest = cost(np.zeros(len(channels), np.int64))
+    budget = lowest + share * (cost(np.array(channels)) - lowest)
+    found = allocate.best(tables, cost, budget)
+    assert cost(found) <= budget
+    assert loss(tables, found) <= optimum(tables, cost, budget - len(channels) * (budget - lowest) / 2000) + 1e-9
 
 
-def test_tables_agree_with_the_cost() -> None:
-    cost, widths = chain([4, 6]), np.array([4, 6])
-    levels = np.array([4, 3, 1])
-    assert cost.table(widths, 0, levels).tolist() == [cost(np.array([level, 6])) for level in levels]
+@given(small, st.floats(0.1, 0.95), st.integers(0, 999))
+@settings(max_examples=12)
+def test_products_of_widths_hold_the_budget_near_the_best(channels: list[int], share: float, seed: int) -> None:
+    tables, cost = drawn(channels, seed), chain(channels)
+    budget = max(share * cost(np.array(channels)), cost(np.ones(len(channels), np.int64)))
+    found = allocate.best(tables, cost, budget)
+    assert cost(found) <= budget
+    assert loss(tables, found) <= 1.5 * optimum(tables, cost, budget) + 0.5
 
 
-def test_levels_are_multiples_down_to_the_least() -> None:
+def test_products_of_widths_are_mostly_solved() -> None:
+    """A heuristic, as each table is made with the others held: here of 12 networks it solves all but two."""
+    solved = 0
+    for seed in range(12):
+        channels = [6, 5, 6]
+        tables, cost = drawn(channels, seed), chain(channels)
+        budget = (0.25 + 0.05 * seed) * cost(np.array(channels))
+        found = allocate.best(tables, cost, budget)
+        assert cost(found) <= budget
+        solved += loss(tables, found) <= optimum(tables, cost, budget) + 1e-9
+    assert solved >= 10
+
+
+@given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.integers(0, 999))
+@settings(max_examples=4)
+def test_several_limits_hold_together_near_the_best(first: float, second: float, seed: int) -> None:
+    channels = [4, 3, 4]
+    tables = drawn(channels, seed)
+    factor = np.random.default_rng(seed).uniform(0.5, 2, 3)
+    time = sparse(1.0, factor, np.zeros((3, 1)), [(g, g, 1.0) for g in range(3)])
+    costs = (chain(channels), first), (time, second)
+    full, least = np.array(channels), np.ones(3, np.int64)
+    parts = [(c, c(least) + share * (c(full) - c(least))) for c, share in costs]
+    found = allocate.choose(tables, Limits(parts), "global")
+    assert all(price(found) <= budget for price, budget in parts)
+    best = min(loss(tables, w) for w in everything(tables) if all(price(w) <= budget for price, budget in parts))
+    assert loss(tables, found) <= 1.5 * best + 0.5
+
+
+def test_of_two_limits_the_tight_one_alone_decides() -> None:
+    tables = drawn([6, 6], 3)
+    tight, loose = separate(tables, 3), separate(tables, 4)
+    budget = 0.6 * tight(np.array([6, 6]))
+    best = optimum(tables, tight, budget)
+    for parts in ([(tight, budget), (loose, 1e6)], [(loose, 1e6), (tight, budget)]):
+        assert loss(tables, allocate.choose(tables, Limits(parts), "global")) == pytest.approx(best)
+
+
+def test_limits_that_nothing_holds_give_the_narrowest() -> None:
+    tables = drawn([4, 3], 0)
+    limits = Limits([(separate(tables, 0), 1e-3), (chain([4, 3]), 1e-3)])
+    assert allocate.choose(tables, limits, "global").tolist() == [1, 1]
+    assert allocate.choose(tables, limits, "layer").tolist() == [1, 1]
+    assert allocate.best(tables, separate(tables, 0), 1e-3).tolist() == [1, 1]
+
+
+def test_where_all_fits_nothing_goes() -> None:
+    tables = drawn([4, 3], 0)
+    cost = separate(tables, 0)
+    for scope in ("global", "layer"):
+        assert allocate.choose(tables, Limits([(cost, cost(np.array([4, 3])))]), scope).tolist() == [4, 3]
+
+
+def test_several_costs_are_the_tightest_and_their_means() -> None:
+    first, second = separate(drawn([4, 3], 0), 0), chain([4, 3])
+    limits, widths = Limits([(first, 8.0), (second, 20.0)]), np.array([3, 2])
+    levels = np.array([4, 2, 1])
+    each = np.array([[first(np.array([level, 2])) / 8, second(np.array([level, 2])) / 20] for level in levels])
+    assert limits(widths) == max(first(widths) / 8, second(widths) / 20)
+    np.testing.assert_allclose(limits.table(widths, 0, levels), each.max(axis=1))
+    blends = limits.blends()
+    assert sorted(tuple(blend.weights) for blend in blends) == [
+        (0, 1),
+        (0.25, 0.75),
+        (0.5, 0.5),
+        (0.75, 0.25),
+        (1, 0),
+    ]
+    for blend in blends:
+        assert blend(widths) == pytest.approx(
+            blend.weights[0] * first(widths) / 8 + blend.weights[1] * second(widths) / 20
+        )
+        np.testing.assert_allclose(blend.table(widths, 0, levels), each @ blend.weights)
+    assert [blend.weights for blend in Limits([(first, 8.0)]).blends()] == [[1.0]]
+    assert len(Limits([(first, 8.0), (second, 20.0), (second, 9.0)]).blends()) == 15
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([4, 96]))
+def test_levels_are_multiples_from_the_full_width_to_the_least(
+    channels: int, least: int, multiple: int, most: int
+) -> None:
+    least = min(least, channels)
+    step = next(k for k in itertools.count(1) if k * multiple * most >= channels - least) * multiple
+    wanted = {width for width in range(step, channels, step) if width >= least}
+    floor = next(width for width in itertools.count(multiple, multiple) if width >= least)
+    wanted |= {floor} if floor < channels else set()
+    found = allocate.levels(channels, least, multiple, most)
+    assert found.tolist() == [channels, *sorted(wanted, reverse=True)]
+    assert len(found) <= most + 3
+
+
+def test_levels_of_wide_groups_are_about_a_hundred() -> None:
     assert allocate.levels(20, 5, 8).tolist() == [20, 16, 8]
-    assert allocate.levels(16, 1, 1)[-1] == 1
-    assert len(allocate.levels(2000, 100, 8)) < 130
+    assert allocate.levels(97, 1, 1).tolist() == list(range(97, 0, -1))
+    assert allocate.levels(98, 1, 1).tolist() == [98, *range(96, 0, -2), 1]
 
 
-def test_one_share_for_all_layers() -> None:
-    tables = [Table(allocate.levels(c, 1, 1), np.zeros(c)) for c in (10, 20)]
-    widths = allocate.choose(
-        tables, allocate.Limits([(chain([10, 20]), 0.5 * chain([10, 20])(np.array([10, 20])))]), "layer"
-    )
-    assert abs(widths[0] / 10 - widths[1] / 20) < 0.1
+@given(small, st.floats(0.0, 1.0), st.integers(0, 99))
+@settings(max_examples=25)
+def test_the_scope_layer_gives_every_group_the_largest_share_that_fits(
+    channels: list[int], share: float, seed: int
+) -> None:
+    tables, cost = drawn([2 * c for c in channels], seed), chain(channels)
+    full = np.array([2 * c for c in channels])
+    budget = max(share * cost(full), cost(np.ones(len(channels), np.int64)))
+    shares = sorted({float((w - 1e-9) / c) for c in full for w in range(1, c + 1)} | {1.0}, reverse=True)
+    options = [np.maximum(np.floor(full * one + 1.001e-9).astype(int), 1) for one in shares]
+    wanted = next(widths for widths in options if cost(widths) <= budget)
+    assert allocate.choose(tables, Limits([(cost, budget)]), "layer").tolist() == wanted.tolist()
 
 
-@given(st.lists(st.integers(2, 8), min_size=1, max_size=4))
-def test_a_varied_group_costs_what_its_widths_cost(channels: list[int]) -> None:
-    cost, full = chain(channels), np.array(channels)
-    for group, width in enumerate(channels):
-        levels = np.arange(width + 1)
-        each = [np.where(np.arange(len(channels)) == group, level, full) for level in levels]
-        np.testing.assert_allclose(cost.table(full, group, levels), [cost(widths) for widths in each])
-        assert cost.without(full)[group] == cost(each[0])
+def test_one_share_takes_the_widest_level_below_it_or_the_narrowest() -> None:
+    tables = [Table(np.array([16, 12, 8]), np.zeros(3)), Table(np.array([10, 8, 6, 4, 2]), np.zeros(5))]
+    cost = Sum(tables, [table.levels.astype(float) for table in tables])
+    for budget, wanted in (
+        (26, [16, 10]),
+        (25, [12, 10]),
+        (21, [12, 8]),
+        (19, [12, 6]),
+        (18, [12, 6]),
+        (17, [8, 6]),
+        (13, [8, 4]),
+        (10, [8, 2]),
+    ):
+        assert allocate.choose(tables, Limits([(cost, budget)]), "layer").tolist() == wanted
+
+
+@given(small, st.integers(0, 999))
+@settings(max_examples=25)
+def test_the_fastest_levels_are_found_where_narrower_can_be_slower(channels: list[int], seed: int) -> None:
+    tables, random = drawn(channels, seed), np.random.default_rng(seed)
+    cost = Sum(tables, [random.uniform(1, 5, c) for c in channels])
+    assert cost(allocate.fastest(tables, cost)) == min(cost(widths) for widths in everything(tables))
+    assert allocate.narrowest(tables).tolist() == [1] * len(channels)
+
+
+def test_the_fastest_levels_are_looked_for_again_when_others_changed() -> None:
+    """The first group should be wide only where the second is."""
+
+    class Pair(Sum):
+        def __call__(self, widths: Widths) -> float:
+            return {(1, 1): 3.0, (2, 1): 4.0, (1, 2): 2.0, (2, 2): 1.0}[int(widths[0]), int(widths[1])]
+
+    tables = drawn([2, 2], 0)
+    assert allocate.fastest(tables, Pair(tables, [np.zeros(2)] * 2)).tolist() == [2, 2]
+
+
+def test_a_budget_that_only_the_fastest_hold_is_held() -> None:
+    """The widest is fast, the narrowest is not, and the way between them leads over slower ones."""
+    tables = drawn([4, 4], 1)
+    cost = Sum(tables, [np.array([9.0, 5.0, 7.0, 8.0])] * 2)
+    assert allocate.best(tables, cost, 10.0).tolist() == [3, 3]
+
+
+@given(st.integers(1, 4), st.integers(0, 999), st.integers(0, 24))
+@settings(max_examples=25)
+def test_the_knapsack_is_exact_in_whole_bins(groups: int, seed: int, budget: int) -> None:
+    random = np.random.default_rng(seed)
+    losses = [np.sort(random.uniform(0, 3, 4)) for _ in range(groups)]
+    costs = [np.sort(np.concatenate([[0], random.integers(0, 9, 3)]))[::-1].astype(float) for _ in range(groups)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocate, "BINS", budget)
+        found = allocate._knapsack(losses, costs, float(budget))
+    if budget == 0:
+        assert found == [3] * groups
+        return
+    options = [
+        (sum(loss[c] for loss, c in zip(losses, chosen, strict=True)), chosen)
+        for chosen in itertools.product(range(4), repeat=groups)
+        if sum(cost[c] for cost, c in zip(costs, chosen, strict=True)) <= budget
+    ]
+    assert sum(cost[c] for cost, c in zip(costs, found, strict=True)) <= budget
+    assert sum(loss[c] for loss, c in zip(losses, found, strict=True)) == pytest.approx(min(options)[0])
+
+
+def test_the_knapsack_rounds_costs_up() -> None:
+    losses = [np.array([0.0, 1.0]), np.array([0.0, 1.5])]
+    assert allocate._knapsack(losses, [np.array([0.5, 0.0])] * 2, 1.0) == [0, 0]
+    assert allocate._knapsack(losses, [np.array([0.5001, 0.0])] * 2, 1.0) == [1, 0]
+    assert allocate._knapsack(losses, [np.array([1.0, 0.0]), np.array([1.01, 0.0])], 1.0) == [0, 1]
+
+
+def walked(tables: list[Table], cost: Price, budget: float, start: list[int]) -> list[int]:
+    """Down while too dear, by the least loss a cost saved; then up while it fits, by the most loss a cost spent."""
+    places = [table.levels.tolist().index(width) for table, width in zip(tables, start, strict=True)]
+
+    def at(where: list[int]) -> tuple[float, float]:
+        widths = np.array([table.levels[place] for table, place in zip(tables, where, strict=True)])
+        return cost(widths), loss(tables, widths)
+
+    for step in (1, -1):
+        while step == -1 or at(places)[0] > budget:
+            moves = []
+            for g, table in enumerate(tables):
+                trial = [place + step * (g == k) for k, place in enumerate(places)]
+                if not 0 <= trial[g] < len(table.levels):
+                    continue
+                spent, lost = np.subtract(at(trial), at(places))
+                if at(trial)[0] <= budget if step == -1 else spent < 0:
+                    moves.append((lost / max(abs(spent), 1e-30), trial))
+            if not moves:
+                break
+            places = min(moves)[1]
+    return [int(table.levels[place]) for table, place in zip(tables, places, strict=True)]
+
+
+@given(small, st.floats(0.0, 1.0), st.integers(0, 999))
+@settings(max_examples=40)
+def test_the_last_steps_are_the_cheapest(channels: list[int], share: float, seed: int) -> None:
+    tables, cost = drawn(channels, seed), chain(channels)
+    random = np.random.default_rng(seed)
+    start = [int(random.integers(1, c + 1)) for c in channels]
+    budget = share * cost(np.array(channels))
+    assert allocate._fit(tables, cost, budget, np.array(start)).tolist() == walked(tables, cost, budget, start)
+
+
+def test_steps_down_take_only_what_is_faster() -> None:
+    """The second group's next level is slower and costs no loss; the first's is taken."""
+    tables = [Table(np.array([2, 1]), np.array([0.0, 5.0])), Table(np.array([2, 1]), np.array([0.0, 0.0]))]
+    cost = Sum(tables, [np.array([2.0, 1.0]), np.array([2.0, 2.5])])
+    assert allocate._fit(tables, cost, 3.0, np.array([2, 2])).tolist() == [1, 2]
+    same = Sum(tables, [np.array([2.0, 1.0]), np.array([2.0, 2.0])])
+    assert allocate._fit(tables, same, 3.0, np.array([2, 2])).tolist() == [1, 2]
+
+
+def hull(tables: list[Table], cost: Sum, budget: float, more: float = 0.0) -> float:
+    """Loss at the least price (and `more`) where loss + price x cost, minimised group by group, holds the budget."""
+
+    def at(price: float) -> Widths:
+        chosen = [int(np.argmin(t.loss + price * spent)) for t, spent in zip(tables, each, strict=True)]
+        return np.array([t.levels[c] for t, c in zip(tables, chosen, strict=True)])
+
+    each = [np.array([known[int(level)] for level in t.levels]) for t, known in zip(tables, cost.by_level, strict=True)]
+    turns = [0.0]
+    for table, spent in zip(tables, each, strict=True):
+        for i, j in itertools.combinations(range(len(spent)), 2):
+            turns.append((table.loss[j] - table.loss[i]) / (spent[i] - spent[j]))
+    turns = sorted(turn for turn in turns if turn >= 0)
+    for low, high in zip(turns, [*turns[1:], 2 * turns[-1] + 1], strict=True):
+        if cost(at((low + high) / 2)) <= budget:
+            return loss(tables, at(max((low + high) / 2, low * (1 + more))))
+    raise AssertionError
+
+
+@given(small, st.floats(0.05, 0.95), st.integers(0, 999))
+@settings(max_examples=25)
+def test_one_price_for_all_groups_just_holds_the_budget(channels: list[int], share: float, seed: int) -> None:
+    tables = drawn(channels, seed)
+    cost = separate(tables, seed)
+    lowest = cost(np.ones(len(channels), np.int64))
+    budget = lowest + share * (cost(np.array(channels)) - lowest)
+    found = allocate._priced(tables, cost, budget)
+    assert cost(found) <= budget
+    assert loss(tables, found) == pytest.approx(hull(tables, cost, budget))
+
+
+def test_of_many_groups_a_price_alone_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten halvings of 45 doublings find it up to 3.1 %."""
+    monkeypatch.setattr(allocate, "MANY", 5)
+    monkeypatch.delattr(allocate, "_knapsack")
+    monkeypatch.delattr(allocate, "_fit")
+    for seed in range(5):
+        channels = [8] * 6
+        tables = drawn(channels, seed)
+        cost = separate(tables, seed)
+        budget = 0.7 * cost(np.array(channels))
+        best, near = hull(tables, cost, budget), hull(tables, cost, budget, 2 ** (45 / 2**10) - 1)
+        for found in (allocate.best(tables, cost, budget), allocate.choose(tables, Limits([(cost, budget)]), "global")):
+            assert cost(found) <= budget
+            assert best - 1e-9 <= loss(tables, found) <= near + 1e-9
+    with pytest.raises(NameError):
+        allocate.best(tables[:5], separate(tables[:5], 0), 12.0)
+
+
+def test_of_many_groups_one_share_for_all_is_offered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every step loses more than the one before, a price takes all or nothing from groups alike."""
+    monkeypatch.setattr(allocate, "MANY", 1)
+    levels = np.array([4, 3, 2, 1])
+    tables = [Table(levels, np.array([0.0, 2.9, 3.0, 3.1]))] * 2
+    cost = Sum(tables, [levels.astype(float)] * 2)
+    assert allocate.best(tables, cost, 6.0).tolist() in ([3, 3], [1, 1])
+    assert loss(tables, allocate.best(tables, cost, 6.0)) == 5.8
+
+
+def test_total_is_the_sum_of_the_losses_at_these_widths() -> None:
+    tables = [Table(np.array([4, 2]), np.array([0.0, 1.5])), Table(np.array([6, 3, 1]), np.array([0.25, 1.0, 9.0]))]
+    assert allocate.total(tables, np.array([2, 3])) == 2.5
+    assert allocate.total(tables, np.array([4, 6])) == 0.25

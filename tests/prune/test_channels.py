@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 from lepton_cli.coupling import cut
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph import cost, shapes
+from lepton_cli.machine import Machine
 from lepton_cli.model import io
-from lepton_cli.prune import channels, latency
+from lepton_cli.prune import allocate, channels, latency, plan, ranking
 from lepton_cli.prune.spec import PruneChannels
-from tests.coupling.networks import Network
+from tests.coupling.networks import Network, zeroed
 from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
 
 
@@ -89,7 +91,9 @@ def test_weights_in_constant_nodes_count(metric: str, tmp_path: Path) -> None:
     assert 0.5 < outcome.details["targets"][0]["reached"] <= 0.7
 
 
-def test_several_targets_hold_together(tmp_path: Path) -> None:
+def test_several_targets_hold_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocate, "BLENDS", 2)
+    monkeypatch.setattr(latency, "TRIES", 2)
     model, data = redundant(), images(32)
     given = {"params": "60 %", "macs": "70 %", "latency": "100 %"}
     outcome = channels.prune(model, params(target=given, round_to=1), context(model, tmp_path, data))
@@ -225,3 +229,163 @@ def test_survey_needs_no_data() -> None:
     assert [fact["channels"] for fact in facts] == [8, 12, 12, 10]
     assert facts[-1]["frozen"]
     assert all(0 < fact["macs_share"] <= 1 for fact in facts)
+
+
+@pytest.mark.parametrize("importance", ["l2", "hessian"])
+def test_without_repair_the_result_is_the_model_with_zeros_in_place(importance: str, tmp_path: Path) -> None:
+    """Channels that were cut, zeroed instead: the same outputs."""
+    model, data = redundant(), images(32)
+    options = {"target": {"macs": "60 %"}, "importance": importance, "recover": []}
+    outcome = channels.prune(model, params(**options), context(model, tmp_path, data))
+    found = plan.analysed(model, params(**options), {"x": (2, 3, 8, 8)})
+    kept = {group["name"]: group["kept"] for group in outcome.details["groups"]}
+    given = context(model, tmp_path, data)
+    levels = [np.arange(group.channels, 0, -1) for group in found.groups]
+    rankings, _ = ranking.ranked_groups(found, params(**options), given, levels, [])
+    gone = [
+        (group, order.order[: group.channels - kept[group.name]])
+        for group, order in zip(found.groups, rankings, strict=True)
+    ]
+    assert sum(len(order) for _, order in gone) > 5
+    wanted = outputs(zeroed(found.model, gone), data)
+    np.testing.assert_allclose(outputs(outcome.model, data), wanted, rtol=1e-3, atol=1e-4)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.6f} %"
+
+
+def parameters(model: ir.Model) -> int:
+    return sum(value.const_value.size for value in model.graph.initializers.values())
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.9])
+@pytest.mark.parametrize("metric", ["macs", "params", "size"])
+def test_targets_hold_on_the_finished_model_and_what_is_reached_is_counted_there(
+    metric: str, share: float, tmp_path: Path
+) -> None:
+    model, data = redundant(), images(32)
+    given = context(model, tmp_path, None, check=data)
+    outcome = channels.prune(model, params(target={metric: percent(share)}), given)
+    count = {"macs": macs, "params": parameters, "size": lambda one: len(io.to_bytes(one))}[metric]
+    (told,) = outcome.details["targets"]
+    assert told["reached"] == pytest.approx(count(outcome.model) / count(model))
+    assert (told["metric"], told["target"]) == (metric, pytest.approx(share))
+    assert share - 0.1 < told["reached"] <= share * (1.02 if metric == "size" else 1)
+    rows = outcome.details["groups"]
+    went = sum(row["channels"] - row["kept"] for row in rows)
+    narrower = sum(row["kept"] < row["channels"] for row in rows)
+    assert outcome.summary == (
+        f"{went} of 32 channels removed in {narrower} groups; {metric} {told['reached']:.1%} of the original"
+    )
+    assert outcome.changed == narrower
+
+
+def test_shares_are_of_the_model_that_the_run_began_with(tmp_path: Path) -> None:
+    """Pruned before to 60 %, it is there already; 50 % of the original is less than that of what is left."""
+    model, data = redundant(), images(32)
+    given = context(model, tmp_path, None, check=data)
+    first = channels.prune(model, params(target={"macs": "60 %"}), given).model
+    there = channels.prune(first, params(target={"macs": "60 %"}), given)
+    assert (there.changed, there.model) == (0, first)
+    assert there.summary == "already there: macs within 60.0% of the original"
+    second = channels.prune(first, params(target={"macs": "50 %"}), given)
+    assert 0.4 < macs(second.model) / macs(model) <= 0.5
+    both = channels.prune(first, params(target={"macs": "60 %", "params": "100 %"}), given)
+    assert both.summary == "already there: params within 100.0% and macs within 60.0% of the original" or (
+        both.summary == "already there: macs within 60.0% and params within 100.0% of the original"
+    )
+
+
+@pytest.mark.parametrize("metric", ["macs", "params"])
+def test_how_far_a_target_can_go_is_that_of_the_least_widths(metric: str, tmp_path: Path) -> None:
+    model = redundant()
+    found = plan.analysed(model, params(), {"x": (2, 3, 8, 8)})
+    gone = np.concatenate([group.atoms[: group.channels - int(np.ceil(group.channels / 2))] for group in found.groups])
+    least = cut.cut(found.model, found.coupling, gone)
+    count = macs if metric == "macs" else parameters
+    lowest = count(least) / count(model)
+    options = {"target": {metric: percent(lowest - 0.001)}, "min_width": "50 %"}
+    given = context(model, tmp_path, None, check=images(4))
+    with pytest.raises(StepError) as caught:
+        channels.prune(model, params(**options), given)
+    assert f"{metric} can go down to {lowest:.1%} of the original, not to {lowest - 0.001:.1%}" in str(caught.value)
+    assert caught.value.option == ("target", metric)
+    dry = channels.prune(model, params(**options | {"target": {metric: "90 %"}}), dataclasses.replace(given, dry=True))
+    assert f"3 groups can lose channels; {metric} can go down to {lowest:.1%}" in dry.summary
+    assert dry.changed == 3
+    reached = channels.prune(model, params(**options | {"target": {metric: percent(lowest + 1e-6)}}), given)
+    assert [row["kept"] for row in reached.details["groups"]] == [4, 6, 6, 10]
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "wanted"),
+    [
+        (64, 16, [64, 48, 32, 16]),
+        (32, 16, [32, 16]),
+        (31, 16, [31, 24, 16, 8]),
+        (16, 8, [16, 8]),
+        (15, 8, [15, 12, 8, 4]),
+    ],
+)
+def test_widths_fill_vector_blocks_for_latency_and_half_blocks_in_narrow_layers(
+    width: int, block: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Machine("a processor", "x86", ("avx512f",) if block == 16 else (), 2)
+    monkeypatch.setattr(channels, "machine", lambda: here)
+    n = Network()
+    x = n.conv(n.input("x", "batch", 3, 8, 8), 3, width)
+    model = n.model(n.conv(n.node("Relu", x), width, 4))
+    (group,) = plan.analysed(model, params(), {"x": (2, 3, 8, 8)}).groups
+    assert channels._levels(group, params(target={"latency": "80 %"})).tolist() == wanted
+    assert channels._levels(group, params(target={"latency": "80 %"}, round_to=width // 2)).tolist() == (
+        [width, *range((width - 1) // (width // 2) * (width // 2), 0, -(width // 2))]
+    )
+    least = int(np.ceil(0.3 * width))
+    assert channels._levels(group, params(min_width="30 %")).tolist() == list(range(width, least - 1, -1))
+    assert channels._levels(group, params(min_width="0 %")).tolist() == list(range(width, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("recover", "folds"),
+    [
+        (None, True),
+        (["least_squares"], True),
+        (["batch_norm"], False),
+        (["batch_norm", "least_squares"], True),
+        ([], True),
+    ],
+)
+def test_normalisations_stay_where_they_alone_are_repaired(
+    recover: list[str] | None, folds: bool, tmp_path: Path
+) -> None:
+    model, data = redundant(), images(32)
+    outcome = channels.prune(model, params(recover=recover), context(model, tmp_path, data))
+    assert any(node.op_type == "BatchNormalization" for node in outcome.model.graph) != folds
+    kinds = {row["kind"] for row in outcome.details["recovery"]}
+    assert bool(kinds) == (recover != [])
+    if recover == ["batch_norm"]:
+        assert kinds == {"batch_norm"}
+
+
+def test_infinite_weights_of_a_product_are_named(tmp_path: Path) -> None:
+    model = redundant()
+    last = next(node for node in model.graph if node.op_type == "Gemm")
+    array = last.inputs[1].const_value.numpy().copy()
+    array[0, 0] = np.inf
+    cut.replace_weight(model, last.inputs[1].name, array)
+    with pytest.raises(StepError, match=rf"weights `{last.inputs[1].name}` of node `{last.name}` are not finite"):
+        channels.prune(model, params(), context(model, tmp_path, None, check=images(4)))
+
+
+def test_why_nothing_can_go_is_said(tmp_path: Path) -> None:
+    n = Network()
+    model = n.model(n.node("Relu", n.input("x", "batch", 3)))
+    given = context(model, tmp_path, InMemory({"x": np.zeros((4, 3), np.float32)}))
+    outcome = channels.prune(model, params(), given)
+    assert outcome.summary.endswith("the main graph has no convolution or product with stored weights")
+    n = Network()
+    model = n.model(n.conv(n.input("x", "batch", 3, 8, 8), 3, 4))
+    outcome = channels.prune(model, params(), context(model, tmp_path, images(4)))
+    assert outcome.model is model
+    assert "all 1 groups are frozen (`Conv_0`: `Conv_0_out` is an output of the model)" in outcome.summary

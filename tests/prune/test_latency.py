@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from lepton_cli import cache
+from lepton_cli.coupling import branches
+from lepton_cli.graph import cost as node_cost
+from lepton_cli.graph import shapes
+from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, channels, latency, plan
+from lepton_cli.probe.activations import Arrays
+from lepton_cli.prune import allocate, channels, depth, latency, plan, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.test_shortcuts import network
 from tests.prune.context import context, images, redundant
@@ -140,3 +151,266 @@ def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
         latency._timed_on(params(), context(model, tmp_path, data, check=check)) for check in (data, other)
     )
     assert first != second
+
+
+def asked_for(ratios: dict[int, float], target: float = 0.5, others: latency.Parts = ()) -> tuple[latency.Choice, list]:
+    """One group of ten channels, time a tenth each; the measured ratios by width, and the widths asked for."""
+    table, asked = Table(np.arange(10, 0, -1), (10.0 - np.arange(10, 0, -1)) ** 2), []
+
+    def measure(widths: Widths) -> float:
+        asked.append(int(widths[0]))
+        return ratios[int(widths[0])]
+
+    return latency.search(target, [table], Linear(0.1), others, "global", measure), asked
+
+
+def test_the_first_proposal_is_taken_where_it_is_close_enough() -> None:
+    for ratio in (0.509, 0.5, 0.491):
+        found, asked = asked_for({5: ratio})
+        assert asked == [5]
+        assert found.widths is not None
+        assert (found.widths.tolist(), found.ratio, found.predicted) == ([5], ratio, 0.5)
+
+
+def test_a_slow_proposal_is_followed_by_one_as_much_narrower_as_it_was_slower() -> None:
+    """0.7 where 0.5 was predicted: 0.36 is asked for next, which three channels hold and four do not."""
+    found, asked = asked_for({5: 0.7, 3: 0.5})
+    assert asked == [5, 3]
+    assert found.widths is not None
+    assert found.widths.tolist() == [3]
+    assert found.predicted == pytest.approx(0.3)
+
+
+def test_a_fast_proposal_is_followed_by_a_wider_one_and_the_widest_that_holds_is_taken() -> None:
+    """0.3 for 0.5: 0.83 is asked for, eight channels are too slow; 0.66: six are it, though not close."""
+    found, asked = asked_for({5: 0.3, 8: 0.6, 6: 0.43, 7: 0.52})
+    assert asked == [5, 8, 6, 7]
+    assert found.widths is not None
+    assert (found.widths.tolist(), found.ratio) == ([6], 0.43)
+
+
+def test_a_ratio_beyond_the_tolerance_is_not_taken() -> None:
+    found, asked = asked_for({5: 0.511, 4: 0.4})
+    assert asked == [5, 4]
+    assert found.ratio == 0.4
+
+
+def test_widths_proposed_again_are_not_timed_again() -> None:
+    """Three channels are asked for at any budget from 0.3; steps of 1.5 % of the target lead to the fourth."""
+    found, asked = asked_for({5: 0.7, 3: 0.45, 4: 0.5})
+    assert asked[:2] == [5, 3]
+    assert len(asked) == len(set(asked))
+    assert found.widths is not None
+    assert found.ratio <= 0.5
+
+
+def test_where_even_the_narrowest_is_too_slow_nothing_more_is_tried() -> None:
+    found, asked = asked_for(dict.fromkeys(range(1, 11), 0.6), 0.05)
+    assert asked == [1]
+    assert (found.widths, found.dropped, found.ratio) == (None, (), 0.6)
+
+
+def test_widths_that_break_another_limit_are_never_taken() -> None:
+    found, asked = asked_for(dict.fromkeys(range(1, 11), 0.5), 0.5, [(Linear(1.0), 0.5)])
+    assert asked == [1]
+    assert found.widths is None
+    found, asked = asked_for(dict.fromkeys(range(1, 11), 0.5), 0.5, [(Linear(1.0), 3.0)])
+    assert found.widths is not None
+    assert found.widths.tolist() == [3]
+
+
+def test_time_that_only_wider_levels_save_is_found() -> None:
+    """The narrowest is slow; the fastest is asked for where the target seems out of reach."""
+    table = Table(np.array([4, 3, 2, 1]), np.array([0.0, 1.0, 2.0, 3.0]))
+
+    class Odd(Linear):
+        def __call__(self, widths: Widths) -> float:
+            return {4: 1.0, 3: 0.7, 2: 0.6, 1: 0.9}[int(widths[0])]
+
+        def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
+            return np.array([self(np.array([level])) for level in levels])
+
+    found = latency.search(0.5, [table], Odd(), [], "global", lambda widths: 0.5 if widths[0] == 2 else 1.0)
+    assert found.widths is not None
+    assert found.widths.tolist() == [2]
+
+
+@pytest.mark.parametrize(("lost", "drops"), [(0.3, True), (9.0, False)])
+def test_a_branch_goes_where_that_costs_least(lost: float, drops: bool) -> None:
+    """Half of the time must go: the branch, or half of its channels, which loses a half."""
+    levels = np.arange(10, 0, -1)
+    tables = [
+        Table(np.append(levels, 0), np.append(((10.0 - levels) / 5) ** 2 / 2, lost)),
+        Table(levels, 10.0 - levels),
+    ]
+    cost = Linear(0.08, 0.02)
+    found = latency.search(0.6, tables, cost, [], "global", cost)
+    assert found.widths is not None
+    assert (found.widths[0] == 0) == drops
+    assert cost(found.widths) <= 0.6 * (1 + latency.CLOSE)
+
+
+def test_branches_are_level_zero_of_their_column(tmp_path: Path) -> None:
+    found = plan.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+    both = branches.find(found.model, found.coupling.facts)
+    columns = depth.columns(dataclasses.replace(found, groups=found.groups[:2]), both)
+    tables = [Table(np.array([8, 4]), np.array([0.0, 1.0])), Table(np.array([12, 6]), np.array([0.0, 2.0]))]
+    offered = latency._with_branches(columns, tables, [0.25, 0.75])
+    losses = dict(zip(columns.branches, [0.25, 0.75], strict=True))
+    assert sorted(losses) == [1, 2]
+    assert [(table.levels.tolist(), table.loss.tolist()) for table in offered] == [
+        ([8, 4], [0.0, 1.0]),
+        ([12, 6, 0], [0.0, 2.0, losses[1]]),
+        ([1, 0], [0.0, losses[2]]),
+    ]
+
+
+class Counted:
+    """Takes multiply-accumulates, of the analysed model's shares, for time."""
+
+    made: list[Counted] = []
+    once = 0.01
+
+    def __init__(self, reference: ir.Model, feeds: Arrays, *settings: object) -> None:
+        self.whole = self.count(reference)
+        self.feeds, self.settings, self.last = feeds, settings, None
+        Counted.made.append(self)
+
+    def count(self, model: ir.Model) -> float:
+        return float(sum(node_cost.macs(model, shapes.concrete(model, {"x": (1, 3, 8, 8)})).values()))
+
+    def ratio(self, model: ir.Model) -> float:
+        self.last = model
+        return self.count(model) / self.whole
+
+    def ratios(
+        self, candidates: Sequence[Callable[[], ir.Model]], seconds: float, done: Callable[[], object]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([self.ratio(candidate()) for candidate in candidates]), np.zeros(len(candidates))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
+    monkeypatch.setattr(latency, "Stopwatch", Counted)
+    monkeypatch.setattr(Counted, "made", [])
+    return Counted
+
+
+def chosen(
+    folder: Path, losses: list[float], monkeypatch: pytest.MonkeyPatch, target: str = "60 %", **given: Any
+) -> tuple[latency.Choice, plan.Plan]:
+    monkeypatch.setattr(latency, "_losses", lambda *_: losses)
+    wanted = params(target={"latency": target})
+    found = plan.analysed(redundant(), wanted, {"x": (2, 3, 8, 8)})
+    rankings = [Ranking(np.arange(group.channels), np.arange(1.0, group.channels)) for group in found.groups]
+    tables = [
+        Table(levels, 0.1 * (levels[0] - levels) ** 2.0)
+        for levels in (np.arange(group.channels, 0, -3) for group in found.groups)
+    ]
+    given_context = context(redundant(), folder, images(16), cache=folder)
+    choice = latency.choose(
+        found, wanted, given.get("others", []), given_context, rankings, tables, given.get("quantize")
+    )
+    return choice, found
+
+
+def test_branches_without_loss_are_dropped(
+    tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice, found = chosen(tmp_path, [0.0, 0.0], monkeypatch)
+    assert choice.dropped
+    assert choice.widths is not None
+    (watch,) = counted.made
+    assert choice.ratio == pytest.approx(watch.ratio(watch.last))
+    assert choice.ratio <= 0.6 * (1 + latency.CLOSE)
+    inside = {node for branch in choice.dropped for node in branch.nodes}
+    for group, width in zip(found.groups, choice.widths, strict=True):
+        if group.name in inside:
+            assert width == group.channels
+    assert {node.name for node in watch.last.graph}.isdisjoint(inside)
+
+
+def test_branches_that_are_needed_stay(tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, found = chosen(tmp_path, [1e9, 1e9], monkeypatch)
+    assert not choice.dropped
+    assert choice.widths is not None
+    assert (choice.widths < [group.channels for group in found.groups]).any()
+    assert choice.ratio <= 0.6 * (1 + latency.CLOSE)
+    assert choice.predicted == pytest.approx(choice.ratio, rel=0.05)
+
+
+def test_what_was_decided_is_not_decided_again(
+    tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = chosen(tmp_path, [0.0, 1e9], monkeypatch)
+    assert len(first.dropped) == 1
+    again, _ = chosen(tmp_path, [1e9, 1e9], monkeypatch)
+    assert len(counted.made) == 1
+    assert again.widths is not None
+    assert first.widths is not None
+    assert again.widths.tolist() == first.widths.tolist()
+    assert (again.dropped, again.ratio, again.predicted) == (first.dropped, first.ratio, first.predicted)
+    chosen(tmp_path, [0.0, 1e9], monkeypatch, "70 %")
+    assert len(counted.made) == 2
+    assert len(list(tmp_path.glob("times-*.npz"))) == 1, "no target changes the layers' times"
+    unreachable, _ = chosen(tmp_path, [1e9, 1e9], monkeypatch, "0.1 %")
+    assert unreachable.widths is None
+    assert not unreachable.dropped
+    assert 0.001 < unreachable.ratio < 0.1
+
+
+def test_models_are_timed_as_they_will_run(
+    tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantize(model: ir.Model) -> ir.Model:
+        return model
+
+    chosen(tmp_path, [0.0, 0.0], monkeypatch, quantize=quantize)
+    (watch,) = counted.made
+    assert watch.settings == ("cpu", 1, tmp_path, quantize)
+    np.testing.assert_array_equal(watch.feeds["x"], images(16).feeds["x"][:1])
+
+
+def test_other_limits_are_those_of_the_groups(
+    tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocate, "BLENDS", 2)
+    monkeypatch.setattr(latency, "TRIES", 2)
+    choice, _ = chosen(tmp_path, [0.0, 0.0], monkeypatch, "90 %", others=[(Linear(1.0, 0.0, 0.0), 3.0)])
+    assert choice.widths is not None
+    assert choice.widths[0] <= 3
+
+
+def test_losses_of_branches_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = redundant()
+    found = plan.analysed(model, params(), {"x": (2, 3, 8, 8)})
+    both = branches.find(found.model, found.coupling.facts)
+    given_context = context(model, tmp_path, images(16), cache=tmp_path)
+    asked: list[tuple[int, float]] = []
+    monkeypatch.setattr(sensitivity, "prepare", lambda *given: asked.append(given[3:]))
+    monkeypatch.setattr(depth, "losses", lambda plan, found, *_: [0.25 * (k + 1) for k in range(len(found))])
+    assert latency._losses(found, both, given_context) == [0.25, 0.5]
+    macs = sum(node_cost.macs(found.model, shapes.concrete(found.model, {"x": (1, 3, 8, 8)})).values())
+    assert asked == [(2, macs)]
+    monkeypatch.delattr(depth, "losses")
+    assert latency._losses(found, both, given_context) == [0.25, 0.5]
+    others = dataclasses.replace(given_context, seed=1), dataclasses.replace(given_context, calibration=images(17))
+    for other in others:
+        with pytest.raises(AttributeError):
+            latency._losses(found, both, other)
+    with pytest.raises(AttributeError):
+        latency._losses(found, both[:1], given_context)
+    assert latency._losses(found, [], given_context) == []
+    assert latency._losses(found, both, dataclasses.replace(given_context, calibration=None)) == []
+
+
+def test_times_hold_for_one_machine_and_use_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = redundant(), images(8)
+    one = context(model, tmp_path, data)
+    seen = [latency._timed_on(params(), one), latency._timed_on(params(timed_as="int8"), one)]
+    changes: list[dict[str, Any]] = [{"provider": "cuda"}, {"threads": 2}, {"batch": 8}, {"original": redundant(1)}]
+    seen += [latency._timed_on(params(), dataclasses.replace(one, **change)) for change in changes]
+    another = dataclasses.replace(machine(), processor="another")
+    monkeypatch.setattr(latency, "machine", lambda: another)
+    seen.append(latency._timed_on(params(), one))
+    assert len({cache.key(**parts) for parts in seen}) == len(seen)

@@ -85,10 +85,215 @@ def test_layers_alike_are_timed_once() -> None:
 
 
 def test_noise_is_weighed_against_the_work_saved() -> None:
-    assert times._weighed(0.5, 1e-6, 0.1) == pytest.approx(0.5)
-    assert times._weighed(0.5, 10.0, 0.1) == pytest.approx(0.1, abs=0.001)
-    assert 0.1 < times._weighed(0.2, 0.05, 0.1) < 0.2
+    """Both by their precision: half of the guess is doubted, and the measurement by its error."""
+    assert times._weighed(0.5, 0.1, 0.4) == pytest.approx((0.5 * 0.2**2 + 0.4 * 0.1**2) / (0.2**2 + 0.1**2))
+    assert times._weighed(0.2, 0.3, -0.4) == pytest.approx((0.2 * 0.2**2 - 0.4 * 0.3**2) / (0.2**2 + 0.3**2))
+    assert times._weighed(0.5, 0.0, 0.4) == pytest.approx(0.5)
+    assert times._weighed(0.5, 1e9, 0.4) == pytest.approx(0.4)
     assert times._weighed(0.2, 0.1, 0.0) == 0.0
+    assert times._weighed(0.2, 0.0, 0.0) == 0.0
+
+
+def known() -> times.Times:
+    """Three nodes; two columns meet in the second; the second column's branch is the second and third."""
+    return times.Times(
+        1.0,
+        np.array([0.2, 0.4, 0.4]),
+        np.array([[True, False, False, False], [True, True, True, False], [False, True, False, False]]),
+        {1: np.array([False, True, True])},
+        [
+            (np.array([2, 4]), np.array([0.3, 0.0])),
+            (np.array([0, 1, 2]), np.array([0.6, 0.2, 0.0])),
+            (np.array([1, 2]), np.array([0.5, 0.0])),
+            (np.array([1, 2]), np.array([0.05, 0.0])),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("widths", "wanted"),
+    [
+        ((4, 2, 2, 2), 1.0),
+        ((2, 2, 2, 2), 0.7),
+        ((3, 2, 2, 2), 0.85),
+        ((4, 1, 2, 2), 0.8),
+        # Half and three quarters are left: 0.5 of the first node, 0.375 of the second, 0.75 of the third.
+        ((2, 1, 2, 2), 0.2 * 0.5 + 0.4 * 0.375 + 0.4 * 0.75),
+        # The branch goes, saves 0.6 and not the 0.8 that its nodes take; half of the first node is left.
+        ((4, 0, 2, 2), 0.4),
+        ((2, 0, 2, 2), 0.4 - 0.1),
+        # More is saved than the only node takes: that node is gone, and the rest comes on top.
+        ((4, 2, 1, 2), 0.5),
+        ((2, 2, 1, 2), 0.2 * 0.5 + 0.4 * 0 + 0.4 - 0.1),
+        # No node of its own.
+        ((4, 2, 2, 1), 0.95),
+        ((2, 2, 1, 1), 0.4 - 0.05),
+        ((2, 0, 1, 1), 0.4 - 0.1 - 0.1 - 0.05),
+    ],
+)
+def test_savings_multiply_where_columns_meet_and_add_up_elsewhere(widths: tuple[int, ...], wanted: float) -> None:
+    cost = known()
+    assert cost(np.array(widths)) == pytest.approx(wanted)
+    for column, (choice, _) in enumerate(cost.saved):
+        trial = np.array(widths)
+        for level, value in zip(choice, cost.table(np.array(widths), column, choice), strict=True):
+            trial[column] = level
+            assert value == pytest.approx(cost(trial))
+
+
+class Straight:
+    """Time as a sum over layers, a share of each by its output channels; remembers the widths that it was asked for."""
+
+    def __init__(self, model: ir.Model, first: float = 1.0, error: float = 0.0) -> None:
+        self.full = self.sizes(model)
+        self.first, self.error = first, error
+        self.seconds = 0.0
+        self.asked: list[dict[str, int]] = []
+
+    def sizes(self, model: ir.Model) -> dict[str, int]:
+        return {node.name: node.inputs[1].const_value.shape[0] for node in model.graph if node.op_type == "Conv"}
+
+    def share(self, model: ir.Model) -> float:
+        now = self.sizes(model)
+        return 1 - sum(0.1 * (1 - now.get(name, 0) / size) for name, size in self.full.items())
+
+    def ratios(
+        self, candidates: Sequence[Callable[[], ir.Model]], seconds: float, done: Callable[[], object]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        models = [candidate() for candidate in candidates]
+        self.asked, self.seconds = [self.sizes(model) for model in models], seconds
+        done()
+        return self.first * np.array([self.share(model) for model in models]), np.full(len(models), self.error)
+
+
+def straight(
+    first: float = 1.0, error: float = 0.0
+) -> tuple[depth.Columns, list[times.Trial], Straight, times.Times, list[NDArray[np.int64]]]:
+    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
+    levels = [np.append(np.arange(group.channels, 1, -2), 0) for group in found.groups]
+    levels[0] = levels[0][:-1]
+    clock = Straight(found.model, first, error)
+    trials = times.trials(columns, levels)
+    ratios, errors = times.measure(columns, trials, clock, lambda: None)  # type: ignore[arg-type]
+    return columns, trials, clock, times.fitted(columns, trials, ratios, errors), levels
+
+
+def test_each_trial_narrows_its_columns_and_nothing_else() -> None:
+    columns, trials, clock, _, _ = straight()
+    assert clock.seconds == times.SECONDS
+    assert clock.asked[0] == clock.full
+    names = [{port.node for port in group.producers} for group in columns.plan.groups]
+    for trial, sizes in zip(trials, clock.asked[1:], strict=True):
+        if trial.width == 0:
+            gone = {node for column in trial.members for node in columns.branches[column].nodes}
+            assert sizes == {name: size for name, size in clock.full.items() if name not in gone}
+        else:
+            inside = set().union(*(names[column] for column in trial.members))
+            assert sizes == {name: trial.width if name in inside else size for name, size in clock.full.items()}
+
+
+@pytest.mark.parametrize("first", [1.0, 0.8])
+def test_without_noise_one_column_alone_is_recovered_exactly(first: float) -> None:
+    """Also of the two branches alike, that were timed together, and between the widths that were timed."""
+    columns, _, clock, cost, _ = straight(first)
+    orders = [np.arange(group.channels) for group in columns.plan.groups]
+    assert cost(columns.full) == pytest.approx(first)
+    for column, size in enumerate(columns.full):
+        for width in ([] if column == 0 else [0]) + list(range(3, size + 1)):
+            widths = columns.full
+            widths[column] = width
+            assert cost(widths) == pytest.approx(first * clock.share(columns.cut(widths, orders))), (column, width)
+
+
+def test_noisy_ratios_are_weighed_with_the_multiply_accumulates_saved() -> None:
+    """For a member of a trial both the saving and its error, of the trial's and the first ratio, are divided."""
+    columns, trials, clock, cost, _ = straight(0.8, 0.03)
+    orders = [np.arange(group.channels) for group in columns.plan.groups]
+    macs = Clock(columns.plan.model)
+    found = {}
+    for trial in trials:
+        widths = columns.full
+        widths[list(trial.members)] = trial.width
+        measured = 0.8 * (1 - clock.share(columns.cut(widths, orders))) / len(trial.members)
+        widths = columns.full
+        widths[trial.members[0]] = trial.width
+        guess = 0.8 * (1 - macs.count(columns.cut(widths, orders)) / macs.whole)
+        doubt, noise = (guess / 2) ** 2, (0.8 * 0.03) ** 2 * 2 / len(trial.members) ** 2
+        found[trial.members[0], trial.width] = (measured * doubt + guess * noise) / (doubt + noise)
+    for (column, width), gain in found.items():
+        widths, gains = cost.saved[column]
+        assert gains[widths.tolist().index(width)] == pytest.approx(gain)
+    np.testing.assert_array_equal(cost.saved[1][1], cost.saved[2][1])
+
+
+def test_nodes_of_a_branch_take_what_dropping_it_saves() -> None:
+    columns, _, _, cost, _ = straight()
+    assert len(columns.branches) == 2
+    for column in columns.branches:
+        assert cost.nodes[cost.gone[column]].sum() == pytest.approx(cost.saved[column][1][0]) == 0.2
+    others = ~np.any(list(cost.gone.values()), axis=0)
+    macs = node_cost.macs(columns.plan.model, columns.plan.coupling.facts.shapes)
+    share = np.array(list(macs.values())) / sum(macs.values())
+    np.testing.assert_allclose(cost.nodes[others], share[others])
+
+
+def test_layers_alike_that_meet_in_a_node_are_not_timed_together() -> None:
+    n = Network()
+    x = n.input("x", "batch", 3, 8, 8)
+    for before, after in ((3, 16), (16, 16), (16, 16), (16, 16), (16, 16), (16, 4)):
+        x = n.node("Relu", n.conv(x, before, after))
+    found = plan.analysed(
+        n.model(n.node("GlobalAveragePool", x)), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)}
+    )
+    columns = depth.columns(found, ())
+    trials = times.trials(columns, [np.array([16, 8])] * 5)
+    assert [trial.members for trial in trials] == [(0,), (1, 3), (4,)]
+    ratios = np.array([1.0, 0.9, 0.8, 0.95])
+    cost = times.fitted(columns, trials, ratios, np.zeros(4))
+    assert [gains[0] for _, gains in cost.saved] == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.05])
+    assert [touched.sum() for touched in cost.touches.T] == [2] * 5
+
+
+@pytest.mark.parametrize(
+    ("models", "run", "wanted"),
+    [
+        (72, 0.0, [1, 3, 5, 7, 9, 11]),
+        (10, 0.0, [1, 3, 6, 9, 11]),
+        (9, 0.0, [1, 4, 8, 11]),
+        (72, 1.0, [1, 3, 5, 7, 9, 11]),
+        (72, 2.9, [1, 6, 11]),
+        (72, 3.1, [1, 11]),
+        (4, 2.9, [1, 11]),
+        (72, 1000.0, [1]),
+    ],
+)
+def test_widths_to_time_are_spread_over_the_levels(
+    models: int, run: float, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kinds share the models. In three minutes a model of 2.9 seconds goes 6 times through its 10 visits."""
+    monkeypatch.setattr(times, "SECONDS", 60.0)
+    monkeypatch.setattr(times, "MODELS", models)
+    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    trials = times.trials(depth.columns(found, ()), [np.array([20, *range(11, 0, -1)])] * 3, run)
+    assert [(trial.members, trial.width) for trial in trials] == [
+        (members, width) for members in ((0,), (1, 2)) for width in wanted[::-1]
+    ]
+
+
+def test_at_most_72_models_are_timed() -> None:
+    """Of 25 kinds each gets two widths: three would be 75."""
+    n = Network()
+    x = n.input("x", "batch", 2)
+    for k in range(25):
+        x = n.node("Relu", n.node("Gemm", x, n.weight(k + 2, k + 3), n.weight(k + 3)))
+    model = n.model(n.node("Gemm", x, n.weight(27, 2), n.weight(2)))
+    found = plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 2)})
+    columns = depth.columns(found, ())
+    assert columns.count == 25
+    for count, wanted in ((25, 2), (24, 3), (12, 6), (11, 6)):
+        levels = [np.arange(9, 0, -1)] * count + [np.array([9])] * (25 - count)
+        assert len(times.trials(columns, levels)) == count * wanted
 
 
 @pytest.mark.parametrize(("most", "run"), [(1, 0.0), (times.MODELS, 60.0)])

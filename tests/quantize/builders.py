@@ -104,7 +104,9 @@ class Graph:
     def model(self, *outputs: str) -> ir.Model:
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "test", self.inputs, made, self.weights)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        domains = {"": self.opset} | {node.domain: 1 for node in self.nodes if node.domain}
+        imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+        proto = helper.make_model(graph, opset_imports=imports, ir_version=8)
         return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
@@ -194,3 +196,51 @@ def dense_net() -> ir.Model:
         x = graph.op("Concat", x, y, axis=1)
     x = graph.op("Relu", _batch_norm(graph, x, 52, dead=4))
     return graph.model(graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), 52, 10))
+
+
+class WithConstants(Samples):
+    """Samples beside inputs that are the same in every batch: states, scalars."""
+
+    def __init__(self, constants: dict[str, np.ndarray], **feeds: np.ndarray) -> None:
+        super().__init__(**feeds)
+        self.constants = constants
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        for batch in super().batches(size, limit):
+            yield Batch({**self.constants, **batch.feeds}, {}, batch.start)
+
+
+class Told:
+    """Progress that keeps what its stages were told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None]] = []
+        self.counts: list[int] = []
+        self.notes: list[str] = []
+
+    def stage(self, name: str, total: int | None = None) -> Told:
+        self.stages.append((name, total))
+        return self
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def advance(self, count: int = 1) -> None:
+        self.counts.append(count)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Scalars(Samples):
+    """Batches of one number `x` each, without any axis."""
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        for start, value in enumerate(self.feeds["x"]):
+            yield Batch({"x": np.asarray(value)}, {}, start)

@@ -11,7 +11,7 @@ from lepton_cli.quantize import cpu
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.runtime import Session
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, ops, rows, sqnr
+from tests.quantize.builders import Graph, Samples, context, ops, rows, run, sqnr
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -63,10 +63,156 @@ def test_softer_masks_compute_the_same_without_denormal_numbers(tmp_path: Path) 
     assert weights.min() > np.finfo(np.float32).tiny
 
 
-@pytest.mark.parametrize("low", [-50.0, -10000.0])
+@pytest.mark.parametrize("late_sample", [0, 15])
+def test_softer_masks_leave_the_visible_weights_as_they_are_bit_by_bit(late_sample: int, tmp_path: Path) -> None:
+    model, data = attention(), sentences(16)
+    data.feeds["keep"][late_sample, :, 4:] = 0
+    made, _ = cpu.soften_masks(model, context(data, tmp_path))
+    found = []
+    for one in (io.clone(model), io.clone(made)):
+        softmax = next(node for node in one.graph if node.op_type == "Softmax").outputs[0]
+        one.graph.outputs.append(softmax)
+        found.append(Session(io.to_bytes(one), threads=1).run(data.feeds)[softmax.name or ""])
+    visible = np.broadcast_to(data.feeds["keep"] >= 0.5, found[0].shape)
+    assert np.array_equal(found[0][visible], found[1][visible])
+    assert not found[0][~visible].any()
+    assert found[1][~visible].max() < 1e-24
+    assert [value for value in constants(made) if value < -1] == [-65.0]
+
+
+def added(mask: np.ndarray, *, length: int = 8) -> ir.Model:
+    """Softmax of `x` [b, length] and a constant mask."""
+    graph = Graph()
+    return graph.model(graph.op("Softmax", graph.op("Add", graph.take("x", ["b", length]), graph.constant(mask))))
+
+
+def softened(model: ir.Model, tmp_path: Path, name: str = "w0") -> np.ndarray | None:
+    """The mask now; `None` where the model is left as it is."""
+    made, decisions = cpu.soften_masks(model, context(rows(8, 8), tmp_path))
+    assert (made is model) == (decisions == [])
+    if made is model:
+        return None
+    value = made.graph.initializers[name].const_value
+    assert value is not None
+    return value.numpy()
+
+
+def test_only_the_huge_values_of_a_mask_change(tmp_path: Path) -> None:
+    mask = np.float32([0, LOWEST, -1e30, 1, -10, -np.inf, -64, -66])
+    model = added(mask)
+    found = softened(model, tmp_path)
+    assert found is not None
+    assert found.tolist() == [0, -65, -65, 1, -10, -65, -64, -65]
+    assert softened(model, tmp_path) is not None, "the model given keeps its own"
+
+
+def test_a_mask_of_1e30_is_one(tmp_path: Path) -> None:
+    found = softened(added(np.float32([0] * 7 + [-1e30])), tmp_path)
+    assert found is not None
+    assert found.min() == -65
+
+
+@pytest.mark.parametrize("other", [1.001, 1e30, np.inf, np.nan])
+def test_constants_with_other_large_values_are_no_masks(other: float, tmp_path: Path) -> None:
+    assert softened(added(np.float32([LOWEST, other] + [0] * 6)), tmp_path) is None
+
+
+@pytest.mark.parametrize("low", [-50.0, -10000.0, -9.9e29])
 def test_other_constants_stay(low: float, tmp_path: Path) -> None:
     model = attention(low)
     assert cpu.soften_masks(model, context(sentences(), tmp_path)) == (model, [])
+
+
+def test_masks_up_to_four_million_values_are_read() -> None:
+    mask = np.zeros((1 << 22) + 1, dtype=np.float32)
+    mask[0] = LOWEST
+    assert cpu._masks(ir.tensor(mask[:-1]))
+    assert not cpu._masks(ir.tensor(mask))
+
+
+def test_masks_of_other_types_stay(tmp_path: Path) -> None:
+    graph = Graph()
+    wide = graph.op("Cast", graph.constant(np.full(8, LOWEST, dtype=np.float64)), to=1)
+    model = graph.model(graph.op("Softmax", graph.op("Add", graph.take("x", ["b", 8]), wide)))
+    assert softened(model, tmp_path) is None
+
+
+def test_the_decision_names_the_reader_and_the_value(tmp_path: Path) -> None:
+    model = added(np.float32([0] * 7 + [-1e34]))
+    (decision,) = cpu.soften_masks(model, context(rows(8, 8), tmp_path))[1]
+    assert (decision.node, decision.op, decision.action) == ("Add_0", "Add", "rewritten")
+    assert "-1e+34 is -65 now" in decision.reason
+
+
+def masked(graph: Graph, mask: str) -> str:
+    """Softmax of `x` with `mask` added."""
+    return str(graph.op("Softmax", graph.op("Add", graph.take("x", ["b", 8]), mask)))
+
+
+def foreign(model: ir.Model, kind: str) -> ir.Model:
+    """The model with one operator in a domain of its own."""
+    next(node for node in model.graph if node.op_type == kind).domain = "other"
+    return model
+
+
+def lowest() -> tuple[Graph, str]:
+    graph = Graph()
+    return graph, graph.constant(np.full((1, 8), LOWEST, dtype=np.float32) * np.float32([0] * 6 + [1] * 2))
+
+
+def test_masks_are_followed_through_what_moves_and_adds(tmp_path: Path) -> None:
+    graph, mask = lowest()
+    mask = graph.op("Reshape", graph.op("Transpose", mask, perm=[1, 0]), graph.constant(np.array([1, 8])))
+    model = graph.model(masked(graph, graph.op("Identity", mask)))
+    assert softened(model, tmp_path) is not None
+
+
+def test_a_mask_multiplied_with_something_computed_is_softened(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 8])
+    hidden = graph.op("Cast", graph.op("Less", x, graph.constant(np.float32(-0.3))), to=1)
+    mask = graph.op("Mul", hidden, graph.constant(np.float32(LOWEST)))
+    model = graph.model(graph.op("Softmax", graph.op("Add", x, mask)))
+    found = softened(model, tmp_path, "w1")
+    assert found is not None
+    assert float(found) == -65
+
+
+def test_two_readers_and_both_must_end_in_a_softmax(tmp_path: Path) -> None:
+    for kind, changed in (("Softmax", True), ("Tanh", False)):
+        graph, mask = lowest()
+        y = masked(graph, mask)
+        model = graph.model(y, graph.op(kind, graph.op("Add", graph.op("Neg", y), mask)))
+        assert (softened(model, tmp_path) is not None) == changed
+
+
+def test_a_mask_that_is_read_by_nothing_stays(tmp_path: Path) -> None:
+    graph, mask = lowest()
+    assert softened(graph.model(graph.op("Relu", graph.take("x", ["b", 8]))), tmp_path) is None
+    graph, mask = lowest()
+    graph.op("Identity", mask)  # and this is read by nothing
+    assert softened(graph.model(masked(graph, mask)), tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "Identity"])
+def test_operators_of_other_domains_are_not_known(kind: str, tmp_path: Path) -> None:
+    graph, mask = lowest()
+    model = graph.model(masked(graph, graph.op("Identity", mask)))
+    assert softened(model, tmp_path) is not None
+    assert softened(foreign(model, kind), tmp_path) is None
+
+
+def test_several_masks_are_softened_and_one_that_stays_keeps_none_from_it(tmp_path: Path) -> None:
+    graph = Graph()
+    low = np.float32([0] * 7 + [LOWEST])
+    names = [graph.constant(low), graph.constant(low), graph.constant(low), graph.constant(np.ones(8, np.float32))]
+    x = graph.take("x", ["b", 8])
+    first = graph.op("Softmax", graph.op("Add", graph.op("Mul", x, names[3]), names[1]))
+    second = graph.op("Softmax", graph.op("Add", first, names[2]))
+    model = graph.model(second, graph.op("Tanh", graph.op("Add", x, names[0])))
+    made, decisions = cpu.soften_masks(model, context(rows(8, 8), tmp_path))
+    assert [float(made.graph.initializers[name].const_value.numpy().min()) for name in names] == [LOWEST, -65, -65, 1]  # type: ignore[union-attr]
+    assert len(decisions) == 2
 
 
 def test_a_mask_that_the_model_returns_stays(tmp_path: Path) -> None:
@@ -74,11 +220,12 @@ def test_a_mask_that_the_model_returns_stays(tmp_path: Path) -> None:
     assert cpu.soften_masks(model, context(sentences(), tmp_path)) == (model, [])
 
 
-def test_a_mask_that_changes_results_stays(tmp_path: Path) -> None:
-    data = sentences()
-    data.feeds["keep"][:] = 0  # nothing is visible: -3.4e38 then swallows the scores, -65 does not
+@pytest.mark.parametrize(("sample", "stays"), [(0, True), (3, True), (15, True), (16, False)])
+def test_a_mask_that_changes_results_of_the_first_16_samples_stays(sample: int, stays: bool, tmp_path: Path) -> None:
+    data = sentences(20)
+    data.feeds["keep"][sample] = 0  # nothing is visible: -3.4e38 then swallows the scores, -65 does not
     model = attention()
-    assert cpu.soften_masks(model, context(data, tmp_path)) == (model, [])
+    assert (cpu.soften_masks(model, context(data, tmp_path)) == (model, [])) == stays
 
 
 def test_a_mask_that_is_scaled_later_stays(tmp_path: Path) -> None:
@@ -91,9 +238,45 @@ def test_a_mask_that_is_scaled_later_stays(tmp_path: Path) -> None:
 def test_sums_before_layer_norm_are_not_fused(tmp_path: Path) -> None:
     model, data = attention(), sentences()
     made = io.clone(model)
+    add = next(node for node in made.graph if node.op_type == "LayerNormalization").inputs[0].producer()  # type: ignore[union-attr]
+    assert add is not None
+    name, inputs, kind = add.name, list(add.inputs), add.outputs[0].type
     cpu.spare_slow_sums(made)
     assert ops(made).count("Sum") == 1
+    assert ops(made).count("Add") == ops(model).count("Add") - 1
+    joined = next(node for node in made.graph if node.op_type == "Sum")
+    assert (joined.name, list(joined.inputs), joined.domain) == (name, inputs, "")
+    assert joined.outputs[0].type == kind
+    assert joined.outputs[0].shape == next(node for node in model.graph if node.name == name).outputs[0].shape
     assert sqnr(model, made, data) > 120
+
+
+def norm(graph: Graph, x: str) -> str:
+    return str(graph.op("LayerNormalization", x, *(graph.constant(np.ones(8, np.float32)) for _ in range(2))))
+
+
+def test_only_sums_of_two_computed_tensors_are_written_anew() -> None:
+    for constant, domain, sums in ((False, "", 1), (True, "", 0), (False, "other", 0)):
+        graph = Graph()
+        x = graph.take("x", ["b", 8])
+        other = graph.constant(np.ones(8, np.float32)) if constant else graph.op("Tanh", x)
+        model = graph.model(norm(graph, graph.op("Add", x, other)))
+        if domain:
+            foreign(model, "Add")
+        cpu.spare_slow_sums(model)
+        assert ops(model).count("Sum") == sums
+
+
+def test_sums_that_stay_keep_none_behind_them_from_it() -> None:
+    graph = Graph()
+    x = norm(graph, graph.take("x", ["b", 8]))
+    y = norm(graph, graph.op("Mul", x, x))
+    z = graph.op("Add", x, y)
+    model = graph.model(graph.op("Neg", graph.op("Add", norm(graph, z), z)))
+    before = run(model, rows(8, 8))
+    cpu.spare_slow_sums(model)
+    assert ops(model) == ["LayerNormalization", "Mul", "LayerNormalization", "Sum", "LayerNormalization", "Add", "Neg"]
+    assert np.array_equal(run(model, rows(8, 8)), before)
 
 
 @pytest.mark.parametrize("step", ["quantize.static", "quantize.dynamic"])

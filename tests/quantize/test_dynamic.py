@@ -6,14 +6,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto
 
-from lepton_cli.errors import ModelError, RecipeError
+from lepton_cli.errors import ModelError, RecipeError, StepError
 from lepton_cli.model import io
-from lepton_cli.quantize import weights
+from lepton_cli.quantize import cpu, dynamic, weights
 from lepton_cli.quantize.spec import QuantizeDynamic
-from lepton_cli.step import Outcome
+from lepton_cli.step import Decision, Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, sqnr
+from tests.quantize.builders import Graph, Samples, context, images, mlp, ops, residual_net, rows, run, sqnr
 
 
 def quantize(model: ir.Model, tmp_path: Path, data: Samples, **options: object) -> Outcome:
@@ -38,6 +39,26 @@ def test_conv_only_when_asked_and_with_a_warning(tmp_path: Path) -> None:
     asked = quantize(model, tmp_path, data, op_types=["Conv"])
     assert asked.changed == 5
     assert "slower" in asked.warnings[0]
+
+
+def test_a_gemm_that_does_more_than_multiply_and_add_stays_float_and_exact(tmp_path: Path) -> None:
+    """Written as a product and an addition it would lose alpha, beta and transA: 2*x*w + 3*b became x*w + b."""
+    weight, bias = np.eye(16, dtype=np.float32), np.full(16, 10, np.float32)
+    feeds = np.arange(256, dtype=np.float32).reshape(16, 16)
+    cases = {
+        "transA": ({"transA": 1}, feeds.T + bias, "its activation is transposed (transA)"),
+        "alpha": ({"alpha": 2.0}, 2 * feeds + bias, "it scales its operands (alpha, beta)"),
+        "beta": ({"beta": 3.0}, feeds + 3 * bias, "it scales its operands (alpha, beta)"),
+    }
+    for name, (attributes, expected, reason) in cases.items():
+        graph = Graph()
+        x = graph.take("x", [16, 16])
+        y = graph.op("Gemm", x, graph.constant(weight), graph.constant(bias), **attributes)
+        model = graph.model(y, graph.op("MatMul", x, graph.constant(weight)))
+        outcome = quantize(model, tmp_path, Samples(x=feeds))
+        assert outcome.changed == 1, "the MatMul"
+        assert [one.reason for one in outcome.decisions if one.action == "kept"] == [reason], name
+        np.testing.assert_array_equal(run(outcome.model, Samples(x=feeds)), expected)
 
 
 def test_unknown_operator(tmp_path: Path) -> None:
@@ -99,3 +120,241 @@ def test_operators_inside_branches_stay_with_a_reason(tmp_path: Path) -> None:
     outcome = STEPS["quantize.dynamic"].apply(model, params, context(None, tmp_path, dry=True, check=rows()))
     assert outcome.changed == 0
     assert ["branch" in decision.reason for decision in outcome.decisions] == [True]
+
+
+def params(**options: object) -> QuantizeDynamic:
+    return QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86", **options})
+
+
+def array(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+@pytest.mark.parametrize(("target", "steps"), [("x86", 64), ("x86-vnni", 127), ("arm", 127), ("cuda", 127)])
+def test_weights_have_one_symmetric_scale_per_column(target: str, steps: int, tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 64])
+    model = graph.model(graph.linear(x, 64, 40, gemm=False), graph.linear(x, 64, 40))
+    outcome = quantize(model, tmp_path, rows(), target=target)
+    for name, matrix in (("w1", array(model, "w1")), ("w3_Gemm_2_T", array(model, "w3").T)):
+        scales = np.array([max(abs(float(value)) for value in column) / steps for column in matrix.T])
+        np.testing.assert_allclose(array(outcome.model, f"{name}_scale"), scales, rtol=1e-6)
+        codes = array(outcome.model, f"{name}_quantized")
+        assert codes.dtype == np.int8
+        assert np.abs(codes * scales - matrix).max() <= 0.501 * scales.max()
+        assert not array(outcome.model, f"{name}_zero_point").any()
+
+
+def test_products_are_those_of_the_codes(tmp_path: Path) -> None:
+    """DynamicQuantizeLinear as onnx defines it; 7-bit weights saturate on no machine."""
+    graph = Graph()
+    model = graph.model(graph.linear(graph.take("x", ["b", 64]), 64, 40))
+    data = rows(16)
+    made = quantize(model, tmp_path, data, target="x86").model
+    x, matrix, bias = data.feeds["x"], array(model, "w1").T.astype(float), array(model, "w0")
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = np.rint(-low / scale)
+    codes = np.clip(np.rint(x / scale) + zero, 0, 255)
+    steps = np.abs(matrix).max(axis=0) / 64
+    expected = (codes - zero) @ np.rint(matrix / steps) * (scale * steps) + bias
+    np.testing.assert_allclose(run(made, data), expected, atol=2e-5)
+
+
+def verdict(kind: str, *operands: object, **options: object) -> str | None:
+    graph = Graph()
+    x = graph.take("x", ["b", 64])
+    names = [x if one is None else graph.constant(one) for one in operands]
+    model = graph.model(graph.op(kind, *names))
+    outcome = STEPS["quantize.dynamic"].apply(model, params(**options), context(None, Path(), dry=True, check=rows()))
+    (decision,) = outcome.decisions
+    assert (decision.node, decision.op) == (f"{kind}_0", kind)
+    assert outcome.changed == (decision.action == "quantized")
+    assert outcome.model is model
+    return None if outcome.changed else decision.reason
+
+
+def test_each_reason_to_keep_an_operator() -> None:
+    ones = np.ones((64, 64), np.float32)
+    assert verdict("MatMul", None, ones) is None
+    assert verdict("MatMul", None, None) == "its second input is computed, not a constant weight"
+    assert verdict("MatMul", None, ones.astype(np.float64)) == "its weight is float64 with 2 dimensions"
+    assert verdict("MatMul", None, ones.reshape(2, 32, 64)) == "its weight is float32 with 3 dimensions"
+    for shape in ((15, 64), (64, 15)):
+        told = f"too small for int8: {shape[0]}x{shape[1]}, needs at least 16 on both sides"
+        assert verdict("MatMul", None, np.ones(shape, np.float32)) == told
+    assert verdict("MatMul", None, np.ones((16, 16), np.float32)) is None
+    assert verdict("Gemm", None, ones) is None
+    assert verdict("Gemm", None, ones, op_types=["MatMul"]) == "Gemm is not among op_types"
+    kernel = np.ones((4, 3, 3, 3), np.float32)
+    assert verdict("Conv", None, kernel) == "Conv is not among op_types: dynamic Conv is slower than float"
+    assert verdict("Conv", None, kernel, op_types=["Conv"]) is None
+    assert verdict("LSTM", None, np.ones((1, 8, 64), np.float32), np.ones((1, 8, 2), np.float32)) is None
+
+
+def test_tables_are_no_candidates_of_the_writer_but_stored_in_blocks(tmp_path: Path) -> None:
+    graph = Graph()
+    table = graph.constant(graph.random.normal(size=(1000, 128)).astype(np.float32))
+    model = graph.model(graph.op("Gather", table, graph.take("x", ["b"], TensorProto.INT64)))
+    data = Samples(x=np.arange(20))
+    outcome = quantize(model, tmp_path, data)
+    assert (ops(outcome.model), outcome.changed) == (["GatherBlockQuantized"], 1)
+    assert outcome.details["sqnr_db"] > 38
+    assert [one.op for one in outcome.decisions] == ["Gather"]
+    without = quantize(model, tmp_path, data, op_types=["MatMul"])
+    assert (without.model is model, without.changed, without.decisions) == (True, 0, ())
+    graph.take("y", ["b", 64])
+    graph.op("MatMul", "y", graph.constant(np.ones((64, 64), np.float32)))
+    excluded = quantize(
+        graph.model("t0", "t1"), tmp_path, Samples(x=np.arange(20), y=rows(20).feeds["x"]), exclude=["Gather_0"]
+    )
+    assert "Gather" in ops(excluded.model)
+
+
+def test_what_is_left_out_says_so_and_counts(tmp_path: Path) -> None:
+    model = mlp()
+    before = io.to_bytes(model)
+    outcome = quantize(model, tmp_path, rows(), exclude=["MatMul_2"])
+    assert [(one.node, one.action, one.reason) for one in outcome.decisions] == [
+        ("Gemm_0", "quantized", "int8 weights, activations measured while running"),
+        ("MatMul_2", "kept", "left out by include/exclude"),
+        ("Gemm_5", "kept", "too small for int8: 10x128, needs at least 16 on both sides"),
+    ]
+    assert outcome.summary == "1 operators quantized, 2 kept in float"
+    assert io.to_bytes(model) == before
+    assert outcome.details["sqnr_db"] == pytest.approx(
+        sqnr(model, outcome.model, Samples(x=rows().feeds["x"][:64])), abs=0.05
+    )
+    with pytest.raises(RecipeError) as caught:
+        quantize(model, tmp_path, rows(), op_types=["MatMul", "Softmax"])
+    assert caught.value.option == ("op_types", 1)
+
+
+@pytest.mark.parametrize(("target", "warned"), [("x86", False), ("arm", False), ("cuda", True), ("tensorrt", True)])
+def test_gpus_have_no_kernels_for_it(target: str, warned: bool, tmp_path: Path) -> None:
+    warnings = quantize(mlp(), tmp_path, rows(), target=target).warnings
+    assert warnings == (
+        (f"`{target}` has no dynamic int8 kernels: these operators fall back to the CPU",) if warned else ()
+    )
+
+
+def test_warnings_of_the_preparation_are_passed_on(tmp_path: Path) -> None:
+    graph = Graph()
+    ones = [graph.constant(np.float32(np.linspace(1, 2, 64))) for _ in range(4)]
+    x = graph.op("BatchNormalization", graph.op("Tanh", graph.take("x", ["b", 64])), *ones)
+    model = graph.model(graph.op("Tanh", graph.linear(graph.op("Tanh", x), 64, 64)))
+    assert quantize(model, tmp_path, rows()).warnings[0].startswith("BatchNormalization `BatchNormalization_1`")
+
+
+class Judged:
+    """A fidelity that gives the scores of a list, whatever the model."""
+
+    scores: list[float] = []
+
+    def __init__(self, model: ir.Model, context: object) -> None:
+        pass
+
+    def sqnr(self, model: ir.Model) -> float:
+        return self.scores.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([20.0, 20.5, 20.5, 20.5], False),
+        ([20.0, 20.51, 20.0, 20.0], True),
+        ([20.0, 20.0, 20.0, 20.51], True),
+        ([20.0, 19.0, 19.4, 19.9], False),
+        ([20.0, 21.0, 21.4, 20.0], True),
+    ],
+)
+def test_inputs_are_evened_out_where_that_gains_half_a_decibel(
+    scores: list[float], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judged, "scores", [*scores, 33.333])
+    monkeypatch.setattr(dynamic, "Fidelity", Judged)
+    outcome = quantize(outlier_net(), tmp_path, rows())
+    assert Judged.scores == []
+    assert outcome.details["repairs"] == dict(
+        zip(["none", "smooth 0.65", "smooth 0.8", "smooth 0.95"], scores, strict=True)
+    )
+    assert outcome.details["sqnr_db"] == 33.33
+    assert outcome.details.get("smoothed") == (1 if kept else None)
+    assert any(node.name == "t0.smooth" for node in outcome.model.graph) == kept
+
+
+def test_the_best_strength_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = {}
+    for best in range(3):
+        scores = [20.0, 21.0, 21.0, 21.0, 9.0]
+        scores[best + 1] = 25.0
+        monkeypatch.setattr(Judged, "scores", scores)
+        monkeypatch.setattr(dynamic, "Fidelity", Judged)
+        factors[best] = array(quantize(outlier_net(), tmp_path, rows()).model, "t0.smooth")
+    assert np.ptp(factors[0]) < np.ptp(factors[1]) < np.ptp(factors[2]), "the stronger the wider"
+
+
+def test_inputs_that_are_even_are_left_alone(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.op("Tanh", graph.take("x", ["b", 64]))
+    model = graph.model(graph.op("MatMul", x, graph.constant(np.eye(64, dtype=np.float32))))
+    details = quantize(model, tmp_path, rows()).details
+    assert set(details["repairs"]) == {"none"}
+    assert "smoothed" not in details
+
+
+@pytest.mark.parametrize(("above", "streamed"), [(0, False), (-1, True)])
+def test_tensor_by_tensor_above_the_limit(
+    above: int, streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mlp()
+    monkeypatch.setattr(weights, "SPILL_ABOVE", io.weight_bytes(model) + above)
+    for target, limit in (("x86", 63), ("x86-vnni", 127)):
+        outcome = quantize(model, tmp_path, rows(), target=target)
+        assert outcome.changed == 2
+        assert ("MatMul_2.codes" in outcome.model.graph.initializers) == streamed
+        assert ("sqnr_db" in outcome.details) != streamed
+        if streamed:
+            assert outcome.summary == "2 operators quantized, tensor by tensor"
+            assert np.abs(array(outcome.model, "MatMul_2.codes").astype(int)).max() == limit
+            assert isinstance(outcome.model.graph.initializers["MatMul_2.codes"].const_value, ir.ExternalTensor)
+            assert len(outcome.decisions) == 3
+
+
+def test_models_without_matrices_are_never_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SPILL_ABOVE", 0)
+    assert quantize(residual_net(), tmp_path, images(), op_types=["Conv"]).changed == 5
+
+
+@pytest.mark.parametrize("target", ["x86", "cuda"])
+def test_masks_are_softened_for_the_cpu_only(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Decision(node="mask", op="Where", action="rewritten", reason="softer")
+    monkeypatch.setattr(cpu, "soften_masks", lambda model, context: (model, [said]))
+    graph = Graph()
+    parts = [graph.constant(np.ones(64, np.float32)) for _ in range(2)]
+    x = graph.take("x", ["b", 64])
+    norm = graph.op("LayerNormalization", graph.op("Add", x, graph.linear(x, 64, 64)), *parts)
+    outcome = quantize(graph.model(norm), tmp_path, rows(), target=target)
+    assert (said in outcome.decisions) == (target == "x86")
+    assert ("Sum" in ops(outcome.model)) == (target == "x86")
+    assert outcome.changed == 1
+
+
+def test_a_graph_that_the_writer_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setattr(dynamic, "gemm_to_matmul", lambda model, nodes: None)
+    monkeypatch.setattr("onnxruntime.quantization.onnx_quantizer.ONNXQuantizer.quantize_model", fail)
+    with pytest.raises(StepError) as caught:
+        quantize(mlp(), tmp_path, rows())
+    assert (caught.value.code, caught.value.cause) == ("quantize.writer", "first second")
+
+
+def test_the_producer_stays(tmp_path: Path) -> None:
+    model = mlp()
+    model.producer_name, model.producer_version = "maker", "7"
+    made = quantize(model, tmp_path, rows()).model
+    assert (made.producer_name, made.producer_version) == ("maker", "7")

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
 
+from lepton_cli.errors import ModelError, StepError
 from lepton_cli.model import io
+from lepton_cli.quantize import fp16
 from lepton_cli.quantize.spec import ConvertFp16
+from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, Samples, context, images, mlp, residual_net, rows, run, sqnr
@@ -44,6 +49,275 @@ def test_what_leaves_the_range_stays_float32(tmp_path: Path) -> None:
     assert sqnr(model, outcome.model, rows()) > 50
 
 
+def test_an_output_beyond_the_range_is_returned_in_float32(tmp_path: Path) -> None:
+    """Kept in float32, but cast to float16 on its way out it was infinite."""
+    graph = Graph()
+    large = graph.op("Mul", graph.take("x", ["b", 64]), graph.constant(np.float32(1e5)))
+    model = graph.model(large, graph.op("Tanh", graph.op("Mul", large, graph.constant(np.float32(1e-5)))))
+    outcome = convert(model, tmp_path, rows())
+    np.testing.assert_array_equal(run(outcome.model, rows()), run(model, rows()))
+    assert [value.name for value in outcome.model.graph.outputs] == ["t0", "t2"]
+    assert outcome.details["sqnr_db"] > 50
+
+
+def test_nodes_left_out_are_told_once_and_not_counted_as_changed(tmp_path: Path) -> None:
+    """Add_1 cuts float16 short, so that Adds go back; Add_0 was left out already. Only Softmax changes."""
+    graph = Graph()
+    x = graph.op("Add", graph.take("x", ["b", 8]), graph.constant(np.float32(1)))
+    masked = graph.op("Add", x, graph.constant(np.full(8, -3.4e38, np.float32)))
+    outcome = convert(graph.model(graph.op("Softmax", masked)), tmp_path, rows(8, 8), exclude=["Add_0"])
+    assert [(one.node, one.op, one.action, one.reason) for one in outcome.decisions] == [
+        ("Add_0", "Add", "kept", "left out by include/exclude"),
+        ("Add_1", "Add", "kept", "float16 ruins the outputs here (measured)"),
+    ]
+    assert outcome.changed == 1
+    assert outcome.details["kept"] == 2
+
+
 def test_nothing_in_float32(tmp_path: Path) -> None:
     half = convert(mlp(), tmp_path, rows(), keep_io=False).model
     assert convert(half, tmp_path, Samples(x=rows().feeds["x"].astype(np.float16))).changed == 0
+
+
+def array(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def reasons(outcome: Outcome) -> dict[str, str]:
+    assert all(one.action == "kept" for one in outcome.decisions)
+    return {one.node: one.reason for one in outcome.decisions}
+
+
+def test_weights_are_rounded_to_float16_and_tiny_ones_to_its_least(tmp_path: Path) -> None:
+    """Subnormals stay; what is nearer to 0 than the least float16 becomes that, with its sign, and 0 stays 0."""
+    values = np.float32([1 / 3, -2.5, 65504, 6.1e-5, 3e-7, -1e-7, 2e-8, -1e-9, 0])
+    graph = Graph()
+    model = graph.model(graph.op("Tanh", graph.op("Mul", graph.take("x", ["b", 9]), graph.constant(values))))
+    outcome = convert(model, tmp_path, Samples(x=np.full((4, 9), 1e-3, np.float32)))
+    found = array(outcome.model, "w0")
+    assert found.dtype == np.float16
+    least = 2.0**-24
+    expected = [1 / 3, -2.5, 65504, 6.1e-5, 5 * least, -2 * least, least, -least, 0]
+    np.testing.assert_array_equal(found, np.float16(expected))
+    assert outcome.summary == "1 tensors in float16, 0 operators kept in float32"
+    assert (outcome.changed, outcome.details["kept"], outcome.decisions) == (2, 0, ())
+
+
+def multiplied(factor: float, data: float, **options: object) -> tuple[ir.Model, Samples]:
+    graph = Graph()
+    y = graph.op("Mul", graph.take("x", ["b", 4]), graph.constant(np.float32([factor, 1, 1, 1])))
+    feeds = np.full((3, 4), 1e-3, np.float32)
+    feeds[1, 2] = data
+    return graph.model(graph.op("Tanh", y)), Samples(x=feeds)
+
+
+@pytest.mark.parametrize(
+    ("factor", "kept"),
+    [(65504, False), (65505, True), (-65504, False), (-65505, True), (9.9e29, True), (-9.9e29, True),
+     (1e30, False), (-3.4e38, False), (np.inf, False)],
+)  # fmt: skip
+def test_constants_beyond_float16_stay_but_masks_are_cut(factor: float, kept: bool, tmp_path: Path) -> None:
+    model, data = multiplied(factor, 0.0)
+    outcome = STEPS["convert.fp16"].apply(model, ConvertFp16(step="convert.fp16"), context(data, tmp_path, dry=True))
+    told = f"constant `w0` reaches {abs(np.float32(factor)):.3g}, beyond float16"
+    assert reasons(outcome) == ({"Mul_0": told} if kept else {})
+    assert (outcome.model is not model, outcome.changed) == (True, 2 - kept)
+    assert outcome.summary == "1 tensors to float16"
+
+
+@pytest.mark.parametrize(("value", "kept"), [(16376.0, False), (16377.0, True), (-16376.0, False), (-16377.0, True)])
+def test_results_need_a_margin_of_four_below_the_end_of_float16(value: float, kept: bool, tmp_path: Path) -> None:
+    """Other data reach further. Both the node that makes the tensor and the one that reads it stay."""
+    model, data = multiplied(1.0, value)
+    outcome = convert(model, tmp_path, data)
+    told = f"`t0` reaches {abs(value):.3g}, float16 ends at 65504"
+    assert reasons(outcome) == (dict.fromkeys(["Mul_0", "Tanh_1"], told) if kept else {})
+    assert outcome.details["kept"] == 2 * kept
+    without = STEPS["convert.fp16"].apply(model, ConvertFp16(step="convert.fp16"), context(None, tmp_path, check=data))
+    assert reasons(without) == reasons(outcome), "any data will do"
+
+
+def test_between_two_float32_nodes_nothing_goes_through_float16(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.op("Tanh", graph.take("x", ["b", 64]))
+    for factor in (1e5, 3.0, 1e-5):
+        x = graph.op("Mul", x, graph.constant(np.float32(factor)))
+    model = graph.model(graph.op("Tanh", graph.op("Relu", x)))
+    outcome = convert(model, tmp_path, rows())
+    made = outcome.model
+    assert set(reasons(outcome)) == {"Mul_1", "Mul_2", "Mul_3"}
+    nodes = {node.name: node for node in made.graph}
+    assert [nodes[name].inputs[0].producer().op_type for name in ("Mul_2", "Mul_3")] == ["Mul", "Mul"]  # type: ignore[union-attr]
+    casts = [node.attributes.get_int("to") for node in made.graph if node.op_type == "Cast"]
+    assert sorted(casts) == [1, 1, 10, 10], "in and out of the graph, and of the three"
+    assert sqnr(model, made, rows()) > 60
+
+
+def test_casts_that_the_model_has_itself_are_left(tmp_path: Path) -> None:
+    """To int and back loses what is behind the point, as the model says."""
+    graph = Graph()
+    x = graph.op("Cast", graph.op("Cast", graph.take("x", ["b", 64]), to=int(ir.DataType.INT32)), to=1)
+    model = graph.model(graph.op("Mul", x, graph.constant(np.float32(0.5))))
+    data = Samples(x=np.rint(rows().feeds["x"] * 8) / 8)
+    outcome = convert(model, tmp_path, data)
+    np.testing.assert_array_equal(run(outcome.model, data), np.trunc(data.feeds["x"]) / 2)
+
+
+class Judged:
+    """A fidelity that scores a model by the kinds of operators that read float16."""
+
+    scores: dict[frozenset[str], float] = {}
+    asked: list[frozenset[str]] = []
+
+    def __init__(self, model: ir.Model, context: object, samples: int, batch: int) -> None:
+        assert (samples, batch) == (16, 4)
+
+    def sqnr(self, model: ir.Model) -> float:
+        kept = frozenset(
+            node.op_type
+            for node in model.graph
+            for value in node.inputs
+            if node.op_type != "Cast" and value is not None and value.const_value is not None
+            if value.const_value.dtype == ir.DataType.FLOAT
+        )
+        self.asked.append(kept)
+        return self.scores.get(kept, 1.0)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> type[Judged]:
+    monkeypatch.setattr(fp16, "Fidelity", Judged)
+    monkeypatch.setattr(Judged, "asked", [])
+    monkeypatch.setattr(Judged, "scores", {})
+    return Judged
+
+
+def arithmetic() -> ir.Model:
+    """Add, Mul, Sub, Div, Pow of constants."""
+    graph = Graph()
+    x = graph.take("x", ["b", 64])
+    for kind in ("Add", "Mul", "Sub", "Div", "Pow"):
+        x = graph.op(kind, x, graph.constant(np.float32(1.5)))
+    return graph.model(x)
+
+
+def kinds(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+def test_good_outputs_are_not_repaired(judged: type[Judged], tmp_path: Path) -> None:
+    judged.scores = {kinds(): 30.0}
+    outcome = convert(arithmetic(), tmp_path, rows())
+    assert judged.asked == [kinds()]
+    assert (outcome.details, outcome.changed) == ({"sqnr_db": 30.0, "kept": 0}, 5)
+    assert not any("changes the outputs" in warning for warning in outcome.warnings)
+
+
+def test_the_kinds_that_ruin_outputs_go_back_one_after_the_other_the_best_first(
+    judged: type[Judged], tmp_path: Path
+) -> None:
+    judged.scores = {
+        kinds(): 5.0, kinds("Mul"): 10.0, kinds("Add"): 8.0, kinds("Mul", "Sub"): 20.0, kinds("Mul", "Add"): 19.0,
+        kinds("Add", "Mul", "Sub"): 29.999, kinds("Div", "Mul", "Sub"): 25.0,
+        kinds("Add", "Div", "Mul", "Sub"): 50.0,
+    }  # fmt: skip
+    outcome = convert(arithmetic(), tmp_path, rows())
+    assert set(reasons(outcome)) == {"Mul_1", "Sub_2", "Add_0"}, "three kinds at most"
+    assert set(reasons(outcome).values()) == {"float16 ruins the outputs here (measured)"}
+    assert outcome.details == {"sqnr_db": 30.0, "kept": 3}
+    assert outcome.changed == 2
+    assert outcome.warnings[0] == "float16 changes the outputs much: 30.0 dB"
+    assert array(outcome.model, "w1").dtype == np.float32
+    assert array(outcome.model, "w3").dtype == np.float16
+
+
+def test_a_repair_that_does_not_help_is_not_kept(judged: type[Judged], tmp_path: Path) -> None:
+    judged.scores = {kinds(): 5.0, kinds("Mul"): 12.346, kinds("Mul", "Add"): 12.346, kinds("Mul", "Sub"): 11.0}
+    outcome = convert(arithmetic(), tmp_path, rows())
+    assert set(reasons(outcome)) == {"Mul_1"}
+    assert outcome.details["sqnr_db"] == 12.35
+
+
+def test_kinds_that_the_converter_cannot_keep_are_passed_over(
+    judged: type[Judged], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged.scores = {kinds(): 5.0, kinds("Mul"): 40.0, kinds("Add"): 35.0}
+    converted = fp16._converted
+
+    def fail(model: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
+        if "Mul_1" in blocked:
+            raise StepError("fp16.converter", "no")
+        return converted(model, blocked, keep_io)
+
+    monkeypatch.setattr(fp16, "_converted", fail)
+    assert set(reasons(convert(arithmetic(), tmp_path, rows()))) == {"Add_0"}
+    monkeypatch.setattr(fp16, "_converted", lambda model, blocked, keep_io: fail(model, blocked or ["Mul_1"], keep_io))
+    with pytest.raises(StepError):
+        convert(arithmetic(), tmp_path, rows())
+
+
+def test_nodes_left_out_stay_with_their_weights(judged: type[Judged], tmp_path: Path) -> None:
+    judged.scores = {kinds("Mul"): 5.0, kinds("Mul", "Div"): 40.0}
+    outcome = convert(arithmetic(), tmp_path, rows(), exclude=["Mul_1"])
+    assert reasons(outcome) == {
+        "Mul_1": "left out by include/exclude",
+        "Div_3": "float16 ruins the outputs here (measured)",
+    }
+    assert judged.asked[0] == kinds("Mul")
+    assert kinds("Mul", "Add", "Sub") not in judged.asked
+
+
+def test_half_inputs_and_outputs_are_not_compared(judged: type[Judged], tmp_path: Path) -> None:
+    outcome = convert(arithmetic(), tmp_path, rows(), keep_io=False)
+    assert judged.asked == []
+    assert outcome.details == {"sqnr_db": None, "kept": 0}
+    assert [value.dtype for value in (*outcome.model.graph.inputs, *outcome.model.graph.outputs)] == [
+        ir.DataType.FLOAT16, ir.DataType.FLOAT16
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("provider", "machine", "told"), [("cpu", "x86-vnni", True), ("cpu", "arm", False), ("cuda", "x86", False)]
+)
+def test_x86_gains_no_speed_by_it(
+    provider: str, machine: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp16, "resolve", lambda name: TARGETS[machine])
+    outcome = STEPS["convert.fp16"].apply(
+        mlp(), ConvertFp16(step="convert.fp16"), context(rows(), tmp_path, provider=provider)
+    )
+    assert any("not more speed" in warning for warning in outcome.warnings) == told
+    assert not any("callers" in warning for warning in outcome.warnings)
+
+
+def test_models_beyond_protobuf_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    monkeypatch.setattr(io, "EXTERNAL_ABOVE", io.weight_bytes(model) + 1)
+    convert(model, tmp_path, rows())
+    monkeypatch.setattr(io, "EXTERNAL_ABOVE", io.weight_bytes(model))
+    with pytest.raises(ModelError) as caught:
+        fp16._converted(model, [], True)
+    assert caught.value.code == "model.too-large"
+
+
+def test_what_the_converter_refuses_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", fail)
+    with pytest.raises(StepError) as caught:
+        convert(mlp(), tmp_path, rows())
+    assert (caught.value.code, caught.value.cause) == ("fp16.converter", "first second")
+
+
+def test_the_given_model_stays_and_constant_nodes_are_converted_too(tmp_path: Path) -> None:
+    graph = Graph()
+    tensor = numpy_helper.from_array(np.full(64, 3, np.float32))
+    model = graph.model(graph.op("Mul", graph.take("x", ["b", 64]), graph.op("Constant", value=tensor)))
+    before = io.to_bytes(model)
+    outcome = convert(model, tmp_path, rows())
+    assert io.to_bytes(model) == before
+    assert outcome.changed == 1, "the constant is no node any more"
+    assert sqnr(model, outcome.model, rows()) > 50

@@ -1,50 +1,656 @@
-"""A decision that was measured once is not measured again."""
+"""What is measured, on a clock that the test winds, and what is decided from given times."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import pytest
 
+from lepton_cli.cache import Cache
+from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.quantize import choose, speed
-from tests.quantize import builders
+from lepton_cli.quantize import choose, qdq, speed
+from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.speed import Kernel
+from lepton_cli.quantize.targets import TARGETS, Target
+from lepton_cli.step import Context
+from tests.quantize.builders import Graph, Samples, context, images, mlp, residual_net, rows
+from tests.timing.clocks import FakeClock
+
+FEEDS = {"x": rows(1).feeds["x"]}
 
 
-def test_the_second_run_decides_the_same_without_measuring(tmp_path: Path) -> None:
-    model = builders.residual_net()
-    io.name_nodes(model)
-    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
+@pytest.fixture
+def here(tmp_path: Path) -> Context:
+    return context(rows(), tmp_path)
+
+
+Wind = Callable[..., FakeClock]
+
+
+@pytest.fixture
+def wind(monkeypatch: pytest.MonkeyPatch) -> Wind:
+    """A clock for models of these seconds a run; `compare` is given the numbers of models instead of models."""
+
+    def start(*costs: float | Callable[[], float]) -> FakeClock:
+        clock = FakeClock()
+
+        class Session:
+            def __init__(self, model: Any, threads: int) -> None:
+                assert threads == 1
+                self._run = clock.call(str(model), costs[model])
+
+            def caller(self, feeds: Any) -> Callable[[], None]:
+                assert feeds is FEEDS
+                return self._run
+
+        monkeypatch.setattr(speed, "Session", Session)
+        monkeypatch.setattr(speed.io, "payload", lambda model, workdir: model)
+        return clock
+
+    return start
+
+
+def compare(clock: FakeClock, here: Context, count: int, **options: Any) -> list[float]:
+    return speed.compare(list(range(count)), FEEDS, here, clock=clock, **options)  # type: ignore[arg-type]
+
+
+def test_twice_as_slow_is_half_as_fast_in_either_order(wind: Wind, here: Context) -> None:
+    assert compare(wind(1e-3, 2e-3, 0.5e-3), here, 3) == pytest.approx([1.0, 0.5, 2.0])
+    assert compare(wind(2e-3, 1e-3), here, 2) == pytest.approx([1.0, 2.0])
+    assert compare(wind(1e-3, 1e-3), here, 2) == pytest.approx([1.0, 1.0])
+
+
+def test_a_cautious_speed_is_one_that_three_quarters_of_the_visits_show(wind: Wind, here: Context) -> None:
+    """The second model takes 1, 1.25, 2 or 4 ms by turns, visit by visit: ten runs and one to warm up each."""
+
+    def clock() -> FakeClock:
+        wound = wind(1e-3, lambda: [1e-3, 1.25e-3, 2e-3, 4e-3][max(0, wound.calls.count("1") - 7) // 11 % 4])
+        return wound
+
+    found = [compare(clock(), here, 2, quantile=quantile)[1] for quantile in (0.0, 0.25, 0.5, 1.0)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0.25, rel=0.02)
+    assert found[-1] == pytest.approx(1.0, rel=0.02)
+    assert compare(clock(), here, 2) == [1.0, found[2]], "the median is the default"
+
+
+def test_a_comparison_ends_when_it_is_precise_or_out_of_time(wind: Wind, here: Context) -> None:
+    clock = wind(1e-3, 1e-3)
+    compare(clock, here, 2)
+    assert clock.now < 0.6e9
+    noise = np.random.default_rng(0)
+    clock = wind(1e-3, lambda: float(noise.uniform(0.5e-3, 2e-3)))
+    compare(clock, here, 2)
+    assert 2.0e9 <= clock.now < 2.3e9
+
+
+def test_a_profile_is_the_median_of_each_kernel(tmp_path: Path, here: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[dict[str, Any]] = [
+        {"cat": "Node", "name": "a_kernel_time", "dur": duration, "args": {"op_name": "Conv"}}
+        for duration in (5, 1, 100)
+    ]
+    events += [
+        {"cat": "Node", "name": "b_kernel_time", "dur": 4, "args": {"op_name": "QGemm"}},
+        {"cat": "Node", "name": "a_fence_before", "dur": 9, "args": {"op_name": "Conv"}},
+        {"cat": "Session", "name": "c_kernel_time", "dur": 9, "args": {"op_name": "Conv"}},
+        {"dur": 1},
+    ]
+    (tmp_path / "events.json").write_text(json.dumps(events))
+    runs = []
+
+    class Profiled:
+        def __init__(self, model: Any, *, threads: int, profile_prefix: Path) -> None:
+            assert threads == 1
+            assert profile_prefix.parent.parent == tmp_path
+            self.raw = self
+
+        def run(self, feeds: Any) -> None:
+            runs.append(feeds)
+
+        def end_profiling(self) -> str:
+            return str(tmp_path / "events.json")
+
+    monkeypatch.setattr(speed, "Session", Profiled)
+    assert speed.profile(mlp(), FEEDS, here) == {"a": Kernel("Conv", 5.0), "b": Kernel("QGemm", 4.0)}
+    assert len(runs) == 20
+    speed.profile(mlp(), FEEDS, here, runs=2)
+    assert len(runs) == 22
+
+
+@pytest.mark.parametrize(
+    ("operator", "int8"),
+    [("QLinearConv", True), ("QGemm", True), ("MatMulIntegerToFloat", True), ("ConvInteger", True),
+     ("DynamicQuantizeMatMul", True), ("QAttention", True), ("QEmbedLayerNormalization", True), ("MatMulNBits", True),
+     ("GatherBlockQuantized", True), ("Conv", False), ("MatMul", False), ("QuantizeLinear", False),
+     ("FusedMatMul", False)],
+)  # fmt: skip
+def test_kernels_of_8_bits_are_known_by_their_names(operator: str, int8: bool) -> None:
+    assert Kernel(operator, 1.0).int8 is int8
+
+
+def test_a_profile_names_the_kernels_that_really_run(here: Context) -> None:
+    kernels = speed.profile(mlp(), FEEDS, here, runs=2)
+    assert {kernel.operator for kernel in kernels.values()} >= {"FusedGemm", "Gemm"}
+    assert all(kernel.microseconds >= 0 for kernel in kernels.values())
+
+
+def quantized(model: ir.Model, choice: Choice | None = None) -> ir.Model:
+    choice = choice or chosen(model)
+    ranges = {name: ((0.0, 3.0) if name in relus(model) else (-3.0, 3.0)) for name in choose.activations(model, choice)}
+    return qdq.write(model, qdq.Plan(TARGETS["x86"], choice, ranges))
+
+
+def relus(model: ir.Model) -> set[str]:
+    return {node.outputs[0].name or "" for node in model.graph if node.op_type == "Relu"}
+
+
+def chosen(model: ir.Model) -> Choice:
+    return choose.candidates(model, {node.name or "" for node in model.graph})
+
+
+def test_what_onnxruntime_makes_of_a_graph_is_counted(here: Context) -> None:
+    graph = Graph()
+    x = graph.op("Relu", graph.linear(graph.take("x", ["b", 32]), 32, 32))
+    x = graph.op("Erf", graph.linear(x, 32, 32))
+    model = graph.model(graph.op("Softmax", graph.op("MatMul", x, graph.constant(np.eye(32, dtype=np.float32)))))
+    float_ones = speed.placement(model, here)
+    assert (float_ones["int8"], float_ones["float"], float_ones["qdq_left"]) == (0, 3, 0)
+    assert float_ones["operators"] == {"FusedGemm": 1, "Gemm": 1, "Erf": 1, "MatMul": 1, "Softmax": 1}
+    choice = chosen(model).without(["MatMul_4"], "", model)
+    assert choice.anchors == {"Gemm_0", "Gemm_2"}
+    placed = speed.placement(quantized(model, choice), here)
+    assert (placed["int8"], placed["float"], placed["qdq_left"]) == (2, 1, 0)
+    assert placed["operators"]["QGemm"] == 2
+    assert list(placed["operators"].values()) == sorted(placed["operators"].values(), reverse=True)
+
+
+def test_pairs_that_no_kernel_took_are_counted(here: Context) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 32])
+    steps = [graph.constant(np.float32(0.1)), graph.constant(np.uint8(3))]
+    y = graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, *steps), *steps)
+    z = graph.op("DequantizeLinear", graph.op("QuantizeLinear", graph.op("Erf", y), *steps), *steps)
+    again = graph.op("QuantizeLinear", graph.op("Erf", z), *steps)
+    placed = speed.placement(graph.model(graph.op("Cast", again, to=1)), here)
+    assert (placed["qdq_left"], placed["float"], placed["int8"]) == (2, 0, 0)
+
+
+def kernels(**microseconds: float) -> dict[str, Kernel]:
+    return {name: Kernel("QGemm", value) for name, value in microseconds.items()}
+
+
+def floats(**microseconds: float) -> dict[str, Kernel]:
+    return {name: Kernel("Gemm", value) for name, value in microseconds.items()}
+
+
+@pytest.fixture
+def profiles(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Kernel]]:
+    """What `profile` finds, call by call."""
+    given: list[dict[str, Kernel]] = []
+    monkeypatch.setattr(speed, "profile", lambda *arguments, **options: given.pop(0))
+    return given
+
+
+def test_layers_slower_by_more_than_a_tenth_lose_the_worst_first(
+    profiles: list[dict[str, Kernel]], here: Context
+) -> None:
+    model = mlp()
+    choice = dataclasses.replace(chosen(model), anchors=frozenset({"Gemm_0", "MatMul_2"}))
+    profiles += [kernels(Gemm_0=15.0, MatMul_2=30.0, Gemm_5=90.0), floats(Gemm_0=10.0, MatMul_2=10.0, Gemm_5=1.0)]
+    lost = speed.losing(model, model, choice, FEEDS, here)
+    assert list(lost.items()) == [("MatMul_2", 20.0), ("Gemm_0", 5.0)]
+    profiles += [kernels(Gemm_0=11.0, MatMul_2=11.1), floats(Gemm_0=10.0, MatMul_2=10.0)]
+    assert list(speed.losing(model, model, choice, FEEDS, here)) == ["MatMul_2"]
+    profiles += [kernels(Gemm_0=9.0), floats(Gemm_0=10.0, MatMul_2=1.0)]
+    assert speed.losing(model, model, choice, FEEDS, here) == {}, "faster, and one without an int8 kernel"
+    profiles += [kernels(Gemm_0=9.0, MatMul_2=100.0), floats(Gemm_0=10.0)]
+    assert speed.losing(model, model, choice, FEEDS, here) == {}, "none without a float kernel"
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "found"),
+    [
+        ("Gemm_0", "QGemm", True),
+        ("Gemm_0_token_7", "QLinearMatMul", True),
+        ("Gemm_01", "QGemm", False),
+        ("Gemm_0_quant", "QGemm", False),
+        ("Gemm_0", "Gemm", False),
+    ],
+)
+def test_int8_kernels_keep_the_name_of_their_node(name: str, operator: str, found: bool) -> None:
+    others = {"Gemm_0_other": Kernel("QGemm", 1.0), name: Kernel(operator, 7.0)}
+    assert speed._int8(others, "Gemm_0") == (7.0 if found else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "found"),
+    [
+        ("Conv_0", "Conv", True),
+        ("Conv_0_nchwc", "Conv", True),
+        ("fused Conv_0", "FusedConv", True),
+        ("t1", "FusedGemm", True),
+        ("t1_nchwc", "Conv", True),
+        ("Conv_0", "QLinearConv", False),
+        ("Conv_0", "Reorder", False),
+        ("nchwc_Conv_0", "Conv", False),
+    ],
+)
+def test_float_kernels_carry_the_name_of_the_node_or_its_tensors(name: str, operator: str, found: bool) -> None:
+    assert speed._plain({name: Kernel(operator, 7.0)}, ["Conv_0", "t0", "t1"]) == (7.0 if found else None)
+
+
+def test_the_first_of_the_names_decides() -> None:
+    both = {"t1": Kernel("Gemm", 1.0), "Conv_0": Kernel("Conv", 7.0)}
+    assert speed._plain(both, ["Conv_0", "t1"]) == 7.0
+    assert speed._plain(both, ["t1", "Conv_0"]) == 1.0
+
+
+def test_tensors_of_a_layer_reach_through_what_is_fused_behind_it() -> None:
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 8, 8]), 3, 16)
+    y = graph.op("Add", x, graph.constant(np.float32(1)))
+    z = graph.op("Sigmoid", y)
+    model = graph.model(graph.op("Mul", z, z), graph.op("Tanh", graph.conv(y, 16, 16)))
+    first, _, _, _, _, second, *_ = model.graph
+    assert speed._tensors(first) == ["t0", "t1", "t2"], "two read t2"
+    assert speed._tensors(second) == ["t5", "t6"], "Tanh is not fused"
+
+
+class Model(ir.Model):
+    """Carries the choice it was written from."""
+
+    choice: Choice
+
+
+@dataclasses.dataclass
+class Trial:
+    """A fake writer and comparison: `cost` gives the time of a choice; int8 kernels are those of its anchors."""
+
+    model: ir.Model
+    cost: Callable[[frozenset[str]], float]
+    float_cost: float
+    #: Anchors without a kernel of 8 bits, and those that onnxruntime quantizes though they are float.
+    unfused: frozenset[str] = frozenset()
+    requantized: frozenset[str] = frozenset()
+    times: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    compared: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+
+    def write(self, choice: Choice) -> ir.Model:
+        made = Model(ir.Graph([], [], nodes=[]), ir_version=8)
+        made.choice = choice
+        return made
+
+    def time(self, model: ir.Model) -> float:
+        return self.cost(model.choice.anchors) if isinstance(model, Model) else self.float_cost
+
+    def compare(self, models: list[ir.Model], feeds: Any, context: Context, quantile: float = 0.5) -> list[float]:
+        self.compared.append((len(models), quantile))
+        first, second = map(self.time, models)
+        return [1.0, first / second]
+
+    def profile(self, model: ir.Model, feeds: Any, context: Context, runs: int = 20) -> dict[str, Kernel]:
+        if not isinstance(model, Model):
+            return {name: Kernel("Conv", plain) for name, (_, plain) in self.times.items()}
+        int8 = (model.choice.anchors | self.requantized) - self.unfused
+        return {
+            name: Kernel("QLinearConv", slow) if name in int8 else Kernel("Conv", plain)
+            for name, (slow, plain) in self.times.items()
+        }
+
+
+@pytest.fixture
+def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]:
+    def run(
+        model: ir.Model, times: dict[str, tuple[float, float]], **options: Any
+    ) -> tuple[Choice, dict[str, Any], Trial]:
+        """Each layer costs its int8 time when chosen and its float time otherwise, unless `cost` is given."""
+
+        def cost(anchors: frozenset[str]) -> float:
+            int8 = anchors | options.get("requantized", frozenset())
+            return sum(slow if name in int8 else plain for name, (slow, plain) in times.items())
+
+        trial = Trial(
+            model, options.pop("cost", cost), sum(plain for _, plain in times.values()), times=times, **options
+        )
+        monkeypatch.setattr(speed, "compare", trial.compare)
+        monkeypatch.setattr(speed, "profile", trial.profile)
+        choice, measured = speed.faster_choice(model, chosen(model), trial.write, FEEDS, here)
+        return choice, measured, trial
+
+    return run
+
+
+@pytest.fixture
+def net() -> ir.Model:
+    """Conv_0, Conv_2, Conv_4, Conv_8, Conv_10 of two residual blocks."""
+    return residual_net()
+
+
+CONVS = ["Conv_0", "Conv_2", "Conv_4", "Conv_7", "Conv_9"]
+
+
+def test_layers_that_pay_are_kept(decide: Callable[..., Any], net: ir.Model) -> None:
+    choice, measured, trial = decide(net, dict.fromkeys(CONVS, (10.0, 20.0)))
+    assert choice == chosen(net)
+    assert measured == {"speedup": 2.0, "returned": []}
+    assert trial.compared[-1] == (2, 0.5), "the median in the end"
+    assert {quantile for _, quantile in trial.compared[:-1]} == {0.25}, "trials must gain in three of four rounds"
+
+
+def test_layers_that_lose_are_returned(decide: Callable[..., Any], net: ir.Model) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
+    choice, measured, _ = decide(net, times)
+    assert choice.anchors == set(CONVS) - {"Conv_4", "Conv_9"}
+    assert measured == {
+        "speedup": round(100 / 70, 3),
+        "returned": [{"nodes": ["Conv_4", "Conv_9"], "gain": round(120 / 70, 3)}],
+    }
+    assert [(one.node, one.reason) for one in choice.kept if one.op == "Conv"] == [
+        ("Conv_4", "float is faster here (measured)"), ("Conv_9", "float is faster here (measured)")
+    ]  # fmt: skip
+    again, _, _ = decide(net, times)
+    assert again == choice
+
+
+def test_where_all_losers_together_do_not_gain_the_worst_alone_is_tried(
+    decide: Callable[..., Any], net: ir.Model
+) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
+
+    def cost(anchors: frozenset[str]) -> float:
+        return 100.0 if "Conv_4" in anchors else 90.0 if "Conv_9" in anchors else 99.0
+
+    choice, measured, _ = decide(net, times, cost=cost)
+    assert choice.anchors == set(CONVS) - {"Conv_4"}
+    assert measured["returned"] == [{"nodes": ["Conv_4"], "gain": 1.111}]
+
+
+def test_a_single_loser_is_tried_once(decide: Callable[..., Any], net: ir.Model) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
+    _, measured, trial = decide(net, times, cost=lambda anchors: 100.0)
+    assert measured["returned"] == []
+    prefixes = [count for count in speed.PREFIXES if count < len(CONVS)]
+    assert len(trial.compared) == 1 + len(prefixes) + 1
+
+
+@pytest.mark.parametrize(("better", "returned"), [(100 / 1.03, True), (100 / 1.029, False)])
+def test_a_layer_is_returned_for_three_percent(
+    better: float, returned: bool, decide: Callable[..., Any], net: ir.Model
+) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
+    choice, _, _ = decide(net, times, cost=lambda anchors: 100.0 if "Conv_9" in anchors else better - 1e-9)
+    assert ("Conv_9" not in choice.anchors) == returned
+
+
+def test_the_first_layers_are_tried_in_float_together(decide: Callable[..., Any], net: ir.Model) -> None:
+    """No layer loses alone, but the first two bring much when both are float, and a third one more."""
+    times = dict.fromkeys(CONVS, (10.0, 10.0))
+
+    def cost(anchors: frozenset[str]) -> float:
+        return 100.0 - 30.0 * (not {"Conv_0", "Conv_2"} & anchors) - 10.0 * ("Conv_4" not in anchors)
+
+    choice, measured, _ = decide(net, times, cost=cost)
+    assert choice.anchors == {"Conv_7", "Conv_9"}
+    assert [entry["nodes"] for entry in measured["returned"]] == [["Conv_0", "Conv_2"], ["Conv_4"]]
+
+
+def test_the_last_layer_is_never_returned_by_a_prefix(decide: Callable[..., Any], net: ir.Model) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 10.0))
+    choice, measured, _ = decide(net, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
+    assert choice.anchors == {"Conv_9"}
+    assert [len(entry["nodes"]) for entry in measured["returned"]] == [1, 1, 1, 1]
+
+
+def test_all_convolutions_are_no_prefix(decide: Callable[..., Any]) -> None:
+    graph = Graph()
+    x = graph.op("Flatten", graph.conv(graph.take("x", ["b", 3, 4, 4]), 3, 4))
+    model = graph.model(graph.linear(x, 64, 16))
+    times = dict.fromkeys(["Conv_0", "Gemm_3"], (10.0, 10.0))
+    choice, measured, trial = decide(model, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
+    assert choice.anchors == {"Conv_0", "Gemm_3"}
+    assert (measured["returned"], len(trial.compared)) == ([], 1)
+
+
+def test_prefixes_are_counted_over_convolutions(decide: Callable[..., Any]) -> None:
+    model = mlp()
+    times = dict.fromkeys(["Gemm_0", "MatMul_2"], (10.0, 10.0))
+    choice, measured, trial = decide(model, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
+    assert len(trial.compared) == 1
+    assert choice == chosen(model)
+    assert measured["speedup"] == round(20 / 50, 3)
+
+
+def test_all_layers_are_not_returned_at_once(decide: Callable[..., Any], net: ir.Model) -> None:
+    """All lose: the choice may not become empty, so the worst alone is tried, then the first ones."""
+    times = {name: (30.0 + i, 20.0) for i, name in enumerate(CONVS)}
+    choice, measured, _ = decide(net, times)
+    assert choice.anchors
+    assert measured["returned"][0]["nodes"] == ["Conv_9"]
+
+
+def test_layers_without_an_int8_kernel_gain_nothing_from_the_rounding(
+    decide: Callable[..., Any], net: ir.Model
+) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0))
+    choice, measured, _ = decide(net, times, unfused=frozenset({"Conv_2"}))
+    assert choice.anchors == set(CONVS) - {"Conv_2"}
+    assert [one.reason for one in choice.kept if one.node == "Conv_2"] == [
+        "onnxruntime finds no int8 kernel for it in this place"
+    ]
+    assert measured["returned"] == []
+    choice, measured, trial = decide(net, times, unfused=frozenset(CONVS))
+    assert choice.anchors == frozenset()
+    assert measured == {"speedup": 1.0, "returned": []}
+    assert trial.compared == []
+    del times["Conv_4"]
+    choice, _, _ = decide(net, times, unfused=frozenset({"Conv_4"}))
+    assert "Conv_4" in choice.anchors, "a layer that is nowhere to be found says nothing"
+
+
+def test_layers_that_onnxruntime_quantizes_by_itself_stay_ours(decide: Callable[..., Any], net: ir.Model) -> None:
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
+    choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9"}))
+    assert choice.anchors == set(CONVS) - {"Conv_4"}
+    assert measured["returned"][0]["nodes"] == ["Conv_4"]
+    assert [one.node for one in choice.kept if one.op == "Conv"] == ["Conv_4"]
+    choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9", "Conv_4"}))
+    assert (choice, measured["returned"]) == (chosen(net), [])
+
+
+def test_the_real_measurements_fit_together(tmp_path: Path) -> None:
+    """No fake: a model is measured and some choice comes out."""
+    model = residual_net()
+    data = images(2)
+    choice, measured = speed.faster_choice(
+        model, chosen(model), lambda choice: quantized(model, choice), {"x": data.feeds["x"]}, context(data, tmp_path)
+    )
+    assert choice.anchors <= set(CONVS)
+    assert measured["speedup"] > 0
+
+
+@dataclasses.dataclass
+class Asked:
+    """What is decided about, and how often it was measured."""
+
+    model: ir.Model
+    choice: Choice
+    target: Target
+    context: Context
+    calls: int = 0
+    activations: str = "int8"
+    drop: tuple[tuple[str, str], ...] = (("Gemm_0", "slower in int8"), ("MatMul_2", "no kernel"))
+
+    def measure(self) -> speed.Decided:
+        self.calls += 1
+        choice = self.choice
+        for name, reason in self.drop:
+            choice = choice.without([name], reason, self.model)
+        return choice, {"speedup": 1.5, "returned": [name for name, _ in self.drop], "call": self.calls}
+
+    def decide(self) -> speed.Decided:
+        return speed.decided_once(
+            self.model, self.choice, self.target.name, self.activations, self.context, self.measure
+        )
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    graph = Graph()
+    x = graph.op("Sigmoid", graph.linear(graph.take("x", ["b", 32]), 32, 32))
+    x = graph.op("Tanh", graph.op("MatMul", x, graph.constant(np.eye(32, dtype=np.float32))))
+    model = graph.model(graph.linear(x, 32, 32))
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    slow = sorted(choice.anchors)[:1]
-    calls = []
-
-    def measure() -> speed.Decided:
-        calls.append(1)
-        return choice.without(slow, "slower in int8", model), {"speedup": 1.5, "returned": slow}
-
-    first, measured = speed.decided_once(model, choice, "x86-vnni", "int8", context, measure)
-    second, again = speed.decided_once(model, choice, "x86-vnni", "int8", context, measure)
-    assert len(calls) == 1
-    assert first == second
-    assert measured == again
-    speed.decided_once(model, choice, "arm", "int8", context, measure)
-    assert len(calls) == 2
-    speed.decided_once(model, choice, "arm", "int16", context, measure)
-    assert len(calls) == 3
-    longer = builders.Samples(x=np.zeros((2, 3, 8, 8), np.float32))
-    longer.fingerprint = "longer"
-    speed.decided_once(model, choice, "arm", "int8", dataclasses.replace(context, calibration=longer), measure)
-    assert len(calls) == 4
+    data = Samples(x=np.zeros((1, 32), np.float32))
+    data.fingerprint = "data"
+    return Asked(model, choice, TARGETS["x86"], context(data, tmp_path, cache=tmp_path / "cache"))
 
 
-def test_a_damaged_note_is_measured_again(tmp_path: Path) -> None:
-    model = builders.residual_net()
-    io.name_nodes(model)
-    context = builders.context(builders.Samples(x=np.zeros((1, 3, 8, 8), np.float32)), tmp_path, cache=tmp_path)
-    choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    for _ in range(2):
-        speed.decided_once(model, choice, "x86-vnni", "int8", context, lambda: (choice, {"speedup": 1.0}))
-        (note,) = tmp_path.glob("speed-*.npz")
-        note.write_text("{")
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+
+
+def stored(note: Path) -> dict[str, Any]:
+    found = Cache(note.parent).get(*note.stem.split("-"))
+    assert found is not None
+    return found
+
+
+def notes(asked: Asked) -> list[Path]:
+    assert asked.context.cache.folder is not None
+    return sorted(asked.context.cache.folder.iterdir())
+
+
+def test_the_second_run_decides_the_same_without_measuring(asked: Asked) -> None:
+    first = asked.decide()
+    assert first[0].anchors == {"Gemm_4"}
+    assert first[0].between == frozenset(), "the region has shrunk"
+    assert [(one.node, one.reason) for one in first[0].kept] == [*asked.drop]
+    assert asked.decide() == first
+    assert asked.calls == 1
+
+
+def test_layers_that_were_float_before_are_not_dropped_again(asked: Asked) -> None:
+    asked.choice = asked.choice.without(["MatMul_2"], "no kernel", asked.model)
+    asked.drop = (("Gemm_0", "no kernel"),)
+    first = asked.decide()
+    (note,) = notes(asked)
+    assert stored(note)["dropped"] == {"no kernel": ["Gemm_0"]}
+    assert asked.decide() == first
+
+
+def test_several_layers_of_one_reason_are_all_kept(asked: Asked) -> None:
+    asked.drop = (("Gemm_0", "slow"), ("Gemm_4", "slow"))
+    first = asked.decide()
+    assert first[0].anchors == {"MatMul_2"}
+    assert asked.decide() == first
+    assert asked.calls == 1
+
+
+def _weights(asked: Asked) -> None:
+    value = asked.model.graph.initializers["w0"]
+    changed = value.const_value.numpy().copy()  # type: ignore[union-attr]
+    changed[0] += 1
+    value.const_value = ir.tensor(changed, name="w0")
+
+
+def _fingerprint(asked: Asked) -> None:
+    other = Samples(x=np.zeros((1, 32), np.float32))
+    other.fingerprint = "other"
+    asked.context = dataclasses.replace(asked.context, calibration=other)
+
+
+def _context(**options: Any) -> Callable[[Asked], None]:
+    def change(asked: Asked) -> None:
+        asked.context = dataclasses.replace(asked.context, **options)
+
+    return change
+
+
+def _choice(asked: Asked) -> None:
+    asked.choice = asked.choice.without(["Gemm_4"], "left out", asked.model)
+
+
+def _target(asked: Asked) -> None:
+    asked.target = TARGETS["x86-vnni"]
+
+
+CHANGES: dict[str, Callable[[Asked], None]] = {
+    "model": _weights,
+    "choice": _choice,
+    "target": _target,
+    "activations": lambda asked: setattr(asked, "activations", "int16"),
+    "provider": _context(provider="openvino"),
+    "batch": _context(batch=2),
+    "threads": _context(threads=2),
+    "data": _fingerprint,
+    "no data": _context(calibration=None),
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_anything_that_speed_depends_on_is_a_part_of_the_key(part: str, asked: Asked) -> None:
+    asked.decide()
+    CHANGES[part](asked)
+    asked.decide()
+    assert asked.calls == 2
+    assert len(notes(asked)) == 2
+    asked.decide()
+    assert asked.calls == 2
+
+
+def test_another_machine_is_measured_again(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.decide()
+    other = dataclasses.replace(machine(), processor="another")
+    monkeypatch.setattr(speed, "machine", lambda: other)
+    asked.decide()
+    assert asked.calls == 2
+
+
+def test_what_speed_does_not_depend_on_is_not(asked: Asked) -> None:
+    """The order in which sets give their members least of all."""
+    asked.decide()
+    asked.context = dataclasses.replace(asked.context, seed=5, check=None)
+    asked.choice = dataclasses.replace(asked.choice, anchors=frozenset(sorted(asked.choice.anchors, reverse=True)))
+    asked.decide()
+    assert asked.calls == 1
+
+
+def test_a_damaged_note_is_measured_and_written_again(asked: Asked) -> None:
+    asked.decide()
+    (note,) = notes(asked)
+    note.write_text("{")
+    asked.decide()
+    assert asked.calls == 2
+    assert notes(asked) == [note]
+    assert stored(note)["measured"]["call"] == 2
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (1, 1)])
+def test_models_beyond_protobuf_are_measured_each_time(
+    limit: int, kept: int, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes cannot be hashed in one piece."""
+    monkeypatch.setattr(io, "EXTERNAL_ABOVE", io.weight_bytes(asked.model) + limit)
+    asked.decide()
+    asked.decide()
+    assert asked.calls == 2 - kept
+    assert len(notes(asked)) == kept
+
+
+def test_a_model_is_known_by_its_bytes_not_by_its_object(asked: Asked) -> None:
+    asked.decide()
+    asked.model = io.clone(asked.model)
+    asked.decide()
+    assert asked.calls == 1
+    asked.model = mlp()
+    asked.drop = ()
+    asked.decide()
+    assert asked.calls == 2

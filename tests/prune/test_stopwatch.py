@@ -1,0 +1,142 @@
+"""Ratios of candidates to a reference, on a clock that only models move; no test looks at a real one's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.probe.activations import Arrays
+from lepton_cli.prune import stopwatch
+from lepton_cli.prune.stopwatch import Stopwatch
+from tests.prune.context import images, redundant
+from tests.timing.clocks import FakeClock
+
+
+def model(seconds: float, name: str = "candidate") -> ir.Model:
+    """A model that takes so long on the clock below."""
+    made = ir.Model(ir.Graph([], [], nodes=[]), ir_version=9)
+    made.metadata_props.update(seconds=str(seconds), name=name)
+    return made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    found = FakeClock()
+
+    class Session:
+        def __init__(self, payload: ir.Model, *, provider: str, threads: int) -> None:
+            self.run = found.call(payload.metadata_props["name"], float(payload.metadata_props["seconds"]))
+
+        def caller(self, feeds: Arrays) -> Callable[[], object]:
+            return self.run
+
+    monkeypatch.setattr(stopwatch.runtime, "Session", Session)
+    monkeypatch.setattr(stopwatch.io, "payload", lambda given, workdir: given)
+    monkeypatch.setattr(stopwatch.io, "weight_bytes", lambda given: 10)
+    monkeypatch.setattr(stopwatch, "LIMIT", 1e3)
+    return found
+
+
+def watch(
+    folder: Path, clock: FakeClock, seconds: float = 1.0, quantize: Callable[[ir.Model], ir.Model] | None = None
+) -> Stopwatch:
+    return Stopwatch(model(seconds, "reference"), {}, "cpu", 1, folder, quantize, clock)
+
+
+@pytest.mark.parametrize("reference", [1.0, 0.001])
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.0, 3.5])
+def test_a_ratio_is_the_candidates_time_over_the_references(
+    reference: float, times: float, clock: FakeClock, tmp_path: Path
+) -> None:
+    timed = watch(tmp_path, clock, reference)
+    assert timed.once == pytest.approx(reference)
+    assert timed.ratio(model(times * reference)) == pytest.approx(times)
+    found, errors = timed.ratios([lambda: model(times * reference), lambda: model(reference)], 1e3)
+    assert found == pytest.approx([times, 1.0])
+    assert errors == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
+def test_the_error_is_that_of_the_interval(clock: FakeClock, tmp_path: Path) -> None:
+    """A candidate that wobbles has an error, one that does not has none; both come out right."""
+    timed, random = watch(tmp_path, clock, 0.001), np.random.default_rng(0)
+    steady = clock.call("steady", 0.002)
+    wobbling = clock.call("wobbling", lambda: 0.003 * float(random.choice([0.9, 1.0, 1.1])))
+    rule = stopwatch.Rule(0.0, 2.0, share=0, setup=0, runs=stopwatch.RUNS)
+    (one, none), (two, some) = timed._beside([steady, wobbling], rule)
+    assert (one, none) == (pytest.approx(2.0), pytest.approx(0, abs=1e-9))
+    assert two == pytest.approx(3.0, rel=0.05)
+    assert 0 < some < 0.02
+
+
+def test_as_many_are_open_at_once_as_their_weights_allow(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten bytes each: two reach the limit of twenty, and the time is shared out by their number."""
+    for limit, groups in ((20, [2, 2, 1]), (21, [3, 2]), (1, [1] * 5), (1000, [5])):
+        monkeypatch.setattr(stopwatch, "OPEN", limit)
+        timed, seen, done = watch(tmp_path, clock), [], []
+
+        def beside(
+            calls: list[object], rule: stopwatch.Rule, seen: list[tuple[int, float]] = seen
+        ) -> list[tuple[float, float]]:
+            first = sum(count for count, _ in seen)
+            seen.append((len(calls), rule.seconds))
+            return [(number, number / 10) for number in range(first, first + len(calls))]
+
+        monkeypatch.setattr(timed, "_beside", beside)
+        found, errors = timed.ratios([lambda: model(1.0)] * 5, 50.0, lambda done=done: done.append(1))
+        assert seen == [(count, pytest.approx(10.0 * count)) for count in groups]
+        assert found.tolist() == [0, 1, 2, 3, 4]
+        assert errors.tolist() == [0, 0.1, 0.2, 0.3, 0.4]
+        assert len(done) == 5
+
+
+def test_candidates_get_short_bursts_and_at_least_five_visits(clock: FakeClock, tmp_path: Path) -> None:
+    timed = watch(tmp_path, clock, 0.03)
+    clock.calls.clear()
+    timed.ratios([lambda: model(0.03, "a"), lambda: model(0.03, "b")], 0.0)
+    warm, visits = 1 + 6, stopwatch.LEAST * 3
+    assert clock.calls.count("a") == warm + visits
+    assert clock.calls.count("b") == warm + visits
+
+
+def test_both_sides_go_through_what_is_given(clock: FakeClock, tmp_path: Path) -> None:
+    """The reference takes 3 seconds as itself and 1 as an integer model; the candidate 5 and 1.5."""
+    names = {"3.0": 1.0, "5.0": 1.5}
+    timed = watch(tmp_path, clock, 3.0, lambda given: model(names[given.metadata_props["seconds"]]))
+    assert timed.once == pytest.approx(1.0)
+    assert timed.ratio(model(5.0)) == pytest.approx(1.5)
+
+
+def test_batches_are_cut_or_repeated_unless_the_model_fixes_them() -> None:
+    feeds = images(3).feeds
+    two, seven = (stopwatch.feeds_of(redundant(), feeds, batch)["x"] for batch in (2, 7))
+    np.testing.assert_array_equal(two, feeds["x"][:2])
+    np.testing.assert_array_equal(seven, feeds["x"][[0, 1, 2, 0, 1, 2, 0]])
+    assert seven.flags.c_contiguous
+    fixed = redundant()
+    fixed.graph.inputs[0].shape = ir.Shape([3, 3, 8, 8])
+    assert stopwatch.feeds_of(fixed, feeds, 7)["x"] is feeds["x"]
+
+
+def test_inputs_without_axes_are_fed_as_they_are() -> None:
+    made = redundant()
+    made.graph.inputs.append(ir.Value(name="scale", shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT)))
+    made.graph.inputs.append(ir.Value(name="unknown", type=ir.TensorType(ir.DataType.FLOAT)))
+    feeds = {**images(3).feeds, "scale": np.array(2.0, np.float32), "unknown": np.zeros((3, 2), np.float32)}
+    found = stopwatch.feeds_of(made, feeds, 7)
+    assert found["scale"].shape == ()
+    assert found["unknown"].shape == (7, 2)
+
+
+def test_real_models_get_a_ratio(tmp_path: Path) -> None:
+    made = redundant()
+    watch = Stopwatch(made, stopwatch.feeds_of(made, images(2).feeds, 1), "cpu", 1, tmp_path)
+    ratios, errors = watch.ratios([lambda: made], 0.01)
+    assert ratios.shape == errors.shape == (1,)
+    assert (ratios > 0).all()
+    assert watch.ratio(made) > 0

@@ -1,0 +1,256 @@
+"""Sensitivity and the accuracy guard, with scores that are known beforehand."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.model import io
+from lepton_cli.quantize import choose, guard
+from lepton_cli.quantize.guard import Sensitivity
+from tests.quantize.builders import Graph, Told, context, rows
+
+
+def chain(count: int) -> tuple[ir.Model, choose.Choice, list[str]]:
+    """`count` products in a row, all chosen, and their names in graph order."""
+    graph = Graph()
+    x = graph.take("x", ["b", 16])
+    for _ in range(count):
+        x = graph.linear(x, 16, 16)
+    model = graph.model(x)
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    return model, choice, [node.name or "" for node in model.graph]
+
+
+class Written:
+    """Stands for the writer: a copy of the model that knows which choice it was made of."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.choices: dict[int, choose.Choice] = {}
+        self.kept: list[ir.Model] = []
+
+    def __call__(self, choice: choose.Choice) -> ir.Model:
+        made = io.clone(self.model)
+        self.kept.append(made)
+        self.choices[id(made)] = choice
+        return made
+
+    def score(self, costs: dict[str, float], wide: float = 1.0) -> Callable[[ir.Model], float]:
+        """1 less the cost of every anchor in int8; `wide` is the share of it that 16 bits cost."""
+
+        def score(model: ir.Model) -> float:
+            choice = self.choices.get(id(model))
+            if choice is None:
+                return 1.0
+            return 1.0 - sum(costs[name] * (wide if name in choice.wide else 1) for name in choice.anchors)
+
+        return score
+
+
+def ranked(names: Iterable[str]) -> list[Sensitivity]:
+    return [Sensitivity((name,), "Gemm", float(i)) for i, name in enumerate(names)]
+
+
+def held(
+    costs: list[float], max_drop: float, *, wide: float = 1.0, **options: object
+) -> tuple[set[int], set[int], dict[str, object], choose.Choice]:
+    """Numbers of the layers left in float and in 16 bits; layers are ranked by their costs."""
+    model, choice, names = chain(len(costs))
+    written = Written(model)
+    order = sorted(names, key=lambda name: -costs[names.index(name)])
+    score = written.score(dict(zip(names, costs, strict=True)), wide)
+    found, made, report = guard.hold(model, choice, written, ranked(order), score, max_drop, **options)  # type: ignore[arg-type]
+    if found.anchors:
+        assert written.choices[id(made)] == found
+    else:
+        assert made is model
+    return {names.index(n) for n in choice.anchors - found.anchors}, {names.index(n) for n in found.wide}, report, found
+
+
+def counts(report: dict[str, object]) -> list[int]:
+    trials = report["trials"]
+    assert isinstance(trials, list)
+    return [trial["float"] for trial in trials]
+
+
+def test_nothing_is_returned_where_the_limit_holds_at_once() -> None:
+    dropped, _, report, found = held([0.125, 0.25, 0.0625], 0.4375)
+    assert dropped == set()
+    assert found.kept == ()
+    assert report["holds"] is True
+    assert report["max_drop"] == 0.4375
+    assert report["reference"] == 1.0
+    assert report["trials"] == [{"float": 0, "drop": 0.4375}]
+
+
+def test_a_drop_of_just_the_limit_holds_and_more_does_not() -> None:
+    assert held([0.25, 0.0], 0.25)[0] == set()
+    assert held([0.25, 0.0], 0.2499)[0] == {0}
+
+
+def test_the_worst_goes_first_and_alone_where_that_is_enough() -> None:
+    dropped, _, report, _ = held([0.01, 0.3, 0.02, 0.01], 0.05)
+    assert dropped == {1}
+    # Without the worst the limit holds; giving it back does not.
+    assert counts(report) == [0, 1, 0]
+
+
+def test_groups_are_doubled_and_the_mildest_are_tried_again() -> None:
+    # 1, 2 and 4 layers; of the four worst, the mildest (number 3) may stay in int8, the others not.
+    costs = [0.2, 0.3, 0.4, 0.1, 0.0, 0.0]
+    dropped, _, report, found = held(costs, 0.15)
+    assert dropped == {0, 1, 2}
+    assert counts(report) == [0, 1, 2, 4, 3, 2, 2, 2]
+    assert report["holds"] is True
+    assert [trial["drop"] for trial in report["trials"]] == [1.0, 0.6, 0.3, 0.0, 0.1, 0.3, 0.4, 0.5]  # type: ignore[attr-defined]
+    assert {decision.node for decision in found.kept} == {f"Gemm_{i}" for i in dropped}
+    assert {decision.reason for decision in found.kept} == {"returned to float by accuracy_guard"}
+
+
+def test_none_more_than_needed_goes_back() -> None:
+    # Only one layer costs, but it is ranked third: the two mild ones before it come back.
+    model, choice, names = chain(5)
+    written = Written(model)
+    score = written.score(dict(zip(names, [0, 0, 0.5, 0, 0], strict=True)))
+    found, made, report = guard.hold(model, choice, written, ranked(names), score, 0.1, reason="so")
+    assert choice.anchors - found.anchors == {names[2]}
+    assert [(decision.node, decision.reason) for decision in found.kept] == [(names[2], "so")]
+    assert written.choices[id(made)] == found
+    assert counts(report) == [0, 1, 2, 4, 3, 2, 2, 1]
+
+
+def test_all_layers_may_go_back_and_then_it_is_the_model_itself() -> None:
+    dropped, _, report, found = held([0.2, 0.2, 0.2], 0.0)
+    assert dropped == {0, 1, 2}
+    assert found.nodes == frozenset()
+    assert counts(report) == [0, 1, 2, 3, 2, 2, 2]
+    assert report["holds"] is True
+
+
+def test_a_limit_that_cannot_hold_ends_with_all_that_may_go_back() -> None:
+    dropped, _, report, _ = held([0.3, 0.2, 0.1, 0.1], 0.05, most=3)
+    assert dropped == {0, 1, 2}
+    assert report["holds"] is False
+    assert counts(report) == [0, 1, 2, 3]
+
+
+def test_none_may_go_back() -> None:
+    dropped, _, report, _ = held([0.3, 0.2], 0.05, most=0)
+    assert dropped == set()
+    assert report["holds"] is False
+    assert counts(report) == [0]
+
+
+def test_trials_for_giving_back_are_limited() -> None:
+    costs = [0.1 - 0.001 * i for i in range(20)]
+    dropped, _, report, _ = held(costs, 0.0)
+    assert dropped == set(range(20))
+    # 6 trials of 0, 1, 2, 4, 8, 16 and 20 layers, then no more than 2 * 5 + 6 in all before the last.
+    assert counts(report) == [0, 1, 2, 4, 8, 16, 20] + [19] * 10
+
+
+def test_wide_activations_are_tried_before_float() -> None:
+    dropped, wide, report, found = held([0.01, 0.3, 0.02, 0.2], 0.1, wide=0.1, wide_first=True)
+    assert dropped == set()
+    assert wide == {1, 3}
+    assert found.kept == ()
+    # 1 - (0.01 + 0.02 + 0.03 + 0.2), then both, then each alone.
+    assert report["trials"] == [
+        {"float": 0, "drop": 0.53},
+        {"int16": 1, "drop": 0.26},
+        {"float": 1, "drop": 0.23},
+        {"int16": 2, "drop": 0.08},
+        {"int16": 1, "drop": 0.26},
+        {"int16": 1, "drop": 0.35},
+    ]
+
+
+def test_float_follows_where_wide_activations_do_not_hold() -> None:
+    dropped, wide, report, _ = held([0.01, 0.3, 0.02, 0.2], 0.1, wide=0.9, wide_first=True)
+    assert (dropped, wide) == ({1, 3}, set())
+    assert [next(iter(trial)) for trial in report["trials"]] == ["float", "int16", "float", "int16", *["float"] * 3]  # type: ignore[attr-defined]
+
+
+def test_groups_of_neighbours_go_back_together() -> None:
+    model, choice, names = chain(4)
+    written = Written(model)
+    score = written.score(dict(zip(names, [0.0, 0.0, 0.2, 0.0], strict=True)))
+    ranking = [Sensitivity((names[2], names[3]), "Gemm", 1.0), Sensitivity((names[0], names[1]), "Gemm", 2.0)]
+    found, _, report = guard.hold(model, choice, written, ranking, score, 0.1)
+    assert choice.anchors - found.anchors == {names[2], names[3]}
+    assert counts(report) == [0, 1, 0]
+
+
+class Ratio:
+    """Stands for the fidelity: the cost of the only layer written is its ratio."""
+
+    def __init__(self, written: Written, costs: dict[str, float]) -> None:
+        self.written, self.costs = written, costs
+
+    def sqnr(self, model: ir.Model) -> float:
+        return sum(self.costs[name] for name in self.written.choices[id(model)].anchors)
+
+
+def ranking(costs: list[float], tmp_path: Path) -> tuple[list[Sensitivity], list[str], Told]:
+    model, choice, names = chain(len(costs))
+    written, told = Written(model), Told()
+    ratio = Ratio(written, dict(zip(names, costs, strict=True)))
+    found = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path, progress=told))  # type: ignore[arg-type]
+    return found, names, told
+
+
+def test_sensitivity_quantizes_every_layer_alone_and_names_the_worst_first(tmp_path: Path) -> None:
+    found, names, told = ranking([30.0, 10.0, 40.0, 20.0], tmp_path)
+    expected = [(names[i], value) for i, value in ((1, 10.0), (3, 20.0), (0, 30.0), (2, 40.0))]
+    assert [(*one.nodes, one.sqnr_db) for one in found] == expected
+    assert {one.op for one in found} == {"Gemm"}
+    assert told.stages == [("sensitivity", 4)]
+    assert told.counts == [1] * 4
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(7, [1] * 7), (6, [2, 2, 2, 1]), (4, [2, 2, 2, 1]), (3, [3, 3, 1])])
+def test_many_layers_are_measured_in_groups_of_neighbours(
+    most: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_TRIALS", most)
+    found, names, _ = ranking([float(2**i) for i in range(7)], tmp_path)
+    assert [len(one.nodes) for one in found] == sizes
+    assert [name for one in found for name in one.nodes] == names
+    assert [one.sqnr_db for one in found] == [sum(2.0 ** names.index(name) for name in one.nodes) for one in found]
+
+
+def test_a_group_is_named_after_the_operator_of_its_first_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_TRIALS", 1)
+    graph = Graph()
+    x = graph.linear(graph.take("x", ["b", 16]), 16, 16, gemm=False)
+    model = graph.model(graph.linear(x, 16, 16))
+    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+    written = Written(model)
+    ratio = Ratio(written, dict.fromkeys(choice.anchors, 1.0))
+    (found,) = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path))  # type: ignore[arg-type]
+    assert (len(found.nodes), found.op) == (2, "MatMul")
+
+
+def test_drops_are_reported_to_five_digits() -> None:
+    report = held([0.123456789, 0.0], 1.0)[2]
+    assert report["trials"] == [{"float": 0, "drop": 0.12346}]
+    model, choice, names = chain(1)
+    report = guard.hold(model, choice, Written(model), ranked(names), lambda made: 0.123456789, 0.0)[2]
+    assert report["reference"] == 0.12346
+
+
+def test_at_most_48_trials() -> None:
+    assert guard.MOST_TRIALS == 48
+
+
+def test_the_table_joins_neighbours_and_rounds() -> None:
+    one = Sensitivity(("a", "b"), "Conv", 12.3456)
+    assert guard.table([one, dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)]) == [
+        {"node": "a, b", "op": "Conv", "sqnr_db": 12.35},
+        {"node": "c", "op": "Conv", "sqnr_db": -1.0},
+    ]

@@ -1,0 +1,96 @@
+"""What every step has: its options, its decisions, its line in the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import ValidationError
+
+from lepton_cli.step import Context, Decision, Options, Outcome, Step
+from lepton_cli.steps import STEPS
+from tests.quantize.builders import context, mlp, rows
+
+
+class Named(Options):
+    """First line.
+
+    More.
+    """
+
+    step: Literal["named"]
+
+
+def test_a_step_touches_every_node_and_must_change_something_by_default() -> None:
+    given = Named(step="named")
+    assert (given.include, given.exclude, given.if_possible) == ((), (), False)
+    assert not hasattr(Options.model_fields["step"], "step")
+    with pytest.raises(ValidationError):
+        Options.model_validate({})
+    with pytest.raises(ValidationError):
+        Named.model_validate({"step": "other"})
+    with pytest.raises(ValidationError):
+        Named.model_validate({"step": "named", "unknown": 1})
+
+
+def test_the_summary_is_the_first_line_of_the_description() -> None:
+    assert Step(Named, "nowhere:named").summary == "First line."
+    for name, step in STEPS.items():
+        assert step.options.__doc__ is not None
+        assert step.summary == step.options.__doc__.splitlines()[0], name
+        assert step.summary.endswith((".", ":", ";")) or len(step.summary) > 20
+
+
+def test_the_table_names_every_step_as_its_options_do() -> None:
+    assert list(STEPS) == [
+        "simplify", "fuse", "prune.channels", "prune.weights", "quantize.static", "quantize.dynamic",
+        "quantize.weights", "convert.fp16",
+    ]  # fmt: skip
+    for name, step in STEPS.items():
+        assert step.options.model_validate({"step": name}).step == name
+
+
+def test_an_outcome_says_nothing_unless_told() -> None:
+    outcome = Outcome(mlp(), 3)
+    assert (outcome.decisions, outcome.summary, dict(outcome.details), outcome.warnings) == ((), "", {}, ())
+    assert outcome.tolerance is None, "results may change"
+
+
+def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> None:
+    made = context(rows(1), tmp_path)
+    assert made.dry is False
+    for value, name in ((made, "seed"), (Outcome(mlp(), 0), "changed"), (STEPS["fuse"], "options")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
+    decision = Decision(node="a", op="b", action="c", reason="d")
+    with pytest.raises(ValidationError):
+        decision.node = "e"  # type: ignore[misc]
+    assert {field.name for field in dataclasses.fields(Context) if field.default is not dataclasses.MISSING} == {"dry"}
+
+
+def test_what_is_known_about_a_step_stands_on_its_options() -> None:
+    known = {
+        name: (o.cleaning, o.needs_data, o.for_machine, o.model_validate({"step": name}).stored_bits)
+        for name, o in ((name, step.options) for name, step in STEPS.items())
+    }
+    assert known == {
+        "simplify": (True, False, False, None),
+        "fuse": (True, False, False, None),
+        "prune.channels": (False, False, False, None),
+        "prune.weights": (False, False, False, None),
+        "quantize.static": (False, True, True, 8),
+        "quantize.dynamic": (False, False, True, 8),
+        "quantize.weights": (False, False, False, 4),
+        "convert.fp16": (False, False, False, 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "share"),
+    [({"params": "30 %"}, 0.3), ({"size": "40 %"}, 0.4), ({"macs": "50 %"}, None), ({"latency": "50 %"}, None)],
+)
+def test_pruning_says_what_is_left_where_its_target_does(target: dict[str, str], share: float | None) -> None:
+    options = STEPS["prune.channels"].options.model_validate({"step": "prune.channels", "target": target})
+    assert options.kept_share == share

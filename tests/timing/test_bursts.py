@@ -1,0 +1,69 @@
+"""Bursts: how many runs, which of them count, and when a model is warm."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_cli.timing.bursts import RUNS, Burst, warm_up
+from tests.timing.clocks import FakeClock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "block"),
+    [
+        (1e-6, RUNS, 100),  # a microsecond: blocks of 100 us
+        (3e-5, RUNS, 4),
+        (6e-5, RUNS, 1),  # longer than half a block
+        (1e-3, RUNS, 1),
+        (0.01, 10, 1),  # a tenth of a second in all
+        (0.04, 2, 1),
+        (0.3, 1, 1),
+        (0.0, RUNS, 100_000),
+    ],
+)
+def test_runs_and_blocks(seconds: float, runs: int, block: int) -> None:
+    burst = Burst(lambda: None, seconds)
+    assert (burst.runs, burst.block) == (runs, block)
+
+
+def test_a_burst_may_be_shorter() -> None:
+    assert Burst(lambda: None, 1e-3, 4).runs == 4
+    assert Burst(lambda: None, 0.05, 4).runs == 2
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(1e-3, 1), (0.03, 0)])
+def test_the_first_run_warms_the_caches_unless_runs_are_long(seconds: float, first: int) -> None:
+    clock = FakeClock()
+    durations = iter([5 * seconds] * first + [seconds] * 50)
+    times = Burst(clock.call("a", lambda: next(durations)), seconds).time(clock)
+    assert times == pytest.approx([seconds] * len(times))
+    assert len(clock.calls) == first + len(times)
+
+
+def test_short_runs_are_timed_in_blocks() -> None:
+    clock = FakeClock()
+    burst = Burst(clock.call("a", 2e-6), 2e-6)
+    times = burst.time(clock)
+    assert times == pytest.approx([2e-6] * RUNS)
+    assert len(clock.calls) == 1 + RUNS * 50
+
+
+def test_warm_up_ends_when_runs_get_no_faster() -> None:
+    clock = FakeClock()
+    durations = iter([9, 9, 9, 4, 4, 4, 1, 1, 1, 1, 1, 1])
+    burst = warm_up(clock.call("a", lambda: next(durations) / 1000), clock)
+    assert burst.seconds == pytest.approx(0.001)
+    assert len(clock.calls) == 12
+
+
+def test_warm_up_takes_the_middle_of_three_runs() -> None:
+    clock = FakeClock()
+    durations = iter([3, 1, 2, 5, 2, 9])
+    assert warm_up(clock.call("a", lambda: next(durations) / 1000), clock).seconds == pytest.approx(0.002)
+
+
+def test_warm_up_of_a_slow_model_is_short() -> None:
+    clock = FakeClock()
+    call = clock.call("a", 2.0)
+    assert warm_up(call, clock, runs=3) == Burst(call, 2.0, 3)
+    assert clock.now == 2_000_000_000
