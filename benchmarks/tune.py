@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,16 @@ def bundled(task: Task, recipes: Sequence[str], tuned: Path, folder: Path) -> di
     return results
 
 
+def hypervolume(points: Iterable[front.Pair], reference: front.Pair) -> float:
+    """Area that the points dominate, up to the reference (the worst cost and loss that count)."""
+    inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
+    area, right = 0.0, [inside[i] for i in front.pareto(inside)]
+    for index, (cost, loss) in enumerate(right):
+        end = right[index + 1][0] if index + 1 < len(right) else reference[0]
+        area += (end - cost) * (reference[1] - loss)
+    return area
+
+
 def areas(report: Report) -> tuple[float, float]:
     """Area under the front, points lost up to one: with the cost relative to the original, and with its logarithm."""
     tuned = report.extra["tune"]
@@ -200,8 +210,8 @@ def areas(report: Report) -> tuple[float, float]:
     accuracy = facts.find(report, "accuracy.top1")[0]
     assert accuracy.reference is not None
     top = accuracy.reference.value
-    plain = front.hypervolume([(row["cost"], row["quality"] + top) for row in rows], (1.0, 0.01))
-    logarithm = front.hypervolume([(math.log10(row["cost"]), row["quality"] + top) for row in rows], (0.0, 0.01))
+    plain = hypervolume([(row["cost"], row["quality"] + top) for row in rows], (1.0, 0.01))
+    logarithm = hypervolume([(math.log10(row["cost"]), row["quality"] + top) for row in rows], (0.0, 0.01))
     return round(plain, 6), round(logarithm, 6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lepton_cli import metrics
 from lepton_cli.commands import measuring
 from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts
 from lepton_cli.commands.job import Job
@@ -74,7 +75,7 @@ def headline(report: Report) -> str:
     values = report.accuracy.values.get("original", ()) if report.accuracy else ()
     said = []
     for value in values:
-        amount = words.value(value.value, words.accuracy_kind(value.metric))
+        metric = metrics.accuracy(value.metric)
         of = f" of {value.output}" if len({one.output for one in values}) > 1 else ""
-        said.append(f"{amount} {words.metric_words(value.metric)}{of} (n = {value.n:,})")
+        said.append(f"{words.value(value.value, metric.kind)} {metric.label}{of} (n = {value.n:,})")
     return ", ".join(said)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from lepton_cli import metrics
 from lepton_cli.cache import Cache
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
@@ -101,7 +102,7 @@ def _energy(
     wanted = job.spec.evaluate.energy
     if not wanted:
         return
-    asked = wanted is True or any(gate.metric == "energy" for gate in job.spec.gates)
+    asked = wanted is True or any(metrics.of(gate.metric).source == "energy" for gate in job.spec.gates)
     reason = ""
     try:
         if not spec or not any(provider.name == "cpu" for provider in spec.providers):

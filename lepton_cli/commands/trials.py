@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli import __version__, units
+from lepton_cli import __version__, metrics, units
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import LeptonError
@@ -136,7 +136,7 @@ class Laboratory:
 
     def _memory(self, path: Path) -> Memory | None:
         """Peak memory where a limit or the goal asks for it."""
-        if "memory.peak" not in {self.judge.goal.metric, *(gate.metric for gate in self.judge.limits)}:
+        if not self.judge.needs("memory"):
             return None
         return memory.measure(path, self.job.feeds(1), threads=self.job.threads)
 
@@ -230,9 +230,9 @@ def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:
     """Coarser and on the providers and batch sizes that limits and goal name; `None` when nothing is timed."""
     spec = job.spec.evaluate.latency
-    if not spec or not judge.needs_latency():
+    if not spec or not judge.needs("latency"):
         return None
-    timed = [gate for gate in judge.limits if gate.metric.startswith(("latency.", "throughput", "cost."))]
+    timed = [gate for gate in judge.limits if metrics.of(gate.metric).source == "latency"]
     batches = {batch for gate in timed for batch in ((gate.batch,) if gate.batch else spec.batch)}
     names = {
         name for gate in timed for name in ([gate.provider] if gate.provider else [p.name for p in spec.providers])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lepton_cli import cache
+from lepton_cli import cache, metrics
 from lepton_cli.commands import measuring, workspace
 from lepton_cli.commands.assemble import Clock
 from lepton_cli.commands.job import Job, prepare
@@ -116,7 +116,6 @@ class _Run:
         self.store: Store = self._open_store()
         self.command = command or _command(job, output)
         self.clock = Clock()
-        self.finals: dict[str, Built] = {}
 
     def _open_store(self) -> Store:
         if self.section.storage is None:
@@ -166,12 +165,14 @@ class _Run:
     def _original(self) -> Trial:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
         known = {trial.key: trial for trial in self.store.trials()}
-        key = cache.key(search=self.search, timed=self.judge.needs_latency(), machine=machine())
+        needed = {source: self.judge.needs(source) for source in ("latency", "memory")}
+        key = cache.key(search=self.search, needed=needed, machine=machine())
         original = known.get(key)
         if original is None:
             with self.progress.stage("original"):
                 original = self.lab.original().model_copy(update={"key": key})
             self.store.add(original)
+        self.judge = self.lab.judge = dataclasses.replace(self.judge, memory=original.memory)
         report = self.judge.report(original)
         for index, gate in enumerate(self.limits):
             if not facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
@@ -231,7 +232,7 @@ class _Run:
         """The two sides of the trade-off: what is made small and what is kept."""
         section, report = self.section, self.judge.report(original)
         names = facts.names(report)
-        accuracy = [name for name in names if name.startswith("accuracy.")]
+        accuracy = [name for name in names if metrics.of(name).source == "accuracy"]
         limited = [gate.metric for gate in self.limits if gate.metric in accuracy]
         quality = section.maximize or Objective(metric=(limited or accuracy or ["agreement"])[0])
         timed = "latency.median" if "latency.median" in names else "size.file"
@@ -314,7 +315,7 @@ class _Run:
     def _raced(self, ranked: list[Trial]) -> list[Trial]:
         """Finalists in the order of a race against each other, where the goal is a time."""
         spec = self.lab.spec
-        if len(ranked) < 2 or spec is None or self.judge.goal.metric.split(".")[0] not in facts.TIMED:
+        if len(ranked) < 2 or spec is None or not metrics.of(self.judge.goal.metric).varies:
             return ranked
         self.watch.note(f"{len(ranked)} finalists race")
         goal, full = self.judge.goal, self.job.spec.evaluate.latency

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from lepton_cli import gates
+from lepton_cli import gates, metrics
 from lepton_cli.commands import measuring
 from lepton_cli.commands.assemble import Clock, assemble, recipe_facts
 from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.trials import Built, save
-from lepton_cli.metrics import find
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, headline, render, store
@@ -63,6 +62,7 @@ class Publisher:
             name="original",
             file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
             size=self.judge.original,
+            memory=self.judge.memory,
         )
         made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
         assert trial.size is not None
@@ -219,12 +219,11 @@ def _measured(metric: str, report: Report) -> bool:
 
 
 def _axis(objective: Objective) -> dict[str, Any]:
-    metric = find(objective.metric)
-    timed = objective.metric.split(".")[0] in facts.TIMED
+    metric = metrics.of(objective.metric)
     return {
         "metric": objective.metric,
-        "higher_is_better": metric is not None and metric.better == "higher",
-        "kind": "ratio" if timed and objective.metric != "memory.peak" else metric.kind if metric else "number",
+        "higher_is_better": metric.better == "higher",
+        "kind": "ratio" if metric.varies else metric.kind,
         **objective.model_dump(mode="json", exclude_none=True, include={"provider", "batch", "output"}),
     }
 

@@ -46,10 +46,6 @@ class Ranges:
         """Tensors that held infinities or mask constants, with how many."""
         return {name: count for name, histogram in self.histograms.items() if (count := histogram.masked)}
 
-    def unseen(self) -> list[str]:
-        """Tensors that never held a usable value."""
-        return [name for name, histogram in self.histograms.items() if histogram.empty]
-
 
 def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Context) -> Ranges:
     """Histograms of the tensors `names` (graph inputs and node outputs) over all of `data`.

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lepton_cli import metrics
 from lepton_cli.measure.results import Layer
 from lepton_cli.report import charts, words
 from lepton_cli.report.charts import Bar
@@ -186,9 +187,10 @@ def _errors(report: Report) -> Figure | None:
         "Signal over quantization error at each layer's output, in decibels (short bars lose most); "
         f"the {min(DRAWN, len(rows))} most sensitive of {len(rows)}."
     )
-    drawn = [Bar(str(row["node"]), f"{row['sqnr_db']:.1f} dB", (("after", row["sqnr_db"]),)) for row in rows[:DRAWN]]
-    cells = [(str(row["node"]), f"{row['sqnr_db']:.1f} dB") for row in rows]
-    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", "SQNR"), cells)
+    metric = metrics.of("fidelity.sqnr")
+    cells = [(str(row["node"]), words.value(row["sqnr_db"], metric.kind)) for row in rows]
+    drawn = [Bar(*cell, (("after", row["sqnr_db"]),)) for cell, row in zip(cells[:DRAWN], rows, strict=False)]
+    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", metric.label), cells)
 
 
 def _classes(report: Report) -> Figure | None:

@@ -139,12 +139,10 @@ def _size(report: Report) -> str:
 def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
     """Accuracy metrics with what they lost, as a share of 1 (relative to the original for unbounded metrics)."""
     listed: list[tuple[facts.Fact, float]] = []
-    better = {change.metric: change.higher_is_better for change in (report.accuracy.changes if report.accuracy else ())}
     for fact in facts.facts(report):
-        name = fact.metric.removeprefix("accuracy.")
-        if name == fact.metric or fact.difference is None or fact.reference is None:
+        if fact.about.source != "accuracy" or fact.difference is None or fact.reference is None:
             continue
-        loss = -fact.difference.value if better.get(name, True) else fact.difference.value
+        loss = -fact.difference.value if fact.about.better == "higher" else fact.difference.value
         scale = 1.0 if fact.kind in ("share", "coefficient") else abs(fact.reference.value) or 1.0
         listed.append((fact, loss / scale))
     return listed
@@ -153,7 +151,7 @@ def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
 def _loss(fact: facts.Fact) -> str:
     if fact.difference is None:
         return ""
-    name = words.metric_words(fact.metric.removeprefix("accuracy."))
+    name = fact.about.label
     if fact.difference.value == 0:
         return f"{name} unchanged"
     if fact.kind == "share":

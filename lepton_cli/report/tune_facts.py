@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lepton_cli.metrics import find
+from lepton_cli import metrics
 from lepton_cli.report import words
 from lepton_cli.report.model import Report
 
@@ -48,8 +48,7 @@ def axis_value(value: float | None, axis: Mapping[str, Any]) -> str:
     number = -value if axis["higher_is_better"] else value
     if axis["kind"] == "ratio":
         return f"{words.significant(100 * number)} %"
-    metric = find(str(axis["metric"]))
-    return words.value(number, metric.kind if metric else "number")
+    return words.value(number, metrics.of(str(axis["metric"])).kind)
 
 
 def label(axis: Mapping[str, Any]) -> str:

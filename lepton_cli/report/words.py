@@ -7,12 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lepton_cli import metrics, units
-from lepton_cli.metrics import Kind
-
-#: Names of accuracy metrics as people say them.
-_METRIC_WORDS = {"top1": "top-1", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R2"}
-
+from lepton_cli import units
+from lepton_cli.metrics import UNITS, Kind
 
 #: Control characters and the invisible ones that reverse the direction of text.
 _UNPRINTABLE = re.compile(
@@ -26,24 +22,6 @@ def printable(text: object, longest: int = 300) -> str:
     if len(shown) <= longest:
         return shown
     return f"{shown[: longest // 2]}…{shown[-(longest // 2) :]}"
-
-
-def kind(metric: str) -> Kind:
-    """What kind of number a metric is; `number` for names the table does not know."""
-    known = metrics.find(metric)
-    return known.kind if known else "number"
-
-
-def accuracy_kind(metric: str) -> Kind:
-    """The kind of an accuracy metric by its short name: `top1` is a share."""
-    return kind(f"accuracy.{metric}")
-
-
-def metric_words(metric: str) -> str:
-    """`top1` -> `top-1`, `top5` -> `top-5`, `rmse` -> `RMSE`."""
-    if metric.startswith("top") and metric[3:].isdigit():
-        return f"top-{metric[3:]}"
-    return _METRIC_WORDS.get(metric, metric)
 
 
 def value(amount: float, kind: Kind, unit: str = "") -> str:
@@ -61,15 +39,15 @@ def value(amount: float, kind: Kind, unit: str = "") -> str:
     if kind == "energy":
         return units.format_energy(amount)
     if kind == "decibel":
-        return f"{amount:.1f} dB"
+        return f"{amount:.1f} {UNITS[kind]}"
     if kind == "rate":
-        return f"{significant(amount)}/s"
+        return f"{significant(amount)}{UNITS[kind]}"
     return significant(amount) + (f" {unit}" if unit else "")
 
 
 def exact(amount: float, kind: Kind, unit: str = "") -> str:
     """An amount that is judged: byte counts in full, because a limit of 200 kB is missed by single bytes."""
-    return f"{amount:,.0f} bytes" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
+    return f"{amount:,.0f} {UNITS[kind]}" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
 
 
 def points(difference: float, *, sign: bool = True) -> str:

@@ -125,7 +125,9 @@ class Bench:
             return True
         if trial.reason:
             return bool(self.judge.breaches(trial))
-        return not self.judge.needs_latency() or (trial.latency is not None and trial.cpu == self.cpu)
+        if self.judge.needs("memory") and trial.memory is None:
+            return False
+        return not self.judge.needs("latency") or (trial.latency is not None and trial.cpu == self.cpu)
 
 
 def _kind(point: Point) -> tuple[object, ...]:

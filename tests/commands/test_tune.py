@@ -17,6 +17,7 @@ from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import load_recipe
 from lepton_cli.report import store
 from lepton_cli.report.html import render as html
+from lepton_cli.report.tune_facts import axis_value
 from lepton_cli.tune.trial import Trial
 from tests.tune import builders
 
@@ -53,8 +54,8 @@ def run(
     folder: Path, section: str = SMALL, *, watch: Lines | None = None, output: str = "out", **options: Any
 ) -> Result:
     steps = options.pop("steps", "")
-    latency = options.pop("latency", "false")
-    path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, latency=latency)
+    measured = {key: options.pop(key, "false") for key in ("latency", "memory")}
+    path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, **measured)
     return tune(folder / "net.onnx", load_recipe(path), folder / output, watch or Lines(), **options)
 
 
@@ -82,6 +83,15 @@ def test_the_best_is_complete_on_disk(folder: Path) -> None:
     chosen = next(row for row in rows if row["key"] == search(result)["best"])
     assert chosen["file"] == (out / "net.onnx").stat().st_size
     assert chosen["file"] == min(row["file"] for row in rows if row["feasible"])
+
+
+def test_memory_is_limited_by_the_originals(folder: Path) -> None:
+    section = "{limits: [{metric: memory.peak, max_ratio: 3}], minimize: memory.peak, budget: {time: 60 s, trials: 2}}"
+    result = run(folder, section, memory="true")
+    assert [gate.verdict for gate in result.report.gates] == ["pass"]
+    assert search(result)["axes"]["cost"]["kind"] == "ratio"
+    assert all(0 < row["cost"] < 3 for row in search(result)["trials"])
+    assert "%" in axis_value(search(result)["trials"][0]["cost"], search(result)["axes"]["cost"])
 
 
 def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:

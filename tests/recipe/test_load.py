@@ -139,10 +139,10 @@ def test_a_large_file_of_errors_is_explained_quickly(load):
 
 def test_recipes_are_read_without_heavy_imports(write):
     code = (
-        "import sys, pathlib; from lepton_cli.recipe import jsonschema, load\n"
+        "import sys, pathlib; from lepton_cli import schema\nfrom lepton_cli.recipe import load\n"
         "load.load_recipe(pathlib.Path(sys.argv[1]))\n"
     )
-    code += "jsonschema.json_schema('recipe'); jsonschema.json_schema('report')\n"
+    code += "schema.json_schema('recipe'); schema.json_schema('report')\n"
     code += "print([name for name in ('numpy', 'onnx', 'onnx_ir', 'onnxruntime') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code, str(write())], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -221,7 +221,7 @@ def test_html_of_a_huge_model_stays_small() -> None:
 )
 def test_every_rendering_of_partial_reports(changes: dict[str, object]) -> None:
     report = builders.report(**changes)
-    for kind in render.KINDS:
+    for kind in render.FILES:
         assert isinstance(render.render(report, kind), str)
     assert report.headline in Page(page.render(report)).text.replace("\N{NON-BREAKING HYPHEN}", "-")
 

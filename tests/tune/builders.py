@@ -105,8 +105,8 @@ def data(path: Path, model: Path) -> Path:
     return path
 
 
-def recipe(path: Path, tune: str, *, steps: str = "", latency: str = "false") -> Path:
-    """A recipe to tune, without timing unless `latency` says so."""
+def recipe(path: Path, tune: str, *, steps: str = "", latency: str = "false", memory: str = "false") -> Path:
+    """A recipe to tune that measures nothing but accuracy and size unless told to."""
     path.write_text(
         f"""version: 1
 name: net
@@ -114,7 +114,7 @@ data:
   calibration: {{path: data.npz, inputs: {{x: x}}}}
   evaluation: {{path: data.npz, inputs: {{x: x}}, labels: labels}}
 {steps}
-evaluate: {{accuracy: {{metric: top1}}, latency: {latency}, memory: false}}
+evaluate: {{accuracy: {{metric: top1}}, latency: {latency}, memory: {memory}}}
 tune: {tune}
 """
     )
