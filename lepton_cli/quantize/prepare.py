@@ -13,34 +13,11 @@ from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
 from lepton_cli.graph import batch_norm, clean, fold
+from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
-
-#: Operators that only quantized models have.
-QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QLinearAdd",
-        "QLinearMul",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QAttention",
-        "QGemm",
-        "MatMulNBits",
-        "GatherBlockQuantized",
-        "QEmbedLayerNormalization",
-    }
-)
-
 
 #: Opset that older models are converted to, and the least one that quantized operators work in.
 MODERN_OPSET = 13
@@ -63,13 +40,8 @@ class Prepared:
 
 
 def refuse_quantized(model: ir.Model) -> None:
-    """Raise ModelError when the model holds quantized operators already.
-
-    Tables stored in blocks are none: a lookup of its own reads them, and everything around stays float.
-    """
-    found = [
-        node for node in model.graph.all_nodes() if node.op_type in QUANTIZED and node.op_type != "GatherBlockQuantized"
-    ]
+    """Raise ModelError when the model holds quantized operators already."""
+    found = quantized_nodes(model)
     if found:
         raise ModelError(
             "model.already-quantized",
