@@ -50,6 +50,12 @@ class KnownShapes:
     shapes: Mapping[str, tuple[int, ...]]
     open: frozenset[tuple[str, int]]
 
+    def with_weights(self, model: ir.Model) -> KnownShapes:
+        """The same, and the shapes of initializers that the model has by now."""
+        held = {name: value.const_value for name, value in model.graph.initializers.items()}
+        made = {name: tuple(tensor.shape.numpy()) for name, tensor in held.items() if tensor is not None}
+        return dataclasses.replace(self, shapes={**self.shapes, **_followed(made)})
+
 
 def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> tuple[ir.Model, KnownShapes]:
     """A copy with constants as initializers and size-independent shape arithmetic as literals, and its facts.
@@ -68,9 +74,7 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
             if name in one and (not second or (name in two and np.array_equal(one[name], two[name]))):
                 _make_literal(copy, name, one[name])
         RemoveUnusedNodesPass()(copy)
-    found = shapes.concrete(copy, first, run=run)
-    # Every position of an axis is followed: those of an absurd length, as attackers write, stay unknown.
-    here = {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
+    here = _followed(shapes.concrete(copy, first, run=run))
     there = shapes.concrete(copy, second, run=run) if second else here
     opened = {
         (name, axis)
@@ -80,6 +84,11 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
         if there[name][axis] != size
     }
     return copy, KnownShapes(here, frozenset(opened))
+
+
+def _followed(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Every position of an axis is followed: shapes with an absurd length, as attackers write, stay unknown."""
+    return {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
 
 
 def modernise(model: ir.Model) -> None:

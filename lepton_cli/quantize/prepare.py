@@ -63,8 +63,9 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     for _ in range(ROUNDS):
         count = len(clean.remove_unused(copy)) + len(clean.remove_no_ops(copy, every))
         count += len(fold.fold_constants(copy, every))
-        folded, left = batch_norm.fold_batch_norm(copy, every)
-        if not count + len(folded):
+        norms = batch_norm.fold_batch_norm(copy, every)
+        left = norms.left
+        if not count + len(norms.nodes):
             break
     warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
     return Prepared(copy, names, warnings)
