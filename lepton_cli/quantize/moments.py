@@ -15,9 +15,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
+from lepton_cli.graph.edit import array_of
 from lepton_cli.model import io
 from lepton_cli.probe.calibration import calibration_batches, with_outputs
-from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.choose import Choice
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 
@@ -91,7 +92,7 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
 
 
 def _row_length(node: ir.Node) -> int:
-    weight = weight_of(node)
+    weight = array_of(node)
     if weight is None:
         return LONGEST_ROW + 1
     if node.op_type == "Conv":
@@ -114,7 +115,7 @@ def _some(total: int, length: int, random: np.random.Generator) -> NDArray[np.in
 
 
 def _patches(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    weight = weight_of(node)
+    weight = array_of(node)
     assert weight is not None
     kernel = weight.shape[2:]
     groups = node.attributes.get_int("group", 1)

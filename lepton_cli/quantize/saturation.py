@@ -14,10 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
+from lepton_cli.graph.edit import array_of
 from lepton_cli.model import io
 from lepton_cli.probe.calibration import calibration_batches, with_outputs
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize.choose import weight_of
 from lepton_cli.quantize.moments import LONGEST_ROW, rows_of
 from lepton_cli.quantize.qdq import Plan
 from lepton_cli.runtime import Session
@@ -57,7 +57,7 @@ def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> li
 
 
 def _measurable(node: ir.Node, plan: Plan) -> bool:
-    weight = weight_of(node)
+    weight = array_of(node)
     return weight is not None and weight[0].size <= LONGEST_ROW and _input(node) in plan.ranges
 
 
@@ -96,7 +96,7 @@ def _activation_codes(rows: NDArray[np.float32], ends: Range) -> tuple[NDArray[n
 
 def _weight_codes(node: ir.Node, plan: Plan, groups: int) -> NDArray[np.int32]:
     """int8 codes [groups, outputs per group, K], K made even; a part of the outputs where they are many."""
-    weight = weight_of(node)
+    weight = array_of(node)
     assert weight is not None
     across = node.op_type != "Conv" and node.attributes.get_int("transB", 0) == 0
     matrix = weight.T if across else weight.reshape(len(weight), -1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lepton_cli.coupling import cut
+from lepton_cli.graph import edit
 from lepton_cli.probe import activations, sequential
 from lepton_cli.probe.sequential import Walk
 from tests.prune.context import images, redundant
@@ -26,7 +26,7 @@ def test_values_are_those_of_the_whole_model(tmp_path: Path) -> None:
         weight = node.inputs[1]
         assert weight is not None
         assert weight.const_value is not None
-        cut.replace_weight(model, weight.name or "", weight.const_value.numpy() * 1.1)
+        edit.set_weight(weight, weight.const_value.numpy() * 1.1)
     assert len(list(tmp_path.rglob("*.npz"))) == len(batches)
 
 

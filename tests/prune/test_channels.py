@@ -9,9 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.coupling import cut
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import cost, shapes
+from lepton_cli.graph import cost, edit, shapes
 from lepton_cli.model import io
 from lepton_cli.prune import channels, latency
 from lepton_cli.prune.spec import PruneChannels
@@ -187,7 +186,7 @@ def test_damaged_weights_and_activations(tmp_path: Path) -> None:
     name = next(name for name in model.graph.initializers if name == "w6")
     array = model.graph.initializers[name].const_value.numpy().copy()
     array.flat[0] = np.nan
-    cut.replace_weight(model, name, array)
+    edit.set_weight(model.graph.initializers[name], array)
     with pytest.raises(StepError, match="not finite"):
         channels.prune(model, params(), context(model, tmp_path, data))
     model, data = redundant(), images(16)
