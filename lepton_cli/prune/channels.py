@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import branches, known_shapes
+from lepton_cli.coupling import branches
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.coupling.cut import cut
 from lepton_cli.coupling.links import Group
 from lepton_cli.errors import DataError, StepError
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph import shapes
+from lepton_cli.graph import fold, shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import external, io
 from lepton_cli.probe import linear
@@ -182,7 +182,7 @@ def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
     if metric == "size":
         return float(len(io.to_bytes(model)))
     lifted = io.clone(model)
-    known_shapes.lift_constants(lifted)
+    fold.lift_constants(lifted)
     if metric == "params":
         weights = [value.const_value for value in lifted.graph.initializers.values() if value.const_value is not None]
         return float(sum(w.size for w in weights if w.dtype.is_floating_point()))

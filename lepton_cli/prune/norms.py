@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.probe.distances import relative_error
@@ -51,5 +51,5 @@ def _one(model: ir.Model, name: str, source: Source) -> None:
         squares = squares + np.square(rows, dtype=np.float64).sum(axis=0)
     mean = total / max(count, 1)
     dtype = mean_value.const_value.numpy().dtype
-    replace_weight(model, mean_value.name or "", mean.astype(dtype))
-    replace_weight(model, variance_value.name or "", np.maximum(squares / max(count, 1) - mean**2, 0).astype(dtype))
+    set_weight(mean_value, mean.astype(dtype))
+    set_weight(variance_value, np.maximum(squares / max(count, 1) - mean**2, 0).astype(dtype))

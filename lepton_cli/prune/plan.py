@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import known_shapes, shortcuts
 from lepton_cli.coupling.analyse import analyse
 from lepton_cli.coupling.links import Coupling, Group
-from lepton_cli.graph import select, shapes
+from lepton_cli.graph import batch_norm, select, shapes
 from lepton_cli.model import io
 from lepton_cli.prune import cost as cost_model
-from lepton_cli.prune import fold
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
 
@@ -49,8 +48,8 @@ def analysed(
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
     prepared, facts = known_shapes.prepare(model, feeds, run=run)
     rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if options.target.latency is not None else []
-    scales = fold.fold(prepared) if folding else {}
-    coupling = analyse(prepared, facts)
+    scales = batch_norm.fold_batch_norm(prepared).scales if folding else {}
+    coupling = analyse(prepared, facts.with_weights(prepared))
     groups: list[Group] = []
     frozen: list[Group] = []
     for group in coupling.groups:

@@ -8,10 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import known_shapes
-from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import select
+from lepton_cli.graph import fold, select
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
@@ -50,7 +49,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
             option=("importance",),
         )
     copy = io.clone(model)
-    known_shapes.lift_constants(copy)
+    fold.lift_constants(copy)
     weights, left = _weights(copy, chosen)
     if context.dry or not weights:
         planned = [Decision(node=w.node, op=w.op, action="prunable", reason=f"{w.array.size} weights") for w in weights]
@@ -65,10 +64,9 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
             old, new = int(np.count_nonzero(weight.array)), int(np.count_nonzero(array))
             before, after, total = before + old, after + new, total + array.size
             if new < old:
-                tensor = copy.graph.initializers[weight.name].const_value
-                replace_weight(
-                    copy, weight.name, array.astype(tensor.numpy().dtype if tensor is not None else np.float32)
-                )
+                value = copy.graph.initializers[weight.name]
+                held = value.const_value
+                set_weight(value, array.astype(held.dtype.numpy() if held is not None else np.float32))
             action = "pruned" if new < old else "kept"
             share = 1 - new / max(array.size, 1)
             decisions.append(

@@ -10,12 +10,13 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
+from lepton_cli.graph.edit import array_of
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Fidelity
 from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
-from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product, weight_of
+from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
 from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import QuantizeDynamic
@@ -142,7 +143,7 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         )
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
-    weight = weight_of(node)
+    weight = array_of(node)
     if weight is None:
         return "its second input is computed, not a constant weight"
     if weight.dtype != np.float32 or weight.ndim != 2:

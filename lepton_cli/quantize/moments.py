@@ -13,10 +13,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
+from lepton_cli.graph.edit import array_of
 from lepton_cli.probe import linear
 from lepton_cli.probe.activations import Activations, batches, samples
 from lepton_cli.probe.moments import Moments
-from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.choose import Choice
 from lepton_cli.step import Context
 
 #: Layers with longer rows than this are left alone: their matrix would not fit a modest machine.
@@ -63,7 +64,7 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
 
 def row_length(node: ir.Node) -> int:
     """Weights that one output is the sum of; beyond the longest where the weight is computed."""
-    weight = weight_of(node)
+    weight = array_of(node)
     if weight is None:
         return LONGEST_ROW + 1
     if node.op_type == "Conv":
@@ -86,7 +87,7 @@ def _some(total: int, length: int, random: np.random.Generator) -> NDArray[np.in
 
 
 def _patches(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    weight = weight_of(node)
+    weight = array_of(node)
     assert weight is not None
     kernel = weight.shape[2:]
     groups = node.attributes.get_int("group", 1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from lepton_cli.errors import StepError
+from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice
@@ -158,6 +159,7 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
     The writer lets every reader of a tensor see its rounded values, residual branches and graph outputs included.
     A tensor exists in float when a float operator makes it, or a kernel that can return float (`float_results`).
     """
+    editor = Editor(model)
     for node in list(model.graph):
         quantize = node.inputs[0].producer() if is_pair(node) and node.inputs[0] is not None else None
         source = quantize.inputs[0] if quantize is not None else None
@@ -165,7 +167,7 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
             continue
         rounded, producer = node.outputs[0], source.producer()
         if rounded.is_graph_output() and rounded.name in float_results:
-            _return_float(model, rounded, source)
+            _return_float(editor, rounded, source)
         if producer is not None and producer.name in choice.nodes and source.name not in float_results:
             continue
         for user, index in tuple(rounded.uses()):
@@ -174,9 +176,10 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
     common.RemoveUnusedNodesPass()(model)
 
 
-def _return_float(model: ir.Model, rounded: ir.Value, source: ir.Value) -> None:
+def _return_float(editor: Editor, rounded: ir.Value, source: ir.Value) -> None:
     """Make the float tensor the model's output, under the name that the writer gave to its rounded copy."""
     name = rounded.name
     source.type, source.shape = rounded.type, rounded.shape
-    model.graph.outputs[list(model.graph.outputs).index(rounded)] = source
-    rounded.name, source.name = f"{name}_rounded", name
+    outputs = editor.model.graph.outputs
+    outputs[list(outputs).index(rounded)] = source
+    rounded.name, source.name = editor.name(f"{name}_rounded"), name

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.edit import array_of, set_weight
 from lepton_cli.model import io
 from lepton_cli.probe.moments import Moments
-from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.choose import Choice
 
 Floats = NDArray[np.float64]
 #: Clipped ranges tried per channel, as shares of the full one.
@@ -53,12 +54,12 @@ def apply(
     for node in copy.graph:
         known = moments.get(node.name or "") if node.name in choice.anchors else None
         value = node.inputs[1] if known is not None else None
-        weight = weight_of(node)
+        weight = array_of(node)
         if known is None or value is None or weight is None or len(value.uses()) != 1 or value.is_graph_output():
             continue
         rows, axis = _as_rows(node, weight, len(known.first))
         steps, rounded = _layer(rows, known.covariance, limit, brain)
-        value.const_value = ir.tensor(_as_weight(node, rounded, weight).astype(np.float32), name=value.name)
+        set_weight(value, _as_weight(node, rounded, weight).astype(np.float32))
         scales[value.name or ""] = (axis, steps.reshape(-1).astype(np.float32))
         if correct_bias:
             shift = np.einsum("gnk,gk->gn", rows - rounded, known.mean).reshape(-1)
@@ -146,4 +147,4 @@ def _shift_bias(node: ir.Node, shift: Floats) -> None:
     if value is None or value.const_value is None or len(value.uses()) != 1 or value.const_value.size != shift.size:
         return
     bias = value.const_value.numpy().astype(np.float64)
-    value.const_value = ir.tensor((bias + shift.reshape(bias.shape)).astype(np.float32), name=value.name)
+    set_weight(value, (bias + shift.reshape(bias.shape)).astype(np.float32))

@@ -14,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
+from lepton_cli.graph.edit import array_of
 from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize.choose import weight_of
 from lepton_cli.quantize.moments import LONGEST_ROW, row_length, rows_of
 from lepton_cli.quantize.qdq import Plan
 from lepton_cli.step import Context
@@ -91,7 +91,7 @@ def _activation_codes(rows: NDArray[np.float32], ends: Range) -> tuple[NDArray[n
 
 def _weight_codes(node: ir.Node, plan: Plan, groups: int) -> NDArray[np.int32]:
     """int8 codes [groups, outputs per group, K], K made even; a part of the outputs where they are many."""
-    weight = weight_of(node)
+    weight = array_of(node)
     assert weight is not None
     across = node.op_type != "Conv" and node.attributes.get_int("transB", 0) == 0
     matrix = weight.T if across else weight.reshape(len(weight), -1)

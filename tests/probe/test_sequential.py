@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
-from lepton_cli.coupling import cut
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import sequential
 from lepton_cli.probe.sequential import Walk, crossing, piece
@@ -46,7 +46,7 @@ def batches(*sizes: int) -> list[Arrays]:
 def double(model: ir.Model, weight: str) -> None:
     tensor = model.graph.initializers[weight].const_value
     assert tensor is not None
-    cut.replace_weight(model, weight, tensor.numpy() * 2)
+    set_weight(model.graph.initializers[weight], tensor.numpy() * 2)
 
 
 def assert_visits(steps: Walk, model: ir.Model, data: Sequence[Arrays], node: str, needed: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from lepton_cli.coupling import cut
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import cost, shapes
+from lepton_cli.graph import cost, edit, shapes
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.machine import Machine
 from lepton_cli.model import io
 from lepton_cli.prune import allocate, channels, latency, plan, ranking
@@ -191,7 +192,7 @@ def test_damaged_weights_and_activations(tmp_path: Path) -> None:
     name = next(name for name in model.graph.initializers if name == "w6")
     array = model.graph.initializers[name].const_value.numpy().copy()
     array.flat[0] = np.nan
-    cut.replace_weight(model, name, array)
+    edit.set_weight(model.graph.initializers[name], array)
     with pytest.raises(StepError, match="not finite"):
         channels.prune(model, params(), context(model, tmp_path, data))
     model, data = redundant(), images(16)
@@ -373,7 +374,7 @@ def test_infinite_weights_of_a_product_are_named(tmp_path: Path) -> None:
     last = next(node for node in model.graph if node.op_type == "Gemm")
     array = last.inputs[1].const_value.numpy().copy()
     array[0, 0] = np.inf
-    cut.replace_weight(model, last.inputs[1].name, array)
+    set_weight(model.graph.initializers[last.inputs[1].name], array)
     with pytest.raises(StepError, match=rf"weights `{last.inputs[1].name}` of node `{last.name}` are not finite"):
         channels.prune(model, params(), context(model, tmp_path, None, check=images(4)))
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.coupling import branches, cut
-from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear
 from lepton_cli.prune import depth, plan, recover, sensitivity
@@ -121,7 +121,7 @@ def test_layers_around_a_dropped_branch_are_fitted_one_after_another(count: int,
 def test_the_last_layer_of_a_block_is_fitted_to_the_sum_less_the_shortcut(tmp_path: Path) -> None:
     found, n = straight()
     model = io.clone(found.model)
-    replace_weight(model, "w0", n.weights["w0"] * np.float32(0.7))
+    set_weight(model.graph.initializers["w0"], n.weights["w0"] * np.float32(0.7))
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
     source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 40)
     last = [layer for layer in linear.find(model).values() if layer.weight == "w2"]
@@ -140,7 +140,7 @@ def test_of_many_rows_as_many_are_drawn_by_the_batchs_number(tmp_path: Path, mon
     model = io.clone(found.model)
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
     source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 40)
-    replace_weight(model, "w3", n.weights["w3"] * np.float32(0.7))
+    set_weight(model.graph.initializers["w3"], n.weights["w3"] * np.float32(0.7))
     last = [layer for layer in linear.find(model).values() if layer.weight == "w3"]
     depth.refit(found, model, last, np.zeros(0, np.int64), source)
     batches = [x[5 * k : 5 * k + 5] for k in range(8) if k % 4 != 3]

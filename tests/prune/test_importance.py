@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.coupling.links import Group
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.probe import linear
 from lepton_cli.prune import importance, recover
 from tests.coupling.networks import Network, analysed
@@ -82,7 +82,7 @@ def residual() -> tuple[ir.Model, Group]:
 def test_all_positions_of_a_channel_count() -> None:
     model, group = residual()
     for name in ("w0", "w2"):
-        replace_weight(model, name, np.ones((3, 2, 1, 1), np.float32))
+        set_weight(model.graph.initializers[name], np.ones((3, 2, 1, 1), np.float32))
     found = importance.data_free("l1", model, group, {})
     assert found == pytest.approx((2 * np.array([1, 1, 1]) / 3 + np.array([10, 26, 42]) / 78) / 3)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling
 from lepton_cli.errors import StepError
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear, moments
 from lepton_cli.probe.linear import Linear
@@ -253,7 +254,7 @@ def test_a_repair_must_take_a_thousandth_of_the_error(share: float, kept: bool, 
     model = n.model(n.node("Neg", n.node("Gemm", n.input("x", "batch", 2), *weights)))
     noise = np.tile([1.0, -1.0], 24) + np.sqrt(share)
     case = Case(model, [], np.stack([np.linspace(-9, 9, 48), noise], axis=1).astype(np.float32), tmp_path)
-    cut.replace_weight(case.model, "w0", np.array([[1.0], [0.0]], np.float32))
+    set_weight(case.model.graph.initializers["w0"], np.array([[1.0], [0.0]], np.float32))
     (repair,) = case.repair(["Gemm_0"], kinds=["bias"])
     assert repair.error_after / repair.error_before == pytest.approx(1 / (1 + share), rel=1e-5)
     assert repair.kept is kept
@@ -391,7 +392,7 @@ def test_activations_that_are_not_finite_stop_the_repair(value: str, tmp_path: P
     model = case.model if value == "w0" else case.reference
     tensor = model.graph.initializers[value].const_value
     assert tensor is not None
-    cut.replace_weight(model, value, tensor.numpy() * np.float32(np.nan))
+    set_weight(model.graph.initializers[value], tensor.numpy() * np.float32(np.nan))
     with pytest.raises(StepError) as caught:
         case.repair(["Gemm_2"])
     assert caught.value.code == "prune.non-finite"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import cut
 from lepton_cli.errors import DataError, RecipeError, StepError
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.prune import weights
 from lepton_cli.prune.spec import PruneWeights
@@ -355,7 +355,7 @@ def test_what_is_left_alone_says_why(tmp_path: Path) -> None:
     dry = weights.prune(model, given_params, dataclasses.replace(given_context, dry=True))
     assert (dry.changed, dry.model) == (1, model)
     assert [d.action for d in dry.decisions] == ["prunable", "kept", "kept", "kept"]
-    cut.replace_weight(model, "w1", np.where(np.eye(4), np.nan, whole).astype(np.float32))
+    set_weight(model.graph.initializers["w1"], np.where(np.eye(4), np.nan, whole).astype(np.float32))
     with pytest.raises(StepError, match="not finite"):
         weights.prune(model, params(sparsity="50 %"), given_context)
 

@@ -282,7 +282,7 @@ def test_inputs_are_evened_out_where_that_gains_half_a_decibel(
     )
     assert outcome.details["sqnr_db"] == 33.33
     assert outcome.details.get("smoothed") == (1 if kept else None)
-    assert any(node.name == "t0.smooth" for node in outcome.model.graph) == kept
+    assert any(node.name == "t0.smoothing" for node in outcome.model.graph) == kept
 
 
 def test_the_best_strength_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
