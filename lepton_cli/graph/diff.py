@@ -17,7 +17,7 @@ from lepton_cli.tensors import TensorInfo
 _SUFFIXES = ("_quant", "_quantized", "_Q4", "_Q8", "_matmul_Q4")
 
 
-class Layer(Protocol):
+class LayerLike(Protocol):
     """What is compared of a node that carries weights (`measure.results.Layer` is one)."""
 
     @property
@@ -33,7 +33,7 @@ class Layer(Protocol):
 
 
 def diff(
-    before: ir.Model, after: ir.Model, layers_before: Sequence[Layer], layers_after: Sequence[Layer]
+    before: ir.Model, after: ir.Model, layers_before: Sequence[LayerLike], layers_after: Sequence[LayerLike]
 ) -> dict[str, Any]:
     """JSON-able facts: operators, inputs and outputs that differ, `layers` that changed, were removed or added.
 
@@ -71,7 +71,7 @@ def _signature(before: Sequence[TensorInfo], after: Sequence[TensorInfo]) -> lis
     return sides if sides[0] != sides[1] else []
 
 
-def _layers(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, Any]]:
+def _layers(before: Sequence[LayerLike], after: Sequence[LayerLike]) -> list[dict[str, Any]]:
     """Rows in the order of the first model; what only the second has comes last."""
     second = {_name(layer): layer for layer in after}
     rows = []
@@ -82,7 +82,7 @@ def _layers(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, A
     return [*rows, *(_row(None, layer) for layer in second.values())]
 
 
-def _name(layer: Layer) -> str:
+def _name(layer: LayerLike) -> str:
     name = layer.node
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):
@@ -90,11 +90,11 @@ def _name(layer: Layer) -> str:
     return name
 
 
-def _facts(layer: Layer) -> tuple[Any, ...]:
+def _facts(layer: LayerLike) -> tuple[Any, ...]:
     return layer.op, layer.dtype, tuple(layer.weight_shape), layer.parameters
 
 
-def _row(before: Layer | None, after: Layer | None) -> dict[str, Any]:
+def _row(before: LayerLike | None, after: LayerLike | None) -> dict[str, Any]:
     named = before or after
     assert named is not None
     change = "removed" if after is None else "added" if before is None else "changed"

@@ -32,7 +32,7 @@ def relative_error(found: Sequence[NDArray[np.float64]], wanted: Sequence[NDArra
     return float(np.mean(shares)) if shares else 0.0
 
 
-class Fidelity:
+class Reference:
     """The float model's outputs on the first `most` calibration samples, to compare candidates with."""
 
     def __init__(self, model: ir.Model, context: Context, most: int = 64, batch: int = 16) -> None:

@@ -105,7 +105,7 @@ class Aim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class LayerSample:
     """Rows of features with the values they should lead to: `x @ weight + bias + offset` is compared with `y`."""
 
     x: Rows
@@ -118,7 +118,7 @@ class Sample:
 
 def sample(
     layers: Sequence[tuple[Linear, Aim, int]], values: Iterable[tuple[Arrays, Arrays]], share: float, seed: int
-) -> dict[str, Sample]:
+) -> dict[str, LayerSample]:
     """Rows for every layer (with its aim and number of features), by node.
 
     `values` gives every batch's values of the pruned and of the reference model; `share` is one batch's share of all.
@@ -136,10 +136,10 @@ def sample(
     return {node: _joined(found) for node, found in parts.items()}
 
 
-def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> Sample:
+def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> LayerSample:
     held = np.concatenate([np.full(len(x), flag) for x, _, _, flag in parts])
     x, y, offset = (np.concatenate([part[k] for part in parts]) for k in range(3))
-    return Sample(x, y, offset, held)
+    return LayerSample(x, y, offset, held)
 
 
 def _count(feeds: Arrays) -> int:

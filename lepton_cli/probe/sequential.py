@@ -22,7 +22,7 @@ from lepton_cli.probe.activations import GIVEN, Arrays, piece
 DISK = 3_000_000_000
 
 
-class Walk:
+class SequentialPass:
     """One walk over one data set. Nodes behind the position may change between visits, nodes before it may not."""
 
     def __init__(self, batches: Callable[[], Iterable[Arrays]], expected: int, workdir: Path, threads: int) -> None:

@@ -23,10 +23,10 @@ from lepton_cli.model import external, io
 from lepton_cli.probe import linear
 from lepton_cli.prune import allocate, latency, norms, ranking, recover
 from lepton_cli.prune import cost as cost_model
+from lepton_cli.prune.analysis import Analysis, analysed, feeds, survey
 from lepton_cli.prune.cost import Cost, Widths
 from lepton_cli.prune.decisions import decisions, details
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.plan import Plan, analysed, feeds, survey
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize.draft import drafter
 from lepton_cli.step import Context, Outcome
@@ -122,14 +122,14 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     return Outcome(result, changed, decisions(plan, widths, dropped), text, told, tuple(warnings))
 
 
-def _why_nothing(plan: Plan) -> str:
+def _why_nothing(plan: Analysis) -> str:
     if not plan.frozen:
         return "the main graph has no convolution or product with stored weights"
     first = plan.frozen[0]
     return f"all {len(plan.frozen)} groups are frozen (`{first.name}`: {first.frozen})"
 
 
-def _removed(plan: Plan, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:
+def _removed(plan: Analysis, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:
     """Labels of the channels that go."""
     zipped = zip(plan.groups, rankings, widths, strict=True)
     return np.concatenate([group.atoms[ranking.order[: group.channels - width]] for group, ranking, width in zipped])
@@ -167,7 +167,7 @@ def _levels(group: Group, options: PruneChannels) -> Widths:
     return allocate.levels(group.channels, least, multiple)
 
 
-def _goal(plan: Plan, metric: str, share: float, context: Context) -> Goal:
+def _goal(plan: Analysis, metric: str, share: float, context: Context) -> Goal:
     if metric == "macs":
         price = cost_model.macs(plan.model, plan.coupling, plan.groups)
     else:
@@ -177,7 +177,7 @@ def _goal(plan: Plan, metric: str, share: float, context: Context) -> Goal:
     return Goal(metric, share, price, _spent(metric, context.original, plan))
 
 
-def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
+def _spent(metric: str, model: ir.Model, plan: Analysis) -> float:
     """Multiply-accumulates at the analysed input size, float parameters, or bytes of a whole model."""
     if metric == "size":
         return float(len(io.to_bytes(model)))
@@ -191,7 +191,7 @@ def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
     return float(sum(counted.values()))
 
 
-def _unreachable(plan: Plan, metric: str, share: float, lowest: float) -> StepError:
+def _unreachable(plan: Analysis, metric: str, share: float, lowest: float) -> StepError:
     # Only a measured time may be above its target, and be reached.
     alone = metric == "latency" and lowest <= share * (1 + latency.CLOSE)
     missed = "but not while the other targets hold" if alone else f"not to {share:.1%}"
@@ -227,7 +227,7 @@ def _check_finite(model: ir.Model) -> None:
 
 def _recover(
     result: ir.Model,
-    plan: Plan,
+    plan: Analysis,
     removed: NDArray[np.int64],
     stand_ins: frozenset[str],
     kinds: Sequence[str],

@@ -7,12 +7,12 @@ from typing import Any
 
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.prune import recover
+from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
-from lepton_cli.prune.plan import Plan
 from lepton_cli.step import Decision
 
 
-def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ()) -> tuple[Decision, ...]:
+def decisions(plan: Analysis, widths: Widths | None, dropped: Sequence[Branch] = ()) -> tuple[Decision, ...]:
     operators = {node.name or "": node.op_type for node in plan.model.graph}
     found: dict[str, Decision] = {}
     for branch in dropped:
@@ -43,7 +43,7 @@ def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ())
 
 
 def details(
-    plan: Plan,
+    plan: Analysis,
     widths: Widths | None,
     repairs: Sequence[recover.Repair],
     targets: Sequence[Mapping[str, Any]],

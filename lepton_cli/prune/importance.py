@@ -86,7 +86,7 @@ def chunks(groups: Sequence[Group], layers: Mapping[str, Linear], model: ir.Mode
 
 
 def grams(
-    model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Source
+    model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Calibration
 ) -> dict[str, Matrix]:
     """Gram matrices of all layers that read these groups, by node."""
     needed = list({layer.node: layer for group in groups for layer, _ in consumers(group, layers)}.values())

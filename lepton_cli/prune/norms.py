@@ -10,10 +10,10 @@ from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.probe.distances import relative_error
 from lepton_cli.prune import recover
-from lepton_cli.prune.recover import Repair, Source
+from lepton_cli.prune.recover import Calibration, Repair
 
 
-def reestimate(model: ir.Model, reference: ir.Model, source: Source) -> tuple[ir.Model, list[Repair]]:
+def reestimate(model: ir.Model, reference: ir.Model, source: Calibration) -> tuple[ir.Model, list[Repair]]:
     """The model with new statistics if that brings its outputs closer to the reference's, else as it was."""
     nodes = [node.name or "" for node in model.graph if node.op_type == "BatchNormalization" and _own(node)]
     if not nodes:
@@ -35,7 +35,7 @@ def _own(node: ir.Node) -> bool:
     return all(value is not None and value.is_initializer() and len(value.uses()) == 1 for value in node.inputs[3:5])
 
 
-def _one(model: ir.Model, name: str, source: Source) -> None:
+def _one(model: ir.Model, name: str, source: Calibration) -> None:
     """New mean and variance of one node, in place; nodes before it have theirs already."""
     node = next(node for node in model.graph if node.name == name)
     x, mean_value, variance_value = node.inputs[0], node.inputs[3], node.inputs[4]

@@ -25,14 +25,14 @@ EFFORT = 4e11
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Unpruned:
     """Batches to try on, and what the unpruned model makes of them."""
 
     model: ir.Model
     coupling: Coupling
     feeds: Sequence[activations.Arrays]
     outputs: Sequence[NDArray[np.float64]]
-    source: recover.Source
+    source: recover.Calibration
 
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over the outputs."""
@@ -40,15 +40,15 @@ class Trial:
         return relative_error(now, self.outputs)
 
 
-def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials: int, macs: float) -> Trial:
+def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, trials: int, macs: float) -> Unpruned:
     """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
-    return Trial(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
+    return Unpruned(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
 
 
 def curve(
-    trial: Trial, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
+    trial: Unpruned, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> NDArray[np.float64]:
     """Loss after removing 0, 1, 2, ... channels: the ranking's own curve, scaled to what a few trials measured."""
     own = np.concatenate([[0.0], np.maximum.accumulate(ranking.loss)])
@@ -68,7 +68,7 @@ def curve(
 
 
 def removed(
-    trial: Trial, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
+    trial: Unpruned, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> ir.Model:
     """The model without these channels, its consumers refitted to their own Gram matrices."""
     model = cut.cut(trial.model, trial.coupling, group.atoms[gone])

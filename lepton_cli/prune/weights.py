@@ -26,7 +26,7 @@ PLAIN = "zeros shrink only the compressed (gzip) file: onnxruntime stores and mu
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class Prunable:
     """One weight tensor: its node, operator, and matrix view [inputs, outputs] where the layer is linear."""
 
     node: str
@@ -115,10 +115,10 @@ def _pattern(options: PruneWeights) -> tuple[int, int]:
     return keep, of
 
 
-def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Weight], list[Decision]]:
+def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Prunable], list[Decision]]:
     """Weights of convolutions and products, in graph order, and decisions about nodes left alone."""
     layers = linear.find(model)
-    found: list[Weight] = []
+    found: list[Prunable] = []
     left: list[Decision] = []
     for node in model.graph:
         if node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul"):
@@ -148,7 +148,7 @@ def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Weight], list[Deci
                 f"the weights `{value.name}` of node `{node.name}` are not finite",
                 hint="the model is damaged",
             )
-        found.append(Weight(node.name or "", node.op_type, value.name or "", array, layers.get(node.name or "")))
+        found.append(Prunable(node.name or "", node.op_type, value.name or "", array, layers.get(node.name or "")))
     return found, left
 
 
@@ -160,7 +160,7 @@ def _scores(array: NDArray[np.float64], kind: str, *, relative: bool) -> NDArray
     return np.asarray(size / max(float(np.sqrt(np.mean(size**2))), 1e-30)) if relative else size
 
 
-def _threshold(weights: list[Weight], options: PruneWeights, kind: str) -> float | None:
+def _threshold(weights: list[Prunable], options: PruneWeights, kind: str) -> float | None:
     """The one importance below which weights go, for a threshold or a global sparsity."""
     if options.threshold is not None:
         return float(options.threshold)
@@ -172,7 +172,7 @@ def _threshold(weights: list[Weight], options: PruneWeights, kind: str) -> float
 
 def _one(
     model: ir.Model,
-    weight: Weight,
+    weight: Prunable,
     options: PruneWeights,
     kind: str,
     cut: float | None,
@@ -212,14 +212,14 @@ def _mask(scores: NDArray[np.float64], share: float | None, pattern: tuple[int, 
 
 
 def _optimal(
-    model: ir.Model, weight: Weight, share: float | None, pattern: tuple[int, int], context: Context
+    model: ir.Model, weight: Prunable, share: float | None, pattern: tuple[int, int], context: Context
 ) -> NDArray[np.float64]:
     """Zeros chosen block by block with the error pushed into the weights that follow; inputs of the pruned model."""
     layer, data = weight.layer, context.calibration
     if layer is None or data is None:
         return weight.array
     matrix = layer.matrix(weight.array)
-    source = recover.Source(data, context.workdir, context.threads, context.seed, data.count)
+    source = recover.Calibration(data, context.workdir, context.threads, context.seed, data.count)
     inner = activations.Activations(model, [layer.input], context.workdir, context.threads)
     found = moments.grams([layer], [len(matrix)], recover.batches(model, source), inner.run, data.count, context.seed)
     xx = found[layer.node][:-1, :-1]

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from lepton_cli.graph.edit import Editor, set_weight
 from lepton_cli.model import io
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.targets import Target
 from lepton_cli.step import Context, Decision
@@ -53,7 +53,7 @@ def soften_masks(model: ir.Model, context: Context) -> tuple[ir.Model, list[Deci
         decisions.append(Decision(node=node.name or "", op=node.op_type, action="rewritten", reason=reason))
     if not decisions:
         return model, []
-    same = Fidelity(model, context, most=16, batch=4).sqnr(copy) >= SAME_DB
+    same = Reference(model, context, most=16, batch=4).sqnr(copy) >= SAME_DB
     return (copy, decisions) if same else (model, [])
 
 

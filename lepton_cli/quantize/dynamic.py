@@ -14,7 +14,7 @@ from lepton_cli.graph.edit import array_of
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -81,7 +81,7 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     changed = sum(decision.action == "quantized" for decision in decisions)
     if not changed:
         return Outcome(model, 0, tuple(decisions), summary, details)
-    details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)
+    details["sqnr_db"] = round(Reference(model, context).sqnr(made), 2)
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
 
 
@@ -95,7 +95,7 @@ def _smoothed(
     if context.calibration is None or not readers:
         return plain, {}
     ends = channels.collect(model, dict.fromkeys(readers, -1), context.calibration, context)
-    fidelity = Fidelity(model, context)
+    fidelity = Reference(model, context)
     best, made = fidelity.sqnr(plain), plain
     found: dict[str, Any] = {"repairs": {"none": round(best, 2)}}
     for strength in smooth.STRENGTHS:
@@ -121,7 +121,7 @@ def _streamed(
     """Large models: matrix weights only, tensor by tensor, and no trial run, which would need all of the memory."""
     names = {node.name or "" for node in chosen if node.op_type in ("MatMul", "Gemm")}
     limit = 63 if target.reduce_range else 127
-    made = streamed.dynamic(model, names, limit, weights.Store(context.workdir))
+    made = streamed.dynamic(model, names, limit, weights.WeightStore(context.workdir))
     return Outcome(made, len(names), decisions, f"{len(names)} operators quantized, tensor by tensor", details)
 
 

@@ -12,7 +12,7 @@ from lepton_cli.graph.fold import lift_constants
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import ConvertFp16
@@ -77,7 +77,7 @@ def _repaired(
     made = _converted(model, sorted(blocked), keep_io)
     if not keep_io:
         return made, None, set()
-    fidelity = Fidelity(model, context, most=16, batch=4)
+    fidelity = Reference(model, context, most=16, batch=4)
     score = fidelity.sqnr(made)
     repaired: set[str] = set()
     kinds = sorted({node.op_type for node in model.graph if node.name not in blocked})

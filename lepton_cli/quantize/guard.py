@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.step import Context
 
@@ -26,7 +26,7 @@ class Sensitivity:
 
 
 def sensitivity(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Fidelity, context: Context
+    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
 ) -> list[Sensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
     anchors = [node for node in model.graph if node.name in choice.anchors]

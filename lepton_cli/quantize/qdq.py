@@ -30,7 +30,7 @@ MICROSOFT = "com.microsoft"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Scheme:
     """All that decides how a quantized graph looks. Weights are symmetric, with one scale per output channel."""
 
     target: Target
@@ -41,7 +41,7 @@ class Plan:
     activations: Literal["int8", "int16"] = "int8"
 
 
-def write(model: ir.Model, plan: Plan) -> ir.Model:
+def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
     proto = io.to_proto(_typed(model, plan))
     try:
@@ -58,7 +58,7 @@ def write(model: ir.Model, plan: Plan) -> ir.Model:
     return result
 
 
-def _typed(model: ir.Model, plan: Plan) -> ir.Model:
+def _typed(model: ir.Model, plan: Scheme) -> ir.Model:
     """A copy that names the type of every tensor with a range: the writer passes over tensors it has no type of."""
     copy = io.clone(model)
     for node in copy.graph:
@@ -68,7 +68,7 @@ def _typed(model: ir.Model, plan: Plan) -> ir.Model:
     return copy
 
 
-def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
+def _quantizer(proto: onnx.ModelProto, plan: Scheme) -> Any:
     onnxruntime()
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -102,7 +102,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
     )
 
 
-def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+def _overrides(plan: Scheme) -> dict[str, list[dict[str, Any]]]:
     return {
         name: [
             {"axis": axis, "scale": np.float32(scale), "zero_point": np.int8(0)}
@@ -114,7 +114,7 @@ def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _wide(proto: onnx.ModelProto, plan: Plan) -> list[str]:
+def _wide(proto: onnx.ModelProto, plan: Scheme) -> list[str]:
     """Activations that the anchors with 16 bits read and write, through an activation function behind them too."""
     found: dict[str, None] = {}
     for node in proto.graph.node:
@@ -142,7 +142,7 @@ def is_pair(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
 
 
-def _float_results(model: ir.Model, plan: Plan) -> set[str]:
+def _float_results(model: ir.Model, plan: Scheme) -> set[str]:
     """Results of chosen MatMuls and Gemms; the writer renames one whose ReLU it merged into the rounding."""
     if not plan.target.float_outputs:
         return set()

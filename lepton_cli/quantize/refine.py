@@ -12,7 +12,7 @@ from lepton_cli.probe import channels, clipping
 from lepton_cli.probe.calibration import Ranges
 from lepton_cli.probe.calibration import collect as collect_ranges
 from lepton_cli.probe.clipping import Range
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import Target
@@ -29,7 +29,7 @@ class Best:
     """Everything needed to write the quantized model for any subset of nodes."""
 
     model: ir.Model
-    plan: qdq.Plan
+    plan: qdq.Scheme
     details: dict[str, Any]
 
     def write(self, choice: choose.Choice) -> ir.Model:
@@ -43,12 +43,12 @@ def best(
     found: Ranges,
     target: Target,
     options: QuantizeStatic,
-    fidelity: Fidelity,
+    fidelity: Reference,
     data: Dataset,
     context: Context,
 ) -> Best:
     """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs."""
-    search = _Search(model, choice, found, target, options, fidelity, data, context)
+    search = _Repairs(model, choice, found, target, options, fidelity, data, context)
     search.equalise()
     search.smooth()
     search.ranges()
@@ -56,7 +56,7 @@ def best(
     return Best(search.model, search.plan(), search.details)
 
 
-class _Search:
+class _Repairs:
     def __init__(
         self,
         model: ir.Model,
@@ -64,7 +64,7 @@ class _Search:
         found: Ranges,
         target: Target,
         options: QuantizeStatic,
-        fidelity: Fidelity,
+        fidelity: Reference,
         data: Dataset,
         context: Context,
     ) -> None:
@@ -79,11 +79,11 @@ class _Search:
         self.score = self._score(model, self.limits, self.scales)
         self.details["repairs"]["none"] = round(self.score, 2)
 
-    def plan(self) -> qdq.Plan:
-        return qdq.Plan(self.target, self.choice, self.limits, self.scales, self.options.activations)
+    def plan(self) -> qdq.Scheme:
+        return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
     def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
-        plan = qdq.Plan(self.target, self.choice, ends, scales, self.options.activations)
+        plan = qdq.Scheme(self.target, self.choice, ends, scales, self.options.activations)
         return self.fidelity.sqnr(qdq.write(model, plan))
 
     def _kept(self, name: str, score: float) -> bool:
@@ -158,7 +158,7 @@ class _Search:
             self.choice,
             known,
             limit=63 if self.target.reduce_range else 127,
-            brain=self.options.rounding != "nearest",
+            gptq=self.options.rounding != "nearest",
             correct_bias=self.options.bias_correction is not False,
         )
         name = "nearest" if self.options.rounding == "nearest" else "gptq"

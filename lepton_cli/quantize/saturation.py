@@ -18,7 +18,7 @@ from lepton_cli.graph.edit import array_of
 from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.moments import LONGEST_ROW, row_length, rows_of
-from lepton_cli.quantize.qdq import Plan
+from lepton_cli.quantize.qdq import Scheme
 from lepton_cli.step import Context
 
 #: Input rows (positions of a Conv) and output channels looked at per layer: a share needs no more.
@@ -39,7 +39,7 @@ class Saturation:
     sqnr_db: float
 
 
-def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> list[Saturation]:
+def simulate(model: ir.Model, plan: Scheme, data: Dataset, context: Context) -> list[Saturation]:
     """The layers of `plan` where sums saturate, worst first."""
     nodes = [node for node in model.graph if node.name in plan.choice.anchors and _measurable(node, plan)]
     batch = next(iter(batches(model, data, 2)), None)
@@ -52,7 +52,7 @@ def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> li
     return sorted((entry for entry in found if entry.share), key=lambda entry: entry.sqnr_db)
 
 
-def _measurable(node: ir.Node, plan: Plan) -> bool:
+def _measurable(node: ir.Node, plan: Scheme) -> bool:
     return row_length(node) <= LONGEST_ROW and _input(node) in plan.ranges
 
 
@@ -61,7 +61,7 @@ def _input(node: ir.Node) -> str:
     return (value.name if value is not None else "") or ""
 
 
-def _layer(node: ir.Node, values: NDArray[np.float32], plan: Plan, random: np.random.Generator) -> Saturation:
+def _layer(node: ir.Node, values: NDArray[np.float32], plan: Scheme, random: np.random.Generator) -> Saturation:
     rows = rows_of(node, values, random)[:, :ROWS]
     codes, zero = _activation_codes(rows, plan.ranges[_input(node)])
     weights = _weight_codes(node, plan, groups=len(rows))
@@ -89,7 +89,7 @@ def _activation_codes(rows: NDArray[np.float32], ends: Range) -> tuple[NDArray[n
     return np.pad(codes, ((0, 0), (0, 0), (0, codes.shape[2] % 2))), zero
 
 
-def _weight_codes(node: ir.Node, plan: Plan, groups: int) -> NDArray[np.int32]:
+def _weight_codes(node: ir.Node, plan: Scheme, groups: int) -> NDArray[np.int32]:
     """int8 codes [groups, outputs per group, K], K made even; a part of the outputs where they are many."""
     weight = array_of(node)
     assert weight is not None

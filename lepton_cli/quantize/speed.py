@@ -71,7 +71,7 @@ def compare(
         session = Session(io.payload(model, context.workdir), threads=context.threads)
         return lambda: timing.Warm(session.caller(feeds))
 
-    rule = timing.Rule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
+    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
     rounds = timing.compare([opener(model) for model in models], rule, np.random.default_rng(context.seed), clock=clock)
     return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
 

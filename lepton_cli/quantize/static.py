@@ -12,7 +12,7 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import (
     alternatives,
     choose,
@@ -70,7 +70,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     if not choice.anchors:
         summary = "nothing to quantize is left"
         return Outcome(model, 0, _decisions(work, choice, target), summary, {"target": target.name, "why": target.why})
-    outcome = _Run(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
+    outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
 
 
@@ -84,7 +84,7 @@ def _data(context: Context) -> Dataset:
     return context.calibration
 
 
-class _Run:
+class _Quantization:
     """One quantization: speed first (which nodes), then accuracy (ranges and weights), then the guards."""
 
     def __init__(
@@ -100,7 +100,7 @@ class _Run:
         #: `given` is the user's model, `model` the same prepared for int8.
         self.given, self.model, self.choice, self.found = given, model, choice, found
         self.target, self.options, self.context = target, options, context
-        self.fidelity = Fidelity(model, context)
+        self.fidelity = Reference(model, context)
         self.warnings: list[str] = []
         self.ranking: list[guard.Sensitivity] | None = None
         self.details: dict[str, Any] = {"target": target.name, "why": target.why}
@@ -146,7 +146,7 @@ class _Run:
     def _write(self, choice: choose.Choice) -> ir.Model:
         """A quick version: speed depends on the nodes chosen, not on their values."""
         limits = self.found.limits("minmax")
-        return qdq.write(self.model, qdq.Plan(self.target, choice, limits, activations=self.options.activations))
+        return qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
 
     def _spare_slow_layers(self) -> None:
         reason = targets.runs_here(self.target)

@@ -17,7 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.quantize import weights
 
 
-def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.Store) -> ir.Model:
+def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.WeightStore) -> ir.Model:
     """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit]."""
     copy = io.clone(model)
     editor = Editor(copy)
@@ -41,7 +41,7 @@ def _measured(editor: Editor, before: ir.Node, source: ir.Value) -> list[ir.Valu
     return list(node.outputs)
 
 
-def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.Store) -> None:
+def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.WeightStore) -> None:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None

@@ -32,7 +32,7 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
         for block in (128, 64, 32, 16):
             options = QuantizeWeights(step="quantize.weights", bits=8, block_size=block)
             if weights.refused(node, options) is None:
-                ratio = weights.replace(editor, node, options, weights.Store(None))
+                ratio = weights.replace(editor, node, options, weights.WeightStore(None))
                 reason = f"table in 8 bits, blocks of {block} ({ratio:.0f} dB)"
                 decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
                 break

@@ -50,7 +50,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     }
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
-    store = Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+    store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
     editor, errors = Editor(copy), []
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
@@ -108,7 +108,7 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
     return rows, columns
 
 
-class Store:
+class WeightStore:
     """Keeps results in memory, or appends them to one file and hands out references to it."""
 
     def __init__(self, workdir: Path | None) -> None:
@@ -198,7 +198,7 @@ def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
     return made
 
 
-def replace(editor: Editor, node: ir.Node, options: QuantizeWeights, store: Store) -> float:
+def replace(editor: Editor, node: ir.Node, options: QuantizeWeights, store: WeightStore) -> float:
     """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
     gather = node.op_type == "Gather"
     weight = node.inputs[0 if gather else 1]

@@ -252,7 +252,7 @@ def test_zero_is_exact_in_the_quantized_graph(kind: str, method: clipping.Method
     choice = choose.candidates(model, {"MatMul_0"})
     ends = clipping.limits(histogram(sample(kind, 500)), method)
     for target, least, most in (("x86", 0, 255), ("arm", -128, 127)):
-        made = qdq.write(model, qdq.Plan(TARGETS[target], choice, {"x": ends}))
+        made = qdq.write(model, qdq.Scheme(TARGETS[target], choice, {"x": ends}))
         scale, zero = _quantizer(made)
         assert least <= zero <= most
         if target == "x86":

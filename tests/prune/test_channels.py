@@ -16,7 +16,7 @@ from lepton_cli.graph import cost, edit, shapes
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.machine import Machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, channels, latency, plan, ranking
+from lepton_cli.prune import allocate, analysis, channels, latency, ranking
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network, zeroed
 from tests.prune.context import InMemory, context, images, outputs, redundant, relative_error
@@ -108,7 +108,7 @@ def test_several_targets_hold_together(tmp_path: Path, monkeypatch: pytest.Monke
 def test_targets_that_cannot_hold_together_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time alone could be reached: naming a smaller time than the one asked for would be no explanation."""
     model, data = redundant(), images(32)
-    out = latency.Choice(None, (), 0.6, 0.6)
+    out = latency.Met(None, (), 0.6, 0.6)
     monkeypatch.setattr(latency, "choose", lambda *_: out)
     with pytest.raises(StepError, match=r"latency can go down to 60.+, but not while the other targets hold"):
         channels.prune(model, params(target={"latency": "80 %", "params": "90 %"}), context(model, tmp_path, data))
@@ -238,7 +238,7 @@ def test_without_repair_the_result_is_the_model_with_zeros_in_place(importance: 
     model, data = redundant(), images(32)
     options = {"target": {"macs": "60 %"}, "importance": importance, "recover": []}
     outcome = channels.prune(model, params(**options), context(model, tmp_path, data))
-    found = plan.analysed(model, params(**options), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(model, params(**options), {"x": (2, 3, 8, 8)})
     kept = {group["name"]: group["kept"] for group in outcome.details["groups"]}
     given = context(model, tmp_path, data)
     levels = [np.arange(group.channels, 0, -1) for group in found.groups]
@@ -301,7 +301,7 @@ def test_shares_are_of_the_model_that_the_run_began_with(tmp_path: Path) -> None
 @pytest.mark.parametrize("metric", ["macs", "params"])
 def test_how_far_a_target_can_go_is_that_of_the_least_widths(metric: str, tmp_path: Path) -> None:
     model = redundant()
-    found = plan.analysed(model, params(), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(model, params(), {"x": (2, 3, 8, 8)})
     gone = np.concatenate([group.atoms[: group.channels - int(np.ceil(group.channels / 2))] for group in found.groups])
     least = cut.cut(found.model, found.coupling, gone)
     count = macs if metric == "macs" else parameters
@@ -337,7 +337,7 @@ def test_widths_fill_vector_blocks_for_latency_and_half_blocks_in_narrow_layers(
     n = Network()
     x = n.conv(n.input("x", "batch", 3, 8, 8), 3, width)
     model = n.model(n.conv(n.node("Relu", x), width, 4))
-    (group,) = plan.analysed(model, params(), {"x": (2, 3, 8, 8)}).groups
+    (group,) = analysis.analysed(model, params(), {"x": (2, 3, 8, 8)}).groups
     assert channels._levels(group, params(target={"latency": "80 %"})).tolist() == wanted
     assert channels._levels(group, params(target={"latency": "80 %"}, round_to=width // 2)).tolist() == (
         [width, *range((width - 1) // (width // 2) * (width // 2), 0, -(width // 2))]

@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 
 from lepton_cli.coupling import branches
-from lepton_cli.prune import decisions, plan
+from lepton_cli.prune import analysis, decisions
 from lepton_cli.prune.recover import Repair
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
 from tests.prune.context import redundant
 
 
-def analysed() -> plan.Plan:
-    return plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+def analysed() -> analysis.Analysis:
+    return analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
 
 
 def test_nodes_are_pruned_kept_rewritten_or_frozen() -> None:
@@ -85,7 +85,9 @@ def test_widths_of_a_node_add_up_over_its_groups_and_positions() -> None:
     left = n.node("Split", x, "w2", outputs=2, axis=1)
     first = n.node("Gemm", left, n.weight(3, 2), n.weight(2))
     second = n.node("Gemm", left.removesuffix("_out") + "_1_out", n.weight(2, 2), n.weight(2))
-    found = plan.analysed(n.model(n.node("Add", first, second)), PruneChannels(step="prune.channels"), {"x": (2, 4)})
+    found = analysis.analysed(
+        n.model(n.node("Add", first, second)), PruneChannels(step="prune.channels"), {"x": (2, 4)}
+    )
     assert [group.channels for group in found.groups] == [3, 2]
     shown = decisions.details(found, np.array([2, 1]), [], [])
     rows = {row["node"]: (row["before"], row["after"]) for row in shown["widths"]}

@@ -158,7 +158,7 @@ def test_gram_matrices_are_those_of_the_rows_to_fit_with(tmp_path: Path) -> None
     """Of eight samples in batches of one, every fourth is held out."""
     model, group = mlp()
     x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    source = recover.Source(InMemory({"x": x}), tmp_path, 1, 0, 8)
+    source = recover.Calibration(InMemory({"x": x}), tmp_path, 1, 0, 8)
     found = importance.grams(model, [group], linear.find(model), source)
     bias = model.graph.initializers["w1"].const_value.numpy()
     rows = np.concatenate([np.maximum(x @ FIRST + bias, 0), np.ones((8, 1))], axis=1)[[0, 1, 2, 4, 5, 6]]

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.prune import norms
-from lepton_cli.prune.recover import Source
+from lepton_cli.prune.recover import Calibration
 from tests.coupling.networks import Network
 from tests.prune.context import InMemory, images, whole
 
 Array = NDArray[Any]
 
 
-def source(data: InMemory, folder: Path, samples: int) -> Source:
-    return Source(data, folder, threads=1, seed=0, samples=samples)
+def source(data: InMemory, folder: Path, samples: int) -> Calibration:
+    return Calibration(data, folder, threads=1, seed=0, samples=samples)
 
 
 def network(seed: int = 0) -> ir.Model:

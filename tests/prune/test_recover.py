@@ -20,9 +20,9 @@ from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear, moments
 from lepton_cli.probe.linear import Linear
-from lepton_cli.probe.moments import Aim, Sample
+from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.prune import recover
-from lepton_cli.prune.recover import Repair, Repairer, Source
+from lepton_cli.prune.recover import Calibration, Repair, Repairer
 from tests.coupling.networks import Network, analysed
 from tests.prune.context import InMemory, rectified_ridge, ridge_solution, whole
 
@@ -92,8 +92,8 @@ class Case:
         self.model = cut.cut(self.reference, self.coupling, self.removed)
         self.x, self.folder = x, folder
 
-    def source(self) -> Source:
-        return Source(InMemory({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
+    def source(self) -> Calibration:
+        return Calibration(InMemory({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
 
     def repairer(self, kinds: Collection[str]) -> Repairer:
         return Repairer(self.reference, self.coupling, self.removed, self.source(), kinds)
@@ -368,9 +368,11 @@ def test_a_convolution_is_fitted_over_its_windows_and_gets_a_bias(tmp_path: Path
 
 
 def test_every_batch_gives_its_share_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Sample] = []
+    seen: list[LayerSample] = []
 
-    def spy(*arguments: Any, original: Callable[..., dict[str, Sample]] = moments.sample) -> dict[str, Sample]:
+    def spy(
+        *arguments: Any, original: Callable[..., dict[str, LayerSample]] = moments.sample
+    ) -> dict[str, LayerSample]:
         found = original(*arguments)
         seen.extend(found.values())
         return found
@@ -421,14 +423,14 @@ def test_error_is_the_squared_error_as_a_share_of_the_spread_after_the_relu() ->
                 value = max(value, 0.0) if relu else value
                 total += which[i] * (value - float(wanted[i, k])) ** 2
                 spread += which[i] * float(wanted[i, k] - wanted[which, k].astype(np.float64).mean()) ** 2
-        found = recover.error(Sample(x, y, offset, which), which, solution, relu)
+        found = recover.error(LayerSample(x, y, offset, which), which, solution, relu)
         assert found == pytest.approx(total / spread, rel=1e-5)
 
 
 def test_error_against_targets_that_never_change_is_finite() -> None:
     x, y = np.ones((4, 1), np.float32), np.full((4, 1), 2, np.float32)
     everything = np.ones(4, np.bool_)
-    rows = Sample(x, y, np.zeros_like(y), everything)
+    rows = LayerSample(x, y, np.zeros_like(y), everything)
     assert recover.error(rows, everything, np.array([[1.0], [0.5]]), False) == pytest.approx(4 * 0.25 / 1e-30)
     assert recover.error(rows, everything, np.array([[1.0], [1.0]]), False) == 0
 
@@ -456,7 +458,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
     x = np.arange(400.0).reshape(400, 1).astype(np.float32)
     n = Network()
     model = n.model(n.node("Neg", n.input("x", "batch", 1)))
-    source = Source(InMemory({"x": x}), tmp_path, 1, 0, samples)
+    source = Calibration(InMemory({"x": x}), tmp_path, 1, 0, samples)
     starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
 
     def where(batches: Any) -> list[int]:
@@ -474,7 +476,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
 
 
 def test_no_samples_are_one_batch(tmp_path: Path) -> None:
-    assert recover.count(Source(InMemory({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
+    assert recover.count(Calibration(InMemory({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
 
 
 Added = Callable[[Network, str, str], list[str]]

@@ -10,7 +10,7 @@ import pytest
 
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, qdq, refine, smooth
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
@@ -31,7 +31,7 @@ def best(model: ir.Model, data: Samples, tmp_path: Path, target: str = "x86-vnni
     choice, here = everything(model), context(data, tmp_path)
     found = calibration.collect(model, choose.activations(model, choice), data, here)
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": target, **options})
-    return refine.best(model, choice, found, TARGETS[target], params, Fidelity(model, here), data, here)
+    return refine.best(model, choice, found, TARGETS[target], params, Reference(model, here), data, here)
 
 
 def outputs(model: ir.Model, data: Samples) -> np.ndarray:
@@ -379,7 +379,7 @@ def test_a_fifth_of_a_decibel_is_what_a_repair_must_bring(tmp_path: Path, monkey
     model, data = exact_product(), table(100, 256)
     for gain, name in ((0.19, "minmax"), (0.21, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, scores=scores: next(scores))
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
         assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
 
 
@@ -388,13 +388,13 @@ def test_exactly_the_worth_of_a_repair_is_not_enough(tmp_path: Path, monkeypatch
     monkeypatch.setattr(refine, "WORTH_DB", 0.25)
     for gain, name in ((0.25, "minmax"), (0.2501, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, scores=scores: next(scores))
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
         assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
 
 
 def test_scores_are_reported_to_two_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([30.12345, 31.98765, 29.111])
-    monkeypatch.setattr(Fidelity, "sqnr", lambda self, made: next(scores))
+    monkeypatch.setattr(Reference, "sqnr", lambda self, made: next(scores))
     made = best(exact_product(32), table(100, 32), tmp_path, **RANGES_ALONE)
     assert made.details["repairs"] == {"none": 30.12, "percentile": 31.99, "mse": 29.11}
 
@@ -419,7 +419,7 @@ def test_each_repair_must_be_better_than_the_last_one_kept(tmp_path: Path, monke
     model, data = exact_product(32), table(100, 32)
     for scores, name in (([30.0, 31, 31.1, 40], "percentile"), ([30.0, 31, 31.3, 40], "mse")):
         given = iter(scores)
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, given=given: next(given))
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, given=given: next(given))
         made = best(model, data, tmp_path, **NO_EQUALISE)
         assert made.details["calibration"] == name
         assert made.details["repairs"] == {"none": 30.0, "percentile": 31, "mse": scores[2], "gptq": 40}
@@ -441,5 +441,5 @@ def test_any_part_of_the_choice_can_be_written(tmp_path: Path) -> None:
     choice = everything(model)
     counts = [ops(made.write(one)).count("DequantizeLinear") for one in (choice, choice.without(["Conv_2"], "", model))]
     assert counts[0] > counts[1] > 0
-    expected = qdq.write(model, qdq.Plan(TARGETS["x86-vnni"], choice, made.plan.ranges))
+    expected = qdq.write(model, qdq.Scheme(TARGETS["x86-vnni"], choice, made.plan.ranges))
     assert np.array_equal(outputs(made.write(choice), data), outputs(expected, data))

@@ -144,7 +144,7 @@ def test_a_profile_names_the_kernels_that_really_run(here: Context) -> None:
 def quantized(model: ir.Model, choice: Choice | None = None) -> ir.Model:
     choice = choice or chosen(model)
     ranges = {name: ((0.0, 3.0) if name in relus(model) else (-3.0, 3.0)) for name in choose.activations(model, choice)}
-    return qdq.write(model, qdq.Plan(TARGETS["x86"], choice, ranges))
+    return qdq.write(model, qdq.Scheme(TARGETS["x86"], choice, ranges))
 
 
 def relus(model: ir.Model) -> set[str]:

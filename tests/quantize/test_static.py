@@ -477,7 +477,7 @@ def test_what_machines_without_vnni_would_lose(
 def test_the_simulation_is_of_the_layers_that_are_int8_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans: list[qdq.Plan] = []
+    plans: list[qdq.Scheme] = []
     monkeypatch.setattr(saturation, "simulate", lambda model, plan, *rest: plans.append(plan) or [])
 
     def score(candidate: ir.Model) -> float:
@@ -516,7 +516,9 @@ def test_outputs_below_20_db_are_repaired_by_up_to_half_of_the_layers(
         return hold(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(guard, "hold", holding)
-    monkeypatch.setattr(distances.Fidelity, "sqnr", lambda judge, made: least if "QuantizeLinear" in ops(made) else 140)
+    monkeypatch.setattr(
+        distances.Reference, "sqnr", lambda judge, made: least if "QuantizeLinear" in ops(made) else 140
+    )
     outcome = quick(deep(), tmp_path, target="x86")
     assert limits == ([2] if repaired else [])
     assert "fidelity_guard" not in outcome.details

@@ -258,7 +258,7 @@ def test_slabs_are_consecutive_rows(
 
 
 def test_a_store_appends_at_multiples_of_4096(tmp_path: Path) -> None:
-    store = weights.Store(tmp_path)
+    store = weights.WeightStore(tmp_path)
     arrays = [np.arange(1030, dtype=np.float32), np.arange(7, dtype=np.uint8)]
     arrays += [np.zeros(4096, np.uint8), np.ones(3, np.int8)]
     kept = [store.keep(array.reshape(-1, 1)) for array in arrays]
@@ -268,7 +268,7 @@ def test_a_store_appends_at_multiples_of_4096(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.numpy(), array.reshape(-1, 1))
     assert store.path is not None
     assert store.path.stat().st_size == 16387
-    assert not isinstance(weights.Store(None).keep(arrays[0]), ir.ExternalTensor)
+    assert not isinstance(weights.WeightStore(None).keep(arrays[0]), ir.ExternalTensor)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

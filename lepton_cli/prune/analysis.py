@@ -21,7 +21,7 @@ from lepton_cli.step import Context
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Analysis:
     """An analysed model and what may be pruned in it."""
 
     model: ir.Model
@@ -43,7 +43,7 @@ def analysed(
     *,
     folding: bool = True,
     run: bool = True,
-) -> Plan:
+) -> Analysis:
     """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
     prepared, facts = known_shapes.prepare(model, feeds, run=run)
@@ -59,7 +59,7 @@ def analysed(
         if group.frozen is None and group.channels < 2:
             group = dataclasses.replace(group, frozen="a single channel", node=group.name)
         (groups if group.frozen is None else frozen).append(group)
-    return Plan(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
+    return Analysis(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
 
 
 def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
