@@ -274,7 +274,7 @@ def test_inputs_are_evened_out_where_that_gains_half_a_decibel(
     scores: list[float], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Judged, "scores", [*scores, 33.333])
-    monkeypatch.setattr(dynamic, "Fidelity", Judged)
+    monkeypatch.setattr(dynamic, "Reference", Judged)
     outcome = quantize(outlier_net(), tmp_path, rows())
     assert Judged.scores == []
     assert outcome.details["repairs"] == dict(
@@ -291,7 +291,7 @@ def test_the_best_strength_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         scores = [20.0, 21.0, 21.0, 21.0, 9.0]
         scores[best + 1] = 25.0
         monkeypatch.setattr(Judged, "scores", scores)
-        monkeypatch.setattr(dynamic, "Fidelity", Judged)
+        monkeypatch.setattr(dynamic, "Reference", Judged)
         factors[best] = array(quantize(outlier_net(), tmp_path, rows()).model, "t0.smooth")
     assert np.ptp(factors[0]) < np.ptp(factors[1]) < np.ptp(factors[2]), "the stronger the wider"
 

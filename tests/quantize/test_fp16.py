@@ -188,7 +188,7 @@ class Judged:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> type[Judged]:
-    monkeypatch.setattr(fp16, "Fidelity", Judged)
+    monkeypatch.setattr(fp16, "Reference", Judged)
     monkeypatch.setattr(Judged, "asked", [])
     monkeypatch.setattr(Judged, "scores", {})
     return Judged
