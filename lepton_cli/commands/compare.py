@@ -103,9 +103,7 @@ def _measured(
         warnings.append(f"without data the outputs are compared on {job.check.count} random inputs: give --data or -r")
     before, after = models["original"], models["compressed"]
     changes = diff.diff(before.model, after.model, *(variant.size.layers for variant in found.variants))
-    report = assemble(
-        "compare", clock, data=job.data_facts(), warnings=warnings, extra={"diff": changes}, **found.parts()
-    )
+    report = assemble("compare", clock, data=job.data_facts(), warnings=warnings, diff=changes, **found.parts())
     return (broken(report, error) if error or stopped else report), error
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
+from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
@@ -38,12 +39,9 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     allowed = select(names, options.include, options.exclude)
     copy = io.clone(model)
     chosen, decisions = _chosen(copy, allowed, options)
-    details: dict[str, Any] = {
-        "bits": options.bits,
-        "block_size": options.block_size,
-        "method": options.method,
-        "symmetric": options.symmetric,
-    }
+    details = QuantizeWeightsDetails(
+        bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
+    )
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
     store = Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
@@ -51,11 +49,11 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
             ratio = replace(copy, node, options, store)
-            errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
+            errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
     drop_unused(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
-    details["sensitivity"] = errors
+    details = details.model_copy(update={"sensitivity": tuple(errors)})
     summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
     return Outcome(copy, len(chosen), tuple(decisions), summary, details)
 
