@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lepton_cli import cache
 from lepton_cli.commands import measuring, workspace
-from lepton_cli.commands.assemble import Clock
 from lepton_cli.commands.job import Job, prepare
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.commands.trials import Built, Laboratory
 from lepton_cli.commands.tune_report import RECIPE, About, Publisher
 from lepton_cli.commands.tune_traits import traits
@@ -71,30 +70,32 @@ def tune(
     *,
     earlier: Path | None = None,
     allow_code: bool = False,
-    command: str = "",
+    run: Run | None = None,
 ) -> Result:
-    """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over.
+    """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over;
+    `run`: how it was asked for, where that is not by these arguments.
 
     Raises LeptonError (exit code 2) for what cannot be searched; a search without a candidate that holds the limits
     ends in a report whose gates fail.
     """
+    if run is None:
+        run = Run(Arguments.of("tune", model, recipe, output=output, earlier=earlier, allow_code=allow_code))
     workspace.check(output, model, own=(f"{recipe.name}.onnx", f"{recipe.name}.onnx.data", RECIPE))
     job = prepare(model, recipe, allow_code=allow_code)
     folder = output / workspace.TUNE
     folder.mkdir(parents=True, exist_ok=True)
     with work_folder(folder) as scratch:
         try:
-            run = _Run(job, output, folder, scratch, watch, progress or Silent(), command)
-            return run.execute(earlier)
+            return _Tuning(job, output, folder, scratch, watch, progress or Silent(), run).execute(earlier)
         except LeptonError as error:
             raise job.locate(error) from error
 
 
-class _Run:
+class _Tuning:
     """One process of a search."""
 
     def __init__(
-        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, command: str
+        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, run: Run
     ) -> None:
         self.job, self.output, self.folder, self.watch, self.progress = job, output, folder, watch, progress
         self.section = job.spec.tune or TuneSection()
@@ -114,8 +115,8 @@ class _Run:
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
         self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal))
         self.store: Store = self._open_store()
-        self.command = command or _command(job, output)
-        self.clock = Clock()
+        self.run = run
+        self.run.warnings += job.warnings
         self.finals: dict[str, Built] = {}
 
     def _open_store(self) -> Store:
@@ -134,8 +135,7 @@ class _Run:
             self.job,
             self.judge,
             self.output,
-            self.command,
-            self.clock,
+            self.run,
             self.limits_at,
             self._about(),
             self._axes(original),
@@ -357,8 +357,3 @@ def _too_small(message: str) -> RecipeError:
         hint="raise `tune.budget.time`, or measure less: fewer `samples` to evaluate, `evaluate.latency.time`",
         option=("tune", "budget", "time"),
     )
-
-
-def _command(job: Job, output: Path) -> str:
-    recipe = ("-r", str(job.recipe.path)) if job.recipe.path else ()
-    return shlex.join(["lepton", "tune", str(job.loaded.path), *recipe, "-o", str(output)])

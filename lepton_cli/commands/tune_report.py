@@ -13,8 +13,9 @@ from pydantic import JsonValue
 
 from lepton_cli import gates
 from lepton_cli.commands import measuring
-from lepton_cli.commands.assemble import INTERRUPTED, Clock, assemble, recipe_facts
+from lepton_cli.commands.assemble import INTERRUPTED, recipe_facts
 from lepton_cli.commands.job import Job, place_text
+from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
 from lepton_cli.metrics import find
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
@@ -59,8 +60,7 @@ class Publisher:
     job: Job
     judge: Judge
     output: Path
-    command: str
-    clock: Clock
+    run: Run
     limits_at: str
     about: About
     #: Shown on the front: what is made small, and what is kept.
@@ -154,16 +154,13 @@ class Publisher:
 
     def _report(self, trial: Trial, trials: Sequence[Trial], *, ended: str = "", **parts: Any) -> Report:
         steps: Sequence[StepRecord] = parts["steps"]
-        warnings = [*self.job.warnings, *(f"{step.step}: {text}" for step in steps for text in step.warnings)]
+        warnings = [f"{step.step}: {text}" for step in steps for text in step.warnings]
         warnings += self._unmet(trials)
-        report = assemble(
-            "tune",
-            self.clock,
+        report = self.run.report(
             environment=self.judge.environment,
             recipe=recipe_facts(self.recipe(trial.steps)),
             data=self.job.data_facts(),
             warnings=warnings,
-            reproduce=self.command,
             tune=self.summary(trial, trials, ended),
             **parts,
         )

@@ -276,7 +276,7 @@ def test_targets_hold_on_the_finished_model_and_what_is_reached_is_counted_there
     went = sum(row.channels - row.kept for row in rows)
     narrower = sum(row.kept < row.channels for row in rows)
     assert outcome.summary == (
-        f"{went} of 32 channels removed in {narrower} groups; {metric} {told['reached']:.1%} of the original"
+        f"{went} of 32 channels removed in {narrower} groups; {metric} {told.reached:.1%} of the original"
     )
     assert outcome.changed == narrower
 

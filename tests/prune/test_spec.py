@@ -30,8 +30,8 @@ def test_the_step_runs_with_its_defaults(tmp_path: Path) -> None:
     )
     assert outcome.changed
     (target,) = outcome.details.targets
-    assert target["target"] == pytest.approx(0.6)
-    assert target["reached"] <= 0.6
+    assert target.target == pytest.approx(0.6)
+    assert target.reached <= 0.6
 
 
 def test_times_are_those_of_the_later_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,8 +116,8 @@ def test_glob_without_match_is_an_error(tmp_path: Path) -> None:
 def test_where_int8_pays_nowhere_the_given_model_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the one prepared for int8, with its bias joined into a Gemm and its batch norm folded."""
 
-    def nothing(model: ir.Model, choice: Choice, *rest: object) -> tuple[Choice, dict[str, object]]:
-        return choice.without(choice.anchors, "slow", model), {"speedup": 1.0, "returned": []}
+    def nothing(model: ir.Model, choice: Choice, *rest: object) -> tuple[Choice, Speed]:
+        return choice.without(choice.anchors, "slow", model), Speed(speedup=1.0)
 
     monkeypatch.setattr(speed, "faster_choice", nothing)
     model = mlp()
@@ -180,7 +180,7 @@ def test_fixed_batch(tmp_path: Path) -> None:
 def test_speed_guard_measures_and_reports(tmp_path: Path) -> None:
     outcome = quick(residual_net(), tmp_path, images(4), target="auto", speed_guard=True)
     assert outcome.details.speed.speedup > 0
-    assert {"int8", "float", "qdq_left"} <= set(outcome.details.placement)
+    assert set(outcome.details.placement.model_dump()) == {"int8", "float", "qdq_left", "operators"}
 
 
 def test_accuracy_guard_returns_layers_until_the_limit_holds(tmp_path: Path) -> None:

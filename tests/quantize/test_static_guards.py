@@ -51,8 +51,8 @@ def test_a_limit_that_cannot_hold_costs_no_more_trials() -> None:
     ranking = [guard.Sensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
     scores = iter([1.0, *[0.0] * 9])
     _, _, found = guard.hold(model, choice, lambda smaller: model, ranking, lambda made: next(scores), 0.1, most=2)
-    assert not found["holds"]
-    assert [trial["float"] for trial in found["trials"]] == [0, 1, 2]
+    assert not found.holds
+    assert [trial.in_float for trial in found.trials] == [0, 1, 2]
 
 
 def test_sensitivity_without_a_guard(tmp_path: Path) -> None:

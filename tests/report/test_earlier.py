@@ -13,6 +13,7 @@ from lepton_cli.prune.details import PruneChannelsDetails, PruneWeightsDetails
 from lepton_cli.quantize.details import QuantizeDynamicDetails, QuantizeStaticDetails
 from lepton_cli.report import render, store
 from lepton_cli.report.model import RECORDS, Report
+from lepton_cli.schema import json_schema
 from lepton_cli.step import Details
 from lepton_cli.steps import STEPS
 from tests.report import builders
@@ -246,3 +247,19 @@ def test_edited_details_are_refused_by_name(details: dict[str, Any], field: str,
         store.read(earlier(tmp_path, steps=[step]))
     assert caught.value.code == "report.invalid"
     assert field in caught.value.message
+
+
+def test_the_schema_describes_every_part() -> None:
+    definitions = json_schema("report")["$defs"]
+    for name, step in STEPS.items():
+        record = definitions[RECORDS[name].__name__]["properties"]
+        assert record["step"]["const"] == name
+        assert record["details"]["$ref"] == f"#/$defs/{step.details.__name__}"
+    fields = {
+        f"{name}.{key}": field
+        for name, definition in definitions.items()
+        for key, field in definition.get("properties", {}).items()
+    }
+    known = ("type", "$ref", "anyOf", "const", "enum")
+    assert [name for name, field in fields.items() if not any(word in field for word in known)] == []
+    assert "float" in definitions["Placement"]["properties"], "names as in the file"
