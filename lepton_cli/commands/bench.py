@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton_cli.commands import adhoc
-from lepton_cli.commands.assemble import Clock, assemble, broken, variant
+from lepton_cli.commands.assemble import broken, variant
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.errors import Interrupted, LeptonError, UsageError
 from lepton_cli.graph import cost, shapes
@@ -33,16 +34,17 @@ def bench(
     *,
     data: Path | None = None,
     given: Shapes | None = None,
-    command: str = "",
+    run: Run | None = None,
 ) -> Report:
-    """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included.
+    """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included;
+    `run`: how it was asked for.
 
     Ctrl-C ends in a report of what was timed until then.
 
     Without data inputs are random. Raises LeptonError for what is wrong with options, models or data, and
     MeasurementError when a model does not run.
     """
-    clock = Clock()
+    run = run or Run(Arguments("bench", tuple(models), data=data))
     loaded = {name: io.load(path) for name, path in zip(_names(models), models, strict=True)}
     first = next(iter(loaded.values()))
     inputs = io.inputs(first.model)
@@ -69,7 +71,7 @@ def bench(
     for name, one in loaded.items():
         known = {own: one_sample[renamed.get(name, {}).get(own, own)] for own in (i.name for i in io.inputs(one.model))}
         variants.append(variant(name, one, cost.macs(one.model, shapes.concrete(one.model, known))))
-    report = assemble("bench", clock, variants=tuple(variants), latency=table, reproduce=command)
+    report = run.report(variants=tuple(variants), latency=table)
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import yaml
 
 from lepton_cli import __version__, gates
 from lepton_cli.commands import measuring, runner, workspace
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
+from lepton_cli.commands.assemble import broken, recipe_facts, variant
 from lepton_cli.commands.job import Job, must_run, place_text, prepare
 from lepton_cli.commands.judge import check_baseline, judged
 from lepton_cli.commands.resume import Kept
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
@@ -45,12 +45,13 @@ def compress(
     allow_code: bool = False,
     strict: bool = False,
     baseline: Path | None = None,
-    command: str = "",
+    run: Run | None = None,
     resume: bool = False,
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
 
-    `resume`: go on after the last step that an interrupted run of the same recipe, model and data finished.
+    `run`: how it was asked for, where that is not by these arguments. `resume`: go on after the last step that an
+    interrupted run of the same recipe, model and data finished.
     """
     if recipe.recipe.only_tunes:
         raise RecipeError(
@@ -59,36 +60,34 @@ def compress(
             where=recipe.source.key_place(("tune",)),
             hint="lepton tune MODEL -r RECIPE -o DIR   then compress with DIR/recipe.best.yaml",
         )
+    if run is None:
+        run = Run(
+            Arguments.of(
+                "compress", model, recipe, output=output, baseline=baseline, strict=strict, allow_code=allow_code
+            )
+        )
     workspace.check(output, model)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(model, recipe, allow_code=allow_code, run=lambda loaded: must_run(loaded, recipe.recipe))
-    run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
     with workspace.use(output, resume=resume) as scratch:
-        return run.execute(scratch, resume)
+        return _Compression(job, output, progress, strict, baseline, run).execute(scratch, resume)
 
 
-def _command(model: Path, recipe: LoadedRecipe, output: Path) -> str:
-    parts = ["lepton", "compress", str(model), *(("-r", str(recipe.path)) if recipe.path else ()), "-o", str(output)]
-    return shlex.join(parts)
-
-
-class _Run:
-    """One run; collects what the report needs as it becomes known."""
+class _Compression:
+    """The order of things."""
 
     def __init__(
-        self, job: Job, output: Path, progress: Progress, strict: bool, baseline: Path | None, command: str
+        self, job: Job, output: Path, progress: Progress, strict: bool, baseline: Path | None, run: Run
     ) -> None:
         self.job = job
         self.output = output
         self.progress = progress
         self.strict = strict
         self.baseline = baseline
-        self.command = command
+        self.run = run
+        self.run.warnings += job.warnings
         self.name = job.recipe.name
         self.records: list[StepRecord] = []
-        #: Filled while measuring: what an interrupt or an error leaves is in the report.
-        self.measured = measuring.Measured()
-        self.clock = Clock()
 
     def execute(self, scratch: Path, resume: bool) -> Result:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
@@ -97,12 +96,12 @@ class _Run:
         try:
             compressed = self._steps(context, kept, resume)
             path = self._save(compressed)
-            measured = measuring.measure(
+            measuring.measure(
                 {"original": self.job.loaded, "compressed": io.load(path)},
                 self.job,
                 self.progress,
                 seed=self.job.spec.seed,
-                found=self.measured,
+                found=self.run.measured,
             )
         except (StepError, MeasurementError) as error:
             return self._partial(self.job.locate(error))
@@ -114,7 +113,7 @@ class _Run:
             raise
         except LeptonError as error:
             raise self.job.locate(error) from error
-        report = self._report(**measured.parts())
+        report = self.run.report(**self._parts())
         refused: ReportError | None = None
         try:
             report = self._judge(report)
@@ -155,21 +154,17 @@ class _Run:
         )
         return path
 
-    def _report(self, **parts: Any) -> Report:
+    def _parts(self) -> dict[str, Any]:
+        """What the report holds besides measurements."""
         loaded = self.job.loaded
-        warnings = [f"{record.step}: {warning}" for record in self.records for warning in record.warnings]
-        if "variants" not in parts:
-            parts["variants"] = (variant("original", loaded, self.job.macs(loaded.model)),)
-        return assemble(
-            "compress",
-            self.clock,
-            recipe=recipe_facts(self.job.recipe),
-            data=self.job.data_facts(),
-            steps=tuple(self.records),
-            warnings=[*self.job.warnings, *warnings],
-            reproduce=self.command,
-            **parts,
-        )
+        if not self.run.measured.variants:
+            self.run.measured.variants = (variant("original", loaded, self.job.macs(loaded.model)),)
+        return {
+            "recipe": recipe_facts(self.job.recipe),
+            "data": self.job.data_facts(),
+            "steps": tuple(self.records),
+            "warnings": [f"{record.step}: {warning}" for record in self.records for warning in record.warnings],
+        }
 
     def _judge(self, report: Report) -> Report:
         source = self.job.recipe.source
@@ -184,7 +179,7 @@ class _Run:
 
     def _partial(self, error: LeptonError | None) -> Result:
         """Keep what is known when a run breaks off; without an error it was interrupted."""
-        report = broken(self._report(**self.measured.parts()), error)
+        report = self.run.partial(error, **self._parts())
         return Result(report, self._write(report), error)
 
     def _write(self, report: Report) -> tuple[Path, ...]:

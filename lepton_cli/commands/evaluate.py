@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lepton_cli import metrics
 from lepton_cli.commands import measuring
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts
+from lepton_cli.commands.assemble import broken, recipe_facts
 from lepton_cli.commands.job import Job
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.errors import DataError, Interrupted, LeptonError
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.results import Accuracy
@@ -14,12 +15,12 @@ from lepton_cli.report import words
 from lepton_cli.report.model import FileFacts, Report, Variant
 
 
-def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
-    """Measure the job's model. Ctrl-C ends in a report of the samples until then.
+def evaluate(job: Job, progress: Progress, *, run: Run | None = None) -> Report:
+    """Measure the job's model. Ctrl-C ends in a report of the samples until then. `run`: how it was asked for.
 
     Raises DataError without labelled data, MeasurementError when it cannot be measured.
     """
-    clock = Clock()
+    run = run or Run(Arguments.of("evaluate", job.loaded.path, job.recipe, allow_code=job.allow_code))
     data = job.evaluation
     if data is None:
         raise DataError(
@@ -55,15 +56,12 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
         found, stopped = stop.partial, True
     loaded = job.loaded
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    report = assemble(
-        "evaluate",
-        clock,
+    report = run.report(
         recipe=recipe_facts(job.recipe),
         data=job.data_facts(),
         variants=(Variant(name="original", file=facts, size=measuring.structure(loaded, job)),),
         accuracy=found,
         warnings=job.warnings,
-        reproduce=command,
     )
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError, ModelError, StepError
 from lepton_cli.model import io
-from lepton_cli.report.model import StepRecord
+from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context, Options, Outcome
 from lepton_cli.steps import STEPS
 
@@ -66,14 +66,14 @@ def run_step(
         if error.note is None and isinstance(error, StepError):
             error.note = _keep_input(before.model, index, keep)
         raise
-    record = StepRecord(
+    record = RECORDS[options.step](
         index=index,
         step=options.step,
         changed=outcome.changed,
         seconds=time.monotonic() - started,
         summary=outcome.summary,
         decisions=outcome.decisions,
-        details=dict(outcome.details),
+        details=outcome.details or STEPS[options.step].details(),
         warnings=(*outcome.warnings, *_strangers(before.outputs, outputs, outcome)),
         size_after=io.weight_bytes(outcome.model),
     )

@@ -21,13 +21,13 @@ from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
-from lepton_cli.report.model import StepRecord
+from lepton_cli.report.model import STEP_RECORDS, StepRecord
+from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 from lepton_cli.tune.candidate import Candidate, prefix_key
 from lepton_cli.tune.journal import Quiet, lock
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial, slim_accuracy, slim_latency, slim_size
 
 #: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
 KEEP_SECONDS, KEEP_BYTES = 1.0, 4_000_000_000
@@ -145,9 +145,9 @@ class Laboratory:
         if self.spec is None:
             return trial
         table = self.race({"compressed": path}, self.spec)
-        costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else {}
+        costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else None
         return self._judged(
-            trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": dict(costs)})
+            trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": costs})
         )
 
     def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
@@ -189,8 +189,7 @@ class Laboratory:
     def _load(self, key: str) -> tuple[runner.Checked, list[StepRecord]]:
         path = self.models / f"{key}.onnx"
         os.utime(path)
-        plain = json.loads((self.models / f"{key}.json").read_text(encoding="utf-8"))
-        records = [StepRecord.model_validate_json(json.dumps(record)) for record in plain]
+        records = list(STEP_RECORDS.validate_json((self.models / f"{key}.json").read_bytes()))
         return runner.reference(io.load(path).model, self.context), records
 
     def _keep(self, key: str, model: ir.Model, records: Sequence[StepRecord]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +25,7 @@ from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.analysis import Analysis, analysed, feeds, survey
 from lepton_cli.prune.cost import Cost, Widths
 from lepton_cli.prune.decisions import decisions, details
+from lepton_cli.prune.details import ReachedTarget
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize.draft import drafter
@@ -95,14 +95,14 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]
     dropped: tuple[Branch, ...] = ()
-    reached: list[dict[str, Any]] = []
+    reached: list[ReachedTarget] = []
     if fast is not None:
         choice = latency.choose(plan, options, parts, context, rankings, tables, drafter(options.timed_as, context))
         if choice.widths is None:
             raise _unreachable(plan, "latency", float(fast), choice.ratio)
         widths, dropped = choice.widths, choice.dropped
         reached.append(
-            {"metric": "latency", "target": float(fast), "reached": choice.ratio, "predicted": choice.predicted}
+            ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
         )
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
@@ -110,13 +110,15 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     reached += [
-        {"metric": goal.metric, "target": goal.share, "reached": _spent(goal.metric, result, plan) / (goal.whole or 1)}
+        ReachedTarget(
+            metric=goal.metric, target=goal.share, reached=_spent(goal.metric, result, plan) / (goal.whole or 1)
+        )
         for goal in goals
     ]
     cuts, gone = int(np.sum(widths < full)), int(np.sum(full - widths))
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
-    text += "; " + ", ".join(f"{one['metric']} {one['reached']:.1%}" for one in reached) + " of the original"
+    text += "; " + ", ".join(f"{one.metric} {one.reached:.1%}" for one in reached) + " of the original"
     told = details(plan, widths, repairs, reached, dropped)
     changed = cuts + len(dropped) + len(plan.rewritten)
     return Outcome(result, changed, decisions(plan, widths, dropped), text, told, tuple(warnings))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +23,7 @@ from lepton_cli.probe.activations import Arrays
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.probe.sequential import SequentialPass
+from lepton_cli.prune.details import LayerRepair
 from lepton_cli.prune.regression import Regression, shifted
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
@@ -256,6 +256,6 @@ def stages(layers: Sequence[Linear]) -> list[list[Linear]]:
     return found
 
 
-def facts(repairs: Sequence[Repair]) -> list[Mapping[str, Any]]:
+def facts(repairs: Sequence[Repair]) -> tuple[LayerRepair, ...]:
     """For the report."""
-    return [dataclasses.asdict(repair) for repair in repairs]
+    return tuple(LayerRepair(**dataclasses.asdict(repair)) for repair in repairs)

@@ -15,6 +15,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import recover
+from lepton_cli.prune.details import PrunedTensor, PruneWeightsDetails
 from lepton_cli.prune.spec import PruneWeights
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -77,7 +78,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
                     reason=f"{share:.1%} of {array.size} weights are zero",
                 )
             )
-            rows.append({"node": weight.node, "weights": int(array.size), "zeros": int(array.size - new)})
+            rows.append(PrunedTensor(node=weight.node, weights=int(array.size), zeros=int(array.size - new)))
             stage.advance()
     changed = sum(decision.action == "pruned" for decision in decisions)
     summary = f"{1 - after / max(total, 1):.1%} of {total} weights are zero in {changed} tensors; {PLAIN}"
@@ -86,7 +87,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
         changed,
         tuple(decisions),
         summary,
-        {"tensors": rows, "note": PLAIN, "importance": kind},
+        PruneWeightsDetails(tensors=tuple(rows), note=PLAIN, importance=kind),
     )
 
 

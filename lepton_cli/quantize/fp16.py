@@ -14,6 +14,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
+from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import resolve
@@ -65,7 +66,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
         changed=len(names) - len(kept),
         decisions=tuple(kept),
         summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
-        details={"sqnr_db": None if score is None else round(score, 2), "kept": len(kept)},
+        details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=len(kept)),
         warnings=_warnings(options.keep_io, score, context),
     )
 

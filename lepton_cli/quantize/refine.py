@@ -14,6 +14,7 @@ from lepton_cli.probe.calibration import collect as collect_ranges
 from lepton_cli.probe.clipping import Range
 from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
+from lepton_cli.quantize.details import EqualiseSkipped, Repaired
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import Target
 from lepton_cli.step import Context
@@ -30,7 +31,7 @@ class Best:
 
     model: ir.Model
     plan: qdq.Scheme
-    details: dict[str, Any]
+    details: Repaired
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
@@ -53,7 +54,7 @@ def best(
     search.smooth()
     search.ranges()
     search.round()
-    return Best(search.model, search.plan(), search.details)
+    return Best(search.model, search.plan(), search.details())
 
 
 class _Repairs:
@@ -75,9 +76,23 @@ class _Repairs:
         self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
         self.scales: dict[str, Any] = {}
-        self.details: dict[str, Any] = {"repairs": {}}
         self.score = self._score(model, self.limits, self.scales)
-        self.details["repairs"]["none"] = round(self.score, 2)
+        self.repairs: dict[str, float | None] = {"none": round(self.score, 2)}
+        self.skipped: EqualiseSkipped | None = None
+        self.equalised: int | None = None
+        self.smoothed: int | None = None
+        self.rounding: str | None = None
+
+    def details(self) -> Repaired:
+        """What was tried, and what of it is in the plan."""
+        return Repaired(
+            repairs=self.repairs,
+            equalise_skipped=self.skipped,
+            equalised=self.equalised,
+            smoothed=self.smoothed,
+            calibration=self.method,
+            rounding=self.rounding,
+        )
 
     def plan(self) -> qdq.Scheme:
         return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
@@ -88,7 +103,7 @@ class _Repairs:
 
     def _kept(self, name: str, score: float) -> bool:
         """Record a trial; whether it is worth keeping."""
-        self.details["repairs"][name] = round(score, 2)
+        self.repairs[name] = round(score, 2)
         return score > self.score + WORTH_DB
 
     def equalise(self) -> None:
@@ -97,10 +112,10 @@ class _Repairs:
             return
         pairs = equalise.pairs(self.model, self.choice)
         if clipped := equalise.clipped(self.model, self.choice):
-            self.details["equalise_skipped"] = {
-                "reason": "a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
-                "nodes": clipped,
-            }
+            self.skipped = EqualiseSkipped(
+                reason="a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
+                nodes=tuple(clipped),
+            )
         ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
         if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
@@ -113,7 +128,7 @@ class _Repairs:
         score = self._score(trial, ends_, {})
         if self._kept("equalise", score) or self.options.equalise:
             self.model, self.found, self.limits, self.score = trial, found, ends_, score
-            self.details["equalised"] = count
+            self.equalised = count
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""
@@ -134,7 +149,7 @@ class _Repairs:
         self.model, made = kept
         self.found.histograms |= collect_ranges(self.model, list(made), self.data, self.context).histograms
         self.limits = self.found.limits(self.method, self.levels)
-        self.details["smoothed"] = len(made)
+        self.smoothed = len(made)
 
     def ranges(self) -> None:
         """The calibration method with the least output error, unless the recipe names one."""
@@ -146,7 +161,6 @@ class _Repairs:
             score = self._score(self.model, ends, {})
             if self._kept(method, score):
                 self.method, self.limits, self.score = method, ends, score
-        self.details["calibration"] = self.method
 
     def round(self) -> None:
         """Optimal-brain rounding with bias correction, from the covariance of every layer's input."""
@@ -165,6 +179,6 @@ class _Repairs:
         score = self._score(made.model, self.limits, made.scales)
         if self._kept(name, score) or self.options.rounding == "gptq":
             self.model, self.scales, self.score = made.model, made.scales, score
-            self.details["rounding"] = name
+            self.rounding = name
         else:
-            self.details["rounding"] = "nearest"
+            self.rounding = "nearest"

@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from lepton_cli import cache
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.details import Placement, Returned, Speed
 from lepton_cli.runtime import Arrays, Session
 from lepton_cli.step import Context
 from lepton_cli.timing import compare as timing
@@ -42,19 +42,19 @@ LEAST, RUNS = 5, 10
 PREFIXES = (1, 2, 3, 4, 6, 8)
 
 
-def placement(model: ir.Model, context: Context) -> dict[str, Any]:
-    """Kernels of onnxruntime's optimised graph: `int8`, `float` matrix operators, `qdq_left`, and all by name."""
+def placement(model: ir.Model, context: Context) -> Placement:
+    """Kernels of onnxruntime's optimised graph."""
     with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
         path = Path(folder) / "optimised.onnx"
         Session(io.payload(model, context.workdir), threads=context.threads, optimised_path=path)
         graph = onnx.load(path, load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
-    return {
-        "int8": sum(count for op, count in counts.items() if op.startswith(INT8)),
-        "float": sum(count for op, count in counts.items() if op in MATRIX),
-        "qdq_left": min(counts["QuantizeLinear"], counts["DequantizeLinear"]),
-        "operators": dict(counts.most_common(12)),
-    }
+    return Placement(
+        int8=sum(count for op, count in counts.items() if op.startswith(INT8)),
+        in_float=sum(count for op, count in counts.items() if op in MATRIX),
+        qdq_left=min(counts["QuantizeLinear"], counts["DequantizeLinear"]),
+        operators=dict(counts.most_common(12)),
+    )
 
 
 def compare(
@@ -155,7 +155,7 @@ def _tensors(node: ir.Node) -> list[str]:
 
 
 #: A choice and what was measured about it.
-Decided = tuple[Choice, dict[str, Any]]
+Decided = tuple[Choice, Speed]
 
 
 def decided_once(
@@ -183,13 +183,15 @@ def decided_once(
     if stored is not None:
         for reason, nodes in stored["dropped"].items():
             choice = choice.without(nodes, reason, model)
-        return choice, stored["measured"]
+        return choice, Speed.model_validate(stored["measured"])
     decided, measured = decide()
     dropped: dict[str, list[str]] = {}
     for decision in decided.kept:
         if decision.node in choice.anchors - decided.anchors:
             dropped.setdefault(decision.reason, []).append(decision.node)
-    context.cache.put("speed", key, {"dropped": dropped, "measured": measured})
+    context.cache.put(
+        "speed", key, {"dropped": dropped, "measured": measured.model_dump(mode="json", exclude_none=True)}
+    )
     return decided, measured
 
 
@@ -203,7 +205,7 @@ def faster_choice(
     """
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
-        return choice, {"speedup": 1.0, "returned": []}
+        return choice, Speed(speedup=1.0)
     search = _Search(model, choice, write, feeds, context)
     lost = losing(model, search.made, choice, feeds, context)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
@@ -213,7 +215,7 @@ def faster_choice(
         if count < len(order) and set(order[:count]) & search.choice.anchors:
             search.attempt(order[:count])
     speedup = compare([model, search.made], feeds, context)[1]
-    return search.choice, {"speedup": round(speedup, 3), "returned": search.returned}
+    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 
 def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Arrays, context: Context) -> Choice:
@@ -239,7 +241,7 @@ class _Search:
     ) -> None:
         self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
         self.made = write(choice)
-        self.returned: list[dict[str, Any]] = []
+        self.returned: list[Returned] = []
 
     def attempt(self, names: list[str]) -> bool:
         """Return anchors `names` to float if that is faster."""
@@ -260,5 +262,5 @@ class _Search:
             trial = self.choice.without(names, "float is faster here (measured)", self.model)
             made = self.write(trial)
         self.choice, self.made = trial, made
-        self.returned.append({"nodes": names, "gain": round(gain, 3)})
+        self.returned.append(Returned(nodes=tuple(names), gain=round(gain, 3)))
         return True

@@ -21,6 +21,7 @@ from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
+from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
@@ -42,12 +43,9 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     copy = io.clone(model)
     clean.fix_default_inputs(copy)  # else callers would still have the old weight to give, and files hold it
     chosen, decisions = _chosen(copy, allowed, options)
-    details: dict[str, Any] = {
-        "bits": options.bits,
-        "block_size": options.block_size,
-        "method": options.method,
-        "symmetric": options.symmetric,
-    }
+    details = QuantizeWeightsDetails(
+        bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
+    )
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
     store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
@@ -55,11 +53,11 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
             ratio = replace(editor, node, options, store)
-            errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
+            errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
     RemoveUnusedNodesPass()(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
-    details["sensitivity"] = errors
+    details = details.model_copy(update={"sensitivity": tuple(errors)})
     summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
     return Outcome(copy, len(chosen), tuple(decisions), summary, details)
 

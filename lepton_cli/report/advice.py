@@ -41,15 +41,9 @@ def _layer(layer: Layer, by: str) -> str:
 
 def _sensitive(report: Report) -> str:
     """The nodes that lose most, where a step measured it."""
-    rows = [
-        row
-        for step in report.steps
-        for row in step.details.get("sensitivity", ())
-        if isinstance(row, dict) and isinstance(row.get("sqnr_db"), (int, float)) and "node" in row
-    ]
+    rows = report.sensitivity
     if rows:
-        worst = sorted(rows, key=lambda row: row["sqnr_db"])[:3]
-        named = ", ".join(f"{row['node']} ({words.value(row['sqnr_db'], 'decibel')})" for row in worst)
+        named = ", ".join(f"{node} ({words.value(sqnr_db, 'decibel')})" for node, sqnr_db in rows[:3])
         return f"most sensitive: {named}; add them to `exclude`"
     steps = {step.step for step in report.steps}
     if "prune.channels" in steps or "prune.weights" in steps:

@@ -16,9 +16,9 @@ def trimmed(report: Report) -> Report:
         update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
     )
     accuracy = report.accuracy and report.accuracy.model_copy(update={"flips": (), "classes": ()})
-    steps = tuple(step.model_copy(update={"decisions": (), "details": {}}) for step in report.steps)
+    steps = tuple(step.without_lists() for step in report.steps)
     return report.model_copy(
-        update={"latency": latency, "accuracy": accuracy, "steps": steps, "gates": (), "extra": {}}
+        update={"latency": latency, "accuracy": accuracy, "steps": steps, "gates": (), "diff": None, "tune": None}
     )
 
 

@@ -252,27 +252,26 @@ def _energy(report: Report) -> Iterator[Fact]:
 
 
 def _cost(report: Report) -> Iterator[Fact]:
-    """From `measure.cost`: `currency`, `entries` of `variant`, `provider`, `batch`, `threads`, `per_million`.
-
-    A price is a throughput turned round: its ratio and interval are those of the paired times.
-    """
+    """A price is a throughput turned round: its ratio and interval are those of the paired times."""
     times = {tuple(sorted(fact.scope.items())): fact for fact in _latency(report) if fact.metric == "latency.median"}
     last = report.variants[-1].name if report.variants else None
-    rows = [row for row in report.cost.get("entries", ()) if isinstance(row, dict)]
-    for row in rows:
-        if row.get("variant") != last:
+    if report.cost is None:
+        return
+    for row in report.cost.entries:
+        if row.variant != last:
             continue
-        scope = {key: row[key] for key in ("provider", "batch", "threads") if key in row}
-        price, time = row["per_million"], times.get(tuple(sorted(scope.items())))
+        scope: dict[str, str | int] = {"provider": row.provider, "batch": row.batch, "threads": row.threads}
+        price, time = row.per_million, times.get(tuple(sorted(scope.items())))
         bounds = (time.value.low / time.value.value, time.value.high / time.value.value) if time else (1.0, 1.0)
         value = Range(price, price * bounds[0], price * bounds[1])
-        fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.get("currency", ""))
+        fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.currency)
         first = report.variants[0].name if len(report.variants) > 1 else None
-        before = [o for o in rows if o.get("variant") == first and {k: o.get(k) for k in scope} == scope]
+        measured = (first, row.provider, row.batch, row.threads)
+        before = [o.per_million for o in report.cost.entries if (o.variant, o.provider, o.batch, o.threads) == measured]
         if before and time and time.ratio:
-            yield scaled(fact, before[0]["per_million"], time.ratio)
+            yield scaled(fact, before[0], time.ratio)
         else:
-            yield fact.compared_with(Range.exact(before[0]["per_million"])) if before else fact
+            yield fact.compared_with(Range.exact(before[0])) if before else fact
 
 
 def _range(value: float, low: float | None, high: float | None) -> Range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lepton_cli.quantize.details import QuantizeStaticDetails
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Verdict
 
@@ -33,7 +34,7 @@ def _broken(report: Report) -> str:
     if report.status == "interrupted":
         return "INTERRUPTED, partial results"
     if report.status == "failed":
-        message = str((report.error or {}).get("message", "")).strip()
+        message = report.error.message.strip() if report.error else ""
         return f"FAILED ({message}), partial results" if message else "FAILED, partial results"
     return "" if report.complete else "UNFINISHED, partial results"
 
@@ -84,8 +85,8 @@ def _good(report: Report) -> list[str]:
 
 def _no_gain(report: Report) -> list[str]:
     """What a step measured itself: that its kind of model does not pay on this machine, and what does."""
-    found = [step.details.get("speed") for step in report.steps]
-    return [str(speed["verdict"]) for speed in found if isinstance(speed, dict) and speed.get("verdict")]
+    found = [step.details.speed for step in report.steps if isinstance(step.details, QuantizeStaticDetails)]
+    return [speed.verdict for speed in found if speed is not None and speed.verdict]
 
 
 def _other_answers(report: Report) -> list[str]:

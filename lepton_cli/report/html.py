@@ -75,22 +75,17 @@ def _embedded(report: Report, detail: int) -> str:
     latency = report.latency and report.latency.model_copy(
         update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
     )
-    extra = {**report.extra}
-    if "tune" in extra:
-        extra["tune"] = {**extra["tune"], "records": []}
-    kept = report.model_copy(update={"latency": latency, "extra": extra})
+    tuned = report.tune and report.tune.model_copy(update={"records": ()})
+    kept = report.model_copy(update={"latency": latency, "tune": tuned})
     if detail < 2:
-        kept = kept.model_copy(update={"steps": tuple(_without_lists(step) for step in report.steps)})
+        kept = kept.model_copy(update={"steps": tuple(step.without_lists() for step in report.steps)})
     if detail < 1:
         sizes = [one.model_copy(update={"size": one.size.model_copy(update={"layers": ()})}) for one in report.variants]
         accuracy = report.accuracy and report.accuracy.model_copy(update={"flips": (), "classes": ()})
-        kept = kept.model_copy(update={"variants": tuple(sizes), "accuracy": accuracy, "recipe": None, "extra": {}})
+        least = {"variants": tuple(sizes), "accuracy": accuracy, "recipe": None, "diff": None, "tune": None}
+        kept = kept.model_copy(update=least)
     text = json.dumps(json.loads(store.to_json(kept)), separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _without_lists(step: StepRecord) -> StepRecord:
-    return step.model_copy(update={"decisions": (), "details": {}})
 
 
 def _context(report: Report, listed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def write_text(text: str, path: Path) -> None:
 
 def to_json(report: Report) -> str:
     """The report as JSON text; equal reports give equal text. Non-finite numbers become null."""
-    return report.model_dump_json(indent=1, fallback=_plain) + "\n"
+    return report.model_dump_json(indent=1) + "\n"
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -155,8 +155,3 @@ def _invalid(error: ValidationError, path: Path) -> ReportError:
         cause="the file was edited by hand or damaged",
         hint="reports are written by lepton and not meant to be edited: run the command again",
     )
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and scalars of numpy in free-form details, without importing it."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from lepton_cli import units
 from lepton_cli.metrics import UNITS, Kind
+from lepton_cli.step import Details
 
 #: Control characters and the invisible ones that reverse the direction of text.
 _UNPRINTABLE = re.compile(
@@ -94,10 +95,10 @@ def significant(amount: float) -> str:
     return f"{amount:,.{max(0, 2 - size)}f}"
 
 
-def settings(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(details: Details) -> list[tuple[str, str]]:
     """What a step chose, from its details: single values, short lists and tables of single values, as text."""
     listed = []
-    for key, found in details.items():
+    for key, found in details.model_dump(exclude_none=True).items():
         if isinstance(found, Mapping) and 0 < len(found) <= 8 and all(_single(one) for one in found.values()):
             listed.append((key, ", ".join(f"{name} {_setting(one)}" for name, one in found.items())))
         elif isinstance(found, (list, tuple)) and 0 < len(found) <= 8 and all(_single(one) for one in found):

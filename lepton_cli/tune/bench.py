@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import Candidate, Point
 from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.journal import Store
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 
 #: Seconds between looks at what another process is measuring.
 _POLL = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lepton_cli.tune.candidate import Value
+from lepton_cli.report.trial import Value
 
 #: (cost, loss): both are better when lower.
 Pair = tuple[float, float]

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from lepton_cli import __version__
 from lepton_cli.errors import OutputError
-from lepton_cli.tune.trial import Trial
+from lepton_cli.report.trial import Trial
 
 #: The first line. Another version's steps may give other models, so its trials do not count.
 HEADER = {"lepton-tune": __version__}

@@ -15,7 +15,7 @@ from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
 from lepton_cli.report.facts import Fact, Range
 from lepton_cli.report.model import FileFacts, Report, Variant
-from lepton_cli.tune.trial import Trial
+from lepton_cli.report.trial import Trial
 
 T = TypeVar("T")
 _UPPER = ("max", "max_ratio", "max_drop", "max_increase")

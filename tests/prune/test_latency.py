@@ -112,10 +112,10 @@ def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, mo
     monkeypatch.delattr(latency, "_decide")
     second = channels.prune(model, params(), cached)
     assert io.to_bytes(first.model) == io.to_bytes(second.model)
-    (branch,) = first.details["branches"]
-    rows = {row["node"]: row for row in first.details["widths"]}
-    assert all(rows[node]["after"] == 0 for node in branch["nodes"] if node in rows)
-    assert {d.action for d in first.decisions if d.node in branch["nodes"]} == {"dropped"}
+    (branch,) = first.details.branches
+    rows = {row.node: row for row in first.details.widths}
+    assert all(rows[node].after == 0 for node in branch.nodes if node in rows)
+    assert {d.action for d in first.decisions if d.node in branch.nodes} == {"dropped"}
     assert "1 branch" in first.summary
 
 

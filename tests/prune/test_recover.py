@@ -621,7 +621,7 @@ def test_stages_are_runs_of_layers_that_read_the_same_four_at_most(reads: str, e
 def test_facts_are_the_fields_of_the_repairs_in_order() -> None:
     repairs = [Repair("a", "bias", True, 0.5, 0.25), Repair("b", "none", False, 1.0, 1.0, scarce=True)]
     fields = ("node", "kind", "kept", "error_before", "error_after", "scarce")
-    assert recover.facts(repairs) == [
+    assert [one.model_dump() for one in recover.facts(repairs)] == [
         dict(zip(fields, ("a", "bias", True, 0.5, 0.25, False), strict=True)),
         dict(zip(fields, ("b", "none", False, 1.0, 1.0, True), strict=True)),
     ]

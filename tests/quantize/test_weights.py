@@ -100,7 +100,7 @@ def test_products_are_those_with_the_dequantized_weight(kind: str, bits: int, sy
     kept = stored(outcome.model, name, bits, 32, 72)
     np.testing.assert_allclose(kept, rounded(matrix.T, bits, 32, symmetric), atol=1e-6)
     np.testing.assert_allclose(run(outcome.model, data), data.feeds["x"] @ kept.T + bias, atol=2e-4)
-    assert outcome.details["sensitivity"] == [
+    assert [one.model_dump() for one in outcome.details.sensitivity] == [
         {"node": name, "op": name.split("_")[0], "sqnr_db": pytest.approx(ratio(matrix.T, kept), abs=0.006)}
     ]
     (node,) = (node for node in outcome.model.graph if node.op_type == "MatMulNBits")
@@ -123,7 +123,7 @@ def test_rows_that_are_looked_up_are_those_of_the_dequantized_table(bits: int, s
     np.testing.assert_allclose(kept, rounded(table, bits, 32, symmetric), atol=1e-6)
     np.testing.assert_allclose(run(outcome.model, data), kept[data.feeds["x"]], atol=1e-6)
     assert ops(outcome.model) == ["GatherBlockQuantized"]
-    assert outcome.details["sensitivity"][0]["sqnr_db"] == pytest.approx(ratio(table, kept), abs=0.006)
+    assert outcome.details.sensitivity[0].sqnr_db == pytest.approx(ratio(table, kept), abs=0.006)
 
 
 @pytest.mark.parametrize("size", [16, 64, 128])
@@ -135,7 +135,7 @@ def test_other_block_sizes(size: int, tmp_path: Path) -> None:
     kept = stored(outcome.model, "MatMul_0", 4, size, 200)
     np.testing.assert_allclose(kept, rounded(matrix.T, 4, size, False), atol=1e-6)
     np.testing.assert_allclose(run(outcome.model, rows(8, 200)), rows(8, 200).feeds["x"] @ kept.T, atol=5e-4)
-    assert outcome.details["block_size"] == size
+    assert outcome.details.block_size == size
 
 
 @pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])
@@ -150,7 +150,7 @@ def test_what_is_done_and_what_is_kept_is_told(method: str, tmp_path: Path) -> N
         ("Gemm_5", "Gemm", "kept", "only 1280 values"),
     ]
     assert outcome.summary == "2 weights to 4 bits in blocks of 32"
-    shown = {name: outcome.details[name] for name in ("bits", "block_size", "method", "symmetric")}
+    shown = {name: getattr(outcome.details, name) for name in ("bits", "block_size", "method", "symmetric")}
     assert shown == {"bits": 4, "block_size": 32, "method": method, "symmetric": False}
     assert sqnr(model, outcome.model, data) > 14
 
@@ -291,7 +291,7 @@ def test_slabs_and_spilling_to_disk_change_nothing(
     assert {value.const_value.location for value in made} == {"weights.data"}  # type: ignore[union-attr]
     for value in made:
         np.testing.assert_array_equal(value.const_value.numpy(), array(whole.model, value.name or ""))  # type: ignore[union-attr]
-    assert spilled.details["sensitivity"] == whole.details["sensitivity"]
+    assert spilled.details.sensitivity == whole.details.sensitivity
     first = Session(io.to_bytes(spilled.model), threads=1).run(data.feeds)
     second = Session(io.to_bytes(whole.model), threads=1).run(data.feeds)
     np.testing.assert_array_equal(first["t5"], second["t5"])
@@ -303,6 +303,6 @@ def test_a_figure_of_an_exact_or_empty_weight_is_finite(tmp_path: Path) -> None:
     exact = np.tile(np.float32([-8, 7, 1, 0]), (64, 16)).T.copy()
     nodes = [graph.op("MatMul", x, graph.constant(one)) for one in (exact, np.zeros((64, 64), np.float32))]
     model = graph.model(*nodes)
-    found = [entry["sqnr_db"] for entry in quantize(model, tmp_path, rows()).details["sensitivity"]]
+    found = [entry.sqnr_db for entry in quantize(model, tmp_path, rows()).details.sensitivity]
     assert found[0] == pytest.approx(10 * np.log10(np.square(exact).sum() / 1e-30), abs=0.01)
     assert found[1] == 0

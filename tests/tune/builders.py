@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, MetricValue, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 from tests.report.builders import environment
 
 FEATURES, CLASSES, SAMPLES = 8, 4, 120

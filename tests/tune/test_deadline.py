@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from lepton_cli.recipe.tuning import Space
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.space import derive
-from lepton_cli.tune.trial import Trial
 from tests.tune.builders import judge, trial
 from tests.tune.test_space import CNN
 

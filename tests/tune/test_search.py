@@ -11,13 +11,13 @@ import pytest
 
 from benchmarks.tune import hypervolume
 from lepton_cli.recipe.tuning import Objective, Space
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import WIDEN, Search, _probe
 from lepton_cli.tune.space import SearchSpace, derive
-from lepton_cli.tune.trial import Trial
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
 from tests.tune.test_space import CNN
 
