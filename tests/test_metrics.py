@@ -70,7 +70,7 @@ def _accuracy() -> Accuracy:
 def _report() -> Report:
     prices = {"provider": "cpu", "batch": 1, "threads": 2, "per_million": 0.5}
     entries = [{**prices, "variant": name} for name in ("original", "compressed")]
-    cost = {"currency": "USD", "entries": entries}
+    cost = {"currency": "USD", "per_hour": 0.4, "entries": entries}
     return builders.report(accuracy=_accuracy(), energy=builders.energy_table(), cost=cost)
 
 

@@ -208,7 +208,7 @@ def test_sections_of_commands_have_moved_up(tmp_path: Path) -> None:
 
 def test_it_is_rendered_and_written_again(tmp_path: Path) -> None:
     report = store.read(earlier(tmp_path))
-    for kind in render.KINDS:
+    for kind in render.FILES:
         assert render.render(report, kind)
     assert Report.model_validate_json(store.to_json(report)) == report
 
