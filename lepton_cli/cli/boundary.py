@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import typer
 
 from lepton_cli.cli.github import announce
+from lepton_cli.cli.streams import LostResultError
 from lepton_cli.errors import ExitCode, LeptonError, Place
 
 _LONGEST = 1000
@@ -28,18 +29,18 @@ def boundary(function: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            function(*args, **kwargs)
+            try:
+                function(*args, **kwargs)
+            finally:
+                # Here, where an error still becomes a message; Python's own flush at exit is too late.
+                sys.stdout.flush()
         except LeptonError as error:
-            show(error, as_json=bool(kwargs.get("json_output")))
+            show(error, as_json=bool(kwargs.get("json_output")) and not isinstance(error, LostResultError))
             announce(error)
             _leave(error, error.exit_code, bool(kwargs.get("debug")))
         except KeyboardInterrupt as error:
             sys.stderr.write("interrupted\n")
             raise typer.Exit(ExitCode.INTERRUPTED) from error
-        except BrokenPipeError as error:
-            # The reader (`head`, a pager) has left; that is its right.
-            sys.stderr.close()
-            raise typer.Exit(ExitCode.OK) from error
         except (MemoryError, RecursionError, OSError) as error:
             show(_unforeseen(error), as_json=bool(kwargs.get("json_output")))
             _leave(error, ExitCode.FAILED, bool(kwargs.get("debug")))
