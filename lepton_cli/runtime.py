@@ -9,8 +9,9 @@ import contextlib
 import ctypes
 import functools
 import io
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def onnxruntime() -> Any:
         raise MissingExtraError("cpu", "onnxruntime", "running models") from error
     ort.set_default_logger_severity(4)
     return ort
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """onnxruntime's Python tools log advice, under a dozen logger names; ours goes into the report instead.
+
+    Python has one switch for all loggers: it is left as the caller had it.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.CRITICAL))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def provider_name(name: str) -> str:
