@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lepton_cli.errors import MissingExtraError, ModelError, ProviderError
+from lepton_cli.errors import MissingExtraError, ModelError, ProviderError, check_room
 from lepton_cli.machine import usable_threads
 from lepton_cli.tensors import TensorInfo
 
@@ -120,6 +120,8 @@ class Session:
         try:
             self._session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
+            if optimised_path is not None:
+                check_room(optimised_path)
             if full != CPU and _loads_on_cpu(ort, source):
                 raise _not_started(provider, library_error(full) or one_line(error)) from error
             raise ModelError("model.runtime", "onnxruntime cannot load the model", cause=one_line(error)) from error
