@@ -53,7 +53,6 @@ def compress(
     allow_code: bool = False,
     strict: bool = False,
     baseline: Path | None = None,
-    command: str = "",
     resume: bool = False,
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
@@ -70,7 +69,7 @@ def compress(
     workspace.check(output, model)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(model, recipe, allow_code=allow_code, run=lambda loaded: must_run(loaded, recipe.recipe))
-    run = _Run(job, output, progress, strict, baseline, command or _command(model, recipe, output))
+    run = _Run(job, output, progress, strict, baseline, _command(model, recipe, output))
     with workspace.use(output, resume=resume) as scratch:
         return run.execute(scratch, resume)
 

@@ -71,7 +71,6 @@ def tune(
     *,
     earlier: Path | None = None,
     allow_code: bool = False,
-    command: str = "",
 ) -> Result:
     """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over.
 
@@ -84,7 +83,7 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     with work_folder(folder) as scratch:
         try:
-            run = _Run(job, output, folder, scratch, watch, progress or Silent(), command)
+            run = _Run(job, output, folder, scratch, watch, progress or Silent())
             return run.execute(earlier)
         except LeptonError as error:
             raise job.locate(error) from error
@@ -93,9 +92,7 @@ def tune(
 class _Run:
     """One process of a search."""
 
-    def __init__(
-        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, command: str
-    ) -> None:
+    def __init__(self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress) -> None:
         self.job, self.output, self.folder, self.watch, self.progress = job, output, folder, watch, progress
         self.section = job.spec.tune or TuneSection()
         self.limits = self.section.limits or job.spec.gates
@@ -114,9 +111,8 @@ class _Run:
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
         self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal))
         self.store: Store = self._open_store()
-        self.command = command or _command(job, output)
+        self.command = _command(job, output)
         self.clock = Clock()
-        self.finals: dict[str, Built] = {}
 
     def _open_store(self) -> Store:
         if self.section.storage is None:
