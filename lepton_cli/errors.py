@@ -174,7 +174,7 @@ class DiskFullError(LeptonError):
             "disk.full",
             "the disk is full",
             where=free[0][1] if free else None,
-            cause=", ".join(f"{room / 1e6:,.1f} MB are free in {place} now" for room, place in free) or None,
+            cause=", ".join(f"{_amount(room)} are free in {place} now" for room, place in free) or None,
             hint="free space there, or write elsewhere: -o for results, the variable TMPDIR for temporary files",
         )
         if not begun:
@@ -238,6 +238,10 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(one))
             yield one
             waiting += [before for before in (one.__context__, one.__cause__) if before is not None]
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _temporary() -> str:

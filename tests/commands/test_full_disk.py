@@ -65,7 +65,7 @@ def test_full_disks_are_found_behind_other_errors(error: Exception, tmp_path: Pa
     found = disk_full(error, tmp_path)
     assert found is not None
     assert (found.code, found.where, found.exit_code) == ("disk.full", str(tmp_path), ExitCode.FAILED)
-    assert "MB are free in" in (found.cause or "")
+    assert "B are free in" in (found.cause or "")
     assert "TMPDIR" in (found.hint or "")
 
 
