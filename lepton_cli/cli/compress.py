@@ -87,8 +87,9 @@ def command(
     else:
         console = make_console()
         show_report(result.report, console)
-        console.print()
-        console.print("wrote " + ", ".join(str(file) for file in result.files))
+        if result.files:
+            console.print()
+            console.print("wrote " + ", ".join(str(file) for file in result.files))
     publish(result.report)
     if result.error is not None:
         show(result.error)

@@ -17,7 +17,15 @@ from lepton_cli.commands.job import Job, must_run, place_text, prepare
 from lepton_cli.commands.judge import check_baseline, judged
 from lepton_cli.commands.resume import Kept
 from lepton_cli.commands.run import Arguments, Run
-from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
+from lepton_cli.errors import (
+    DiskFullError,
+    LeptonError,
+    MeasurementError,
+    RecipeError,
+    ReportError,
+    StepError,
+    disk_full,
+)
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
@@ -103,26 +111,38 @@ class _Compression:
                 seed=self.job.spec.seed,
                 found=self.run.measured,
             )
-        except (StepError, MeasurementError) as error:
-            return self._partial(self.job.locate(error))
         except KeyboardInterrupt:
             self._partial(None)
-            if kept.count:
-                steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
-                self.progress.say(f"{steps} kept: the same command with --resume goes on")
+            self._say_kept(kept)
             raise
-        except LeptonError as error:
-            raise self.job.locate(error) from error
+        except Exception as error:
+            if (full := disk_full(error, self.output, None)) is not None:
+                self._say_kept(kept)
+                return self._partial(full)
+            if not isinstance(error, LeptonError):
+                raise
+            self.job.locate(error)
+            if isinstance(error, (StepError, MeasurementError)):
+                return self._partial(error)
+            raise
         report = self.run.report(**self._parts())
-        refused: ReportError | None = None
+        refused: LeptonError | None = None
         try:
             report = self._judge(report)
         except ReportError as error:
             # A gate that cannot be judged must not cost the measurements.
             report, refused = broken(report, error), error
-        result = Result(report, (path, *self._write(report)), refused)
+        try:
+            result = Result(report, (path, *self._write(report)), refused)
+        except DiskFullError as full:
+            return Result(report, (path,), full)
         kept.clear()
         return result
+
+    def _say_kept(self, kept: Kept) -> None:
+        if kept.count:
+            steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
+            self.progress.say(f"{steps} kept: the same command with --resume goes on")
 
     def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
         steps = self.job.spec.steps
@@ -180,7 +200,10 @@ class _Compression:
     def _partial(self, error: LeptonError | None) -> Result:
         """Keep what is known when a run breaks off; without an error it was interrupted."""
         report = self.run.partial(error, **self._parts())
-        return Result(report, self._write(report), error)
+        try:
+            return Result(report, self._write(report), error)
+        except DiskFullError:
+            return Result(report, (), error)
 
     def _write(self, report: Report) -> tuple[Path, ...]:
         """The reports asked for, `report.json` always, and the recipe as it was run."""

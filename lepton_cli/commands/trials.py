@@ -14,7 +14,7 @@ import onnx_ir as ir
 from lepton_cli import __version__, metrics, units
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.job import Job
-from lepton_cli.errors import LeptonError
+from lepton_cli.errors import LeptonError, disk_full
 from lepton_cli.measure import accuracy, cost, latency, memory, size
 from lepton_cli.measure.remembered import Remembered
 from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
@@ -98,6 +98,9 @@ class Laboratory:
             if not trial.reason:
                 trial = self._timed(trial, built.path)
         except LeptonError as error:
+            # A disk without room says nothing about the candidate.
+            if (full := disk_full(error, self.scratch, None)) is not None:
+                raise full from error
             reason = error.message + (f": {error.cause}" if error.cause else "")
             return trial.model_copy(update={"reached": "failed", "reason": reason})
         return trial

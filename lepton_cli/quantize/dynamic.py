@@ -18,9 +18,8 @@ from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
-from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import QuantizeDynamic
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
 
 #: What onnxruntime's writer can quantize dynamically.

@@ -15,10 +15,9 @@ from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.details import ConvertFp16Details
-from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
 
 #: Greatest finite float16; a margin is kept because other data reach further than the samples seen.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +18,7 @@ from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 
 #: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
 PER_CHANNEL_OPSET = 13
@@ -122,17 +120,6 @@ def _wide(proto: onnx.ModelProto, plan: Scheme) -> list[str]:
         if node.name in plan.choice.wide or follows:
             found |= dict.fromkeys(name for name in (node.input[0], *node.output) if name in plan.ranges)
     return list(found)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """onnxruntime's quantizer logs advice to the root logger; ours goes into the report instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def is_pair(node: ir.Node) -> bool:

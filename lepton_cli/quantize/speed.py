@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import cache
+from lepton_cli.errors import check_room
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
@@ -96,7 +97,12 @@ def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) ->
         session = Session(source, threads=context.threads, profile_prefix=Path(folder) / "profile")
         for _ in range(runs):
             session.run(feeds)
-        events = json.loads(Path(session.raw.end_profiling()).read_text())
+        written = session.raw.end_profiling()
+        try:
+            events = json.loads(Path(written).read_text())
+        except ValueError:
+            check_room(written)
+            raise
     times: dict[str, list[float]] = defaultdict(list)
     operators: dict[str, str] = {}
     for event in events:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lepton_cli.errors import OutputError, ReportError
+from lepton_cli.errors import OutputError, ReportError, disk_full
 from lepton_cli.report.model import FORMAT_VERSION, Report
 
 #: Above this many bytes a file is certainly not a report.
@@ -25,7 +25,7 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
+        raise disk_full(error, path) or OutputError(
             "output.not-writable", f"cannot write {path}", where=str(path), cause=error.strerror or str(error)
         ) from error
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_a_named_type_fuses_what_it_finds(vit: ir.Model, tmp_path: Path) -> None
     assert outcome.changed == sum(outcome.details.operators.values())
     np.testing.assert_allclose(_logits(outcome.model), _logits(vit), atol=1e-4)
     assert io.inputs(outcome.model) == io.inputs(vit)
+
+
+def test_the_log_is_left_as_the_caller_had_it(vit: ir.Model) -> None:
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.INFO)
+        fusion.fuse(vit, "bert", 0, 0)
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(before)
 
 
 def test_globs_make_no_sense_here(vit: ir.Model, tmp_path: Path) -> None:

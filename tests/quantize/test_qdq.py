@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
@@ -400,18 +398,6 @@ def test_what_the_writer_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
         write(dense(), DENSE)
     assert caught.value.code == "quantize.writer"
     assert caught.value.cause == "first second"
-
-
-def test_the_writer_is_quiet_and_the_log_is_as_it_was_after() -> None:
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.INFO)
-        with contextlib.suppress(KeyError), qdq.quiet():
-            assert logging.root.manager.disable == logging.CRITICAL
-            raise KeyError
-        assert logging.root.manager.disable == logging.INFO
-    finally:
-        logging.disable(before)
 
 
 def test_weights_are_8_bit_unless_asked_and_nothing_is_given_by_default() -> None:
