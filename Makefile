@@ -9,7 +9,7 @@ comma = ,
 INSTALLED = $(VENV)/.installed
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check upgrade clean
+.PHONY: demo test coverage check upgrade clean
 
 demo: $(INSTALLED)
 	$(BIN)/lepton compress sample_models/digits_cnn.onnx -r configs/cnn-prune-int8.yaml -o out/demo
@@ -18,6 +18,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,4 +50,4 @@ $(BIN)/uv:
 	$(PIP) uv
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from mutation_faults import PACKAGE, Mutant, sample
 
-DEFAULT = ("prune", "quantize")
+DEFAULT = ("prune", "quantize", "probe", "timing")
 #: Test files that judge a module besides the one of its own name, and why.
 SHARED_TESTS = {
     "quantize/static.py": [("tests/quantize/test_static_guards.py", "the second half of test_static.py")],

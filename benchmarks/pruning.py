@@ -204,7 +204,7 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
     after, changed = accuracy(io.to_bytes(outcome.model), case.evaluation, case.labels, threads)
     allowed = case.targets.get(target)
     limit = f"at most {allowed}" if allowed is not None and not options else ""
-    reached = outcome.details["targets"][0]["reached"]
+    reached = outcome.details.targets[0].reached
     agree = float(np.mean(guesses == changed))
     print(
         f"| {case.name} | {label} | {reached:.1%} {case.metric}{again} | {base:.2%} -> {after:.2%} "

@@ -18,7 +18,7 @@ from lepton_cli.commands import runner
 from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.progress import Silent
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
@@ -47,7 +47,7 @@ def _one(path: Path, name: str) -> str:
             after, record = runner.run_step(runner.reference(model, context), params, 0, context, None)
             if not record.changed:
                 return "unchanged: " + _reasons([decision.reason for decision in record.decisions], record.summary)
-            fidelity = Fidelity(model, context, samples=SAMPLES)
+            fidelity = Reference(model, context, samples=SAMPLES)
             return f"{record.changed} nodes, {_agreement(fidelity, after.model)}"
         except LeptonError as error:
             return f"{type(error).__name__}: {error}"
@@ -58,7 +58,7 @@ def _reasons(reasons: list[str], summary: str) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in common) or summary
 
 
-def _agreement(fidelity: Fidelity, model: ir.Model) -> str:
+def _agreement(fidelity: Reference, model: ir.Model) -> str:
     found = fidelity.run(model)
     ratio = min(fidelity.by_output(found).values(), default=float("nan"))
     name = fidelity.names[0] if fidelity.names else None

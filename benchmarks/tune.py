@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.report import facts
 from lepton_cli.report.model import Report
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune import front
-from lepton_cli.tune.trial import Trial
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -131,12 +131,13 @@ def search(task: Task, folder: Path, time: str, **changes: Any) -> Report:
 
 def found(report: Report) -> dict[str, Any]:
     """The numbers of a finished search."""
-    tuned = report.extra["tune"]
-    chosen = next(row for row in tuned["trials"] if row["key"] == tuned["best"])
+    tuned = report.tune
+    assert tuned is not None
+    chosen = next(row for row in tuned.trials if row.key == tuned.best)
     numbers: dict[str, Any] = {
-        "chosen": chosen["name"],
-        "trials": len(tuned["trials"]),
-        "holds the limits": tuned["met"],
+        "chosen": chosen.name,
+        "trials": len(tuned.trials),
+        "holds the limits": tuned.met,
     }
     for metric in ("latency.median", "size.file"):
         fact = facts.find(report, metric)[0]
@@ -146,8 +147,8 @@ def found(report: Report) -> dict[str, Any]:
     fact = facts.find(report, "accuracy.top1")[0]
     assert fact.difference is not None
     numbers["points"] = round(100 * fact.difference.value, 2)
-    numbers["overhead outside evaluation"] = f"{100 * tuned.get('overhead', 0):.1f} %"
-    numbers["ended"] = tuned["ended"]
+    numbers["overhead outside evaluation"] = f"{100 * (tuned.overhead or 0):.1f} %"
+    numbers["ended"] = tuned.ended
     return numbers
 
 
@@ -168,7 +169,7 @@ def bundled(task: Task, recipes: Sequence[str], tuned: Path, folder: Path) -> di
             model, from_dict({**limits, "name": "bundled", "steps": steps}), folder / name, Silent()
         ).report
         if not report.complete:  # a target that this model cannot reach
-            results[name] = {"failed": str((report.error or {}).get("message"))}
+            results[name] = {"failed": report.error.message if report.error else ""}
             continue
         fact, accuracy = facts.find(report, "latency.median")[0], facts.find(report, "accuracy.top1")[0]
         assert fact.ratio is not None
@@ -193,15 +194,25 @@ def bundled(task: Task, recipes: Sequence[str], tuned: Path, folder: Path) -> di
     return results
 
 
+def hypervolume(points: Iterable[front.Pair], reference: front.Pair) -> float:
+    """Area that the points dominate, up to the reference (the worst cost and loss that count)."""
+    inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
+    area, right = 0.0, [inside[i] for i in front.pareto(inside)]
+    for index, (cost, loss) in enumerate(right):
+        end = right[index + 1][0] if index + 1 < len(right) else reference[0]
+        area += (end - cost) * (reference[1] - loss)
+    return area
+
+
 def areas(report: Report) -> tuple[float, float]:
     """Area under the front, points lost up to one: with the cost relative to the original, and with its logarithm."""
-    tuned = report.extra["tune"]
-    rows = [row for row in tuned["trials"] if row["feasible"] and row["cost"] and row["quality"] is not None]
+    assert report.tune is not None
+    rows = [row for row in report.tune.trials if row.feasible and row.cost and row.quality is not None]
     accuracy = facts.find(report, "accuracy.top1")[0]
     assert accuracy.reference is not None
     top = accuracy.reference.value
-    plain = front.hypervolume([(row["cost"], row["quality"] + top) for row in rows], (1.0, 0.01))
-    logarithm = front.hypervolume([(math.log10(row["cost"]), row["quality"] + top) for row in rows], (0.0, 0.01))
+    plain = hypervolume([(row.cost, row.quality + top) for row in rows], (1.0, 0.01))
+    logarithm = hypervolume([(math.log10(row.cost), row.quality + top) for row in rows], (0.0, 0.01))
     return round(plain, 6), round(logarithm, 6)
 
 

@@ -9,6 +9,7 @@
     ├── ProviderError         2  an execution provider that is not there
     ├── MissingExtraError     2  a package that an extra installs is not there
     ├── OutputError           2  the output folder or file cannot be written
+    ├── DiskFullError         3  no room for what has to be written; 2 where nothing has begun
     ├── StepError             3  a step failed or produced a broken model
     └── MeasurementError      3  a measurement failed
 
@@ -20,7 +21,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -156,6 +162,25 @@ class OutputError(LeptonError):
     exit_code = ExitCode.CANNOT_START
 
 
+class DiskFullError(LeptonError):
+    """There is no room for what has to be written. `places`: the file or folder, or those that come into question."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, *places: str | os.PathLike[str] | None, begun: bool = True) -> None:
+        named = [_temporary() if place is None else os.fspath(place) for place in places]
+        free = sorted((room, place) for place in named if (room := _free(place)) is not None)
+        super().__init__(
+            "disk.full",
+            "the disk is full",
+            where=free[0][1] if free else None,
+            cause=", ".join(f"{_amount(room)} are free in {place} now" for room, place in free) or None,
+            hint="free space there, or write elsewhere: -o for results, the variable TMPDIR for temporary files",
+        )
+        if not begun:
+            self.exit_code = ExitCode.CANNOT_START
+
+
 class StepError(LeptonError):
     """A step failed, or what it made is not a valid model."""
 
@@ -166,3 +191,73 @@ class MeasurementError(LeptonError):
     """A measurement failed."""
 
     exit_code = ExitCode.FAILED
+
+
+#: File systems give room in pieces of so many bytes.
+_BLOCK = 4096
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
+#: How libraries say it that keep no number: onnxruntime, protobuf, other processes; numpy.
+_SAID = re.compile(
+    "|".join(map(re.escape, map(os.strerror, sorted(_FULL))))
+    + r"|Not enough free space to write|\d+ requested and \d+ written"
+)
+
+
+def disk_full(
+    error: BaseException, *folders: str | os.PathLike[str] | None, begun: bool = True
+) -> DiskFullError | None:
+    """The error to show when a full disk is behind `error`, however a library has wrapped it; else `None`.
+
+    `folders` are those that were written to, `None` the one for temporary files: the fullest is named where the system
+    does not tell which file it was.
+    """
+    for one in _behind(error):
+        if isinstance(one, DiskFullError):
+            return one
+        if isinstance(one, OSError) and one.errno is not None:
+            if one.errno in _FULL:
+                return DiskFullError(*([one.filename] if isinstance(one.filename, str) else folders), begun=begun)
+        elif _SAID.search(f"{one} {one.cause if isinstance(one, LeptonError) else ''}"):
+            return DiskFullError(*folders, begun=begun)
+    return None
+
+
+def check_room(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where nothing more can be written: for libraries that write without saying that they could not."""
+    room = _free(os.fspath(path))
+    if room is not None and room < _BLOCK:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that led to it."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [before for before in (one.__context__, one.__cause__) if before is not None]
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _temporary() -> str:
+    """The folder for temporary files. Python looks for one that it can write to, and may find none by now."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return os.environ.get("TMPDIR", "/tmp")
+
+
+def _free(place: str) -> int | None:
+    """Bytes free where a file or folder is, or would be."""
+    while True:
+        try:
+            return shutil.disk_usage(place or ".").free
+        except OSError:
+            if place in ("", os.path.dirname(place)):
+                return None
+            place = os.path.dirname(place)

@@ -24,7 +24,7 @@ from typing import Literal
 from lepton_cli.errors import ReportError
 from lepton_cli.metrics import Kind
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.report import advice, facts, headline, words
+from lepton_cli.report import advice, facts, words
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report.facts import Fact, Range
 from lepton_cli.report.model import Report, Verdict
@@ -56,24 +56,6 @@ def status(verdicts: Sequence[Verdict]) -> Literal["ok", "gate_failed"]:
     """`gate_failed` when a gate of level `error` failed."""
     failed = any(verdict.verdict == "fail" and verdict.level == "error" for verdict in verdicts)
     return "gate_failed" if failed else "ok"
-
-
-def judged(
-    report: Report,
-    gates: Sequence[Gate],
-    *,
-    baseline: Report | None = None,
-    places: Callable[[int], str] = lambda index: "",
-    strict: bool = False,
-) -> Report:
-    """A stored report judged anew: its own gates are replaced, status and headline follow. Raises ReportError.
-
-    A run that broke off stays broken, whatever its numbers say.
-    """
-    verdicts = judge(gates, report, baseline=baseline, places=places, strict=strict)
-    kept = report.status if report.status in ("failed", "interrupted") else status(verdicts)
-    changed = report.model_copy(update={"gates": verdicts, "status": kept})
-    return changed.model_copy(update={"headline": headline.headline(changed)})
 
 
 def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) -> list[Verdict]:
@@ -122,7 +104,7 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
             hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
         )
     upper = comparison in ("max", "max_ratio", "max_drop", "max_increase")
-    outcome = _decide(observed, limit, upper, by_interval=gate.metric.split(".")[0] in facts.TIMED)
+    outcome = _decide(observed, limit, upper, by_interval=fact.about.varies)
     return Verdict(
         metric=gate.metric,
         scope=_scope(gate, fact),
@@ -214,7 +196,7 @@ def _reason(outcome: Outcome, observed: Range, limit: float, upper: bool, fact: 
     if outcome == "inconclusive":
         return "the limit lies inside the 95 % interval: neither passed nor failed"
     crosses = _within(observed.low, limit, upper) != _within(observed.high, limit, upper)
-    if fact.metric.split(".")[0] in facts.TIMED or not crosses:
+    if fact.about.varies or not crosses:
         return ""
     if outcome == "pass":
         return "within on these samples; the 95 % interval reaches beyond the limit: more samples would tell"

@@ -22,6 +22,7 @@ from lepton_cli.commands import evaluate as evaluating
 from lepton_cli.commands import measuring, workspace
 from lepton_cli.commands.job import must_run, prepare
 from lepton_cli.commands.resume import Kept
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.data.memory import Arrays
 from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import LeptonError, UsageError
@@ -82,7 +83,7 @@ def compress(
             progress or Silent(),
             arrays=arrays,
             cache=_cache(cache),
-            command="",
+            run=Run(Arguments("compress", models=())),
         )
         if made.error is not None:
             raise made.error

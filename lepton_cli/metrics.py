@@ -1,75 +1,166 @@
-"""The metrics a gate can name: what kind of number each is, which way is better, what may narrow it down."""
+"""All that is known about metrics, in one table: what each one is called, counts, and which way is better.
+
+Recipes, gates, the search, reports and `lepton schema --metrics` read it. A new accuracy is a row here and its formula
+in `measure/metrics.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from typing import Literal
 
+#: The measurement that a metric comes from. `agreement`: with the original, without labels.
+Source = Literal["structure", "memory", "accuracy", "agreement", "latency", "energy"]
 Kind = Literal["size", "time", "count", "share", "coefficient", "number", "decibel", "rate", "money", "energy"]
+
+#: The unit in which numbers of a kind are stored and compared. Of money it is the currency of the recipe's price.
+UNITS: dict[Kind, str] = {
+    "size": "bytes",
+    "time": "s",
+    "count": "",
+    "share": "",
+    "coefficient": "",
+    "number": "",
+    "decibel": "dB",
+    "rate": "/s",
+    "money": "",
+    "energy": "J",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One row of the table. `scope`: the keys of a gate that choose between several values of the metric."""
+    """One row. `label`: what people call it. `scope`: the keys of a gate that choose between several of its values."""
 
     name: str
     kind: Kind
     better: Literal["higher", "lower"]
+    label: str
     meaning: str
+    source: Source
     scope: tuple[str, ...] = ()
+    #: What of single layers adds up to it.
+    layers: Literal["", "bytes", "parameters", "macs"] = ""
+
+    @property
+    def short(self) -> str:
+        """The last part of the name: `top1`, `file`, `p90`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def unit(self) -> str:
+        """The unit of its numbers."""
+        return UNITS[self.kind]
+
+    @property
+    def varies(self) -> bool:
+        """Whether it differs from run to run and from machine to machine."""
+        return self.source in ("latency", "memory", "energy")
+
+    @property
+    def quality(self) -> bool:
+        """Whether it tells how well the model does its work: what compression costs, not what it gains."""
+        return self.source in ("accuracy", "agreement")
+
+    @property
+    def sized(self) -> bool:
+        """Whether it falls with the number of parameters."""
+        return self.layers in ("bytes", "parameters")
 
 
-_RUN = ("provider", "batch")
-_OUTPUT = ("output",)
+_stored = functools.partial(Metric, source="structure", layers="bytes")
+_weights = functools.partial(Metric, source="structure", layers="parameters")
+_graph = functools.partial(Metric, source="structure")
+_memory = functools.partial(Metric, source="memory")
+_accuracy = functools.partial(Metric, source="accuracy", scope=("output",))
+_agreement = functools.partial(Metric, source="agreement", scope=("output",))
+_speed = functools.partial(Metric, source="latency", scope=("provider", "batch"))
+_energy = functools.partial(Metric, source="energy", scope=("provider", "batch"))
 
+#: Name, kind, better, label, meaning; in the order in which they are listed.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("size.file", "size", "lower", "Bytes of the `.onnx` file and its external data together"),
-        Metric("size.external", "size", "lower", "Bytes of the external data files"),
-        Metric("size.gzip", "size", "lower", "Bytes after gzip: what a download costs"),
-        Metric("parameters", "count", "lower", "Numbers in the weights"),
-        Metric("nonzeros", "count", "lower", "Numbers in the weights that are not zero"),
-        Metric("macs", "count", "lower", "Multiply-accumulates of one sample"),
-        Metric("nodes", "count", "lower", "Nodes of the graph"),
-        Metric("memory.peak", "size", "lower", "Peak memory of a process that loads and runs the model"),
-        Metric("accuracy.top1", "share", "higher", "Share of samples whose class comes first", _OUTPUT),
-        Metric(
-            "accuracy.top5", "share", "higher", "Share of samples whose class is among the first k (any k)", _OUTPUT
+        _stored("size.file", "size", "lower", "size, file", "Bytes of the `.onnx` file and its external data together"),
+        _stored("size.external", "size", "lower", "size, external", "Bytes of the external data files"),
+        _stored("size.gzip", "size", "lower", "size, gzip", "Bytes after gzip: what a download costs"),
+        _weights("parameters", "count", "lower", "parameters", "Numbers in the weights"),
+        _weights("nonzeros", "count", "lower", "non-zero parameters", "Numbers in the weights that are not zero"),
+        _graph("macs", "count", "lower", "multiply-accumulates", "Multiply-accumulates of one sample", layers="macs"),
+        _graph("nodes", "count", "lower", "nodes", "Nodes of the graph"),
+        _memory(
+            "memory.peak", "size", "lower", "peak memory", "Peak memory of a process that loads and runs the model"
         ),
-        Metric("accuracy.f1", "share", "higher", "F1 score", _OUTPUT),
-        Metric("accuracy.mae", "number", "lower", "Mean absolute error", _OUTPUT),
-        Metric("accuracy.rmse", "number", "lower", "Root of the mean squared error", _OUTPUT),
-        Metric("accuracy.r2", "coefficient", "higher", "Coefficient of determination", _OUTPUT),
-        Metric("accuracy.cosine", "coefficient", "higher", "Cosine similarity to the labels", _OUTPUT),
-        Metric("accuracy.spearman", "coefficient", "higher", "Spearman's rank correlation with the labels", _OUTPUT),
-        Metric("accuracy.score", "coefficient", "higher", "All metrics of several outputs, weighted, as one number"),
-        Metric("accuracy.python", "coefficient", "higher", "The recipe's own metric function", _OUTPUT),
-        Metric("agreement", "share", "higher", "Share of samples answered as the original answers them", _OUTPUT),
-        Metric("fidelity.sqnr", "decibel", "higher", "Signal over error of an output against the original's", _OUTPUT),
-        Metric("latency.median", "time", "lower", "Median time of one run", _RUN),
-        Metric("latency.p90", "time", "lower", "Time that 90 % of the runs stay below", _RUN),
-        Metric("latency.p99", "time", "lower", "Time that 99 % of the runs stay below", _RUN),
-        Metric("throughput", "rate", "higher", "Samples per second", _RUN),
-        Metric("energy", "energy", "lower", "Joules of one sample, as the processor's meter counts them", _RUN),
-        Metric("cost.per_million", "money", "lower", "Cost of a million samples at the recipe's price", _RUN),
+        _accuracy("accuracy.top1", "share", "higher", "top-1", "Share of samples whose class comes first"),
+        _accuracy(
+            "accuracy.top5", "share", "higher", "top-5", "Share of samples whose class is among the first k (any k)"
+        ),
+        _accuracy("accuracy.f1", "share", "higher", "F1", "F1 score"),
+        _accuracy("accuracy.mae", "number", "lower", "MAE", "Mean absolute error"),
+        _accuracy("accuracy.rmse", "number", "lower", "RMSE", "Root of the mean squared error"),
+        _accuracy("accuracy.r2", "coefficient", "higher", "R2", "Coefficient of determination"),
+        _accuracy("accuracy.cosine", "coefficient", "higher", "cosine", "Cosine similarity to the labels"),
+        _accuracy(
+            "accuracy.spearman", "coefficient", "higher", "spearman", "Spearman's rank correlation with the labels"
+        ),
+        _accuracy(
+            "accuracy.score",
+            "coefficient",
+            "higher",
+            "score",
+            "All metrics of several outputs, weighted, as one number",
+            scope=(),
+        ),
+        _accuracy("accuracy.python", "coefficient", "higher", "python", "The recipe's own metric function"),
+        _agreement(
+            "agreement", "share", "higher", "agreement", "Share of samples answered as the original answers them"
+        ),
+        _agreement(
+            "fidelity.sqnr", "decibel", "higher", "SQNR", "Signal over error of an output against the original's"
+        ),
+        _speed("latency.median", "time", "lower", "latency", "Median time of one run"),
+        _speed("latency.p90", "time", "lower", "latency p90", "Time that 90 % of the runs stay below"),
+        _speed("latency.p99", "time", "lower", "latency p99", "Time that 99 % of the runs stay below"),
+        _speed("throughput", "rate", "higher", "throughput", "Samples per second"),
+        _energy("energy", "energy", "lower", "energy", "Joules of one sample, as the processor's meter counts them"),
+        _speed(
+            "cost.per_million", "money", "lower", "cost of a million", "Cost of a million samples at the recipe's price"
+        ),
     )
 }
 
+#: Short forms that people write for the metric they mean.
+SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
 TOP_K = re.compile(r"^accuracy\.top([1-9][0-9]{0,5})$")
+_TOP_5, _SCORE = METRICS["accuracy.top5"], METRICS["accuracy.score"]
+#: What `evaluate: accuracy:` can measure, by the word it has there: top-k takes its k, the score follows from the rest.
+MEASURABLE: dict[str, Metric] = {
+    "topk" if metric is _TOP_5 else metric.short: metric
+    for metric in METRICS.values()
+    if metric.source == "accuracy" and metric is not _SCORE
+}
 
 
 def find(name: str) -> Metric | None:
     """The metric of that name; `accuracy.topK` exists for every K."""
     known = METRICS.get(name)
     if known is None and (match := TOP_K.fullmatch(name)):
-        row = METRICS["accuracy.top5"]
-        return dataclasses.replace(
-            row, name=name, meaning=f"Share of samples whose class is among the first {match[1]}"
-        )
+        meaning = f"Share of samples whose class is among the first {match[1]}"
+        return dataclasses.replace(_TOP_5, name=name, label=f"top-{match[1]}", meaning=meaning)
     return known
+
+
+def of(name: str) -> Metric:
+    """The metric of that name. One the table does not know (in a report of another version) is a plain accuracy."""
+    return find(name) or _accuracy(name, "number", "higher", name.removeprefix("accuracy."), "")
+
+
+def accuracy(short: str) -> Metric:
+    """The accuracy that reports and recipes call by the end of its name: `top1`, `rmse`."""
+    return of(f"accuracy.{short}")
 
 
 def nearest(name: str) -> str | None:

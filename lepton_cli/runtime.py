@@ -9,14 +9,15 @@ import contextlib
 import ctypes
 import functools
 import io
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lepton_cli.errors import MissingExtraError, ModelError, ProviderError
+from lepton_cli.errors import MissingExtraError, ModelError, ProviderError, check_room
 from lepton_cli.machine import usable_threads
 from lepton_cli.tensors import TensorInfo
 
@@ -48,6 +49,20 @@ def onnxruntime() -> Any:
         raise MissingExtraError("cpu", "onnxruntime", "running models") from error
     ort.set_default_logger_severity(4)
     return ort
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """onnxruntime's Python tools log advice, under a dozen logger names; ours goes into the report instead.
+
+    Python has one switch for all loggers: it is left as the caller had it.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.CRITICAL))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def provider_name(name: str) -> str:
@@ -105,6 +120,8 @@ class Session:
         try:
             self._session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
+            if optimised_path is not None:
+                check_room(optimised_path)
             if full != CPU and _loads_on_cpu(ort, source):
                 raise _not_started(provider, library_error(full) or one_line(error)) from error
             raise ModelError("model.runtime", "onnxruntime cannot load the model", cause=one_line(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,6 +66,13 @@ class Options(Strict):
         return None
 
 
+class Details(Strict):
+    """What a step says about its work besides its decisions: chosen settings, widths, errors by layer.
+
+    Subclasses stand beside the options of their step. Every field has a default: a step may have been left out.
+    """
+
+
 class Decision(Strict):
     """What a step did with one node, and why. `action` is one word: `pruned`, `quantized`, `removed`, `kept`…"""
 
@@ -106,15 +113,15 @@ class Context:
 class Outcome:
     """What a step made.
 
-    `changed` counts the nodes or tensors that are different now; 0 is an error unless `if_possible`. `details`
-    holds what the report draws (JSON values only): widths before and after, per-layer errors, chosen settings.
+    `changed` counts the nodes or tensors that are different now; 0 is an error unless `if_possible`. `details` is
+    of the type that the step table names; `None`: nothing to say.
     """
 
     model: ir.Model
     changed: int
     decisions: tuple[Decision, ...] = ()
     summary: str = ""
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Details | None = None
     warnings: tuple[str, ...] = ()
     #: Absolute-relative tolerance of the outputs against the step's input on the check batches; `None`: the step
     #: changes results by design and only finiteness, names, shapes and types are checked.
@@ -123,11 +130,13 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A row of the step table: the options, and where the function `(model, options, context) -> Outcome` stands."""
+    """A row of the step table: the options, where the function `(model, options, context) -> Outcome` stands, and
+    what it tells about its work."""
 
     options: type[Options]
     #: `folder.module:function` below the package; imported when it is needed.
     function: str
+    details: type[Details] = Details
 
     @property
     def summary(self) -> str:

@@ -3,23 +3,32 @@
 Options are read by `--help`, `schema` and recipe errors, so each `spec.py` imports neither numpy nor onnx; the function
 that a row names is imported when the step runs.
 
-Adding a step: its options in a `spec.py`, its function beside them, a row here, and their tests.
+Adding a step: its options in a `spec.py`, its function and what it tells (`details.py`) beside them, a row here, and
+their tests.
 """
 
 from __future__ import annotations
 
+from lepton_cli.graph.details import FuseDetails
 from lepton_cli.graph.spec import Fuse, Simplify
+from lepton_cli.prune.details import PruneChannelsDetails, PruneWeightsDetails
 from lepton_cli.prune.spec import PruneChannels, PruneWeights
+from lepton_cli.quantize.details import (
+    ConvertFp16Details,
+    QuantizeDynamicDetails,
+    QuantizeStaticDetails,
+    QuantizeWeightsDetails,
+)
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Step
 
 STEPS: dict[str, Step] = {
     "simplify": Step(Simplify, "graph.simplify:simplify"),
-    "fuse": Step(Fuse, "graph.fuse:fuse"),
-    "prune.channels": Step(PruneChannels, "prune.channels:prune"),
-    "prune.weights": Step(PruneWeights, "prune.weights:prune"),
-    "quantize.static": Step(QuantizeStatic, "quantize.static:quantize"),
-    "quantize.dynamic": Step(QuantizeDynamic, "quantize.dynamic:quantize"),
-    "quantize.weights": Step(QuantizeWeights, "quantize.weights:quantize"),
-    "convert.fp16": Step(ConvertFp16, "quantize.fp16:convert"),
+    "fuse": Step(Fuse, "graph.fuse:fuse", FuseDetails),
+    "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),
+    "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),
+    "quantize.static": Step(QuantizeStatic, "quantize.static:quantize", QuantizeStaticDetails),
+    "quantize.dynamic": Step(QuantizeDynamic, "quantize.dynamic:quantize", QuantizeDynamicDetails),
+    "quantize.weights": Step(QuantizeWeights, "quantize.weights:quantize", QuantizeWeightsDetails),
+    "convert.fp16": Step(ConvertFp16, "quantize.fp16:convert", ConvertFp16Details),
 }

@@ -30,13 +30,6 @@ _FRACTION = re.compile(rf"([-+]?{_DECIMAL})[ ]*/[ ]*({_DECIMAL})")
 _LONGEST = 40
 
 
-class Bytes(int):
-    """A number of bytes that prints as a size."""
-
-    def __str__(self) -> str:
-        return format_size(self)
-
-
 class Seconds(float):
     """A number of seconds that prints as a time."""
 
@@ -97,14 +90,14 @@ def _finite(number: Decimal, value: object) -> float:
     return result
 
 
-def parse_size(value: object) -> Bytes:
+def parse_size(value: object) -> int:
     """`1 MB` -> 1000000. Raises ValueError without a known unit, below zero or beyond an exabyte."""
     number, unit = _split(value, _SIZES, "size", "1 MB")
     _not_negative(number, value, "size")
     count = number * _SIZES[unit]
     if count > 10**18:
         raise ValueError(f"`{value}` is too large")
-    return Bytes(round(count))
+    return round(count)
 
 
 def parse_duration(value: object) -> Seconds:
@@ -162,14 +155,6 @@ def parse_number(value: object) -> float:
     return result
 
 
-def write_size(count: int) -> str:
-    """A size without loss, in the largest decimal unit that needs no more than three decimals."""
-    for unit in ("GB", "MB", "kB"):
-        if count >= _SIZES[unit] and count % (_SIZES[unit] // 1000) == 0:
-            return f"{_plain(Decimal(count) / _SIZES[unit])} {unit}"
-    return f"{int(count)} B"
-
-
 def write_duration(seconds: float) -> str:
     """A time without loss: `parse_duration` gives the same number back."""
     number = Decimal(repr(float(seconds)))
@@ -191,8 +176,6 @@ def write_points(share: float) -> str:
 def write(value: object) -> object:
     """A quantity as text, without loss; anything else as it is."""
     match value:
-        case Bytes():
-            return write_size(value)
         case Seconds():
             return write_duration(value)
         case Share():

@@ -69,13 +69,6 @@ def _parsed(parse: Callable[[object], Any], kind: type) -> PlainValidator:
     return PlainValidator(convert)
 
 
-#: Bytes; written `1 MB`, `200 kB`, `1.5 MiB`.
-Size = Annotated[
-    units.Bytes,
-    _parsed(units.parse_size, units.Bytes),
-    PlainSerializer(units.write_size, return_type=str),
-    _text("B|kB|MB|GB|KiB|MiB|GiB", "1 MB"),
-]
 #: Seconds; written `5 ms`, `20 min`.
 Duration = Annotated[
     units.Seconds,

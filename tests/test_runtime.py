@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -120,3 +122,17 @@ def test_library_errors_are_only_asked_of_device_providers() -> None:
     assert runtime.library_error("CPUExecutionProvider") is None
     if "CUDAExecutionProvider" not in runtime.onnxruntime().get_available_providers():
         assert "cannot open" in str(runtime.library_error("CUDAExecutionProvider"))
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.CRITICAL + 10])
+def test_the_tools_are_quiet_and_the_log_is_as_it_was_after(level: int, caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.root.manager.disable
+    try:
+        logging.disable(level)
+        with contextlib.suppress(KeyError), runtime.quiet():
+            logging.getLogger("onnxruntime.any").critical("advice")
+            raise KeyError
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(before)
+    assert not caplog.records

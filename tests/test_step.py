@@ -56,7 +56,7 @@ def test_the_table_names_every_step_as_its_options_do() -> None:
 
 def test_an_outcome_says_nothing_unless_told() -> None:
     outcome = Outcome(mlp(), 3)
-    assert (outcome.decisions, outcome.summary, dict(outcome.details), outcome.warnings) == ((), "", {}, ())
+    assert (outcome.decisions, outcome.summary, outcome.details, outcome.warnings) == ((), "", None, ())
     assert outcome.tolerance is None, "results may change"
 
 

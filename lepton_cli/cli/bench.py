@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,15 +42,27 @@ def command(
     """
     from lepton_cli.cli.console import TerminalProgress, make_console
     from lepton_cli.commands.bench import bench
+    from lepton_cli.commands.run import Arguments, Run
     from lepton_cli.report import store
 
+    arguments = Arguments(
+        "bench",
+        tuple(models),
+        data=data,
+        provider=tuple(provider or ()),
+        batch=batch,
+        threads=threads,
+        time=time,
+        precision=precision,
+        shape=tuple(shape or ()),
+    )
     report = bench(
         models,
         measuring.latency_options(provider, batch, threads, time, precision),
         TerminalProgress(),
         data=data,
         given=measuring.shapes(shape),
-        command=shlex.join(["lepton", *sys.argv[1:]]),
+        run=Run(arguments),
     )
     if json_output:
         typer.echo(store.to_json(report))

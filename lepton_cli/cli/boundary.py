@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import typer
 
 from lepton_cli.cli.github import announce
-from lepton_cli.errors import ExitCode, LeptonError, Place
+from lepton_cli.cli.streams import LostResultError
+from lepton_cli.errors import ExitCode, LeptonError, Place, disk_full
 
 _LONGEST = 1000
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,26 +29,22 @@ def boundary(function: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            function(*args, **kwargs)
-        except LeptonError as error:
-            show(error, as_json=bool(kwargs.get("json_output")))
-            announce(error)
-            _leave(error, error.exit_code, bool(kwargs.get("debug")))
+            try:
+                function(*args, **kwargs)
+            finally:
+                # Here, where an error still becomes a message; Python's own flush at exit is too late.
+                sys.stdout.flush()
         except KeyboardInterrupt as error:
             sys.stderr.write("interrupted\n")
             raise typer.Exit(ExitCode.INTERRUPTED) from error
-        except BrokenPipeError as error:
-            # The reader (`head`, a pager) has left; that is its right.
-            sys.stderr.close()
-            raise typer.Exit(ExitCode.OK) from error
-        except (MemoryError, RecursionError, OSError) as error:
-            show(_unforeseen(error), as_json=bool(kwargs.get("json_output")))
-            _leave(error, ExitCode.FAILED, bool(kwargs.get("debug")))
         except Exception as error:
             if isinstance(error, typer.Exit) or type(error).__module__.startswith(("typer", "click")):
                 raise
-            show(_unforeseen(error), as_json=bool(kwargs.get("json_output")))
-            _leave(error, ExitCode.FAILED, bool(kwargs.get("debug")))
+            said = _said(error)
+            show(said, as_json=bool(kwargs.get("json_output")) and not isinstance(error, LostResultError))
+            if isinstance(error, LeptonError):
+                announce(said)
+            _leave(error, said.exit_code, bool(kwargs.get("debug")))
 
     return wrapper  # type: ignore[return-value]
 
@@ -62,9 +59,25 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _unforeseen(error: BaseException) -> LeptonError:
+def _said(error: Exception) -> LeptonError:
+    """What the user is told."""
+    if isinstance(error, LostResultError):
+        return error
+    if (full := disk_full(error, ".", None)) is not None:
+        return full
+    return error if isinstance(error, LeptonError) else _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> LeptonError:
     if isinstance(error, MemoryError):
         return LeptonError("memory.exhausted", "not enough memory", hint="free memory, or use fewer samples per batch")
+    if isinstance(error, OSError) and error.errno is not None:
+        return LeptonError(
+            "system",
+            f"the operating system refuses: {error.strerror or error}",
+            where=None if error.filename is None else str(error.filename),
+            hint="should this machine be in order, report it with the output of --debug",
+        )
     text = " ".join(str(error).split())[:300]
     return LeptonError(
         "internal",

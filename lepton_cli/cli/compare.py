@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,11 +60,30 @@ def command(
     from lepton_cli.cli.github import publish
     from lepton_cli.commands.compare import compare
     from lepton_cli.commands.job import prepare
+    from lepton_cli.commands.run import Arguments, Run
     from lepton_cli.recipe.load import load_budget
     from lepton_cli.report import store
 
     given = measuring.latency_options(provider, batch, threads, time, precision)
     source = _recipe(first, recipe, data, labels, given, overrides)
+    arguments = Arguments(
+        "compare",
+        (first, second),
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        data=data,
+        labels=labels,
+        output=output,
+        budget=budget,
+        baseline=baseline,
+        provider=tuple(provider or ()),
+        batch=batch,
+        threads=threads,
+        time=time,
+        precision=precision,
+        strict=strict,
+        allow_code=allow_code,
+    )
     result = compare(
         prepare(first, source, allow_code=allow_code),
         second,
@@ -76,7 +93,7 @@ def command(
         baseline=baseline,
         strict=strict,
         from_recipe=recipe is not None,
-        command=shlex.join(["lepton", *sys.argv[1:]]),
+        run=Run(arguments),
     )
     if json_output:
         typer.echo(store.to_json(result.report))

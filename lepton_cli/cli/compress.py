@@ -45,6 +45,7 @@ def command(
     from lepton_cli.cli.console import TerminalProgress, make_console, show_report
     from lepton_cli.cli.github import publish
     from lepton_cli.commands.compress import compress
+    from lepton_cli.commands.run import Arguments, Run
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 
@@ -58,16 +59,37 @@ def command(
         chosen = choose(model, data, labels, progress)
     elif data is not None:
         raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
+    given = Arguments(
+        "compress",
+        (model,),
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        data=data,
+        labels=labels,
+        output=output,
+        baseline=baseline,
+        strict=strict,
+        allow_code=allow_code,
+    )
     result = compress(
-        model, chosen, output, progress, allow_code=allow_code, strict=strict, baseline=baseline, resume=resume
+        model,
+        chosen,
+        output,
+        progress,
+        allow_code=allow_code,
+        strict=strict,
+        baseline=baseline,
+        run=Run(given),
+        resume=resume,
     )
     if json_output:
         typer.echo(store.to_json(result.report))
     else:
         console = make_console()
         show_report(result.report, console)
-        console.print()
-        console.print("wrote " + ", ".join(str(file) for file in result.files))
+        if result.files:
+            console.print()
+            console.print("wrote " + ", ".join(str(file) for file in result.files))
     publish(result.report)
     if result.error is not None:
         show(result.error)

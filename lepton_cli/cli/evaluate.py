@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-
 import typer
 
 from lepton_cli.cli import options
@@ -32,7 +29,7 @@ def command(
     from lepton_cli.report import store
 
     job = prepare(model, load_recipe(recipe, overrides or ()), allow_code=allow_code)
-    report = evaluate(job, TerminalProgress(), command=shlex.join(["lepton", *sys.argv[1:]]))
+    report = evaluate(job, TerminalProgress())
     if json_output:
         typer.echo(store.to_json(report))
     else:

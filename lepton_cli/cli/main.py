@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from lepton_cli.cli import boundary, streams
 from lepton_cli.version import __version__
 
 #: Every command is the file of its name beside this one, with a `command` or, for a group, an `app`.
@@ -75,6 +76,14 @@ def make_app(called: str | None = None) -> typer.Typer:
 
 def run() -> None:
     """Entry point of the console script."""
+    streams.protect()
     completing = "_LEPTON_COMPLETE" in os.environ
     called = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    make_app(None if completing else called)()
+    try:
+        try:
+            make_app(None if completing else called)()
+        finally:
+            sys.stdout.flush()
+    except streams.LostResultError as error:  # of --help and --version: commands handle their own
+        boundary.show(error)
+        sys.exit(error.exit_code)

@@ -15,10 +15,10 @@ from lepton_cli.cli.console import is_live, make_console, plain_table
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report
+from lepton_cli.report.trial import Trial
 from lepton_cli.report.tune_facts import axis_value
 from lepton_cli.tune import front
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 from lepton_cli.units import format_duration
 
 #: Rows of the front and of the newest trials in the live view.
@@ -158,30 +158,28 @@ def _number(report: Report, axis: Objective) -> str:
 
 def show_search(report: Report, console: Console) -> None:
     """The front and how the search ended."""
-    tuned = report.extra.get("tune")
-    if not isinstance(tuned, dict):
+    tuned = report.tune
+    if tuned is None:
         return
-    rows = [row for row in tuned["trials"] if row["front"]]
+    rows = [row for row in tuned.trials if row.front]
     console.print()
-    count = len(tuned["trials"])
-    console.print(
-        f"search: {count} trials, {len(rows)} on the front" + (f"; {tuned['ended']}" if tuned["ended"] else "")
-    )
-    cost, quality = tuned["axes"]["cost"], tuned["axes"]["quality"]
+    count = len(tuned.trials)
+    console.print(f"search: {count} trials, {len(rows)} on the front" + (f"; {tuned.ended}" if tuned.ended else ""))
+    cost, quality = tuned.axes.cost, tuned.axes.quality
     cells = [
         [
-            "* " + row["name"] if row["key"] == tuned["best"] else "  " + row["name"],
-            axis_value(row["cost"], cost),
-            axis_value(row["quality"], quality),
-            words.value(row["file"], "size"),
-            "" if row["feasible"] else "beyond a limit",
+            ("* " if row.key == tuned.best else "  ") + row.name,
+            axis_value(row.cost, cost),
+            axis_value(row.quality, quality),
+            "" if row.file is None else words.value(row.file, "size"),
+            "" if row.feasible else "beyond a limit",
         ]
-        for row in sorted(rows, key=lambda row: row["cost"])
+        for row in sorted(rows, key=lambda row: row.cost or 0.0)
     ]
     names = [
         ("  candidate", "left"),
-        (cost["metric"], "right"),
-        (quality["metric"], "right"),
+        (cost.metric, "right"),
+        (quality.metric, "right"),
         ("file", "right"),
         ("", "left"),
     ]

@@ -14,7 +14,10 @@ from lepton_cli.measure.environment import environment
 from lepton_cli.model import io
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import headline
-from lepton_cli.report.model import FileFacts, RecipeFacts, Report, Variant
+from lepton_cli.report.model import Failure, FileFacts, RecipeFacts, Report, Variant
+
+#: The error of a run that was stopped from outside.
+INTERRUPTED = Failure(code="interrupted", message="interrupted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,6 @@ def assemble(command: str, clock: Clock, **parts: Any) -> Report:
 def broken(report: Report, error: LeptonError | None) -> Report:
     """The report as what is left of a run that broke off; without an error it was interrupted."""
     status = "failed" if error else "interrupted"
-    said = error.to_dict() if error else {"code": "interrupted", "message": "interrupted"}
+    said = Failure.model_validate(error.to_dict()) if error else INTERRUPTED
     report = report.model_copy(update={"status": status, "complete": False, "error": said})
     return report.model_copy(update={"headline": headline.headline(report)})

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton_cli.commands import adhoc
-from lepton_cli.commands.assemble import Clock, assemble, broken, variant
+from lepton_cli.commands.assemble import broken, variant
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import open_dataset, synthetic
@@ -35,16 +36,17 @@ def bench(
     *,
     data: Path | None = None,
     given: Shapes | None = None,
-    command: str = "",
+    run: Run | None = None,
 ) -> Report:
-    """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included.
+    """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included;
+    `run`: how it was asked for.
 
     Ctrl-C ends in a report of what was timed until then.
 
     Without data inputs are random. Raises LeptonError for what is wrong with options, models or data, and
     MeasurementError when a model does not run.
     """
-    clock = Clock()
+    run = run or Run(Arguments("bench", tuple(models), data=data))
     timing = Timing(named([io.load(path) for path in models]), options, data, given)
     stopped = False
     try:
@@ -53,7 +55,7 @@ def bench(
         if not isinstance(stop.partial, LatencyTable):
             raise
         table, stopped = stop.partial, True
-    report = assemble("bench", clock, variants=timing.variants(), latency=table, reproduce=command)
+    report = run.report(variants=timing.variants(), latency=table)
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})

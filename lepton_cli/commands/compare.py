@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lepton_cli import gates
 from lepton_cli.commands import adhoc, measuring, workspace
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts
+from lepton_cli.commands.assemble import broken, recipe_facts
 from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.judge import check_baseline, judged
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.errors import LeptonError, MeasurementError, OutputError, ReportError
 from lepton_cli.graph import diff
 from lepton_cli.measure.arms import InputNames
@@ -45,15 +46,15 @@ def compare(
     baseline: Path | None = None,
     strict: bool = False,
     from_recipe: bool = True,
-    command: str = "",
+    run: Run | None = None,
 ) -> Comparison:
     """Compare the job's model (`original` in the report) with another one (`compressed`).
 
     The gates of `budget`, else those of the recipe, are judged. A measurement that fails ends in a partial report
     with `error` set, Ctrl-C in one that says so. `from_recipe`: the job comes of a recipe file, which the report then
-    holds. `command`: what reproduces it. Raises LeptonError for what is wrong before measuring.
+    holds. `run`: how it was asked for. Raises LeptonError for what is wrong before measuring.
     """
-    clock = Clock()
+    run = run or Run(Arguments("compare", (job.loaded.path, second), recipe=job.recipe.path, output=output))
     if output is not None:
         _check_output(output, (job.loaded.path, second))
     wanted, places = (budget.budget.gates, budget.source) if budget is not None else (job.spec.gates, job.recipe.source)
@@ -61,10 +62,8 @@ def compare(
     other = io.load(second)
     names = adhoc.match_inputs(io.inputs(job.loaded.model), io.inputs(other.model), str(second))
     models = {"original": job.loaded, "compressed": other}
-    report, error = _measured(job, models, {"compressed": names} if names else {}, progress, clock)
-    report = report.model_copy(
-        update={"reproduce": command, "recipe": recipe_facts(job.recipe) if from_recipe else None}
-    )
+    report, error = _measured(job, models, {"compressed": names} if names else {}, progress, run)
+    report = report.model_copy(update={"recipe": recipe_facts(job.recipe) if from_recipe else None})
     if report.complete and wanted:
         try:
             reference = baselines.load(baseline, report) if baseline is not None else None
@@ -82,31 +81,30 @@ def compare(
 
 
 def _measured(
-    job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, clock: Clock
+    job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, run: Run
 ) -> tuple[Report, LeptonError | None]:
     """The report with everything that could be measured, and what stopped it if anything did."""
-    found = measuring.Measured()
     error: LeptonError | None = None
     stopped = False
     try:
-        measuring.measure(models, job, progress, seed=job.spec.seed, input_names=names, found=found)
+        measuring.measure(models, job, progress, seed=job.spec.seed, input_names=names, found=run.measured)
     except MeasurementError as failed:
         error = job.locate(failed)
     except LeptonError as wrong:
         raise job.locate(wrong) from wrong
     except KeyboardInterrupt:
-        if len(found.variants) < len(models):
+        if len(run.measured.variants) < len(models):
             raise
         stopped = True
-    warnings = list(job.warnings)
+    run.warnings += job.warnings
     if job.evaluation is None and job.calibration is None:
-        warnings.append(f"without data the outputs are compared on {job.check.count} random inputs: give --data or -r")
+        run.warnings.append(
+            f"without data the outputs are compared on {job.check.count} random inputs: give --data or -r"
+        )
     before, after = models["original"], models["compressed"]
-    changes = diff.diff(before.model, after.model, *(variant.size.layers for variant in found.variants))
-    report = assemble(
-        "compare", clock, data=job.data_facts(), warnings=warnings, extra={"diff": changes}, **found.parts()
-    )
-    return (broken(report, error) if error or stopped else report), error
+    changes = diff.diff(before.model, after.model, *(variant.size.layers for variant in run.measured.variants))
+    parts = {"data": job.data_facts(), "diff": changes}
+    return (run.partial(error, **parts) if error or stopped else run.report(**parts)), error
 
 
 def _check_output(folder: Path, models: tuple[Path, ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,20 @@ import yaml
 from lepton_cli import gates
 from lepton_cli.cache import Cache
 from lepton_cli.commands import measuring, runner, workspace
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
+from lepton_cli.commands.assemble import broken, recipe_facts, variant
 from lepton_cli.commands.job import NOTHING, Job, must_run, place_text, prepare
 from lepton_cli.commands.judge import check_baseline, judged
 from lepton_cli.commands.resume import Kept
-from lepton_cli.errors import LeptonError, MeasurementError, RecipeError, ReportError, StepError
+from lepton_cli.commands.run import Arguments, Run
+from lepton_cli.errors import (
+    DiskFullError,
+    LeptonError,
+    MeasurementError,
+    RecipeError,
+    ReportError,
+    StepError,
+    disk_full,
+)
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
@@ -54,14 +62,14 @@ def compress(
     allow_code: bool = False,
     strict: bool = False,
     baseline: Path | None = None,
-    command: str | None = None,
+    run: Run | None = None,
     resume: bool = False,
 ) -> Result:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
 
-    `output`: the folder that receives model and reports; `None` writes nothing. `arrays`: see `prepare`. `command`:
-    what reproduces the run; default: this command. `resume`: go on after the last step that an interrupted run of the
-    same recipe, model and data finished.
+    `output`: the folder that receives model and reports; `None` writes nothing. `arrays`: see `prepare`. `run`: how it
+    was asked for, where that is not by these arguments. `resume`: go on after the last step that an interrupted run of
+    the same recipe, model and data finished.
     """
     if recipe.recipe.only_tunes:
         raise RecipeError(
@@ -70,9 +78,12 @@ def compress(
             where=recipe.source.key_place(("tune",)),
             hint="lepton tune MODEL -r RECIPE -o DIR   then compress with DIR/recipe.best.yaml",
         )
+    file = model if isinstance(model, Path) else model.path
+    if run is None:
+        options = {"output": output, "baseline": baseline, "strict": strict, "allow_code": allow_code}
+        run = Run(Arguments.of("compress", file, recipe, **options))
     if output is not None:
-        file = model if isinstance(model, Path) else model.path if model.files else None
-        workspace.check(output, file)
+        workspace.check(output, file if isinstance(model, Path) or model.files else None)
     check_baseline(recipe.recipe.gates, baseline, recipe.source)
     job = prepare(
         model,
@@ -81,15 +92,10 @@ def compress(
         allow_code=allow_code,
         run=lambda loaded: bool(arrays) or must_run(loaded, recipe.recipe),
     )
-    run = _Run(job, output, progress, strict, baseline, _command(job, output) if command is None else command)
     folder = workspace.use(output, resume=resume) if output is not None else workspace.temporary()
     with folder as scratch:
-        return run.execute(measuring.context(job, scratch, progress, cache), resume)
-
-
-def _command(job: Job, output: Path | None) -> str:
-    recipe = ("-r", str(job.recipe.path)) if job.recipe.path else ()
-    return shlex.join(["lepton", "compress", str(job.loaded.path), *recipe, *(("-o", str(output)) if output else ())])
+        context = measuring.context(job, scratch, progress, cache)
+        return _Compression(job, output, progress, strict, baseline, run).execute(context, resume)
 
 
 def run_steps(
@@ -115,23 +121,21 @@ def run_steps(
     return current.model
 
 
-class _Run:
-    """One run; collects what the report needs as it becomes known."""
+class _Compression:
+    """The order of things."""
 
     def __init__(
-        self, job: Job, output: Path | None, progress: Progress, strict: bool, baseline: Path | None, command: str
+        self, job: Job, output: Path | None, progress: Progress, strict: bool, baseline: Path | None, run: Run
     ) -> None:
         self.job = job
         self.output = output
         self.progress = progress
         self.strict = strict
         self.baseline = baseline
-        self.command = command
+        self.run = run
+        self.run.warnings += job.warnings
         self.name = job.recipe.name
         self.records: list[StepRecord] = []
-        #: Filled while measuring: what an interrupt or an error leaves is in the report.
-        self.measured = measuring.Measured()
-        self.clock = Clock()
 
     def execute(self, context: Context, resume: bool) -> Result:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
@@ -139,34 +143,47 @@ class _Run:
         try:
             compressed = self._steps(context, kept, resume)
             saved = self._save(compressed, context)
-            measured = measuring.measure(
+            measuring.measure(
                 {"original": self.job.loaded, "compressed": saved},
                 self.job,
                 self.progress,
                 seed=self.job.spec.seed,
-                found=self.measured,
+                found=self.run.measured,
             )
-        except (StepError, MeasurementError) as error:
-            return self._partial(self.job.locate(error))
         except KeyboardInterrupt:
             self._partial(None)
-            if kept.count:
-                steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
-                self.progress.say(f"{steps} kept: the same command with --resume goes on")
+            self._say_kept(kept)
             raise
-        except LeptonError as error:
-            raise self.job.locate(error) from error
-        report = self._report(**measured.parts())
-        refused: ReportError | None = None
+        except Exception as error:
+            if (full := disk_full(error, self.output, None)) is not None:
+                self._say_kept(kept)
+                return self._partial(full)
+            if not isinstance(error, LeptonError):
+                raise
+            self.job.locate(error)
+            if isinstance(error, (StepError, MeasurementError)):
+                return self._partial(error)
+            raise
+        report = self.run.report(**self._parts())
+        refused: LeptonError | None = None
         try:
             report = self._judge(report)
         except ReportError as error:
             # A gate that cannot be judged must not cost the measurements.
             report, refused = broken(report, error), error
         files = saved.files[:1] if self.output is not None else ()
-        result = Result(report, (*files, *self._write(report)), refused, io.held(saved.model, context.workdir))
+        held = io.held(saved.model, context.workdir)
+        try:
+            result = Result(report, (*files, *self._write(report)), refused, held)
+        except DiskFullError as full:
+            return Result(report, files, full, held)
         kept.clear()
         return result
+
+    def _say_kept(self, kept: Kept) -> None:
+        if kept.count:
+            steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
+            self.progress.say(f"{steps} kept: the same command with --resume goes on")
 
     def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
         model = self.job.loaded.model
@@ -190,21 +207,17 @@ class _Run:
         io.save(model, path, metadata=metadata)
         return io.load(path)
 
-    def _report(self, **parts: Any) -> Report:
+    def _parts(self) -> dict[str, Any]:
+        """What the report holds besides measurements."""
         loaded = self.job.loaded
-        warnings = [f"{record.step}: {warning}" for record in self.records for warning in record.warnings]
-        if "variants" not in parts:
-            parts["variants"] = (variant("original", loaded, self.job.macs(loaded.model)),)
-        return assemble(
-            "compress",
-            self.clock,
-            recipe=recipe_facts(self.job.recipe),
-            data=self.job.data_facts(),
-            steps=tuple(self.records),
-            warnings=[*self.job.warnings, *warnings],
-            reproduce=self.command,
-            **parts,
-        )
+        if not self.run.measured.variants:
+            self.run.measured.variants = (variant("original", loaded, self.job.macs(loaded.model)),)
+        return {
+            "recipe": recipe_facts(self.job.recipe),
+            "data": self.job.data_facts(),
+            "steps": tuple(self.records),
+            "warnings": [f"{record.step}: {warning}" for record in self.records for warning in record.warnings],
+        }
 
     def _judge(self, report: Report) -> Report:
         source = self.job.recipe.source
@@ -219,8 +232,11 @@ class _Run:
 
     def _partial(self, error: LeptonError | None) -> Result:
         """Keep what is known when a run breaks off; without an error it was interrupted."""
-        report = broken(self._report(**self.measured.parts()), error)
-        return Result(report, self._write(report), error)
+        report = self.run.partial(error, **self._parts())
+        try:
+            return Result(report, self._write(report), error)
+        except DiskFullError:
+            return Result(report, (), error)
 
     def _write(self, report: Report) -> tuple[Path, ...]:
         """The reports asked for, `report.json` always, and the recipe as it was run."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from lepton_cli.commands.assemble import Clock, assemble, broken, recipe_facts, variant
+from lepton_cli import metrics
+from lepton_cli.commands.assemble import broken, recipe_facts, variant
 from lepton_cli.commands.job import Job
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.errors import DataError, Interrupted, LeptonError
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.results import Accuracy
@@ -12,12 +14,12 @@ from lepton_cli.report import words
 from lepton_cli.report.model import Report
 
 
-def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
-    """Measure the job's model. Ctrl-C ends in a report of the samples until then.
+def evaluate(job: Job, progress: Progress, *, run: Run | None = None) -> Report:
+    """Measure the job's model. Ctrl-C ends in a report of the samples until then. `run`: how it was asked for.
 
     Raises DataError without labelled data, MeasurementError when it cannot be measured.
     """
-    clock = Clock()
+    run = run or Run(Arguments.of("evaluate", job.loaded.path, job.recipe, allow_code=job.allow_code))
     stopped = False
     try:
         found = measure(job, progress)
@@ -25,15 +27,12 @@ def evaluate(job: Job, progress: Progress, *, command: str = "") -> Report:
         if not isinstance(stop.partial, Accuracy):
             raise
         found, stopped = stop.partial, True
-    report = assemble(
-        "evaluate",
-        clock,
+    report = run.report(
         recipe=recipe_facts(job.recipe),
         data=job.data_facts(),
         variants=(variant("original", job.loaded, job.macs(job.loaded.model)),),
         accuracy=found,
         warnings=job.warnings,
-        reproduce=command,
     )
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
@@ -77,7 +76,7 @@ def headline(report: Report) -> str:
     values = report.accuracy.values.get("original", ()) if report.accuracy else ()
     said = []
     for value in values:
-        amount = words.value(value.value, words.accuracy_kind(value.metric))
+        metric = metrics.accuracy(value.metric)
         of = f" of {value.output}" if len({one.output for one in values}) > 1 else ""
-        said.append(f"{amount} {words.metric_words(value.metric)}{of} (n = {value.n:,})")
+        said.append(f"{words.value(value.value, metric.kind)} {metric.label}{of} (n = {value.n:,})")
     return ", ".join(said)

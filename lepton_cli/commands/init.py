@@ -11,7 +11,7 @@ import jinja2
 import yaml
 
 from lepton_cli.commands.choose import data_section
-from lepton_cli.errors import DataError, OutputError
+from lepton_cli.errors import DataError, OutputError, disk_full
 from lepton_cli.graph.facts import facts
 from lepton_cli.model import io
 from lepton_cli.quantize import targets
@@ -125,7 +125,9 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        raise OutputError("output.write", f"cannot write {path}", cause=error.strerror or str(error)) from error
+        raise disk_full(error, path, begun=False) or OutputError(
+            "output.write", f"cannot write {path}", cause=error.strerror or str(error)
+        ) from error
 
 
 def _data(loaded: io.Loaded, data: Path | None, labels: str | None) -> tuple[dict[str, Any], bool, DataError | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli import runtime
+from lepton_cli import metrics, runtime
 from lepton_cli.data.check import check_labels
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
@@ -18,6 +18,7 @@ from lepton_cli.errors import DataError, LeptonError, ModelError, Place, Provide
 from lepton_cli.graph import cost, shapes
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
+from lepton_cli.measure.metrics import formula
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.model import io
 from lepton_cli.recipe.load import LoadedRecipe
@@ -34,8 +35,6 @@ CHECK_SAMPLES = 16
 LARGE = io.EXTERNAL_ABOVE
 #: No data in memory.
 NOTHING: Mapping[str, Arrays] = {}
-#: Kinds of gates that are judged without running a model.
-_STATIC = frozenset({"size", "parameters", "nonzeros", "macs", "nodes"})
 #: The largest batch.
 MOST_SAMPLES = 100_000
 #: Samples that are scored before any work, to find metrics and labels that do not fit.
@@ -108,7 +107,7 @@ def must_run(model: ir.Model, recipe: Recipe) -> bool:
         return True
     asked = recipe.evaluate
     measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
-    gated = any(gate.metric.partition(".")[0] not in _STATIC for gate in recipe.gates)
+    gated = any(metrics.of(gate.metric).source != "structure" for gate in recipe.gates)
     return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
 
 
@@ -228,7 +227,7 @@ def _check_labels(job: Job, outputs: runtime.Arrays) -> None:
     cheap = data.count * sum(array.nbytes for array in feeds.values()) < CACHE_BYTES
     for spec in specs or (AccuracySpec(metric="top1"),):
         scores = outputs.get(spec.output or next(iter(outputs)))
-        if spec.metric not in ("top1", "topk", "f1") or scores is None or scores.ndim != 2 or scores.shape[1] < 2:
+        if not formula(spec).takes_classes or scores is None or scores.ndim != 2 or scores.shape[1] < 2:
             continue
         name = spec.labels or data.label_names[0]
         batches = data.batches(limit=None if cheap else PROBED)

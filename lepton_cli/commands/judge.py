@@ -73,12 +73,11 @@ def check_complete(report: Report, path: Path) -> None:
     """Raise ReportError for a report of a run that broke off: what is missing in it would look like passed."""
     if report.complete and report.status not in ("failed", "interrupted"):
         return
-    error = report.error or {}
     raise ReportError(
         "report.incomplete",
         f"{path} is the report of a run that did not finish",
         where=str(path),
-        cause=str(error.get("message") or report.status),
+        cause=(report.error.message if report.error else "") or report.status,
         hint="run the command again until it is done, then judge its report",
     )
 

@@ -9,13 +9,14 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from lepton_cli import metrics
 from lepton_cli.cache import Cache
 from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
 from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
 from lepton_cli.measure.arms import InputNames
-from lepton_cli.measure.results import Accuracy, EnergyTable, LatencyTable, Size, Skipped
+from lepton_cli.measure.results import Accuracy, CostTable, EnergyTable, LatencyTable, Size, Skipped
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
@@ -33,7 +34,7 @@ class Measured:
     latency: LatencyTable | None = None
     energy: EnergyTable | None = None
     skipped: tuple[Skipped, ...] = ()
-    cost: dict[str, object] = dataclasses.field(default_factory=dict)
+    cost: CostTable | None = None
 
     def parts(self) -> dict[str, object]:
         """What was measured, as fields of a report."""
@@ -84,7 +85,7 @@ def measure(
         found.latency = stop.partial if isinstance(stop.partial, LatencyTable) else found.latency
         raise
     if spec.cost is not None and found.latency is not None:
-        found.cost = dict(cost.cost(found.latency, spec.cost))
+        found.cost = cost.cost(found.latency, spec.cost)
     if spec.memory:
         found.variants = tuple(
             _with_memory(one, models[one.name].payload, job, found, renamed.get(one.name)) for one in found.variants
@@ -104,7 +105,7 @@ def _energy(
     wanted = job.spec.evaluate.energy
     if not wanted:
         return
-    asked = wanted is True or any(gate.metric == "energy" for gate in job.spec.gates)
+    asked = wanted is True or any(metrics.of(gate.metric).source == "energy" for gate in job.spec.gates)
     reason = ""
     try:
         if not spec or not any(provider.name == "cpu" for provider in spec.providers):

@@ -23,7 +23,7 @@ from lepton_cli.commands.job import Job
 from lepton_cli.errors import LeptonError
 from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.report.model import StepRecord
+from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.store import write_text
 from lepton_cli.step import Context
 
@@ -118,7 +118,7 @@ class Kept:
             files = (self._model(count), *([data] if data.exists() else ()))
             if document["key"] != self._key(count) or document["sha256"] != io.hash_files(files):
                 return None
-            records = [StepRecord.model_validate_json(json.dumps(record)) for record in document["records"]]
+            records = list(STEP_RECORDS.validate_json(json.dumps(document["records"])))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
             return None
         return records if len(records) == count else None

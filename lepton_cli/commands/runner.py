@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.errors import LeptonError, ModelError, StepError
+from lepton_cli.errors import LeptonError, ModelError, StepError, disk_full
 from lepton_cli.model import io
-from lepton_cli.report.model import StepRecord
+from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context, Options, Outcome
 from lepton_cli.steps import STEPS
 
@@ -66,14 +66,14 @@ def run_step(
         if error.note is None and isinstance(error, StepError):
             error.note = _keep_input(before.model, index, keep)
         raise
-    record = StepRecord(
+    record = RECORDS[options.step](
         index=index,
         step=options.step,
         changed=outcome.changed,
         seconds=time.monotonic() - started,
         summary=outcome.summary,
         decisions=outcome.decisions,
-        details=dict(outcome.details),
+        details=outcome.details or STEPS[options.step].details(),
         warnings=(*outcome.warnings, *_strangers(before.outputs, outputs, outcome)),
         size_after=io.weight_bytes(outcome.model),
     )
@@ -85,7 +85,11 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
     try:
         outcome = _apply(before.model, options, context)
         return outcome, _check(before, outcome, options, context)
-    except (StepError, ModelError) as error:
+    except Exception as error:
+        if (full := disk_full(error, context.workdir.parent, None)) is not None:
+            raise full from error
+        if not isinstance(error, (StepError, ModelError)):
+            raise
         optional = options.if_possible or options.cleaning
         if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
             raise
@@ -100,6 +104,12 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
     except (LeptonError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StepError(
+                "step.system",
+                f"`{options.step}` could not be done: {error.strerror or error}",
+                where=None if error.filename is None else str(error.filename),
+            ) from error
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise StepError(
             "step.unforeseen",

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli import units
+from lepton_cli import metrics, units
 from lepton_cli.commands import measuring, runner, workspace
 from lepton_cli.commands.job import Job
-from lepton_cli.errors import LeptonError
+from lepton_cli.errors import LeptonError, disk_full
 from lepton_cli.measure import accuracy, cost, latency, memory, size
 from lepton_cli.measure.remembered import Remembered
 from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
-from lepton_cli.report.model import StepRecord
+from lepton_cli.report.model import STEP_RECORDS, StepRecord
+from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 from lepton_cli.tune.candidate import Candidate, prefix_key
 from lepton_cli.tune.journal import Quiet, lock
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.version import __version__
 
 #: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
@@ -99,6 +99,9 @@ class Laboratory:
             if not trial.reason:
                 trial = self._timed(trial, built.path)
         except LeptonError as error:
+            # A disk without room says nothing about the candidate.
+            if (full := disk_full(error, self.scratch, None)) is not None:
+                raise full from error
             reason = error.message + (f": {error.cause}" if error.cause else "")
             return trial.model_copy(update={"reached": "failed", "reason": reason})
         return trial
@@ -137,7 +140,7 @@ class Laboratory:
 
     def _memory(self, path: Path) -> Memory | None:
         """Peak memory where a limit or the goal asks for it."""
-        if "memory.peak" not in {self.judge.goal.metric, *(gate.metric for gate in self.judge.limits)}:
+        if not self.judge.needs("memory"):
             return None
         return memory.measure(path, self.job.feeds(1), threads=self.job.threads)
 
@@ -146,9 +149,9 @@ class Laboratory:
         if self.spec is None:
             return trial
         table = self.race({"compressed": path}, self.spec)
-        costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else {}
+        costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else None
         return self._judged(
-            trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": dict(costs)})
+            trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": costs})
         )
 
     def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
@@ -190,8 +193,7 @@ class Laboratory:
     def _load(self, key: str) -> tuple[runner.Checked, list[StepRecord]]:
         path = self.models / f"{key}.onnx"
         os.utime(path)
-        plain = json.loads((self.models / f"{key}.json").read_text(encoding="utf-8"))
-        records = [StepRecord.model_validate_json(json.dumps(record)) for record in plain]
+        records = list(STEP_RECORDS.validate_json((self.models / f"{key}.json").read_bytes()))
         return runner.reference(io.load(path).model, self.context), records
 
     def _keep(self, key: str, model: ir.Model, records: Sequence[StepRecord]) -> None:
@@ -231,9 +233,9 @@ def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:
     """Coarser and on the providers and batch sizes that limits and goal name; `None` when nothing is timed."""
     spec = job.spec.evaluate.latency
-    if not spec or not judge.needs_latency():
+    if not spec or not judge.needs("latency"):
         return None
-    timed = [gate for gate in judge.limits if gate.metric.startswith(("latency.", "throughput", "cost."))]
+    timed = [gate for gate in judge.limits if metrics.of(gate.metric).source == "latency"]
     batches = {batch for gate in timed for batch in ((gate.batch,) if gate.batch else spec.batch)}
     names = {
         name for gate in timed for name in ([gate.provider] if gate.provider else [p.name for p in spec.providers])

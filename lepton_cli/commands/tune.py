@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lepton_cli import cache
+from lepton_cli import cache, metrics
 from lepton_cli.commands import measuring, workspace
-from lepton_cli.commands.assemble import Clock
 from lepton_cli.commands.job import Job, prepare
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.commands.trials import Built, Laboratory
-from lepton_cli.commands.tune_report import RECIPE, Publisher
+from lepton_cli.commands.tune_report import RECIPE, About, Publisher
 from lepton_cli.commands.tune_traits import traits
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
 from lepton_cli.machine import machine
@@ -25,13 +24,13 @@ from lepton_cli.recipe.schema import TuneSection
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, store
 from lepton_cli.report.model import Report
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate, read_steps
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
 from lepton_cli.tune.limits import Judge, check_contradictions
 from lepton_cli.tune.search import Propose, Search
-from lepton_cli.tune.trial import Trial
 
 #: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
 FINALISTS = 3
@@ -71,30 +70,32 @@ def tune(
     *,
     earlier: Path | None = None,
     allow_code: bool = False,
-    command: str = "",
+    run: Run | None = None,
 ) -> Result:
-    """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over.
+    """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over;
+    `run`: how it was asked for, where that is not by these arguments.
 
     Raises LeptonError (exit code 2) for what cannot be searched; a search without a candidate that holds the limits
     ends in a report whose gates fail.
     """
+    if run is None:
+        run = Run(Arguments.of("tune", model, recipe, output=output, earlier=earlier, allow_code=allow_code))
     workspace.check(output, model, own=(f"{recipe.name}.onnx", f"{recipe.name}.onnx.data", RECIPE))
     job = prepare(model, recipe, allow_code=allow_code)
     folder = output / workspace.TUNE
     folder.mkdir(parents=True, exist_ok=True)
     with work_folder(folder) as scratch:
         try:
-            run = _Run(job, output, folder, scratch, watch, progress or Silent(), command)
-            return run.execute(earlier)
+            return _Tuning(job, output, folder, scratch, watch, progress or Silent(), run).execute(earlier)
         except LeptonError as error:
             raise job.locate(error) from error
 
 
-class _Run:
+class _Tuning:
     """One process of a search."""
 
     def __init__(
-        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, command: str
+        self, job: Job, output: Path, folder: Path, scratch: Path, watch: Watch, progress: Progress, run: Run
     ) -> None:
         self.job, self.output, self.folder, self.watch, self.progress = job, output, folder, watch, progress
         self.section = job.spec.tune or TuneSection()
@@ -114,9 +115,8 @@ class _Run:
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
         self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal))
         self.store: Store = self._open_store()
-        self.command = command or _command(job, output)
-        self.clock = Clock()
-        self.finals: dict[str, Built] = {}
+        self.run = run
+        self.run.warnings += job.warnings
 
     def _open_store(self) -> Store:
         if self.section.storage is None:
@@ -134,8 +134,7 @@ class _Run:
             self.job,
             self.judge,
             self.output,
-            self.command,
-            self.clock,
+            self.run,
             self.limits_at,
             self._about(),
             self._axes(original),
@@ -166,12 +165,14 @@ class _Run:
     def _original(self) -> Trial:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
         known = {trial.key: trial for trial in self.store.trials()}
-        key = cache.key(search=self.search, timed=self.judge.needs_latency(), machine=machine())
+        needed = {source: self.judge.needs(source) for source in ("latency", "memory")}
+        key = cache.key(search=self.search, needed=needed, machine=machine())
         original = known.get(key)
         if original is None:
             with self.progress.stage("original"):
                 original = self.lab.original().model_copy(update={"key": key})
             self.store.add(original)
+        self.judge = self.lab.judge = dataclasses.replace(self.judge, memory=original.memory)
         report = self.judge.report(original)
         for index, gate in enumerate(self.limits):
             if not facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
@@ -186,10 +187,10 @@ class _Run:
 
     def _take_over(self, earlier: Path) -> None:
         """Trials of an earlier report, which the present limits judge anew."""
-        tuned = store.read(earlier).extra.get("tune")
-        if not isinstance(tuned, dict) or "records" not in tuned:
+        tuned = store.read(earlier).tune
+        if tuned is None:
             raise ReportError("tune.not-tuned", f"{earlier} is not the report of a `lepton tune`", where=str(earlier))
-        if tuned.get("search") != self.search:
+        if tuned.search != self.search:
             raise ReportError(
                 "tune.other-search",
                 f"{earlier} is about another model, other data, or another machine setting",
@@ -197,10 +198,9 @@ class _Run:
                 hint="limits, goal, space and budget may differ; model, data, `evaluate` and seed must be the same",
             )
         known = {trial.key for trial in self.store.trials()}
-        for record in tuned["records"]:
-            trial = Trial.model_validate({**record, "elapsed": 0.0})
+        for trial in tuned.records:
             if trial.key not in known:
-                self.store.add(trial)
+                self.store.add(trial.model_copy(update={"elapsed": 0.0}))
 
     def _bench(self, original: Trial) -> Bench:
         budget = self.section.budget
@@ -231,21 +231,20 @@ class _Run:
         """The two sides of the trade-off: what is made small and what is kept."""
         section, report = self.section, self.judge.report(original)
         names = facts.names(report)
-        accuracy = [name for name in names if name.startswith("accuracy.")]
+        accuracy = [name for name in names if metrics.of(name).source == "accuracy"]
         limited = [gate.metric for gate in self.limits if gate.metric in accuracy]
         quality = section.maximize or Objective(metric=(limited or accuracy or ["agreement"])[0])
         timed = "latency.median" if "latency.median" in names else "size.file"
         return section.minimize or Objective(metric=timed), quality
 
-    def _about(self) -> dict[str, object]:
-        return {
-            "format": 1,
-            "search": self.search,
-            "strategy": self.section.strategy,
-            "seed": self.job.spec.seed,
-            "space": {name: list(values) for name, values in self.space.dimensions.items()},
-            "dropped": list(self.space.dropped),
-        }
+    def _about(self) -> About:
+        return About(
+            search=self.search,
+            strategy=self.section.strategy,
+            seed=self.job.spec.seed,
+            space=dict(self.space.dimensions),
+            dropped=self.space.dropped,
+        )
 
     def _own(self, trials: Sequence[Trial]) -> list[Trial]:
         """Without the original."""
@@ -270,10 +269,11 @@ class _Run:
         if not ranked:
             reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:2])
             raise StepError("tune.all-failed", "no candidate could be measured", cause=reasons or None)
-        self.publisher.about |= {
-            "seconds": round(bench.own_seconds, 2),
-            "overhead": round(1 - bench.measuring / max(bench.own_seconds, 1e-9), 4) if bench.measuring else 0.0,
-        }
+        self.publisher.about = dataclasses.replace(
+            self.publisher.about,
+            seconds=round(bench.own_seconds, 2),
+            overhead=round(1 - bench.measuring / max(bench.own_seconds, 1e-9), 4) if bench.measuring else 0.0,
+        )
         with lock(self.folder / "locks" / "best"):
             fallback: tuple[Report, Trial, Built, measuring.Measured] | None = None
             for trial in self._raced(ranked):
@@ -314,7 +314,7 @@ class _Run:
     def _raced(self, ranked: list[Trial]) -> list[Trial]:
         """Finalists in the order of a race against each other, where the goal is a time."""
         spec = self.lab.spec
-        if len(ranked) < 2 or spec is None or self.judge.goal.metric.split(".")[0] not in facts.TIMED:
+        if len(ranked) < 2 or spec is None or not metrics.of(self.judge.goal.metric).varies:
             return ranked
         self.watch.note(f"{len(ranked)} finalists race")
         goal, full = self.judge.goal, self.job.spec.evaluate.latency
@@ -358,8 +358,3 @@ def _too_small(message: str) -> RecipeError:
         hint="raise `tune.budget.time`, or measure less: fewer `samples` to evaluate, `evaluate.latency.time`",
         option=("tune", "budget", "time"),
     )
-
-
-def _command(job: Job, output: Path) -> str:
-    recipe = ("-r", str(job.recipe.path)) if job.recipe.path else ()
-    return shlex.join(["lepton", "tune", str(job.loaded.path), *recipe, "-o", str(output)])

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
-from lepton_cli import gates
+from lepton_cli import gates, metrics
 from lepton_cli.commands import measuring
-from lepton_cli.commands.assemble import Clock, assemble, recipe_facts
+from lepton_cli.commands.assemble import INTERRUPTED, recipe_facts
 from lepton_cli.commands.job import Job, place_text
+from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
-from lepton_cli.metrics import find
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, headline, render, store
-from lepton_cli.report.model import FileFacts, Report, StepRecord, Variant
+from lepton_cli.report.model import (
+    Axes,
+    Axis,
+    FileFacts,
+    Narrowed,
+    Report,
+    StepRecord,
+    TrialRow,
+    Tune,
+    Variant,
+)
+from lepton_cli.report.trial import Trial, Value
 from lepton_cli.tune import front
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 
 RECIPE = "recipe.best.yaml"
 _HEADER = "# Found by `lepton tune`: lepton compress MODEL -r recipe.best.yaml -o DIR makes the model again.\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a search is; the fields are those of the report's section `tune`."""
+
+    search: str
+    strategy: str
+    seed: int
+    space: dict[str, tuple[Value, ...]]
+    dropped: tuple[str, ...]
+    seconds: float | None = None
+    overhead: float | None = None
 
 
 @dataclasses.dataclass
@@ -35,15 +59,13 @@ class Publisher:
     job: Job
     judge: Judge
     output: Path
-    command: str
-    clock: Clock
+    run: Run
     limits_at: str
-    #: Facts of the search for `extra["tune"]`: space, seed, strategy.
-    about: dict[str, Any]
+    about: About
     #: Shown on the front: what is made small, and what is kept.
     axes: tuple[Objective, Objective]
 
-    def recipe(self, steps: Sequence[dict[str, Any]]) -> LoadedRecipe:
+    def recipe(self, steps: Sequence[Mapping[str, JsonValue]]) -> LoadedRecipe:
         """The recipe with these steps, and the limits as its gates."""
         spec = self.job.spec
         plain = spec.model_dump(mode="json", exclude_defaults=True, include={"seed", "data", "evaluate", "output"})
@@ -63,6 +85,7 @@ class Publisher:
             name="original",
             file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
             size=self.judge.original,
+            memory=self.judge.memory,
         )
         made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
         assert trial.size is not None
@@ -77,7 +100,7 @@ class Publisher:
         )
         update: dict[str, Any] = {"complete": False}
         if interrupted:
-            update |= {"status": "interrupted", "error": {"code": "interrupted", "message": "interrupted"}}
+            update |= {"status": "interrupted", "error": INTERRUPTED}
         return self._write(report.model_copy(update=update))
 
     def final(
@@ -131,17 +154,14 @@ class Publisher:
 
     def _report(self, trial: Trial, trials: Sequence[Trial], *, ended: str = "", **parts: Any) -> Report:
         steps: Sequence[StepRecord] = parts["steps"]
-        warnings = [*self.job.warnings, *(f"{step.step}: {text}" for step in steps for text in step.warnings)]
+        warnings = [f"{step.step}: {text}" for step in steps for text in step.warnings]
         warnings += self._unmet(trials)
-        report = assemble(
-            "tune",
-            self.clock,
+        report = self.run.report(
             environment=self.judge.environment,
             recipe=recipe_facts(self.recipe(trial.steps)),
             data=self.job.data_facts(),
             warnings=warnings,
-            reproduce=self.command,
-            extra={"tune": self.summary(trial, trials, ended)},
+            tune=self.summary(trial, trials, ended),
             **parts,
         )
         verdicts = gates.judge(
@@ -162,49 +182,49 @@ class Publisher:
     def _place(self, index: int) -> str:
         return place_text(self.job.recipe.source.place((*self.limits_at.split("."), index)))
 
-    def summary(self, chosen: Trial, trials: Sequence[Trial], ended: str) -> dict[str, Any]:
-        """`extra["tune"]`: the front, every trial in short, what mattered, and the records that `--from` reads."""
+    def summary(self, chosen: Trial, trials: Sequence[Trial], ended: str) -> Tune:
+        """The front, every trial in short, what mattered, and the records that `--from` reads."""
         cost, quality = self.axes
         rows = [self._row(trial) for trial in trials]
-        drawn = [row for row in rows if row["cost"] is not None and row["quality"] is not None]
-        on_front = front.pareto([(row["cost"], row["quality"]) for row in drawn])
-        for position, row in enumerate(drawn):
-            row["front"] = position in on_front
-        points = [
-            (trial.point, row["cost"]) for trial, row in zip(trials, rows, strict=True) if row["cost"] is not None
+        drawn = [
+            (index, (row.cost, row.quality))
+            for index, row in enumerate(rows)
+            if row.cost is not None and row.quality is not None
         ]
-        points = [(point, value) for point, value in points if point]
-        return {
-            **self.about,
-            "goal": self.judge.goal.model_dump(mode="json", exclude_none=True),
-            "limits": [f"{g.metric} {g.comparison} {g.limit}" for g in self.judge.limits],
-            "axes": {"cost": _axis(cost), "quality": _axis(quality)},
-            "best": chosen.key,
-            "met": self.judge.feasible(chosen),
-            "ended": ended,
-            "trials": rows,
-            "importance": {name: round(share, 4) for name, share in front.importance(points).items()},
-            "records": [trial.model_dump(mode="json", exclude_defaults=True) for trial in trials],
-        }
+        for position in front.pareto([pair for _, pair in drawn]):
+            index = drawn[position][0]
+            rows[index] = rows[index].model_copy(update={"front": True})
+        points = [(row.point, row.cost) for row in rows if row.cost is not None and row.point]
+        return Tune(
+            **dataclasses.asdict(self.about),
+            goal=Narrowed(**self.judge.goal.model_dump()),
+            limits=tuple(f"{g.metric} {g.comparison} {g.limit}" for g in self.judge.limits),
+            axes=Axes(cost=_axis(cost), quality=_axis(quality)),
+            best=chosen.key,
+            met=self.judge.feasible(chosen),
+            ended=ended,
+            trials=tuple(rows),
+            importance={name: round(share, 4) for name, share in front.importance(points).items()},
+            records=tuple(trials),
+        )
 
-    def _row(self, trial: Trial) -> dict[str, Any]:
-        """A trial in short. Cost and quality are better when lower, times as ratios to the original."""
+    def _row(self, trial: Trial) -> TrialRow:
         full = trial.reached in ("accuracy", "latency")
-        return {
-            "key": trial.key,
-            "name": trial.name,
-            "origin": trial.origin,
-            "point": trial.point,
-            "steps": list(trial.steps),
-            "reached": trial.reached,
-            "reason": trial.reason,
-            "feasible": self.judge.feasible(trial),
-            "cost": self.judge.value(trial, self.axes[0]),
-            "quality": self.judge.value(trial, self.axes[1]) if full else None,
-            "file": trial.size.file if trial.size else None,
-            "seconds": round(trial.seconds, 2),
-            "front": False,
-        }
+        return TrialRow(
+            key=trial.key,
+            name=trial.name,
+            origin=trial.origin,
+            point=trial.point,
+            steps=trial.steps,
+            reached=trial.reached,
+            reason=trial.reason,
+            feasible=self.judge.feasible(trial),
+            cost=self.judge.value(trial, self.axes[0]),
+            quality=self.judge.value(trial, self.axes[1]) if full else None,
+            file=trial.size.file if trial.size else None,
+            seconds=round(trial.seconds, 2),
+            front=False,
+        )
 
     def _write(self, report: Report) -> Report:
         report = report.model_copy(update={"headline": headline.headline(report)})
@@ -218,15 +238,13 @@ def _measured(metric: str, report: Report) -> bool:
     return bool(facts.find(report, metric)) or facts.skipped(report, metric) is not None
 
 
-def _axis(objective: Objective) -> dict[str, Any]:
-    metric = find(objective.metric)
-    timed = objective.metric.split(".")[0] in facts.TIMED
-    return {
-        "metric": objective.metric,
-        "higher_is_better": metric is not None and metric.better == "higher",
-        "kind": "ratio" if timed and objective.metric != "memory.peak" else metric.kind if metric else "number",
-        **objective.model_dump(mode="json", exclude_none=True, include={"provider", "batch", "output"}),
-    }
+def _axis(objective: Objective) -> Axis:
+    metric = metrics.of(objective.metric)
+    return Axis(
+        **objective.model_dump(include={"metric", "provider", "batch", "output"}),
+        higher_is_better=metric.better == "higher",
+        kind="ratio" if metric.varies else metric.kind,
+    )
 
 
 def _yaml(recipe: LoadedRecipe) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from lepton_cli import metrics
 from lepton_cli.commands.job import Job
 from lepton_cli.graph import facts, shapes
 from lepton_cli.machine import machine
-from lepton_cli.metrics import find
 from lepton_cli.prune import channels
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
-from lepton_cli.tune.limits import is_size
 from lepton_cli.tune.space import Traits
 
 #: Elements of an embedding table that is worth storing in other bits than the rest.
@@ -36,15 +35,15 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective) -> Traits:
         provider=latency.providers[0].name if latency else "cpu",
         tables=_tables(job.loaded.model),
         block=machine().vector_block,
-        goal="size" if is_size(goal.metric) else "time",
-        sized=any(is_size(gate.metric) for gate in limits),
+        goal="size" if metrics.of(goal.metric).sized else "time",
+        sized=any(metrics.of(gate.metric).sized for gate in limits),
         max_drop=min(drops) if drops else None,
     )
 
 
 def _is_share(gate: Gate) -> bool:
-    metric = find(gate.metric)
-    return metric is not None and metric.kind == "share" and gate.metric.startswith("accuracy.")
+    metric = metrics.of(gate.metric)
+    return metric.source == "accuracy" and metric.kind == "share"
 
 
 def _tables(model: ir.Model) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lepton_cli.errors import OutputError
+from lepton_cli.errors import OutputError, disk_full
 
 #: What lepton itself writes besides the model.
 OWN_FILES = frozenset(
@@ -92,26 +92,30 @@ def use(folder: Path, *, resume: bool = False) -> Iterator[Path]:
 
     Leftovers of killed and failed runs are removed first: the lock proves that nobody uses them. `resume`: what a run
     can go on from stays. A folder that this call made and that stayed empty is removed again. Raises OutputError when
-    another run holds the lock.
+    another run holds the lock or the folder cannot be written, DiskFullError when there is no room in it.
     """
     made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _reclaim(folder, {LOCK, TUNE, RESUME} if resume else {LOCK, TUNE})
-            with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as scratch:
-                yield Path(scratch)
-    except OSError as error:
-        raise OutputError(
-            "output.write",
-            f"cannot write into {folder}",
-            cause=error.strerror or str(error),
-            hint="free space, or choose another -o DIR",
-        ) from error
-    finally:
+    with contextlib.ExitStack() as stack:
         if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            stack.callback(_remove_empty, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(folder))
+            _reclaim(folder, {LOCK, TUNE, RESUME} if resume else {LOCK, TUNE})
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY))
+        except OSError as error:
+            raise disk_full(error, folder, begun=False) or OutputError(
+                "output.write",
+                f"cannot write into {folder}",
+                cause=error.strerror or str(error),
+                hint="choose another -o DIR",
+            ) from error
+        yield Path(scratch)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from lepton_cli.coupling.known_shapes import KnownShapes
+from lepton_cli.graph.edit import bypass
 from lepton_cli.model import io
 
 #: Applying these twice is applying them once.
@@ -114,8 +115,7 @@ def _drop(model: ir.Model, add: ir.Node, side: int) -> set[str]:
         return set()
     exclusive = not other.is_graph_output() and not {user for user, _ in other.uses()} - gone - {add}
     name = total.name or ""
-    ir.convenience.replace_all_uses_with(total, other)
-    model.graph.remove(add, safe=True)
+    bypass(add, 1 - side)
     model.graph.remove([node for node in model.graph if node in gone], safe=True)
     before, again = other.producer(), _repeated(other)
     if again is None or before is None:
@@ -123,10 +123,8 @@ def _drop(model: ir.Model, add: ir.Node, side: int) -> set[str]:
             return set()
         other.name = name
         return {name}
-    after = again.outputs[0]
-    outer = after.name or ""
-    ir.convenience.replace_all_uses_with(after, other)
-    model.graph.remove(again, safe=True)
+    outer = again.outputs[0].name or ""
+    bypass(again)
     if not exclusive:
         return set()
     other.name = outer

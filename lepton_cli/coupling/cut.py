@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling.layout import integer, optional, padding, slice_ranges, source, target_dims
 from lepton_cli.coupling.links import Coupling, Ids, Links
+from lepton_cli.graph.edit import Editor, set_weight
 from lepton_cli.model import io
 
 
@@ -38,18 +39,12 @@ def forget_shapes(model: ir.Model) -> None:
                 value.shape = None
 
 
-def replace_weight(model: ir.Model, name: str, array: NDArray[Any]) -> None:
-    """Give an initializer another array (and shape); its name stays."""
-    value = model.graph.initializers[name]
-    value.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
-    value.shape = ir.Shape(array.shape)
-
-
 class _Surgery:
     """One cut: what every fix needs to know."""
 
     def __init__(self, model: ir.Model, coupling: Coupling, removed: Ids) -> None:
         self.model = model
+        self.editor = Editor(model)
         self.coupling = coupling
         self.removed = removed
         self.links = Links(model, coupling.facts)
@@ -70,16 +65,7 @@ class _Surgery:
 
     def set_input(self, node: ir.Node, index: int, numbers: list[int]) -> None:
         """A new literal int64 input of the node."""
-        array = np.array(numbers, np.int64)
-        name = f"{node.name}__{index}"
-        while name in self.model.graph.initializers:
-            name += "_"
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        self.model.graph.register_initializer(value)
-        if index >= len(node.inputs):
-            node.resize_inputs(index + 1)
-        node.replace_input_with(index, value)
+        self.editor.give(node, index, np.array(numbers, np.int64), f"{node.name}__{index}")
 
     def slice_weights(self) -> None:
         """Take the kept positions of every initializer."""
@@ -92,7 +78,7 @@ class _Surgery:
                 if mask is not None:
                     array = np.compress(mask, value.const_value.numpy() if array is None else array, axis)
             if array is not None:
-                replace_weight(self.model, name, array)
+                set_weight(value, array)
 
 
 def _group(surgery: _Surgery, node: ir.Node) -> None:

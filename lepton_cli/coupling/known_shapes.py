@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import shapes
+from lepton_cli.graph import clean, fold, shapes
+from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 
 #: Inputs that say where or how much, not what: literal numbers where they do not depend on the data's size.
@@ -50,6 +51,12 @@ class KnownShapes:
     shapes: Mapping[str, tuple[int, ...]]
     open: frozenset[tuple[str, int]]
 
+    def with_weights(self, model: ir.Model) -> KnownShapes:
+        """The same, and the shapes of initializers that the model has by now."""
+        held = {name: value.const_value for name, value in model.graph.initializers.items()}
+        made = {name: tuple(tensor.shape.numpy()) for name, tensor in held.items() if tensor is not None}
+        return dataclasses.replace(self, shapes={**self.shapes, **_followed(made)})
+
 
 def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = True) -> tuple[ir.Model, KnownShapes]:
     """A copy with constants as initializers and size-independent shape arithmetic as literals, and its facts.
@@ -59,18 +66,17 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
     """
     copy = io.clone(model)
     modernise(copy)
-    lift_constants(copy)
+    fold.lift_constants(copy)
     wanted = _computed_shape_inputs(copy)
     first, second = dict(feeds), _other_sizes(copy, feeds, run)
     if wanted and run:
+        editor, computed = Editor(copy), {o.name: o for node in copy.graph for o in node.outputs}
         one, two = _values(copy, first, wanted), _values(copy, second, wanted) if second else {}
         for name in wanted:
             if name in one and (not second or (name in two and np.array_equal(one[name], two[name]))):
-                _make_literal(copy, name, one[name])
+                _make_literal(editor, computed[name], one[name])
         RemoveUnusedNodesPass()(copy)
-    found = shapes.concrete(copy, first, run=run)
-    # Every position of an axis is followed: those of an absurd length, as attackers write, stay unknown.
-    here = {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
+    here = _followed(shapes.concrete(copy, first, run=run))
     there = shapes.concrete(copy, second, run=run) if second else here
     opened = {
         (name, axis)
@@ -82,43 +88,16 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
     return copy, KnownShapes(here, frozenset(opened))
 
 
+def _followed(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Every position of an axis is followed: shapes with an absurd length, as attackers write, stay unknown."""
+    return {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
+
+
 def modernise(model: ir.Model) -> None:
     """Before IR version 4 every initializer had to be an input too; as plain initializers they can be cut."""
     if model.ir_version < 4:
         model.ir_version = 4
-        for value in [value for value in model.graph.inputs if value.is_initializer()]:
-            model.graph.inputs.remove(value)
-
-
-def lift_constants(model: ir.Model) -> None:
-    """Turn tensor `Constant` nodes of the main graph into initializers, in place."""
-    for node in list(model.graph):
-        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
-            continue
-        tensor = _constant_tensor(node)
-        output = node.outputs[0]
-        if tensor is None or output.is_graph_output():
-            continue
-        value = ir.Value(
-            name=output.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-        )
-        output.replace_all_uses_with(value)
-        model.graph.remove(node, safe=True)
-        model.graph.register_initializer(value)
-
-
-def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    for name, dtype in (
-        ("value_float", np.float32),
-        ("value_floats", np.float32),
-        ("value_int", np.int64),
-        ("value_ints", np.int64),
-    ):
-        if name in node.attributes:
-            return ir.tensor(np.array(node.attributes[name].value, dtype))
-    tensor = node.attributes.get_tensor("value")
-    # A copy: initializers rename their tensors.
-    return None if tensor is None else ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+        clean.fix_default_inputs(model)
 
 
 def _computed_shape_inputs(model: ir.Model) -> list[str]:
@@ -175,16 +154,9 @@ def _values(model: ir.Model, feeds: Mapping[str, Sequence[int]], names: Sequence
         return {}
 
 
-def _make_literal(model: ir.Model, name: str, array: NDArray[Any]) -> None:
-    node_output = next(o for node in model.graph for o in node.outputs if o.name == name)
-    tensor = ir.tensor(array)
-    literal = ir.Value(
-        name=f"{name}__literal",
-        const_value=tensor,
-        shape=ir.Shape(tensor.shape.numpy()),
-        type=ir.TensorType(tensor.dtype),
-    )
-    for node, index in list(node_output.uses()):
+def _make_literal(editor: Editor, value: ir.Value, array: NDArray[Any]) -> None:
+    """Let the inputs that steer shapes read `array` in place of the computed value; other readers keep it."""
+    literal = editor.constant(f"{value.name}__literal", array)
+    for node, index in list(value.uses()):
         if index in SHAPE_INPUTS.get(node.op_type, ()):
             node.replace_input_with(index, literal)
-    model.graph.register_initializer(literal)

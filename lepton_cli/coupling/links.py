@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.known_shapes import KnownShapes
+from lepton_cli.graph.edit import is_constant
 
 Ids = NDArray[np.int64]
 Axis = tuple[str, int]
@@ -96,7 +97,7 @@ class Links:
 
     def constant(self, value: ir.Value | None) -> NDArray[Any] | None:
         """Array of an initializer that no caller can override."""
-        if value is None or value.const_value is None or not value.is_initializer() or overridable(value):
+        if value is None or value.const_value is None or not is_constant(value):
             return None
         return value.const_value.numpy()
 
@@ -169,11 +170,6 @@ class Links:
             shapes[value.name or ""] = self.shape(value) or ()
         labels = {key: label[start : start + shapes[key[0]][key[1]]] for key, start in self._start.items()}
         return Coupling(labels, _groups(labels, self.model, self.ports, reasons), self.facts)
-
-
-def overridable(value: ir.Value) -> bool:
-    """May a caller feed another array for this initializer?"""
-    return value.is_graph_input()
 
 
 def _components(count: int, edges: Iterable[tuple[Ids, Ids]]) -> Ids:

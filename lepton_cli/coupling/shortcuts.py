@@ -16,6 +16,7 @@ from lepton_cli.coupling.known_shapes import KnownShapes
 from lepton_cli.coupling.layout import optional, padding, slice_ranges, source
 from lepton_cli.coupling.links import Links
 from lepton_cli.graph import shapes
+from lepton_cli.graph.edit import Editor
 
 #: Channels in and out at most: beyond, the multiplications cost more than moving the values.
 MOST_CHANNELS = 512
@@ -35,12 +36,12 @@ def as_convolutions(model: ir.Model, facts: KnownShapes, chosen: Collection[str]
 
     The convolution takes the name of the Pad, and its output the name of the Pad's output.
     """
-    links = Links(model, facts)
+    links, editor = Links(model, facts), Editor(model)
     made = []
     for pad in list(model.graph):
         if pad.op_type == "Pad" and pad.name in chosen and (found := _chain(links, pad, chosen)) is not None:
             x, strides, slices, before, after = found
-            _replace(model, links, pad, x, strides, before, after)
+            _replace(editor, links, pad, x, strides, before, after)
             for node in slices:
                 if not any(output.uses() for output in node.outputs):
                     model.graph.remove(node, safe=True)
@@ -109,21 +110,10 @@ def _steps(links: Links, node: ir.Node) -> list[int] | None:
 
 
 def _replace(
-    model: ir.Model, links: Links, pad: ir.Node, x: ir.Value, strides: list[int], before: int, after: int
+    editor: Editor, links: Links, pad: ir.Node, x: ir.Value, strides: list[int], before: int, after: int
 ) -> None:
     channels = (links.shape(x) or ())[1]
     weight = np.zeros((before + channels + after, channels, 1, 1), np.float32)
     weight[before + np.arange(channels), np.arange(channels)] = 1.0
-    tensor = ir.tensor(weight, name=f"{pad.name}__weight")
-    value = ir.Value(
-        name=tensor.name, const_value=tensor, shape=ir.Shape(weight.shape), type=ir.TensorType(tensor.dtype)
-    )
-    model.graph.register_initializer(value)
-    old = pad.outputs[0]
-    conv = ir.node("Conv", [x, value], {"kernel_shape": [1, 1], "strides": strides}, name=pad.name)
-    model.graph.insert_before(pad, conv)
-    name, new = old.name, conv.outputs[0]
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    model.graph.remove(pad, safe=True)
-    new.name = name
+    value = editor.constant(f"{pad.name}__weight", weight)
+    editor.put(pad, [ir.node("Conv", [x, value], {"kernel_shape": [1, 1], "strides": strides}, name=pad.name)])

@@ -9,12 +9,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lepton_cli.graph.fold import is_constant
+from lepton_cli.graph.edit import array_of, bypass, is_constant
 from lepton_cli.model.external import blocks
 
 
 def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
-    """Bypass nodes that return their input as it is."""
+    """Bypass nodes that return their input as it is.
+
+    Identities too: onnx-ir's IdentityEliminationPass knows no excluded nodes and says nothing of what it removed.
+    """
     removed: list[tuple[ir.Node, str]] = []
     for node in list(model.graph):
         rule = _NO_OPS.get(node.op_type) if node.domain == "" else None
@@ -23,8 +26,7 @@ def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str
             continue
         if any(output.uses() for output in node.outputs[1:]):
             continue
-        node.outputs[0].replace_all_uses_with(node.inputs[0])
-        model.graph.remove(node, safe=True)
+        bypass(node)
         removed.append((node, reason))
     return removed
 
@@ -48,7 +50,11 @@ def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
 
 
 def share_initializers(model: ir.Model) -> list[str]:
-    """Initializers with equal content become one; returns the names of those removed."""
+    """Initializers with equal content become one; returns the names of those removed.
+
+    Not onnx-ir's DeduplicateHashedInitializersPass: it maps whole files into memory, copies equal tensors to compare
+    them, raises for strings and for arrays that are not contiguous, and does not say what it removed.
+    """
     removed: list[str] = []
     for graph in model.graphs():
         kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
@@ -102,8 +108,8 @@ def _identity(node: ir.Node) -> str | None:
 
 
 def _dropout(node: ir.Node) -> str | None:
-    mode = node.inputs[2] if len(node.inputs) > 2 else None
-    if mode is not None and not (is_constant(mode) and mode.const_value is not None and not mode.const_value.numpy()):
+    mode = array_of(node, 2)
+    if len(node.inputs) > 2 and node.inputs[2] is not None and (mode is None or mode):
         return None
     return "Dropout does nothing in inference"
 
@@ -128,10 +134,8 @@ def _concat(node: ir.Node) -> str | None:
 def _pad(node: ir.Node) -> str | None:
     if "pads" in node.attributes:
         return "pads by zero everywhere" if not any(node.attributes["pads"].as_ints()) else None
-    pads = node.inputs[1] if len(node.inputs) > 1 else None
-    if pads is not None and is_constant(pads) and pads.const_value is not None and not np.any(pads.const_value.numpy()):
-        return "pads by zero everywhere"
-    return None
+    pads = array_of(node)
+    return "pads by zero everywhere" if pads is not None and not np.any(pads) else None
 
 
 _NO_OPS: dict[str, Callable[[ir.Node], str | None]] = {

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
 
+from lepton_cli.graph.details import GraphDiff, LayerChange
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
 _SUFFIXES = ("_quant", "_quantized", "_Q4", "_Q8", "_matmul_Q4")
 
 
-class Layer(Protocol):
+class LayerLike(Protocol):
     """What is compared of a node that carries weights (`measure.results.Layer` is one)."""
 
     @property
@@ -33,31 +34,27 @@ class Layer(Protocol):
 
 
 def diff(
-    before: ir.Model, after: ir.Model, layers_before: Sequence[Layer], layers_after: Sequence[Layer]
-) -> dict[str, Any]:
-    """JSON-able facts: operators, inputs and outputs that differ, `layers` that changed, were removed or added.
-
-    `operators`: name -> [count before, count after], where these differ. `layers`: rows of `node` and `change`
-    (`changed`, `removed`, `added`) with `op`, `dtype` and `shape` as [before, after]; `None` where there is none.
-    """
+    before: ir.Model, after: ir.Model, layers_before: Sequence[LayerLike], layers_after: Sequence[LayerLike]
+) -> GraphDiff:
+    """Operators, inputs and outputs that differ, and layers that changed, were removed or added."""
     rows = _layers(layers_before, layers_after)
-    return {
-        "nodes": [_node_count(before), _node_count(after)],
-        "operators": _operators(before, after),
-        "inputs": _signature(io.inputs(before), io.inputs(after)),
-        "outputs": _signature(io.outputs(before), io.outputs(after)),
-        "layers": rows,
-        "layers_same": len(layers_before) - sum(row["change"] != "added" for row in rows),
-    }
+    return GraphDiff(
+        nodes=(_node_count(before), _node_count(after)),
+        operators=_operators(before, after),
+        inputs=_signature(io.inputs(before), io.inputs(after)),
+        outputs=_signature(io.outputs(before), io.outputs(after)),
+        layers=tuple(rows),
+        layers_same=len(layers_before) - sum(row.change != "added" for row in rows),
+    )
 
 
 def _node_count(model: ir.Model) -> int:
     return sum(1 for _ in model.graph.all_nodes())
 
 
-def _operators(before: ir.Model, after: ir.Model) -> dict[str, list[int]]:
+def _operators(before: ir.Model, after: ir.Model) -> dict[str, tuple[int, int]]:
     first, second = (Counter(_operator(node) for node in model.graph.all_nodes()) for model in (before, after))
-    return {name: [first[name], second[name]] for name in sorted({*first, *second}) if first[name] != second[name]}
+    return {name: (first[name], second[name]) for name in sorted({*first, *second}) if first[name] != second[name]}
 
 
 def _operator(node: ir.Node) -> str:
@@ -65,13 +62,13 @@ def _operator(node: ir.Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
-def _signature(before: Sequence[TensorInfo], after: Sequence[TensorInfo]) -> list[list[str]]:
+def _signature(before: Sequence[TensorInfo], after: Sequence[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     """Both sides in words where they differ, else nothing."""
-    sides = [list(map(str, before)), list(map(str, after))]
-    return sides if sides[0] != sides[1] else []
+    sides = (tuple(map(str, before)), tuple(map(str, after)))
+    return sides if sides[0] != sides[1] else ()
 
 
-def _layers(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, Any]]:
+def _layers(before: Sequence[LayerLike], after: Sequence[LayerLike]) -> list[LayerChange]:
     """Rows in the order of the first model; what only the second has comes last."""
     second = {_name(layer): layer for layer in after}
     rows = []
@@ -82,7 +79,7 @@ def _layers(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, A
     return [*rows, *(_row(None, layer) for layer in second.values())]
 
 
-def _name(layer: Layer) -> str:
+def _name(layer: LayerLike) -> str:
     name = layer.node
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):
@@ -90,20 +87,18 @@ def _name(layer: Layer) -> str:
     return name
 
 
-def _facts(layer: Layer) -> tuple[Any, ...]:
+def _facts(layer: LayerLike) -> tuple[object, ...]:
     return layer.op, layer.dtype, tuple(layer.weight_shape), layer.parameters
 
 
-def _row(before: Layer | None, after: Layer | None) -> dict[str, Any]:
+def _row(before: LayerLike | None, after: LayerLike | None) -> LayerChange:
     named = before or after
     assert named is not None
-    change = "removed" if after is None else "added" if before is None else "changed"
-    pair = (before, after)
-    return {
-        "node": named.node,
-        "change": change,
-        "op": [layer and layer.op for layer in pair],
-        "dtype": [layer and layer.dtype for layer in pair],
-        "shape": [layer and list(layer.weight_shape) for layer in pair],
-        "parameters": [layer and layer.parameters for layer in pair],
-    }
+    return LayerChange(
+        node=named.node,
+        change="removed" if after is None else "added" if before is None else "changed",
+        op=(before and before.op, after and after.op),
+        dtype=(before and before.dtype, after and after.dtype),
+        shape=(before and tuple(before.weight_shape), after and tuple(after.weight_shape)),
+        parameters=(before and before.parameters, after and after.parameters),
+    )

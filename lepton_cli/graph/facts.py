@@ -9,12 +9,31 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from lepton_cli.graph import cost, shapes
-from lepton_cli.graph.fold import is_constant
+from lepton_cli.graph.edit import weight_of
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
-              "MatMulNBits", "DynamicQuantizeLinear"}  # fmt: skip
+#: Operators that only quantized models have.
+QUANTIZED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QLinearMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "QGemm",
+        "MatMulNBits",
+        "QEmbedLayerNormalization",
+    }
+)
 _ATTENTION = {"Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"}
 _MASK_CONSTANT = 1e9
 
@@ -49,7 +68,6 @@ class Facts:
 def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -> Facts:
     """Look at a model. `feeds`: input shapes of one sample where data is known."""
     operators = Counter(node.op_type for graph in model.graphs() for node in graph)
-    quantized = any(operators[name] for name in _QUANTIZED)
     normalised = operators["LayerNormalization"] + operators["SkipLayerNormalization"] + operators["ReduceMean"] // 2
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
@@ -64,10 +82,18 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
         operators=dict(operators.most_common()),
         macs=cost.macs(model, known),
         batch_norms=operators["BatchNormalization"],
-        quantized=quantized,
+        quantized=bool(quantized_nodes(model)),
         transformer=transformer,
         hazards=tuple(_hazards(model, operators)),
     )
+
+
+def quantized_nodes(model: ir.Model) -> list[ir.Node]:
+    """Nodes, in subgraphs too, that make this a quantized model.
+
+    Tables stored in blocks (GatherBlockQuantized) do not: a lookup of its own reads them, and all around stays float.
+    """
+    return [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED]
 
 
 def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
@@ -90,7 +116,7 @@ def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
     )  # fmt: skip
     if unfolded:
         found.append(f"{unfolded} BatchNormalization nodes can be folded: `simplify` first, or int8 will be slow")
-    variable = sum(1 for node in model.graph if node.op_type in ("Conv", "Gemm") and not is_constant(node.inputs[1]))
+    variable = sum(1 for node in model.graph if node.op_type in ("Conv", "Gemm") and weight_of(node) is None)
     if variable:
         found.append(f"{variable} Conv or Gemm nodes have computed weights: they are left as they are")
     return found

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import shapes
+from lepton_cli.graph.edit import Editor, is_constant
 from lepton_cli.model import io
 
 #: A folded tensor may be this large even when what it was made from is smaller.
@@ -44,44 +45,37 @@ def fold_constants(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, st
 
 
 def lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes into initializers, in subgraphs too. Tensors are copied: an initializer renames its own."""
+    """Turn Constant nodes into initializers, in subgraphs too.
+
+    Not onnx-ir's LiftConstantsToInitializersPass: it raises TypeError for a node that names an attribute of a function
+    (files with such nodes load), and its initializer shares the tensor with every copy of the model that still has the
+    node, so that writing the one renames it in the others.
+    """
+    editor = Editor(model)
     for graph in model.graphs():
         for node in [node for node in graph if node.op_type == "Constant" and node.domain == ""]:
-            output = node.outputs[0]
-            tensor = _held(node, output.name or "")
-            if tensor is None or output.is_graph_output() or output.name in graph.initializers:
+            output, held = node.outputs[0], _held(node)
+            if held is None or output.is_graph_output() or output.name in graph.initializers:
                 continue
-            kind = ir.TensorType(tensor.dtype)
-            value = ir.Value(name=output.name, const_value=tensor, type=kind, shape=ir.Shape(tensor.shape.numpy()))
-            value.metadata_props.update(output.metadata_props)
-            graph.register_initializer(value)
-            output.replace_all_uses_with(value)
+            editor.freeze(output, held)
             graph.remove(node, safe=True)
 
 
-def _held(node: ir.Node, name: str) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node; `None` for sparse ones and those that take it from a function's caller."""
+def _held(node: ir.Node) -> ir.TensorProtocol | np.ndarray | None:
+    """What a Constant node holds; `None` for single strings and for what a function's caller gives."""
     if len(node.attributes) != 1 or not (attribute := next(iter(node.attributes.values()))).name.startswith("value"):
         return None
     if attribute.is_ref():
         return None
     match attribute.type:
         case ir.AttributeType.TENSOR:
-            tensor = attribute.as_tensor()
-            if tensor.dtype == ir.DataType.STRING:
-                return ir.StringTensor(tensor.numpy(), name=name)
-            return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+            return attribute.as_tensor()
         case ir.AttributeType.INT | ir.AttributeType.INTS:
-            return ir.Tensor(np.array(attribute.value, np.int64), name=name)
+            return np.array(attribute.value, np.int64)
         case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
-            return ir.Tensor(np.array(attribute.value, np.float32), name=name)
+            return np.array(attribute.value, np.float32)
         case _:
             return None
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Is this an initializer whose value no caller can override?"""
-    return value is not None and value.const_value is not None and value.is_initializer() and not value.is_graph_input()
 
 
 def _candidates(model: ir.Model, allowed: set[str]) -> list[ir.Node]:
@@ -120,11 +114,12 @@ def _replace(model: ir.Model, candidates: list[ir.Node]) -> list[ir.Node]:
         if output.name and not output.is_graph_output() and any(use.node not in inner for use in output.uses())
     ]
     values = _evaluate(model, [output.name or "" for output in wanted])
+    editor = Editor(model)
     for output in wanted:
         array = values.get(output.name or "")
         if array is None or array.nbytes > max(ALLOWED_GROWTH, _source_bytes(output)):
             continue
-        replace_by_constant(model, output, array)
+        editor.freeze(output, array)
     RemoveUnusedNodesPass()(model)
     left = set(model.graph)
     return [node for node in candidates if node not in left]
@@ -146,17 +141,6 @@ def _source_bytes(value: ir.Value) -> int:
         elif producer is not None:
             stack.extend(v for v in producer.inputs if v is not None)
     return total
-
-
-def replace_by_constant(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
-    """Turn a node output into an initializer of the same name; its node becomes dead."""
-    name = value.name or ""
-    value.name = f"{name}/folded"
-    constant = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
-    constant.shape = ir.Shape(array.shape)
-    constant.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    model.graph.register_initializer(constant)
-    value.replace_all_uses_with(constant)
 
 
 def _evaluate(model: ir.Model, names: list[str]) -> dict[str, np.ndarray]:
@@ -195,14 +179,14 @@ def fold_shapes(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     """`Shape`, `Size` and picks of single dimensions become constants where the dimensions are fixed."""
     if not any(node.op_type in ("Shape", "Size") for node in model.graph):
         return []
-    known = shapes.infer(model)
+    known, editor = shapes.infer(model), Editor(model)
     folded: list[tuple[ir.Node, str]] = []
     for node in list(model.graph):
         if node.name not in allowed or not node.outputs or node.outputs[0].is_graph_output():
             continue
         dims = _constant_dims(node, known)
         if dims is not None:
-            replace_by_constant(model, node.outputs[0], dims)
+            editor.freeze(node.outputs[0], dims)
             folded.append((node, "its shape is fixed"))
     RemoveUnusedNodesPass()(model)
     return folded

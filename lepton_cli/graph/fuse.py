@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph import fusion
+from lepton_cli.graph.details import FuseDetails
 from lepton_cli.graph.spec import Fuse
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -33,7 +34,8 @@ def fuse(model: ir.Model, options: Fuse, context: Context) -> Outcome:
         stage.note(summary)
     if options.model_type == "auto" and fused.gained and not fused.gained.keys() & _ATTENTION:
         reason = "no attention was recognised; LayerNorm and GELU onnxruntime fuses itself when it loads the model"
-        return Outcome(model, 0, _kept(model, reason), "no attention to fuse", {"heads": heads, "hidden_size": hidden})
+        told = FuseDetails(heads=heads, hidden_size=hidden)
+        return Outcome(model, 0, _kept(model, reason), "no attention to fuse", told)
     if not fused.gained:  # what the optimizer rewrites besides is not wanted
         return Outcome(model, 0, _kept(model, "no attention was recognised"), summary)
     before = {node.name for node in model.graph}
@@ -43,7 +45,7 @@ def fuse(model: ir.Model, options: Fuse, context: Context) -> Outcome:
         if node.name not in before and (node.op_type in fused.gained)
     ]
     decisions += _kept(fused.model, "attention around it was not recognised")
-    details = {"model_type": fused.model_type, "heads": heads, "hidden_size": hidden, "operators": fused.gained}
+    details = FuseDetails(model_type=fused.model_type, heads=heads, hidden_size=hidden, operators=dict(fused.gained))
     return Outcome(fused.model, sum(fused.gained.values()), tuple(decisions), summary, details, tolerance=1e-3)
 
 

@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import io as text_io
 import json
-import logging
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -62,7 +60,8 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
             options = FusionOptions(kind)
             # Embeddings stay Gather nodes: int8 shrinks those by four, and the fused operator not at all.
             options.enable_embed_layer_norm = False
-            with _quiet():
+            # The optimizer logs every pattern it does not find, and prints some.
+            with runtime.quiet(), contextlib.redirect_stdout(text_io.StringIO()):
                 result = optimizer.optimize_model(
                     io.to_proto(model),
                     model_type=kind,
@@ -82,17 +81,6 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
         if best is None or sum(fused.gained.values()) > sum(best.gained.values()):
             best = fused
     return best or Fused(io.clone(model), {}, model_type)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The optimizer logs every pattern it does not find, under a dozen logger names, and prints some."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(text_io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def fuse_with_tools(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:

@@ -44,8 +44,9 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
             count += record(fold.fold_constants(copy, allowed), "folded")
             count += record(clean.merge_equal(copy, allowed), "merged")
             if options.fold_batch_norm:
-                folded, left = batch_norm.fold_batch_norm(copy, allowed)
-                count += record([(node, "folded into the layer before it") for node in folded], "folded")
+                norms = batch_norm.fold_batch_norm(copy, allowed)
+                left = norms.left
+                count += record([(node, "folded into the layer before it") for node in norms.nodes], "folded")
             if not count:
                 break
         shared = clean.share_initializers(copy)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
-from lepton_cli.measure import fidelity as fidelities
-from lepton_cli.measure import hooks, interrupt, metrics, stream
+from lepton_cli.measure import fidelity, hooks, interrupt, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.classes import Predictions
-from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Fidelity, Flip, MetricChange, MetricValue
+from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.progress import Progress
@@ -82,21 +81,6 @@ def score(
     return weighted(run.tracks, "model")
 
 
-def fidelity(
-    reference: Payload, model: Payload, dataset: Dataset, *, threads: int | None = None, limit: int | None = None
-) -> tuple[Fidelity, ...]:
-    """How close the outputs of `model` are to those of `reference`, one result per output; labels are not used."""
-    arms = {"original": reference, "compressed": model}
-    trackers: dict[str, fidelities.Tracker] = {}
-    for results in stream.run(arms, dataset, threads=threads, limit=limit):
-        ours, theirs = results.outputs["original"], results.outputs["compressed"]
-        for name in ours:
-            if name not in trackers:
-                trackers[name] = fidelities.Tracker("compressed", name, metrics.decider(ours[name]))
-            trackers[name].add(ours[name], theirs[name], results.count)
-    return tuple(tracker.result() for tracker in trackers.values())
-
-
 class _Run:
     """Everything collected while the batches pass."""
 
@@ -117,7 +101,7 @@ class _Run:
             if spec.metric == "python"
         }
         self.tracks: list[Track] = []
-        self.fidelity: dict[tuple[str, str], fidelities.Tracker] = {}
+        self.fidelity: dict[tuple[str, str], fidelity.Tracker] = {}
         self.predictions: Predictions | None = None
         #: The metric whose classes `predictions` follows; `None` without labels.
         self._classes: Track | None = None
@@ -151,7 +135,7 @@ class _Run:
         for track in self.tracks:
             if track.hook is not None or track.output not in outputs:
                 continue
-            if not track.metric.takes_classes:
+            if not track.formula.takes_classes:
                 deciders[track.output] = None
                 continue
             own = track.class_labels(labels, outputs)
@@ -163,7 +147,7 @@ class _Run:
             scores = next((name for name, decide in deciders.items() if decide), None)
             self.predictions = Predictions(scores) if scores else None
         self.fidelity = {
-            (arm, name): fidelities.Tracker(arm, name, deciders[name]) for arm in self.arms[1:] for name in outputs
+            (arm, name): fidelity.Tracker(arm, name, deciders[name]) for arm in self.arms[1:] for name in outputs
         }
 
     def partial(self) -> Accuracy | None:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lepton_cli.measure.results import LatencyTable
+from lepton_cli.measure.results import Cost, CostTable, LatencyTable
 from lepton_cli.measure.spec import CostSpec
 
 
-def cost(table: LatencyTable, spec: CostSpec) -> dict[str, Any]:
+def cost(table: LatencyTable, spec: CostSpec) -> CostTable:
     """Cost per million samples of every measured variant, provider and batch size, on a fully used machine.
 
     The price is for the whole machine running this model alone with the measured number of threads.
     """
     amount, currency = spec.per_hour.split(" ")
     per_second = float(amount) / 3600
-    return {
-        "per_hour": float(amount),
-        "currency": currency,
-        "entries": [
-            {
-                "variant": result.variant,
-                "provider": result.provider,
-                "batch": result.batch,
-                "threads": result.threads,
-                "per_million": 1e6 * per_second / result.throughput,
-            }
-            for result in table.results
-        ],
-    }
+    entries = [
+        Cost(
+            variant=result.variant,
+            provider=result.provider,
+            batch=result.batch,
+            threads=result.threads,
+            per_million=1e6 * per_second / result.throughput,
+        )
+        for result in table.results
+    ]
+    return CostTable(per_hour=float(amount), currency=currency, entries=tuple(entries))

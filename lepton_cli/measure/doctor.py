@@ -22,12 +22,12 @@ from lepton_cli.machine import machine, usable_threads
 from lepton_cli.measure import environment
 from lepton_cli.progress import Progress, Silent
 
-#: Extra -> the package that shows it is installed, and what it is for.
+#: Extra that some command or option asks for -> the package that shows it is installed, and what it is for.
 _EXTRAS = {
     "images": ("pillow", "image folders"),
     "tables": ("pyarrow", "parquet tables"),
     "tune": ("optuna", "lepton tune"),
-    "train": ("torch", "fine-tuning and distillation"),
+    "tools": ("onnxruntime-tools", "`engine: onnxruntime-tools` of the step `fuse`"),
 }
 _DISK = 5 * 10**9
 
@@ -124,7 +124,9 @@ def _telemetry() -> Check:
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
         return Check("telemetry", "warn", f"could not be checked: {type(error).__name__}")
     if held:
-        return Check("telemetry", "fail", f"onnxruntime holds {', '.join(held)}", "export ORT_DISABLE_TELEMETRY=1")
+        found = f"onnxruntime holds {', '.join(held)}"
+        fix = "install onnxruntime 1.31 again: this one does not obey ORT_DISABLE_TELEMETRY=1, which lepton sets"
+        return Check("telemetry", "fail", found, fix)
     return Check("telemetry", "ok", "off: onnxruntime opens no event database and no socket")
 
 
@@ -154,6 +156,7 @@ def _provider_fix(name: str) -> str:
         return (
             "needs an NVIDIA driver and lepton-cli[gpu] instead of lepton-cli[cpu]; "
             "the CUDA and cuDNN libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            + ("; TensorRT is installed by itself, as NVIDIA describes" if name == "tensorrt" else "")
         )
     return "install an onnxruntime build that has it, or leave it out of `providers`"
 
@@ -180,7 +183,7 @@ def _governor() -> Check:
     if now is None:
         return Check("governor", "ok", "not told by this system (a virtual machine, perhaps)")
     if now != "performance":
-        return Check("governor", "warn", now, "sudo cpupower frequency-set -g performance   while measuring")
+        return Check("governor", "warn", now, f"echo performance | sudo tee {environment.GOVERNORS}   while measuring")
     return Check("governor", "ok", now)
 
 

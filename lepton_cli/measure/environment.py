@@ -14,6 +14,9 @@ from lepton_cli.measure.results import Environment
 from lepton_cli.runtime import onnxruntime
 from lepton_cli.version import __version__
 
+#: Where Linux tells each core's frequency governor, and takes another one.
+GOVERNORS = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+
 
 def environment() -> Environment:
     """This machine, now."""
@@ -61,7 +64,7 @@ def warnings() -> list[str]:
 def governor() -> str | None:
     """Frequency governor of the first core; `None` where the system does not tell (virtual machines)."""
     try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+        return Path(GOVERNORS.replace("*", "0")).read_text().strip()
     except OSError:
         return None
 

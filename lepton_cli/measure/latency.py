@@ -18,7 +18,7 @@ from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent
 from lepton_cli.runtime import Arrays
 from lepton_cli.timing import compare as timing
-from lepton_cli.timing.compare import Rounds, Rule
+from lepton_cli.timing.compare import Rounds, StopRule
 from lepton_cli.timing.intervals import percentile
 
 #: Most raw times kept for drawing.
@@ -62,7 +62,7 @@ class _Measured:
     """One provider and batch size: what was asked for and what was timed."""
 
     case: Case
-    rule: Rule
+    rule: StopRule
     rounds: Rounds
 
     def latencies(self) -> list[Latency]:
@@ -168,7 +168,7 @@ def _on_provider(
             skipped.append(Skipped(what=label, reason=error.message))
             continue
         with progress.stage(label) as stage:
-            rule = Rule(precision=float(spec.precision), seconds=float(spec.time))
+            rule = StopRule(precision=float(spec.precision), seconds=float(spec.time))
             measured.append(_Measured(case, rule, Rounds(len(case.arms))))
             timing.compare(
                 case.openers(),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.errors import DataError, MeasurementError
+from lepton_cli.errors import DataError
 from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.metrics import MEASURABLE
 
 Array = NDArray[Any]
 #: Kept columns: shape (..., samples, columns).
@@ -22,55 +24,17 @@ Columns = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """One metric. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples axis."""
+class Formula:
+    """How a metric is computed. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples."""
 
-    name: str
     keep: Callable[[Array, Array], Columns]
     value: Callable[[Columns], Array]
-    higher_is_better: bool = True
     #: Every kept value is 0 or 1 and `value` is their mean: intervals of proportions apply.
     proportion: bool = False
     #: Labels are classes.
     takes_classes: bool = False
-
-
-def build(spec: AccuracySpec) -> Metric:
-    """The metric of a specification; `python` is not built here (see `hooks`)."""
-    match spec.metric:
-        case "top1":
-            return Metric(
-                "top1", lambda output, labels: _hits(output, labels, 1), _mean, proportion=True, takes_classes=True
-            )
-        case "topk":
-            return Metric(
-                f"top{spec.k}",
-                lambda output, labels: _hits(output, labels, spec.k),
-                _mean,
-                proportion=True,
-                takes_classes=True,
-            )
-        case "f1":
-            return Metric("f1", _predicted_and_true, lambda columns: _f1(columns, spec.average), takes_classes=True)
-        case "mae":
-            return Metric("mae", lambda output, labels: _errors(output, labels, np.abs), _mean, higher_is_better=False)
-        case "rmse":
-            return Metric(
-                "rmse", lambda o, y: _errors(o, y, np.square), lambda c: np.sqrt(_mean(c)), higher_is_better=False
-            )
-        case "r2":
-            return Metric("r2", _regression_sums, _r2)
-        case "cosine":
-            return Metric("cosine", lambda output, labels: cosine(output, labels)[:, None], _mean)
-        case "spearman":
-            return Metric("spearman", _pairs, _spearman)
-        case _:
-            raise MeasurementError("measure.metric", f"`{spec.metric}` is not a built-in metric")
-
-
-def per_sample(name: str) -> Metric:
-    """The metric of values computed elsewhere: their mean."""
-    return Metric(name, lambda output, labels: output, _mean)
+    #: Of errors: the constant answer with the least, made from all labels. A model's error is a share of that one's.
+    constant: Callable[[Array], Any] | None = None
 
 
 def class_labels(labels: Array, output: Array) -> Array:
@@ -193,7 +157,7 @@ def check_range(labels: Array, classes: int) -> None:
         )
 
 
-def _predicted_and_true(output: Array, labels: Array) -> Columns:
+def _classes(output: Array, labels: Array) -> Columns:
     if np.issubdtype(output.dtype, np.floating):
         scores = class_scores(output, labels)
         check_range(labels, scores.shape[-1])
@@ -285,6 +249,10 @@ def _mean(columns: Columns) -> Array:
     return np.asarray(columns[..., 0].mean(axis=-1))
 
 
+def _root_mean(columns: Columns) -> Array:
+    return np.sqrt(_mean(columns))
+
+
 def _flat(array: Array) -> Columns:
     return array.reshape(len(array), -1).astype(np.float64)
 
@@ -298,3 +266,27 @@ def _same_width(a: Array, b: Array) -> None:
 
 def _shape(array: Array) -> str:
     return " x ".join(map(str, array.shape)) or "one number"
+
+
+def _top(k: int) -> Formula:
+    return Formula(lambda output, labels: _hits(output, labels, k), _mean, proportion=True, takes_classes=True)
+
+
+#: By the name of the metric's row in `lepton_cli.metrics`: its formula for what a recipe asks.
+FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
+    "accuracy.top1": lambda spec: _top(1),
+    "accuracy.top5": lambda spec: _top(spec.k),
+    "accuracy.f1": lambda spec: Formula(_classes, lambda columns: _f1(columns, spec.average), takes_classes=True),
+    "accuracy.mae": lambda spec: Formula(partial(_errors, of=np.abs), _mean, constant=np.median),
+    "accuracy.rmse": lambda spec: Formula(partial(_errors, of=np.square), _root_mean, constant=np.mean),
+    "accuracy.r2": lambda spec: Formula(_regression_sums, _r2),
+    "accuracy.cosine": lambda spec: Formula(lambda output, labels: cosine(output, labels)[:, None], _mean),
+    "accuracy.spearman": lambda spec: Formula(_pairs, _spearman),
+    # The recipe's function gives what is kept.
+    "accuracy.python": lambda spec: Formula(lambda output, labels: output, _mean),
+}
+
+
+def formula(spec: AccuracySpec) -> Formula:
+    """The formula of what a recipe asks for."""
+    return FORMULAS[MEASURABLE[spec.metric].name](spec)

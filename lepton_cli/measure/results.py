@@ -5,6 +5,10 @@ Times are seconds, sizes bytes, accuracies and differences shares of 1. `low` an
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
 from lepton_cli.values import Strict
 
 
@@ -187,6 +191,28 @@ class LatencyTable(Strict):
     changes: tuple[LatencyChange, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+class Cost(Strict):
+    """What a million samples cost for one variant, provider and batch size."""
+
+    variant: str
+    provider: str
+    batch: int
+    threads: int
+    per_million: float
+
+
+class CostTable(Strict):
+    """Costs at the measured throughput; `per_hour` is the price of the whole machine."""
+
+    per_hour: float
+    currency: str
+    entries: tuple[Cost, ...] = ()
+
+
+#: Reports of format 1.0 hold an empty object where nothing was priced.
+Costs = Annotated[CostTable | None, BeforeValidator(lambda found: found or None)]
 
 
 class Memory(Strict):

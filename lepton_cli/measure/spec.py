@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lepton_cli import units
+from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Strict
 
-Metric = Literal["top1", "topk", "f1", "mae", "rmse", "r2", "cosine", "spearman", "python"]
+if TYPE_CHECKING:
+    Measurable = str
+else:
+    #: The words of the table, so that schema and error messages list them.
+    Measurable = Literal[tuple(metrics.MEASURABLE)]
 
 
 class AccuracySpec(Strict):
     """One accuracy metric. Agreement with the original and fidelity are always measured besides."""
 
-    metric: Metric = Field(description="What is computed from outputs and labels")
+    metric: Measurable = Field(description="What is computed from outputs and labels")
     k: int = Field(default=5, ge=1, description="For `topk`: how many guesses count")
     average: Literal["macro", "micro", "binary"] = Field(default="macro", description="For `f1`")
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
     function: str | None = Field(default=None, description="For `python`: `file.py:function` (needs --allow-code)")
+
+    @property
+    def about(self) -> metrics.Metric:
+        """The metric's row in the table; `topk` with its own k."""
+        return metrics.accuracy(f"top{self.k}" if self.metric == "topk" else self.metric)
 
 
 class ProviderSpec(Strict):

@@ -23,7 +23,7 @@ class Track:
 
     def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
         self.spec, self.output, self.label, self.hook = spec, output, label, hook
-        self.metric = metrics.build(spec) if hook is None else metrics.per_sample("python")
+        self.about, self.formula = spec.about, metrics.formula(spec)
         self._columns: dict[str, list[metrics.Columns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
         self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}
@@ -46,17 +46,17 @@ class Track:
                 f"output `{self.output}` has {len(output)} rows and `{self.label}` {len(own)} for {count} samples",
                 hint="metrics need one row per sample; use `metric: python` for anything else",
             )
-        if self.metric.takes_classes:
+        if self.formula.takes_classes:
             own = self.class_labels(labels, outputs)
             if output.size == count and np.issubdtype(output.dtype, np.floating):
                 # One number per sample: whether it is a probability or a logit shows only in all of them.
                 self._deferred.setdefault(arm, []).append((output.reshape(-1), own))
                 return
         elif not np.issubdtype(own.dtype, np.number):
-            raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.metric.name}` needs")
+            raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.about.short}` needs")
         kept = self._columns.setdefault(arm, [])
-        kept.append(self.metric.keep(output, own))
-        if not self.metric.higher_is_better and len(self._labels) < len(kept):
+        kept.append(self.formula.keep(output, own))
+        if self.formula.constant is not None and len(self._labels) < len(kept):
             self._labels.append(own)
 
     def class_labels(self, labels: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
@@ -82,7 +82,7 @@ class Track:
         if arm not in self._done:
             if arm in self._deferred:
                 outputs, labels = (np.concatenate(part) for part in zip(*self._deferred[arm], strict=True))
-                self._done[arm] = self.metric.keep(outputs, labels)
+                self._done[arm] = self.formula.keep(outputs, labels)
             else:
                 self._done[arm] = np.concatenate(self._columns[arm])
         return self._done[arm]
@@ -91,7 +91,7 @@ class Track:
         """The metric over all samples."""
         columns = self.columns(arm)
         if columns is not None:
-            return float(self.metric.value(columns))
+            return float(self.formula.value(columns))
         if arm not in self._numbers:
             outputs = _joined([outputs for outputs, _ in self._everything[arm]])
             labels = _joined([labels for _, labels in self._everything[arm]])
@@ -108,15 +108,15 @@ class Track:
             if self._is_proportion(columns):
                 low, high = statistics.wilson(float(columns.sum()), len(columns))
             else:
-                low, high = _bootstrap(lambda rows: self.metric.value(columns[rows]), len(columns), seed)
+                low, high = _bootstrap(lambda rows: self.formula.value(columns[rows]), len(columns), seed)
         return MetricValue(
-            metric=self.metric.name,
+            metric=self.about.short,
             output=self.output,
             value=value,
             low=low,
             high=high,
             n=self._n if columns is None else len(columns),
-            higher_is_better=self.metric.higher_is_better,
+            higher_is_better=self.about.better == "higher",
         )
 
     def change(self, reference: str, arm: str, seed: int) -> MetricChange:
@@ -134,11 +134,11 @@ class Track:
                 method = "newcombe"
             else:
                 low, high = _bootstrap(
-                    lambda rows: self.metric.value(after[rows]) - self.metric.value(before[rows]), len(before), seed
+                    lambda rows: self.formula.value(after[rows]) - self.formula.value(before[rows]), len(before), seed
                 )
                 method = "bootstrap"
         return MetricChange(
-            metric=self.metric.name,
+            metric=self.about.short,
             output=self.output,
             original=first,
             compressed=second,
@@ -146,30 +146,30 @@ class Track:
             low=low,
             high=high,
             n=self._n if before is None else len(before),
-            higher_is_better=self.metric.higher_is_better,
+            higher_is_better=self.about.better == "higher",
             method=method,
             variant=arm,
         )
 
     def score(self, arm: str) -> float:
-        """The value as a share of 1, higher is better: errors as 1 - error / spread of the labels."""
+        """The value as a share of 1, higher is better: errors as 1 - error / error of the best constant answer."""
         value = self._finite(arm)
-        if self.metric.higher_is_better:
+        if self.formula.constant is None:
             return value
         labels = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in self._labels])
-        absolute = self.spec.metric == "mae"
-        spread = float(np.abs(labels - np.median(labels)).mean() if absolute else labels.std())
+        guess = np.full_like(labels, self.formula.constant(labels))
+        spread = float(self.formula.value(self.formula.keep(guess, labels)))
         return 1 - value / spread if spread > 0 else -value
 
     def _is_proportion(self, columns: metrics.Columns) -> bool:
-        return self.metric.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
+        return self.formula.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
 
     def _finite(self, arm: str) -> float:
         value = self.value(arm)
         if not math.isfinite(value):
             raise MeasurementError(
                 "measure.undefined",
-                f"`{self.metric.name}` of `{arm}` is not defined on this data",
+                f"`{self.about.short}` of `{arm}` is not defined on this data",
                 cause="the labels or the outputs are all equal",
             )
         return value

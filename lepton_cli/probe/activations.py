@@ -12,40 +12,75 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.errors import DataError
 from lepton_cli.model import io
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def batches(model: ir.Model, data: Dataset, limit: int | None = None, size: int | None = None) -> Iterator[Arrays]:
-    """Model inputs from the data set, in batches that fit the model; a last batch too small for it is left out."""
-    fixed = next((info.shape[0] for info in io.inputs(model) if info.shape and isinstance(info.shape[0], int)), None)
+#: Ends the names of inputs that stand for inner values.
+GIVEN = "__kept"
+
+
+def batches(model: ir.Model, data: Dataset, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+    """Batches of about `size` samples (default: the recipe's) of the first `limit`, as the model takes them.
+
+    Where its first input has a fixed batch, that decides, and a last batch too small for it is left out. Raises
+    DataError for inputs that contain NaN.
+    """
+    first = next(iter(io.inputs(model)), None)
+    fixed = first.shape[0] if first is not None and first.shape and isinstance(first.shape[0], int) else None
     for batch in data.batches(fixed or size, limit):
-        if fixed is None or all(len(array) == fixed for array in batch.feeds.values()):
-            yield batch.feeds
+        for name, values in batch.feeds.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isnan(values).any():
+                raise DataError(
+                    "data.nan",
+                    f"input `{name}` of `{data.name}` contains NaN in the batch at sample {batch.start}",
+                    where=data.path,
+                    hint="use `preprocess: {fill_missing: mean}`, or leave these samples out",
+                )
+        # Other inputs may be states and scalars, whose first axis counts something else.
+        if fixed is None or first is None or len(batch.feeds[first.name]) == fixed:
+            yield batch
 
 
-def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy whose outputs are the inner values `names`, without the nodes that are not needed for them."""
+def samples(batch: Batch) -> int:
+    """Number of samples in a batch; 1 where no input has an axis."""
+    return max((len(v) for v in batch.feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)
+
+
+def piece(model: ir.Model, kept: Arrays, asked: Sequence[str]) -> ir.Model:
+    """The part of the model that leads from the kept values to the asked ones."""
     copy = io.clone(model)
-    values = {value.name: value for value in copy.graph.inputs}
-    values.update({output.name: output for node in copy.graph for output in node.outputs})
+    values = {value.name or "": value for value in copy.graph.inputs}
+    made = {output.name or "": output for node in copy.graph for output in node.outputs}
+    values |= made
+    for name, array in kept.items():
+        if name in made:
+            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            given = ir.Value(name=name + GIVEN, type=kind, shape=ir.Shape([None] * array.ndim))
+            copy.graph.inputs.append(given)
+            ir.convenience.replace_all_uses_with(made[name], given, replace_graph_outputs=True)
     copy.graph.outputs.clear()
-    copy.graph.outputs.extend(values[name] for name in dict.fromkeys(names))
+    copy.graph.outputs.extend(values[name] for name in dict.fromkeys(asked))
     RemoveUnusedNodesPass()(copy)
+    unused = [v for v in copy.graph.inputs if not v.uses() and not v.is_initializer() and not v.is_graph_output()]
+    for value in unused:
+        copy.graph.inputs.remove(value)
     return copy
 
 
-class Tap:
+class Activations:
     """A model cut down to some of its inner values, ready to run."""
 
     def __init__(self, model: ir.Model, names: Sequence[str], workdir: Path, threads: int) -> None:
         self._given = {value.name or "" for value in model.graph.inputs}
-        self._names = [name for name in dict.fromkeys(names) if name not in self._given]
+        #: Those of the names that are computed.
+        self.inner = [name for name in dict.fromkeys(names) if name not in self._given]
         self._session: runtime.Session | None = None
-        if self._names:
-            short = tapped(model, self._names)
+        if self.inner:
+            short = piece(model, {}, self.inner)
             self._session = runtime.Session(io.payload(short, workdir), threads=threads)
             self._inputs = {info.name for info in self._session.inputs}
 
@@ -53,7 +88,7 @@ class Tap:
         """The values for one batch; model inputs among the names come straight from `feeds`."""
         found = {name: array for name, array in feeds.items() if name in self._given}
         if self._session is not None:
-            found.update(self._session.run({k: v for k, v in feeds.items() if k in self._inputs}, self._names))
+            found.update(self._session.run({k: v for k, v in feeds.items() if k in self._inputs}, self.inner))
         return found
 
 

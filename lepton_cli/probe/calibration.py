@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,9 +17,9 @@ from lepton_cli import cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
+from lepton_cli.probe.activations import Activations, batches, samples
 from lepton_cli.probe.clipping import Method, Range, limits
 from lepton_cli.probe.histogram import Histogram
-from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 
 #: Bytes of intermediate tensors to hold at once; decides samples per run and tensors per pass.
@@ -46,37 +46,6 @@ class Ranges:
         """Tensors that held infinities or mask constants, with how many."""
         return {name: count for name, histogram in self.histograms.items() if (count := histogram.masked)}
 
-    def unseen(self) -> list[str]:
-        """Tensors that never held a usable value."""
-        return [name for name, histogram in self.histograms.items() if histogram.empty]
-
-
-def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy of `model` that also returns the tensors `names`."""
-    copy = io.clone(model)
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    present = {value.name for value in copy.graph.outputs}
-    copy.graph.outputs.extend(values[name] for name in names if name not in present and name in values)
-    return copy
-
-
-def calibration_batches(model: ir.Model, data: Dataset, size: int) -> Iterator[Batch]:
-    """Batches of about `size` samples; a fixed batch dimension of the model decides instead."""
-    first = next(iter(io.inputs(model)), None)
-    fixed = first.shape[0] if first is not None and first.shape and isinstance(first.shape[0], int) else None
-    for batch in data.batches(fixed or size):
-        for name, values in batch.feeds.items():
-            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isnan(values).any():
-                raise DataError(
-                    "data.nan",
-                    f"input `{name}` of `{data.name}` contains NaN in the batch at sample {batch.start}",
-                    where=data.path,
-                    hint="use `preprocess: {fill_missing: mean}`, or leave these samples out",
-                )
-        # Other inputs may be states and scalars, whose first axis counts something else.
-        if fixed is None or first is None or len(batch.feeds[first.name]) == fixed:
-            yield batch
-
 
 def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Context) -> Ranges:
     """Histograms of the tensors `names` (graph inputs and node outputs) over all of `data`.
@@ -85,22 +54,19 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
     """
     store = _Store(context, model, names, data)
     ranges, done = store.load()
-    inputs = {value.name for value in model.graph.inputs}
-    internal = [name for name in names if name not in inputs]
-    session = Session(io.payload(with_outputs(model, internal), context.workdir), threads=context.threads)
+    inner = Activations(model, names, context.workdir, context.threads)
     with context.progress.stage("calibration", data.count) as stage:
         stage.advance(done)
         saved = time.monotonic()
-        for batch in _rebatched(model, data, session, internal, done):
-            size = _samples(batch)
-            values = session.run(batch.feeds, internal) if internal else {}
+        for batch in _rebatched(model, data, inner, done):
+            values = inner.run(batch.feeds)
             for name in names:
-                array = values[name] if name in values else batch.feeds[name]
+                array = values[name]
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     ranges.histograms[name].add(array)
             del values
-            ranges.samples += size
-            stage.advance(size)
+            ranges.samples += samples(batch)
+            stage.advance(samples(batch))
             if time.monotonic() - saved > _SAVE_SECONDS:
                 store.save(ranges)
                 saved = time.monotonic()
@@ -111,19 +77,15 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
     return ranges
 
 
-def _samples(batch: Batch) -> int:
-    return max((len(v) for v in batch.feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)
-
-
-def _rebatched(model: ir.Model, data: Dataset, session: Session, internal: Sequence[str], done: int) -> Iterator[Batch]:
-    """Batches sized so that all intermediate tensors of one run fit the working set; the first `done` are skipped."""
-    probe = next(iter(calibration_batches(model, data, 1)), None)
-    if probe is None:
+def _rebatched(model: ir.Model, data: Dataset, inner: Activations, done: int) -> Iterator[Batch]:
+    """Batches sized so that all inner values of one run fit the working set; the first `done` samples are skipped."""
+    first = next(iter(batches(model, data, 1)), None)
+    if first is None:
         return
-    values = session.run(probe.feeds, internal).values() if internal else ()
-    held = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
-    size = int(np.clip(WORKING_SET // max(held // max(_samples(probe), 1), 1), 1, 32))
-    for batch in calibration_batches(model, data, size):
+    values = inner.run(first.feeds)
+    held = sum(values[name].nbytes for name in inner.inner if isinstance(values[name], np.ndarray))
+    size = int(np.clip(WORKING_SET // max(held // max(samples(first), 1), 1), 1, 32))
+    for batch in batches(model, data, size):
         if batch.start >= done:
             yield batch
 

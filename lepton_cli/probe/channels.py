@@ -10,9 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.model import io
-from lepton_cli.probe.calibration import calibration_batches, with_outputs
-from lepton_cli.runtime import Session
+from lepton_cli.probe.activations import Activations, batches, samples
 from lepton_cli.step import Context
 
 
@@ -35,15 +33,17 @@ def collect(model: ir.Model, axes: Mapping[str, int], data: Dataset, context: Co
     if not axes:
         return found
     names = list(axes)
-    session = Session(io.payload(with_outputs(model, names), context.workdir), threads=context.threads)
+    inner = Activations(model, names, context.workdir, context.threads)
     with context.progress.stage("channel ranges", data.count) as stage:
-        for batch in calibration_batches(model, data, 4):
-            for name, values in session.run(batch.feeds, names).items():
+        for batch in batches(model, data, 4):
+            now = inner.run(batch.feeds)
+            for name in names:
+                values = now[name]
                 rows = np.moveaxis(values, axes[name], -1).reshape(-1, values.shape[axes[name]])
                 low, high = rows.min(axis=0, initial=0), rows.max(axis=0, initial=0)
                 before = found.get(name)
                 if before is not None:
                     low, high = np.minimum(before.low, low), np.maximum(before.high, high)
                 found[name] = Channels(low, high)
-            stage.advance(max((len(array) for array in batch.feeds.values() if array.ndim), default=1))
+            stage.advance(samples(batch))
     return found

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lepton_cli.probe.histogram import Histogram
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
 Range = tuple[float, float]
 
 #: Share of the values that a percentile range covers; both tails together lose the rest.

@@ -1,4 +1,4 @@
-"""How close a model's outputs are to the float model's: SQNR over a few calibration batches."""
+"""How far a model's outputs are from those of the float or the unpruned model: one definition per unit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
-from lepton_cli.probe.calibration import calibration_batches
+from lepton_cli.probe.activations import batches, samples
 from lepton_cli.runtime import Arrays, Session
 from lepton_cli.step import Context
 
@@ -18,21 +19,31 @@ from lepton_cli.step import Context
 CEILING_DB = 140.0
 
 
-class Fidelity:
-    """The float model's outputs on the first `samples` calibration samples, to compare candidates with."""
+def relative_error(found: Sequence[NDArray[np.float64]], wanted: Sequence[NDArray[np.float64]]) -> float:
+    """Squared error as a share of what is wanted, averaged over the outputs, each [samples, values].
 
-    def __init__(self, model: ir.Model, context: Context, samples: int = 64, batch: int = 16) -> None:
+    The share is of the variance over the samples; of the squares themselves where there is one sample only.
+    """
+    shares = []
+    for now, then in zip(found, wanted, strict=True):
+        centre = then.mean(axis=0) if len(then) > 1 else 0.0
+        spread = float(np.sum(np.square(then - centre)))
+        shares.append(float(np.sum(np.square(now - then))) / max(spread, 1e-12))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+class Reference:
+    """The float model's outputs on the first `most` calibration samples, to compare candidates with."""
+
+    def __init__(self, model: ir.Model, context: Context, most: int = 64, batch: int = 16) -> None:
         self.context = context
         data = context.calibration if context.calibration is not None else context.check
         self.batches: list[Batch] = []
         seen = 0
-        for part in calibration_batches(model, data, batch):
+        for part in batches(model, data, batch):
             self.batches.append(part)
-            seen += max(
-                (len(values) for values in part.feeds.values() if isinstance(values, np.ndarray) and values.ndim),
-                default=1,
-            )
-            if seen >= samples:
+            seen += samples(part)
+            if seen >= most:
                 break
         session = self._session(model)
         self.names = [output.name for output in session.outputs if output.dtype in ("float32", "float16", "float64")]

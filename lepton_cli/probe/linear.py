@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.graph.edit import Editor, is_constant, set_weight, weight_of
 
 Matrix = NDArray[np.float64]
 
@@ -80,21 +80,37 @@ class Linear:
         return np.asarray(flat if pick is None else flat[pick(len(flat))], np.float32)
 
     def _windows(self, x: NDArray[Any]) -> NDArray[Any]:
-        """View [batch, channels, output positions..., kernel...] of the padded input."""
-        dims = len(self.kernel)
-        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-        pads = [(self.pads[i], self.pads[i + dims]) for i in range(dims)]
-        if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pads = []
-            for size, stride, span in zip(x.shape[2:], self.strides, reach, strict=True):
-                total = max(0, (-(-size // stride) - 1) * stride + span - size)
-                small, big = total // 2, total - total // 2
-                pads.append((small, big) if self.auto_pad == "SAME_UPPER" else (big, small))
-        padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(a or b for a, b in pads) else x
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + dims)))
-        steps = tuple(slice(None, None, s) for s in self.strides)
-        inner = tuple(slice(None, None, d) for d in self.dilations)
-        return windows[(slice(None), slice(None), *steps, *inner)]
+        return windows(x, self.kernel, self.strides, self.dilations, self.pads, self.auto_pad)
+
+
+def windows(
+    x: NDArray[Any],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    auto_pad: str = "NOTSET",
+) -> NDArray[Any]:
+    """What a convolution multiplies its weights with: a view [batch, channels, output positions..., kernel...].
+
+    `pads` as ONNX writes them: all begins, then all ends; `auto_pad` overrules them.
+    """
+    dims = len(kernel)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    ends = [(pads[i], pads[i + dims]) for i in range(dims)]
+    if auto_pad == "VALID":
+        ends = [(0, 0)] * dims
+    elif auto_pad != "NOTSET":
+        ends = []
+        for size, stride, span in zip(x.shape[2:], strides, reach, strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+            small, big = total // 2, total - total // 2
+            ends.append((small, big) if auto_pad == "SAME_UPPER" else (big, small))
+    padded = np.pad(x, [(0, 0), (0, 0), *ends]) if any(a or b for a, b in ends) else x
+    found = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + dims)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    inner = tuple(slice(None, None, d) for d in dilations)
+    return found[(slice(None), slice(None), *steps, *inner)]
 
 
 def find(model: ir.Model) -> dict[str, Linear]:
@@ -108,13 +124,9 @@ def find(model: ir.Model) -> dict[str, Linear]:
     return found
 
 
-def _initializer(value: ir.Value | None) -> ir.Value | None:
-    return value if value is not None and value.is_initializer() and value.const_value is not None else None
-
-
 def _own(value: ir.Value | None) -> str | None:
     """Name of an initializer that only one node reads."""
-    return value.name if _initializer(value) is not None and value is not None and len(value.uses()) == 1 else None
+    return value.name if value is not None and is_constant(value) and len(value.uses()) == 1 else None
 
 
 def _float(value: ir.Value) -> bool:
@@ -122,7 +134,7 @@ def _float(value: ir.Value) -> bool:
 
 
 def _conv(node: ir.Node) -> Linear | None:
-    weight = _initializer(node.inputs[1])
+    weight = weight_of(node)
     attributes = node.attributes
     if weight is None or _own(weight) is None or not _float(weight) or node.inputs[0] is None:
         return None
@@ -155,7 +167,7 @@ def _conv(node: ir.Node) -> Linear | None:
 
 
 def _gemm(node: ir.Node) -> Linear | None:
-    weight, x = _initializer(node.inputs[1]), node.inputs[0]
+    weight, x = weight_of(node), node.inputs[0]
     attributes = node.attributes
     plain = all(attributes[k].as_float() == 1.0 for k in ("alpha", "beta") if k in attributes)
     if weight is None or x is None or _own(weight) is None or not _float(weight) or not plain:
@@ -181,7 +193,7 @@ def _gemm(node: ir.Node) -> Linear | None:
 
 
 def _matmul(node: ir.Node) -> Linear | None:
-    weight, x = _initializer(node.inputs[1]), node.inputs[0]
+    weight, x = weight_of(node), node.inputs[0]
     if weight is None or x is None or _own(weight) is None or not _float(weight) or weight.const_value is None:
         return None
     if len(weight.const_value.shape) != 2 or node.domain not in ("", "ai.onnx"):
@@ -191,7 +203,7 @@ def _matmul(node: ir.Node) -> Linear | None:
     uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output() and uses[0][0].op_type == "Add":
         add = uses[0][0]
-        other = _initializer(add.inputs[1 - uses[0][1]])
+        other = weight_of(add, 1 - uses[0][1])
         if other is not None and _own(other) is not None and other.const_value is not None:
             shape = tuple(other.const_value.shape.numpy())
             if shape == (weight.const_value.shape[1],):
@@ -219,21 +231,14 @@ def store(model: ir.Model, linear: Linear, matrix: Matrix, bias: Matrix | None) 
     if weight is None:
         return
     array = weight.numpy()
-    replace_weight(model, linear.weight, linear.weight_from(matrix, array))
+    set_weight(model.graph.initializers[linear.weight], linear.weight_from(matrix, array))
     if bias is None:
         return
     if linear.bias is not None:
-        replace_weight(model, linear.bias, bias.astype(array.dtype))
+        set_weight(model.graph.initializers[linear.bias], bias.astype(array.dtype))
     elif linear.can_add_bias:
         node = next(node for node in model.graph if node.name == linear.node)
-        tensor = ir.tensor(bias.astype(array.dtype), name=f"{linear.node}__bias")
-        value = ir.Value(
-            name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-        )
-        model.graph.register_initializer(value)
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, value)
+        Editor(model).give(node, 2, bias.astype(array.dtype), f"{linear.node}__bias")
 
 
 def bias_of(model: ir.Model, linear: Linear) -> Matrix | None:

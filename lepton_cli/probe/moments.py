@@ -35,6 +35,31 @@ def gram(x: Rows) -> Matrix:
     return result
 
 
+@dataclasses.dataclass
+class Moments:
+    """Sums over rows: `second` [groups, K, K], `first` [groups, K], and their number."""
+
+    second: NDArray[np.float64]
+    first: NDArray[np.float64]
+    count: int = 0
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Add rows [groups, n, K]."""
+        self.second += np.matmul(rows.transpose(0, 2, 1), rows)
+        self.first += rows.sum(axis=1, dtype=np.float64)
+        self.count += rows.shape[1]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean row per group, [groups, K]."""
+        return self.first / max(self.count, 1)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance per group, [groups, K, K]: what an adjusted bias cannot make up for."""
+        return self.second / max(self.count, 1) - self.mean[:, :, None] * self.mean[:, None, :]
+
+
 def grams(
     layers: Sequence[Linear],
     features: Sequence[int],
@@ -80,7 +105,7 @@ class Aim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class LayerSample:
     """Rows of features with the values they should lead to: `x @ weight + bias + offset` is compared with `y`."""
 
     x: Rows
@@ -93,7 +118,7 @@ class Sample:
 
 def sample(
     layers: Sequence[tuple[Linear, Aim, int]], values: Iterable[tuple[Arrays, Arrays]], share: float, seed: int
-) -> dict[str, Sample]:
+) -> dict[str, LayerSample]:
     """Rows for every layer (with its aim and number of features), by node.
 
     `values` gives every batch's values of the pruned and of the reference model; `share` is one batch's share of all.
@@ -111,10 +136,10 @@ def sample(
     return {node: _joined(found) for node, found in parts.items()}
 
 
-def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> Sample:
+def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> LayerSample:
     held = np.concatenate([np.full(len(x), flag) for x, _, _, flag in parts])
     x, y, offset = (np.concatenate([part[k] for part in parts]) for k in range(3))
-    return Sample(x, y, offset, held)
+    return LayerSample(x, y, offset, held)
 
 
 def _count(feeds: Arrays) -> int:

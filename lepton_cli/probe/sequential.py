@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
 from lepton_cli.model import io
-from lepton_cli.probe.activations import Arrays
+from lepton_cli.probe.activations import GIVEN, Arrays, piece
 
 #: Bytes kept on disk at most; where more would cross, the walk goes on from an earlier position.
 DISK = 3_000_000_000
-_SUFFIX = "__kept"
 
 
-class Walk:
+class SequentialPass:
     """One walk over one data set. Nodes behind the position may change between visits, nodes before it may not."""
 
     def __init__(self, batches: Callable[[], Iterable[Arrays]], expected: int, workdir: Path, threads: int) -> None:
@@ -52,7 +50,7 @@ class Walk:
         for number, values in enumerate(self._load() if self._files else self._batches()):
             found = dict(values)
             if session is not None:
-                feeds = {info.name: values[info.name.removesuffix(_SUFFIX)] for info in session.inputs}
+                feeds = {info.name: values[info.name.removesuffix(GIVEN)] for info in session.inputs}
                 found.update(session.run(feeds, asked))
             chosen = {name: found[name] for name in frontier}
             if number == 0:
@@ -98,22 +96,3 @@ def _inside(node: ir.Node) -> list[ir.Node]:
     """Nodes of the node's subgraphs, which may read outer values."""
     graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
     return [inner for graph in graphs for inner in graph.all_nodes()]
-
-
-def piece(model: ir.Model, kept: Arrays, asked: Sequence[str]) -> ir.Model:
-    """The part of the model that leads from the kept values to the asked ones."""
-    copy = io.clone(model)
-    values = {output.name or "": output for node in copy.graph for output in node.outputs}
-    for name, array in kept.items():
-        if name in values:
-            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            given = ir.Value(name=name + _SUFFIX, type=kind, shape=ir.Shape([None] * array.ndim))
-            copy.graph.inputs.append(given)
-            ir.convenience.replace_all_uses_with(values[name], given, replace_graph_outputs=True)
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(values[name] for name in asked)
-    RemoveUnusedNodesPass()(copy)
-    unused = [value for value in copy.graph.inputs if not value.uses() and not value.is_initializer()]
-    for value in unused:
-        copy.graph.inputs.remove(value)
-    return copy

@@ -5,28 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import branches, known_shapes
+from lepton_cli.coupling import branches
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.coupling.cut import cut
 from lepton_cli.coupling.links import Group
 from lepton_cli.errors import DataError, StepError
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph import shapes
+from lepton_cli.graph import fold, shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import external, io
 from lepton_cli.probe import linear
 from lepton_cli.prune import allocate, latency, norms, ranking, recover
 from lepton_cli.prune import cost as cost_model
+from lepton_cli.prune.analysis import Analysis, analysed, feeds, survey
 from lepton_cli.prune.cost import Cost, Widths
 from lepton_cli.prune.decisions import decisions, details
+from lepton_cli.prune.details import ReachedTarget
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.plan import Plan, analysed, feeds, survey
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize.draft import drafter
 from lepton_cli.step import Context, Outcome
@@ -95,14 +95,14 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]
     dropped: tuple[Branch, ...] = ()
-    reached: list[dict[str, Any]] = []
+    reached: list[ReachedTarget] = []
     if fast is not None:
         choice = latency.choose(plan, options, parts, context, rankings, tables, drafter(options.timed_as, context))
         if choice.widths is None:
             raise _unreachable(plan, "latency", float(fast), choice.ratio)
         widths, dropped = choice.widths, choice.dropped
         reached.append(
-            {"metric": "latency", "target": float(fast), "reached": choice.ratio, "predicted": choice.predicted}
+            ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
         )
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
@@ -110,26 +110,28 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     reached += [
-        {"metric": goal.metric, "target": goal.share, "reached": _spent(goal.metric, result, plan) / (goal.whole or 1)}
+        ReachedTarget(
+            metric=goal.metric, target=goal.share, reached=_spent(goal.metric, result, plan) / (goal.whole or 1)
+        )
         for goal in goals
     ]
     cuts, gone = int(np.sum(widths < full)), int(np.sum(full - widths))
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
-    text += "; " + ", ".join(f"{one['metric']} {one['reached']:.1%}" for one in reached) + " of the original"
+    text += "; " + ", ".join(f"{one.metric} {one.reached:.1%}" for one in reached) + " of the original"
     told = details(plan, widths, repairs, reached, dropped)
     changed = cuts + len(dropped) + len(plan.rewritten)
     return Outcome(result, changed, decisions(plan, widths, dropped), text, told, tuple(warnings))
 
 
-def _why_nothing(plan: Plan) -> str:
+def _why_nothing(plan: Analysis) -> str:
     if not plan.frozen:
         return "the main graph has no convolution or product with stored weights"
     first = plan.frozen[0]
     return f"all {len(plan.frozen)} groups are frozen (`{first.name}`: {first.frozen})"
 
 
-def _removed(plan: Plan, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:
+def _removed(plan: Analysis, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:
     """Labels of the channels that go."""
     zipped = zip(plan.groups, rankings, widths, strict=True)
     return np.concatenate([group.atoms[ranking.order[: group.channels - width]] for group, ranking, width in zipped])
@@ -167,7 +169,7 @@ def _levels(group: Group, options: PruneChannels) -> Widths:
     return allocate.levels(group.channels, least, multiple)
 
 
-def _goal(plan: Plan, metric: str, share: float, context: Context) -> Goal:
+def _goal(plan: Analysis, metric: str, share: float, context: Context) -> Goal:
     if metric == "macs":
         price = cost_model.macs(plan.model, plan.coupling, plan.groups)
     else:
@@ -177,12 +179,12 @@ def _goal(plan: Plan, metric: str, share: float, context: Context) -> Goal:
     return Goal(metric, share, price, _spent(metric, context.original, plan))
 
 
-def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
+def _spent(metric: str, model: ir.Model, plan: Analysis) -> float:
     """Multiply-accumulates at the analysed input size, float parameters, or bytes of a whole model."""
     if metric == "size":
         return float(len(io.to_bytes(model)))
     lifted = io.clone(model)
-    known_shapes.lift_constants(lifted)
+    fold.lift_constants(lifted)
     if metric == "params":
         weights = [value.const_value for value in lifted.graph.initializers.values() if value.const_value is not None]
         return float(sum(w.size for w in weights if w.dtype.is_floating_point()))
@@ -191,7 +193,7 @@ def _spent(metric: str, model: ir.Model, plan: Plan) -> float:
     return float(sum(counted.values()))
 
 
-def _unreachable(plan: Plan, metric: str, share: float, lowest: float) -> StepError:
+def _unreachable(plan: Analysis, metric: str, share: float, lowest: float) -> StepError:
     # Only a measured time may be above its target, and be reached.
     alone = metric == "latency" and lowest <= share * (1 + latency.CLOSE)
     missed = "but not while the other targets hold" if alone else f"not to {share:.1%}"
@@ -227,7 +229,7 @@ def _check_finite(model: ir.Model) -> None:
 
 def _recover(
     result: ir.Model,
-    plan: Plan,
+    plan: Analysis,
     removed: NDArray[np.int64],
     stand_ins: frozenset[str],
     kinds: Sequence[str],

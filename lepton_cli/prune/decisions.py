@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.prune import recover
+from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
-from lepton_cli.prune.plan import Plan
+from lepton_cli.prune.details import ChannelGroup, DroppedBranch, PruneChannelsDetails, ReachedTarget, Width
 from lepton_cli.step import Decision
 
 
-def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ()) -> tuple[Decision, ...]:
+def decisions(plan: Analysis, widths: Widths | None, dropped: Sequence[Branch] = ()) -> tuple[Decision, ...]:
     operators = {node.name or "": node.op_type for node in plan.model.graph}
     found: dict[str, Decision] = {}
     for branch in dropped:
@@ -43,22 +43,22 @@ def decisions(plan: Plan, widths: Widths | None, dropped: Sequence[Branch] = ())
 
 
 def details(
-    plan: Plan,
+    plan: Analysis,
     widths: Widths | None,
     repairs: Sequence[recover.Repair],
-    targets: Sequence[Mapping[str, Any]],
+    targets: Sequence[ReachedTarget],
     dropped: Sequence[Branch] = (),
-) -> dict[str, Any]:
+) -> PruneChannelsDetails:
     """What was removed: a node whose branch was dropped has the width 0."""
     gone = {node for branch in dropped for node in branch.nodes}
     kept = [group.channels for group in plan.groups] if widths is None else [int(width) for width in widths]
     kept = [0 if {port.node for port in g.producers} <= gone else k for g, k in zip(plan.groups, kept, strict=True)]
     groups = [
-        {"name": g.name, "channels": g.channels, "kept": k, "frozen": False, "reason": "", "node": ""}
+        ChannelGroup(name=g.name, channels=g.channels, kept=k, frozen=False)
         for g, k in zip(plan.groups, kept, strict=True)
     ]
     groups += [
-        {"name": g.name, "channels": g.channels, "kept": g.channels, "frozen": True, "reason": g.frozen, "node": g.node}
+        ChannelGroup(name=g.name, channels=g.channels, kept=g.channels, frozen=True, reason=g.frozen, node=g.node)
         for g in plan.frozen
     ]
     before: dict[str, int] = {}
@@ -68,10 +68,10 @@ def details(
             each = group.slices[(port.weight, port.axis)].shape[1]
             before[port.node] = before.get(port.node, 0) + group.channels * each
             after[port.node] = 0 if port.node in gone else after.get(port.node, 0) + width * each
-    return {
-        "widths": [{"node": node, "before": before[node], "after": after[node]} for node in before],
-        "groups": groups,
-        "branches": [{"add": branch.add, "nodes": list(branch.nodes)} for branch in dropped],
-        "recovery": recover.facts(repairs),
-        "targets": list(targets),
-    }
+    return PruneChannelsDetails(
+        widths=tuple(Width(node=node, before=before[node], after=after[node]) for node in before),
+        groups=tuple(groups),
+        branches=tuple(DroppedBranch(add=branch.add, nodes=tuple(branch.nodes)) for branch in dropped),
+        recovery=recover.facts(repairs),
+        targets=tuple(targets),
+    )

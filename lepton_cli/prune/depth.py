@@ -17,11 +17,11 @@ from lepton_cli.coupling import branches, cut
 from lepton_cli.coupling.branches import Branch
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear
-from lepton_cli.probe.sequential import Walk
+from lepton_cli.probe.sequential import SequentialPass
 from lepton_cli.prune import recover, sensitivity
 from lepton_cli.prune.allocate import Losses, Price
+from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
-from lepton_cli.prune.plan import Plan
 
 #: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
 SAMPLES, ROWS = 128, 2_048
@@ -35,7 +35,7 @@ RIDGE = 3e-3
 class Columns:
     """Columns of an allocation: the plan's groups, then branches without a group of their own."""
 
-    plan: Plan
+    plan: Analysis
     #: Branches that may go, each with its column.
     branches: Mapping[int, Branch]
 
@@ -97,7 +97,7 @@ class _Groups:
         return np.full(len(levels), self(widths))
 
 
-def columns(plan: Plan, found: Iterable[Branch]) -> Columns:
+def columns(plan: Analysis, found: Iterable[Branch]) -> Columns:
     """Give every branch a column: the first group inside it that no smaller branch has, or a new one."""
     taken: dict[int, Branch] = {}
     extra = len(plan.groups)
@@ -117,10 +117,10 @@ def columns(plan: Plan, found: Iterable[Branch]) -> Columns:
 
 
 def losses(
-    plan: Plan,
+    plan: Analysis,
     found: Sequence[Branch],
-    source: recover.Source,
-    trial: sensitivity.Trial,
+    source: recover.Calibration,
+    trial: sensitivity.Unpruned,
     done: Callable[[], object] = lambda: None,
 ) -> list[float]:
     """Error on the outputs after dropping each branch alone, the layers around it refitted."""
@@ -136,13 +136,15 @@ def losses(
 
 
 def refit(
-    plan: Plan, model: ir.Model, layers: Sequence[Linear], removed: NDArray[np.int64], source: recover.Source
+    plan: Analysis, model: ir.Model, layers: Sequence[Linear], removed: NDArray[np.int64], source: recover.Calibration
 ) -> None:
     """A quick least-squares fit of some layers, in graph order, towards what the plan's model computes; in place."""
     few = dataclasses.replace(source, samples=min(SAMPLES, source.samples))
 
-    def walk() -> Walk:
-        return Walk(lambda: recover.fitting(plan.model, few), recover.count(few), source.workdir, source.threads)
+    def walk() -> SequentialPass:
+        return SequentialPass(
+            lambda: recover.fitting(plan.model, few), recover.count(few), source.workdir, source.threads
+        )
 
     with contextlib.closing(walk()) as now, contextlib.closing(walk()) as then:
         for layer in layers:

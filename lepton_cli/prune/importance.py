@@ -86,15 +86,15 @@ def chunks(groups: Sequence[Group], layers: Mapping[str, Linear], model: ir.Mode
 
 
 def grams(
-    model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Source
+    model: ir.Model, groups: Sequence[Group], layers: Mapping[str, Linear], source: recover.Calibration
 ) -> dict[str, Matrix]:
     """Gram matrices of all layers that read these groups, by node."""
     needed = list({layer.node: layer for group in groups for layer, _ in consumers(group, layers)}.values())
     if not needed:
         return {}
     sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
-    tap = activations.Tap(model, [layer.input for layer in needed], source.workdir, source.threads)
-    return moments.grams(needed, sizes, recover.fitting(model, source), tap.run, source.samples, source.seed)
+    inner = activations.Activations(model, [layer.input for layer in needed], source.workdir, source.threads)
+    return moments.grams(needed, sizes, recover.fitting(model, source), inner.run, source.samples, source.seed)
 
 
 def with_data(

@@ -22,9 +22,9 @@ from lepton_cli.model import io
 from lepton_cli.prune import allocate, depth, ranking, sensitivity, stopwatch, times
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
+from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.plan import Plan
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.prune.stopwatch import Stopwatch
 from lepton_cli.step import Context
@@ -41,7 +41,7 @@ TRIES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Met:
     """What a latency target was met with."""
 
     #: Widths of the plan's groups, full inside dropped branches; `None` when nothing is fast enough.
@@ -52,7 +52,7 @@ class Choice:
     predicted: float
 
 
-def droppable(plan: Plan, options: PruneChannels, context: Context) -> list[Branch]:
+def droppable(plan: Analysis, options: PruneChannels, context: Context) -> list[Branch]:
     """Branches that may go as a whole under `include`, `exclude` and `scope`, and whose loss can be repaired."""
     if context.calibration is None or options.recover == () or options.scope != "global" or not options.drop_branches:
         return []
@@ -62,14 +62,14 @@ def droppable(plan: Plan, options: PruneChannels, context: Context) -> list[Bran
 
 
 def choose(
-    plan: Plan,
+    plan: Analysis,
     options: PruneChannels,
     others: Parts,
     context: Context,
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
     quantize: Quantize | None = None,
-) -> Choice:
+) -> Met:
     """Widths and branches whose measured latency is what `options` ask for; decided once for a machine.
 
     `others`: further costs of the plan's groups, each with what may be spent.
@@ -89,7 +89,7 @@ def choose(
     if stored is None:
         stored = _decide(plan, options, others, context, rankings, tables, found, quantize)
         context.cache.put("latency", key, stored)
-    return Choice(
+    return Met(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
         tuple(branch for branch in found if branch.add in stored["dropped"]),
         stored["ratio"],
@@ -98,7 +98,7 @@ def choose(
 
 
 def _decide(
-    plan: Plan,
+    plan: Analysis,
     options: PruneChannels,
     others: Parts,
     context: Context,
@@ -164,7 +164,7 @@ def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:
     }
 
 
-def _losses(plan: Plan, found: Sequence[Branch], context: Context) -> list[float]:
+def _losses(plan: Analysis, found: Sequence[Branch], context: Context) -> list[float]:
     source = ranking.source_of(context)
     if source is None or not found:
         return []
@@ -208,14 +208,14 @@ def search(
     others: Parts,
     scope: str,
     measure: Callable[[Widths], float],
-) -> Choice:
+) -> Met:
     """Widths of least loss whose measured ratio is not above the target by more than the tolerance.
 
     The budget of the proposals is corrected by how far the last prediction was off. The choice's `widths` are
     `None`, and its ratio is the fastest seen, when even the fastest widths are too slow.
     """
     seen: dict[tuple[int, ...], float] = {}
-    best: tuple[float, Choice] | None = None
+    best: tuple[float, Met] | None = None
     budget = target
     for _ in range(TRIES):
         limits = allocate.Limits([(cost, budget), *others])
@@ -230,12 +230,12 @@ def search(
         loss = allocate.total(tables, widths)
         held = all(price(widths) <= most for price, most in others)
         if held and ratio <= target * (1 + CLOSE) and (best is None or (loss, -ratio) < (best[0], -best[1].ratio)):
-            best = loss, Choice(widths, (), ratio, predicted)
+            best = loss, Met(widths, (), ratio, predicted)
         if abs(ratio - target) <= CLOSE * target or (ratio > target and out_of_reach):
             break
         # The same widths again: the next ones are a step away, on the side where the target lies.
         step = np.sign(target - ratio) * 0.015 * target if again else target * predicted / ratio - budget
         budget = max(budget + float(step), 1e-9)
     if best is None:
-        return Choice(None, (), min(seen.values()), predicted)
+        return Met(None, (), min(seen.values()), predicted)
     return best[1]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from lepton_cli.coupling.cut import replace_weight
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations
+from lepton_cli.probe.distances import relative_error
 from lepton_cli.prune import recover
-from lepton_cli.prune.recover import Repair, Source
+from lepton_cli.prune.recover import Calibration, Repair
 
 
-def reestimate(model: ir.Model, reference: ir.Model, source: Source) -> tuple[ir.Model, list[Repair]]:
+def reestimate(model: ir.Model, reference: ir.Model, source: Calibration) -> tuple[ir.Model, list[Repair]]:
     """The model with new statistics if that brings its outputs closer to the reference's, else as it was."""
     nodes = [node.name or "" for node in model.graph if node.op_type == "BatchNormalization" and _own(node)]
     if not nodes:
@@ -24,7 +24,7 @@ def reestimate(model: ir.Model, reference: ir.Model, source: Source) -> tuple[ir
     held = recover.judging(model, source, 256)
     wanted = activations.outputs(reference, held, source.workdir, source.threads)
     before, after = (
-        _distance(activations.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial)
+        relative_error(activations.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial)
     )
     helps = after < before
     return (trial if helps else model), [Repair(name, "batch_norm", helps, before, after) for name in nodes]
@@ -35,28 +35,21 @@ def _own(node: ir.Node) -> bool:
     return all(value is not None and value.is_initializer() and len(value.uses()) == 1 for value in node.inputs[3:5])
 
 
-def _one(model: ir.Model, name: str, source: Source) -> None:
+def _one(model: ir.Model, name: str, source: Calibration) -> None:
     """New mean and variance of one node, in place; nodes before it have theirs already."""
     node = next(node for node in model.graph if node.name == name)
     x, mean_value, variance_value = node.inputs[0], node.inputs[3], node.inputs[4]
     if x is None or mean_value is None or variance_value is None or mean_value.const_value is None:
         return
-    tap = activations.Tap(model, [x.name or ""], source.workdir, source.threads)
+    inner = activations.Activations(model, [x.name or ""], source.workdir, source.threads)
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for feeds in recover.batches(model, source):
-        array = tap.run(feeds)[x.name or ""]
+        array = inner.run(feeds)[x.name or ""]
         rows = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
         count += len(rows)
         total = total + rows.sum(axis=0, dtype=np.float64)
         squares = squares + np.square(rows, dtype=np.float64).sum(axis=0)
     mean = total / max(count, 1)
     dtype = mean_value.const_value.numpy().dtype
-    replace_weight(model, mean_value.name or "", mean.astype(dtype))
-    replace_weight(model, variance_value.name or "", np.maximum(squares / max(count, 1) - mean**2, 0).astype(dtype))
-
-
-def _distance(now: list[NDArray[np.float64]], wanted: list[NDArray[np.float64]]) -> float:
-    shares = [
-        np.sum((a - b) ** 2) / max(np.sum((b - b.mean(axis=0)) ** 2), 1e-12) for a, b in zip(now, wanted, strict=True)
-    ]
-    return float(np.mean(shares)) if shares else 0.0
+    set_weight(mean_value, mean.astype(dtype))
+    set_weight(variance_value, np.maximum(squares / max(count, 1) - mean**2, 0).astype(dtype))

@@ -14,9 +14,9 @@ from lepton_cli.probe import linear
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune import importance, recover, sensitivity
 from lepton_cli.prune.allocate import Table
+from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
-from lepton_cli.prune.plan import Plan
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
 
@@ -26,13 +26,15 @@ Ranked = dict[str, tuple[Ranking, NDArray[np.float64]]]
 _PARTS = ("order", "loss", "curve")
 
 
-def source_of(context: Context) -> recover.Source | None:
+def source_of(context: Context) -> recover.Calibration | None:
     data = context.calibration
-    return None if data is None else recover.Source(data, context.workdir, context.threads, context.seed, data.count)
+    return (
+        None if data is None else recover.Calibration(data, context.workdir, context.threads, context.seed, data.count)
+    )
 
 
 def ranked_groups(
-    plan: Plan, options: PruneChannels, context: Context, levels: Sequence[Widths], warnings: list[str]
+    plan: Analysis, options: PruneChannels, context: Context, levels: Sequence[Widths], warnings: list[str]
 ) -> tuple[list[Ranking], list[Table]]:
     """The order of removal and the loss at every level, for every group."""
     source = source_of(context)
@@ -76,7 +78,7 @@ def _stored(ranked: Ranked) -> dict[str, NDArray[Any]]:
     }
 
 
-def _rank(plan: Plan, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> Ranked:
+def _rank(plan: Analysis, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> Ranked:
     """The order of removal and its loss, group by group: the long part, and the same for every target."""
     layers = linear.find(plan.model)
     rankings: dict[str, Ranking] = {}

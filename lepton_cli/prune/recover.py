@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,8 +21,9 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.activations import Arrays
 from lepton_cli.probe.linear import Linear, Matrix
-from lepton_cli.probe.moments import Aim, Sample
-from lepton_cli.probe.sequential import Walk
+from lepton_cli.probe.moments import Aim, LayerSample
+from lepton_cli.probe.sequential import SequentialPass
+from lepton_cli.prune.details import LayerRepair
 from lepton_cli.prune.regression import Regression, shifted
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
@@ -46,7 +46,7 @@ class Repair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Calibration:
     """Calibration data and how to run it."""
 
     data: Dataset
@@ -84,14 +84,15 @@ class Repairer:
         reference: ir.Model,
         coupling: Coupling,
         removed: Collection[int] | Ids,
-        source: Source,
+        source: Calibration,
         kinds: Collection[str],
     ) -> None:
         self._reference, self._coupling, self._removed = reference, coupling, removed
         self._source, self._kinds = source, kinds
         self._share = 1 / count(source)
         self._now, self._then = (
-            Walk(lambda: batches(reference, source), count(source), source.workdir, source.threads) for _ in range(2)
+            SequentialPass(lambda: batches(reference, source), count(source), source.workdir, source.threads)
+            for _ in range(2)
         )
 
     def close(self) -> None:
@@ -115,22 +116,22 @@ class Repairer:
         ]
 
 
-def _size(source: Source) -> int:
+def _size(source: Calibration) -> int:
     """Samples a batch, small enough that some batches can be held out."""
     return max(1, min(32, source.samples // (2 * moments.HOLD_EVERY)))
 
 
-def count(source: Source) -> int:
+def count(source: Calibration) -> int:
     """Number of calibration batches."""
     return max(-(-source.samples // _size(source)), 1)
 
 
-def batches(model: ir.Model, source: Source) -> Iterator[Arrays]:
+def batches(model: ir.Model, source: Calibration) -> Iterator[Arrays]:
     """Calibration batches."""
-    return activations.batches(model, source.data, source.samples, _size(source))
+    return (batch.feeds for batch in activations.batches(model, source.data, _size(source), source.samples))
 
 
-def fitting(model: ir.Model, source: Source) -> Iterator[Arrays]:
+def fitting(model: ir.Model, source: Calibration) -> Iterator[Arrays]:
     """The batches to fit with; what is fitted looks better on them than it is."""
     return (
         feeds
@@ -139,7 +140,7 @@ def fitting(model: ir.Model, source: Source) -> Iterator[Arrays]:
     )
 
 
-def judging(model: ir.Model, source: Source, samples: int) -> list[Arrays]:
+def judging(model: ir.Model, source: Calibration, samples: int) -> list[Arrays]:
     """About `samples` samples of the batches held out; with too few batches for that, of the first."""
     found: list[Arrays] = []
     for number, feeds in enumerate(batches(model, source)):
@@ -150,7 +151,7 @@ def judging(model: ir.Model, source: Source, samples: int) -> list[Arrays]:
     return found or list(itertools.islice(batches(model, source), 1))
 
 
-def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool, kinds: Collection[str]) -> Repair:
+def _repair_layer(model: ir.Model, layer: Linear, rows: LayerSample, rectified: bool, kinds: Collection[str]) -> Repair:
     """Try the repairs on the rows to fit, judge them on the held-out ones, keep the best if it helps."""
     moments.check_finite(layer, rows.x, rows.y)
     bias = linear.bias_of(model, layer)
@@ -175,7 +176,7 @@ def _repair_layer(model: ir.Model, layer: Linear, rows: Sample, rectified: bool,
     return Repair(layer.node, kind, kept, before, after, scarce=len(rows.x) < 2 * len(start))
 
 
-def error(rows: Sample, which: NDArray[np.bool_], solution: Matrix, rectified: bool) -> float:
+def error(rows: LayerSample, which: NDArray[np.bool_], solution: Matrix, rectified: bool) -> float:
     """Squared error of these rows as a share of the target's variance, after the ReLU where there is one."""
     y, offset = rows.y[which], rows.offset[which]
     guess = rows.x[which] @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32) + offset
@@ -186,7 +187,7 @@ def error(rows: Sample, which: NDArray[np.bool_], solution: Matrix, rectified: b
 
 
 def _least_squares(
-    rows: Sample, judge: NDArray[np.bool_], start: Matrix, intercept: bool, rectified: bool
+    rows: LayerSample, judge: NDArray[np.bool_], start: Matrix, intercept: bool, rectified: bool
 ) -> tuple[float, str, Callable[[], Matrix]]:
     """Best held-out error over the ridges, with and without regard to the ReLU, and the same fit on all rows."""
     held = moments.gram(rows.x[judge])
@@ -255,6 +256,6 @@ def stages(layers: Sequence[Linear]) -> list[list[Linear]]:
     return found
 
 
-def facts(repairs: Sequence[Repair]) -> list[Mapping[str, Any]]:
+def facts(repairs: Sequence[Repair]) -> tuple[LayerRepair, ...]:
     """For the report."""
-    return [dataclasses.asdict(repair) for repair in repairs]
+    return tuple(LayerRepair(**dataclasses.asdict(repair)) for repair in repairs)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling, Group
 from lepton_cli.probe import activations, linear
+from lepton_cli.probe.distances import relative_error
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, importance, recover
 from lepton_cli.prune.hessian import Ranking
@@ -24,34 +25,30 @@ EFFORT = 4e11
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Unpruned:
     """Batches to try on, and what the unpruned model makes of them."""
 
     model: ir.Model
     coupling: Coupling
     feeds: Sequence[activations.Arrays]
     outputs: Sequence[NDArray[np.float64]]
-    source: recover.Source
+    source: recover.Calibration
 
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over the outputs."""
         now = activations.outputs(model, self.feeds, self.source.workdir, self.source.threads)
-        shares = []
-        for before, after in zip(self.outputs, now, strict=True):
-            spread = float(np.sum((before - before.mean(axis=0)) ** 2)) if len(before) > 1 else float(np.sum(before**2))
-            shares.append(float(np.sum((after - before) ** 2)) / max(spread, 1e-12))
-        return float(np.mean(shares)) if shares else 0.0
+        return relative_error(now, self.outputs)
 
 
-def prepare(model: ir.Model, coupling: Coupling, source: recover.Source, trials: int, macs: float) -> Trial:
+def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, trials: int, macs: float) -> Unpruned:
     """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
-    return Trial(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
+    return Unpruned(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
 
 
 def curve(
-    trial: Trial, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
+    trial: Unpruned, group: Group, ranking: Ranking, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> NDArray[np.float64]:
     """Loss after removing 0, 1, 2, ... channels: the ranking's own curve, scaled to what a few trials measured."""
     own = np.concatenate([[0.0], np.maximum.accumulate(ranking.loss)])
@@ -71,7 +68,7 @@ def curve(
 
 
 def removed(
-    trial: Trial, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
+    trial: Unpruned, group: Group, gone: NDArray[np.int64], layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> ir.Model:
     """The model without these channels, its consumers refitted to their own Gram matrices."""
     model = cut.cut(trial.model, trial.coupling, group.atoms[gone])

@@ -11,7 +11,7 @@ from lepton_cli.step import Options
 from lepton_cli.values import Percent, Strict
 
 
-class Target(Strict):
+class PruneTarget(Strict):
     """What may remain, as shares of the original (60 %: 1.67 times fewer); where several are given, all hold."""
 
     macs: Percent | None = None
@@ -20,7 +20,7 @@ class Target(Strict):
     latency: Percent | None = Field(default=None, description="Measured on the recipe's first provider and batch")
 
     @model_validator(mode="after")
-    def _shares(self) -> Target:
+    def _shares(self) -> PruneTarget:
         if not self.shares:
             raise ValueError("give macs, params, size or latency")
         for name, share in self.shares.items():
@@ -39,8 +39,8 @@ class PruneChannels(Options):
     """Remove whole channels, heads and residual branches, and repair what is left without training."""
 
     step: Literal["prune.channels"] = "prune.channels"
-    target: Target = Field(
-        default=Target(macs=units.Share(0.6)), description="What remains of the original; several all hold"
+    target: PruneTarget = Field(
+        default=PruneTarget(macs=units.Share(0.6)), description="What remains of the original; several all hold"
     )
     timed_as: Literal["float", "int8", "dynamic"] = Field(
         default="float",

@@ -14,7 +14,7 @@ from lepton_cli import runtime
 from lepton_cli.model import io
 from lepton_cli.probe.activations import Arrays
 from lepton_cli.timing.bursts import Call, Clock, warm_up
-from lepton_cli.timing.compare import Rule, Warm, compare
+from lepton_cli.timing.compare import StopRule, Warm, compare
 from lepton_cli.timing.intervals import Z
 
 #: Runs of a burst: many candidates take turns.
@@ -67,7 +67,9 @@ class Stopwatch:
                 calls.append(self._call(model))
                 calls[-1]()
                 done()
-            rule = Rule(PRECISION, seconds * len(calls) / len(candidates), fewest=LEAST, share=0, setup=0, runs=RUNS)
+            rule = StopRule(
+                PRECISION, seconds * len(calls) / len(candidates), fewest=LEAST, share=0, setup=0, runs=RUNS
+            )
             for ratio, error in self._beside(calls, rule):
                 ratios.append(ratio)
                 errors.append(error)
@@ -75,10 +77,10 @@ class Stopwatch:
 
     def ratio(self, model: ir.Model) -> float:
         """Time of one candidate over the reference's; more visits where they disagree."""
-        rule = Rule(SURE, LIMIT, fewest=LEAST, share=0, setup=0)
+        rule = StopRule(SURE, LIMIT, fewest=LEAST, share=0, setup=0)
         return self._beside([self._call(model)], rule)[0][0]
 
-    def _beside(self, calls: Sequence[Call], rule: Rule) -> list[tuple[float, float]]:
+    def _beside(self, calls: Sequence[Call], rule: StopRule) -> list[tuple[float, float]]:
         """Ratio to the reference and its relative standard error, for every call."""
         openers = [lambda call=call: Warm(call) for call in (self._reference, *calls)]
         rounds = compare(openers, rule, np.random.default_rng(0), clock=self._clock)

@@ -81,14 +81,14 @@ class Times:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Timed:
     """One model to time: these columns, which are alike, all at one width."""
 
     members: tuple[int, ...]
     width: int
 
 
-def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list[Trial]:
+def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list[Timed]:
     """What to time so that every kind of layer is known. `levels`: a column's widths, widest first.
 
     `run`: seconds that one run of the model takes.
@@ -99,12 +99,12 @@ def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list
     found = []
     for members, choice in kinds:
         places = np.unique(np.linspace(len(choice) - 1, 0, min(points, len(choice))).round().astype(int))
-        found += [Trial(members, int(choice[place])) for place in places]
+        found += [Timed(members, int(choice[place])) for place in places]
     return found
 
 
 def measure(
-    columns: Columns, chosen: Sequence[Trial], watch: Stopwatch, done: Callable[[], object]
+    columns: Columns, chosen: Sequence[Timed], watch: Stopwatch, done: Callable[[], object]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ratios to the original's time and their standard errors: of the analysed model as it is, then of every trial.
 
@@ -112,7 +112,7 @@ def measure(
     """
     orders = [np.arange(group.channels) for group in columns.plan.groups]
 
-    def candidate(trial: Trial) -> Callable[[], ir.Model]:
+    def candidate(trial: Timed) -> Callable[[], ir.Model]:
         widths = columns.full
         widths[list(trial.members)] = trial.width
         return lambda: columns.cut(widths, orders)
@@ -121,7 +121,7 @@ def measure(
 
 
 def fitted(
-    columns: Columns, chosen: Sequence[Trial], ratios: NDArray[np.float64], errors: NDArray[np.float64]
+    columns: Columns, chosen: Sequence[Timed], ratios: NDArray[np.float64], errors: NDArray[np.float64]
 ) -> Times:
     """What every width costs, as the ratios and errors of `measure` tell."""
     full = float(ratios[0])
@@ -147,7 +147,7 @@ def _weighed(measured: float, noise: float, guess: float) -> float:
 
 def _expected(
     columns: Columns,
-    chosen: Sequence[Trial],
+    chosen: Sequence[Timed],
     nodes: NDArray[np.float64],
     gone: Mapping[int, NDArray[np.bool_]],
     full: float,

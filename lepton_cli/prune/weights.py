@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import known_shapes
-from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.errors import DataError, RecipeError, StepError
-from lepton_cli.graph import select
+from lepton_cli.graph import fold, select
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import recover
+from lepton_cli.prune.details import PrunedTensor, PruneWeightsDetails
 from lepton_cli.prune.spec import PruneWeights
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -27,7 +27,7 @@ PLAIN = "zeros shrink only the compressed (gzip) file: onnxruntime stores and mu
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class Prunable:
     """One weight tensor: its node, operator, and matrix view [inputs, outputs] where the layer is linear."""
 
     node: str
@@ -50,7 +50,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
             option=("importance",),
         )
     copy = io.clone(model)
-    known_shapes.lift_constants(copy)
+    fold.lift_constants(copy)
     weights, left = _weights(copy, chosen)
     if context.dry or not weights:
         planned = [Decision(node=w.node, op=w.op, action="prunable", reason=f"{w.array.size} weights") for w in weights]
@@ -65,10 +65,9 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
             old, new = int(np.count_nonzero(weight.array)), int(np.count_nonzero(array))
             before, after, total = before + old, after + new, total + array.size
             if new < old:
-                tensor = copy.graph.initializers[weight.name].const_value
-                replace_weight(
-                    copy, weight.name, array.astype(tensor.numpy().dtype if tensor is not None else np.float32)
-                )
+                value = copy.graph.initializers[weight.name]
+                held = value.const_value
+                set_weight(value, array.astype(held.dtype.numpy() if held is not None else np.float32))
             action = "pruned" if new < old else "kept"
             share = 1 - new / max(array.size, 1)
             decisions.append(
@@ -79,7 +78,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
                     reason=f"{share:.1%} of {array.size} weights are zero",
                 )
             )
-            rows.append({"node": weight.node, "weights": int(array.size), "zeros": int(array.size - new)})
+            rows.append(PrunedTensor(node=weight.node, weights=int(array.size), zeros=int(array.size - new)))
             stage.advance()
     changed = sum(decision.action == "pruned" for decision in decisions)
     summary = f"{1 - after / max(total, 1):.1%} of {total} weights are zero in {changed} tensors; {PLAIN}"
@@ -88,7 +87,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
         changed,
         tuple(decisions),
         summary,
-        {"tensors": rows, "note": PLAIN, "importance": kind},
+        PruneWeightsDetails(tensors=tuple(rows), note=PLAIN, importance=kind),
     )
 
 
@@ -117,10 +116,10 @@ def _pattern(options: PruneWeights) -> tuple[int, int]:
     return keep, of
 
 
-def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Weight], list[Decision]]:
+def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Prunable], list[Decision]]:
     """Weights of convolutions and products, in graph order, and decisions about nodes left alone."""
     layers = linear.find(model)
-    found: list[Weight] = []
+    found: list[Prunable] = []
     left: list[Decision] = []
     for node in model.graph:
         if node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul"):
@@ -150,7 +149,7 @@ def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Weight], list[Deci
                 f"the weights `{value.name}` of node `{node.name}` are not finite",
                 hint="the model is damaged",
             )
-        found.append(Weight(node.name or "", node.op_type, value.name or "", array, layers.get(node.name or "")))
+        found.append(Prunable(node.name or "", node.op_type, value.name or "", array, layers.get(node.name or "")))
     return found, left
 
 
@@ -162,7 +161,7 @@ def _scores(array: NDArray[np.float64], kind: str, *, relative: bool) -> NDArray
     return np.asarray(size / max(float(np.sqrt(np.mean(size**2))), 1e-30)) if relative else size
 
 
-def _threshold(weights: list[Weight], options: PruneWeights, kind: str) -> float | None:
+def _threshold(weights: list[Prunable], options: PruneWeights, kind: str) -> float | None:
     """The one importance below which weights go, for a threshold or a global sparsity."""
     if options.threshold is not None:
         return float(options.threshold)
@@ -174,7 +173,7 @@ def _threshold(weights: list[Weight], options: PruneWeights, kind: str) -> float
 
 def _one(
     model: ir.Model,
-    weight: Weight,
+    weight: Prunable,
     options: PruneWeights,
     kind: str,
     cut: float | None,
@@ -214,16 +213,16 @@ def _mask(scores: NDArray[np.float64], share: float | None, pattern: tuple[int, 
 
 
 def _optimal(
-    model: ir.Model, weight: Weight, share: float | None, pattern: tuple[int, int], context: Context
+    model: ir.Model, weight: Prunable, share: float | None, pattern: tuple[int, int], context: Context
 ) -> NDArray[np.float64]:
     """Zeros chosen block by block with the error pushed into the weights that follow; inputs of the pruned model."""
     layer, data = weight.layer, context.calibration
     if layer is None or data is None:
         return weight.array
     matrix = layer.matrix(weight.array)
-    source = recover.Source(data, context.workdir, context.threads, context.seed, data.count)
-    tap = activations.Tap(model, [layer.input], context.workdir, context.threads)
-    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), tap.run, data.count, context.seed)
+    source = recover.Calibration(data, context.workdir, context.threads, context.seed, data.count)
+    inner = activations.Activations(model, [layer.input], context.workdir, context.threads)
+    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), inner.run, data.count, context.seed)
     xx = found[layer.node][:-1, :-1]
     return np.asarray(layer.weight_from(sparsify(matrix, xx, share, pattern), weight.array))
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["rtn", "hqq", "k_quant"]
+RoundingMethod = Literal["rtn", "hqq", "k_quant"]
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
@@ -33,7 +33,7 @@ class Blocks:
         return (self.codes.astype(np.float32) - zero) * self.scales[..., None]
 
 
-def quantize(blocks: Floats, bits: int, method: Method, symmetric: bool) -> Blocks:
+def quantize(blocks: Floats, bits: int, method: RoundingMethod, symmetric: bool) -> Blocks:
     """Quantize float blocks [..., block]."""
     if symmetric:
         return _symmetric(blocks, bits, search=method != "rtn")

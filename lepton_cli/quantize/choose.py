@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph.edit import array_of
 from lepton_cli.model.external import pieces
 from lepton_cli.probe.clipping import Range
 from lepton_cli.step import Decision
@@ -62,13 +63,6 @@ class Choice:
     def widened(self, names: Iterable[str]) -> Choice:
         """The choice with 16-bit activations around the anchors `names`."""
         return dataclasses.replace(self, wide=self.anchors & frozenset(names))
-
-
-def weight_of(node: ir.Node, position: int = 1) -> np.ndarray | None:
-    """The constant second input of an anchor, or `None`."""
-    if len(node.inputs) <= position or (value := node.inputs[position]) is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
 
 
 def candidates(model: ir.Model, allowed: set[str], excluded_reason: str = "left out by include/exclude") -> Choice:
@@ -155,7 +149,7 @@ def _may_stand_between(node: ir.Node) -> bool:
 
 def _clip_holds_zero(node: ir.Node) -> bool:
     """A Clip vanishes into the range of its output, which always holds 0: so must the Clip's own."""
-    bounds = [weight_of(node, i) for i in (1, 2)]
+    bounds = [array_of(node, i) for i in (1, 2)]
     if any(len(node.inputs) > i and node.inputs[i] is not None and bounds[i - 1] is None for i in (1, 2)):
         return False
     low = float(bounds[0].item()) if bounds[0] is not None else node.attributes.get_float("min", -np.inf)

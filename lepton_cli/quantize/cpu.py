@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph.edit import Editor, set_weight
 from lepton_cli.model import io
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize.targets import Target
 from lepton_cli.step import Context, Decision
@@ -46,13 +47,13 @@ def soften_masks(model: ir.Model, context: Context) -> tuple[ir.Model, list[Deci
         if not ends:
             continue
         softer = np.maximum(tensor.numpy(), np.float32(SOFT))
-        value.const_value = ir.tensor(softer, name=value.name)
+        set_weight(value, softer)
         node = next(iter(value.uses())).node
         reason = f"attention mask {float(tensor.numpy().min()):.3g} is {SOFT:.0f} now: denormal numbers in the softmax"
         decisions.append(Decision(node=node.name or "", op=node.op_type, action="rewritten", reason=reason))
     if not decisions:
         return model, []
-    same = Fidelity(model, context, samples=16, batch=4).sqnr(copy) >= SAME_DB
+    same = Reference(model, context, most=16, batch=4).sqnr(copy) >= SAME_DB
     return (copy, decisions) if same else (model, [])
 
 
@@ -92,16 +93,14 @@ def _scales(node: ir.Node, mask: ir.Value) -> bool:
 
 def spare_slow_sums(model: ir.Model) -> None:
     """Write Add before LayerNormalization as Sum, in place."""
+    editor = Editor(model)
     for node in list(model.graph):
         if node.op_type != "LayerNormalization" or node.inputs[0] is None:
             continue
         add = node.inputs[0].producer()
         if add is None or add.op_type != "Add" or add.domain or any(_constant(value) for value in add.inputs):
             continue
-        result = add.outputs[0]
-        made = ir.Node("", "Sum", list(add.inputs), name=add.name)
-        made.outputs[0].type, made.outputs[0].shape = result.type, result.shape
-        ir.convenience.replace_nodes_and_values(model.graph, add, [add], [made], [result], [made.outputs[0]])
+        editor.put(add, [ir.node("Sum", list(add.inputs), name=add.name)])
 
 
 def _constant(value: ir.Value | None) -> bool:

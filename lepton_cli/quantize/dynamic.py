@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
+from lepton_cli.graph.edit import array_of
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
-from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product, weight_of
+from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
+from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
-from lepton_cli.quantize.qdq import quiet
 from lepton_cli.quantize.spec import QuantizeDynamic
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
 
 #: What onnxruntime's writer can quantize dynamically.
@@ -56,7 +56,7 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=why))
     decisions += inside_subgraphs(prepared.model, set(SUPPORTED) - {"Gather"})
-    details: dict[str, Any] = {"target": target.name, "why": target.why}
+    details = QuantizeDynamicDetails(target=target.name, why=target.why)
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
     if context.dry:
         return Outcome(model, len(chosen), tuple(decisions), summary, details)
@@ -70,43 +70,47 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         decisions += softened
     made = ready
     if names:
-        made, smoothed = _smoothed(
-            ready, names, lambda trial: _written(trial, names, options.op_types, target), context
+        made, details = _smoothed(
+            ready, names, lambda trial: _written(trial, names, options.op_types, target), details, context
         )
-        details |= smoothed
     if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored
     changed = sum(decision.action == "quantized" for decision in decisions)
     if not changed:
         return Outcome(model, 0, tuple(decisions), summary, details)
-    details["sqnr_db"] = round(Fidelity(model, context).sqnr(made), 2)
+    details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
 
 
 def _smoothed(
-    model: ir.Model, names: set[str], write: Callable[[ir.Model], ir.Model], context: Context
-) -> tuple[ir.Model, dict[str, Any]]:
+    model: ir.Model,
+    names: set[str],
+    write: Callable[[ir.Model], ir.Model],
+    details: QuantizeDynamicDetails,
+    context: Context,
+) -> tuple[ir.Model, QuantizeDynamicDetails]:
     """The quantized model; with calibration data, from evened-out inputs where its outputs come closer so."""
     plain = write(io.clone(model))
     choice = Choice(frozenset(names), frozenset(), ())
     readers = smooth.readers(model, choice)
     if context.calibration is None or not readers:
-        return plain, {}
+        return plain, details
     ends = channels.collect(model, dict.fromkeys(readers, -1), context.calibration, context)
-    fidelity = Fidelity(model, context)
+    fidelity = Reference(model, context)
     best, made = fidelity.sqnr(plain), plain
-    found: dict[str, Any] = {"repairs": {"none": round(best, 2)}}
+    tried: dict[str, float | None] = {"none": round(best, 2)}
+    smoothed: int | None = None
     for strength in smooth.STRENGTHS:
         even, tensors = smooth.smooth(model, choice, ends, strength)
         if not tensors:
             break
         trial = write(even)
         score = fidelity.sqnr(trial)
-        found["repairs"][f"smooth {strength}"] = round(score, 2)
+        tried[f"smooth {strength}"] = round(score, 2)
         if score > best + WORTH_DB:
-            best, made, found["smoothed"] = score, trial, len(tensors)
-    return made, found
+            best, made, smoothed = score, trial, len(tensors)
+    return made, details.model_copy(update={"repairs": tried, "smoothed": smoothed})
 
 
 def _streamed(
@@ -114,13 +118,13 @@ def _streamed(
     chosen: list[ir.Node],
     decisions: tuple[Decision, ...],
     target: targets.Target,
-    details: dict[str, Any],
+    details: QuantizeDynamicDetails,
     context: Context,
 ) -> Outcome:
     """Large models: matrix weights only, tensor by tensor, and no trial run, which would need all of the memory."""
     names = {node.name or "" for node in chosen if node.op_type in ("MatMul", "Gemm")}
     limit = 63 if target.reduce_range else 127
-    made = streamed.dynamic(model, names, limit, weights.Store(context.workdir))
+    made = streamed.dynamic(model, names, limit, weights.WeightStore(context.workdir))
     return Outcome(made, len(names), decisions, f"{len(names)} operators quantized, tensor by tensor", details)
 
 
@@ -142,7 +146,7 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         )
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
-    weight = weight_of(node)
+    weight = array_of(node)
     if weight is None:
         return "its second input is computed, not a constant weight"
     if weight.dtype != np.float32 or weight.ndim != 2:

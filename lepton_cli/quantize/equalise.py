@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.edit import Editor, array_of, set_weight
 from lepton_cli.model import io
 from lepton_cli.probe.channels import Channels
-from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.choose import Choice
 
 #: Operators that let a positive factor pass, channel by channel.
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
@@ -92,51 +93,42 @@ def _alone(node: ir.Node, position: int) -> bool:
 def equalise(model: ir.Model, found: list[Pair], ends: Mapping[str, Channels], strength: float) -> tuple[ir.Model, int]:
     """A copy with scaled weights, and the number of pairs scaled. `strength` 1: all channels equally wide."""
     copy = io.clone(model)
-    nodes = {node.name: node for node in copy.graph}
+    nodes, editor = {node.name: node for node in copy.graph}, Editor(copy)
     done = 0
     for pair in found:
         wide = ends[pair.tensor].widest.astype(np.float64)
         if not np.isfinite(wide).all() or wide.max() <= 0:
             continue
         scale = (wide.max() / np.maximum(wide, wide.max() / LARGEST)) ** strength
-        _multiply_outputs(nodes[pair.first], scale)
-        _divide_inputs(nodes[pair.second], scale)
+        _multiply_outputs(editor, nodes[pair.first], scale)
+        _divide_inputs(editor, nodes[pair.second], scale)
         done += 1
     return copy, done
 
 
-def _multiply_outputs(node: ir.Node, scale: NDArray[np.float64]) -> None:
-    weight = weight_of(node)
+def _multiply_outputs(editor: Editor, node: ir.Node, scale: NDArray[np.float64]) -> None:
+    weight = array_of(node)
     assert weight is not None
-    _set(node, 1, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    bias = weight_of(node, 2)
+    _set(editor, node, 1, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    bias = array_of(node, 2)
     if bias is not None:
-        _set(node, 2, bias * scale)
+        _set(editor, node, 2, bias * scale)
 
 
-def _divide_inputs(node: ir.Node, scale: NDArray[np.float64]) -> None:
-    weight = weight_of(node)
+def _divide_inputs(editor: Editor, node: ir.Node, scale: NDArray[np.float64]) -> None:
+    weight = array_of(node)
     assert weight is not None
     groups = node.attributes.get_int("group", 1)
     per_group = scale.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-    _set(node, 1, (weight.reshape(groups, -1, *weight.shape[1:]) / per_group).reshape(weight.shape))
+    _set(editor, node, 1, (weight.reshape(groups, -1, *weight.shape[1:]) / per_group).reshape(weight.shape))
 
 
-def _set(node: ir.Node, position: int, array: NDArray[np.float64]) -> None:
+def _set(editor: Editor, node: ir.Node, position: int, array: NDArray[np.float64]) -> None:
     """Replace a constant input; a bias that others read too is copied first."""
     value = node.inputs[position]
     assert value is not None
     tensor = array.astype(np.float32)
     if len(value.uses()) == 1:
-        value.const_value = ir.tensor(tensor, name=value.name)
-        return
-    name = f"{node.name}.input{position}"
-    made = ir.Value(
-        name=name,
-        shape=ir.Shape(tensor.shape),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        const_value=ir.tensor(tensor, name=name),
-    )
-    assert node.graph is not None
-    node.graph.register_initializer(made)
-    node.replace_input_with(position, made)
+        set_weight(value, tensor)
+    else:
+        editor.give(node, position, tensor, f"{node.name}.input{position}")

@@ -12,12 +12,12 @@ from lepton_cli.graph.fold import lift_constants
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
-from lepton_cli.quantize.qdq import quiet
+from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
 
 #: Greatest finite float16; a margin is kept because other data reach further than the samples seen.
@@ -65,7 +65,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
         changed=len(names) - len(kept),
         decisions=tuple(kept),
         summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
-        details={"sqnr_db": None if score is None else round(score, 2), "kept": len(kept)},
+        details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=len(kept)),
         warnings=_warnings(options.keep_io, score, context),
     )
 
@@ -77,7 +77,7 @@ def _repaired(
     made = _converted(model, sorted(blocked), keep_io)
     if not keep_io:
         return made, None, set()
-    fidelity = Fidelity(model, context, samples=16, batch=4)
+    fidelity = Reference(model, context, most=16, batch=4)
     score = fidelity.sqnr(made)
     repaired: set[str] = set()
     kinds = sorted({node.op_type for node in model.graph if node.name not in blocked})

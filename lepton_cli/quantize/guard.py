@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import onnx_ir as ir
 
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
+from lepton_cli.quantize import details
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.details import Guard, GuardTrial
 from lepton_cli.step import Context
 
 #: More layers than this are measured in groups of neighbours.
@@ -26,7 +27,7 @@ class Sensitivity:
 
 
 def sensitivity(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Fidelity, context: Context
+    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
 ) -> list[Sensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
     anchors = [node for node in model.graph if node.name in choice.anchors]
@@ -42,9 +43,11 @@ def sensitivity(
     return sorted(found, key=lambda entry: entry.sqnr_db)
 
 
-def table(ranking: list[Sensitivity]) -> list[dict[str, Any]]:
+def table(ranking: list[Sensitivity]) -> tuple[details.Sensitivity, ...]:
     """The ranking as the report draws it."""
-    return [{"node": ", ".join(one.nodes), "op": one.op, "sqnr_db": round(one.sqnr_db, 2)} for one in ranking]
+    return tuple(
+        details.Sensitivity(node=", ".join(one.nodes), op=one.op, sqnr_db=round(one.sqnr_db, 2)) for one in ranking
+    )
 
 
 def hold(
@@ -57,7 +60,7 @@ def hold(
     reason: str = "returned to float by accuracy_guard",
     most: int | None = None,
     wide_first: bool = False,
-) -> tuple[Choice, ir.Model, dict[str, Any]]:
+) -> tuple[Choice, ir.Model, Guard]:
     """Return groups to float, worst first, until at most `max_drop` is lost; then quantize the mildest again.
 
     The number of groups is doubled until the limit holds, so that a trial is worth its time; `most` of them at most.
@@ -65,14 +68,17 @@ def hold(
     """
     reference = score(model)
     most = len(ranking) if most is None else most
-    trials: list[dict[str, Any]] = []
+    trials: list[GuardTrial] = []
 
     def attempt(dropped: list[Sensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
         names = [name for entry in dropped for name in entry.nodes]
         smaller = choice.widened(names) if wide else choice.without(names, reason, model)
         made = write(smaller) if smaller.anchors else model
         drop = reference - score(made)
-        trials.append({"int16" if wide else "float": len(dropped), "drop": round(drop, 5)})
+        groups = len(dropped)
+        trials.append(
+            GuardTrial(in_float=None if wide else groups, int16=groups if wide else None, drop=round(drop, 5))
+        )
         return drop <= max_drop, smaller, made
 
     count, wide = 0, False
@@ -92,4 +98,8 @@ def hold(
         again, choice_again, made_again = attempt(fewer, wide)
         if again:
             dropped, best, made = fewer, choice_again, made_again
-    return best, made, {"max_drop": max_drop, "reference": round(reference, 5), "holds": holds, "trials": trials}
+    return (
+        best,
+        made,
+        Guard(max_drop=float(max_drop), reference=round(reference, 5), holds=holds, trials=tuple(trials)),
+    )

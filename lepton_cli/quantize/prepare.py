@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
@@ -13,34 +12,12 @@ from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
 from lepton_cli.graph import batch_norm, clean, fold
+from lepton_cli.graph.edit import Editor, weight_of
+from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
-
-#: Operators that only quantized models have.
-QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QLinearAdd",
-        "QLinearMul",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QAttention",
-        "QGemm",
-        "MatMulNBits",
-        "GatherBlockQuantized",
-        "QEmbedLayerNormalization",
-    }
-)
-
 
 #: Opset that older models are converted to, and the least one that quantized operators work in.
 MODERN_OPSET = 13
@@ -63,13 +40,8 @@ class Prepared:
 
 
 def refuse_quantized(model: ir.Model) -> None:
-    """Raise ModelError when the model holds quantized operators already.
-
-    Tables stored in blocks are none: a lookup of its own reads them, and everything around stays float.
-    """
-    found = [
-        node for node in model.graph.all_nodes() if node.op_type in QUANTIZED and node.op_type != "GatherBlockQuantized"
-    ]
+    """Raise ModelError when the model holds quantized operators already."""
+    found = quantized_nodes(model)
     if found:
         raise ModelError(
             "model.already-quantized",
@@ -91,8 +63,9 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     for _ in range(ROUNDS):
         count = len(clean.remove_unused(copy)) + len(clean.remove_no_ops(copy, every))
         count += len(fold.fold_constants(copy, every))
-        folded, left = batch_norm.fold_batch_norm(copy, every)
-        if not count + len(folded):
+        norms = batch_norm.fold_batch_norm(copy, every)
+        left = norms.left
+        if not count + len(norms.nodes):
             break
     warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
     return Prepared(copy, names, warnings)
@@ -122,6 +95,7 @@ def matmul_to_gemm(model: ir.Model) -> None:
 
     onnxruntime does so by itself, but before it looks for int8, and then finds a Gemm whose bias is not quantized.
     """
+    editor = Editor(model)
     for node in list(model.graph):
         data, weight = (node.inputs[0], node.inputs[1]) if node.op_type == "MatMul" else (None, None)
         result = node.outputs[0]
@@ -131,61 +105,40 @@ def matmul_to_gemm(model: ir.Model) -> None:
             continue
         add = next(iter(result.uses())).node
         bias = next((value for value in add.inputs if value is not result), None) if add.op_type == "Add" else None
-        if (
-            bias is None
-            or bias.const_value is None
-            or tuple(bias.const_value.shape) != tuple(weight.const_value.shape)[1:]
-        ):
+        if bias is None or bias.const_value is None or add.graph is not node.graph:
             continue
-        gemm = ir.Node("", "Gemm", [data, weight, bias], name=node.name)
-        gemm.outputs[0].type, gemm.outputs[0].shape = add.outputs[0].type, add.outputs[0].shape
-        ir.convenience.replace_nodes_and_values(model.graph, add, [node, add], [gemm], add.outputs, gemm.outputs)
+        if tuple(bias.const_value.shape) != tuple(weight.const_value.shape)[1:]:
+            continue
+        editor.put(add, [ir.node("Gemm", [data, weight, bias], name=node.name)], also=[node])
 
 
 def unshare(model: ir.Model, nodes: Collection[str]) -> None:
     """Give each of `nodes` weights of its own, in place: the writer would quantize a shared one for all its readers."""
+    editor = Editor(model)
     for node in model.graph:
         if node.name not in nodes:
             continue
         for index, value in enumerate(node.inputs[1:], start=1):
             if value is None or value.const_value is None or len(value.uses()) == 1:
                 continue
-            name = f"{value.name}.{node.name}"
-            own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=_named(value.const_value, name))
-            model.graph.register_initializer(own)
-            node.replace_input_with(index, own)
-
-
-def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy(), name=name)
+            editor.give(node, index, value.const_value, f"{value.name}.{node.name}")
 
 
 def gemm_to_matmul(model: ir.Model, names: set[str]) -> None:
     """Rewrite the Gemms `names` (no transA, no alpha, beta) as MatMul + Add, in place; the MatMul keeps the name."""
+    editor = Editor(model)
     for node in list(model.graph):
-        if node.name not in names or node.op_type != "Gemm":
-            continue
-        data, weight = node.inputs[0], node.inputs[1]
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if weight is None or weight.const_value is None:
+        weight = weight_of(node)
+        if node.name not in names or node.op_type != "Gemm" or weight is None or weight.const_value is None:
             continue
         if node.attributes.get_int("transB", 0):
-            transposed = np.ascontiguousarray(weight.const_value.numpy().T)
-            name = f"{weight.name}_{node.name}_T"
-            weight = ir.Value(
-                name=name,
-                shape=ir.Shape(transposed.shape),
-                type=ir.TensorType(ir.DataType.FLOAT),
-                const_value=ir.tensor(transposed, name=name),
-            )
-            model.graph.register_initializer(weight)
-        matmul = ir.Node("", "MatMul", [data, weight], name=node.name)
-        made = [matmul]
-        result = matmul.outputs[0]
-        result.name = f"{node.name}_product"
-        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+            weight = editor.constant(f"{weight.name}_{node.name}_T", weight.const_value.numpy().T)
+        made = [ir.node("MatMul", [node.inputs[0], weight], name=node.name)]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
-            made.append(ir.Node("", "Add", [result, bias], name=f"{node.name}_bias"))
-            made[-1].outputs[0].type, made[-1].outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, node.outputs, made[-1].outputs)
+            made.append(ir.node("Add", [made[0].outputs[0], bias], name=f"{node.name}_bias"))
+        product = made[0].outputs[0]
+        product.name = f"{node.name}_product"
+        product.type, product.shape = node.outputs[0].type, node.outputs[0].shape
+        editor.put(node, made)
     common.RemoveUnusedNodesPass()(model)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +13,12 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from lepton_cli.errors import StepError
+from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
-from lepton_cli.runtime import one_line, onnxruntime
+from lepton_cli.runtime import one_line, onnxruntime, quiet
 
 #: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
 PER_CHANNEL_OPSET = 13
@@ -29,7 +28,7 @@ MICROSOFT = "com.microsoft"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Scheme:
     """All that decides how a quantized graph looks. Weights are symmetric, with one scale per output channel."""
 
     target: Target
@@ -40,7 +39,7 @@ class Plan:
     activations: Literal["int8", "int16"] = "int8"
 
 
-def write(model: ir.Model, plan: Plan) -> ir.Model:
+def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
     proto = io.to_proto(_typed(model, plan))
     try:
@@ -57,7 +56,7 @@ def write(model: ir.Model, plan: Plan) -> ir.Model:
     return result
 
 
-def _typed(model: ir.Model, plan: Plan) -> ir.Model:
+def _typed(model: ir.Model, plan: Scheme) -> ir.Model:
     """A copy that names the type of every tensor with a range: the writer passes over tensors it has no type of."""
     copy = io.clone(model)
     for node in copy.graph:
@@ -67,7 +66,7 @@ def _typed(model: ir.Model, plan: Plan) -> ir.Model:
     return copy
 
 
-def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
+def _quantizer(proto: onnx.ModelProto, plan: Scheme) -> Any:
     onnxruntime()
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -101,7 +100,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Plan) -> Any:
     )
 
 
-def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+def _overrides(plan: Scheme) -> dict[str, list[dict[str, Any]]]:
     return {
         name: [
             {"axis": axis, "scale": np.float32(scale), "zero_point": np.int8(0)}
@@ -113,7 +112,7 @@ def _overrides(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _wide(proto: onnx.ModelProto, plan: Plan) -> list[str]:
+def _wide(proto: onnx.ModelProto, plan: Scheme) -> list[str]:
     """Activations that the anchors with 16 bits read and write, through an activation function behind them too."""
     found: dict[str, None] = {}
     for node in proto.graph.node:
@@ -123,17 +122,6 @@ def _wide(proto: onnx.ModelProto, plan: Plan) -> list[str]:
     return list(found)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """onnxruntime's quantizer logs advice to the root logger; ours goes into the report instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def is_pair(node: ir.Node) -> bool:
     """Whether a DequantizeLinear directly follows its QuantizeLinear."""
     source = node.inputs[0]
@@ -141,7 +129,7 @@ def is_pair(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
 
 
-def _float_results(model: ir.Model, plan: Plan) -> set[str]:
+def _float_results(model: ir.Model, plan: Scheme) -> set[str]:
     """Results of chosen MatMuls and Gemms; the writer renames one whose ReLU it merged into the rounding."""
     if not plan.target.float_outputs:
         return set()
@@ -158,6 +146,7 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
     The writer lets every reader of a tensor see its rounded values, residual branches and graph outputs included.
     A tensor exists in float when a float operator makes it, or a kernel that can return float (`float_results`).
     """
+    editor = Editor(model)
     for node in list(model.graph):
         quantize = node.inputs[0].producer() if is_pair(node) and node.inputs[0] is not None else None
         source = quantize.inputs[0] if quantize is not None else None
@@ -165,7 +154,7 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
             continue
         rounded, producer = node.outputs[0], source.producer()
         if rounded.is_graph_output() and rounded.name in float_results:
-            _return_float(model, rounded, source)
+            _return_float(editor, rounded, source)
         if producer is not None and producer.name in choice.nodes and source.name not in float_results:
             continue
         for user, index in tuple(rounded.uses()):
@@ -174,9 +163,10 @@ def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) 
     common.RemoveUnusedNodesPass()(model)
 
 
-def _return_float(model: ir.Model, rounded: ir.Value, source: ir.Value) -> None:
+def _return_float(editor: Editor, rounded: ir.Value, source: ir.Value) -> None:
     """Make the float tensor the model's output, under the name that the writer gave to its rounded copy."""
     name = rounded.name
     source.type, source.shape = rounded.type, rounded.shape
-    model.graph.outputs[list(model.graph.outputs).index(rounded)] = source
-    rounded.name, source.name = f"{name}_rounded", name
+    outputs = editor.model.graph.outputs
+    outputs[list(outputs).index(rounded)] = source
+    rounded.name, source.name = editor.name(f"{name}_rounded"), name

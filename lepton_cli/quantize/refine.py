@@ -12,8 +12,9 @@ from lepton_cli.probe import channels, clipping
 from lepton_cli.probe.calibration import Ranges
 from lepton_cli.probe.calibration import collect as collect_ranges
 from lepton_cli.probe.clipping import Range
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
+from lepton_cli.quantize.details import EqualiseSkipped, Repaired
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import Target
 from lepton_cli.step import Context
@@ -29,8 +30,8 @@ class Best:
     """Everything needed to write the quantized model for any subset of nodes."""
 
     model: ir.Model
-    plan: qdq.Plan
-    details: dict[str, Any]
+    plan: qdq.Scheme
+    details: Repaired
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
@@ -43,20 +44,20 @@ def best(
     found: Ranges,
     target: Target,
     options: QuantizeStatic,
-    fidelity: Fidelity,
+    fidelity: Reference,
     data: Dataset,
     context: Context,
 ) -> Best:
     """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs."""
-    search = _Search(model, choice, found, target, options, fidelity, data, context)
+    search = _Repairs(model, choice, found, target, options, fidelity, data, context)
     search.equalise()
     search.smooth()
     search.ranges()
     search.round()
-    return Best(search.model, search.plan(), search.details)
+    return Best(search.model, search.plan(), search.details())
 
 
-class _Search:
+class _Repairs:
     def __init__(
         self,
         model: ir.Model,
@@ -64,7 +65,7 @@ class _Search:
         found: Ranges,
         target: Target,
         options: QuantizeStatic,
-        fidelity: Fidelity,
+        fidelity: Reference,
         data: Dataset,
         context: Context,
     ) -> None:
@@ -75,20 +76,34 @@ class _Search:
         self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
         self.scales: dict[str, Any] = {}
-        self.details: dict[str, Any] = {"repairs": {}}
         self.score = self._score(model, self.limits, self.scales)
-        self.details["repairs"]["none"] = round(self.score, 2)
+        self.repairs: dict[str, float | None] = {"none": round(self.score, 2)}
+        self.skipped: EqualiseSkipped | None = None
+        self.equalised: int | None = None
+        self.smoothed: int | None = None
+        self.rounding: str | None = None
 
-    def plan(self) -> qdq.Plan:
-        return qdq.Plan(self.target, self.choice, self.limits, self.scales, self.options.activations)
+    def details(self) -> Repaired:
+        """What was tried, and what of it is in the plan."""
+        return Repaired(
+            repairs=self.repairs,
+            equalise_skipped=self.skipped,
+            equalised=self.equalised,
+            smoothed=self.smoothed,
+            calibration=self.method,
+            rounding=self.rounding,
+        )
+
+    def plan(self) -> qdq.Scheme:
+        return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
     def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
-        plan = qdq.Plan(self.target, self.choice, ends, scales, self.options.activations)
+        plan = qdq.Scheme(self.target, self.choice, ends, scales, self.options.activations)
         return self.fidelity.sqnr(qdq.write(model, plan))
 
     def _kept(self, name: str, score: float) -> bool:
         """Record a trial; whether it is worth keeping."""
-        self.details["repairs"][name] = round(score, 2)
+        self.repairs[name] = round(score, 2)
         return score > self.score + WORTH_DB
 
     def equalise(self) -> None:
@@ -97,10 +112,10 @@ class _Search:
             return
         pairs = equalise.pairs(self.model, self.choice)
         if clipped := equalise.clipped(self.model, self.choice):
-            self.details["equalise_skipped"] = {
-                "reason": "a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
-                "nodes": clipped,
-            }
+            self.skipped = EqualiseSkipped(
+                reason="a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
+                nodes=tuple(clipped),
+            )
         ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
         if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
@@ -113,7 +128,7 @@ class _Search:
         score = self._score(trial, ends_, {})
         if self._kept("equalise", score) or self.options.equalise:
             self.model, self.found, self.limits, self.score = trial, found, ends_, score
-            self.details["equalised"] = count
+            self.equalised = count
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""
@@ -134,7 +149,7 @@ class _Search:
         self.model, made = kept
         self.found.histograms |= collect_ranges(self.model, list(made), self.data, self.context).histograms
         self.limits = self.found.limits(self.method, self.levels)
-        self.details["smoothed"] = len(made)
+        self.smoothed = len(made)
 
     def ranges(self) -> None:
         """The calibration method with the least output error, unless the recipe names one."""
@@ -146,7 +161,6 @@ class _Search:
             score = self._score(self.model, ends, {})
             if self._kept(method, score):
                 self.method, self.limits, self.score = method, ends, score
-        self.details["calibration"] = self.method
 
     def round(self) -> None:
         """Optimal-brain rounding with bias correction, from the covariance of every layer's input."""
@@ -158,13 +172,13 @@ class _Search:
             self.choice,
             known,
             limit=63 if self.target.reduce_range else 127,
-            brain=self.options.rounding != "nearest",
+            gptq=self.options.rounding != "nearest",
             correct_bias=self.options.bias_correction is not False,
         )
         name = "nearest" if self.options.rounding == "nearest" else "gptq"
         score = self._score(made.model, self.limits, made.scales)
         if self._kept(name, score) or self.options.rounding == "gptq":
             self.model, self.scales, self.score = made.model, made.scales, score
-            self.details["rounding"] = name
+            self.rounding = name
         else:
-            self.details["rounding"] = "nearest"
+            self.rounding = "nearest"

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.edit import array_of, set_weight
 from lepton_cli.model import io
-from lepton_cli.quantize.choose import Choice, weight_of
-from lepton_cli.quantize.moments import Moments
+from lepton_cli.probe.moments import Moments
+from lepton_cli.quantize.choose import Choice
 
 Floats = NDArray[np.float64]
 #: Clipped ranges tried per channel, as shares of the full one.
@@ -41,24 +42,24 @@ def apply(
     moments: Mapping[str, Moments],
     *,
     limit: int,
-    brain: bool = True,
+    gptq: bool = True,
     correct_bias: bool = True,
 ) -> Rounded:
     """Round the weights of all chosen anchors with known moments to integers within [-limit, limit] times a scale.
 
-    `brain` false searches scales only. Shared weights are left to the writer.
+    `gptq` false searches scales only. Shared weights are left to the writer.
     """
     copy = io.clone(model)
     scales: dict[str, tuple[int, NDArray[np.float32]]] = {}
     for node in copy.graph:
         known = moments.get(node.name or "") if node.name in choice.anchors else None
         value = node.inputs[1] if known is not None else None
-        weight = weight_of(node)
+        weight = array_of(node)
         if known is None or value is None or weight is None or len(value.uses()) != 1 or value.is_graph_output():
             continue
         rows, axis = _as_rows(node, weight, len(known.first))
-        steps, rounded = _layer(rows, known.covariance, limit, brain)
-        value.const_value = ir.tensor(_as_weight(node, rounded, weight).astype(np.float32), name=value.name)
+        steps, rounded = _layer(rows, known.covariance, limit, gptq)
+        set_weight(value, _as_weight(node, rounded, weight).astype(np.float32))
         scales[value.name or ""] = (axis, steps.reshape(-1).astype(np.float32))
         if correct_bias:
             shift = np.einsum("gnk,gk->gn", rows - rounded, known.mean).reshape(-1)
@@ -82,15 +83,15 @@ def _as_weight(node: ir.Node, rows: Floats, like: NDArray[np.float32]) -> Floats
     return np.ascontiguousarray(rows[0].T)
 
 
-def _layer(rows: Floats, covariance: Floats, limit: int, brain: bool) -> tuple[Floats, Floats]:
+def _layer(rows: Floats, covariance: Floats, limit: int, gptq: bool) -> tuple[Floats, Floats]:
     """Scales [groups, n, 1] and rounded rows [groups, n, K]."""
     steps = _search(rows, covariance, limit)
-    if not brain:
+    if not gptq:
         return steps, _nearest(rows, steps, limit)
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
         try:
             damped = covariance + damping * np.eye(rows.shape[-1]) * _mean_variance(covariance)
-            return steps, _optimal_brain(rows, damped, steps, limit)
+            return steps, _gptq(rows, damped, steps, limit)
         except np.linalg.LinAlgError:
             continue  # inputs of very different sizes: the covariance is singular within rounding
     return steps, _nearest(rows, steps, limit)
@@ -119,7 +120,7 @@ def _search(rows: Floats, covariance: Floats, limit: int) -> Floats:
     return exact
 
 
-def _optimal_brain(rows: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats:
+def _gptq(rows: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats:
     """Columns in order of falling variance; errors spread by the Cholesky factor of the inverse covariance."""
     order = np.argsort(-np.einsum("gkk->gk", covariance), axis=-1, kind="stable")
     undo = np.argsort(order, axis=-1, kind="stable")
@@ -146,4 +147,4 @@ def _shift_bias(node: ir.Node, shift: Floats) -> None:
     if value is None or value.const_value is None or len(value.uses()) != 1 or value.const_value.size != shift.size:
         return
     bias = value.const_value.numpy().astype(np.float64)
-    value.const_value = ir.tensor((bias + shift.reshape(bias.shape)).astype(np.float32), name=value.name)
+    set_weight(value, (bias + shift.reshape(bias.shape)).astype(np.float32))

@@ -14,13 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.model import io
-from lepton_cli.probe.calibration import calibration_batches, with_outputs
+from lepton_cli.graph.edit import array_of
+from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize.choose import weight_of
 from lepton_cli.quantize.moments import LONGEST_ROW, row_length, rows_of
-from lepton_cli.quantize.qdq import Plan
-from lepton_cli.runtime import Session
+from lepton_cli.quantize.qdq import Scheme
 from lepton_cli.step import Context
 
 #: Input rows (positions of a Conv) and output channels looked at per layer: a share needs no more.
@@ -41,22 +39,20 @@ class Saturation:
     sqnr_db: float
 
 
-def simulate(model: ir.Model, plan: Plan, data: Dataset, context: Context) -> list[Saturation]:
+def simulate(model: ir.Model, plan: Scheme, data: Dataset, context: Context) -> list[Saturation]:
     """The layers of `plan` where sums saturate, worst first."""
     nodes = [node for node in model.graph if node.name in plan.choice.anchors and _measurable(node, plan)]
-    inputs = {value.name for value in model.graph.inputs}
-    names = sorted({_input(node) for node in nodes} - inputs)
-    batch = next(iter(calibration_batches(model, data, 2)), None)
+    batch = next(iter(batches(model, data, 2)), None)
     if not nodes or batch is None:
         return []
-    session = Session(io.payload(with_outputs(model, names), context.workdir), threads=context.threads)
-    values = {**batch.feeds, **(session.run(batch.feeds, names) if names else {})}
+    names = sorted({_input(node) for node in nodes})
+    values = Activations(model, names, context.workdir, context.threads).run(batch.feeds)
     random = np.random.default_rng(context.seed)
     found = [_layer(node, values[_input(node)], plan, random) for node in nodes]
     return sorted((entry for entry in found if entry.share), key=lambda entry: entry.sqnr_db)
 
 
-def _measurable(node: ir.Node, plan: Plan) -> bool:
+def _measurable(node: ir.Node, plan: Scheme) -> bool:
     return row_length(node) <= LONGEST_ROW and _input(node) in plan.ranges
 
 
@@ -65,7 +61,7 @@ def _input(node: ir.Node) -> str:
     return (value.name if value is not None else "") or ""
 
 
-def _layer(node: ir.Node, values: NDArray[np.float32], plan: Plan, random: np.random.Generator) -> Saturation:
+def _layer(node: ir.Node, values: NDArray[np.float32], plan: Scheme, random: np.random.Generator) -> Saturation:
     rows = rows_of(node, values, random)[:, :ROWS]
     codes, zero = _activation_codes(rows, plan.ranges[_input(node)])
     weights = _weight_codes(node, plan, groups=len(rows))
@@ -93,9 +89,9 @@ def _activation_codes(rows: NDArray[np.float32], ends: Range) -> tuple[NDArray[n
     return np.pad(codes, ((0, 0), (0, 0), (0, codes.shape[2] % 2))), zero
 
 
-def _weight_codes(node: ir.Node, plan: Plan, groups: int) -> NDArray[np.int32]:
+def _weight_codes(node: ir.Node, plan: Scheme, groups: int) -> NDArray[np.int32]:
     """int8 codes [groups, outputs per group, K], K made even; a part of the outputs where they are many."""
-    weight = weight_of(node)
+    weight = array_of(node)
     assert weight is not None
     across = node.op_type != "Conv" and node.attributes.get_int("transB", 0) == 0
     matrix = weight.T if across else weight.reshape(len(weight), -1)

@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
 from lepton_cli.probe.channels import Channels
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize.choose import Choice, weight_of
+from lepton_cli.quantize.choose import Choice
 
 #: How much of the difficulty moves from activations to weights; all are tried.
 STRENGTHS = (0.65, 0.8, 0.95)
@@ -42,18 +43,19 @@ def smooth(
 ) -> tuple[ir.Model, dict[str, Range]]:
     """A copy that computes the same with evened-out inputs, and the full range of every new tensor."""
     copy = io.clone(model)
+    editor = Editor(copy)
     made: dict[str, Range] = {}
     for name, nodes in readers(copy, choice).items():
         if name not in ends or not _uneven(ends[name]):
             continue
-        weights = [weight for node in nodes if (weight := weight_of(node)) is not None]
+        weights = [weight for node in nodes if (weight := array_of(node)) is not None]
         wide = ends[name].widest
         if any(weight.shape[0] != wide.size for weight in weights):
             continue
         rows = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
         scale = np.maximum(wide, 1e-5) ** strength / np.maximum(rows, 1e-5) ** (1 - strength)
         scale = (scale / np.exp(np.mean(np.log(scale)))).astype(np.float32)
-        tensor = _insert(copy, name, nodes, weights, scale)
+        tensor = _insert(editor, name, nodes, weights, scale)
         made[tensor] = float((ends[name].low / scale).min()), float((ends[name].high / scale).max())
     copy.graph.sort()
     return copy, made
@@ -65,23 +67,16 @@ def _uneven(ends: Channels) -> bool:
 
 
 def _insert(
-    model: ir.Model, name: str, nodes: list[ir.Node], weights: list[NDArray[np.float32]], scale: NDArray[np.float32]
+    editor: Editor, name: str, nodes: list[ir.Node], weights: list[NDArray[np.float32]], scale: NDArray[np.float32]
 ) -> str:
     source = nodes[0].inputs[0]
-    factor = _constant(model, f"{name}.smooth", (1 / scale).astype(np.float32))
-    even = ir.node("Mul", [source, factor], name=f"{name}.smooth")
+    factor = editor.constant(f"{name}.smooth", (1 / scale).astype(np.float32))
+    even = ir.node("Mul", [source, factor], name=f"{name}.smoothing")
     even.outputs[0].name = f"{name}.smoothed"
     if source is not None:
         even.outputs[0].type, even.outputs[0].shape = source.type, source.shape
-    model.graph.insert_before(nodes[0], even)
+    editor.insert_before(nodes[0], [even])
     for node, weight in zip(nodes, weights, strict=True):
         node.replace_input_with(0, even.outputs[0])
-        node.replace_input_with(1, _constant(model, f"{node.name}.smooth_weight", weight * scale[:, None]))
+        editor.give(node, 1, weight * scale[:, None], f"{node.name}.smooth_weight")
     return even.outputs[0].name or ""
-
-
-def _constant(model: ir.Model, name: str, array: NDArray[np.float32]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value

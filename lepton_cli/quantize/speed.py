@@ -9,16 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from lepton_cli import cache
+from lepton_cli.errors import check_room
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.details import Placement, Returned, Speed
 from lepton_cli.runtime import Arrays, Session
 from lepton_cli.step import Context
 from lepton_cli.timing import compare as timing
@@ -42,19 +43,19 @@ LEAST, RUNS = 5, 10
 PREFIXES = (1, 2, 3, 4, 6, 8)
 
 
-def placement(model: ir.Model, context: Context) -> dict[str, Any]:
-    """Kernels of onnxruntime's optimised graph: `int8`, `float` matrix operators, `qdq_left`, and all by name."""
+def placement(model: ir.Model, context: Context) -> Placement:
+    """Kernels of onnxruntime's optimised graph."""
     with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
         path = Path(folder) / "optimised.onnx"
         Session(io.payload(model, context.workdir), threads=context.threads, optimised_path=path)
         graph = onnx.load(path, load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
-    return {
-        "int8": sum(count for op, count in counts.items() if op.startswith(INT8)),
-        "float": sum(count for op, count in counts.items() if op in MATRIX),
-        "qdq_left": min(counts["QuantizeLinear"], counts["DequantizeLinear"]),
-        "operators": dict(counts.most_common(12)),
-    }
+    return Placement(
+        int8=sum(count for op, count in counts.items() if op.startswith(INT8)),
+        in_float=sum(count for op, count in counts.items() if op in MATRIX),
+        qdq_left=min(counts["QuantizeLinear"], counts["DequantizeLinear"]),
+        operators=dict(counts.most_common(12)),
+    )
 
 
 def compare(
@@ -71,7 +72,7 @@ def compare(
         session = Session(io.payload(model, context.workdir), threads=context.threads)
         return lambda: timing.Warm(session.caller(feeds))
 
-    rule = timing.Rule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
+    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
     rounds = timing.compare([opener(model) for model in models], rule, np.random.default_rng(context.seed), clock=clock)
     return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
 
@@ -96,7 +97,12 @@ def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) ->
         session = Session(source, threads=context.threads, profile_prefix=Path(folder) / "profile")
         for _ in range(runs):
             session.run(feeds)
-        events = json.loads(Path(session.raw.end_profiling()).read_text())
+        written = session.raw.end_profiling()
+        try:
+            events = json.loads(Path(written).read_text())
+        except ValueError:
+            check_room(written)
+            raise
     times: dict[str, list[float]] = defaultdict(list)
     operators: dict[str, str] = {}
     for event in events:
@@ -155,7 +161,7 @@ def _tensors(node: ir.Node) -> list[str]:
 
 
 #: A choice and what was measured about it.
-Decided = tuple[Choice, dict[str, Any]]
+Decided = tuple[Choice, Speed]
 
 
 def decided_once(
@@ -183,13 +189,15 @@ def decided_once(
     if stored is not None:
         for reason, nodes in stored["dropped"].items():
             choice = choice.without(nodes, reason, model)
-        return choice, stored["measured"]
+        return choice, Speed.model_validate(stored["measured"])
     decided, measured = decide()
     dropped: dict[str, list[str]] = {}
     for decision in decided.kept:
         if decision.node in choice.anchors - decided.anchors:
             dropped.setdefault(decision.reason, []).append(decision.node)
-    context.cache.put("speed", key, {"dropped": dropped, "measured": measured})
+    context.cache.put(
+        "speed", key, {"dropped": dropped, "measured": measured.model_dump(mode="json", exclude_none=True)}
+    )
     return decided, measured
 
 
@@ -203,7 +211,7 @@ def faster_choice(
     """
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
-        return choice, {"speedup": 1.0, "returned": []}
+        return choice, Speed(speedup=1.0)
     search = _Search(model, choice, write, feeds, context)
     lost = losing(model, search.made, choice, feeds, context)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
@@ -213,7 +221,7 @@ def faster_choice(
         if count < len(order) and set(order[:count]) & search.choice.anchors:
             search.attempt(order[:count])
     speedup = compare([model, search.made], feeds, context)[1]
-    return search.choice, {"speedup": round(speedup, 3), "returned": search.returned}
+    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 
 def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Arrays, context: Context) -> Choice:
@@ -239,7 +247,7 @@ class _Search:
     ) -> None:
         self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
         self.made = write(choice)
-        self.returned: list[dict[str, Any]] = []
+        self.returned: list[Returned] = []
 
     def attempt(self, names: list[str]) -> bool:
         """Return anchors `names` to float if that is faster."""
@@ -260,5 +268,5 @@ class _Search:
             trial = self.choice.without(names, "float is faster here (measured)", self.model)
             made = self.write(trial)
         self.choice, self.made = trial, made
-        self.returned.append({"nodes": names, "gain": round(gain, 3)})
+        self.returned.append(Returned(nodes=tuple(names), gain=round(gain, 3)))
         return True

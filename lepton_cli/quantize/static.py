@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import onnx_ir as ir
 
@@ -11,8 +10,8 @@ from lepton_cli.coupling import shortcuts
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
-from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe import activations, calibration
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import (
     alternatives,
     choose,
@@ -24,6 +23,14 @@ from lepton_cli.quantize import (
     speed,
     tables,
     targets,
+)
+from lepton_cli.quantize.details import (
+    Guard,
+    Placement,
+    Portability,
+    QuantizeStaticDetails,
+    Saturated,
+    Speed,
 )
 from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
 from lepton_cli.quantize.spec import QuantizeStatic
@@ -56,11 +63,11 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         shortcuts.as_convolutions(work, shortcuts.facts(work), allowed)
     choice = choose.candidates(work, allowed)
     unshare(work, choice.anchors)
+    told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
-        details = {"target": target.name, "why": target.why}
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
         count = len(choice.anchors) if context.dry else 0
-        return Outcome(model, count, _decisions(work, choice, target), summary, details, prepared.warnings)
+        return Outcome(model, count, _decisions(work, choice, target), summary, told, prepared.warnings)
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
@@ -69,8 +76,8 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "nothing to quantize is left"
-        return Outcome(model, 0, _decisions(work, choice, target), summary, {"target": target.name, "why": target.why})
-    outcome = _Run(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
+        return Outcome(model, 0, _decisions(work, choice, target), summary, told)
+    outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
 
 
@@ -84,7 +91,7 @@ def _data(context: Context) -> Dataset:
     return context.calibration
 
 
-class _Run:
+class _Quantization:
     """One quantization: speed first (which nodes), then accuracy (ranges and weights), then the guards."""
 
     def __init__(
@@ -100,10 +107,12 @@ class _Run:
         #: `given` is the user's model, `model` the same prepared for int8.
         self.given, self.model, self.choice, self.found = given, model, choice, found
         self.target, self.options, self.context = target, options, context
-        self.fidelity = Fidelity(model, context)
+        self.fidelity = Reference(model, context)
         self.warnings: list[str] = []
         self.ranking: list[guard.Sensitivity] | None = None
-        self.details: dict[str, Any] = {"target": target.name, "why": target.why}
+        self.speed: Speed | None = None
+        self.accuracy_guard: Guard | None = None
+        self.fidelity_guard: Guard | None = None
 
     def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
         """Quantize, and say all that happened."""
@@ -111,7 +120,7 @@ class _Run:
             self._spare_slow_layers()
             if not self.choice.anchors:
                 decisions = _decisions(self.model, self.choice, self.target)
-                return Outcome(self.given, 0, decisions, "int8 pays nowhere", self.details, (*warnings, *self.warnings))
+                return Outcome(self.given, 0, decisions, "int8 pays nowhere", self._told(), (*warnings, *self.warnings))
         best = refine.best(
             self.model,
             self.choice,
@@ -130,23 +139,43 @@ class _Run:
         elif (least := self.fidelity.sqnr(made)) < FLOOR_DB:
             made = self._hold_fidelity(best, made, least)
         made, stored = tables.shrink(made, allowed)
-        self.details |= best.details
-        self.details["sqnr_db"] = round(self.fidelity.sqnr(made), 2)
-        self.details["placement"] = placed = speed.placement(made, self.context)
-        self._warn(placed, best)
+        sqnr_db = round(self.fidelity.sqnr(made), 2)
+        placed = speed.placement(made, self.context)
+        portability = self._portability(best) if self.target.name == "x86-vnni" else None
+        self._warn(placed)
+        told = self._told(best, sqnr_db=sqnr_db, placement=placed, portability=portability)
         decisions = (*_decisions(self.model, self.choice, self.target), *stored)
         kept = sum(1 for decision in decisions if decision.action == "kept")
-        summary = (
-            f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, "
-            f"fidelity {self.details['sqnr_db']} dB"
-        )
+        summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
         changed = len(self.choice.nodes) + len(stored)
-        return Outcome(made, changed, decisions, summary, self.details, (*warnings, *self.warnings))
+        return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings))
+
+    def _told(
+        self,
+        best: refine.Best | None = None,
+        *,
+        sqnr_db: float | None = None,
+        placement: Placement | None = None,
+        portability: Portability | None = None,
+    ) -> QuantizeStaticDetails:
+        """What the report says."""
+        return QuantizeStaticDetails(
+            target=self.target.name,
+            why=self.target.why,
+            **({} if best is None else dict(best.details)),
+            speed=self.speed,
+            accuracy_guard=self.accuracy_guard,
+            fidelity_guard=self.fidelity_guard,
+            sensitivity=() if self.ranking is None else guard.table(self.ranking),
+            sqnr_db=sqnr_db,
+            placement=placement,
+            portability=portability,
+        )
 
     def _write(self, choice: choose.Choice) -> ir.Model:
         """A quick version: speed depends on the nodes chosen, not on their values."""
         limits = self.found.limits("minmax")
-        return qdq.write(self.model, qdq.Plan(self.target, choice, limits, activations=self.options.activations))
+        return qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
 
     def _spare_slow_layers(self) -> None:
         reason = targets.runs_here(self.target)
@@ -154,7 +183,7 @@ class _Run:
             self.warnings.append(f"speed not measured: {reason}")
             return
         with self.context.progress.stage("speed of int8 layers") as stage:
-            self.choice, measured = speed.decided_once(
+            self.choice, self.speed = speed.decided_once(
                 self.model,
                 self.choice,
                 self.target.name,
@@ -162,28 +191,28 @@ class _Run:
                 self.context,
                 self._measure_speed,
             )
-            stage.note(f"{measured['speedup']}x")
-        self.details["speed"] = measured
-        if "verdict" in measured:
-            self.warnings.append(f"{measured['verdict']}; the int8 model is kept for its size")
+            stage.note(f"{self.speed.speedup}x")
+        if self.speed.verdict:
+            self.warnings.append(f"{self.speed.verdict}; the int8 model is kept for its size")
 
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
-        feeds = next(iter(calibration.calibration_batches(self.model, _data(self.context), self.context.batch))).feeds
+        feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
-        if measured["speedup"] < 1:
-            measured["alternatives"] = found = alternatives.measure(self.given, feeds, self.context)
-            measured["verdict"] = (
-                f"int8 does not pay here ({measured['speedup']}x at batch {self.context.batch}), "
-                f"best is {alternatives.best(found)}"
-            )
-        return choice, measured
+        if measured.speedup >= 1:
+            return choice, measured
+        found = alternatives.measure(self.given, feeds, self.context)
+        verdict = (
+            f"int8 does not pay here ({measured.speedup}x at batch {self.context.batch}), "
+            f"best is {alternatives.best(found)}"
+        )
+        return choice, measured.model_copy(update={"alternatives": found, "verdict": verdict})
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.options.accuracy_guard
         assert wanted is not None
         assert score is not None
-        self.choice, made, self.details["accuracy_guard"] = guard.hold(
+        self.choice, made, self.accuracy_guard = guard.hold(
             self.model,
             self.choice,
             best.write,
@@ -192,7 +221,7 @@ class _Run:
             wanted.max_drop,
             wide_first=wanted.fallback == "int16",
         )
-        if not self.details["accuracy_guard"]["holds"]:
+        if not self.accuracy_guard.holds:
             self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
         return made
 
@@ -200,7 +229,6 @@ class _Run:
         """Every layer alone, worst first; measured once."""
         if self.ranking is None:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
-            self.details["sensitivity"] = guard.table(self.ranking)
         return self.ranking
 
     def _hold_fidelity(self, best: refine.Best, made: ir.Model, least: float) -> ir.Model:
@@ -216,8 +244,8 @@ class _Run:
             reason=f"returned to float: with it in int8 the outputs came out below {FLOOR_DB:.0f} dB",
             most=len(ranking) // 2,
         )
-        if found["holds"]:
-            self.choice, self.details["fidelity_guard"] = choice, found
+        if found.holds:
+            self.choice, self.fidelity_guard = choice, found
             return better
         self.warnings.append(
             f"the outputs differ much from the float model's: {least:.1f} dB on calibration data, most in "
@@ -225,25 +253,23 @@ class _Run:
         )
         return made
 
-    def _warn(self, placed: dict[str, Any], best: refine.Best) -> None:
+    def _warn(self, placed: Placement) -> None:
         if not self.target.int8_kernels:
             self.warnings.append(
                 f"target `{self.target.name}`: {self.target.why}; these nodes fall back to the CPU: use `convert.fp16`"
             )
-        if self.target.name == "x86-vnni":
-            self.details["portability"] = self._portability(best)
         float_ones = {d.node for d in self.choice.kept}
-        if placed["float"] > len(float_ones) and targets.runs_here(self.target) is None:
+        if placed.in_float > len(float_ones) and targets.runs_here(self.target) is None:
             self.warnings.append(
-                f"onnxruntime runs {placed['float']} matrix operators in float although {len(float_ones)} were left so"
+                f"onnxruntime runs {placed.in_float} matrix operators in float although {len(float_ones)} were left so"
             )
 
-    def _portability(self, best: refine.Best) -> dict[str, Any]:
+    def _portability(self, best: refine.Best) -> Portability:
         """What the same file would lose on an x86 machine without VNNI, simulated."""
         plan = dataclasses.replace(best.plan, choice=self.choice)
         cut = saturation.simulate(best.model, plan, _data(self.context), self.context)
         if not cut or self.options.activations == "int16":
-            return {"x86 without VNNI": "no sum saturated on calibration data", "layers": []}
+            return Portability(without_vnni="no sum saturated on calibration data")
         worst = cut[0]
         said = (
             f"sums of {len(cut)} layers saturate, worst in `{worst.node}` ({100 * worst.share:.2g} % of the sums, "
@@ -251,8 +277,8 @@ class _Run:
         )
         if worst.sqnr_db < POOR_DB:
             self.warnings.append(f"on x86 without VNNI {said}")
-        layers = [{"node": one.node, "share": round(one.share, 6), "sqnr_db": round(one.sqnr_db, 1)} for one in cut]
-        return {"x86 without VNNI": said, "layers": layers}
+        layers = [Saturated(node=one.node, share=round(one.share, 6), sqnr_db=round(one.sqnr_db, 1)) for one in cut]
+        return Portability(without_vnni=said, layers=tuple(layers))
 
 
 def _decisions(model: ir.Model, choice: choose.Choice, target: targets.Target) -> tuple[Decision, ...]:

@@ -10,42 +10,45 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
 
 
-def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.Store) -> ir.Model:
+def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.WeightStore) -> ir.Model:
     """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit]."""
     copy = io.clone(model)
+    editor = Editor(copy)
     shared: dict[str, list[ir.Value]] = {}
     for node in list(copy.graph):
         if node.name in names and node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
             source = node.inputs[0]
             if source.name not in shared:
-                shared[source.name or ""] = _measured(copy, node, source)
-            _replace(copy, node, shared[source.name or ""], limit, store)
-    weights.drop_unused(copy)
+                shared[source.name or ""] = _measured(editor, node, source)
+            _replace(editor, node, shared[source.name or ""], limit, store)
+    RemoveUnusedNodesPass()(copy)
     return copy
 
 
-def _measured(model: ir.Model, before: ir.Node, source: ir.Value) -> list[ir.Value]:
+def _measured(editor: Editor, before: ir.Node, source: ir.Value) -> list[ir.Value]:
     """The tensor quantized while running: codes, scale, zero point."""
     node = ir.Node("", "DynamicQuantizeLinear", [source], num_outputs=3, name=f"{source.name}.quantize")
     for value, suffix in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
         value.name = f"{source.name}.{suffix}"
-    model.graph.insert_before(before, node)
+    editor.insert_before(before, [node])
     return list(node.outputs)
 
 
-def _replace(model: ir.Model, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.Store) -> None:
+def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.WeightStore) -> None:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
     codes, scales = _codes(weight.const_value, node.attributes.get_int("transB", 0) == 1, limit)
     name = node.name or ""
     inputs = [
-        weights.initializer(model, f"{name}.{suffix}", array, store)
+        editor.constant(f"{name}.{suffix}", store.keep(array))
         for suffix, array in (("codes", codes), ("scales", scales), ("zero_point", np.zeros((), np.int8)))
     ]
     x, x_scale, x_zero = measured
@@ -57,7 +60,7 @@ def _replace(model: ir.Model, node: ir.Node, measured: list[ir.Value], limit: in
         made.append(ir.node("Add", [made[-1].outputs[0], node.inputs[2]], name=f"{name}.bias"))
     for part in made[:-1]:
         part.outputs[0].name = f"{part.name}.out"
-    weights.put(model, node, made)
+    editor.put(node, made)
 
 
 def _codes(tensor: ir.TensorProtocol, transposed: bool, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
 from lepton_cli.step import Decision
@@ -22,7 +24,7 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
     from lepton_cli.quantize.spec import QuantizeWeights
 
     copy = io.clone(model)
-    decisions = []
+    editor, decisions = Editor(copy), []
     for node in list(copy.graph):
         table = node.inputs[0] if node.op_type == "Gather" and node.name in allowed else None
         if table is None or table.const_value is None or table.const_value.size < LEAST_SIZE or len(table.uses()) > 1:
@@ -30,11 +32,11 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
         for block in (128, 64, 32, 16):
             options = QuantizeWeights(step="quantize.weights", bits=8, block_size=block)
             if weights.refused(node, options) is None:
-                ratio = weights.replace(copy, node, options, weights.Store(None))
+                ratio = weights.replace(editor, node, options, weights.WeightStore(None))
                 reason = f"table in 8 bits, blocks of {block} ({ratio:.0f} dB)"
                 decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
                 break
     if decisions:
-        weights.drop_unused(copy)
+        RemoveUnusedNodesPass()(copy)
         copy.graph.opset_imports[weights.MICROSOFT] = 1
     return copy, decisions

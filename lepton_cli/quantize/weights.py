@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lepton_cli.graph import clean
+from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
+from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
@@ -37,25 +41,23 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     names = [node.name or "" for node in model.graph.all_nodes()]
     allowed = select(names, options.include, options.exclude)
     copy = io.clone(model)
+    clean.fix_default_inputs(copy)  # else callers would still have the old weight to give, and files hold it
     chosen, decisions = _chosen(copy, allowed, options)
-    details: dict[str, Any] = {
-        "bits": options.bits,
-        "block_size": options.block_size,
-        "method": options.method,
-        "symmetric": options.symmetric,
-    }
+    details = QuantizeWeightsDetails(
+        bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
+    )
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
-    store = Store(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
-    errors = []
+    store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+    editor, errors = Editor(copy), []
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
-            ratio = replace(copy, node, options, store)
-            errors.append({"node": node.name, "op": node.op_type, "sqnr_db": round(ratio, 2)})
+            ratio = replace(editor, node, options, store)
+            errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
-    drop_unused(copy)
+    RemoveUnusedNodesPass()(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
-    details["sensitivity"] = errors
+    details = details.model_copy(update={"sensitivity": tuple(errors)})
     summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
     return Outcome(copy, len(chosen), tuple(decisions), summary, details)
 
@@ -104,7 +106,7 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
     return rows, columns
 
 
-class Store:
+class WeightStore:
     """Keeps results in memory, or appends them to one file and hands out references to it."""
 
     def __init__(self, workdir: Path | None) -> None:
@@ -113,9 +115,10 @@ class Store:
         if workdir is not None:
             self.path = Path(tempfile.mkdtemp(dir=workdir)) / "weights.data"
 
-    def keep(self, name: str, array: NDArray[Any]) -> ir.TensorProtocol:
+    def keep(self, array: NDArray[Any]) -> ir.TensorProtocol:
+        """The array as a tensor without a name yet."""
         if self.path is None:
-            return ir.tensor(array, name=name)
+            return ir.tensor(array)
         start = -(-self.end // 4096) * 4096
         with self.path.open("ab") as stream:
             stream.write(b"\0" * (start - self.end))
@@ -127,7 +130,7 @@ class Store:
             array.nbytes,
             ir.DataType.from_numpy(array.dtype),
             shape=ir.Shape(array.shape),
-            name=name,
+            name="",
             base_dir=self.path.parent,
         )
 
@@ -193,7 +196,7 @@ def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
     return made
 
 
-def replace(model: ir.Model, node: ir.Node, options: QuantizeWeights, store: Store) -> float:
+def replace(editor: Editor, node: ir.Node, options: QuantizeWeights, store: WeightStore) -> float:
     """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
     gather = node.op_type == "Gather"
     weight = node.inputs[0 if gather else 1]
@@ -208,19 +211,9 @@ def replace(model: ir.Model, node: ir.Node, options: QuantizeWeights, store: Sto
     arrays = [("codes", packed), ("scales", made.scales)]
     if made.zero_points is not None:
         arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
-    inputs = [initializer(model, f"{node.name}.{suffix}", array, store) for suffix, array in arrays]
-    if gather:
-        put(model, node, _gather(node, inputs, options))
-    else:
-        put(model, node, _matmul(node, inputs, options, inner, outer))
+    inputs = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
+    editor.put(node, _gather(node, inputs, options) if gather else _matmul(node, inputs, options, inner, outer))
     return made.sqnr
-
-
-def initializer(model: ir.Model, name: str, array: NDArray[Any], store: Store) -> ir.Value:
-    tensor = store.keep(name, array)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
 
 
 def _gather(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights) -> list[ir.Node]:
@@ -236,17 +229,3 @@ def _matmul(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights, inn
         made[0].outputs[0].name = f"{node.name}_product"
         made.append(ir.node("Add", [made[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
     return made
-
-
-def put(model: ir.Model, node: ir.Node, made: list[ir.Node]) -> None:
-    """Put the nodes `made` in the place of `node`; the last one gives its result."""
-    old, new = node.outputs[0], made[-1].outputs[0]
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])
-
-
-def drop_unused(model: ir.Model) -> None:
-    """Remove initializers that nothing reads any more, in place."""
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]

@@ -20,10 +20,6 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-#: Weights above this share of the file make 4-bit storage worth naming.
-LARGE_MODEL = 1_000_000_000
-
-
 def choose(
     facts: Facts, *, name: str, data: dict[str, Any], labelled: bool, calibrated: bool, provider: str = "cpu"
 ) -> Choice:

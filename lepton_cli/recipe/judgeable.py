@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lepton_cli import metrics
 from lepton_cli.errors import RecipeError
-from lepton_cli.measure.spec import AccuracySpec, EvaluateSpec
+from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.source import Path, SourceMap
@@ -49,8 +50,8 @@ def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: Sour
 
 def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | None:
     """The key at fault, why nothing answers the gate, and what to write; `None` when something does."""
-    latency = evaluate.latency
-    if gate.metric.startswith(("latency.", "throughput", "cost.")):
+    latency, metric = evaluate.latency, metrics.of(gate.metric)
+    if metric.source == "latency":
         if latency is False:
             return "metric", "`evaluate.latency` is false", "remove `latency: false` or the gate"
         providers = [provider.name for provider in latency.providers]
@@ -64,18 +65,18 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
         if gate.batch is not None and gate.batch not in latency.batch:
             listed = ", ".join(map(str, latency.batch))
             return "batch", f"latency is measured at batch {listed} only", "add the size to `evaluate.latency.batch`"
-    if gate.metric.startswith("cost.") and evaluate.cost is None:
+    if metric.kind == "money" and evaluate.cost is None:
         return "metric", "no price is given", "add `evaluate: {cost: {per_hour: 0.40 USD}}`"
-    if gate.metric == "energy" and not (evaluate.energy and evaluate.latency):
+    if metric.source == "energy" and not (evaluate.energy and evaluate.latency):
         return "metric", "`evaluate.energy` or `evaluate.latency` is false", "remove `energy: false` or the gate"
-    if gate.metric == "memory.peak" and not evaluate.memory:
+    if metric.source == "memory" and not evaluate.memory:
         return "metric", "`evaluate.memory` is false", "remove `memory: false` or the gate"
-    names = [_metric(spec) for spec in evaluate.accuracy]
+    names = [spec.about.name for spec in evaluate.accuracy]
     several = (
         len({spec.output for spec in evaluate.accuracy}) > 1 or len({spec.weight for spec in evaluate.accuracy}) > 1
     )
     names += ["accuracy.score"] if several else []
-    if gate.metric.startswith("accuracy.") and names and gate.metric not in names:
+    if metric.source == "accuracy" and names and gate.metric not in names:
         return "metric", f"accuracy is measured as {', '.join(names)} only", "add the metric to `evaluate.accuracy`"
     return None
 
@@ -83,7 +84,3 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
 def _short(provider: str) -> str:
     """`CPUExecutionProvider` and `cpu` are the same provider."""
     return provider.lower().removesuffix("executionprovider")
-
-
-def _metric(spec: AccuracySpec) -> str:
-    return f"accuracy.top{spec.k}" if spec.metric == "topk" else f"accuracy.{spec.metric}"

@@ -55,8 +55,11 @@ class Loaded(Generic[T]):
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
 class LoadedRecipe(Loaded[Recipe]):
-    """A recipe and where it came from."""
+    """A recipe and where it came from. `overrides`: what changed it after reading, as written."""
+
+    overrides: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -83,7 +86,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe file and apply `--set` overrides. Raises RecipeError only."""
     root = settings.apply(read_file(path, "recipe"), overrides)
     source = SourceMap(root)
-    return LoadedRecipe(_validate(Recipe, root.plain(), source, str(path)), path, source)
+    return LoadedRecipe(_validate(Recipe, root.plain(), source, str(path)), path, source, tuple(overrides))
 
 
 def load_budget(path: Path) -> LoadedBudget:

@@ -9,14 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Points, Strict
 
-#: Short forms that people write for the metric they mean.
-_SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
-
 Precision = Literal["float", "int8", "dynamic", "mixed", "weights8", "weights4", "fp16"]
 
 
 def _metric(name: object) -> object:
-    return _SHORT.get(name, name) if isinstance(name, str) else name
+    return metrics.SHORT.get(name, name) if isinstance(name, str) else name
 
 
 def _mapping(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lepton_cli import metrics
 from lepton_cli.measure.results import Layer
 from lepton_cli.report import words
 from lepton_cli.report.model import Report
@@ -11,16 +12,14 @@ from lepton_cli.report.model import Report
 
 def hint(metric: str, outcome: str, report: Report, scope: Mapping[str, str | int]) -> str:
     """One line of advice for a gate that failed or stayed open; empty where there is none."""
-    family = metric.split(".")[0]
+    about = metrics.of(metric)
     if outcome == "inconclusive":
         return "widen the limit, or measure longer: --set evaluate.latency.time=60s"
-    if family == "size" or metric in ("parameters", "nonzeros"):
-        return _largest(report, by="parameters" if metric in ("parameters", "nonzeros") else "bytes")
-    if metric == "macs":
-        return _largest(report, by="macs")
-    if family in ("accuracy", "agreement", "fidelity"):
+    if about.layers:
+        return _largest(report, by=about.layers)
+    if about.quality:
         return _sensitive(report)
-    if family in ("latency", "throughput", "cost"):
+    if about.source == "latency":
         return _slow(report, scope)
     return ""
 
@@ -42,15 +41,9 @@ def _layer(layer: Layer, by: str) -> str:
 
 def _sensitive(report: Report) -> str:
     """The nodes that lose most, where a step measured it."""
-    rows = [
-        row
-        for step in report.steps
-        for row in step.details.get("sensitivity", ())
-        if isinstance(row, dict) and isinstance(row.get("sqnr_db"), (int, float)) and "node" in row
-    ]
+    rows = report.sensitivity
     if rows:
-        worst = sorted(rows, key=lambda row: row["sqnr_db"])[:3]
-        named = ", ".join(f"{row['node']} ({row['sqnr_db']:.1f} dB)" for row in worst)
+        named = ", ".join(f"{node} ({words.value(sqnr_db, 'decibel')})" for node, sqnr_db in rows[:3])
         return f"most sensitive: {named}; add them to `exclude`"
     steps = {step.step for step in report.steps}
     if "prune.channels" in steps or "prune.weights" in steps:

@@ -16,9 +16,9 @@ def trimmed(report: Report) -> Report:
         update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
     )
     accuracy = report.accuracy and report.accuracy.model_copy(update={"flips": (), "classes": ()})
-    steps = tuple(step.model_copy(update={"decisions": (), "details": {}}) for step in report.steps)
+    steps = tuple(step.without_lists() for step in report.steps)
     return report.model_copy(
-        update={"latency": latency, "accuracy": accuracy, "steps": steps, "gates": (), "extra": {}}
+        update={"latency": latency, "accuracy": accuracy, "steps": steps, "gates": (), "diff": None, "tune": None}
     )
 
 
@@ -78,10 +78,9 @@ def against(fact: Fact, report: Report, baseline: Report) -> tuple[str, Fact]:
     if not found:
         return "the baseline does not hold this metric", fact
     stored = found[0]
-    family = fact.metric.split(".")[0]
-    if family in facts.TIMED and (differing := _elsewhere(fact, stored, report, baseline)):
+    if fact.about.varies and (differing := _elsewhere(fact, stored, report, baseline)):
         return f"the baseline was measured elsewhere ({differing}): such times are not compared", fact
-    if family in ("accuracy", "agreement", "fidelity") and _evaluation(report) != _evaluation(baseline):
+    if fact.about.quality and _evaluation(report) != _evaluation(baseline):
         return "the baseline was measured on other evaluation data", fact
     compared = fact.compared_with(stored.value)
     if fact.ratio is None or stored.ratio is None or fact.metric != "latency.median":

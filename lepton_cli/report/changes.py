@@ -5,33 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Literal
 
-from pydantic import ValidationError
-
+from lepton_cli.graph.details import GraphDiff, LayerChange
 from lepton_cli.report import words
-from lepton_cli.report.model import Report, ReportPart
-
-
-class LayerChange(ReportPart):
-    """A layer before and after; `None` where there is none."""
-
-    node: str
-    change: Literal["changed", "removed", "added"]
-    op: tuple[str | None, str | None]
-    dtype: tuple[str | None, str | None]
-    shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-    parameters: tuple[int | None, int | None]
-
-
-class Diff(ReportPart):
-    """`extra["diff"]` of a report, as `graph.diff` makes it."""
-
-    operators: dict[str, tuple[int, int]] = {}
-    inputs: tuple[tuple[str, ...], ...] = ()
-    outputs: tuple[tuple[str, ...], ...] = ()
-    layers: tuple[LayerChange, ...] = ()
-    layers_same: int = 0
+from lepton_cli.report.model import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +23,15 @@ class Changes:
 
 def changes(report: Report, longest: int) -> Changes | None:
     """What the report says about the graphs, `longest` layers at most; `None` when it says nothing."""
-    if "diff" not in report.extra:
-        return None
-    try:
-        diff = Diff.model_validate(report.extra["diff"])
-    except ValidationError:
+    diff = report.diff
+    if diff is None:
         return None
     changed = [layer for layer in diff.layers if layer.change == "changed"]
     rows = tuple(_row(layer) for layer in changed[:longest])
     return Changes(tuple(_facts(diff)), rows, max(0, len(changed) - longest))
 
 
-def _facts(diff: Diff) -> Iterator[tuple[str, str]]:
+def _facts(diff: GraphDiff) -> Iterator[tuple[str, str]]:
     if diff.operators:
         yield "operators", ", ".join(f"{name} {old} → {new}" for name, (old, new) in diff.operators.items())
     for label, sides in (("inputs", diff.inputs), ("outputs", diff.outputs)):

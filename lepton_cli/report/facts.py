@@ -10,14 +10,10 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from lepton_cli import metrics
 from lepton_cli.measure.results import Latency, MetricChange, Skipped
-from lepton_cli.metrics import Kind
-from lepton_cli.report import words
+from lepton_cli.metrics import Kind, Metric
 from lepton_cli.report.model import Report
-
-_STRUCTURE = ("size.file", "size.external", "size.gzip", "parameters", "nonzeros", "macs", "nodes")
-#: Timed metrics differ from run to run and from machine to machine.
-TIMED = ("latency", "throughput", "cost", "memory", "energy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +62,14 @@ class Fact:
     unit: str = ""
 
     @property
+    def about(self) -> Metric:
+        """What is known about the metric."""
+        return metrics.of(self.metric)
+
+    @property
     def kind(self) -> Kind:
         """What kind of number it is."""
-        return words.kind(self.metric)
+        return self.about.kind
 
     def compared_with(self, reference: Range) -> Fact:
         """The same fact against another reference, measured separately."""
@@ -109,12 +110,11 @@ def names(report: Report) -> tuple[str, ...]:
 
 def skipped(report: Report, metric: str, provider: str | None = None, batch: int | None = None) -> Skipped | None:
     """Why a metric was left out on purpose, where the report says so."""
-    family = metric.split(".")[0]
-    family = "latency" if family in ("throughput", "cost") else family
+    source = metrics.of(metric).source
     notices = (*report.skipped, *(report.latency.skipped if report.latency else ()))
     for notice in notices:
         said = notice.what.lower().replace(",", " ").split()
-        if not said or said[0].split(".")[0] != family:
+        if not said or said[0] != source:
             continue
         other_batch = "batch" in said[:-1] and batch is not None and said[said.index("batch") + 1] != str(batch)
         if (provider is None or provider.lower() in said or len(said) == 1) and not other_batch:
@@ -125,11 +125,9 @@ def skipped(report: Report, metric: str, provider: str | None = None, batch: int
 def _structure(report: Report) -> Iterator[Fact]:
     compressed = report.variants[-1]
     original = report.variants[0] if len(report.variants) > 1 else None
-    for metric in _STRUCTURE:
-        field = metric.removeprefix("size.")
-        value = getattr(compressed.size, field)
-        if value is not None:
-            yield _against(metric, value, getattr(original.size, field) if original else None)
+    for metric in metrics.METRICS.values():
+        if metric.source == "structure" and (value := getattr(compressed.size, metric.short)) is not None:
+            yield _against(metric.name, value, getattr(original.size, metric.short) if original else None)
     if compressed.memory is not None:
         before = original.memory.peak if original and original.memory else None
         yield _against("memory.peak", compressed.memory.peak, before)
@@ -148,7 +146,7 @@ def _accuracy(report: Report) -> Iterator[Fact]:
     changes = {(change.metric, change.output): change for change in accuracy.changes}
     for entry in accuracy.values.get(name, ()):
         fact = Fact(
-            f"accuracy.{entry.metric}",
+            metrics.accuracy(entry.metric).name,
             _range(entry.value, entry.low, entry.high),
             scope={"output": entry.output},
             n=entry.n,
@@ -254,27 +252,26 @@ def _energy(report: Report) -> Iterator[Fact]:
 
 
 def _cost(report: Report) -> Iterator[Fact]:
-    """From `measure.cost`: `currency`, `entries` of `variant`, `provider`, `batch`, `threads`, `per_million`.
-
-    A price is a throughput turned round: its ratio and interval are those of the paired times.
-    """
+    """A price is a throughput turned round: its ratio and interval are those of the paired times."""
     times = {tuple(sorted(fact.scope.items())): fact for fact in _latency(report) if fact.metric == "latency.median"}
     last = report.variants[-1].name if report.variants else None
-    rows = [row for row in report.cost.get("entries", ()) if isinstance(row, dict)]
-    for row in rows:
-        if row.get("variant") != last:
+    if report.cost is None:
+        return
+    for row in report.cost.entries:
+        if row.variant != last:
             continue
-        scope = {key: row[key] for key in ("provider", "batch", "threads") if key in row}
-        price, time = row["per_million"], times.get(tuple(sorted(scope.items())))
+        scope: dict[str, str | int] = {"provider": row.provider, "batch": row.batch, "threads": row.threads}
+        price, time = row.per_million, times.get(tuple(sorted(scope.items())))
         bounds = (time.value.low / time.value.value, time.value.high / time.value.value) if time else (1.0, 1.0)
         value = Range(price, price * bounds[0], price * bounds[1])
-        fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.get("currency", ""))
+        fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.currency)
         first = report.variants[0].name if len(report.variants) > 1 else None
-        before = [o for o in rows if o.get("variant") == first and {k: o.get(k) for k in scope} == scope]
+        measured = (first, row.provider, row.batch, row.threads)
+        before = [o.per_million for o in report.cost.entries if (o.variant, o.provider, o.batch, o.threads) == measured]
         if before and time and time.ratio:
-            yield scaled(fact, before[0]["per_million"], time.ratio)
+            yield scaled(fact, before[0], time.ratio)
         else:
-            yield fact.compared_with(Range.exact(before[0]["per_million"])) if before else fact
+            yield fact.compared_with(Range.exact(before[0])) if before else fact
 
 
 def _range(value: float, low: float | None, high: float | None) -> Range:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from lepton_cli import metrics
 from lepton_cli.measure.results import Layer
+from lepton_cli.prune.details import PruneChannelsDetails
 from lepton_cli.report import charts, words
 from lepton_cli.report.charts import Bar
 from lepton_cli.report.model import Report
@@ -150,35 +151,25 @@ def _latencies(report: Report) -> Iterator[Figure]:
         yield _figure(key_text, title, text, charts.distributions(title, text, samples), header, rows)
 
 
-def _details(report: Report, key: str, *fields: str) -> list[dict[str, Any]]:
-    """Rows that steps left for drawing; malformed ones (a hand-edited report) are passed over."""
-    return [
-        row
-        for step in report.steps
-        for row in (step.details.get(key) if isinstance(step.details.get(key), (list, tuple)) else ()) or ()
-        if isinstance(row, dict) and "node" in row and all(isinstance(row.get(field), (int, float)) for field in fields)
-    ]
-
-
 def _widths(report: Report) -> Figure | None:
-    rows = _details(report, "widths", "before", "after")
+    pruned = [step.details for step in report.steps if isinstance(step.details, PruneChannelsDetails)]
+    rows = [row for details in pruned for row in details.widths]
     if not rows:
         return None
     title = "Channels kept"
-    changed = sum(row["after"] < row["before"] for row in rows)
+    changed = sum(row.after < row.before for row in rows)
     text = f"Width of each prunable group before and after; {changed} of {len(rows)} are narrower now."
-    ranked = sorted(rows, key=lambda row: row["before"] - row["after"], reverse=True)[:DRAWN]
+    ranked = sorted(rows, key=lambda row: row.before - row.after, reverse=True)[:DRAWN]
     chosen = [row for row in rows if any(row is one for one in ranked)]
     drawn = [
-        Bar(str(row["node"]), f"{row['before']} → {row['after']}", (("before", row["before"]), ("after", row["after"])))
-        for row in chosen
+        Bar(row.node, f"{row.before} → {row.after}", (("before", row.before), ("after", row.after))) for row in chosen
     ]
-    cells = [(str(row["node"]), f"{row['before']}", f"{row['after']}") for row in rows]
+    cells = [(row.node, f"{row.before}", f"{row.after}") for row in rows]
     return _figure("widths", title, text, charts.bars(title, text, drawn), ("group", "before", "after"), cells, _BOTH)
 
 
 def _errors(report: Report) -> Figure | None:
-    rows = sorted(_details(report, "sensitivity", "sqnr_db"), key=lambda row: float(row["sqnr_db"]))
+    rows = report.sensitivity
     if not rows:
         return None
     title = "Error by layer"
@@ -186,9 +177,10 @@ def _errors(report: Report) -> Figure | None:
         "Signal over quantization error at each layer's output, in decibels (short bars lose most); "
         f"the {min(DRAWN, len(rows))} most sensitive of {len(rows)}."
     )
-    drawn = [Bar(str(row["node"]), f"{row['sqnr_db']:.1f} dB", (("after", row["sqnr_db"]),)) for row in rows[:DRAWN]]
-    cells = [(str(row["node"]), f"{row['sqnr_db']:.1f} dB") for row in rows]
-    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", "SQNR"), cells)
+    metric = metrics.of("fidelity.sqnr")
+    cells = [(node, words.value(sqnr_db, metric.kind)) for node, sqnr_db in rows]
+    drawn = [Bar(*cell, (("after", row[1]),)) for cell, row in zip(cells[:DRAWN], rows, strict=False)]
+    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", metric.label), cells)
 
 
 def _classes(report: Report) -> Figure | None:

@@ -15,8 +15,8 @@ def annotations(report: Report) -> str:
     """Workflow commands, one line each, worst first; empty when there is nothing to say."""
     lines = []
     if report.error:
-        message = f"{report.error.get('message', '')} {report.error.get('help') or ''}".strip()
-        lines.append(_command("error", message, title=str(report.error.get("code", "lepton"))))
+        message = f"{report.error.message} {report.error.help or ''}".strip()
+        lines.append(_command("error", message, title=report.error.code or "lepton"))
     gates = [gate for gate in sorted(report.gates, key=markdown.severity) if gate.verdict != "pass"]
     lines += [_annotation(gate) for gate in gates]
     return "".join(f"{line}\n" for line in lines[:MOST])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lepton_cli.quantize.details import QuantizeStaticDetails
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Verdict
 
@@ -33,7 +34,7 @@ def _broken(report: Report) -> str:
     if report.status == "interrupted":
         return "INTERRUPTED, partial results"
     if report.status == "failed":
-        message = str((report.error or {}).get("message", "")).strip()
+        message = report.error.message.strip() if report.error else ""
         return f"FAILED ({message}), partial results" if message else "FAILED, partial results"
     return "" if report.complete else "UNFINISHED, partial results"
 
@@ -84,8 +85,8 @@ def _good(report: Report) -> list[str]:
 
 def _no_gain(report: Report) -> list[str]:
     """What a step measured itself: that its kind of model does not pay on this machine, and what does."""
-    found = [step.details.get("speed") for step in report.steps]
-    return [str(speed["verdict"]) for speed in found if isinstance(speed, dict) and speed.get("verdict")]
+    found = [step.details.speed for step in report.steps if isinstance(step.details, QuantizeStaticDetails)]
+    return [speed.verdict for speed in found if speed is not None and speed.verdict]
 
 
 def _other_answers(report: Report) -> list[str]:
@@ -139,12 +140,10 @@ def _size(report: Report) -> str:
 def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
     """Accuracy metrics with what they lost, as a share of 1 (relative to the original for unbounded metrics)."""
     listed: list[tuple[facts.Fact, float]] = []
-    better = {change.metric: change.higher_is_better for change in (report.accuracy.changes if report.accuracy else ())}
     for fact in facts.facts(report):
-        name = fact.metric.removeprefix("accuracy.")
-        if name == fact.metric or fact.difference is None or fact.reference is None:
+        if fact.about.source != "accuracy" or fact.difference is None or fact.reference is None:
             continue
-        loss = -fact.difference.value if better.get(name, True) else fact.difference.value
+        loss = -fact.difference.value if fact.about.better == "higher" else fact.difference.value
         scale = 1.0 if fact.kind in ("share", "coefficient") else abs(fact.reference.value) or 1.0
         listed.append((fact, loss / scale))
     return listed
@@ -153,7 +152,7 @@ def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
 def _loss(fact: facts.Fact) -> str:
     if fact.difference is None:
         return ""
-    name = words.metric_words(fact.metric.removeprefix("accuracy."))
+    name = fact.about.label
     if fact.difference.value == 0:
         return f"{name} unchanged"
     if fact.kind == "share":

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lepton_cli import metrics
 from lepton_cli.report import changes, facts, figures, markdown, store, table, tune_chart, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
@@ -74,22 +75,17 @@ def _embedded(report: Report, detail: int) -> str:
     latency = report.latency and report.latency.model_copy(
         update={"results": tuple(result.model_copy(update={"times": ()}) for result in report.latency.results)}
     )
-    extra = {**report.extra}
-    if "tune" in extra:
-        extra["tune"] = {**extra["tune"], "records": []}
-    kept = report.model_copy(update={"latency": latency, "extra": extra})
+    tuned = report.tune and report.tune.model_copy(update={"records": ()})
+    kept = report.model_copy(update={"latency": latency, "tune": tuned})
     if detail < 2:
-        kept = kept.model_copy(update={"steps": tuple(_without_lists(step) for step in report.steps)})
+        kept = kept.model_copy(update={"steps": tuple(step.without_lists() for step in report.steps)})
     if detail < 1:
         sizes = [one.model_copy(update={"size": one.size.model_copy(update={"layers": ()})}) for one in report.variants]
         accuracy = report.accuracy and report.accuracy.model_copy(update={"flips": (), "classes": ()})
-        kept = kept.model_copy(update={"variants": tuple(sizes), "accuracy": accuracy, "recipe": None, "extra": {}})
+        least = {"variants": tuple(sizes), "accuracy": accuracy, "recipe": None, "diff": None, "tune": None}
+        kept = kept.model_copy(update=least)
     text = json.dumps(json.loads(store.to_json(kept)), separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _without_lists(step: StepRecord) -> StepRecord:
-    return step.model_copy(update={"decisions": (), "details": {}})
 
 
 def _context(report: Report, listed: int) -> dict[str, Any]:
@@ -135,21 +131,21 @@ def _verdict(report: Report) -> tuple[str, str]:
 def cards(report: Report) -> list[dict[str, Any]]:
     """The figures people look for first: size, speed, accuracy, agreement. `left`: what remains, in per cent."""
     made: list[dict[str, Any]] = []
-    for label, metric in (("File size", "size.file"), ("Latency", "latency.median")):
-        found = facts.find(report, metric)
+    for label, name in (("File size", "size.file"), ("Latency", "latency.median")):
+        found = facts.find(report, name)
         if found and found[0].ratio and found[0].reference:
             fact, ratio = found[0], found[0].ratio
-            big = words.percent(ratio.value - 1) if metric == "size.file" else _speed(ratio)
+            big = words.percent(ratio.value - 1) if name == "size.file" else _speed(ratio)
             before, after = (_unbroken(words.value(one.value, fact.kind)) for one in (found[0].reference, fact.value))
             where = f"{fact.scope['provider']}, batch {fact.scope['batch']}" if "batch" in fact.scope else ""
             made.append({"label": label, "big": big, "small": f"{before} → {after}", "note": where})
             if ratio.value <= 1:
                 made[-1]["left"] = 100 * ratio.value
     for change in (report.accuracy.changes if report.accuracy else ())[:1]:
-        kind = words.accuracy_kind(change.metric)
-        big = words.points(change.difference) if kind == "share" else f"{change.difference:+.3g}"
-        small = f"{words.value(change.original, kind)} → {words.value(change.compressed, kind)}"
-        label = f"Accuracy, {words.metric_words(change.metric)}"
+        metric = metrics.accuracy(change.metric)
+        big = words.points(change.difference) if metric.kind == "share" else f"{change.difference:+.3g}"
+        small = f"{words.value(change.original, metric.kind)} → {words.value(change.compressed, metric.kind)}"
+        label = f"Accuracy, {metric.label}"
         made.append({"label": label, "big": big, "small": small, "note": f"n = {change.n:,}"})
     for close in (report.accuracy.fidelity if report.accuracy else ())[:1]:
         fidelity = "" if close.sqnr_db is None else f"SQNR {words.value(close.sqnr_db, 'decibel')}"

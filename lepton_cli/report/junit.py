@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 from lepton_cli.report import words
 from lepton_cli.report.markdown import gate_name
-from lepton_cli.report.model import Report, Verdict
+from lepton_cli.report.model import Failure, Report, Verdict
 
 
 def render(report: Report) -> str:
@@ -60,7 +60,7 @@ def _case(gate: Verdict, name: str) -> ET.Element:
 
 def _broken(report: Report, name: str) -> ET.Element:
     case = ET.Element("testcase", classname=words.printable(f"lepton.{name}"), name="run")
-    error = report.error or {}
-    message = words.printable(error.get("message") or f"the run is not complete ({report.status})", 2000)
-    ET.SubElement(case, "error", message=message, type=words.printable(error.get("code") or report.status))
+    error = report.error or Failure()
+    message = words.printable(error.message or f"the run is not complete ({report.status})", 2000)
+    ET.SubElement(case, "error", message=message, type=words.printable(error.code or report.status))
     return case

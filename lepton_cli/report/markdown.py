@@ -28,7 +28,7 @@ def _parts(report: Report) -> Iterator[str]:
     """Sections, the most important first."""
     yield f"**{text(report.headline, 2000)}**\n"
     if report.error:
-        yield f"Error `{_plain_code(report.error.get('code', ''))}`: {text(report.error.get('message', ''), 2000)}\n"
+        yield f"Error `{_plain_code(report.error.code)}`: {text(report.error.message, 2000)}\n"
     yield _table(report)
     yield _gates(report.gates)
     yield _warnings(report)
@@ -164,13 +164,13 @@ def _search(report: Report) -> str:
     tuned = tune_facts.search(report)
     if tuned is None:
         return ""
-    cost, quality = (text(tune_facts.label(tuned["axes"][axis])) for axis in ("cost", "quality"))
+    cost, quality = (text(tune_facts.label(axis)) for axis in (tuned.axes.cost, tuned.axes.quality))
     lines = [f"| candidate | {cost} | {quality} | file |", "|---|---:|---:|---:|"]
     for trial in tune_facts.trials(tuned):
-        if trial["kind"] == "front":
-            name = f"**{text(trial['name'])}**" if trial["best"] else text(trial["name"])
-            lines.append(f"| {name} | {trial['cost']} | {trial['quality']} | {trial['file']} |")
-    title = f"Search: {words.plural(len(tuned['trials']), 'trial')}, the front within the limits"
+        if trial.kind == "front":
+            name = f"**{text(trial.name)}**" if trial.best else text(trial.name)
+            lines.append(f"| {name} | {trial.cost} | {trial.quality} | {trial.file} |")
+    title = f"Search: {words.plural(len(tuned.trials), 'trial')}, the front within the limits"
     return _folded(title, "\n".join(lines))
 
 

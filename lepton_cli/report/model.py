@@ -5,14 +5,18 @@ Light: reading a report and judging it again imports neither numpy nor onnx.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Discriminator, JsonValue, Tag, TypeAdapter, create_model, model_validator
 
-from lepton_cli.measure.results import Accuracy, EnergyTable, Environment, LatencyTable, Memory, Size, Skipped
-from lepton_cli.step import Decision
+from lepton_cli.graph.details import GraphDiff
+from lepton_cli.measure.results import Accuracy, Costs, EnergyTable, Environment, LatencyTable, Memory, Size, Skipped
+from lepton_cli.quantize.details import QuantizeStaticDetails, QuantizeWeightsDetails
+from lepton_cli.report.trial import Trial, Value
+from lepton_cli.step import Decision, Details, Step
+from lepton_cli.steps import STEPS
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 
 class ReportPart(BaseModel):
@@ -45,11 +49,11 @@ class RecipeFacts(ReportPart):
     name: str
     path: str | None
     sha256: str
-    resolved: dict[str, Any]
+    resolved: dict[str, JsonValue]
 
 
 class StepRecord(ReportPart):
-    """What one step did."""
+    """What one step did. `RECORDS` holds the kinds, each with the `details` of its step."""
 
     index: int
     step: str
@@ -57,10 +61,46 @@ class StepRecord(ReportPart):
     seconds: float
     summary: str
     decisions: tuple[Decision, ...] = ()
-    details: dict[str, Any] = {}
+    details: Details = Details()
     warnings: tuple[str, ...] = ()
     #: File bytes (serialised model) after the step.
     size_after: int | None = None
+
+    def without_lists(self) -> StepRecord:
+        """Without decisions and details: what a short report holds of it."""
+        return self.model_copy(update={"decisions": (), "details": type(self.details)()})
+
+
+def _kind(name: str, step: Step) -> type[StepRecord]:
+    return create_model(
+        f"{step.options.__name__}Record",
+        __base__=StepRecord,
+        __doc__=f"What `{name}` did.",
+        step=(Literal[name], ...),  # type: ignore[arg-type]
+        details=(step.details, step.details()),
+    )
+
+
+#: The record of each step, by its name.
+RECORDS = {name: _kind(name, step) for name, step in STEPS.items()}
+
+
+def _tag(record: object) -> str:
+    """The step that a record is of; a step that is not known has the plain record."""
+    if isinstance(record, StepRecord):
+        return record.step if type(record) is not StepRecord else ""
+    name = record.get("step") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and name in RECORDS else ""
+
+
+if TYPE_CHECKING:
+    AnyRecord = StepRecord
+else:
+    _KINDS = [Annotated[kind, Tag(name)] for name, kind in {**RECORDS, "": StepRecord}.items()]
+    AnyRecord = Annotated[Union[tuple(_KINDS)], Discriminator(_tag)]  # noqa: UP007
+
+#: Reads the records of steps outside a report.
+STEP_RECORDS: TypeAdapter[tuple[StepRecord, ...]] = TypeAdapter(tuple[AnyRecord, ...])
 
 
 class Variant(ReportPart):
@@ -95,6 +135,84 @@ class Verdict(ReportPart):
     where: str = ""
 
 
+class Failure(ReportPart):
+    """What ended a run early. `code` is a stable word for machines, `help` what to do."""
+
+    code: str = ""
+    message: str = ""
+    where: str | None = None
+    cause: str | None = None
+    help: str | None = None
+
+
+class Narrowed(ReportPart):
+    """A metric of a search, and what narrows it down."""
+
+    metric: str
+    provider: str | None = None
+    batch: int | None = None
+    output: str | None = None
+
+
+class Axis(Narrowed):
+    """A side of the front. `kind`: `ratio` (times, as shares of the original's) or the kind of the metric's number."""
+
+    higher_is_better: bool
+    kind: str
+
+
+class Axes(ReportPart):
+    """What is made small, and what is kept."""
+
+    cost: Axis
+    quality: Axis
+
+
+class TrialRow(ReportPart):
+    """A trial in short. Cost and quality are better when lower, times as ratios to the original."""
+
+    key: str
+    name: str
+    origin: str = ""
+    point: dict[str, Value] = {}
+    steps: tuple[dict[str, JsonValue], ...] = ()
+    reached: str
+    reason: str = ""
+    feasible: bool
+    cost: float | None
+    quality: float | None
+    #: Bytes of the model; `None` where it was not made.
+    file: int | None
+    seconds: float
+    front: bool
+
+
+class Tune(ReportPart):
+    """A search: its space, every trial in short, what mattered, and the records that `--from` reads."""
+
+    format: int = 1
+    #: Hash of what trials have to have in common to be compared: model, data, measurements, seed.
+    search: str
+    strategy: str
+    seed: int
+    #: Values tried by dimension; `dropped` says what was left out of it and why.
+    space: dict[str, tuple[Value, ...]]
+    dropped: tuple[str, ...] = ()
+    #: Seconds of this process, and the share of them that was not spent on trials.
+    seconds: float | None = None
+    overhead: float | None = None
+    goal: Narrowed
+    limits: tuple[str, ...]
+    axes: Axes
+    #: Key of the trial whose model was written, and whether it holds the limits.
+    best: str
+    met: bool
+    ended: str = ""
+    trials: tuple[TrialRow, ...]
+    importance: dict[str, float] = {}
+    records: tuple[Trial, ...] = ()
+
+
 class Report(ReportPart):
     """All of a run. `status` is the worst thing that happened; `headline` is the first line to show."""
 
@@ -108,21 +226,38 @@ class Report(ReportPart):
     environment: Environment
     recipe: RecipeFacts | None = None
     data: tuple[DataFacts, ...] = ()
-    steps: tuple[StepRecord, ...] = ()
+    steps: tuple[AnyRecord, ...] = ()
     #: `original` first.
     variants: tuple[Variant, ...] = ()
     accuracy: Accuracy | None = None
     latency: LatencyTable | None = None
     energy: EnergyTable | None = None
     skipped: tuple[Skipped, ...] = ()
-    cost: dict[str, Any] = {}
+    cost: Costs = None
     gates: tuple[Verdict, ...] = ()
     warnings: tuple[str, ...] = ()
-    error: dict[str, Any] | None = None
+    error: Failure | None = None
     reproduce: str = ""
     seconds: float = 0.0
-    #: Further sections of other commands (graph diff of `compare`, front of `tune`).
-    extra: dict[str, Any] = {}
+    #: What differs between the graphs, of `compare`.
+    diff: GraphDiff | None = None
+    #: The search, of `tune`.
+    tune: Tune | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, data: object) -> object:
+        """Format 1.0 held `diff` and `tune` in a section `extra`."""
+        if isinstance(data, dict) and isinstance(extra := data.get("extra"), dict):
+            return {**{key: extra[key] for key in ("diff", "tune") if key in extra}, **data}
+        return data
+
+    @property
+    def sensitivity(self) -> list[tuple[str, float]]:
+        """Nodes whose error a step measured alone, with their SQNR in decibels, the most sensitive first."""
+        measured = (QuantizeStaticDetails, QuantizeWeightsDetails)
+        rows = [row for step in self.steps if isinstance(step.details, measured) for row in step.details.sensitivity]
+        return sorted(((row.node, row.sqnr_db) for row in rows if row.sqnr_db is not None), key=lambda row: row[1])
 
     def variant(self, name: str) -> Variant | None:
         """The variant of that name."""

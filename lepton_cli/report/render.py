@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from lepton_cli.report import store
 from lepton_cli.report.model import Report
 
 Kind = Literal["json", "md", "html", "junit", "github"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Name of the file that a rendering is written to beside the model.
 FILES: dict[Kind, str] = {
     "json": "report.json",

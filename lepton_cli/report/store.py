@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lepton_cli.errors import OutputError, ReportError
+from lepton_cli.errors import OutputError, ReportError, disk_full
 from lepton_cli.report.model import FORMAT_VERSION, Report
 
 #: Above this many bytes a file is certainly not a report.
@@ -25,7 +25,7 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
+        raise disk_full(error, path) or OutputError(
             "output.not-writable", f"cannot write {path}", where=str(path), cause=error.strerror or str(error)
         ) from error
     finally:
@@ -35,7 +35,7 @@ def write_text(text: str, path: Path) -> None:
 
 def to_json(report: Report) -> str:
     """The report as JSON text; equal reports give equal text. Non-finite numbers become null."""
-    return report.model_dump_json(indent=1, fallback=_plain) + "\n"
+    return report.model_dump_json(indent=1) + "\n"
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -155,8 +155,3 @@ def _invalid(error: ValidationError, path: Path) -> ReportError:
         cause="the file was edited by hand or damaged",
         hint="reports are written by lepton and not meant to be edited: run the command again",
     )
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and scalars of numpy in free-form details, without importing it."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

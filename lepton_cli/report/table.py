@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from lepton_cli import units
+from lepton_cli import metrics, units
 from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, Size
 from lepton_cli.metrics import Kind
 from lepton_cli.report import facts, words
@@ -58,23 +58,29 @@ def _last(report: Report) -> Variant | None:
     return report.variants[-1] if len(report.variants) > 1 else None
 
 
-def _tone(difference: float, *, lower_is_better: bool) -> Tone:
+def _tone(difference: float, *, better: Literal["higher", "lower"] = "lower") -> Tone:
     if difference == 0:
         return "same"
-    return "better" if (difference < 0) == lower_is_better else "worse"
+    return "better" if (difference < 0) == (better == "lower") else "worse"
 
 
 def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     before, after = original.size, compressed.size if compressed else None
-    yield _amount("size, file", "size", before.file, after.file if after else None)
-    yield _amount("size, gzip", "size", before.gzip, after.gzip if after else None)
+    yield _counted("size.file", before, after)
+    yield _counted("size.gzip", before, after)
     if any(size is not None and size.duplicated > _WASTE * size.file for size in (before, after)):
         yield _amount("stored twice", "size", before.duplicated, after.duplicated if after else None)
-    yield _amount("parameters", "count", before.parameters, after.parameters if after else None)
+    yield _counted("parameters", before, after)
     if any(_has_zeros(size) for size in (before, after)):
-        yield _amount("non-zero parameters", "count", before.nonzeros, after.nonzeros if after else None)
+        yield _counted("nonzeros", before, after)
     if before.macs is not None:
-        yield _amount("multiply-accumulates", "count", before.macs, after.macs if after else None)
+        yield _counted("macs", before, after)
+
+
+def _counted(name: str, before: Size, after: Size | None) -> Row:
+    metric = metrics.of(name)
+    found = getattr(after, metric.short) if after else None
+    return _amount(metric.label, metric.kind, getattr(before, metric.short), found)
 
 
 #: Identical weights below this share of the file are not worth a line.
@@ -92,7 +98,7 @@ def _amount(label: str, kind: Kind, before: float, after: float | None, detail: 
     if after is None:
         return Row(label, detail, shown(before, kind))
     change = (after - before) / before if before else 0.0
-    tone = _tone(after - before, lower_is_better=True)
+    tone = _tone(after - before)
     note = "larger" if tone == "worse" and abs(change) >= 0.0005 else ""
     said = words.percent(change) if before or not after else "-"
     return Row(label, detail, shown(before, kind), shown(after, kind), said, "", note, tone)
@@ -110,24 +116,25 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
     first = report.variants[0].name if report.variants else next(iter(accuracy.values), "")
     for value in accuracy.values.get(first, ()):
         if (value.metric, value.output) not in changed:
-            kind = words.accuracy_kind(value.metric)
-            label = f"accuracy, {words.metric_words(value.metric)}{_of(value.output, several)}"
+            metric = metrics.accuracy(value.metric)
+            label = f"accuracy, {metric.label}{_of(value.output, several)}"
             bounds = value.low is not None and value.high is not None
             shown = (
-                words.interval(value.low or 0.0, value.high or 0.0, "percent" if kind == "share" else "")
+                words.interval(value.low or 0.0, value.high or 0.0, "percent" if metric.kind == "share" else "")
                 if bounds
                 else ""
             )
-            yield Row(label, f"(n = {value.n:,})", words.value(value.value, kind), interval=shown)
+            yield Row(label, f"(n = {value.n:,})", words.value(value.value, metric.kind), interval=shown)
     for close in accuracy.fidelity:
         bounds_words = words.interval(close.agreement_low, close.agreement_high, "percent")
         detail = "" if accuracy.changes else f"(n = {close.n:,})"
-        label = f"agreement with original{_of(close.output, several)}"
+        label = f"{metrics.of('agreement').label} with original{_of(close.output, several)}"
         yield Row(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
         if close.sqnr_db is not None or close.max_abs_error == 0:
             fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
             cosine = "" if close.cosine is None or close.sqnr_db is None else f"cosine {close.cosine:.6f}"
-            yield Row(f"fidelity (SQNR){_of(close.output, several)}", "", "-", fidelity, note=cosine)
+            label = f"fidelity ({metrics.of('fidelity.sqnr').label}){_of(close.output, several)}"
+            yield Row(label, "", "-", fidelity, note=cosine)
 
 
 def _of(output: str, several: bool) -> str:
@@ -135,18 +142,18 @@ def _of(output: str, several: bool) -> str:
 
 
 def _metric_change(change: MetricChange, several: bool) -> Row:
-    kind = words.accuracy_kind(change.metric)
-    share = kind == "share"
+    metric = metrics.accuracy(change.metric)
+    share = metric.kind == "share"
     difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
-    tone = _tone(change.difference, lower_is_better=not change.higher_is_better)
+    tone = _tone(change.difference, better=metric.better)
     return Row(
-        f"accuracy, {words.metric_words(change.metric)}{_of(change.output, several)}",
+        f"accuracy, {metric.label}{_of(change.output, several)}",
         f"(n = {change.n:,})",
-        words.value(change.original, kind),
-        words.value(change.compressed, kind),
+        words.value(change.original, metric.kind),
+        words.value(change.compressed, metric.kind),
         difference,
         _bounds(change.low, change.high, "points" if share else ""),
-        "" if change.higher_is_better else "lower is better",
+        "" if metric.better == "higher" else "lower is better",
         tone,
     )
 
@@ -202,10 +209,10 @@ def _throughput(report: Report) -> Iterator[Row]:
     assert fact.ratio is not None
     speed = words.speed(*(1 / bound for bound in (fact.ratio.value, fact.ratio.high, fact.ratio.low)))
     yield Row(
-        f"throughput, {fact.scope['provider']} batch {fact.scope['batch']}",
+        f"{fact.about.label}, {fact.scope['provider']} batch {fact.scope['batch']}",
         "(the best)",
-        words.value(fact.reference.value, "rate"),
-        words.value(fact.value.value, "rate"),
+        words.value(fact.reference.value, fact.kind),
+        words.value(fact.value.value, fact.kind),
         words.times(fact.ratio.value),
         words.interval(fact.ratio.low, fact.ratio.high),
         _SPEEDS[speed],
@@ -236,7 +243,7 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
     before, after = original.memory, compressed.memory if compressed else None
     if before is None:
         return
-    yield _amount("peak memory", "size", before.peak, after.peak if after else None)
+    yield _amount(metrics.of("memory.peak").label, "size", before.peak, after.peak if after else None)
     if before.device is not None:
         yield _amount("device memory", "size", before.device, after.device if after else None)
 
@@ -244,11 +251,9 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
 def _energy(report: Report) -> Iterator[Row]:
     """Joules of one sample: all that the processor used, and in the note what was above a machine at rest."""
     above = {(one.variant, one.batch): one.above_idle for one in (report.energy.results if report.energy else ())}
-    for fact in facts.facts(report):
-        if fact.metric != "energy":
-            continue
-        batch, now = int(fact.scope["batch"]), words.value(fact.value.value, "energy")
-        label, detail = f"energy, {fact.scope['provider']} batch {batch}", "(a sample)"
+    for fact in facts.find(report, "energy"):
+        batch, now = int(fact.scope["batch"]), words.value(fact.value.value, fact.kind)
+        label, detail = f"{fact.about.label}, {fact.scope['provider']} batch {batch}", "(a sample)"
         if fact.reference is None or fact.ratio is None:
             yield Row(label, detail, now)
             continue
@@ -258,21 +263,19 @@ def _energy(report: Report) -> Iterator[Row]:
         yield Row(
             label,
             detail,
-            words.value(fact.reference.value, "energy"),
+            words.value(fact.reference.value, fact.kind),
             now,
             words.percent(fact.ratio.value - 1),
             words.interval(fact.ratio.low - 1, fact.ratio.high - 1, "percent"),
             "no clear difference" if same else f"above rest {first} → {last}",
-            "same" if same else _tone(fact.ratio.value - 1, lower_is_better=True),
+            "same" if same else _tone(fact.ratio.value - 1),
         )
 
 
 def _cost(report: Report) -> Iterator[Row]:
-    for fact in facts.facts(report):
-        if fact.metric != "cost.per_million":
-            continue
-        label = f"cost of a million, {fact.scope.get('provider', '')} batch {fact.scope.get('batch', '')}"
-        now = words.value(fact.value.value, "money", fact.unit)
+    for fact in facts.find(report, "cost.per_million"):
+        label = f"{fact.about.label}, {fact.scope.get('provider', '')} batch {fact.scope.get('batch', '')}"
+        now = words.value(fact.value.value, fact.kind, fact.unit)
         if fact.reference is None or fact.ratio is None:
             yield Row(label, "", now)
             continue
@@ -281,9 +284,9 @@ def _cost(report: Report) -> Iterator[Row]:
         yield Row(
             label,
             "",
-            words.value(fact.reference.value, "money", fact.unit),
+            words.value(fact.reference.value, fact.kind, fact.unit),
             now,
             words.percent(fact.ratio.value - 1),
             note="" if clear else "no clear difference",
-            tone=_tone(fact.ratio.value - 1, lower_is_better=True) if clear else "same",
+            tone=_tone(fact.ratio.value - 1) if clear else "same",
         )

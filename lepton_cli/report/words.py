@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from lepton_cli import metrics, units
-from lepton_cli.metrics import Kind
-
-#: Names of accuracy metrics as people say them.
-_METRIC_WORDS = {"top1": "top-1", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R2"}
-
+from lepton_cli import units
+from lepton_cli.metrics import UNITS, Kind
+from lepton_cli.step import Details
 
 #: Control characters and the invisible ones that reverse the direction of text.
 _UNPRINTABLE = re.compile(
@@ -26,24 +23,6 @@ def printable(text: object, longest: int = 300) -> str:
     if len(shown) <= longest:
         return shown
     return f"{shown[: longest // 2]}…{shown[-(longest // 2) :]}"
-
-
-def kind(metric: str) -> Kind:
-    """What kind of number a metric is; `number` for names the table does not know."""
-    known = metrics.find(metric)
-    return known.kind if known else "number"
-
-
-def accuracy_kind(metric: str) -> Kind:
-    """The kind of an accuracy metric by its short name: `top1` is a share."""
-    return kind(f"accuracy.{metric}")
-
-
-def metric_words(metric: str) -> str:
-    """`top1` -> `top-1`, `top5` -> `top-5`, `rmse` -> `RMSE`."""
-    if metric.startswith("top") and metric[3:].isdigit():
-        return f"top-{metric[3:]}"
-    return _METRIC_WORDS.get(metric, metric)
 
 
 def value(amount: float, kind: Kind, unit: str = "") -> str:
@@ -61,15 +40,15 @@ def value(amount: float, kind: Kind, unit: str = "") -> str:
     if kind == "energy":
         return units.format_energy(amount)
     if kind == "decibel":
-        return f"{amount:.1f} dB"
+        return f"{amount:.1f} {UNITS[kind]}"
     if kind == "rate":
-        return f"{significant(amount)}/s"
+        return f"{significant(amount)}{UNITS[kind]}"
     return significant(amount) + (f" {unit}" if unit else "")
 
 
 def exact(amount: float, kind: Kind, unit: str = "") -> str:
     """An amount that is judged: byte counts in full, because a limit of 200 kB is missed by single bytes."""
-    return f"{amount:,.0f} bytes" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
+    return f"{amount:,.0f} {UNITS[kind]}" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
 
 
 def points(difference: float, *, sign: bool = True) -> str:
@@ -116,10 +95,10 @@ def significant(amount: float) -> str:
     return f"{amount:,.{max(0, 2 - size)}f}"
 
 
-def settings(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(details: Details) -> list[tuple[str, str]]:
     """What a step chose, from its details: single values, short lists and tables of single values, as text."""
     listed = []
-    for key, found in details.items():
+    for key, found in details.model_dump(exclude_none=True).items():
         if isinstance(found, Mapping) and 0 < len(found) <= 8 and all(_single(one) for one in found.values()):
             listed.append((key, ", ".join(f"{name} {_setting(one)}" for name, one in found.items())))
         elif isinstance(found, (list, tuple)) and 0 < len(found) <= 8 and all(_single(one) for one in found):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Clock = Callable[[], int]
 Call = Callable[[], object]
 #: Seconds per run, one number a run (or block of runs).
-Seconds = NDArray[np.float64]
+RunTimes = NDArray[np.float64]
 
 #: Runs that count in a burst; fewer where they would take longer than `_LONGEST` seconds.
 RUNS = 20
@@ -48,7 +48,7 @@ class Burst:
         """Runs behind each of these times."""
         return math.ceil(_BLOCK / max(self.seconds, 1e-9) - 1e-9) if self.seconds < _BLOCK / 2 else 1
 
-    def time(self, clock: Clock = perf_counter_ns) -> Seconds:
+    def time(self, clock: Clock = perf_counter_ns) -> RunTimes:
         """Run the burst; shape [runs]."""
         if self.seconds < _LONG:
             self.call()

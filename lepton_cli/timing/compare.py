@@ -16,7 +16,7 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.timing.bursts import RUNS, Burst, Call, Clock, Seconds, warm_up
+from lepton_cli.timing.bursts import RUNS, Burst, Call, Clock, RunTimes, warm_up
 from lepton_cli.timing.intervals import Estimate, centre, exp
 
 
@@ -33,7 +33,7 @@ Opener = Callable[[], Warm]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class StopRule:
     """When to stop: at the wanted precision, or when time is up."""
 
     #: Relative half-width of the widest interval of a ratio (of the time itself for one model alone).
@@ -55,8 +55,8 @@ class Rule:
 class Round:
     """What one round timed, by model: all times, and the logarithm of each burst's ratio to the reference."""
 
-    times: list[list[Seconds]]
-    device: list[list[Seconds]]
+    times: list[list[RunTimes]]
+    device: list[list[RunTimes]]
     #: [visits, models]; the reference's own column is 0.
     ratios: NDArray[np.float64]
 
@@ -90,11 +90,11 @@ class Rounds:
         value = float(np.median(self.times(model)))
         return Estimate(value, min(value, spread.low), max(value, spread.high))
 
-    def times(self, model: int) -> Seconds:
+    def times(self, model: int) -> RunTimes:
         """All times of a model, in order."""
         return np.concatenate([burst for round_ in self.rounds for burst in round_.times[model]])
 
-    def device(self, model: int) -> Seconds | None:
+    def device(self, model: int) -> RunTimes | None:
         """All times on the device, where there is one."""
         bursts = [burst for round_ in self.rounds for burst in round_.device[model]]
         return np.concatenate(bursts) if bursts else None
@@ -110,7 +110,7 @@ class Rounds:
 
 def compare(
     openers: Sequence[Opener],
-    rule: Rule,
+    rule: StopRule,
     generator: np.random.Generator,
     *,
     clock: Clock = perf_counter_ns,
@@ -129,7 +129,7 @@ def compare(
 
 
 def _until(
-    rule: Rule,
+    rule: StopRule,
     openers: Sequence[Opener],
     generator: np.random.Generator,
     clock: Clock,

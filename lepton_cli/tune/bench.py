@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import Candidate, Point
 from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.journal import Store
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 
 #: Seconds between looks at what another process is measuring.
 _POLL = 0.2
@@ -125,7 +125,9 @@ class Bench:
             return True
         if trial.reason:
             return bool(self.judge.breaches(trial))
-        return not self.judge.needs_latency() or (trial.latency is not None and trial.cpu == self.cpu)
+        if self.judge.needs("memory") and trial.memory is None:
+            return False
+        return not self.judge.needs("latency") or (trial.latency is not None and trial.cpu == self.cpu)
 
 
 def _kind(point: Point) -> tuple[object, ...]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lepton_cli import cache
+from lepton_cli.report.trial import Value
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
 
-#: What a point of the space may hold by dimension: plain JSON values.
-Value = str | float | int | bool | None
 Point = Mapping[str, Value]
 
 

@@ -1,10 +1,10 @@
-"""The trade-off: which trials no other beats in both cost and quality, how good such a set is, what mattered."""
+"""The trade-off: which trials no other beats in both cost and quality, and what mattered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from lepton_cli.tune.candidate import Value
+from lepton_cli.report.trial import Value
 
 #: (cost, loss): both are better when lower.
 Pair = tuple[float, float]
@@ -18,16 +18,6 @@ def pareto(points: Sequence[Pair]) -> list[int]:
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     return front
-
-
-def hypervolume(points: Iterable[Pair], reference: Pair) -> float:
-    """Area that the points dominate, up to the reference (the worst cost and loss that count)."""
-    inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
-    area, right = 0.0, [inside[i] for i in pareto(inside)]
-    for index, (cost, loss) in enumerate(right):
-        end = right[index + 1][0] if index + 1 < len(right) else reference[0]
-        area += (end - cost) * (reference[1] - loss)
-    return area
 
 
 def importance(trials: Sequence[tuple[Mapping[str, Value], float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 from pydantic import ValidationError
 
 from lepton_cli.errors import OutputError
-from lepton_cli.tune.trial import Trial
+from lepton_cli.report.trial import Trial
 from lepton_cli.version import __version__
 
 #: The first line. Another version's steps may give other models, so its trials do not count.

@@ -9,19 +9,16 @@ from typing import Any, TypeVar
 
 from lepton_cli import gates, metrics
 from lepton_cli.errors import RecipeError
-from lepton_cli.measure.results import Environment, Size
+from lepton_cli.measure.results import Environment, Memory, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
 from lepton_cli.report.facts import Fact, Range
 from lepton_cli.report.model import FileFacts, Report, Variant
-from lepton_cli.tune.trial import Trial
+from lepton_cli.report.trial import Trial
 
 T = TypeVar("T")
 _UPPER = ("max", "max_ratio", "max_drop", "max_increase")
-#: What pruning and quantizing cost; everything else is what they gain.
-_QUALITY = ("accuracy", "agreement", "fidelity")
-
 #: Differences in time that a trial cannot tell.
 _BLUR = 0.01
 
@@ -39,12 +36,12 @@ class Breach:
     @property
     def quality(self) -> bool:
         """Whether less compression would help."""
-        return self.metric.split(".")[0] in _QUALITY
+        return metrics.of(self.metric).quality
 
     @property
     def sized(self) -> bool:
         """Whether fewer parameters would help."""
-        return is_size(self.metric)
+        return metrics.of(self.metric).sized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +52,15 @@ class Judge:
     goal: Objective
     original: Size
     environment: Environment
+    #: Of the original, where limits or goal need it.
+    memory: Memory | None = None
     #: What was said about finished trials: a search looks at all of them before each new one.
     _said: dict[tuple[object, ...], Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def report(self, trial: Trial) -> Report:
         """The trial as a report, which is what gates and facts read."""
         file = FileFacts(path="", sha256="")
-        variants = [Variant(name="original", file=file, size=self.original)]
+        variants = [Variant(name="original", file=file, size=self.original, memory=self.memory)]
         if trial.size is not None:
             variants.append(Variant(name="compressed", file=file, size=trial.size, memory=trial.memory))
         return Report(
@@ -118,10 +117,8 @@ class Judge:
         if not found:
             return None
         fact = found[0]
-        timed = goal.metric.split(".")[0] in facts.TIMED and fact.ratio is not None
-        number = fact.ratio.value if timed and fact.ratio else fact.value.value
-        metric = metrics.find(goal.metric)
-        return -number if metric is not None and metric.better == "higher" else number
+        number = fact.ratio.value if fact.about.varies and fact.ratio else fact.value.value
+        return -number if fact.about.better == "higher" else number
 
     def feasible(self, trial: Trial) -> bool:
         """Measured to the end and within every limit."""
@@ -143,18 +140,10 @@ class Judge:
         usable = [(sum(breach.excess for breach in breaches), trial) for breaches, trial in broken if breaches]
         return min(usable, key=lambda pair: (pair[0], pair[1].name))[1] if usable else None
 
-    def needs_latency(self) -> bool:
-        """Whether limits or goal cannot be judged without timing."""
-        return any(_timed(gate.metric) for gate in self.limits) or _timed(self.goal.metric)
-
-
-def is_size(metric: str) -> bool:
-    """Whether a metric counts bytes or parameters."""
-    return metric.startswith(("size.", "parameters"))
-
-
-def _timed(metric: str) -> bool:
-    return metric.startswith(("latency.", "throughput", "cost."))
+    def needs(self, source: metrics.Source) -> bool:
+        """Whether limits or goal cannot be judged without that measurement."""
+        named = (self.goal.metric, *(gate.metric for gate in self.limits))
+        return any(metrics.of(metric).source == source for metric in named)
 
 
 def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | None:
@@ -162,10 +151,9 @@ def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | No
     if observed is None:
         return None
     limit, upper = float(gate.limit), gate.comparison in _UPPER
-    family = gate.metric.split(".")[0]
-    uncertain = partial and family in _QUALITY
+    uncertain = partial and fact.about.quality
     value = (observed.low if upper else observed.high) if uncertain else observed.value
-    if family in facts.TIMED:
+    if fact.about.varies:
         value *= 1 - _BLUR if upper else 1 + _BLUR
     beyond = (value - limit) if upper else (limit - value)
     if not beyond > 1e-12 * max(1.0, abs(limit)) and not math.isnan(beyond):
@@ -224,5 +212,5 @@ def _absolute(gate: Gate, original: float) -> tuple[bool, float]:
 
 
 def _why(low: Gate, high: Gate, least: float, most: float) -> str:
-    kind = words.kind(low.metric)
+    kind = metrics.of(low.metric).kind
     return f"with this original they mean at least {words.value(least, kind)} and at most {words.value(most, kind)}"

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from lepton_cli.errors import MissingExtraError, OutputError
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import Point
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import Propose
 from lepton_cli.tune.space import LADDERS, SearchSpace
-from lepton_cli.tune.trial import Trial
 from lepton_cli.version import __version__
 
 #: Trials are stored under these names in an Optuna study.

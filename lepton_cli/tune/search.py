@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report.trial import Trial, Value
 from lepton_cli.tune import front
 from lepton_cli.tune.bench import Bench, Spent
-from lepton_cli.tune.candidate import Candidate, Point, Value
+from lepton_cli.tune.candidate import Candidate, Point
 from lepton_cli.tune.space import LADDERS, SearchSpace
-from lepton_cli.tune.trial import Trial
 
 #: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
 BRANCHES, CLOSE = 2, 1.6

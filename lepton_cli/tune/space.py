@@ -12,7 +12,8 @@ from typing import Any
 from lepton_cli import units
 from lepton_cli.errors import RecipeError
 from lepton_cli.recipe.tuning import Space
-from lepton_cli.tune.candidate import Candidate, Point, Value, read_steps
+from lepton_cli.report.trial import Value
+from lepton_cli.tune.candidate import Candidate, Point, read_steps
 
 #: Below this share a layer may keep less than the 5 % of its channels that pruning keeps by default.
 _DEEP = 0.12

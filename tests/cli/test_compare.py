@@ -31,7 +31,7 @@ def test_everything_side_by_side(invoke: Invoke, pair: tuple[Path, Path], tmp_pa
     assert max(map(len, found.stdout.splitlines())) <= 100
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.html"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["extra"]["diff"]["operators"] == {"MatMul": [2, 3]}
+    assert report["diff"]["operators"] == {"MatMul": [2, 3]}
     assert [variant["name"] for variant in report["variants"]] == ["original", "compressed"]
 
 
@@ -84,7 +84,7 @@ def test_nan_outputs_end_in_3_with_what_is_known(invoke: Invoke, pair: tuple[Pat
     assert "error[measure.nan]" in found.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["error"]["code"] == "measure.nan"
-    assert report["extra"]["diff"]["layers_same"] == 2
+    assert report["diff"]["layers_same"] == 2
     assert invoke("gate", "out/report.json", "--budget", _budget(tmp_path)).exit_code == 2
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lepton_cli.measure import accuracy, energy, interrupt, latency
+from lepton_cli.measure import accuracy, energy, interrupt
+from lepton_cli.timing import compare
 from tests.cli.small import data, model, recipe
 from tests.conftest import Invoke
 
@@ -44,7 +45,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, count: i
 def test_compare_keeps_accuracy_and_the_rounds_so_far(
     invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 3)
+    stop_after(monkeypatch, compare, "_round", 3)
     found = invoke("compare", *pair, "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=20s")
     assert found.exit_code == 130, found.output
     assert found.stdout.splitlines()[0].startswith("INTERRUPTED, partial results")
@@ -61,7 +62,7 @@ def test_compare_keeps_accuracy_and_the_rounds_so_far(
 def test_too_few_rounds_are_no_numbers(
     invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 2)
+    stop_after(monkeypatch, compare, "_round", 2)
     assert invoke("compare", *pair, "-r", "recipe.yaml", "-o", "out").exit_code == 130
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["latency"] is None
@@ -71,7 +72,7 @@ def test_too_few_rounds_are_no_numbers(
 def test_compress_keeps_what_was_measured(
     invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 3)
+    stop_after(monkeypatch, compare, "_round", 3)
     found = invoke("compress", pair[0], "-r", "recipe.yaml", "-o", "out", "--set", "evaluate.latency.time=20s")
     assert found.exit_code == 130, found.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -83,7 +84,7 @@ def test_compress_keeps_what_was_measured(
 def test_bench_keeps_finished_batch_sizes(
     invoke: Invoke, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(monkeypatch, latency, "_round", 25)
+    stop_after(monkeypatch, compare, "_round", 25)
     options = ("--batch", "1,2,3,4,5,6,7,8,9", "--time", "50 ms", "--threads", "1", "--json")
     found = invoke("bench", *pair, *options)
     assert found.exit_code == 130, found.output

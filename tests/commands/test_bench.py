@@ -54,7 +54,7 @@ def test_inputs_are_matched_by_name_then_by_position() -> None:
 
 def test_data_is_repeated_up_to_the_batch(tmp_path: Path) -> None:
     recipe = adhoc.recipe([ONE], {}, data=data(tmp_path / "data.npz"))
-    feeds = bench._Feeds([ONE], recipe, 1, None)
+    feeds = bench._Feeds([ONE], recipe, 1, None, None)
     stored = np.load(tmp_path / "data.npz")["x"]
     assert np.array_equal(feeds(3)["x"], stored[:3])
     assert np.array_equal(feeds(70)["x"], np.concatenate([stored, stored[:10]]))
@@ -62,7 +62,7 @@ def test_data_is_repeated_up_to_the_batch(tmp_path: Path) -> None:
 
 def test_random_inputs_have_as_many_samples_as_asked_for() -> None:
     inputs = [ONE, TensorInfo("state", "float32", (2, "N", 4))]
-    feeds = bench._Feeds(inputs, adhoc.recipe([ONE], {}), 64, None)(64)
+    feeds = bench._Feeds(inputs, adhoc.recipe([ONE], {}), 64, None, None)(64)
     assert {name: array.shape for name, array in feeds.items()} == {"x": (64, 8), "state": (2, 64, 4)}
 
 

@@ -9,6 +9,7 @@ import pytest
 from lepton_cli.commands import adhoc
 from lepton_cli.commands.compare import compare
 from lepton_cli.commands.job import Job, prepare
+from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.errors import OutputError, ReportError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -28,7 +29,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def test_renamed_inputs_get_the_same_samples(job: Job, tmp_path: Path) -> None:
-    found = compare(job, model(tmp_path / "b.onnx", name="features"), Silent(), command="lepton compare a b")
+    found = compare(
+        job,
+        model(tmp_path / "b.onnx", name="features"),
+        Silent(),
+        run=Run(Arguments("compare", (Path("a"), Path("b")))),
+    )
     report = found.report
     assert found.error is None
     assert report.accuracy is not None

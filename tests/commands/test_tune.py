@@ -17,7 +17,9 @@ from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import load_recipe
 from lepton_cli.report import store
 from lepton_cli.report.html import render as html
-from lepton_cli.tune.trial import Trial
+from lepton_cli.report.model import Tune
+from lepton_cli.report.trial import Trial
+from lepton_cli.report.tune_facts import axis_value
 from tests.tune import builders
 
 SMALL = "{limits: [{metric: accuracy.top1, max_drop: 10 pp}], minimize: size.file, budget: {time: 60 s, trials: 6}}"
@@ -53,14 +55,14 @@ def run(
     folder: Path, section: str = SMALL, *, watch: Lines | None = None, output: str = "out", **options: Any
 ) -> Result:
     steps = options.pop("steps", "")
-    latency = options.pop("latency", "false")
-    path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, latency=latency)
+    measured = {key: options.pop(key, "false") for key in ("latency", "memory")}
+    path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, **measured)
     return tune(folder / "net.onnx", load_recipe(path), folder / output, watch or Lines(), **options)
 
 
-def search(result: Result) -> dict[str, Any]:
-    found = result.report.extra["tune"]
-    assert isinstance(found, dict)
+def search(result: Result) -> Tune:
+    found = result.report.tune
+    assert found is not None
     return found
 
 
@@ -75,13 +77,22 @@ def test_the_best_is_complete_on_disk(folder: Path) -> None:
     }  # fmt: skip
     onnx.checker.check_model(onnx.load(out / "net.onnx"))
     assert (out / "net.onnx").stat().st_size < (folder / "net.onnx").stat().st_size
-    assert store.read(out / "report.json").extra["tune"]["best"] == search(result)["best"]
-    rows = search(result)["trials"]
+    assert store.read(out / "report.json").tune == search(result)
+    rows = search(result).trials
     assert len(rows) == 6
-    assert any(row["front"] for row in rows)
-    chosen = next(row for row in rows if row["key"] == search(result)["best"])
-    assert chosen["file"] == (out / "net.onnx").stat().st_size
-    assert chosen["file"] == min(row["file"] for row in rows if row["feasible"])
+    assert any(row.front for row in rows)
+    chosen = next(row for row in rows if row.key == search(result).best)
+    assert chosen.file == (out / "net.onnx").stat().st_size
+    assert chosen.file == min(row.file for row in rows if row.feasible)
+
+
+def test_memory_is_limited_by_the_originals(folder: Path) -> None:
+    section = "{limits: [{metric: memory.peak, max_ratio: 3}], minimize: memory.peak, budget: {time: 60 s, trials: 2}}"
+    result = run(folder, section, memory="true")
+    assert [gate.verdict for gate in result.report.gates] == ["pass"]
+    assert search(result).axes.cost.kind == "ratio"
+    assert all(0 < row.cost < 3 for row in search(result).trials)
+    assert "%" in axis_value(search(result).trials[0].cost, search(result).axes.cost)
 
 
 def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:
@@ -95,8 +106,8 @@ def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:
 
 def test_the_same_seed_finds_the_same(folder: Path) -> None:
     first, second = run(folder), run(folder, output="other")
-    assert [row["key"] for row in search(first)["trials"]] == [row["key"] for row in search(second)["trials"]]
-    assert search(first)["best"] == search(second)["best"]
+    assert [row.key for row in search(first).trials] == [row.key for row in search(second).trials]
+    assert search(first).best == search(second).best
 
 
 def test_the_page_shows_every_trial(folder: Path) -> None:
@@ -119,7 +130,7 @@ def test_an_interrupted_search_leaves_the_best_and_goes_on(folder: Path) -> None
     assert len(rest.trials) == 3
     assert not {t.key for t in rest.trials} & {t.key for t in watch.trials}
     whole = run(folder, output="whole")
-    assert search(done)["best"] == search(whole)["best"]
+    assert search(done).best == search(whole).best
 
 
 def test_interrupted_before_anything_was_measured(folder: Path) -> None:
@@ -144,8 +155,8 @@ def test_tighter_limits_begin_with_the_trials_of_a_report(folder: Path) -> None:
     result = run(folder, tighter, output="tight", watch=watch, earlier=folder / "out" / "report.json")
     fresh = Lines()
     run(folder, tighter, output="fresh", watch=fresh)
-    assert len(search(result)["trials"]) > len(watch.trials)
-    assert not {t.key for t in watch.trials} & {row["key"] for row in search(run(folder))["trials"] if row["feasible"]}
+    assert len(search(result).trials) > len(watch.trials)
+    assert not {t.key for t in watch.trials} & {row.key for row in search(run(folder)).trials if row.feasible}
     assert result.report.status == "ok"
 
 
@@ -163,15 +174,15 @@ def test_no_candidate_meets_the_limits(folder: Path) -> None:
     said = " ".join(result.report.warnings)
     assert "no candidate meets the limits; the nearest" in said
     assert "size.file: max 100 B, found" in said
-    assert not search(result)["met"]
+    assert not search(result).met
 
 
 def test_latency_is_measured_against_the_original(folder: Path) -> None:
     section = "{minimize: {metric: latency.median, batch: 4}, budget: {time: 60 s, trials: 4}}"
     result = run(folder, section, latency="{time: 60 ms, batch: [1, 4], threads: 1}")
-    rows = [row for row in search(result)["trials"] if not row["reason"]]
+    rows = [row for row in search(result).trials if not row.reason]
     assert rows
-    assert all(0 < row["cost"] < 100 for row in rows)
+    assert all(0 < row.cost < 100 for row in rows)
     assert result.report.latency is not None
     assert {change.batch for change in result.report.latency.changes} == {1, 4}
 
@@ -216,12 +227,12 @@ def test_reports_that_cannot_be_taken_over(folder: Path) -> None:
     report = folder / "out" / "report.json"
     other = folder / "other.json"
     document = json.loads(report.read_text())
-    document["extra"]["tune"]["search"] = "another"
+    document["tune"]["search"] = "another"
     other.write_text(json.dumps(document))
     with pytest.raises(ReportError) as found:
         run(folder, output="b", earlier=other)
     assert found.value.code == "tune.other-search"
-    document["extra"] = {}
+    document["tune"] = None
     other.write_text(json.dumps(document))
     with pytest.raises(ReportError) as found:
         run(folder, output="c", earlier=other)

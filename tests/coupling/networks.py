@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli import runtime
-from lepton_cli.coupling import cut, known_shapes, links
-from lepton_cli.coupling.analyse import analyse
-from lepton_cli.graph import shapes
+from lepton_cli.coupling import analyse, cut, known_shapes, links
+from lepton_cli.graph import edit, shapes
 from lepton_cli.model import io
 
 
@@ -76,7 +75,7 @@ class Network:
 
 def analysed(model: ir.Model, batch: int = 2, other: int = 8) -> tuple[ir.Model, links.Coupling]:
     prepared, facts = known_shapes.prepare(model, shapes.default_feeds(model, batch, other))
-    return prepared, analyse(prepared, facts)
+    return prepared, analyse.analyse(prepared, facts)
 
 
 def run(model: ir.Model, batch: int, other: int = 8) -> list[NDArray[Any]]:
@@ -99,7 +98,7 @@ def zeroed(model: ir.Model, groups: list[tuple[links.Group, NDArray[np.int64]]])
             variance = any(node.op_type == "BatchNormalization" and index == 4 for node, index in value.uses())
             np.moveaxis(array, axis, 0)[positions[channels].ravel()] = 1 if variance else 0
     for name, array in arrays.items():
-        cut.replace_weight(copy, name, array)
+        edit.set_weight(copy.graph.initializers[name], array)
     return copy
 
 

@@ -7,7 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.coupling import branches, cut
+from lepton_cli.coupling import branches
+from lepton_cli.graph import edit
 from tests.coupling.networks import Network, analysed, run
 
 
@@ -19,11 +20,11 @@ def zeroed(model: ir.Model, branch: branches.Branch) -> ir.Model:
     while not any(v.is_initializer() and len(v.const_value.shape) > 1 for v in end.inputs if v is not None):
         for value in end.inputs:
             if value.is_initializer():
-                cut.replace_weight(copy, value.name, 0 * value.const_value.numpy())
+                edit.set_weight(value, 0 * value.const_value.numpy())
         end = next(v.producer() for v in end.inputs if v.producer() is not None)
     for value in end.inputs:
         if value.is_initializer():
-            cut.replace_weight(copy, value.name, 0 * value.const_value.numpy())
+            edit.set_weight(value, 0 * value.const_value.numpy())
     return copy
 
 

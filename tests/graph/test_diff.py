@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import onnx
 import onnx_ir as ir
 
+from lepton_cli.graph.details import GraphDiff
 from lepton_cli.graph.diff import diff
 
 
@@ -33,16 +33,14 @@ PLAIN = model("g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) y = Relu (a) 
 
 def test_equal_models_differ_in_nothing() -> None:
     found = diff(PLAIN, PLAIN, [Row("a"), Row("b")], [Row("a"), Row("b")])
-    assert found == {
-        "nodes": [2, 2], "operators": {}, "inputs": [], "outputs": [], "layers": [], "layers_same": 2
-    }  # fmt: skip
+    assert found == GraphDiff(nodes=(2, 2), layers_same=2)
 
 
 def test_operators_are_counted_with_their_domain_and_inside_branches() -> None:
     other = model("g (float[N, 4] x) => (float[N, 4] y) { a = com.microsoft.Gelu (x) b = Relu (a) y = Sigmoid (b) }")
     found = diff(PLAIN, other, [], [])
-    assert found["operators"] == {"Relu": [2, 1], "Sigmoid": [0, 1], "com.microsoft.Gelu": [0, 1]}
-    assert found["nodes"] == [2, 3]
+    assert found.operators == {"Relu": (2, 1), "Sigmoid": (0, 1), "com.microsoft.Gelu": (0, 1)}
+    assert found.nodes == (2, 3)
 
 
 def test_widths_and_types_of_a_layer_stand_side_by_side() -> None:
@@ -52,19 +50,19 @@ def test_widths_and_types_of_a_layer_stand_side_by_side() -> None:
         [Row("a"), Row("b"), Row("gone", "BatchNormalization")],
         [Row("a"), Row("b_quant", dtype="int8", weight_shape=(1, 5), parameters=5), Row("new", "Gemm")],
     )
-    changed, gone, new = found["layers"]
-    assert (changed["node"], changed["change"]) == ("b", "changed")
-    assert changed["dtype"] == ["float32", "int8"]
-    assert changed["shape"] == [[2, 5], [1, 5]]
-    assert changed["parameters"] == [10, 5]
-    assert (gone["change"], gone["op"]) == ("removed", ["BatchNormalization", None])
-    assert (new["change"], new["op"]) == ("added", [None, "Gemm"])
-    assert found["layers_same"] == 1
-    assert json.loads(json.dumps(found)) == found
+    changed, gone, new = found.layers
+    assert (changed.node, changed.change) == ("b", "changed")
+    assert changed.dtype == ("float32", "int8")
+    assert changed.shape == ((2, 5), (1, 5))
+    assert changed.parameters == (10, 5)
+    assert (gone.change, gone.op) == ("removed", ("BatchNormalization", None))
+    assert (new.change, new.op) == ("added", (None, "Gemm"))
+    assert found.layers_same == 1
+    assert GraphDiff.model_validate_json(found.model_dump_json()) == found
 
 
 def test_other_inputs_are_named() -> None:
     other = model("g (float[N, 8] z) => (float[N, 8] y) { y = Relu (z) }")
     found = diff(PLAIN, other, [], [])
-    assert found["inputs"] == [["x float32 [N, 4]"], ["z float32 [N, 8]"]]
-    assert found["outputs"] == [["y float32 [N, 4]"], ["y float32 [N, 8]"]]
+    assert found.inputs == (("x float32 [N, 4]",), ("z float32 [N, 8]",))
+    assert found.outputs == (("y float32 [N, 4]",), ("y float32 [N, 8]",))

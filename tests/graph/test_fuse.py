@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import MissingExtraError, RecipeError
 from lepton_cli.graph import fusion
+from lepton_cli.graph.details import FuseDetails
 from lepton_cli.graph.spec import Fuse
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
@@ -50,10 +52,20 @@ def test_without_attention_nothing_is_fused_ahead(vit: ir.Model, tmp_path: Path)
 
 def test_a_named_type_fuses_what_it_finds(vit: ir.Model, tmp_path: Path) -> None:
     outcome = STEPS["fuse"].apply(vit, Fuse(step="fuse", model_type="bert"), _context(tmp_path))
-    assert outcome.details["operators"]["SkipLayerNormalization"] == 8
-    assert outcome.changed == sum(outcome.details["operators"].values())
+    assert outcome.details.operators["SkipLayerNormalization"] == 8
+    assert outcome.changed == sum(outcome.details.operators.values())
     np.testing.assert_allclose(_logits(outcome.model), _logits(vit), atol=1e-4)
     assert io.inputs(outcome.model) == io.inputs(vit)
+
+
+def test_the_log_is_left_as_the_caller_had_it(vit: ir.Model) -> None:
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.INFO)
+        fusion.fuse(vit, "bert", 0, 0)
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(before)
 
 
 def test_globs_make_no_sense_here(vit: ir.Model, tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_heads_and_size_are_those_given_else_those_read_else_unknown(optimizers:
         outcome = STEPS["fuse"].apply(attention(), Fuse(step="fuse", **options), _context(tmp_path))  # type: ignore[arg-type]
         assert used.asked == [("auto", *expected)]
         assert other.asked == []
-        assert (outcome.details["heads"], outcome.details["hidden_size"]) == expected
+        assert (outcome.details.heads, outcome.details.hidden_size) == expected
 
 
 def test_the_engine_is_the_one_that_was_asked_for(optimizers: Use, tmp_path: Path) -> None:
@@ -140,9 +152,7 @@ def test_attention_is_worth_fusing(operator: str, optimizers: Use, tmp_path: Pat
     assert outcome.changed == 3
     assert outcome.summary == ", ".join(sorted([f"2 {operator}", "1 Gelu"], key=lambda text: text.split()[1]))
     assert outcome.tolerance == 1e-3
-    assert outcome.details == {
-        "model_type": "vit", "heads": 4, "hidden_size": 64, "operators": {operator: 2, "Gelu": 1}
-    }  # fmt: skip
+    assert outcome.details == FuseDetails(model_type="vit", heads=4, hidden_size=64, operators={operator: 2, "Gelu": 1})
     assert [(one.node, one.op, one.action, one.reason) for one in outcome.decisions] == [
         ("new_MatMul_0", operator, "fused", "replaces a pattern of plain operators"),
         ("new_MatMul_3", operator, "fused", "replaces a pattern of plain operators"),
@@ -157,7 +167,7 @@ def test_what_onnxruntime_fuses_itself_is_not_fused_ahead_unless_a_type_is_named
     model = attention()
     outcome = STEPS["fuse"].apply(model, Fuse(step="fuse"), _context(tmp_path))
     assert (outcome.model is model, outcome.changed, outcome.summary) == (True, 0, "no attention to fuse")
-    assert outcome.details == {"heads": 4, "hidden_size": 64}
+    assert outcome.details == FuseDetails(heads=4, hidden_size=64)
     reason = "no attention was recognised; LayerNorm and GELU onnxruntime fuses itself when it loads the model"
     assert [(one.node, one.reason) for one in outcome.decisions] == [("Softmax_2", reason)]
     assert STEPS["fuse"].apply(model, Fuse(step="fuse", model_type="bert"), _context(tmp_path)).changed == 2

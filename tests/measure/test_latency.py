@@ -14,7 +14,7 @@ from lepton_cli.machine import usable_threads
 from lepton_cli.measure import latency
 from lepton_cli.measure.case import Case
 from lepton_cli.measure.spec import LatencySpec
-from lepton_cli.timing.compare import Round, Rounds, Rule
+from lepton_cli.timing.compare import Round, Rounds, StopRule
 from tests.measure import builders
 
 SMALL = builders.chain(2, 16)
@@ -36,7 +36,7 @@ def measured(ratios: list[list[float]], runs: int = 1) -> latency._Measured:
     for visits in ratios:
         logs = np.stack([np.zeros(len(visits)), np.log(visits)], axis=1)
         rounds.rounds.append(Round([[np.ones(runs)], [np.ones(runs)]], [[], []], logs))
-    return latency._Measured(case, Rule(0.02, 10.0), rounds)
+    return latency._Measured(case, StopRule(0.02, 10.0), rounds)
 
 
 def test_two_models_on_two_batch_sizes() -> None:

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from lepton_cli.errors import DataError
 from lepton_cli.measure import metrics
 from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.metrics import MEASURABLE
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.2, 0.2, 0.6], [0.3, 0.4, 0.3]], np.float32)
 LABELS = np.array([1, 2, 2, 0])
 
 
 def value(output: NDArray[Any], labels: NDArray[Any], **spec: Any) -> float:
-    metric = metrics.build(AccuracySpec(**spec))
-    return float(metric.value(metric.keep(output, labels)))
+    formula = metrics.formula(AccuracySpec(**spec))
+    return float(formula.value(formula.keep(output, labels)))
 
 
 @pytest.mark.parametrize(("spec", "expected"), [({"metric": "top1"}, 0.5), ({"metric": "topk", "k": 2}, 1.0)])
@@ -108,10 +109,66 @@ def test_spearman_with_ties() -> None:
     assert found == pytest.approx(0.7631578947368421)
 
 
-@pytest.mark.parametrize("metric", ["top1", "topk", "f1", "mae", "rmse", "r2", "cosine", "spearman"])
-def test_every_metric_works_on_many_resamples_at_once(metric: Any) -> None:
+def _f1(predicted: NDArray[Any], true: NDArray[Any], one: int) -> float:
+    """Twice the hits over all that was found and all that there was; 0 without any."""
+    hits = sum(p == t == one for p, t in zip(predicted, true, strict=True))
+    both = int((predicted == one).sum() + (true == one).sum())
+    return 2 * hits / both if both else 0.0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_classes_against_counting(seed: int, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores, labels = generator.standard_normal((11, 5)), generator.integers(0, 5, 11)
+    predicted = scores.argmax(axis=1)
+    seen = [one for one in range(5) if one in predicted or one in labels]
+    assert value(scores, labels, metric="f1") == pytest.approx(np.mean([_f1(predicted, labels, one) for one in seen]))
+    assert value(scores, labels, metric="f1", average="micro") == pytest.approx(np.mean(predicted == labels))
+    assert value(scores, labels, metric="f1", average="binary") == pytest.approx(_f1(predicted, labels, 1))
+    best = np.argsort(-scores, axis=1)[:, :k]
+    found = np.mean([label in row for label, row in zip(labels, best, strict=True)])
+    assert value(scores, labels, metric="topk", k=k) == pytest.approx(found)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_regression_against_the_formulas_written_out(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    y, found = generator.standard_normal((9, 3)), generator.standard_normal((9, 3))
+    assert value(found, y, metric="mae") == pytest.approx(np.mean(np.abs(found - y)))
+    assert value(found, y, metric="rmse") == pytest.approx(np.sqrt(np.mean((found - y) ** 2)))
+    assert value(found, y, metric="r2") == pytest.approx(1 - np.sum((found - y) ** 2) / np.sum((y - y.mean()) ** 2))
+    lengths = np.sqrt((found**2).sum(axis=1) * (y**2).sum(axis=1))
+    assert value(found, y, metric="cosine") == pytest.approx(np.mean((found * y).sum(axis=1) / lengths))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=12))
+def test_spearman_against_counted_ranks(pairs: list[tuple[int, int]]) -> None:
+    first, second = np.array(pairs, float).T
+    ranks = [[np.sum(side < one) + np.sum(side == one) / 2 for one in side] for side in (first, second)]
+    found = value(first, second, metric="spearman")
+    if first.std() and second.std():
+        assert found == pytest.approx(np.corrcoef(ranks)[0, 1])
+    else:
+        assert np.isnan(found)
+
+
+def test_numbers_by_hand() -> None:
+    """Two classes, one hit of class 0 and two of class 1 in five; errors 1, 2 and 3; 3-4-5 triangles."""
+    predicted, true = np.array([0, 1, 1, 1, 0]), np.array([0, 1, 1, 0, 1])
+    assert value(predicted, true, metric="f1") == pytest.approx((2 / 4 + 4 / 6) / 2)
+    y = np.array([0.0, 3.0, 6.0])
+    found = np.array([1.0, 1.0, 9.0])
+    assert value(found, y, metric="mae") == pytest.approx(2)
+    assert value(found, y, metric="rmse") == pytest.approx(np.sqrt(14 / 3))
+    assert value(found, y, metric="r2") == pytest.approx(1 - 14 / 18)
+    assert value(np.array([[3.0, 4.0]]), np.array([[4.0, 3.0]]), metric="cosine") == pytest.approx(24 / 25)
+    assert value(np.array([1.0, 2, 3]), np.array([1.0, 3, 2]), metric="spearman") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("metric", [word for word in MEASURABLE if word != "python"])
+def test_every_metric_works_on_many_resamples_at_once(metric: str) -> None:
     generator = np.random.default_rng(3)
-    built = metrics.build(AccuracySpec(metric=metric, k=2))
+    built = metrics.formula(AccuracySpec(metric=metric, k=2))
     if built.takes_classes:
         output, labels = generator.standard_normal((20, 4)), generator.integers(0, 4, 20)
     elif metric == "cosine":

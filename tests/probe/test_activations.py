@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
+from lepton_cli.data.dataset import Batch
 from lepton_cli.data.memory import Arrays
+from lepton_cli.errors import DataError
 from lepton_cli.probe import activations
-from lepton_cli.probe.activations import Tap
+from lepton_cli.probe.activations import Activations, batches, samples
 from tests.coupling.networks import Network
+from tests.probe.test_calibration import data as asked
+from tests.probe.test_calibration import net
+from tests.quantize.builders import Graph, WithConstants
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -48,7 +53,7 @@ def by_hand(x: Feeds, model: ir.Model) -> Feeds:
 
 
 def lengths(model: ir.Model, count: int, **options: int) -> list[int]:
-    found = list(activations.batches(model, data(count), **options))
+    found = [batch.feeds for batch in batches(model, data(count), **options)]
     joined = np.concatenate([batch["x"] for batch in found]) if found else np.zeros((0, 3))
     np.testing.assert_array_equal(joined, data(count).feeds["x"][: len(joined)])
     assert all(set(batch) == {"x", "z"} for batch in found)
@@ -61,7 +66,7 @@ def test_batches_have_the_size_asked_for_where_the_model_takes_any() -> None:
     assert lengths(two_inputs(), 40) == [32, 8]
 
 
-@pytest.mark.parametrize(("batch", "other"), [(3, 3), ("batch", 3), (3, "batch")])
+@pytest.mark.parametrize(("batch", "other"), [(3, 3), (3, "batch")])
 def test_a_fixed_batch_is_the_models_and_a_last_one_too_small_is_left_out(batch: int | str, other: int | str) -> None:
     model = two_inputs(batch, other)
     assert lengths(model, 10, size=4) == [3, 3, 3]
@@ -74,25 +79,13 @@ def test_a_fixed_batch_of_one_gives_single_samples() -> None:
     assert lengths(two_inputs(1, 1), 3, size=2) == [1, 1, 1]
 
 
-def test_batches_of_which_one_array_is_too_short_are_left_out() -> None:
-    class Uneven(Arrays):
-        def batches(self, size: int | None = None, limit: int | None = None) -> Any:
-            for batch in super().batches(size, limit):
-                if batch.start == 2:
-                    batch.feeds["z"] = batch.feeds["z"][:1]
-                yield batch
-
-    found = list(activations.batches(two_inputs(2, 2), Uneven(data(6).feeds)))
-    assert [float(batch["x"][0, 0]) for batch in found] == [data(6).feeds["x"][k, 0] for k in (0, 4)]
-
-
 def test_inputs_of_unknown_or_no_shape_fix_nothing() -> None:
     n = Network()
     x, scale = n.input("x", "batch", 3), n.input("scale")
     model = n.model(n.node("Mul", x, scale))
     model.graph.inputs[0].shape = None
     held = Arrays({"x": np.zeros((5, 3)), "scale": np.zeros(5)})
-    assert [len(batch["x"]) for batch in activations.batches(model, held, size=2)] == [2, 2, 1]
+    assert [len(batch.feeds["x"]) for batch in batches(model, held, size=2)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +95,9 @@ def test_inputs_of_unknown_or_no_shape_fix_nothing() -> None:
 )
 def test_inner_values_are_those_of_the_network(names: Sequence[str], tmp_path: Path) -> None:
     model, x = two_inputs(), feeds()
-    tap = Tap(model, names, tmp_path, threads=1)
+    inner = Activations(model, names, tmp_path, threads=1)
     for _ in range(2):
-        found = tap.run({**x, "stranger": np.zeros(1)})
+        found = inner.run({**x, "stranger": np.zeros(1)})
         assert set(names) <= set(found) <= {*names, "x", "z"}
         expected = by_hand(x, model)
         for name, array in found.items():
@@ -112,11 +105,12 @@ def test_inner_values_are_those_of_the_network(names: Sequence[str], tmp_path: P
     assert [output.name for output in model.graph.outputs] == ["Concat_4_out"]
 
 
-def test_a_tapped_model_has_only_the_nodes_it_needs() -> None:
+def test_a_piece_has_only_the_nodes_it_needs() -> None:
     model = two_inputs()
-    short = activations.tapped(model, ["Relu_1_out", "x", "Relu_1_out"])
+    short = activations.piece(model, {}, ["Relu_1_out", "x", "Relu_1_out"])
     assert [output.name for output in short.graph.outputs] == ["Relu_1_out", "x"]
     assert [node.name for node in short.graph] == ["Gemm_0", "Relu_1"]
+    assert [value.name for value in short.graph.inputs] == ["x"]
     assert [node.name for node in model.graph] == ["Gemm_0", "Relu_1", "Neg_2", "Neg_3", "Concat_4"]
     assert len(model.graph.outputs) == 1
 
@@ -124,7 +118,7 @@ def test_a_tapped_model_has_only_the_nodes_it_needs() -> None:
 def test_no_session_is_made_for_inputs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "Session", None)
     x = feeds()
-    found = Tap(two_inputs(), ["x"], tmp_path, threads=1).run(x)
+    found = Activations(two_inputs(), ["x"], tmp_path, threads=1).run(x)
     assert found["x"] is x["x"]
 
 
@@ -160,3 +154,51 @@ def test_float_outputs_are_samples_times_values_over_all_batches(tmp_path: Path)
     assert [array.shape for array in found] == [array.shape for array in expected]
     for array, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_are_of_the_size_asked_for() -> None:
+    assert [len(batch.feeds["x"]) for batch in batches(net(), asked(), 4)] == [4, 4, 2]
+
+
+def test_a_fixed_batch_dimension_decides_and_what_does_not_fill_it_is_left_out() -> None:
+    given = asked()
+    found = list(batches(net(3), given, 4))
+    assert [(len(batch.feeds["x"]), batch.start) for batch in found] == [(3, 0), (3, 3), (3, 6)]
+    assert given.sizes == [3]
+
+
+def test_only_the_first_input_says_how_large_a_batch_is() -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("state", [1, 4])))
+    given = WithConstants({"state": np.ones((1, 4), np.float32)}, x=asked().feeds["x"])
+    assert len(list(batches(model, given, 5))) == 2
+
+
+def test_models_without_inputs_take_any_batch() -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Relu", graph.constant(np.ones(3, np.float32))))
+    assert len(list(batches(model, asked(), 5))) == 2
+
+
+def test_nan_in_the_data_is_named_with_its_batch() -> None:
+    given = asked()
+    given.feeds["x"][7, 2] = np.nan
+    found = batches(net(), given, 4)
+    assert len(next(found).feeds["x"]) == 4
+    with pytest.raises(DataError, match="`x` of `arrays` contains NaN in the batch at sample 4") as raised:
+        next(found)
+    assert raised.value.code == "data.nan"
+
+
+@pytest.mark.parametrize("other", [np.array([1, 2]), np.array(["a", "b"]), [1.0, float("nan")]])
+def test_inputs_that_cannot_hold_nan_are_not_searched(other: object) -> None:
+    class Mixed(Arrays):
+        def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+            yield Batch({"other": other, "x": np.ones((2, 4), np.float32)}, {}, 0)  # type: ignore[dict-item]
+
+    assert len(list(batches(net(), Mixed({"x": np.ones((2, 4), np.float32)}), 2))) == 1
+
+
+def test_samples_are_counted_by_the_longest_input() -> None:
+    assert samples(Batch({"one": np.ones(1), "x": np.ones((7, 2)), "scalar": np.array(2.0)}, {}, 0)) == 7
+    assert samples(Batch({"scalar": np.array(2.0)}, {}, 0)) == 1

@@ -14,8 +14,9 @@ from lepton_cli.data.dataset import Batch
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError
 from lepton_cli.probe import calibration
-from lepton_cli.probe.calibration import Ranges, calibration_batches, collect, with_outputs
+from lepton_cli.probe.calibration import Ranges, collect
 from lepton_cli.probe.histogram import Histogram
+from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, Scalars, Told, WithConstants, context
 
 
@@ -72,7 +73,7 @@ def test_inputs_and_inner_tensors_are_counted_over_all_samples(tmp_path: Path) -
 
 def test_inputs_alone_need_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = data()
-    monkeypatch.setattr(calibration.Session, "run", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr(Session, "run", lambda *_: pytest.fail("the model was run"))
     assert same(collect(net(), ["x"], samples, context(samples, tmp_path)).histograms["x"], samples.feeds["x"])
 
 
@@ -82,7 +83,7 @@ def test_whole_numbers_are_not_counted(tmp_path: Path) -> None:
     model = graph.model(graph.op("Cast", graph.op("Neg", whole), to=TensorProto.FLOAT))
     samples = Arrays({"x": np.arange(8, dtype=np.int64).reshape(2, 4)})
     found = collect(model, ["x", "t0", "t1"], samples, context(samples, tmp_path))
-    assert found.unseen() == ["x", "t0"]
+    assert [name for name, one in found.histograms.items() if one.empty] == ["x", "t0"]
     assert found.histograms["t1"].low == -7
 
 
@@ -93,7 +94,6 @@ def test_limits_leave_out_what_was_never_seen() -> None:
     found = Ranges({"seen": seen, "empty": empty, "masked": masked}, 1)
     assert found.limits("minmax") == {"seen": (-1, 3), "masked": (0, 2)}
     assert found.masked() == {"masked": 2}
-    assert found.unseen() == ["empty"]
 
 
 def test_limits_pass_on_method_and_levels() -> None:
@@ -105,56 +105,6 @@ def test_limits_pass_on_method_and_levels() -> None:
     assert made["mse", 16][1] < made["mse", 256][1] <= histogram.high
     assert found.limits("mse")["x"] == made["mse", 256]
     assert inspect.signature(Ranges.limits).parameters["levels"].default == 256
-
-
-def test_with_outputs_adds_what_the_model_does_not_return_yet() -> None:
-    model = net()
-    made = with_outputs(model, ["t0", "t1", "x", "nothing"])
-    assert [value.name for value in made.graph.outputs] == ["t1", "t0"]
-    assert [value.name for value in model.graph.outputs] == ["t1"]
-
-
-def test_batches_are_of_the_size_asked_for() -> None:
-    assert [len(batch.feeds["x"]) for batch in calibration_batches(net(), data(), 4)] == [4, 4, 2]
-
-
-def test_a_fixed_batch_dimension_decides_and_what_does_not_fill_it_is_left_out() -> None:
-    samples = data()
-    found = list(calibration_batches(net(3), samples, 4))
-    assert [(len(batch.feeds["x"]), batch.start) for batch in found] == [(3, 0), (3, 3), (3, 6)]
-    assert samples.sizes == [3]
-
-
-def test_only_the_first_input_says_how_large_a_batch_is() -> None:
-    graph = Graph()
-    model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("state", [1, 4])))
-    samples = WithConstants({"state": np.ones((1, 4), np.float32)}, x=data().feeds["x"])
-    assert len(list(calibration_batches(model, samples, 5))) == 2
-
-
-def test_models_without_inputs_take_any_batch() -> None:
-    graph = Graph()
-    model = graph.model(graph.op("Relu", graph.constant(np.ones(3, np.float32))))
-    assert len(list(calibration_batches(model, data(), 5))) == 2
-
-
-def test_nan_in_the_data_is_named_with_its_batch() -> None:
-    samples = data()
-    samples.feeds["x"][7, 2] = np.nan
-    batches = calibration_batches(net(), samples, 4)
-    assert len(next(batches).feeds["x"]) == 4
-    with pytest.raises(DataError, match="`x` of `arrays` contains NaN in the batch at sample 4") as raised:
-        next(batches)
-    assert raised.value.code == "data.nan"
-
-
-@pytest.mark.parametrize("other", [np.array([1, 2]), np.array(["a", "b"]), [1.0, float("nan")]])
-def test_inputs_that_cannot_hold_nan_are_not_searched(other: object) -> None:
-    class Mixed(Arrays):
-        def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-            yield Batch({"other": other, "x": np.ones((2, 4), np.float32)}, {}, 0)  # type: ignore[dict-item]
-
-    assert len(list(calibration_batches(net(), Mixed({"x": np.ones((2, 4), np.float32)}), 2))) == 1
 
 
 @pytest.mark.parametrize(
@@ -174,13 +124,13 @@ def test_batches_fit_the_working_set(
 
 def test_a_fixed_batch_is_measured_by_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    true = calibration.calibration_batches
+    true = calibration.batches
 
     def batches(model: ir.Model, samples: Asked, size: int) -> Iterator[Batch]:
         sizes.append(size)
         return true(model, samples, size)
 
-    monkeypatch.setattr(calibration, "calibration_batches", batches)
+    monkeypatch.setattr(calibration, "batches", batches)
     monkeypatch.setattr(calibration, "WORKING_SET", 32 * 7)
     samples = data(40)
     collect(net(4), ["t0", "t1"], samples, context(samples, tmp_path))

@@ -3,6 +3,7 @@
 import inspect
 import math
 import struct
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph
 
 FLOATS = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-(2.0**66), 2.0**66, width=32))
+METHODS = get_args(clipping.Method)
 KINDS = ("mixed", "positive", "negative", "lopsided", "far from zero", "sparse")
 
 
@@ -72,14 +74,14 @@ def full(values: np.ndarray) -> tuple[float, float]:
 
 
 @settings(max_examples=25)
-@given(FLOATS, st.sampled_from(clipping.METHODS))
+@given(FLOATS, st.sampled_from(METHODS))
 def test_every_range_holds_zero_and_stays_within_what_was_seen(values: np.ndarray, method: clipping.Method) -> None:
     low, high = clipping.limits(histogram(values), method)
     assert full(values)[0] <= low <= 0 <= high <= full(values)[1]
     assert low < high or not values.any()
 
 
-@pytest.mark.parametrize("method", clipping.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_and_zeros_have_no_extent(method: clipping.Method) -> None:
     assert clipping.limits(Histogram(), method) == (0.0, 0.0)
     assert clipping.limits(histogram(np.full(3, -np.inf, np.float32)), method) == (0.0, 0.0)
@@ -92,7 +94,7 @@ def test_minmax_is_the_least_and_the_greatest_value(kind: str) -> None:
     assert clipping.limits(histogram(values), "minmax") == full(values)
 
 
-@pytest.mark.parametrize("method", clipping.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_infinities_and_mask_constants_move_no_end(method: clipping.Method) -> None:
     values = sample("mixed", 1000)
     odd = np.array([np.inf, -np.inf, -3.4e38, np.nan], dtype=np.float32)
@@ -242,7 +244,7 @@ def _quantizer(model: ir.Model) -> tuple[float, int]:
     return float(scale), int(zero)
 
 
-@pytest.mark.parametrize("method", clipping.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_is_exact_in_the_quantized_graph(kind: str, method: clipping.Method) -> None:
     graph = Graph()
@@ -250,7 +252,7 @@ def test_zero_is_exact_in_the_quantized_graph(kind: str, method: clipping.Method
     choice = choose.candidates(model, {"MatMul_0"})
     ends = clipping.limits(histogram(sample(kind, 500)), method)
     for target, least, most in (("x86", 0, 255), ("arm", -128, 127)):
-        made = qdq.write(model, qdq.Plan(TARGETS[target], choice, {"x": ends}))
+        made = qdq.write(model, qdq.Scheme(TARGETS[target], choice, {"x": ends}))
         scale, zero = _quantizer(made)
         assert least <= zero <= most
         if target == "x86":

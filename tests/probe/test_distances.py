@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from lepton_cli.data.memory import Arrays
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference, relative_error
 from tests.quantize.builders import Graph, Scalars, WithConstants, context
 
 
@@ -42,7 +42,7 @@ def decibel(signal: np.ndarray, noise: np.ndarray) -> float:
 def test_sqnr_is_signal_power_over_error_power_in_decibel(tmp_path: Path) -> None:
     data = samples()
     x = data.feeds["x"]
-    fidelity = Fidelity(net(), context(data, tmp_path))
+    fidelity = Reference(net(), context(data, tmp_path))
     assert fidelity.sqnr(net(factor=1.1)) == pytest.approx(20, abs=1e-4)
     assert fidelity.sqnr(net(factor=0.5)) == pytest.approx(20 * math.log10(2), abs=1e-6)
     assert fidelity.sqnr(net(factor=3)) == pytest.approx(-20 * math.log10(2), abs=1e-6)
@@ -53,7 +53,7 @@ def test_sqnr_is_signal_power_over_error_power_in_decibel(tmp_path: Path) -> Non
 def test_the_worst_output_decides(tmp_path: Path) -> None:
     data = samples()
     x = data.feeds["x"]
-    fidelity = Fidelity(net(), context(data, tmp_path))
+    fidelity = Reference(net(), context(data, tmp_path))
     assert fidelity.names == ["y", "z"]
     for factor, shift in ((1.01, 0.5), (1.5, 0.01)):
         made = net(factor, shift)
@@ -64,7 +64,7 @@ def test_the_worst_output_decides(tmp_path: Path) -> None:
 
 
 def test_equal_outputs_reach_the_ceiling(tmp_path: Path) -> None:
-    fidelity = Fidelity(net(), context(samples(), tmp_path))
+    fidelity = Reference(net(), context(samples(), tmp_path))
     assert fidelity.sqnr(net()) == 140.0
     # A difference far below float32's resolution of the signal is cut at the ceiling, too.
     tiny = [
@@ -77,7 +77,7 @@ def test_equal_outputs_reach_the_ceiling(tmp_path: Path) -> None:
 def test_a_model_without_float_outputs_is_never_worse(tmp_path: Path) -> None:
     model = net()
     del model.graph.outputs[:2]
-    fidelity = Fidelity(model, context(samples(), tmp_path))
+    fidelity = Reference(model, context(samples(), tmp_path))
     assert fidelity.names == []
     assert fidelity.sqnr(model) == 140.0
 
@@ -87,11 +87,11 @@ def test_other_float_types_are_compared(kind: int, tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Cast", graph.take("x", ["b", 4]), to=kind))
     model.graph.outputs[0].type = ir.TensorType(ir.DataType(kind))
-    assert len(Fidelity(model, context(samples(), tmp_path)).names) == 1
+    assert len(Reference(model, context(samples(), tmp_path)).names) == 1
 
 
 def test_outputs_that_are_not_finite_or_change_shape_count_as_lost(tmp_path: Path) -> None:
-    fidelity = Fidelity(net(), context(samples(), tmp_path))
+    fidelity = Reference(net(), context(samples(), tmp_path))
     assert fidelity.sqnr(net(factor=math.nan)) == -math.inf
     assert fidelity.sqnr(net(shift=math.inf)) == -math.inf
     assert fidelity.sqnr(net(start=2)) == -math.inf
@@ -101,7 +101,7 @@ def test_what_is_infinite_in_the_float_model_is_left_out(tmp_path: Path) -> None
     data = samples()
     x = data.feeds["x"]
     x[3, 1], x[35, 0] = np.inf, -np.inf
-    fidelity = Fidelity(net(), context(data, tmp_path))
+    fidelity = Reference(net(), context(data, tmp_path))
     rest = x[np.isfinite(x)]
     found = fidelity.by_output(fidelity.run(net(1.25, 0.5)))
     assert found == pytest.approx({"y": 20 * math.log10(4), "z": decibel(rest, np.full(rest.shape, 0.5))}, abs=1e-5)
@@ -109,21 +109,21 @@ def test_what_is_infinite_in_the_float_model_is_left_out(tmp_path: Path) -> None
 
 def test_no_signal_at_all_is_far_below_zero_but_finite(tmp_path: Path) -> None:
     data = Arrays({"x": np.zeros((4, 4), dtype=np.float32)})
-    fidelity = Fidelity(net(), context(data, tmp_path))
+    fidelity = Reference(net(), context(data, tmp_path))
     assert fidelity.sqnr(net(shift=1)) == pytest.approx(10 * math.log10(1e-300 / 16))
 
 
 def test_the_first_64_samples_are_compared_in_batches_of_16(tmp_path: Path) -> None:
-    fidelity = Fidelity(net(), context(samples(200), tmp_path))
+    fidelity = Reference(net(), context(samples(200), tmp_path))
     assert [batch.start for batch in fidelity.batches] == [0, 16, 32, 48]
     assert [len(batch["y"]) for batch in fidelity.reference] == [16] * 4
-    counts = {size: len(Fidelity(net(), context(samples(200), tmp_path), batch=size).batches) for size in (7, 8, 9)}
+    counts = {size: len(Reference(net(), context(samples(200), tmp_path), batch=size).batches) for size in (7, 8, 9)}
     assert counts == {7: 10, 8: 8, 9: 8}
 
 
 @pytest.mark.parametrize(("wanted", "batches"), [(7, 2), (8, 2), (9, 3), (1, 1), (99, 3)])
 def test_batches_go_on_until_enough_samples_are_seen(wanted: int, batches: int, tmp_path: Path) -> None:
-    fidelity = Fidelity(net(), context(samples(12), tmp_path), samples=wanted, batch=4)
+    fidelity = Reference(net(), context(samples(12), tmp_path), most=wanted, batch=4)
     assert len(fidelity.batches) == batches
 
 
@@ -131,19 +131,33 @@ def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("one", [1])))
     data = WithConstants({"one": np.ones(1, dtype=np.float32)}, x=samples(12).feeds["x"])
-    assert len(Fidelity(model, context(data, tmp_path), samples=8, batch=4).batches) == 2
+    assert len(Reference(model, context(data, tmp_path), most=8, batch=4).batches) == 2
 
 
 def test_a_batch_of_scalars_counts_as_one_sample(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Relu", graph.take("x", [])))
     data = Scalars({"x": samples(9).feeds["x"][:, 0]})
-    assert len(Fidelity(model, context(data, tmp_path), samples=5).batches) == 5
+    assert len(Reference(model, context(data, tmp_path), most=5).batches) == 5
 
 
 def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> None:
     shown = Arrays({"x": np.ones((3, 4), dtype=np.float32)}, name="check")
-    fidelity = Fidelity(net(), context(None, tmp_path, check=shown))
+    fidelity = Reference(net(), context(None, tmp_path, check=shown))
     assert [batch["y"].tolist() for batch in fidelity.reference] == [np.ones((3, 4)).tolist()]
-    fidelity = Fidelity(net(), context(samples(5), tmp_path, check=shown))
+    fidelity = Reference(net(), context(samples(5), tmp_path, check=shown))
     assert [len(batch["y"]) for batch in fidelity.reference] == [5]
+
+
+def test_a_relative_error_is_a_share_of_the_variance_averaged_over_the_outputs() -> None:
+    wanted = [np.array([[0.0, 1.0], [2.0, 5.0]]), np.array([[10.0], [10.0], [13.0]])]
+    found = [wanted[0] + [[1.0, 0.0], [0.0, -2.0]], wanted[1] + 1.0]
+    # Variances summed: 2 x 1 + 2 x 4 = 10 and 1 + 1 + 4 = 6; errors squared: 5 and 3.
+    assert relative_error(found, wanted) == pytest.approx((5 / 10 + 3 / 6) / 2)
+    assert relative_error(wanted, wanted) == 0
+
+
+def test_one_sample_has_no_variance_and_no_output_no_error() -> None:
+    assert relative_error([np.array([[3.0, 6.0]])], [np.array([[3.0, 4.0]])]) == pytest.approx(4 / 25)
+    assert relative_error([], []) == 0
+    assert relative_error([np.ones((2, 1))], [np.zeros((2, 1))]) == pytest.approx(2e12), "nothing to share"

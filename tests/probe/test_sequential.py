@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
-from lepton_cli.coupling import cut
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import sequential
-from lepton_cli.probe.sequential import Walk, crossing, piece
+from lepton_cli.probe.sequential import SequentialPass, crossing, piece
 from tests.coupling.networks import Network
 from tests.prune.context import whole
 
@@ -46,10 +46,12 @@ def batches(*sizes: int) -> list[Arrays]:
 def double(model: ir.Model, weight: str) -> None:
     tensor = model.graph.initializers[weight].const_value
     assert tensor is not None
-    cut.replace_weight(model, weight, tensor.numpy() * 2)
+    set_weight(model.graph.initializers[weight], tensor.numpy() * 2)
 
 
-def assert_visits(steps: Walk, model: ir.Model, data: Sequence[Arrays], node: str, needed: Sequence[str]) -> None:
+def assert_visits(
+    steps: SequentialPass, model: ir.Model, data: Sequence[Arrays], node: str, needed: Sequence[str]
+) -> None:
     found = list(steps.visit(model, node, needed))
     assert len(found) == len(data)
     for feeds, values in zip(data, found, strict=True):
@@ -78,7 +80,7 @@ def test_every_visit_gives_what_a_whole_run_gives_while_weights_behind_change(
 ) -> None:
     monkeypatch.setattr(sequential, "DISK", disk)
     model, data = two_inputs(), batches(4, 4, 1)
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     for node, needed, weight in STOPS:
         assert_visits(steps, model, data, node, needed)
         double(model, weight)
@@ -88,7 +90,7 @@ def test_every_visit_gives_what_a_whole_run_gives_while_weights_behind_change(
 
 def test_a_position_can_be_visited_again_and_again(tmp_path: Path) -> None:
     model, data = two_inputs(), batches(3, 2)
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     for _ in range(3):
         assert_visits(steps, model, data, "Gemm_2", ["Relu_1_out"])
         double(model, "w2")
@@ -103,7 +105,7 @@ def test_data_is_read_once_where_the_disk_holds_what_crosses(tmp_path: Path) -> 
         reads.append(1)
         return data
 
-    steps = Walk(read, len(data), tmp_path, threads=1)
+    steps = SequentialPass(read, len(data), tmp_path, threads=1)
     for node, needed, _ in STOPS:
         assert_visits(steps, model, data, node, needed)
     assert len(reads) == 1
@@ -111,7 +113,7 @@ def test_data_is_read_once_where_the_disk_holds_what_crosses(tmp_path: Path) -> 
 
 def test_a_visit_that_is_not_taken_to_its_end_leaves_the_position(tmp_path: Path) -> None:
     model, data = two_inputs(), batches(3, 2, 2)
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     assert_visits(steps, model, data, "Gemm_2", ["Relu_1_out"])
     before = stored(tmp_path)
     assert len(list(itertools.islice(steps.visit(model, "Gemm_7", ["Relu_6_out"]), 2))) == 2
@@ -126,7 +128,7 @@ def test_the_limit_is_that_of_all_batches_together(spare: int, tmp_path: Path, m
     """At Gemm_2 the inputs of Relu and Add cross (8 numbers each a sample) and the second input (4)."""
     model, data = two_inputs(), batches(3, 3, 3)
     monkeypatch.setattr(sequential, "DISK", 3 * 3 * 4 * (8 + 8 + 4) + spare)
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     assert_visits(steps, model, data, "Gemm_2", ["Relu_1_out"])
     assert len(stored(tmp_path)) == (3 if spare == 0 else 0)
 
@@ -135,7 +137,7 @@ def test_beyond_the_limit_a_walk_goes_on_from_an_earlier_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = two_inputs(), batches(3, 2)
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     assert_visits(steps, model, data, "Gemm_2", ["Relu_1_out"])
     kept = stored(tmp_path)
     monkeypatch.setattr(sequential, "DISK", 0)
@@ -152,7 +154,7 @@ def test_at_most_three_gigabytes_are_kept() -> None:
 def test_no_batches_leave_the_position(tmp_path: Path) -> None:
     model, data = two_inputs(), batches(2)
     waiting: list[Arrays] = []
-    steps = Walk(lambda: list(waiting), 1, tmp_path, threads=1)
+    steps = SequentialPass(lambda: list(waiting), 1, tmp_path, threads=1)
     assert list(steps.visit(model, "Gemm_2", ["Relu_1_out"])) == []
     waiting += data
     assert_visits(steps, model, data, "Gemm_2", ["Relu_1_out"])
@@ -160,8 +162,8 @@ def test_no_batches_leave_the_position(tmp_path: Path) -> None:
 
 def test_what_is_kept_lies_in_the_working_folder_until_the_walk_is_closed(tmp_path: Path) -> None:
     model, data = two_inputs(), batches(2)
-    steps = Walk(lambda: data, 1, tmp_path, threads=1)
-    other = Walk(lambda: data, 1, tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, 1, tmp_path, threads=1)
+    other = SequentialPass(lambda: data, 1, tmp_path, threads=1)
     for one in (steps, other):
         assert_visits(one, model, data, "Gemm_2", ["Relu_1_out"])
     assert len(list(tmp_path.iterdir())) == len(stored(tmp_path)) == 2
@@ -229,7 +231,7 @@ def test_what_subgraphs_read_of_the_outer_graph_crosses_too(
     assert set(crossing(model, "If_5")) == {"Relu_1_out", "Gemm_2_out", "Greater_4_out"}
     random = np.random.default_rng(3)
     data = [{"x": random.normal(shift, 1, (3, 4)).astype(np.float32)} for shift in (-3, 3)]
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     for node, needed in (("Gemm_2", ["Relu_1_out"]), ("If_5", ["Gemm_2_out"]), ("Gemm_6", ["If_5_out"])):
         assert_visits(steps, model, data, node, needed)
         if node == "Gemm_2":
@@ -242,6 +244,6 @@ def test_weights_that_a_caller_may_replace_are_no_data(tmp_path: Path) -> None:
     proto.graph.input.append(helper.make_tensor_value_info("w6", TensorProto.FLOAT, [5, 3]))
     model, data = ir.from_proto(proto), batches(3, 2)
     assert set(crossing(model, "Gemm_5")) == {"Concat_4_out"}
-    steps = Walk(lambda: data, len(data), tmp_path, threads=1)
+    steps = SequentialPass(lambda: data, len(data), tmp_path, threads=1)
     for node, needed, _ in STOPS:
         assert_visits(steps, model, data, node, needed)

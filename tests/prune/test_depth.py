@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.coupling import branches, cut
-from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.data.memory import Arrays
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear
-from lepton_cli.prune import depth, plan, recover, sensitivity
+from lepton_cli.prune import analysis, depth, recover, sensitivity
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
 from tests.prune.context import context, images, redundant
@@ -22,8 +22,8 @@ from tests.prune.context import context, images, redundant
 Floats = NDArray[np.float64]
 
 
-def analysed() -> plan.Plan:
-    return plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+def analysed() -> analysis.Analysis:
+    return analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
 
 
 def test_a_branch_is_width_zero_of_the_group_inside_it() -> None:
@@ -43,7 +43,7 @@ def test_a_branch_is_width_zero_of_the_group_inside_it() -> None:
 
 def test_branches_without_a_group_have_a_column_of_their_own() -> None:
     found = analysed()
-    none = plan.Plan(found.model, found.coupling, (), (), {})
+    none = analysis.Analysis(found.model, found.coupling, (), (), {})
     columns = depth.columns(none, branches.find(found.model, found.coupling.facts))
     assert columns.full.tolist() == [1, 1]
     assert len(columns.dropped(np.array([0, 1]))) == 1
@@ -52,7 +52,7 @@ def test_branches_without_a_group_have_a_column_of_their_own() -> None:
 def test_refitting_near_a_dropped_branch_helps(tmp_path: Path) -> None:
     found, data = analysed(), images(96)
     given = context(found.model, tmp_path, data)
-    source = recover.Source(data, given.workdir, 1, 0, 96)
+    source = recover.Calibration(data, given.workdir, 1, 0, 96)
     trial = sensitivity.prepare(found.model, found.coupling, source, 2, 1e5)
     dropped = branches.find(found.model, found.coupling.facts)
     raw = [trial.error(branches.drop(found.model, [branch])[0]) for branch in dropped]
@@ -72,13 +72,13 @@ def test_layers_around_a_dropped_branch_are_repaired() -> None:
         assert [layer.op for layer in layers] == operators
 
 
-def straight(seed: int = 0) -> tuple[plan.Plan, Network]:
+def straight(seed: int = 0) -> tuple[analysis.Analysis, Network]:
     """x A = h; h + (h B) C; then D: no layer but products, so that every fit is one of least squares."""
     n = Network(seed)
     h = n.node("MatMul", n.input("x", "batch", 6), n.weight(6, 5))
     total = n.node("Add", h, n.node("MatMul", n.node("Relu", n.node("MatMul", h, n.weight(5, 7))), n.weight(7, 5)))
     model = n.model(n.node("Gemm", total, n.weight(5, 3), n.weight(3)))
-    return plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 6)}), n
+    return analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 6)}), n
 
 
 def fitted(rows: Floats, wanted: Floats, start: Floats, bias: bool) -> Floats:
@@ -98,7 +98,7 @@ def test_layers_around_a_dropped_branch_are_fitted_one_after_another(count: int,
     found, n = straight()
     (branch,) = branches.find(found.model, found.coupling.facts)
     x = np.random.default_rng(1).normal(0.5, 1, (count, 6)).astype(np.float32)
-    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, count)
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, count)
     model, stand_ins = branches.drop(found.model, [branch])
     none = np.zeros(0, np.int64)
     near = recover.after_the_cut(model, found.coupling, none, found.model, stand_ins)
@@ -122,9 +122,9 @@ def test_layers_around_a_dropped_branch_are_fitted_one_after_another(count: int,
 def test_the_last_layer_of_a_block_is_fitted_to_the_sum_less_the_shortcut(tmp_path: Path) -> None:
     found, n = straight()
     model = io.clone(found.model)
-    replace_weight(model, "w0", n.weights["w0"] * np.float32(0.7))
+    set_weight(model.graph.initializers["w0"], n.weights["w0"] * np.float32(0.7))
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
-    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 40)
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 40)
     last = [layer for layer in linear.find(model).values() if layer.weight == "w2"]
     depth.refit(found, model, last, np.zeros(0, np.int64), source)
     rows = np.concatenate([x[5 * k : 5 * k + 5] for k in range(8) if k % 4 != 3]).astype(np.float64)
@@ -140,8 +140,8 @@ def test_of_many_rows_as_many_are_drawn_by_the_batchs_number(tmp_path: Path, mon
     found, n = straight()
     model = io.clone(found.model)
     x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
-    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 40)
-    replace_weight(model, "w3", n.weights["w3"] * np.float32(0.7))
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 40)
+    set_weight(model.graph.initializers["w3"], n.weights["w3"] * np.float32(0.7))
     last = [layer for layer in linear.find(model).values() if layer.weight == "w3"]
     depth.refit(found, model, last, np.zeros(0, np.int64), source)
     batches = [x[5 * k : 5 * k + 5] for k in range(8) if k % 4 != 3]
@@ -159,13 +159,13 @@ def test_a_layer_that_sees_nothing_stays_as_it_is(tmp_path: Path) -> None:
     x = np.zeros((16, 6), np.float32)
     model = io.clone(found.model)
     first = [layer for layer in linear.find(model).values() if layer.weight == "w0"]
-    depth.refit(found, model, first, np.zeros(0, np.int64), recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 16))
+    depth.refit(found, model, first, np.zeros(0, np.int64), recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 16))
     np.testing.assert_array_equal(model.graph.initializers["w0"].const_value.numpy(), n.weights["w0"])
 
 
 def test_losses_are_the_errors_after_at_most_four_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, done = analysed(), []
-    source = recover.Source(images(32), tmp_path, 1, 0, 32)
+    source = recover.Calibration(images(32), tmp_path, 1, 0, 32)
     trial = sensitivity.prepare(found.model, found.coupling, source, 2, 1e5)
     refits: list[int] = []
     monkeypatch.setattr(depth, "refit", lambda plan, model, near, *rest: refits.append(len(near)))
@@ -211,7 +211,7 @@ def test_the_smallest_branch_takes_the_first_group_inside_it() -> None:
     deeper = n.node("Add", inner, n.conv(n.node("Relu", n.conv(inner, 5, 6)), 6, 5))
     total = n.node("Add", x, n.conv(deeper, 5, 4))
     model = n.model(n.node("Gemm", n.node("Flatten", n.node("GlobalAveragePool", total)), n.weight(4, 2), n.weight(2)))
-    found = plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     assert [group.channels for group in found.groups] == [4, 5, 6]
     both = branches.find(found.model, found.coupling.facts)
     sizes = {column: len(branch.nodes) for column, branch in depth.columns(found, both).branches.items()}

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.coupling.cut import replace_weight
 from lepton_cli.coupling.links import Group
 from lepton_cli.data.memory import Arrays
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.probe import linear
 from lepton_cli.prune import importance, recover
 from tests.coupling.networks import Network, analysed
@@ -82,7 +82,7 @@ def residual() -> tuple[ir.Model, Group]:
 def test_all_positions_of_a_channel_count() -> None:
     model, group = residual()
     for name in ("w0", "w2"):
-        replace_weight(model, name, np.ones((3, 2, 1, 1), np.float32))
+        set_weight(model.graph.initializers[name], np.ones((3, 2, 1, 1), np.float32))
     found = importance.data_free("l1", model, group, {})
     assert found == pytest.approx((2 * np.array([1, 1, 1]) / 3 + np.array([10, 26, 42]) / 78) / 3)
 
@@ -158,7 +158,7 @@ def test_gram_matrices_are_those_of_the_rows_to_fit_with(tmp_path: Path) -> None
     """Of eight samples in batches of one, every fourth is held out."""
     model, group = mlp()
     x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    source = recover.Source(Arrays({"x": x}), tmp_path, 1, 0, 8)
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 8)
     found = importance.grams(model, [group], linear.find(model), source)
     bias = model.graph.initializers["w1"].const_value.numpy()
     rows = np.concatenate([np.maximum(x @ FIRST + bias, 0), np.ones((8, 1))], axis=1)[[0, 1, 2, 4, 5, 6]]

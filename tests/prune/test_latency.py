@@ -18,7 +18,7 @@ from lepton_cli.graph import shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.probe.activations import Arrays
-from lepton_cli.prune import allocate, channels, depth, latency, plan, sensitivity
+from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
@@ -112,10 +112,10 @@ def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, mo
     monkeypatch.delattr(latency, "_decide")
     second = channels.prune(model, params(), cached)
     assert io.to_bytes(first.model) == io.to_bytes(second.model)
-    (branch,) = first.details["branches"]
-    rows = {row["node"]: row for row in first.details["widths"]}
-    assert all(rows[node]["after"] == 0 for node in branch["nodes"] if node in rows)
-    assert {d.action for d in first.decisions if d.node in branch["nodes"]} == {"dropped"}
+    (branch,) = first.details.branches
+    rows = {row.node: row for row in first.details.widths}
+    assert all(rows[node].after == 0 for node in branch.nodes if node in rows)
+    assert {d.action for d in first.decisions if d.node in branch.nodes} == {"dropped"}
     assert "1 branch" in first.summary
 
 
@@ -126,7 +126,7 @@ def test_plan_says_how_many_branches_could_go(tmp_path: Path) -> None:
 
 
 def test_branches_stay_where_the_options_say_so(tmp_path: Path) -> None:
-    found = plan.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
     data = context(redundant(), tmp_path, images(4))
     both = latency.droppable(found, params(), data)
     assert len(both) == 2
@@ -139,9 +139,9 @@ def test_branches_stay_where_the_options_say_so(tmp_path: Path) -> None:
 
 def test_shortcuts_are_rewritten_for_latency_only() -> None:
     model, shape = network(), {"x": (2, 3, 8, 8)}
-    assert plan.analysed(model, params(), shape).rewritten == ("Pad_4",)
-    assert not plan.analysed(model, params(exclude=["Pad*"]), shape).rewritten
-    assert not plan.analysed(model, PruneChannels(step="prune.channels"), shape).rewritten
+    assert analysis.analysed(model, params(), shape).rewritten == ("Pad_4",)
+    assert not analysis.analysed(model, params(exclude=["Pad*"]), shape).rewritten
+    assert not analysis.analysed(model, PruneChannels(step="prune.channels"), shape).rewritten
 
 
 def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_is_timed_decides_what_is_remembered(tmp_path: Path) -> None:
     assert first != second
 
 
-def asked_for(ratios: dict[int, float], target: float = 0.5, others: latency.Parts = ()) -> tuple[latency.Choice, list]:
+def asked_for(ratios: dict[int, float], target: float = 0.5, others: latency.Parts = ()) -> tuple[latency.Met, list]:
     """One group of ten channels, time a tenth each; the measured ratios by width, and the widths asked for."""
     table, asked = Table(np.arange(10, 0, -1), (10.0 - np.arange(10, 0, -1)) ** 2), []
 
@@ -251,7 +251,7 @@ def test_a_branch_goes_where_that_costs_least(lost: float, drops: bool) -> None:
 
 
 def test_branches_are_level_zero_of_their_column(tmp_path: Path) -> None:
-    found = plan.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
     both = branches.find(found.model, found.coupling.facts)
     columns = depth.columns(dataclasses.replace(found, groups=found.groups[:2]), both)
     tables = [Table(np.array([8, 4]), np.array([0.0, 1.0])), Table(np.array([12, 6]), np.array([0.0, 2.0]))]
@@ -298,10 +298,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
 
 def chosen(
     folder: Path, losses: list[float], monkeypatch: pytest.MonkeyPatch, target: str = "60 %", **given: Any
-) -> tuple[latency.Choice, plan.Plan]:
+) -> tuple[latency.Met, analysis.Analysis]:
     monkeypatch.setattr(latency, "_losses", lambda *_: losses)
     wanted = params(target={"latency": target})
-    found = plan.analysed(redundant(), wanted, {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), wanted, {"x": (2, 3, 8, 8)})
     rankings = [Ranking(np.arange(group.channels), np.arange(1.0, group.channels)) for group in found.groups]
     tables = [
         Table(levels, 0.1 * (levels[0] - levels) ** 2.0)
@@ -383,7 +383,7 @@ def test_other_limits_are_those_of_the_groups(
 
 def test_losses_of_branches_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = redundant()
-    found = plan.analysed(model, params(), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(model, params(), {"x": (2, 3, 8, 8)})
     both = branches.find(found.model, found.coupling.facts)
     given_context = context(model, tmp_path, images(16), cache=tmp_path)
     asked: list[tuple[int, float]] = []

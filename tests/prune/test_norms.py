@@ -10,19 +10,19 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import cut
 from lepton_cli.data.memory import Arrays
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.prune import norms
-from lepton_cli.prune.recover import Source
+from lepton_cli.prune.recover import Calibration
 from tests.coupling.networks import Network
 from tests.prune.context import images, whole
 
 Array = NDArray[Any]
 
 
-def source(data: Arrays, folder: Path, samples: int) -> Source:
-    return Source(data, folder, threads=1, seed=0, samples=samples)
+def source(data: Arrays, folder: Path, samples: int) -> Calibration:
+    return Calibration(data, folder, threads=1, seed=0, samples=samples)
 
 
 def network(seed: int = 0) -> ir.Model:
@@ -57,8 +57,8 @@ def with_statistics_of(model: ir.Model, x: Array) -> ir.Model:
     for node in norm_nodes(copy):
         values = whole(copy, {"x": x}, [name_of(node, 0)])[name_of(node, 0)].astype(np.float64)
         axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-        cut.replace_weight(copy, name_of(node, 3), values.mean(axis=axes).astype(np.float32))
-        cut.replace_weight(copy, name_of(node, 4), values.var(axis=axes, ddof=0).astype(np.float32))
+        set_weight(copy.graph.initializers[name_of(node, 3)], values.mean(axis=axes).astype(np.float32))
+        set_weight(copy.graph.initializers[name_of(node, 4)], values.var(axis=axes, ddof=0).astype(np.float32))
     return copy
 
 
@@ -68,7 +68,7 @@ def scaled(model: ir.Model) -> ir.Model:
     for name, factor, shift in (("w0", 1.7, 0.0), ("w1", 1.7, 0.6)):
         tensor = copy.graph.initializers[name].const_value
         assert tensor is not None
-        cut.replace_weight(copy, name, tensor.numpy() * np.float32(factor) + np.float32(shift))
+        set_weight(copy.graph.initializers[name], tensor.numpy() * np.float32(factor) + np.float32(shift))
     return copy
 
 

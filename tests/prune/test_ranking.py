@@ -15,7 +15,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
 from lepton_cli.probe import linear
-from lepton_cli.prune import hessian, importance, plan, ranking, sensitivity
+from lepton_cli.prune import analysis, hessian, importance, ranking, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
@@ -48,8 +48,8 @@ def ranked(
     warnings: list[str] | None = None,
     levels: list[NDArray[np.int64]] | None = None,
     **options: object,
-) -> tuple[list[Ranking], list[Table], plan.Plan]:
-    found = plan.analysed(mlp(), params(**options), {"x": (2, 5)})
+) -> tuple[list[Ranking], list[Table], analysis.Analysis]:
+    found = analysis.analysed(mlp(), params(**options), {"x": (2, 5)})
     given = [] if warnings is None else warnings
     return *ranking.ranked_groups(found, params(**options), context, levels or LEVELS, given), found
 
@@ -105,7 +105,7 @@ def test_trials_are_planned_for_one_samples_work(tmp_path: Path, monkeypatch: py
     asked: list[tuple[object, ...]] = []
     prepare = sensitivity.prepare
 
-    def record(*given: object) -> sensitivity.Trial:
+    def record(*given: object) -> sensitivity.Unpruned:
         asked.append(given[3:])
         return prepare(*given)  # type: ignore[arg-type]
 
@@ -120,7 +120,7 @@ def test_groups_that_no_linear_layer_reads_are_ranked_by_l2(tmp_path: Path) -> N
     x = n.node("Relu", n.conv(n.input("x", "batch", 3, 4, 4), 3, 4))
     x = n.node("ConvTranspose", x, n.weight(4, 2, 2, 2))
     model = n.model(x)
-    found = plan.analysed(model, params(), {"x": (2, 3, 4, 4)})
+    found = analysis.analysed(model, params(), {"x": (2, 3, 4, 4)})
     images = Arrays({"x": np.random.default_rng(0).normal(size=(16, 3, 4, 4)).astype(np.float32)})
     levels = [np.array([4, 2, 1])]
     (group,) = found.groups

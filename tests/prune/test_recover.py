@@ -17,12 +17,13 @@ from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import StepError
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear, moments
 from lepton_cli.probe.linear import Linear
-from lepton_cli.probe.moments import Aim, Sample
+from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.prune import recover
-from lepton_cli.prune.recover import Repair, Repairer, Source
+from lepton_cli.prune.recover import Calibration, Repair, Repairer
 from tests.coupling.networks import Network, analysed
 from tests.prune.context import rectified_ridge, ridge_solution, whole
 
@@ -92,8 +93,8 @@ class Case:
         self.model = cut.cut(self.reference, self.coupling, self.removed)
         self.x, self.folder = x, folder
 
-    def source(self) -> Source:
-        return Source(Arrays({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
+    def source(self) -> Calibration:
+        return Calibration(Arrays({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
 
     def repairer(self, kinds: Collection[str]) -> Repairer:
         return Repairer(self.reference, self.coupling, self.removed, self.source(), kinds)
@@ -254,7 +255,7 @@ def test_a_repair_must_take_a_thousandth_of_the_error(share: float, kept: bool, 
     model = n.model(n.node("Neg", n.node("Gemm", n.input("x", "batch", 2), *weights)))
     noise = np.tile([1.0, -1.0], 24) + np.sqrt(share)
     case = Case(model, [], np.stack([np.linspace(-9, 9, 48), noise], axis=1).astype(np.float32), tmp_path)
-    cut.replace_weight(case.model, "w0", np.array([[1.0], [0.0]], np.float32))
+    set_weight(case.model.graph.initializers["w0"], np.array([[1.0], [0.0]], np.float32))
     (repair,) = case.repair(["Gemm_0"], kinds=["bias"])
     assert repair.error_after / repair.error_before == pytest.approx(1 / (1 + share), rel=1e-5)
     assert repair.kept is kept
@@ -368,9 +369,11 @@ def test_a_convolution_is_fitted_over_its_windows_and_gets_a_bias(tmp_path: Path
 
 
 def test_every_batch_gives_its_share_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Sample] = []
+    seen: list[LayerSample] = []
 
-    def spy(*arguments: Any, original: Callable[..., dict[str, Sample]] = moments.sample) -> dict[str, Sample]:
+    def spy(
+        *arguments: Any, original: Callable[..., dict[str, LayerSample]] = moments.sample
+    ) -> dict[str, LayerSample]:
         found = original(*arguments)
         seen.extend(found.values())
         return found
@@ -392,7 +395,7 @@ def test_activations_that_are_not_finite_stop_the_repair(value: str, tmp_path: P
     model = case.model if value == "w0" else case.reference
     tensor = model.graph.initializers[value].const_value
     assert tensor is not None
-    cut.replace_weight(model, value, tensor.numpy() * np.float32(np.nan))
+    set_weight(model.graph.initializers[value], tensor.numpy() * np.float32(np.nan))
     with pytest.raises(StepError) as caught:
         case.repair(["Gemm_2"])
     assert caught.value.code == "prune.non-finite"
@@ -421,14 +424,14 @@ def test_error_is_the_squared_error_as_a_share_of_the_spread_after_the_relu() ->
                 value = max(value, 0.0) if relu else value
                 total += which[i] * (value - float(wanted[i, k])) ** 2
                 spread += which[i] * float(wanted[i, k] - wanted[which, k].astype(np.float64).mean()) ** 2
-        found = recover.error(Sample(x, y, offset, which), which, solution, relu)
+        found = recover.error(LayerSample(x, y, offset, which), which, solution, relu)
         assert found == pytest.approx(total / spread, rel=1e-5)
 
 
 def test_error_against_targets_that_never_change_is_finite() -> None:
     x, y = np.ones((4, 1), np.float32), np.full((4, 1), 2, np.float32)
     everything = np.ones(4, np.bool_)
-    rows = Sample(x, y, np.zeros_like(y), everything)
+    rows = LayerSample(x, y, np.zeros_like(y), everything)
     assert recover.error(rows, everything, np.array([[1.0], [0.5]]), False) == pytest.approx(4 * 0.25 / 1e-30)
     assert recover.error(rows, everything, np.array([[1.0], [1.0]]), False) == 0
 
@@ -456,7 +459,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
     x = np.arange(400.0).reshape(400, 1).astype(np.float32)
     n = Network()
     model = n.model(n.node("Neg", n.input("x", "batch", 1)))
-    source = Source(Arrays({"x": x}), tmp_path, 1, 0, samples)
+    source = Calibration(Arrays({"x": x}), tmp_path, 1, 0, samples)
     starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
 
     def where(batches: Any) -> list[int]:
@@ -474,7 +477,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
 
 
 def test_no_samples_are_one_batch(tmp_path: Path) -> None:
-    assert recover.count(Source(Arrays({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
+    assert recover.count(Calibration(Arrays({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
 
 
 Added = Callable[[Network, str, str], list[str]]
@@ -619,7 +622,7 @@ def test_stages_are_runs_of_layers_that_read_the_same_four_at_most(reads: str, e
 def test_facts_are_the_fields_of_the_repairs_in_order() -> None:
     repairs = [Repair("a", "bias", True, 0.5, 0.25), Repair("b", "none", False, 1.0, 1.0, scarce=True)]
     fields = ("node", "kind", "kept", "error_before", "error_after", "scarce")
-    assert recover.facts(repairs) == [
+    assert [one.model_dump() for one in recover.facts(repairs)] == [
         dict(zip(fields, ("a", "bias", True, 0.5, 0.25, False), strict=True)),
         dict(zip(fields, ("b", "none", False, 1.0, 1.0, True), strict=True)),
     ]

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.probe.moments import Sample
+from lepton_cli.probe.moments import LayerSample
 from lepton_cli.prune.regression import Regression, shifted
 from tests.prune.context import rectified_ridge, ridge_solution
 
 Array = NDArray[np.float64]
 
 
-def problem(seed: int = 0, rows: int = 60, size: int = 5, outputs: int = 3, scale: float = 1.0) -> tuple[Sample, Array]:
+def problem(
+    seed: int = 0, rows: int = 60, size: int = 5, outputs: int = 3, scale: float = 1.0
+) -> tuple[LayerSample, Array]:
     """Correlated features off the origin, targets that no layer meets, a pruned shortcut; and start weights."""
     random = np.random.default_rng(seed)
     x = (random.normal(size=(rows, size)) @ random.normal(size=(size, size)) + random.normal(size=size)) * scale
@@ -24,10 +26,10 @@ def problem(seed: int = 0, rows: int = 60, size: int = 5, outputs: int = 3, scal
     y[::7] = 0.0
     held = np.zeros(rows, np.bool_)
     start = random.normal(size=(size + 1, outputs))
-    return Sample(x.astype(np.float32), y.astype(np.float32), offset.astype(np.float32), held), start
+    return LayerSample(x.astype(np.float32), y.astype(np.float32), offset.astype(np.float32), held), start
 
 
-def moments(rows: Sample, which: NDArray[np.bool_]) -> Array:
+def moments(rows: LayerSample, which: NDArray[np.bool_]) -> Array:
     x = np.concatenate([rows.x[which].astype(np.float64), np.ones((int(which.sum()), 1))], axis=1)
     return x.T @ x
 
@@ -87,7 +89,7 @@ def test_an_eigenvalue_below_zero_counts_as_zero() -> None:
     random = np.random.default_rng(5)
     x = np.concatenate([random.normal(size=(20, 1)), np.full((20, 1), 0.5)], axis=1).astype(np.float32)
     y = random.normal(size=(20, 1)).astype(np.float32)
-    rows = Sample(x, y, np.zeros_like(y), np.zeros(20, np.bool_))
+    rows = LayerSample(x, y, np.zeros_like(y), np.zeros(20, np.bool_))
     exact = moments(rows, np.ones(20, np.bool_))
     exact[0, 1] = exact[1, 0] = exact[0, 2] * 0.5  # the second feature is constant: no spread at all
     dented = exact.copy()
@@ -97,7 +99,7 @@ def test_an_eigenvalue_below_zero_counts_as_zero() -> None:
     np.testing.assert_allclose(solutions[1], solutions[0], rtol=1e-4, atol=1e-5)
 
 
-def one_sided(rows: Sample, solution: Array) -> float:
+def one_sided(rows: LayerSample, solution: Array) -> float:
     """What is minimised with a ReLU behind: where the target is at most zero, only values above zero count."""
     value = rows.x @ solution[:-1] + solution[-1] + rows.offset
     return float(np.square(np.where(rows.y > 0, value - rows.y, np.maximum(value, 0))).sum())
@@ -134,7 +136,7 @@ def test_many_rounds_reach_the_minimum_of_a_grid_search(size: int) -> None:
     offset = 0.2 * random.normal(size=(200, 1)).astype(np.float32)
     y = x @ true + offset + 0.02 * random.normal(size=(200, 1))
     y = np.where(y <= 0, y * 8 - 3, y).astype(np.float32)
-    rows = Sample(x, y, offset, np.zeros(200, np.bool_))
+    rows = LayerSample(x, y, offset, np.zeros(200, np.bool_))
     everything = np.ones(200, np.bool_)
     start = np.zeros((size + 1, 1))
     regression = Regression(rows, everything, moments(rows, everything), start, False)
@@ -162,3 +164,16 @@ def test_a_shifted_bias_makes_the_mean_error_zero() -> None:
     assert np.abs((rows.x @ moved[:-1] + moved[-1] + rows.offset - rows.y).mean(axis=0)).max() > 1e-3
     np.testing.assert_array_equal(moved[:-1], before[:-1])
     np.testing.assert_array_equal(start, before)
+
+
+def test_directions_without_spread_do_not_blow_up_the_features_means() -> None:
+    """Three rows far off the origin and a tiny ridge: float32 rounding of the mean would be multiplied by it."""
+    random = np.random.default_rng(3)
+    x = (100 + random.normal(size=(3, 6))).astype(np.float32)
+    y = random.normal(size=(3, 2)).astype(np.float32)
+    rows = LayerSample(x, y, np.zeros((3, 2), np.float32), np.zeros(3, np.bool_))
+    start, everything = np.zeros((7, 2)), np.ones(3, np.bool_)
+    exact = moments(rows, everything)
+    found = Regression(rows, everything, exact, start, True).solve(1e-5)
+    expected = ridge_solution(x, y.astype(np.float64), start, 1e-5, True)
+    np.testing.assert_allclose(found[:-1], expected[:-1], atol=5e-3)

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 class Problem:
     """y = (x A) B + c with ten inner channels."""
 
-    trial: sensitivity.Trial
+    trial: sensitivity.Unpruned
     group: Group
     x: Floats
     first: Floats
@@ -62,10 +62,10 @@ def problem(folder: Path, count: int = 64) -> Problem:
     model, found = analysed(n.model(n.node("Gemm", hidden, n.weight(10, 4), n.weight(4))))
     (group,) = (group for group in found.groups if group.frozen is None)
     x = random.normal(0.2, 1, size=(count, 12)).astype(np.float32)
-    source = recover.Source(Arrays({"x": x}), folder, 1, 0, count)
+    source = recover.Calibration(Arrays({"x": x}), folder, 1, 0, count)
     arrays = [np.asarray(n.weights[name], np.float64) for name in ("w0", "w1", "w2")]
     wanted = x.astype(np.float64) @ arrays[0] @ arrays[1] + arrays[2]
-    trial = sensitivity.Trial(model, found, [{"x": x[:40]}, {"x": x[40:]}], [wanted], source)
+    trial = sensitivity.Unpruned(model, found, [{"x": x[:40]}, {"x": x[40:]}], [wanted], source)
     return Problem(trial, group, x.astype(np.float64), *arrays)
 
 
@@ -96,7 +96,7 @@ def test_the_curve_goes_through_what_a_few_trials_measure(refit: bool, tmp_path:
 def test_the_curve_never_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = problem(tmp_path)
     measured = iter([0.4, 0.05, 0.9])
-    monkeypatch.setattr(sensitivity.Trial, "error", lambda self, model: next(measured))
+    monkeypatch.setattr(sensitivity.Unpruned, "error", lambda self, model: next(measured))
     found = sensitivity.curve(one.trial, one.group, RANKING, one.layers(), {})
     wanted = scaled({2: 0.4, 5: 0.05, 8: 0.9})
     assert wanted[5] < wanted[2]
@@ -107,11 +107,11 @@ def test_only_channels_that_may_go_are_tried(tmp_path: Path, monkeypatch: pytest
     """Three losses: a quarter is two, and a half and four fifths would both be three."""
     one, tried = problem(tmp_path), []
 
-    def error(self: sensitivity.Trial, model: ir.Model) -> float:
+    def error(self: sensitivity.Unpruned, model: ir.Model) -> float:
         tried.append(10 - model.graph.initializers["w1"].const_value.shape[0])
         return 0.5
 
-    monkeypatch.setattr(sensitivity.Trial, "error", error)
+    monkeypatch.setattr(sensitivity.Unpruned, "error", error)
     short = Ranking(RANKING.order, np.array([0.1, 0.2, 0.4]))
     found = sensitivity.curve(one.trial, one.group, short, one.layers(), {})
     assert tried == [2, 3]
@@ -125,7 +125,7 @@ def test_of_narrow_groups_at_least_one_channel_is_tried(tmp_path: Path, monkeypa
     one, tried = problem(tmp_path), []
     narrow = dataclasses.replace(one.group, atoms=one.group.atoms[:2])
     monkeypatch.setattr(sensitivity, "removed", lambda trial, group, gone, *rest: tried.append(len(gone)))
-    monkeypatch.setattr(sensitivity.Trial, "error", lambda self, model: 0.125)
+    monkeypatch.setattr(sensitivity.Unpruned, "error", lambda self, model: 0.125)
     found = sensitivity.curve(one.trial, narrow, Ranking(np.array([1, 0]), np.array([0.5])), one.layers(), {})
     assert tried == [1]
     assert found.tolist() == pytest.approx([0, 0.125])
@@ -135,7 +135,7 @@ def test_nothing_lost_is_next_to_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     """Logarithms need a floor: of 1e-9 for what is measured, of 1e-12 for the ranking's own loss."""
     one = problem(tmp_path)
     errors = iter([0.0, 1e-3, 1.0])
-    monkeypatch.setattr(sensitivity.Trial, "error", lambda self, model: next(errors))
+    monkeypatch.setattr(sensitivity.Unpruned, "error", lambda self, model: next(errors))
     own = Ranking(RANKING.order, np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4]))
     found = sensitivity.curve(one.trial, one.group, own, one.layers(), {})
     assert found[2] == pytest.approx(1e-9)
@@ -167,13 +167,13 @@ def test_consumers_without_a_bias_keep_none_and_lose_outputs_of_the_same_group(t
     total = n.node("Add", x, n.node("MatMul", x, n.weight(5, 5)))
     model, found = analysed(n.model(n.node("Gemm", total, n.weight(5, 2), n.weight(2))))
     (group,) = (group for group in found.groups if group.frozen is None)
-    source = recover.Source(Arrays({"x": np.zeros((1, 3), np.float32)}), tmp_path, 1, 0, 1)
+    source = recover.Calibration(Arrays({"x": np.zeros((1, 3), np.float32)}), tmp_path, 1, 0, 1)
     rows = np.concatenate([random.normal(size=(30, 5)) @ random.normal(size=(5, 5)), np.ones((30, 1))], axis=1)
     layers = linear.find(model)
     inner = next(port.node for port in group.consumers if port.weight == "w1")
     gone = np.array([4, 1])
     cut = sensitivity.removed(
-        sensitivity.Trial(model, found, [], [], source), group, gone, layers, {inner: rows.T @ rows}
+        sensitivity.Unpruned(model, found, [], [], source), group, gone, layers, {inner: rows.T @ rows}
     )
     tall = np.concatenate([rows, np.sqrt(0.001 * np.square(rows[:, :5]).sum() / 5) * np.eye(5, 6)])
     keep = np.array([0, 2, 3])
@@ -191,10 +191,10 @@ def test_errors_are_shares_of_the_variance_averaged_over_the_outputs(tmp_path: P
     outputs = n.node("MatMul", x, n.weight(2, 3)), n.node("MatMul", x, n.weight(2, 1))
     model, found = analysed(n.model(*outputs))
     rows = np.random.default_rng(0).normal(1, 1, (6, 2)).astype(np.float32)
-    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, 6)
+    source = recover.Calibration(Arrays({"x": rows}), tmp_path, 1, 0, 6)
     now = [rows.astype(np.float64) @ n.weights[name] for name in ("w0", "w1")]
     before = [now[0] + 0.1, now[1] * 1.25]
-    trial = sensitivity.Trial(model, found, [{"x": rows}], before, source)
+    trial = sensitivity.Unpruned(model, found, [{"x": rows}], before, source)
     shares = [np.square(a - b).sum() / np.square(b - b.mean(axis=0)).sum() for a, b in zip(now, before, strict=True)]
     assert trial.error(model) == pytest.approx(np.mean(shares), rel=1e-5)
     one = dataclasses.replace(trial, feeds=[{"x": rows[:1]}], outputs=[value[:1] for value in before])
@@ -213,8 +213,8 @@ def test_outputs_that_never_change_are_no_division_by_zero(tmp_path: Path) -> No
     w = n.weight(values=np.zeros((2, 1), np.float32))
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), w)))
     rows = np.ones((3, 2), np.float32)
-    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, 3)
-    trial = sensitivity.Trial(model, found, [{"x": rows}], [np.full((3, 1), 1e-6)], source)
+    source = recover.Calibration(Arrays({"x": rows}), tmp_path, 1, 0, 3)
+    trial = sensitivity.Unpruned(model, found, [{"x": rows}], [np.full((3, 1), 1e-6)], source)
     assert trial.error(model) == pytest.approx(3e-12 / 1e-12)
     assert dataclasses.replace(trial, outputs=[np.zeros((3, 1))]).error(model) == 0
 
@@ -222,7 +222,9 @@ def test_outputs_that_never_change_are_no_division_by_zero(tmp_path: Path) -> No
 def test_models_without_float_outputs_have_no_error(tmp_path: Path) -> None:
     n = Network()
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 1))))
-    trial = sensitivity.Trial(model, found, [], [], recover.Source(Arrays({"x": np.zeros(1)}), tmp_path, 1, 0, 1))
+    trial = sensitivity.Unpruned(
+        model, found, [], [], recover.Calibration(Arrays({"x": np.zeros(1)}), tmp_path, 1, 0, 1)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity.activations, "outputs", lambda *_: [])
         assert trial.error(model) == 0.0
@@ -247,7 +249,7 @@ def test_the_effort_decides_how_many_samples_are_tried(
     n = Network()
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 3))))
     rows = np.random.default_rng(0).normal(size=(samples, 2)).astype(np.float32)
-    source = recover.Source(Arrays({"x": rows}), tmp_path, 1, 0, samples)
+    source = recover.Calibration(Arrays({"x": rows}), tmp_path, 1, 0, samples)
     trial = sensitivity.prepare(model, found, source, trials, macs)
     size = min(32, samples // 8)
     held = [rows[size * k : size * (k + 1)] for k in range(3, 4 * batches, 4)]

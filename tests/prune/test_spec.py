@@ -29,9 +29,9 @@ def test_the_step_runs_with_its_defaults(tmp_path: Path) -> None:
         model, PruneChannels(step="prune.channels"), context(model, tmp_path, images(32))
     )
     assert outcome.changed
-    (target,) = outcome.details["targets"]
-    assert target["target"] == pytest.approx(0.6)
-    assert target["reached"] <= 0.6
+    (target,) = outcome.details.targets
+    assert target.target == pytest.approx(0.6)
+    assert target.reached <= 0.6
 
 
 def test_times_are_those_of_the_later_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

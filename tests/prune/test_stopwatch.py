@@ -65,7 +65,7 @@ def test_the_error_is_that_of_the_interval(clock: FakeClock, tmp_path: Path) -> 
     timed, random = watch(tmp_path, clock, 0.001), np.random.default_rng(0)
     steady = clock.call("steady", 0.002)
     wobbling = clock.call("wobbling", lambda: 0.003 * float(random.choice([0.9, 1.0, 1.1])))
-    rule = stopwatch.Rule(0.0, 2.0, share=0, setup=0, runs=stopwatch.RUNS)
+    rule = stopwatch.StopRule(0.0, 2.0, share=0, setup=0, runs=stopwatch.RUNS)
     (one, none), (two, some) = timed._beside([steady, wobbling], rule)
     assert (one, none) == (pytest.approx(2.0), pytest.approx(0, abs=1e-9))
     assert two == pytest.approx(3.0, rel=0.05)
@@ -81,7 +81,7 @@ def test_as_many_are_open_at_once_as_their_weights_allow(
         timed, seen, done = watch(tmp_path, clock), [], []
 
         def beside(
-            calls: list[object], rule: stopwatch.Rule, seen: list[tuple[int, float]] = seen
+            calls: list[object], rule: stopwatch.StopRule, seen: list[tuple[int, float]] = seen
         ) -> list[tuple[float, float]]:
             first = sum(count for count, _ in seen)
             seen.append((len(calls), rule.seconds))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import branches
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
-from lepton_cli.prune import depth, plan, times
+from lepton_cli.prune import analysis, depth, times
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
 from tests.prune.context import redundant
@@ -36,7 +36,7 @@ class Clock:
 
 
 def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[NDArray[np.int64]]]:
-    found = plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [np.arange(group.channels, 1, -2) for group in found.groups]
     levels = [np.append(level, 0) if k in columns.branches else level for k, level in enumerate(levels)]
@@ -73,7 +73,7 @@ def test_neighbours_that_share_a_node() -> None:
 
 
 def test_layers_alike_are_timed_once() -> None:
-    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [
         np.array([group.channels, 4, 0] if k in columns.branches else [group.channels, 4])
@@ -168,8 +168,8 @@ class Straight:
 
 def straight(
     first: float = 1.0, error: float = 0.0
-) -> tuple[depth.Columns, list[times.Trial], Straight, times.Times, list[NDArray[np.int64]]]:
-    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+) -> tuple[depth.Columns, list[times.Timed], Straight, times.Times, list[NDArray[np.int64]]]:
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [np.append(np.arange(group.channels, 1, -2), 0) for group in found.groups]
     levels[0] = levels[0][:-1]
@@ -243,7 +243,7 @@ def test_layers_alike_that_meet_in_a_node_are_not_timed_together() -> None:
     x = n.input("x", "batch", 3, 8, 8)
     for before, after in ((3, 16), (16, 16), (16, 16), (16, 16), (16, 16), (16, 4)):
         x = n.node("Relu", n.conv(x, before, after))
-    found = plan.analysed(
+    found = analysis.analysed(
         n.model(n.node("GlobalAveragePool", x)), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)}
     )
     columns = depth.columns(found, ())
@@ -274,7 +274,7 @@ def test_widths_to_time_are_spread_over_the_levels(
     """Two kinds share the models. In three minutes a model of 2.9 seconds goes 6 times through its 10 visits."""
     monkeypatch.setattr(times, "SECONDS", 60.0)
     monkeypatch.setattr(times, "MODELS", models)
-    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     trials = times.trials(depth.columns(found, ()), [np.array([20, *range(11, 0, -1)])] * 3, run)
     assert [(trial.members, trial.width) for trial in trials] == [
         (members, width) for members in ((0,), (1, 2)) for width in wanted[::-1]
@@ -288,7 +288,7 @@ def test_at_most_72_models_are_timed() -> None:
     for k in range(25):
         x = n.node("Relu", n.node("Gemm", x, n.weight(k + 2, k + 3), n.weight(k + 3)))
     model = n.model(n.node("Gemm", x, n.weight(27, 2), n.weight(2)))
-    found = plan.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 2)})
+    found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 2)})
     columns = depth.columns(found, ())
     assert columns.count == 25
     for count, wanted in ((25, 2), (24, 3), (12, 6), (11, 6)):
@@ -299,7 +299,7 @@ def test_at_most_72_models_are_timed() -> None:
 @pytest.mark.parametrize(("most", "run"), [(1, 0.0), (times.MODELS, 60.0)])
 def test_few_trials_measure_the_narrowest_width(most: int, run: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times, "MODELS", most)
-    found = plan.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, ())
     trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups], run)
     assert {trial.width for trial in trials} == {2}

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import cut
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, RecipeError, StepError
+from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.prune import weights
+from lepton_cli.prune.details import PrunedTensor
 from lepton_cli.prune.spec import PruneWeights
 from tests.coupling.networks import Network
 from tests.prune.context import context, images, redundant, relative_error
@@ -89,7 +90,7 @@ def test_hessian_without_data(tmp_path: Path) -> None:
     given_context = context(model, tmp_path, None, check=images(2))
     with pytest.raises(DataError):
         weights.prune(model, params(sparsity="50 %", importance="hessian"), given_context)
-    assert weights.prune(model, params(sparsity="50 %"), given_context).details["importance"] == "l1"
+    assert weights.prune(model, params(sparsity="50 %"), given_context).details.importance == "l1"
 
 
 def test_the_input_is_not_changed(tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_a_global_share_decides_how_many_the_update_takes_from_each(tmp_path: Pa
     limit = every[int(np.ceil(0.6 * (len(every) - 1)))]
     given_params = params(sparsity="60 %", importance="hessian", scope="global")
     outcome = weights.prune(model, given_params, context(model, tmp_path, images(16)))
-    assert outcome.details["importance"] == "hessian"
+    assert outcome.details.importance == "hessian"
     for node, after in stored(outcome.model).items():
         assert np.count_nonzero(after == 0) == np.count_nonzero(scores[node] < limit), node
 
@@ -316,10 +317,10 @@ def test_weights_at_the_threshold_stay(tmp_path: Path) -> None:
     ]
     assert outcome.changed == 1
     assert outcome.summary.startswith("20.0% of 10 weights are zero in 1 tensors")
-    assert outcome.details["tensors"] == [
-        {"node": "MatMul_0", "weights": 6, "zeros": 2},
-        {"node": "MatMul_1", "weights": 4, "zeros": 0},
-    ]
+    assert outcome.details.tensors == (
+        PrunedTensor(node="MatMul_0", weights=6, zeros=2),
+        PrunedTensor(node="MatMul_1", weights=4, zeros=0),
+    )
     nothing = weights.prune(model, params(threshold=0.0), given_context)
     assert nothing.model is model
     assert nothing.changed == 0
@@ -356,7 +357,7 @@ def test_what_is_left_alone_says_why(tmp_path: Path) -> None:
     dry = weights.prune(model, given_params, dataclasses.replace(given_context, dry=True))
     assert (dry.changed, dry.model) == (1, model)
     assert [d.action for d in dry.decisions] == ["prunable", "kept", "kept", "kept"]
-    cut.replace_weight(model, "w1", np.where(np.eye(4), np.nan, whole).astype(np.float32))
+    set_weight(model.graph.initializers["w1"], np.where(np.eye(4), np.nan, whole).astype(np.float32))
     with pytest.raises(StepError, match="not finite"):
         weights.prune(model, params(sparsity="50 %"), given_context)
 

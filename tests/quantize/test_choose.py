@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.graph import edit
 from lepton_cli.model import io
 from lepton_cli.quantize import choose
 from lepton_cli.quantize.choose import Choice
@@ -407,9 +408,9 @@ def test_the_weight_of_a_node_is_its_constant_at_the_position() -> None:
         graph.op("Gemm", graph.take("x", ["b", 2]), graph.constant(weight), graph.constant(weight[0])),
         graph.op("Clip", "x", "", graph.constant(np.float32(3))),
     ).graph
-    np.testing.assert_array_equal(choose.weight_of(first), weight)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(choose.weight_of(first, 2), weight[0])  # type: ignore[arg-type]
-    assert choose.weight_of(first, 0) is None
-    assert choose.weight_of(first, 3) is None
-    assert choose.weight_of(second) is None
-    assert choose.weight_of(second, 2) == 3
+    np.testing.assert_array_equal(edit.array_of(first), weight)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(edit.array_of(first, 2), weight[0])  # type: ignore[arg-type]
+    assert edit.array_of(first, 0) is None
+    assert edit.array_of(first, 3) is None
+    assert edit.array_of(second) is None
+    assert edit.array_of(second, 2) == 3

@@ -29,7 +29,7 @@ def test_mlp(tmp_path: Path) -> None:
     assert outcome.changed == 2
     assert "Gemm" in ops(outcome.model), "the small classifier stays as it is"
     assert sqnr(model, outcome.model, data) > 30
-    assert outcome.details["target"] == "x86-vnni"
+    assert outcome.details.target == "x86-vnni"
 
 
 def test_conv_only_when_asked_and_with_a_warning(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def outlier_net() -> ir.Model:
 def test_outlier_channels_are_smoothed_with_calibration_data(tmp_path: Path) -> None:
     model = outlier_net()
     outcome = quantize(model, tmp_path, rows())
-    assert outcome.details["smoothed"] == 1
+    assert outcome.details.smoothed == 1
     params = QuantizeDynamic.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
     without = STEPS["quantize.dynamic"].apply(model, params, context(None, tmp_path, check=rows()))
-    assert "smoothed" not in without.details
+    assert without.details.smoothed is None
     assert sqnr(model, outcome.model, rows(seed=5)) > sqnr(model, without.model, rows(seed=5)) + 3
 
 
@@ -202,7 +202,7 @@ def test_tables_are_no_candidates_of_the_writer_but_stored_in_blocks(tmp_path: P
     data = Arrays({"x": np.arange(20)})
     outcome = quantize(model, tmp_path, data)
     assert (ops(outcome.model), outcome.changed) == (["GatherBlockQuantized"], 1)
-    assert outcome.details["sqnr_db"] > 38
+    assert outcome.details.sqnr_db > 38
     assert [one.op for one in outcome.decisions] == ["Gather"]
     without = quantize(model, tmp_path, data, op_types=["MatMul"])
     assert (without.model is model, without.changed, without.decisions) == (True, 0, ())
@@ -225,7 +225,7 @@ def test_what_is_left_out_says_so_and_counts(tmp_path: Path) -> None:
     ]
     assert outcome.summary == "1 operators quantized, 2 kept in float"
     assert io.to_bytes(model) == before
-    assert outcome.details["sqnr_db"] == pytest.approx(
+    assert outcome.details.sqnr_db == pytest.approx(
         sqnr(model, outcome.model, Arrays({"x": rows().feeds["x"][:64]})), abs=0.05
     )
     with pytest.raises(RecipeError) as caught:
@@ -275,15 +275,15 @@ def test_inputs_are_evened_out_where_that_gains_half_a_decibel(
     scores: list[float], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Judged, "scores", [*scores, 33.333])
-    monkeypatch.setattr(dynamic, "Fidelity", Judged)
+    monkeypatch.setattr(dynamic, "Reference", Judged)
     outcome = quantize(outlier_net(), tmp_path, rows())
     assert Judged.scores == []
-    assert outcome.details["repairs"] == dict(
+    assert outcome.details.repairs == dict(
         zip(["none", "smooth 0.65", "smooth 0.8", "smooth 0.95"], scores, strict=True)
     )
-    assert outcome.details["sqnr_db"] == 33.33
-    assert outcome.details.get("smoothed") == (1 if kept else None)
-    assert any(node.name == "t0.smooth" for node in outcome.model.graph) == kept
+    assert outcome.details.sqnr_db == 33.33
+    assert outcome.details.smoothed == (1 if kept else None)
+    assert any(node.name == "t0.smoothing" for node in outcome.model.graph) == kept
 
 
 def test_the_best_strength_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_the_best_strength_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         scores = [20.0, 21.0, 21.0, 21.0, 9.0]
         scores[best + 1] = 25.0
         monkeypatch.setattr(Judged, "scores", scores)
-        monkeypatch.setattr(dynamic, "Fidelity", Judged)
+        monkeypatch.setattr(dynamic, "Reference", Judged)
         factors[best] = array(quantize(outlier_net(), tmp_path, rows()).model, "t0.smooth")
     assert np.ptp(factors[0]) < np.ptp(factors[1]) < np.ptp(factors[2]), "the stronger the wider"
 
@@ -302,8 +302,8 @@ def test_inputs_that_are_even_are_left_alone(tmp_path: Path) -> None:
     x = graph.op("Tanh", graph.take("x", ["b", 64]))
     model = graph.model(graph.op("MatMul", x, graph.constant(np.eye(64, dtype=np.float32))))
     details = quantize(model, tmp_path, rows()).details
-    assert set(details["repairs"]) == {"none"}
-    assert "smoothed" not in details
+    assert set(details.repairs) == {"none"}
+    assert details.smoothed is None
 
 
 @pytest.mark.parametrize(("above", "streamed"), [(0, False), (-1, True)])
@@ -316,7 +316,7 @@ def test_tensor_by_tensor_above_the_limit(
         outcome = quantize(model, tmp_path, rows(), target=target)
         assert outcome.changed == 2
         assert ("MatMul_2.codes" in outcome.model.graph.initializers) == streamed
-        assert ("sqnr_db" in outcome.details) != streamed
+        assert (outcome.details.sqnr_db is None) == streamed
         if streamed:
             assert outcome.summary == "2 operators quantized, tensor by tensor"
             assert np.abs(array(outcome.model, "MatMul_2.codes").astype(int)).max() == limit

@@ -11,6 +11,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, StepError
 from lepton_cli.model import io
 from lepton_cli.quantize import fp16
+from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.step import Outcome
@@ -58,7 +59,7 @@ def test_an_output_beyond_the_range_is_returned_in_float32(tmp_path: Path) -> No
     outcome = convert(model, tmp_path, rows())
     np.testing.assert_array_equal(run(outcome.model, rows()), run(model, rows()))
     assert [value.name for value in outcome.model.graph.outputs] == ["t0", "t2"]
-    assert outcome.details["sqnr_db"] > 50
+    assert outcome.details.sqnr_db > 50
 
 
 def test_nodes_left_out_are_told_once_and_not_counted_as_changed(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_nodes_left_out_are_told_once_and_not_counted_as_changed(tmp_path: Path)
         ("Add_1", "Add", "kept", "float16 ruins the outputs here (measured)"),
     ]
     assert outcome.changed == 1
-    assert outcome.details["kept"] == 2
+    assert outcome.details.kept == 2
 
 
 def test_nothing_in_float32(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_weights_are_rounded_to_float16_and_tiny_ones_to_its_least(tmp_path: Pat
     expected = [1 / 3, -2.5, 65504, 6.1e-5, 5 * least, -2 * least, least, -least, 0]
     np.testing.assert_array_equal(found, np.float16(expected))
     assert outcome.summary == "1 tensors in float16, 0 operators kept in float32"
-    assert (outcome.changed, outcome.details["kept"], outcome.decisions) == (2, 0, ())
+    assert (outcome.changed, outcome.details.kept, outcome.decisions) == (2, 0, ())
 
 
 def multiplied(factor: float, data: float, **options: object) -> tuple[ir.Model, Arrays]:
@@ -135,7 +136,7 @@ def test_results_need_a_margin_of_four_below_the_end_of_float16(value: float, ke
     outcome = convert(model, tmp_path, data)
     told = f"`t0` reaches {abs(value):.3g}, float16 ends at 65504"
     assert reasons(outcome) == (dict.fromkeys(["Mul_0", "Tanh_1"], told) if kept else {})
-    assert outcome.details["kept"] == 2 * kept
+    assert outcome.details.kept == 2 * kept
     without = STEPS["convert.fp16"].apply(model, ConvertFp16(step="convert.fp16"), context(None, tmp_path, check=data))
     assert reasons(without) == reasons(outcome), "any data will do"
 
@@ -172,8 +173,8 @@ class Judged:
     scores: dict[frozenset[str], float] = {}
     asked: list[frozenset[str]] = []
 
-    def __init__(self, model: ir.Model, context: object, samples: int, batch: int) -> None:
-        assert (samples, batch) == (16, 4)
+    def __init__(self, model: ir.Model, context: object, most: int, batch: int) -> None:
+        assert (most, batch) == (16, 4)
 
     def sqnr(self, model: ir.Model) -> float:
         kept = frozenset(
@@ -189,7 +190,7 @@ class Judged:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> type[Judged]:
-    monkeypatch.setattr(fp16, "Fidelity", Judged)
+    monkeypatch.setattr(fp16, "Reference", Judged)
     monkeypatch.setattr(Judged, "asked", [])
     monkeypatch.setattr(Judged, "scores", {})
     return Judged
@@ -212,7 +213,7 @@ def test_good_outputs_are_not_repaired(judged: type[Judged], tmp_path: Path) -> 
     judged.scores = {kinds(): 30.0}
     outcome = convert(arithmetic(), tmp_path, rows())
     assert judged.asked == [kinds()]
-    assert (outcome.details, outcome.changed) == ({"sqnr_db": 30.0, "kept": 0}, 5)
+    assert (outcome.details, outcome.changed) == (ConvertFp16Details(sqnr_db=30.0, kept=0), 5)
     assert not any("changes the outputs" in warning for warning in outcome.warnings)
 
 
@@ -227,7 +228,7 @@ def test_the_kinds_that_ruin_outputs_go_back_one_after_the_other_the_best_first(
     outcome = convert(arithmetic(), tmp_path, rows())
     assert set(reasons(outcome)) == {"Mul_1", "Sub_2", "Add_0"}, "three kinds at most"
     assert set(reasons(outcome).values()) == {"float16 ruins the outputs here (measured)"}
-    assert outcome.details == {"sqnr_db": 30.0, "kept": 3}
+    assert outcome.details == ConvertFp16Details(sqnr_db=30.0, kept=3)
     assert outcome.changed == 2
     assert outcome.warnings[0] == "float16 changes the outputs much: 30.0 dB"
     assert array(outcome.model, "w1").dtype == np.float32
@@ -238,7 +239,7 @@ def test_a_repair_that_does_not_help_is_not_kept(judged: type[Judged], tmp_path:
     judged.scores = {kinds(): 5.0, kinds("Mul"): 12.346, kinds("Mul", "Add"): 12.346, kinds("Mul", "Sub"): 11.0}
     outcome = convert(arithmetic(), tmp_path, rows())
     assert set(reasons(outcome)) == {"Mul_1"}
-    assert outcome.details["sqnr_db"] == 12.35
+    assert outcome.details.sqnr_db == 12.35
 
 
 def test_kinds_that_the_converter_cannot_keep_are_passed_over(
@@ -273,7 +274,7 @@ def test_nodes_left_out_stay_with_their_weights(judged: type[Judged], tmp_path: 
 def test_half_inputs_and_outputs_are_not_compared(judged: type[Judged], tmp_path: Path) -> None:
     outcome = convert(arithmetic(), tmp_path, rows(), keep_io=False)
     assert judged.asked == []
-    assert outcome.details == {"sqnr_db": None, "kept": 0}
+    assert outcome.details == ConvertFp16Details(sqnr_db=None, kept=0)
     assert [value.dtype for value in (*outcome.model.graph.inputs, *outcome.model.graph.outputs)] == [
         ir.DataType.FLOAT16, ir.DataType.FLOAT16
     ]  # fmt: skip

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.model import io
-from lepton_cli.quantize import choose, guard
+from lepton_cli.quantize import choose, details, guard
+from lepton_cli.quantize.details import Guard, GuardTrial
 from lepton_cli.quantize.guard import Sensitivity
 from tests.quantize.builders import Graph, Told, context, rows
 
@@ -56,7 +57,7 @@ def ranked(names: Iterable[str]) -> list[Sensitivity]:
 
 def held(
     costs: list[float], max_drop: float, *, wide: float = 1.0, **options: object
-) -> tuple[set[int], set[int], dict[str, object], choose.Choice]:
+) -> tuple[set[int], set[int], Guard, choose.Choice]:
     """Numbers of the layers left in float and in 16 bits; layers are ranked by their costs."""
     model, choice, names = chain(len(costs))
     written = Written(model)
@@ -70,20 +71,18 @@ def held(
     return {names.index(n) for n in choice.anchors - found.anchors}, {names.index(n) for n in found.wide}, report, found
 
 
-def counts(report: dict[str, object]) -> list[int]:
-    trials = report["trials"]
-    assert isinstance(trials, list)
-    return [trial["float"] for trial in trials]
+def counts(report: Guard) -> list[int | None]:
+    return [trial.in_float for trial in report.trials]
 
 
 def test_nothing_is_returned_where_the_limit_holds_at_once() -> None:
     dropped, _, report, found = held([0.125, 0.25, 0.0625], 0.4375)
     assert dropped == set()
     assert found.kept == ()
-    assert report["holds"] is True
-    assert report["max_drop"] == 0.4375
-    assert report["reference"] == 1.0
-    assert report["trials"] == [{"float": 0, "drop": 0.4375}]
+    assert report.holds is True
+    assert report.max_drop == 0.4375
+    assert report.reference == 1.0
+    assert report.trials == (GuardTrial(in_float=0, drop=0.4375),)
 
 
 def test_a_drop_of_just_the_limit_holds_and_more_does_not() -> None:
@@ -104,8 +103,8 @@ def test_groups_are_doubled_and_the_mildest_are_tried_again() -> None:
     dropped, _, report, found = held(costs, 0.15)
     assert dropped == {0, 1, 2}
     assert counts(report) == [0, 1, 2, 4, 3, 2, 2, 2]
-    assert report["holds"] is True
-    assert [trial["drop"] for trial in report["trials"]] == [1.0, 0.6, 0.3, 0.0, 0.1, 0.3, 0.4, 0.5]  # type: ignore[attr-defined]
+    assert report.holds is True
+    assert [trial.drop for trial in report.trials] == [1.0, 0.6, 0.3, 0.0, 0.1, 0.3, 0.4, 0.5]
     assert {decision.node for decision in found.kept} == {f"Gemm_{i}" for i in dropped}
     assert {decision.reason for decision in found.kept} == {"returned to float by accuracy_guard"}
 
@@ -127,20 +126,20 @@ def test_all_layers_may_go_back_and_then_it_is_the_model_itself() -> None:
     assert dropped == {0, 1, 2}
     assert found.nodes == frozenset()
     assert counts(report) == [0, 1, 2, 3, 2, 2, 2]
-    assert report["holds"] is True
+    assert report.holds is True
 
 
 def test_a_limit_that_cannot_hold_ends_with_all_that_may_go_back() -> None:
     dropped, _, report, _ = held([0.3, 0.2, 0.1, 0.1], 0.05, most=3)
     assert dropped == {0, 1, 2}
-    assert report["holds"] is False
+    assert report.holds is False
     assert counts(report) == [0, 1, 2, 3]
 
 
 def test_none_may_go_back() -> None:
     dropped, _, report, _ = held([0.3, 0.2], 0.05, most=0)
     assert dropped == set()
-    assert report["holds"] is False
+    assert report.holds is False
     assert counts(report) == [0]
 
 
@@ -158,7 +157,7 @@ def test_wide_activations_are_tried_before_float() -> None:
     assert wide == {1, 3}
     assert found.kept == ()
     # 1 - (0.01 + 0.02 + 0.03 + 0.2), then both, then each alone.
-    assert report["trials"] == [
+    assert [trial.model_dump(exclude_none=True) for trial in report.trials] == [
         {"float": 0, "drop": 0.53},
         {"int16": 1, "drop": 0.26},
         {"float": 1, "drop": 0.23},
@@ -171,7 +170,8 @@ def test_wide_activations_are_tried_before_float() -> None:
 def test_float_follows_where_wide_activations_do_not_hold() -> None:
     dropped, wide, report, _ = held([0.01, 0.3, 0.02, 0.2], 0.1, wide=0.9, wide_first=True)
     assert (dropped, wide) == ({1, 3}, set())
-    assert [next(iter(trial)) for trial in report["trials"]] == ["float", "int16", "float", "int16", *["float"] * 3]  # type: ignore[attr-defined]
+    wide_ones = [trial.int16 is not None for trial in report.trials]
+    assert wide_ones == [False, True, False, True, False, False, False]
 
 
 def test_groups_of_neighbours_go_back_together() -> None:
@@ -238,10 +238,10 @@ def test_a_group_is_named_after_the_operator_of_its_first_layer(
 
 def test_drops_are_reported_to_five_digits() -> None:
     report = held([0.123456789, 0.0], 1.0)[2]
-    assert report["trials"] == [{"float": 0, "drop": 0.12346}]
+    assert report.trials == (GuardTrial(in_float=0, drop=0.12346),)
     model, choice, names = chain(1)
     report = guard.hold(model, choice, Written(model), ranked(names), lambda made: 0.123456789, 0.0)[2]
-    assert report["reference"] == 0.12346
+    assert report.reference == 0.12346
 
 
 def test_at_most_48_trials() -> None:
@@ -250,7 +250,7 @@ def test_at_most_48_trials() -> None:
 
 def test_the_table_joins_neighbours_and_rounds() -> None:
     one = Sensitivity(("a", "b"), "Conv", 12.3456)
-    assert guard.table([one, dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)]) == [
-        {"node": "a, b", "op": "Conv", "sqnr_db": 12.35},
-        {"node": "c", "op": "Conv", "sqnr_db": -1.0},
-    ]
+    assert guard.table([one, dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)]) == (
+        details.Sensitivity(node="a, b", op="Conv", sqnr_db=12.35),
+        details.Sensitivity(node="c", op="Conv", sqnr_db=-1.0),
+    )

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
+from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize import choose, moments
-from lepton_cli.quantize.moments import Moments
 from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, Scalars, Told, WithConstants, context
 

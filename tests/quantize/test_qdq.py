@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ def chosen(model: ir.Model) -> Choice:
 
 
 def write(model: ir.Model, ranges: dict[str, Range], **options: Any) -> ir.Model:
-    plan = qdq.Plan(options.pop("target", VNNI), options.pop("choice", None) or chosen(model), ranges, **options)
+    plan = qdq.Scheme(options.pop("target", VNNI), options.pop("choice", None) or chosen(model), ranges, **options)
     return qdq.write(model, plan)
 
 
@@ -387,7 +385,7 @@ def test_a_tensor_with_a_type_of_its_own_keeps_it() -> None:
     x = graph.op("Tanh", graph.linear(graph.take("x", ["b", 20]), 20, 24))
     half = graph.op("Cast", x, to=int(ir.DataType.FLOAT16))
     model = graph.model(graph.linear(x, 24, 16), graph.op("Cast", half, to=int(ir.DataType.FLOAT)))
-    typed = qdq._typed(model, qdq.Plan(VNNI, chosen(model), {"x": (-1, 1), "t2": (-1, 1)}))
+    typed = qdq._typed(model, qdq.Scheme(VNNI, chosen(model), {"x": (-1, 1), "t2": (-1, 1)}))
     assert {value.dtype for one in typed.graph for value in one.outputs if value.name == "t2"} == {ir.DataType.FLOAT16}
 
 
@@ -402,20 +400,8 @@ def test_what_the_writer_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
     assert caught.value.cause == "first second"
 
 
-def test_the_writer_is_quiet_and_the_log_is_as_it_was_after() -> None:
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.INFO)
-        with contextlib.suppress(KeyError), qdq.quiet():
-            assert logging.root.manager.disable == logging.CRITICAL
-            raise KeyError
-        assert logging.root.manager.disable == logging.INFO
-    finally:
-        logging.disable(before)
-
-
 def test_weights_are_8_bit_unless_asked_and_nothing_is_given_by_default() -> None:
-    plan = qdq.Plan(VNNI, Choice(frozenset(), frozenset(), ()), {})
+    plan = qdq.Scheme(VNNI, Choice(frozenset(), frozenset(), ()), {})
     assert (plan.activations, dict(plan.scales)) == ("int8", {})
     assert dataclasses.replace(plan, activations="int16").activations == "int16"
 

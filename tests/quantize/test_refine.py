@@ -11,7 +11,7 @@ import pytest
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Fidelity
+from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, qdq, refine, smooth
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
@@ -32,7 +32,7 @@ def best(model: ir.Model, data: Arrays, tmp_path: Path, target: str = "x86-vnni"
     choice, here = everything(model), context(data, tmp_path)
     found = calibration.collect(model, choose.activations(model, choice), data, here)
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": target, **options})
-    return refine.best(model, choice, found, TARGETS[target], params, Fidelity(model, here), data, here)
+    return refine.best(model, choice, found, TARGETS[target], params, Reference(model, here), data, here)
 
 
 def outputs(model: ir.Model, data: Arrays) -> np.ndarray:
@@ -86,12 +86,12 @@ def test_equalisation_is_kept_where_narrow_channels_count(tmp_path: Path) -> Non
     model, data = pair(WIDE, 1 / WIDE), pictures()
     plain = best(model, data, tmp_path, equalise=False, **ALONE)
     made = best(model, data, tmp_path, **ALONE)
-    assert made.details["equalised"] == 1
-    assert made.details["repairs"]["equalise"] > made.details["repairs"]["none"] + 3
+    assert made.details.equalised == 1
+    assert made.details.repairs["equalise"] > made.details.repairs["none"] + 3
     assert measured(model, made, data) > measured(model, plain, data) + 3
-    assert measured(model, made, data) == pytest.approx(made.details["repairs"]["equalise"], abs=0.01)
-    assert measured(model, plain, data) == pytest.approx(plain.details["repairs"]["none"], abs=0.01)
-    assert made.details["repairs"]["none"] == plain.details["repairs"]["none"]
+    assert measured(model, made, data) == pytest.approx(made.details.repairs["equalise"], abs=0.01)
+    assert measured(model, plain, data) == pytest.approx(plain.details.repairs["none"], abs=0.01)
+    assert made.details.repairs["none"] == plain.details.repairs["none"]
     # The ranges are those of the equalised model: each channel is multiplied by the root of widest / own.
     results = np.einsum("oi,bihw->obhw", constant(model, "w0")[:, :, 0, 0], data.feeds["x"]).reshape(16, -1)
     widest = np.maximum(results.max(axis=1) + constant(model, "w1"), 0)
@@ -106,18 +106,18 @@ def test_equalisation_is_kept_where_narrow_channels_count(tmp_path: Path) -> Non
 def test_equalisation_is_refused_where_only_the_wide_channel_counts(tmp_path: Path) -> None:
     model, data = pair(WIDE, np.eye(16)[0]), pictures()
     made = best(model, data, tmp_path, **ALONE)
-    assert made.details["repairs"]["equalise"] <= made.details["repairs"]["none"] + 0.2
-    assert "equalised" not in made.details
+    assert made.details.repairs["equalise"] <= made.details.repairs["none"] + 0.2
+    assert made.details.equalised is None
     assert made.model is model
     forced = best(model, data, tmp_path, equalise=True, **ALONE)
-    assert forced.details["equalised"] == 1
+    assert forced.details.equalised == 1
     assert forced.model is not model
 
 
 def test_even_channels_are_equalised_only_on_demand(tmp_path: Path) -> None:
     model, data = pair(np.ones(16), np.ones(16)), pictures()
-    assert "equalise" not in best(model, data, tmp_path, **ALONE).details["repairs"]
-    assert "equalise" in best(model, data, tmp_path, equalise=True, **ALONE).details["repairs"]
+    assert "equalise" not in best(model, data, tmp_path, **ALONE).details.repairs
+    assert "equalise" in best(model, data, tmp_path, equalise=True, **ALONE).details.repairs
 
 
 def test_equalisation_that_changes_the_float_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_equalisation_that_changes_the_float_model_is_refused(tmp_path: Path, mo
 
         monkeypatch.setattr(equalise, "equalise", changed)
         made = best(model, data, tmp_path, equalise=True, **ALONE)
-        assert ("equalise" in made.details["repairs"]) == same
+        assert ("equalise" in made.details.repairs) == same
         assert (made.model is model) == (not same)
 
 
@@ -144,7 +144,8 @@ def test_no_pairs_no_trial(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("MatMul", graph.take("x", ["b", 16]), graph.constant(codes(np.ones((16, 16))))))
     for wanted in (None, True):
-        assert set(best(model, data, tmp_path, equalise=wanted, **ALONE).details) == {"repairs", "calibration"}
+        details = best(model, data, tmp_path, equalise=wanted, **ALONE).details
+        assert set(details.model_dump(exclude_none=True)) == {"repairs", "calibration"}
 
 
 def test_clipped_pairs_are_named(tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_clipped_pairs_are_named(tmp_path: Path) -> None:
     x = graph.op("Clip", x, *(graph.constant(np.float32(value)) for value in (0, 6)))
     model = graph.model(graph.conv(x, 16, 16, 1, relu=False))
     made = best(model, pictures(), tmp_path, **ALONE)
-    assert made.details["equalise_skipped"]["nodes"] == ["Conv_0"]
-    assert "equalise_skipped" not in best(model, pictures(), tmp_path, equalise=False, **ALONE).details
+    assert made.details.equalise_skipped.nodes == ("Conv_0",)
+    assert best(model, pictures(), tmp_path, equalise=False, **ALONE).details.equalise_skipped is None
 
 
 # Smoothing
@@ -179,9 +180,9 @@ def test_smoothing_is_kept_where_narrow_channels_count(tmp_path: Path) -> None:
     model, data = product(BROAD, 1 / BROAD), table()
     plain = best(model, data, tmp_path, equalise=False, **ALONE)
     made = best(model, data, tmp_path, **ALONE)
-    assert made.details["smoothed"] == 1
-    tried = {strength: made.details["repairs"][f"smooth {strength}"] for strength in smooth.STRENGTHS}
-    assert max(tried.values()) > made.details["repairs"]["none"] + 10
+    assert made.details.smoothed == 1
+    tried = {strength: made.details.repairs[f"smooth {strength}"] for strength in smooth.STRENGTHS}
+    assert max(tried.values()) > made.details.repairs["none"] + 10
     assert measured(model, made, data) > measured(model, plain, data) + 10
     assert measured(model, made, data) == pytest.approx(max(tried.values()), abs=0.3)
     assert ops(made.model) == ["Mul", "Mul", "MatMul"]
@@ -197,8 +198,8 @@ def test_sequences_are_smoothed_along_their_last_axis(tmp_path: Path) -> None:
     model = graph.model(graph.op("MatMul", wide, graph.constant(matrix.astype(np.float32))))
     data = Arrays({"x": table(400).feeds["x"].reshape(80, 5, 32)})
     made = best(model, data, tmp_path, **ALONE)
-    assert made.details["smoothed"] == 1
-    assert measured(model, made, data) > made.details["repairs"]["none"] + 10
+    assert made.details.smoothed == 1
+    assert measured(model, made, data) > made.details.repairs["none"] + 10
 
 
 def test_smoothing_keeps_the_best_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +208,7 @@ def test_smoothing_keeps_the_best_strength(tmp_path: Path, monkeypatch: pytest.M
     for strengths in ((0.05, 0.5, 0.1), (0.5, 0.05), (0.5,)):
         monkeypatch.setattr(smooth, "STRENGTHS", strengths)
         made = best(model, data, tmp_path, **ALONE)
-        scores = {strength: made.details["repairs"][f"smooth {strength}"] for strength in strengths}
+        scores = {strength: made.details.repairs[f"smooth {strength}"] for strength in strengths}
         assert max(scores, key=lambda strength: scores[strength]) == 0.5
         factors[strengths] = constant(made.model, "t0.smooth").tolist()
     assert len({tuple(values) for values in factors.values()}) == 1
@@ -216,17 +217,17 @@ def test_smoothing_keeps_the_best_strength(tmp_path: Path, monkeypatch: pytest.M
 def test_smoothing_is_refused_where_only_the_wide_channel_counts(tmp_path: Path) -> None:
     model, data = product(BROAD, np.eye(32)[0]), table()
     made = best(model, data, tmp_path, **ALONE)
-    assert {name for name in made.details["repairs"] if name != "none"} == {f"smooth {s}" for s in smooth.STRENGTHS}
-    assert max(made.details["repairs"].values()) <= made.details["repairs"]["none"] + 0.2
-    assert "smoothed" not in made.details
+    assert {name for name in made.details.repairs if name != "none"} == {f"smooth {s}" for s in smooth.STRENGTHS}
+    assert max(made.details.repairs.values()) <= made.details.repairs["none"] + 0.2
+    assert made.details.smoothed is None
     assert made.model is model
     assert set(made.plan.ranges) == {"t0"}
 
 
 def test_even_inputs_are_not_smoothed(tmp_path: Path) -> None:
     model, data = product(np.ones(32), np.ones(32)), table()
-    assert set(best(model, data, tmp_path, **ALONE).details["repairs"]) == {"none"}
-    assert set(best(product(BROAD, 1 / BROAD), data, tmp_path, equalise=False, **ALONE).details["repairs"]) == {"none"}
+    assert set(best(model, data, tmp_path, **ALONE).details.repairs) == {"none"}
+    assert set(best(product(BROAD, 1 / BROAD), data, tmp_path, equalise=False, **ALONE).details.repairs) == {"none"}
 
 
 # Calibration methods
@@ -247,10 +248,10 @@ def test_percentile_is_kept_where_a_rare_value_does_not_count(tmp_path: Path) ->
     data.feeds["x"][90, 7] = 100  # beyond the 64 samples that are compared
     plain = best(model, data, tmp_path, **RANGES_ALONE, calibration="minmax")
     made = best(model, data, tmp_path, **RANGES_ALONE)
-    assert made.details["calibration"] == "percentile"
-    assert made.details["repairs"]["percentile"] > made.details["repairs"]["none"] + 20
+    assert made.details.calibration == "percentile"
+    assert made.details.repairs["percentile"] > made.details.repairs["none"] + 20
     assert measured(model, made, data) > measured(model, plain, data) + 20
-    assert measured(model, made, data) == pytest.approx(made.details["repairs"]["percentile"], abs=0.01)
+    assert measured(model, made, data) == pytest.approx(made.details.repairs["percentile"], abs=0.01)
     assert plain.plan.ranges["x"][1] == 100
     assert made.plan.ranges["x"][1] <= 1
 
@@ -259,9 +260,9 @@ def test_percentile_and_mse_are_refused_where_rare_values_count(tmp_path: Path) 
     model, data = exact_product(), table(100, 256)
     data.feeds["x"][5, 7] = 60
     made = best(model, data, tmp_path, **RANGES_ALONE)
-    assert made.details["calibration"] == "minmax"
-    assert made.details["repairs"]["percentile"] < made.details["repairs"]["none"]
-    assert made.details["repairs"]["mse"] <= made.details["repairs"]["none"] + 0.2
+    assert made.details.calibration == "minmax"
+    assert made.details.repairs["percentile"] < made.details.repairs["none"]
+    assert made.details.repairs["mse"] <= made.details.repairs["none"] + 0.2
     assert made.plan.ranges["x"] == (float(data.feeds["x"].min()), 60)
     assert made.model is model
 
@@ -273,18 +274,18 @@ def test_mse_is_kept_where_a_little_clipping_pays(tmp_path: Path) -> None:
     data.feeds["x"][80:84, 3], data.feeds["x"][84:88, 3] = 1, -1
     made = best(model, data, tmp_path, **RANGES_ALONE)
     plain = best(model, data, tmp_path, **RANGES_ALONE, calibration="minmax")
-    assert made.details["calibration"] == "mse"
-    assert made.details["repairs"]["percentile"] <= made.details["repairs"]["none"] + 0.2
+    assert made.details.calibration == "mse"
+    assert made.details.repairs["percentile"] <= made.details.repairs["none"] + 0.2
     assert measured(model, made, data) > measured(model, plain, data) + 0.2
-    assert measured(model, made, data) == pytest.approx(made.details["repairs"]["mse"], abs=0.01)
+    assert measured(model, made, data) == pytest.approx(made.details.repairs["mse"], abs=0.01)
 
 
 def test_a_named_method_is_taken_without_trials(tmp_path: Path) -> None:
     model, data = exact_product(), table(100, 256)
     data.feeds["x"][90, 7] = 100
     made = best(model, data, tmp_path, **RANGES_ALONE, calibration="percentile")
-    assert set(made.details["repairs"]) == {"none"}
-    assert made.details["calibration"] == "percentile"
+    assert set(made.details.repairs) == {"none"}
+    assert made.details.calibration == "percentile"
     assert made.plan.ranges["x"][1] <= 1
 
 
@@ -292,11 +293,11 @@ def test_sixteen_bits_need_no_other_method(tmp_path: Path) -> None:
     model, data = exact_product(), table(100, 256)
     data.feeds["x"][90, 7] = 100
     made = best(model, data, tmp_path, **RANGES_ALONE, activations="int16")
-    assert set(made.details["repairs"]) == {"none"}
-    assert made.details["calibration"] == "minmax"
+    assert set(made.details.repairs) == {"none"}
+    assert made.details.calibration == "minmax"
     assert made.plan.activations == "int16"
     eight = best(model, data, tmp_path, **RANGES_ALONE, calibration="minmax")
-    assert made.details["repairs"]["none"] > eight.details["repairs"]["none"] + 30
+    assert made.details.repairs["none"] > eight.details.repairs["none"] + 30
 
 
 # Rounding
@@ -325,11 +326,11 @@ def test_optimal_brain_rounding_is_kept_where_inputs_are_correlated(target: str,
     model, data = dense(irregular()), mixtures()
     plain = best(model, data, tmp_path, target, **ROUNDING_ALONE, **NO_ROUNDING)
     made = best(model, data, tmp_path, target, **ROUNDING_ALONE)
-    assert made.details["rounding"] == "gptq"
-    assert "rounding" not in plain.details
-    assert made.details["repairs"]["gptq"] > made.details["repairs"]["none"] + 3
+    assert made.details.rounding == "gptq"
+    assert plain.details.rounding is None
+    assert made.details.repairs["gptq"] > made.details.repairs["none"] + 3
     assert measured(model, made, data) > measured(model, plain, data) + 3
-    assert measured(model, made, data) == pytest.approx(made.details["repairs"]["gptq"], abs=0.01)
+    assert measured(model, made, data) == pytest.approx(made.details.repairs["gptq"], abs=0.01)
     written = [value.const_value for value in made.write(everything(model)).graph.initializers.values()]
     weights = [t.numpy().astype(int) for t in written if t is not None and t.dtype == ir.DataType.INT8 and t.size > 48]
     assert [np.abs(weight).max() for weight in weights] == [limit]
@@ -340,12 +341,12 @@ def test_optimal_brain_rounding_is_kept_where_inputs_are_correlated(target: str,
 def test_rounding_is_refused_where_weights_are_on_their_grid(tmp_path: Path) -> None:
     model, data = dense(codes(irregular())), mixtures()
     made = best(model, data, tmp_path, **ROUNDING_ALONE)
-    assert made.details["rounding"] == "nearest"
-    assert made.details["repairs"]["gptq"] <= made.details["repairs"]["none"] + 0.2
+    assert made.details.rounding == "nearest"
+    assert made.details.repairs["gptq"] <= made.details.repairs["none"] + 0.2
     assert made.model is model
     assert made.plan.scales == {}
     forced = best(model, data, tmp_path, **ROUNDING_ALONE, rounding="gptq")
-    assert forced.details["rounding"] == "gptq"
+    assert forced.details.rounding == "gptq"
     assert list(forced.plan.scales) == ["w0"]
 
 
@@ -353,17 +354,17 @@ def test_bias_correction_is_kept_where_inputs_have_a_mean(tmp_path: Path) -> Non
     model, data = dense(irregular()), mixtures(mean=20)
     plain = best(model, data, tmp_path, "x86", **ROUNDING_ALONE, **NO_ROUNDING)
     made = best(model, data, tmp_path, "x86", **ROUNDING_ALONE, rounding="nearest")
-    assert made.details["rounding"] == "nearest"
-    assert made.details["repairs"]["nearest"] > made.details["repairs"]["none"] + 5
+    assert made.details.rounding == "nearest"
+    assert made.details.repairs["nearest"] > made.details.repairs["none"] + 5
     assert measured(model, made, data) > measured(model, plain, data) + 5
     assert not np.array_equal(constant(made.model, "w1"), constant(model, "w1"))
-    assert set(made.details["repairs"]) == {"none", "nearest"}
+    assert set(made.details.repairs) == {"none", "nearest"}
 
 
 def test_bias_correction_is_refused_where_nothing_is_lost(tmp_path: Path) -> None:
     model, data = dense(codes(irregular())), mixtures(mean=20)
     made = best(model, data, tmp_path, **ROUNDING_ALONE, rounding="nearest")
-    assert made.details["repairs"]["nearest"] <= made.details["repairs"]["none"] + 0.2
+    assert made.details.repairs["nearest"] <= made.details.repairs["none"] + 0.2
     assert made.model is model
     assert np.array_equal(constant(made.model, "w1"), np.full(24, 0.5, np.float32))
 
@@ -371,7 +372,7 @@ def test_bias_correction_is_refused_where_nothing_is_lost(tmp_path: Path) -> Non
 def test_biases_stay_where_their_correction_is_switched_off(tmp_path: Path) -> None:
     model, data = dense(irregular()), mixtures(mean=20)
     made = best(model, data, tmp_path, "x86", **ROUNDING_ALONE, rounding="gptq", bias_correction=False)
-    assert made.details["rounding"] == "gptq"
+    assert made.details.rounding == "gptq"
     assert np.array_equal(constant(made.model, "w1"), constant(model, "w1"))
     assert not np.array_equal(constant(made.model, "w0"), constant(model, "w0"))
 
@@ -380,8 +381,8 @@ def test_a_fifth_of_a_decibel_is_what_a_repair_must_bring(tmp_path: Path, monkey
     model, data = exact_product(), table(100, 256)
     for gain, name in ((0.19, "minmax"), (0.21, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, scores=scores: next(scores))
-        assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
+        assert best(model, data, tmp_path, **RANGES_ALONE).details.calibration == name
 
 
 def test_exactly_the_worth_of_a_repair_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,15 +390,15 @@ def test_exactly_the_worth_of_a_repair_is_not_enough(tmp_path: Path, monkeypatch
     monkeypatch.setattr(refine, "WORTH_DB", 0.25)
     for gain, name in ((0.25, "minmax"), (0.2501, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, scores=scores: next(scores))
-        assert best(model, data, tmp_path, **RANGES_ALONE).details["calibration"] == name
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
+        assert best(model, data, tmp_path, **RANGES_ALONE).details.calibration == name
 
 
 def test_scores_are_reported_to_two_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([30.12345, 31.98765, 29.111])
-    monkeypatch.setattr(Fidelity, "sqnr", lambda self, made: next(scores))
+    monkeypatch.setattr(Reference, "sqnr", lambda self, made: next(scores))
     made = best(exact_product(32), table(100, 32), tmp_path, **RANGES_ALONE)
-    assert made.details["repairs"] == {"none": 30.12, "percentile": 31.99, "mse": 29.11}
+    assert made.details.repairs == {"none": 30.12, "percentile": 31.99, "mse": 29.11}
 
 
 @pytest.mark.parametrize(("activations", "levels"), [("int8", 256), ("int16", 65536)])
@@ -420,18 +421,18 @@ def test_each_repair_must_be_better_than_the_last_one_kept(tmp_path: Path, monke
     model, data = exact_product(32), table(100, 32)
     for scores, name in (([30.0, 31, 31.1, 40], "percentile"), ([30.0, 31, 31.3, 40], "mse")):
         given = iter(scores)
-        monkeypatch.setattr(Fidelity, "sqnr", lambda self, made, given=given: next(given))
+        monkeypatch.setattr(Reference, "sqnr", lambda self, made, given=given: next(given))
         made = best(model, data, tmp_path, **NO_EQUALISE)
-        assert made.details["calibration"] == name
-        assert made.details["repairs"] == {"none": 30.0, "percentile": 31, "mse": scores[2], "gptq": 40}
+        assert made.details.calibration == name
+        assert made.details.repairs == {"none": 30.0, "percentile": 31, "mse": scores[2], "gptq": 40}
 
 
 def test_repairs_build_on_each_other(tmp_path: Path) -> None:
     model, data = pair(WIDE, 1 / WIDE), pictures()
     alone = best(model, data, tmp_path, equalise=False, **ALONE)
     made = best(model, data, tmp_path)
-    assert made.details["equalised"] == 1
-    last = made.details["repairs"]["gptq" if made.details["rounding"] == "gptq" else "equalise"]
+    assert made.details.equalised == 1
+    last = made.details.repairs["gptq" if made.details.rounding == "gptq" else "equalise"]
     assert measured(model, made, data) >= last - 0.01
     assert measured(model, made, data) > measured(model, alone, data) + 3
 
@@ -442,5 +443,5 @@ def test_any_part_of_the_choice_can_be_written(tmp_path: Path) -> None:
     choice = everything(model)
     counts = [ops(made.write(one)).count("DequantizeLinear") for one in (choice, choice.without(["Conv_2"], "", model))]
     assert counts[0] > counts[1] > 0
-    expected = qdq.write(model, qdq.Plan(TARGETS["x86-vnni"], choice, made.plan.ranges))
+    expected = qdq.write(model, qdq.Scheme(TARGETS["x86-vnni"], choice, made.plan.ranges))
     assert np.array_equal(outputs(made.write(choice), data), outputs(expected, data))

@@ -1,4 +1,4 @@
-"""Optimal-brain rounding against the paper's plain loop, the scale search against brute force, biases exact."""
+"""Optimal-gptq rounding against the paper's plain loop, the scale search against brute force, biases exact."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
+from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize import choose, moments, rounding
-from lepton_cli.quantize.moments import Moments
 from lepton_cli.quantize.prepare import matmul_to_gemm
 from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, context
@@ -55,7 +55,7 @@ def searched(row: Floats, covariance: Floats, limit: int) -> float:
 
 
 def optimal_brain(matrix: Floats, covariance: Floats, steps: Floats, limit: int, damping: float = 0.01) -> Floats:
-    """Optimal brain quantization (Frantar & Alistarh, 2022), one column after another, unblocked.
+    """Optimal gptq quantization (Frantar & Alistarh, 2022), one column after another, unblocked.
 
     The error of each weight, divided by its element of the inverse Hessian, is spread over those not yet rounded by
     the inverse's row; then the column is taken out of the inverse by one step of Gaussian elimination.
@@ -142,14 +142,14 @@ def test_output_error_is_less_than_nearest_roundings() -> None:
     known = moments_of(x)
     centred = x.astype(np.float64) - x.astype(np.float64).mean(axis=0)
     errors = []
-    for brain in (False, True):
-        made, steps, _ = rounded(matrix, known, 7, brain=brain)
+    for gptq in (False, True):
+        made, steps, _ = rounded(matrix, known, 7, gptq=gptq)
         delta = made - matrix
         through_moments = float(np.einsum("nk,kl,nl->", delta, covariance_of(x), delta))
         measured = float(np.square(centred @ delta.T).sum()) / len(x)
         assert measured == pytest.approx(through_moments, rel=1e-6)
         errors.append(measured)
-        if not brain:
+        if not gptq:
             assert np.allclose(
                 made, [nearest(row, step, 7) for row, step in zip(matrix, steps, strict=True)], atol=1e-6
             )
@@ -175,7 +175,7 @@ def test_scales_are_searched_per_channel_by_brute_force() -> None:
     matrix[6, 1:] *= 0.01
     known = moments_of(x)
     for limit in (3, 15):
-        _, steps, _ = rounded(matrix, known, limit, brain=False)
+        _, steps, _ = rounded(matrix, known, limit, gptq=False)
         expected = [searched(row, covariance_of(x), limit) for row in matrix.astype(np.float64)]
         assert np.allclose(steps, expected, rtol=1e-6)
         assert (
@@ -191,8 +191,8 @@ def test_weights_already_on_the_grid_stay() -> None:
     codes = np.random.default_rng(4).integers(-7, 8, (5, 33))
     codes[:, 0] = 7
     matrix = codes * np.float32([0.5, 0.25, 1, 2, 0.125])[:, None]
-    for brain in (False, True):
-        made, steps, _ = rounded(matrix, moments_of(correlated(200, 33)), 7, brain=brain)
+    for gptq in (False, True):
+        made, steps, _ = rounded(matrix, moments_of(correlated(200, 33)), 7, gptq=gptq)
         assert steps.tolist() == [0.5, 0.25, 1, 2, 0.125]
         assert np.array_equal(made, matrix)
 
@@ -288,15 +288,15 @@ def means(model: ir.Model, data: Arrays) -> Floats:
     return moved.reshape(-1, moved.shape[-1]).mean(axis=0)
 
 
-@pytest.mark.parametrize("brain", [False, True])
+@pytest.mark.parametrize("gptq", [False, True])
 @pytest.mark.parametrize("kind", ["Conv", "grouped Conv", "depthwise Conv", "Gemm", "Gemm across", "MatMul and Add"])
-def test_the_corrected_bias_leaves_no_mean_error(kind: str, brain: bool, tmp_path: Path) -> None:
+def test_the_corrected_bias_leaves_no_mean_error(kind: str, gptq: bool, tmp_path: Path) -> None:
     model, data = kinds()[kind]
     known = moments.collect(model, everything(model), data, context(data, tmp_path))
     before = means(model, data)
     errors = []
     for correct in (False, True):
-        made = rounding.apply(model, everything(model), known, limit=7, brain=brain, correct_bias=correct)
+        made = rounding.apply(model, everything(model), known, limit=7, gptq=gptq, correct_bias=correct)
         errors.append(np.abs(means(made.model, data) - before).max())
     assert errors[0] > 1e-2
     assert errors[1] < 5e-6  # float32 sums of results around 10

@@ -31,7 +31,7 @@ def simulate(
         ends = calibration.collect(model, choose.activations(model, choice), data, context(data, tmp_path)).limits(
             "minmax"
         )
-    made = dataclasses.replace(qdq.Plan(TARGETS["x86-vnni"], choice, ends), **plan)  # type: ignore[arg-type]
+    made = dataclasses.replace(qdq.Scheme(TARGETS["x86-vnni"], choice, ends), **plan)  # type: ignore[arg-type]
     return saturation.simulate(model, made, data, context(data, tmp_path))
 
 
@@ -308,7 +308,7 @@ def test_weights_written_for_x86_without_vnni_have_seven_bits(target: str, tmp_p
     model, data = residual_net(), images(8)
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
     ends = calibration.collect(model, choose.activations(model, choice), data, context(data, tmp_path)).limits("minmax")
-    made = qdq.write(model, qdq.Plan(TARGETS[target], choice, ends))
+    made = qdq.write(model, qdq.Scheme(TARGETS[target], choice, ends))
     tensors = [value.const_value for value in made.graph.initializers.values() if value.const_value is not None]
     codes = np.concatenate(
         [t.numpy().astype(int).ravel() for t in tensors if t.dtype == ir.DataType.INT8 and t.size > 64]

@@ -85,7 +85,7 @@ def test_the_float_model_computes_the_same_and_the_input_is_even(strength: float
     made, ranges = smooth.smooth(model, choice_of(model), ends, strength)
     assert sqnr(model, made, samples) > 110
     assert ops(made) == ["Mul", "Mul", "MatMul", "MatMul", "Sum"]
-    even = next(node for node in made.graph if node.name == "t0.smooth").outputs[0]
+    even = next(node for node in made.graph if node.name == "t0.smoothing").outputs[0]
     assert even.name == "t0.smoothed"
     assert even.dtype == ir.DataType.FLOAT
     assert {user.name for user, _ in even.uses()} == {"MatMul_1", "MatMul_2"}

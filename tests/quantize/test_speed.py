@@ -18,6 +18,7 @@ from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, qdq, speed
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.details import Returned, Speed
 from lepton_cli.quantize.speed import Kernel
 from lepton_cli.quantize.targets import TARGETS, Target
 from lepton_cli.step import Context
@@ -145,7 +146,7 @@ def test_a_profile_names_the_kernels_that_really_run(here: Context) -> None:
 def quantized(model: ir.Model, choice: Choice | None = None) -> ir.Model:
     choice = choice or chosen(model)
     ranges = {name: ((0.0, 3.0) if name in relus(model) else (-3.0, 3.0)) for name in choose.activations(model, choice)}
-    return qdq.write(model, qdq.Plan(TARGETS["x86"], choice, ranges))
+    return qdq.write(model, qdq.Scheme(TARGETS["x86"], choice, ranges))
 
 
 def relus(model: ir.Model) -> set[str]:
@@ -162,14 +163,14 @@ def test_what_onnxruntime_makes_of_a_graph_is_counted(here: Context) -> None:
     x = graph.op("Erf", graph.linear(x, 32, 32))
     model = graph.model(graph.op("Softmax", graph.op("MatMul", x, graph.constant(np.eye(32, dtype=np.float32)))))
     float_ones = speed.placement(model, here)
-    assert (float_ones["int8"], float_ones["float"], float_ones["qdq_left"]) == (0, 3, 0)
-    assert float_ones["operators"] == {"FusedGemm": 1, "Gemm": 1, "Erf": 1, "MatMul": 1, "Softmax": 1}
+    assert (float_ones.int8, float_ones.in_float, float_ones.qdq_left) == (0, 3, 0)
+    assert float_ones.operators == {"FusedGemm": 1, "Gemm": 1, "Erf": 1, "MatMul": 1, "Softmax": 1}
     choice = chosen(model).without(["MatMul_4"], "", model)
     assert choice.anchors == {"Gemm_0", "Gemm_2"}
     placed = speed.placement(quantized(model, choice), here)
-    assert (placed["int8"], placed["float"], placed["qdq_left"]) == (2, 1, 0)
-    assert placed["operators"]["QGemm"] == 2
-    assert list(placed["operators"].values()) == sorted(placed["operators"].values(), reverse=True)
+    assert (placed.int8, placed.in_float, placed.qdq_left) == (2, 1, 0)
+    assert placed.operators["QGemm"] == 2
+    assert list(placed.operators.values()) == sorted(placed.operators.values(), reverse=True)
 
 
 def test_pairs_that_no_kernel_took_are_counted(here: Context) -> None:
@@ -180,7 +181,7 @@ def test_pairs_that_no_kernel_took_are_counted(here: Context) -> None:
     z = graph.op("DequantizeLinear", graph.op("QuantizeLinear", graph.op("Erf", y), *steps), *steps)
     again = graph.op("QuantizeLinear", graph.op("Erf", z), *steps)
     placed = speed.placement(graph.model(graph.op("Cast", again, to=1)), here)
-    assert (placed["qdq_left"], placed["float"], placed["int8"]) == (2, 0, 0)
+    assert (placed.qdq_left, placed.in_float, placed.int8) == (2, 0, 0)
 
 
 def kernels(**microseconds: float) -> dict[str, Kernel]:
@@ -340,7 +341,7 @@ CONVS = ["Conv_0", "Conv_2", "Conv_4", "Conv_7", "Conv_9"]
 def test_layers_that_pay_are_kept(decide: Callable[..., Any], net: ir.Model) -> None:
     choice, measured, trial = decide(net, dict.fromkeys(CONVS, (10.0, 20.0)))
     assert choice == chosen(net)
-    assert measured == {"speedup": 2.0, "returned": []}
+    assert measured == Speed(speedup=2.0)
     assert trial.compared[-1] == (2, 0.5), "the median in the end"
     assert {quantile for _, quantile in trial.compared[:-1]} == {0.25}, "trials must gain in three of four rounds"
 
@@ -349,10 +350,9 @@ def test_layers_that_lose_are_returned(decide: Callable[..., Any], net: ir.Model
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
     choice, measured, _ = decide(net, times)
     assert choice.anchors == set(CONVS) - {"Conv_4", "Conv_9"}
-    assert measured == {
-        "speedup": round(100 / 70, 3),
-        "returned": [{"nodes": ["Conv_4", "Conv_9"], "gain": round(120 / 70, 3)}],
-    }
+    assert measured == Speed(
+        speedup=round(100 / 70, 3), returned=(Returned(nodes=("Conv_4", "Conv_9"), gain=round(120 / 70, 3)),)
+    )
     assert [(one.node, one.reason) for one in choice.kept if one.op == "Conv"] == [
         ("Conv_4", "float is faster here (measured)"), ("Conv_9", "float is faster here (measured)")
     ]  # fmt: skip
@@ -370,13 +370,13 @@ def test_where_all_losers_together_do_not_gain_the_worst_alone_is_tried(
 
     choice, measured, _ = decide(net, times, cost=cost)
     assert choice.anchors == set(CONVS) - {"Conv_4"}
-    assert measured["returned"] == [{"nodes": ["Conv_4"], "gain": 1.111}]
+    assert measured.returned == (Returned(nodes=("Conv_4",), gain=1.111),)
 
 
 def test_a_single_loser_is_tried_once(decide: Callable[..., Any], net: ir.Model) -> None:
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
     _, measured, trial = decide(net, times, cost=lambda anchors: 100.0)
-    assert measured["returned"] == []
+    assert measured.returned == ()
     prefixes = [count for count in speed.PREFIXES if count < len(CONVS)]
     assert len(trial.compared) == 1 + len(prefixes) + 1
 
@@ -399,14 +399,14 @@ def test_the_first_layers_are_tried_in_float_together(decide: Callable[..., Any]
 
     choice, measured, _ = decide(net, times, cost=cost)
     assert choice.anchors == {"Conv_7", "Conv_9"}
-    assert [entry["nodes"] for entry in measured["returned"]] == [["Conv_0", "Conv_2"], ["Conv_4"]]
+    assert [entry.nodes for entry in measured.returned] == [("Conv_0", "Conv_2"), ("Conv_4",)]
 
 
 def test_the_last_layer_is_never_returned_by_a_prefix(decide: Callable[..., Any], net: ir.Model) -> None:
     times = dict.fromkeys(CONVS, (10.0, 10.0))
     choice, measured, _ = decide(net, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
     assert choice.anchors == {"Conv_9"}
-    assert [len(entry["nodes"]) for entry in measured["returned"]] == [1, 1, 1, 1]
+    assert [len(entry.nodes) for entry in measured.returned] == [1, 1, 1, 1]
 
 
 def test_all_convolutions_are_no_prefix(decide: Callable[..., Any]) -> None:
@@ -416,7 +416,7 @@ def test_all_convolutions_are_no_prefix(decide: Callable[..., Any]) -> None:
     times = dict.fromkeys(["Conv_0", "Gemm_3"], (10.0, 10.0))
     choice, measured, trial = decide(model, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
     assert choice.anchors == {"Conv_0", "Gemm_3"}
-    assert (measured["returned"], len(trial.compared)) == ([], 1)
+    assert (measured.returned, len(trial.compared)) == ((), 1)
 
 
 def test_prefixes_are_counted_over_convolutions(decide: Callable[..., Any]) -> None:
@@ -425,7 +425,7 @@ def test_prefixes_are_counted_over_convolutions(decide: Callable[..., Any]) -> N
     choice, measured, trial = decide(model, times, cost=lambda anchors: 10.0 + 20.0 * len(anchors))
     assert len(trial.compared) == 1
     assert choice == chosen(model)
-    assert measured["speedup"] == round(20 / 50, 3)
+    assert measured.speedup == round(20 / 50, 3)
 
 
 def test_all_layers_are_not_returned_at_once(decide: Callable[..., Any], net: ir.Model) -> None:
@@ -433,7 +433,7 @@ def test_all_layers_are_not_returned_at_once(decide: Callable[..., Any], net: ir
     times = {name: (30.0 + i, 20.0) for i, name in enumerate(CONVS)}
     choice, measured, _ = decide(net, times)
     assert choice.anchors
-    assert measured["returned"][0]["nodes"] == ["Conv_9"]
+    assert measured.returned[0].nodes == ("Conv_9",)
 
 
 def test_layers_without_an_int8_kernel_gain_nothing_from_the_rounding(
@@ -445,10 +445,10 @@ def test_layers_without_an_int8_kernel_gain_nothing_from_the_rounding(
     assert [one.reason for one in choice.kept if one.node == "Conv_2"] == [
         "onnxruntime finds no int8 kernel for it in this place"
     ]
-    assert measured["returned"] == []
+    assert measured.returned == ()
     choice, measured, trial = decide(net, times, unfused=frozenset(CONVS))
     assert choice.anchors == frozenset()
-    assert measured == {"speedup": 1.0, "returned": []}
+    assert measured == Speed(speedup=1.0)
     assert trial.compared == []
     del times["Conv_4"]
     choice, _, _ = decide(net, times, unfused=frozenset({"Conv_4"}))
@@ -459,10 +459,10 @@ def test_layers_that_onnxruntime_quantizes_by_itself_stay_ours(decide: Callable[
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
     choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9"}))
     assert choice.anchors == set(CONVS) - {"Conv_4"}
-    assert measured["returned"][0]["nodes"] == ["Conv_4"]
+    assert measured.returned[0].nodes == ("Conv_4",)
     assert [one.node for one in choice.kept if one.op == "Conv"] == ["Conv_4"]
     choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9", "Conv_4"}))
-    assert (choice, measured["returned"]) == (chosen(net), [])
+    assert (choice, measured.returned) == (chosen(net), ())
 
 
 def test_the_real_measurements_fit_together(tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_the_real_measurements_fit_together(tmp_path: Path) -> None:
         model, chosen(model), lambda choice: quantized(model, choice), {"x": data.feeds["x"]}, context(data, tmp_path)
     )
     assert choice.anchors <= set(CONVS)
-    assert measured["speedup"] > 0
+    assert measured.speedup > 0
 
 
 @dataclasses.dataclass
@@ -493,7 +493,8 @@ class Asked:
         choice = self.choice
         for name, reason in self.drop:
             choice = choice.without([name], reason, self.model)
-        return choice, {"speedup": 1.5, "returned": [name for name, _ in self.drop], "call": self.calls}
+        returned = tuple(Returned(nodes=(name,), gain=1.1) for name, _ in self.drop)
+        return choice, Speed(speedup=float(self.calls), returned=returned)
 
     def decide(self) -> speed.Decided:
         return speed.decided_once(
@@ -631,7 +632,7 @@ def test_a_damaged_note_is_measured_and_written_again(asked: Asked) -> None:
     asked.decide()
     assert asked.calls == 2
     assert notes(asked) == [note]
-    assert stored(note)["measured"]["call"] == 2
+    assert stored(note)["measured"]["speedup"] == 2.0
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (1, 1)])

@@ -12,6 +12,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import calibration, distances
 from lepton_cli.quantize import cpu, guard, qdq, saturation, speed, static, targets
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.details import Placement, Portability, QuantizeStaticDetails, Saturated, Speed
 from lepton_cli.quantize.saturation import Saturation
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
@@ -56,7 +57,7 @@ def test_every_method_gives_a_usable_model(method: str, tmp_path: Path) -> None:
     model = mlp()
     outcome = quantize(model, rows(), tmp_path, calibration=method)
     assert sqnr(model, outcome.model, rows(seed=5)) > 25
-    assert outcome.details["calibration"] == method
+    assert outcome.details.calibration == method
 
 
 @pytest.mark.parametrize("target", ["x86", "arm", "tensorrt"])
@@ -116,15 +117,15 @@ def test_glob_without_match_is_an_error(tmp_path: Path) -> None:
 def test_where_int8_pays_nowhere_the_given_model_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the one prepared for int8, with its bias joined into a Gemm and its batch norm folded."""
 
-    def nothing(model: ir.Model, choice: Choice, *rest: object) -> tuple[Choice, dict[str, object]]:
-        return choice.without(choice.anchors, "slow", model), {"speedup": 1.0, "returned": []}
+    def nothing(model: ir.Model, choice: Choice, *rest: object) -> tuple[Choice, Speed]:
+        return choice.without(choice.anchors, "slow", model), Speed(speedup=1.0)
 
     monkeypatch.setattr(speed, "faster_choice", nothing)
     model = mlp()
     outcome = quick(model, tmp_path, target="auto", speed_guard=True)
     assert outcome.model is model
     assert (outcome.changed, outcome.summary) == (0, "int8 pays nowhere")
-    assert outcome.details["speed"] == {"speedup": 1.0, "returned": []}
+    assert outcome.details.speed == Speed(speedup=1.0)
     assert {one.node: one.reason for one in outcome.decisions if one.node != "Gemm_5"} == {
         "Gemm_0": "slow",
         "MatMul_2": "slow",
@@ -174,13 +175,13 @@ def test_fixed_batch(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.linear(graph.op("Relu", graph.linear(graph.take("x", [8, 64]), 64, 64)), 64, 64))
     outcome = quantize(model, rows(30), tmp_path)
-    assert outcome.details["sqnr_db"] > 25
+    assert outcome.details.sqnr_db > 25
 
 
 def test_speed_guard_measures_and_reports(tmp_path: Path) -> None:
     outcome = quick(residual_net(), tmp_path, images(4), target="auto", speed_guard=True)
-    assert outcome.details["speed"]["speedup"] > 0
-    assert {"int8", "float", "qdq_left"} <= set(outcome.details["placement"])
+    assert outcome.details.speed.speedup > 0
+    assert set(outcome.details.placement.model_dump()) == {"int8", "float", "qdq_left", "operators"}
 
 
 def test_accuracy_guard_returns_layers_until_the_limit_holds(tmp_path: Path) -> None:
@@ -194,8 +195,8 @@ def test_accuracy_guard_returns_layers_until_the_limit_holds(tmp_path: Path) -> 
         | QUICK
     )
     outcome = STEPS["quantize.static"].apply(model, params, context(images(16), tmp_path, score=score))
-    assert outcome.details["accuracy_guard"]["holds"]
-    assert len(outcome.details["sensitivity"]) == 5
+    assert outcome.details.accuracy_guard.holds
+    assert len(outcome.details.sensitivity) == 5
     returned = [d for d in outcome.decisions if d.reason == "returned to float by accuracy_guard"]
     assert 1 <= len(returned) < 5
     assert sqnr(model, outcome.model, images(seed=7)) > 28
@@ -217,8 +218,8 @@ def test_outlier_channels_of_layer_norm_are_smoothed(tmp_path: Path) -> None:
     y = graph.op("Add", graph.op("MatMul", norm, graph.constant(weight)), norm)
     model = graph.model(graph.op("Tanh", graph.linear(y, 64, 64, gemm=False)))
     outcome = quantize(model, rows(), tmp_path)
-    assert outcome.details["smoothed"] >= 1
-    assert max(v for k, v in outcome.details["repairs"].items() if "smooth" in k) > outcome.details["repairs"]["none"]
+    assert outcome.details.smoothed >= 1
+    assert max(v for k, v in outcome.details.repairs.items() if "smooth" in k) > outcome.details.repairs["none"]
 
 
 def test_equalisation_keeps_the_float_model(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_equalisation_keeps_the_float_model(tmp_path: Path) -> None:
     uneven[::4] *= 30
     weight.const_value = ir.tensor(uneven, name="w2")
     outcome = quantize(model, images(), tmp_path, equalise=True)
-    assert outcome.details["equalised"] == 2
+    assert outcome.details.equalised == 2
     assert sqnr(model, outcome.model, images(seed=7)) > 25
 
 
@@ -281,7 +282,7 @@ def test_shared_weights(tmp_path: Path) -> None:
     model = graph.model(y)
     outcome = quantize(model, rows(), tmp_path)
     assert len([d for d in outcome.decisions if d.action == "quantized" and d.op in ("MatMul", "Gemm")]) == 2
-    assert outcome.details["placement"]["int8"] == 2, "products with a bias become int8 kernels"
+    assert outcome.details.placement.int8 == 2, "products with a bias become int8 kernels"
     assert sqnr(model, outcome.model, rows(seed=5)) > 28
 
 
@@ -312,13 +313,13 @@ def test_every_node_and_every_number_of_the_report(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert outcome.changed == 9
     details = outcome.details
-    assert outcome.summary == f"4 matrix operators in int8, 2 kept in float, fidelity {details['sqnr_db']} dB"
-    assert (details["target"], details["why"]) == ("x86-vnni", TARGETS["x86-vnni"].why)
-    assert details["sqnr_db"] == pytest.approx(sqnr(model, outcome.model, images(8)), abs=0.2)
-    assert "speed" not in details
+    assert outcome.summary == f"4 matrix operators in int8, 2 kept in float, fidelity {details.sqnr_db} dB"
+    assert (details.target, details.why) == ("x86-vnni", TARGETS["x86-vnni"].why)
+    assert details.sqnr_db == pytest.approx(sqnr(model, outcome.model, images(8)), abs=0.2)
+    assert details.speed is None
     arm = quick(model, tmp_path, images(8), target="arm")
     assert reason(arm, "Conv_0") == "int8 activations, int8 weights per channel"
-    assert "portability" not in arm.details
+    assert arm.details.portability is None
 
 
 def test_a_plan_says_what_would_become_int8_and_nothing_to_do_is_told(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_a_plan_says_what_would_become_int8_and_nothing_to_do_is_told(tmp_path: 
     model = residual_net()
     plan = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert plan.summary == "5 of 6 matrix operators to int8"
-    assert plan.details == {"target": "x86", "why": TARGETS["x86"].why}
+    assert plan.details == QuantizeStaticDetails(target="x86", why=TARGETS["x86"].why)
     assert len(plan.decisions) == 5 + 5 + 1
     small = Graph()
     tiny = small.model(small.linear(small.take("x", ["b", 8]), 8, 8))
@@ -342,7 +343,7 @@ def test_where_the_data_forbid_everything_the_given_model_comes_back(tmp_path: P
     outcome = quantize(model, rows(), tmp_path)
     assert (outcome.model is model, outcome.changed) == (True, 0)
     assert outcome.summary == "nothing to quantize is left"
-    assert outcome.details["target"] == "x86-vnni"
+    assert outcome.details.target == "x86-vnni"
     assert saying(outcome) == [("MatMul_2", "kept", "`t1` holds infinities or mask constants")]
 
 
@@ -398,7 +399,7 @@ def test_speed_is_not_measured_on_another_machine(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(speed, "faster_choice", never)
     outcome = quick(mlp(), tmp_path, target="tensorrt", speed_guard=True)
     assert outcome.warnings[0].startswith("speed not measured: target `tensorrt` is not the CPU")
-    assert "speed" not in outcome.details
+    assert outcome.details.speed is None
     assert outcome.changed > 0
     monkeypatch.setattr(targets, "runs_here", lambda target: None)
     quick(mlp(), tmp_path, speed_guard=False)
@@ -414,7 +415,7 @@ def test_int8_pays_from_the_speed_of_float_on(
     def measured(model: ir.Model, choice: Choice, write: object, feeds: dict[str, np.ndarray], *rest: object) -> object:
         seen.append(feeds["x"].shape)
         assert "QuantizeLinear" in ops(write(choice))  # type: ignore[operator]
-        return choice.without(["MatMul_2"], "slow", model), {"speedup": speedup, "returned": []}
+        return choice.without(["MatMul_2"], "slow", model), Speed(speedup=speedup)
 
     monkeypatch.setattr(targets, "runs_here", lambda target: None)
     monkeypatch.setattr(speed, "faster_choice", measured)
@@ -422,9 +423,9 @@ def test_int8_pays_from_the_speed_of_float_on(
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": "x86", **QUICK})
     outcome = STEPS["quantize.static"].apply(mlp(), params, context(rows(16), tmp_path, batch=2))
     assert seen == [(2, 64)]
-    assert ("verdict" in outcome.details["speed"]) != pays
+    assert (outcome.details.speed.alternatives is None) == pays
     told = f"int8 does not pay here ({speedup}x at batch 2), best is `convert.fp16` (1.5x)"
-    assert outcome.details["speed"].get("verdict") == (None if pays else told)
+    assert outcome.details.speed.verdict == (None if pays else told)
     assert outcome.warnings == (() if pays else (f"{told}; the int8 model is kept for its size",))
     assert reason(outcome, "MatMul_2") == "slow"
     assert "MatMulInteger" not in ops(outcome.model)
@@ -441,11 +442,12 @@ def test_layers_that_onnxruntime_leaves_in_float_are_warned_about(
 ) -> None:
     """One, the classifier, is float by decision."""
     monkeypatch.setattr(targets, "runs_here", lambda target: None if here else "elsewhere")
-    monkeypatch.setattr(speed, "placement", lambda model, context: {"float": floats})
+    placed = Placement(int8=0, in_float=floats, qdq_left=0)
+    monkeypatch.setattr(speed, "placement", lambda model, context: placed)
     outcome = quick(mlp(), tmp_path, target="x86")
     said = ("onnxruntime runs 2 matrix operators in float although 1 were left so",)
     assert outcome.warnings == (said if told else ())
-    assert outcome.details["placement"] == {"float": floats}
+    assert outcome.details.placement == placed
 
 
 @pytest.mark.parametrize(
@@ -458,27 +460,27 @@ def test_what_machines_without_vnni_would_lose(
 ) -> None:
     monkeypatch.setattr(saturation, "simulate", lambda *arguments: found)
     outcome = quick(mlp(), tmp_path)
-    portability = outcome.details["portability"]
+    portability = outcome.details.portability
     if not found:
-        assert portability == {"x86 without VNNI": "no sum saturated on calibration data", "layers": []}
+        assert portability == Portability(without_vnni="no sum saturated on calibration data")
         return
     said = (
         f"sums of {len(found)} layers saturate, worst in `Gemm_0` (1.2 % of the sums, 30 dB): "
         "use `target: x86` for such machines"
     )
-    assert portability["x86 without VNNI"] == said
-    assert portability["layers"][0] == {"node": "Gemm_0", "share": 0.012346, "sqnr_db": 30.0}
-    assert len(portability["layers"]) == len(found)
+    assert portability.model_dump()["x86 without VNNI"] == portability.without_vnni == said
+    assert portability.layers[0] == Saturated(node="Gemm_0", share=0.012346, sqnr_db=30.0)
+    assert len(portability.layers) == len(found)
     assert (f"on x86 without VNNI {said}" in outcome.warnings) == warned
     wide = quick(mlp(), tmp_path, activations="int16")
-    assert wide.details["portability"]["layers"] == [], "16 bits have other kernels"
-    assert "portability" not in quick(mlp(), tmp_path, target="x86").details
+    assert wide.details.portability.layers == (), "16 bits have other kernels"
+    assert quick(mlp(), tmp_path, target="x86").details.portability is None
 
 
 def test_the_simulation_is_of_the_layers_that_are_int8_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans: list[qdq.Plan] = []
+    plans: list[qdq.Scheme] = []
     monkeypatch.setattr(saturation, "simulate", lambda model, plan, *rest: plans.append(plan) or [])
 
     def score(candidate: ir.Model) -> float:
@@ -501,7 +503,7 @@ def test_a_guard_that_cannot_hold_is_told(tmp_path: Path) -> None:
     told = context(rows(16), tmp_path, score=lambda candidate: next(scores, 0.0))
     outcome = STEPS["quantize.static"].apply(mlp(), QuantizeStatic.model_validate(options | QUICK), told)
     assert "accuracy_guard: no choice of layers loses at most 1 pp" in outcome.warnings[0]
-    assert not outcome.details["accuracy_guard"]["holds"]
+    assert not outcome.details.accuracy_guard.holds
 
 
 @pytest.mark.parametrize(("least", "repaired"), [(20.0, False), (19.9, True)])
@@ -517,11 +519,13 @@ def test_outputs_below_20_db_are_repaired_by_up_to_half_of_the_layers(
         return hold(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(guard, "hold", holding)
-    monkeypatch.setattr(distances.Fidelity, "sqnr", lambda judge, made: least if "QuantizeLinear" in ops(made) else 140)
+    monkeypatch.setattr(
+        distances.Reference, "sqnr", lambda judge, made: least if "QuantizeLinear" in ops(made) else 140
+    )
     outcome = quick(deep(), tmp_path, target="x86")
     assert limits == ([2] if repaired else [])
-    assert "fidelity_guard" not in outcome.details
-    assert outcome.details["sqnr_db"] == least
+    assert outcome.details.fidelity_guard is None
+    assert outcome.details.sqnr_db == least
     if repaired:
         (warning,) = outcome.warnings
         assert warning.startswith(
@@ -530,7 +534,7 @@ def test_outputs_below_20_db_are_repaired_by_up_to_half_of_the_layers(
         assert warning.count("`") == 6, "the three worst"
     else:
         assert outcome.warnings == ()
-    assert ("sensitivity" in outcome.details) == repaired
+    assert bool(outcome.details.sensitivity) == repaired
 
 
 def test_calibration_ranges_are_collected_over_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, guard, speed
+from lepton_cli.quantize.details import GuardTrial, Speed
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
@@ -34,12 +35,12 @@ def quantize(model: ir.Model, data: Arrays, tmp_path: Path, **options: object) -
 
 
 def test_where_int8_does_not_pay_the_other_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "faster_choice", lambda model, choice, *rest: (choice, {"speedup": 0.8, "returned": []}))
+    monkeypatch.setattr(speed, "faster_choice", lambda model, choice, *rest: (choice, Speed(speedup=0.8)))
     model = mlp()
     outcome = quantize(model, rows(), tmp_path, target="auto", speed_guard=True)
-    measured = outcome.details["speed"]
-    assert set(measured["alternatives"]) == {"float", "quantize.dynamic", "convert.fp16"}
-    assert measured["verdict"].startswith("int8 does not pay here (0.8x at batch 1), best is")
+    measured = outcome.details.speed
+    assert set(measured.alternatives) == {"float", "quantize.dynamic", "convert.fp16"}
+    assert measured.verdict.startswith("int8 does not pay here (0.8x at batch 1), best is")
     assert any("kept for its size" in warning for warning in outcome.warnings)
 
 
@@ -50,13 +51,13 @@ def test_a_limit_that_cannot_hold_costs_no_more_trials() -> None:
     ranking = [guard.Sensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
     scores = iter([1.0, *[0.0] * 9])
     _, _, found = guard.hold(model, choice, lambda smaller: model, ranking, lambda made: next(scores), 0.1, most=2)
-    assert not found["holds"]
-    assert [trial["float"] for trial in found["trials"]] == [0, 1, 2]
+    assert not found.holds
+    assert [trial.in_float for trial in found.trials] == [0, 1, 2]
 
 
 def test_sensitivity_without_a_guard(tmp_path: Path) -> None:
     outcome = quantize(residual_net(), images(), tmp_path, sensitivity=True)
-    ratios = [row["sqnr_db"] for row in outcome.details["sensitivity"]]
+    ratios = [row.sqnr_db for row in outcome.details.sensitivity]
     assert len(ratios) == 5
     assert ratios == sorted(ratios)
 
@@ -72,16 +73,16 @@ def test_outputs_far_from_the_float_model_are_repaired(tmp_path: Path) -> None:
     rows_[:, 0] *= 1e-5  # the wide channel matters no more than the narrow ones, which one scale for all loses
     weight.const_value = ir.tensor(rows_, name="w3")
     outcome = quantize(model, images(), tmp_path, equalise=False)
-    assert outcome.details["fidelity_guard"]["holds"]
-    assert outcome.details["sqnr_db"] >= 20
+    assert outcome.details.fidelity_guard.holds
+    assert outcome.details.sqnr_db >= 20
     assert any("below 20 dB" in decision.reason for decision in outcome.decisions)
 
 
 def test_relu6_pairs_are_skipped_with_a_reason(tmp_path: Path) -> None:
     model = inverted_residual_net()
     outcome = quantize(model, images(), tmp_path)
-    assert "ReLU6" in outcome.details["equalise_skipped"]["reason"]
-    assert len(outcome.details["equalise_skipped"]["nodes"]) == 4
+    assert "ReLU6" in outcome.details.equalise_skipped.reason
+    assert len(outcome.details.equalise_skipped.nodes) == 4
     assert sqnr(model, outcome.model, images(seed=7)) > 20
     assert all(decision.action == "quantized" for decision in outcome.decisions if decision.op == "Conv")
 
@@ -104,8 +105,8 @@ def test_accuracy_guard_may_widen_activations_before_float(tmp_path: Path) -> No
     outcome = STEPS["quantize.static"].apply(
         model, QuantizeStatic.model_validate(options), context(images(), tmp_path, score=score)
     )
-    assert outcome.details["accuracy_guard"]["holds"]
-    assert outcome.details["accuracy_guard"]["trials"][1] == {"int16": 1, "drop": 0.0}
+    assert outcome.details.accuracy_guard.holds
+    assert outcome.details.accuracy_guard.trials[1] == GuardTrial(int16=1, drop=0.0)
     assert sum("16-bit" in decision.reason for decision in outcome.decisions) == 1
     assert sum(decision.action == "quantized" and decision.op == "Conv" for decision in outcome.decisions) == 5
     assert sqnr(model, outcome.model, images(seed=7)) > 28

@@ -1,4 +1,4 @@
-"""The table of metrics, and limits read in the unit of each."""
+"""Limits read in the unit of their metric."""
 
 import copy
 import pickle
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_cli import metrics
-from lepton_cli.metrics import METRICS, find, nearest
+from lepton_cli.metrics import METRICS, find
 from lepton_cli.recipe.limits import Limit, parse_limit
 
 
@@ -88,42 +87,6 @@ def test_nothing_but_value_error_escapes(name, comparison, value):
     except ValueError:
         return
     assert limit(name, comparison, result.text) == result
-
-
-def test_top_k_exists_for_every_k():
-    assert find("accuracy.top17").meaning.endswith("first 17")
-    for name in (
-        "accuracy.top0",
-        "accuracy.top",
-        "accuracy.topk",
-        "accuracy.top-1",
-        "accuracy.top1\n",
-        "accuracy.top٣",
-    ):
-        assert find(name) is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "right"),
-    [
-        ("size", "size.file"),
-        ("top1", "accuracy.top1"),
-        ("p99", "latency.p99"),
-        ("latency.mean", "latency.median"),
-        ("acuracy.f1", "accuracy.f1"),
-        ("???", None),
-    ],
-)
-def test_the_nearest_metric(wrong, right):
-    assert nearest(wrong) == right
-
-
-def test_the_table_is_complete():
-    for name, metric in METRICS.items():
-        assert name == metric.name
-        assert metric.meaning
-        assert set(metric.scope) <= {"provider", "batch", "output"}
-    assert metrics.find("size.file") is METRICS["size.file"]
 
 
 def test_a_limit_is_a_number_with_its_text():

@@ -139,7 +139,7 @@ def test_a_large_file_of_errors_is_explained_quickly(load):
 
 def test_recipes_are_read_without_heavy_imports(write):
     code = (
-        "import sys, pathlib; from lepton_cli import schema; from lepton_cli.recipe import load\n"
+        "import sys, pathlib; from lepton_cli import schema\nfrom lepton_cli.recipe import load\n"
         "load.load_recipe(pathlib.Path(sys.argv[1]))\n"
     )
     code += "schema.json_schema('recipe'); schema.json_schema('report')\n"

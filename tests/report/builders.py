@@ -25,8 +25,10 @@ from lepton_cli.measure.results import (
     Size,
     Skipped,
 )
+from lepton_cli.prune.details import PruneChannelsDetails, Width
+from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity
 from lepton_cli.report.headline import headline
-from lepton_cli.report.model import DataFacts, FileFacts, RecipeFacts, Report, StepRecord, Variant, Verdict
+from lepton_cli.report.model import RECORDS, DataFacts, FileFacts, RecipeFacts, Report, StepRecord, Variant, Verdict
 from lepton_cli.step import Decision
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -214,11 +216,11 @@ def accuracy(original: float = 0.918, compressed: float = 0.9144, *, half: float
     )
 
 
-def _width(width: dict[str, Any]) -> Decision:
-    node, before, after = width["node"], width["before"], width["after"]
-    if after < before:
-        return Decision(node=node, op="Conv", action="pruned", reason=f"{before} to {after} channels")
-    return Decision(node=node, op="Conv", action="kept", reason="all channels matter")
+def _width(width: Width) -> Decision:
+    if width.after < width.before:
+        reason = f"{width.before} to {width.after} channels"
+        return Decision(node=width.node, op="Conv", action="pruned", reason=reason)
+    return Decision(node=width.node, op="Conv", action="kept", reason="all channels matter")
 
 
 def kept(node: str) -> Decision:
@@ -235,13 +237,16 @@ def _quantized(node: str) -> Decision:
 def steps() -> tuple[StepRecord, ...]:
     """Clean-up, channel pruning, int8."""
     convolutions = NODES[:-1]
-    widths = [
-        {"node": node, "before": 16 * 2 ** min(2, index // 6), "after": 16 * 2 ** min(2, index // 6) - 8 * (index % 2)}
+    before = [16 * 2 ** min(2, index // 6) for index in range(len(convolutions))]
+    widths = tuple(
+        Width(node=node, before=before[index], after=before[index] - 8 * (index % 2))
         for index, node in enumerate(convolutions)
-    ]
-    sensitivity = [{"node": node, "sqnr_db": 44.0 - 1.1 * (index * 7 % 19)} for index, node in enumerate(NODES)]
+    )
+    sensitivity = tuple(
+        Sensitivity(node=node, op="Conv", sqnr_db=44.0 - 1.1 * (index * 7 % 19)) for index, node in enumerate(NODES)
+    )
     return (
-        StepRecord(
+        RECORDS["simplify"](
             index=0,
             step="simplify",
             changed=21,
@@ -253,7 +258,7 @@ def steps() -> tuple[StepRecord, ...]:
             ),
             size_after=1_100_000,
         ),
-        StepRecord(
+        RECORDS["prune.channels"](
             index=1,
             step="prune.channels",
             changed=9,
@@ -263,21 +268,26 @@ def steps() -> tuple[StepRecord, ...]:
                 *(_width(width) for width in widths),
                 Decision(node="fc", op="Gemm", action="kept", reason="matches `exclude` classifier"),
             ),
-            details={"widths": widths},
+            details=PruneChannelsDetails(widths=widths),
             size_after=700_000,
         ),
-        StepRecord(
+        RECORDS["quantize.static"](
             index=2,
             step="quantize.static",
             changed=19,
             seconds=12.4,
             summary="19 of 20 layers int8, per channel, symmetric weights",
             decisions=tuple(_quantized(node) for node in NODES),
-            details={"sensitivity": sensitivity},
+            details=QuantizeStaticDetails(sensitivity=sensitivity),
             warnings=("calibration saw 512 samples; 3 activations were never reached",),
             size_after=210_345,
         ),
     )
+
+
+def unknown_step() -> StepRecord:
+    """A step that only a later version has."""
+    return StepRecord(index=0, step="prune.later", changed=1, seconds=0.1, summary="1 thing pruned")
 
 
 def verdict(metric: str = "size.file", outcome: Any = "pass", **changes: Any) -> Verdict:

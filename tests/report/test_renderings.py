@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from lepton_cli.errors import OutputError
 from lepton_cli.measure.results import ClassChange, Flip
+from lepton_cli.prune.details import PruneChannelsDetails, Width
+from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity
 from lepton_cli.report import charts, github, junit, markdown, render, store
 from lepton_cli.report import html as page
-from lepton_cli.report.model import Report, StepRecord
+from lepton_cli.report.model import RECORDS, Failure, Report, StepRecord
 from lepton_cli.step import Decision
 from tests.report import builders
 
@@ -37,10 +39,12 @@ def hostile(names: tuple[str, ...] = HOSTILE) -> Report:
     report = builders.report()
     layers = tuple(builders.layer(name, 1000, "float32", 10) for name in names)
     variants = builders.with_layers(report.variants, layers)
-    details = {
-        "widths": [{"node": name, "before": 8, "after": 4} for name in names],
-        "sensitivity": [{"node": name, "sqnr_db": 20.0} for name in names],
-    }
+    widths = tuple(Width(node=name, before=8, after=4) for name in names)
+    sensitivity = tuple(Sensitivity(node=name, op=name, sqnr_db=20.0) for name in names)
+    detailed = (
+        ("prune.channels", PruneChannelsDetails(widths=widths)),
+        ("quantize.static", QuantizeStaticDetails(target=names[0], why=names[0], sensitivity=sensitivity)),
+    )
     steps = tuple(
         StepRecord(
             index=index,
@@ -49,10 +53,13 @@ def hostile(names: tuple[str, ...] = HOSTILE) -> Report:
             seconds=0.1,
             summary=name,
             warnings=(name,),
-            details=details,
             decisions=(Decision(node=name, op=name, action=name, reason=name),),
         )
         for index, name in enumerate(names)
+    )
+    steps += tuple(
+        RECORDS[step](index=len(names), step=step, changed=1, seconds=0.1, summary="", details=details)
+        for step, details in detailed
     )
     gates = tuple(
         builders.verdict(
@@ -85,7 +92,7 @@ def hostile(names: tuple[str, ...] = HOSTILE) -> Report:
             "gates": gates,
             "accuracy": accuracy,
             "reproduce": "\n".join(names),
-            "error": {"code": names[0], "message": names[1 % len(names)], "cause": names[0], "help": names[0]},
+            "error": Failure(code=names[0], message=names[1 % len(names)], cause=names[0], help=names[0]),
         }
     )
 
@@ -209,19 +216,13 @@ def test_html_of_a_huge_model_stays_small() -> None:
         {"variants": (), "accuracy": None, "latency": None, "steps": (), "recipe": None, "data": ()},
         {"variants": (builders.variant("original", builders.sizes(), 1),), "accuracy": None, "latency": None},
         {"status": "failed", "complete": False, "error": {"code": "step.failed", "message": "out of memory"}},
-        {
-            "extra": {
-                "front": [{"name": "a", "x": 1.0, "y": 0.9, "on_front": True}],
-                "x_label": "size",
-                "y_label": "top-1",
-            }
-        },
-        {"steps": (builders.steps()[1].model_copy(update={"details": {"widths": "edited", "sensitivity": [1, {}]}}),)},
+        {"steps": tuple(step.without_lists() for step in builders.steps())},
+        {"steps": (builders.unknown_step(),)},
     ],
 )
 def test_every_rendering_of_partial_reports(changes: dict[str, object]) -> None:
     report = builders.report(**changes)
-    for kind in render.KINDS:
+    for kind in render.FILES:
         assert isinstance(render.render(report, kind), str)
     assert report.headline in Page(page.render(report)).text.replace("\N{NON-BREAKING HYPHEN}", "-")
 

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton_cli.errors import OutputError, ReportError
+from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity
 from lepton_cli.report import store
-from lepton_cli.report.model import Report
+from lepton_cli.report.model import RecipeFacts, Report
 from tests.report import builders
 
 
@@ -57,18 +58,19 @@ _VALUES = st.dictionaries(st.text(), st.integers() | st.text(), max_size=4)
 
 @given(headline=st.text(), seconds=st.floats(0, 1e9), values=_VALUES)
 def test_round_trip_of_any_text(headline: str, seconds: float, values: dict[str, Any]) -> None:
-    report = builders.report(headline=headline or "-", seconds=seconds, extra=values, steps=())
+    recipe = RecipeFacts(name="any", path=None, sha256="0" * 64, resolved=values)
+    report = builders.report(headline=headline or "-", seconds=seconds, recipe=recipe, steps=())
     assert Report.model_validate_json(store.to_json(report)) == report
 
 
-def test_numbers_of_arrays_in_details_are_written_as_numbers() -> None:
-    class Scalar:
-        def tolist(self) -> float:
-            return 0.5
-
-    step = builders.steps()[0].model_copy(update={"details": {"share": Scalar(), "path": Path("a"), "bad": math.inf}})
-    document = json.loads(store.to_json(builders.report(steps=(step,))))
-    assert document["steps"][0]["details"] == {"share": 0.5, "path": "a", "bad": None}
+def test_numbers_that_are_not_finite_are_read_back_as_none(tmp_path: Path) -> None:
+    step = builders.steps()[2]
+    rows = (Sensitivity(node="fc", op="Gemm", sqnr_db=math.inf),)
+    step = step.model_copy(update={"details": QuantizeStaticDetails(sensitivity=rows)})
+    store.write_json(builders.report(steps=(step,)), tmp_path / "report.json")
+    assert store.read(tmp_path / "report.json").steps[0].details == QuantizeStaticDetails(
+        sensitivity=(Sensitivity(node="fc", op="Gemm", sqnr_db=None),)
+    )
 
 
 def test_missing(tmp_path: Path) -> None:

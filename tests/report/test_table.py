@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lepton_cli.measure.results import LatencyTable, Skipped
+from lepton_cli.prune.details import Width
 from lepton_cli.report import words
 from lepton_cli.report.headline import headline
 from lepton_cli.report.table import Row, rows
+from lepton_cli.step import Details
 from tests.report import builders
 
 
@@ -143,13 +145,16 @@ def test_a_loss_that_rounds_to_nothing_has_no_sign_of_its_own() -> None:
 
 
 def test_settings_are_the_single_values_of_details() -> None:
-    details = {
-        "target": "x86-vnni",
-        "sqnr_db": 46.5612,
-        "tried": {"minmax": 1.0},
-        "kept": True,
-        "widths": [{"node": "a"}],
-    }
+    class Told(Details):
+        target: str = "x86-vnni"
+        sqnr_db: float = 46.5612
+        tried: dict[str, float] = {"minmax": 1.0}
+        kept: bool = True
+        unknown: float | None = None
+        why: str = ""
+        widths: tuple[Width, ...] = (Width(node="a", before=2, after=1),)
+
+    details = Told()
     assert words.settings(details) == [
         ("target", "x86-vnni"),
         ("sqnr (dB)", "46.56"),

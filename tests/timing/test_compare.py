@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from lepton_cli.timing.compare import Round, Rounds, Rule, compare
+from lepton_cli.timing.compare import Round, Rounds, StopRule, compare
 from tests.timing.clocks import FakeClock
 
-RULE = Rule(precision=0.01, seconds=2.0)
+RULE = StopRule(precision=0.01, seconds=2.0)
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -22,7 +22,7 @@ def generator(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize("setup", [0.0, 0.4])
 def test_a_model_exactly_twice_as_slow_is_two(reference: float, other: float, ratio: float, setup: float) -> None:
     clock = FakeClock()
-    rule = Rule(precision=0.01, seconds=2.0, setup=setup)
+    rule = StopRule(precision=0.01, seconds=2.0, setup=setup)
     found = compare([clock.model("a", reference), clock.model("b", other)], rule, generator(), clock=clock)
     assert found.ratio(1) == pytest.approx((ratio, ratio, ratio))
     assert found.ratio(0) == pytest.approx((1, 1, 1))
@@ -54,7 +54,7 @@ def test_a_machine_that_gets_slower_does_not_change_the_ratio() -> None:
         clock.model("a", lambda: 1e-3 * 1.0001 ** len(clock.calls)),
         clock.model("b", lambda: 0.5e-3 * 1.0001 ** len(clock.calls)),
     ]
-    found = compare(openers, Rule(precision=0.0, seconds=2.0), generator(), clock=clock)
+    found = compare(openers, StopRule(precision=0.0, seconds=2.0), generator(), clock=clock)
     assert len(clock.calls) > 1000
     assert found.ratio(1).value == pytest.approx(0.5, rel=1e-4)
 
@@ -72,7 +72,7 @@ def test_the_order_of_the_others_is_random_and_repeatable() -> None:
     def order(seed: int) -> list[str]:
         clock = FakeClock()
         models = [clock.model(name, 0.03) for name in "abcd"]
-        compare(models, Rule(precision=0, seconds=10, setup=0), generator(seed), clock=clock)
+        compare(models, StopRule(precision=0, seconds=10, setup=0), generator(seed), clock=clock)
         others = [name for name in clock.calls[40:] if name != "a"]
         return [name for name, before in zip(others, ["", *others], strict=False) if name != before]
 
@@ -84,20 +84,22 @@ def test_it_stops_at_the_precision_or_when_time_is_up() -> None:
     clock = FakeClock()
     noise = np.random.default_rng(3)
     wobbling = clock.model("b", lambda: 1e-3 * float(noise.uniform(0.5, 2)))
-    precise = compare([clock.model("a", 1e-3), wobbling], Rule(0.5, 100.0), generator(), clock=clock)
+    precise = compare([clock.model("a", 1e-3), wobbling], StopRule(0.5, 100.0), generator(), clock=clock)
     assert len(precise.rounds) == 10
     begun = clock.now
-    late = compare([clock.model("a", 1e-3), wobbling], Rule(0.0, 3.0), generator(), clock=clock)
+    late = compare([clock.model("a", 1e-3), wobbling], StopRule(0.0, 3.0), generator(), clock=clock)
     assert 3.0 <= (clock.now - begun) * 1e-9 < 3.3
     assert len(late.rounds) > 10
 
 
 def test_slow_models_get_the_fewest_rounds() -> None:
     clock = FakeClock()
-    found = compare([clock.model("a", 2.0), clock.model("b", 2.0)], Rule(0.0, 1.0), generator(), clock=clock)
+    found = compare([clock.model("a", 2.0), clock.model("b", 2.0)], StopRule(0.0, 1.0), generator(), clock=clock)
     assert len(found.rounds) == 3
     assert found.created == 3
-    more = compare([clock.model("a", 2.0), clock.model("b", 2.0)], Rule(0.0, 1.0, fewest=5), generator(), clock=clock)
+    more = compare(
+        [clock.model("a", 2.0), clock.model("b", 2.0)], StopRule(0.0, 1.0, fewest=5), generator(), clock=clock
+    )
     assert len(more.rounds) == 5
 
 
@@ -105,7 +107,7 @@ def test_sessions_are_created_anew_unless_that_takes_too_long() -> None:
     clock = FakeClock()
     fresh = compare([clock.model("a", 1e-3), clock.model("b", 1e-3)], RULE, generator(), clock=clock)
     assert fresh.created == len(fresh.rounds) == clock.opened["a"] == clock.opened["b"]
-    kept = compare([clock.model("c", 1e-3)], Rule(0.01, 2.0, setup=0), generator(), clock=clock)
+    kept = compare([clock.model("c", 1e-3)], StopRule(0.01, 2.0, setup=0), generator(), clock=clock)
     assert (kept.created, clock.opened["c"]) == (1, 1)
 
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, MetricValue, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.trial import Trial
 from tests.report.builders import environment
 
 FEATURES, CLASSES, SAMPLES = 8, 4, 120
@@ -105,8 +105,8 @@ def data(path: Path, model: Path) -> Path:
     return path
 
 
-def recipe(path: Path, tune: str, *, steps: str = "", latency: str = "false") -> Path:
-    """A recipe to tune, without timing unless `latency` says so."""
+def recipe(path: Path, tune: str, *, steps: str = "", latency: str = "false", memory: str = "false") -> Path:
+    """A recipe to tune that measures nothing but accuracy and size unless told to."""
     path.write_text(
         f"""version: 1
 name: net
@@ -114,7 +114,7 @@ data:
   calibration: {{path: data.npz, inputs: {{x: x}}}}
   evaluation: {{path: data.npz, inputs: {{x: x}}, labels: labels}}
 {steps}
-evaluate: {{accuracy: {{metric: top1}}, latency: {latency}, memory: false}}
+evaluate: {{accuracy: {{metric: top1}}, latency: {latency}, memory: {memory}}}
 tune: {tune}
 """
     )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.tune import hypervolume
 from lepton_cli.tune import front
 
 POINTS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=30)
@@ -22,12 +23,12 @@ def test_nothing_beats_a_point_of_the_front(points: list[tuple[float, float]]) -
 
 @given(POINTS, st.tuples(st.floats(0, 10), st.floats(0, 10)))
 def test_the_area_never_shrinks_with_a_point_more(points: list[tuple[float, float]], more: tuple[float, float]) -> None:
-    before = front.hypervolume(points, (10, 10))
-    assert 0 <= before <= front.hypervolume([*points, more], (10, 10)) + 1e-9 <= 100 + 1e-6
+    before = hypervolume(points, (10, 10))
+    assert 0 <= before <= hypervolume([*points, more], (10, 10)) + 1e-9 <= 100 + 1e-6
 
 
 def test_area_of_known_points() -> None:
-    assert front.hypervolume([(1, 2), (2, 1), (3, 3), (5, 0)], (4, 4)) == pytest.approx(3 * 2 + 2 * 1)
+    assert hypervolume([(1, 2), (2, 1), (3, 3), (5, 0)], (4, 4)) == pytest.approx(3 * 2 + 2 * 1)
 
 
 def test_importance_names_what_explains_the_result() -> None:

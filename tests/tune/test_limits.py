@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from lepton_cli.errors import RecipeError
+from lepton_cli.measure.results import Memory
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.tune.limits import check_contradictions
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
@@ -36,6 +39,22 @@ def test_times_break_a_limit_by_more_than_a_trial_can_tell() -> None:
     one = judge(gate("latency.median", max_ratio=1.0))
     assert not one.breaches(trial(latency=latency(1.005)))
     assert one.breaches(trial(latency=latency(1.02)))
+
+
+def test_memory_is_compared_with_the_originals() -> None:
+    limits = (gate("memory.peak", max_ratio=0.9), gate("memory.peak", max_increase="1 kB"))
+    one = dataclasses.replace(judge(*limits, goal="memory.peak"), memory=Memory(peak=10_000, added=1))
+    large, small = (trial(name, memory=Memory(peak=peak, added=1)) for name, peak in (("a", 9_900), ("b", 5_000)))
+    assert [breach.text for breach in one.breaches(large)] == ["memory.peak: max_ratio 0.9, found 0.990"]
+    assert not one.breaches(small)
+    assert one.value(small) == 0.5
+
+
+def test_more_parameters_than_the_limit_allows_are_a_matter_of_size() -> None:
+    names = ("size.gzip", "parameters", "nonzeros", "macs", "nodes")
+    breaches = judge(*(gate(name, max="1 B" if "." in name else 1) for name in names)).breaches(trial())
+    assert {breach.metric for breach in breaches} == set(names)
+    assert {breach.metric for breach in breaches if breach.sized} == {"size.gzip", "parameters", "nonzeros"}
 
 
 def test_warnings_are_no_limits() -> None:

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tune import hypervolume
 from lepton_cli.recipe.tuning import Objective, Space
-from lepton_cli.tune import front
+from lepton_cli.report.trial import Trial
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import WIDEN, Search, _probe
 from lepton_cli.tune.space import SearchSpace, derive
-from lepton_cli.tune.trial import Trial
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
 from tests.tune.test_space import CNN
 
@@ -151,7 +151,7 @@ def test_a_better_front_than_blind_sampling(tmp_path: Path, space: SearchSpace) 
         getattr(Search(space, found, [], seed), strategy)()
         good = [t for t in found.trials() if one.feasible(t)]
         loss = Objective(metric="accuracy.top1")
-        return front.hypervolume([(one.value(t) or 1.0, one.value(t, loss) or 0.0) for t in good], (1.0, -0.89))
+        return hypervolume([(one.value(t) or 1.0, one.value(t, loss) or 0.0) for t in good], (1.0, -0.89))
 
     for seed in range(3):
         assert area(f"s{seed}", "structured", seed) > area(f"r{seed}", "sampled", seed)

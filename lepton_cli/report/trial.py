@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from lepton_cli.measure.results import Accuracy, LatencyTable, Memory, Size
+from lepton_cli.measure.results import Accuracy, Costs, LatencyTable, Memory, Size
+
+#: What a point of the search space holds by dimension.
+Value = str | float | int | bool | None
 
 
 class Trial(BaseModel):
@@ -17,8 +20,9 @@ class Trial(BaseModel):
     key: str
     name: str
     origin: str = ""
-    point: dict[str, Any] = {}
-    steps: tuple[dict[str, Any], ...] = ()
+    point: dict[str, Value] = {}
+    #: As a recipe writes them, defaults left out.
+    steps: tuple[dict[str, JsonValue], ...] = ()
     #: How far it went; `failed`: a step or a measurement broke.
     reached: Literal["failed", "size", "proxy", "accuracy", "latency"]
     #: Why it ended there: the limit it breaks, or the error. Empty for what was measured to the end.
@@ -28,7 +32,7 @@ class Trial(BaseModel):
     accuracy: Accuracy | None = None
     latency: LatencyTable | None = None
     memory: Memory | None = None
-    cost: dict[str, Any] = {}
+    cost: Costs = None
     #: Latency is comparable on the same processor only.
     cpu: str = ""
     #: Seconds this trial took.

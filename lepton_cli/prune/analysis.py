@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import known_shapes, shortcuts
 from lepton_cli.coupling.analyse import analyse
 from lepton_cli.coupling.links import Coupling, Group
-from lepton_cli.graph import select, shapes
+from lepton_cli.graph import batch_norm, select, shapes
 from lepton_cli.model import io
 from lepton_cli.prune import cost as cost_model
-from lepton_cli.prune import fold
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Analysis:
     """An analysed model and what may be pruned in it."""
 
     model: ir.Model
@@ -44,13 +43,13 @@ def analysed(
     *,
     folding: bool = True,
     run: bool = True,
-) -> Plan:
+) -> Analysis:
     """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
     prepared, facts = known_shapes.prepare(model, feeds, run=run)
     rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if options.target.latency is not None else []
-    scales = fold.fold(prepared) if folding else {}
-    coupling = analyse(prepared, facts)
+    scales = batch_norm.fold_batch_norm(prepared).scales if folding else {}
+    coupling = analyse(prepared, facts.with_weights(prepared))
     groups: list[Group] = []
     frozen: list[Group] = []
     for group in coupling.groups:
@@ -60,7 +59,7 @@ def analysed(
         if group.frozen is None and group.channels < 2:
             group = dataclasses.replace(group, frozen="a single channel", node=group.name)
         (groups if group.frozen is None else frozen).append(group)
-    return Plan(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
+    return Analysis(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
 
 
 def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

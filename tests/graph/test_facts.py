@@ -1,0 +1,35 @@
+"""What makes a model a quantized one: the same for `inspect` and for the steps that refuse such models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.errors import ModelError
+from lepton_cli.graph.facts import QUANTIZED, facts
+from lepton_cli.model import io
+from lepton_cli.quantize.prepare import refuse_quantized
+from tests.hostile.models import mlp, save
+
+
+def _with(op: str, folder: Path) -> ir.Model:
+    model = io.load(save(mlp(), folder / "m.onnx")).model
+    model.graph.append(ir.node(op, [model.graph.inputs[0]], domain="com.microsoft", name="extra"))
+    return model
+
+
+@pytest.mark.parametrize("op", sorted(QUANTIZED))
+def test_quantized_operators_are_seen_and_refused(op: str, tmp_path: Path) -> None:
+    model = _with(op, tmp_path)
+    assert facts(model).quantized
+    with pytest.raises(ModelError, match="quantized already"):
+        refuse_quantized(model)
+
+
+@pytest.mark.parametrize("op", ["GatherBlockQuantized", "FusedConv"])
+def test_tables_in_blocks_leave_a_float_model(op: str, tmp_path: Path) -> None:
+    model = _with(op, tmp_path)
+    assert not facts(model).quantized
+    refuse_quantized(model)
