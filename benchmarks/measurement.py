@@ -31,7 +31,7 @@ from lepton_cli.measure.environment import environment
 from lepton_cli.measure.latency import compare
 from lepton_cli.measure.results import LatencyChange
 from lepton_cli.measure.spec import LatencySpec
-from lepton_cli.runtime import Arrays, Session, onnxruntime
+from lepton_cli.runtime import Session, Values, onnxruntime
 
 #: 20 layers against 22: 10 % more work.
 LAYERS, WIDTH = 20, 256
@@ -42,7 +42,7 @@ class Task:
     """What is timed: a model and its feeds."""
 
     model: bytes
-    feeds: Arrays
+    feeds: Values
 
     @staticmethod
     def read(path: Path | None) -> Task:
@@ -65,7 +65,7 @@ def busy_core() -> Iterator[None]:
         process.wait()
 
 
-def change(first: bytes, second: bytes, feeds: Arrays, seconds: float, seed: int, threads: int = 1) -> LatencyChange:
+def change(first: bytes, second: bytes, feeds: Values, seconds: float, seed: int, threads: int = 1) -> LatencyChange:
     """One comparison as a recipe would run it."""
     spec = LatencySpec(threads=threads, time=units.Seconds(seconds), precision=units.Share(0.01))
     return compare({"original": first, "compressed": second}, lambda batch: feeds, spec, seed=seed).changes[0]

@@ -37,7 +37,8 @@ PROVIDERS = {
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 CPU = PROVIDERS["cpu"]
 
-Arrays = dict[str, np.ndarray]
+#: Arrays by the names of inputs, outputs or inner values; `data.memory.Arrays` is the data set.
+Values = dict[str, np.ndarray]
 
 
 def onnxruntime() -> Any:
@@ -130,7 +131,7 @@ class Session:
         self.inputs = [_info(argument) for argument in self._session.get_inputs()]
         self.outputs = [_info(argument) for argument in self._session.get_outputs()]
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Values:
         """Outputs by name for one batch. Raises ModelError when the run fails."""
         names = list(outputs) if outputs is not None else [output.name for output in self.outputs]
         if not names:  # onnxruntime takes an empty list for all outputs
@@ -146,7 +147,7 @@ class Session:
         """onnxruntime's own session, for timing without a layer in between and for IO binding."""
         return self._session
 
-    def caller(self, feeds: Arrays) -> Callable[[], object]:
+    def caller(self, feeds: Values) -> Callable[[], object]:
         """One run from host memory to host memory, complete when the call returns: what a user waits for.
 
         On a device the transfers of inputs and outputs are part of it.
@@ -165,7 +166,7 @@ class Session:
 
         return run
 
-    def device_caller(self, feeds: Arrays) -> Callable[[], object] | None:
+    def device_caller(self, feeds: Values) -> Callable[[], object] | None:
         """One run with inputs and outputs already on the device, synchronised; `None` where there is no such device."""
         device = _DEVICES.get(self.provider_name)
         if device is None:

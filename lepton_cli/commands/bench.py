@@ -22,7 +22,7 @@ from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
 from lepton_cli.report.model import Report, Variant
-from lepton_cli.runtime import Arrays as Feeds
+from lepton_cli.runtime import Values
 from lepton_cli.tensors import TensorInfo
 
 #: Input -> its shape, batch included.
@@ -153,7 +153,7 @@ class _Feeds:
                 error.hint = "give --data FILE, or --shape NAME=1x3x224x224"
             raise
 
-    def __call__(self, batch: int) -> Feeds:
+    def __call__(self, batch: int) -> Values:
         import numpy as np
 
         feeds = next(iter(self._data.batches(size=batch, limit=batch))).feeds

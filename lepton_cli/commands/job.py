@@ -66,7 +66,7 @@ class Job:
         given = self.calibration is not None or self.evaluation is not None
         return given or must_run(self.loaded.model, self.spec)
 
-    def feeds(self, batch: int) -> runtime.Arrays:
+    def feeds(self, batch: int) -> runtime.Values:
         """`batch` samples, repeated when the data holds fewer."""
         data = self.evaluation or self.calibration or self.check
         feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
@@ -215,7 +215,7 @@ def _check_runs(job: Job) -> None:
         )
 
 
-def _check_labels(job: Job, outputs: runtime.Arrays) -> None:
+def _check_labels(job: Job, outputs: runtime.Values) -> None:
     """Metrics and labels must fit the model before any work: a few samples are scored, all cheap labels looked at.
 
     Raises DataError, RecipeError.

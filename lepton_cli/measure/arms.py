@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_cli.errors import MeasurementError
-from lepton_cli.runtime import Arrays, Session
+from lepton_cli.runtime import Session, Values
 from lepton_cli.tensors import TensorInfo
 
 Payload = bytes | Path
@@ -18,12 +18,12 @@ InputNames = Mapping[str, Mapping[str, str]]
 _FLOATS = {"float16", "float32", "float64"}
 
 
-def feeds_for(session: Session, feeds: Arrays, names: Mapping[str, str] | None = None) -> Arrays:
+def feeds_for(session: Session, feeds: Values, names: Mapping[str, str] | None = None) -> Values:
     """What `session` takes of `feeds`: renamed, and cast between float types (a model in float16 may want float16).
 
     Raises MeasurementError when an input gets nothing.
     """
-    chosen: Arrays = {}
+    chosen: Values = {}
     for info in session.inputs:
         source = (names or {}).get(info.name, info.name)
         if source not in feeds:
@@ -47,7 +47,7 @@ def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
     return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 
 
-def misfit(inputs: Sequence[TensorInfo], feeds: Arrays) -> str:
+def misfit(inputs: Sequence[TensorInfo], feeds: Values) -> str:
     """Why these feeds cannot go into a model with fixed dimensions; empty when they can."""
     for info in inputs:
         array = feeds.get(info.name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from lepton_cli.errors import MeasurementError, ModelError
 from lepton_cli.measure.arms import InputNames, Payload, feeds_for, misfit
-from lepton_cli.runtime import CPU, Arrays, Session, provider_name
+from lepton_cli.runtime import CPU, Session, Values, provider_name
 from lepton_cli.timing.compare import Opener, Warm
 
 
@@ -23,7 +23,7 @@ class Case:
     provider: str
     batch: int
     threads: int
-    feeds: Arrays
+    feeds: Values
     input_names: InputNames
     placement: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     fallback: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

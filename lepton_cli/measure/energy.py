@@ -20,7 +20,7 @@ from lepton_cli.measure.case import Case
 from lepton_cli.measure.results import Energy, EnergyChange, EnergyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
-from lepton_cli.runtime import Arrays
+from lepton_cli.runtime import Values
 from lepton_cli.timing.bursts import Call, warm_up
 from lepton_cli.timing.intervals import centre, exp
 
@@ -103,7 +103,7 @@ def _text(path: Path) -> str | None:
 
 def compare(
     arms: Mapping[str, Payload],
-    feeds_for_batch: Callable[[int], Arrays],
+    feeds_for_batch: Callable[[int], Values],
     spec: LatencySpec,
     counter: Meter,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.errors import MeasurementError, RecipeError
+from lepton_cli.runtime import Values
 
-Arrays = Mapping[str, NDArray[Any]]
-Function = Callable[[dict[str, NDArray[Any]], dict[str, NDArray[Any]]], Any]
+Function = Callable[[Values, Values], Any]
 
 
 class Hook:
@@ -23,7 +23,7 @@ class Hook:
     def __init__(self, reference: str, function: Function, file: Path) -> None:
         self.reference, self._function, self._file = reference, function, file
 
-    def __call__(self, outputs: Arrays, labels: Arrays, samples: int) -> NDArray[np.float64] | float:
+    def __call__(self, outputs: Values, labels: Values, samples: int) -> NDArray[np.float64] | float:
         """Per-sample values of shape (samples,), or a number. Raises MeasurementError naming the hook and its line."""
         try:
             result = np.asarray(self._function(dict(outputs), dict(labels)), dtype=np.float64)

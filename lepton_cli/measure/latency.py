@@ -16,7 +16,7 @@ from lepton_cli.measure.case import Case, Unsupported
 from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable, Skipped
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent
-from lepton_cli.runtime import Arrays
+from lepton_cli.runtime import Values
 from lepton_cli.timing import compare as timing
 from lepton_cli.timing.compare import Rounds, StopRule
 from lepton_cli.timing.intervals import percentile
@@ -27,7 +27,7 @@ _DRAWN = 200
 
 def compare(
     arms: Mapping[str, Payload],
-    feeds_for_batch: Callable[[int], Arrays],
+    feeds_for_batch: Callable[[int], Values],
     spec: LatencySpec,
     *,
     progress: Progress | None = None,

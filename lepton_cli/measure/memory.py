@@ -17,12 +17,12 @@ from lepton_cli.errors import MeasurementError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure.arms import Payload
 from lepton_cli.measure.results import Memory
-from lepton_cli.runtime import Arrays
+from lepton_cli.runtime import Values
 
 
 def measure(
     model: Payload,
-    feeds: Arrays,
+    feeds: Values,
     *,
     provider: str = "cpu",
     threads: int | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lepton_cli.runtime import Arrays, Session
+from lepton_cli.runtime import Session, Values
 
 #: Bytes of outputs kept; batches beyond are run again.
 KEPT = 500_000_000
@@ -18,10 +18,10 @@ class Remembered(Session):
 
     def __init__(self, model: bytes, *, threads: int | None = None) -> None:
         super().__init__(model, threads=threads)
-        self._outputs: dict[bytes, Arrays] = {}
+        self._outputs: dict[bytes, Values] = {}
         self._bytes = 0
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Values:
         """As `Session.run`; arrays handed out are not to be changed."""
         key = _key(feeds, outputs)
         found = self._outputs.get(key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +14,7 @@ from lepton_cli import runtime
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
-
-Arrays = dict[str, NDArray[Any]]
-
+from lepton_cli.runtime import Values
 
 #: Ends the names of inputs that stand for inner values.
 GIVEN = "__kept"
@@ -50,7 +47,7 @@ def samples(batch: Batch) -> int:
     return max((len(v) for v in batch.feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)
 
 
-def piece(model: ir.Model, kept: Arrays, asked: Sequence[str]) -> ir.Model:
+def piece(model: ir.Model, kept: Values, asked: Sequence[str]) -> ir.Model:
     """The part of the model that leads from the kept values to the asked ones."""
     copy = io.clone(model)
     values = {value.name or "": value for value in copy.graph.inputs}
@@ -84,7 +81,7 @@ class Activations:
             self._session = runtime.Session(io.payload(short, workdir), threads=threads)
             self._inputs = {info.name for info in self._session.inputs}
 
-    def run(self, feeds: Arrays) -> Arrays:
+    def run(self, feeds: Values) -> Values:
         """The values for one batch; model inputs among the names come straight from `feeds`."""
         found = {name: array for name, array in feeds.items() if name in self._given}
         if self._session is not None:
@@ -92,7 +89,7 @@ class Activations:
         return found
 
 
-def outputs(model: ir.Model, feeds: Sequence[Arrays], workdir: Path, threads: int) -> list[NDArray[np.float64]]:
+def outputs(model: ir.Model, feeds: Sequence[Values], workdir: Path, threads: int) -> list[NDArray[np.float64]]:
     """Float outputs of the whole model over several batches, each as [samples, values] in float64."""
     session = runtime.Session(io.payload(model, workdir), threads=threads)
     names = [info.name for info in session.outputs if info.dtype.startswith(("float", "bfloat"))]

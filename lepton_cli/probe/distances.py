@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
 from lepton_cli.probe.activations import batches, samples
-from lepton_cli.runtime import Arrays, Session
+from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
 
 #: Signal-to-noise ratios are cut here: beyond it float rounding decides.
@@ -52,7 +52,7 @@ class Reference:
     def _session(self, model: ir.Model) -> Session:
         return Session(io.payload(model, self.context.workdir), threads=self.context.threads)
 
-    def run(self, model: ir.Model) -> list[Arrays]:
+    def run(self, model: ir.Model) -> list[Values]:
         """Float outputs of `model`, batch by batch."""
         session = self._session(model)
         return [session.run(batch.feeds, self.names) for batch in self.batches]
@@ -61,7 +61,7 @@ class Reference:
         """Least SQNR in dB over the outputs of `model`; -inf when an output is not finite or changed its shape."""
         return min(self.by_output(self.run(model)).values(), default=CEILING_DB)
 
-    def by_output(self, found: Sequence[Arrays]) -> dict[str, float]:
+    def by_output(self, found: Sequence[Values]) -> dict[str, float]:
         """SQNR in dB of every float output."""
         return {name: _sqnr([a[name] for a in self.reference], [b[name] for b in found]) for name in self.names}
 

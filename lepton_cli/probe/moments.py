@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.errors import StepError
-from lepton_cli.probe.activations import Arrays
 from lepton_cli.probe.linear import Linear, Matrix
+from lepton_cli.runtime import Values
 
 Rows = NDArray[np.float32]
 #: Rows taken from one layer over the whole calibration set; positions of one image are much alike.
@@ -63,8 +63,8 @@ class Moments:
 def grams(
     layers: Sequence[Linear],
     features: Sequence[int],
-    batches: Iterable[Arrays],
-    run: Callable[[Arrays], Arrays],
+    batches: Iterable[Values],
+    run: Callable[[Values], Values],
     samples: int,
     seed: int,
 ) -> dict[str, Matrix]:
@@ -117,7 +117,7 @@ class LayerSample:
 
 
 def sample(
-    layers: Sequence[tuple[Linear, Aim, int]], values: Iterable[tuple[Arrays, Arrays]], share: float, seed: int
+    layers: Sequence[tuple[Linear, Aim, int]], values: Iterable[tuple[Values, Values]], share: float, seed: int
 ) -> dict[str, LayerSample]:
     """Rows for every layer (with its aim and number of features), by node.
 
@@ -142,7 +142,7 @@ def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> LayerSample:
     return LayerSample(x, y, offset, held)
 
 
-def _count(feeds: Arrays) -> int:
+def _count(feeds: Values) -> int:
     return len(next(iter(feeds.values())))
 
 

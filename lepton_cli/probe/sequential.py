@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.model import io
-from lepton_cli.probe.activations import GIVEN, Arrays, piece
+from lepton_cli.probe.activations import GIVEN, piece
+from lepton_cli.runtime import Values
 
 #: Bytes kept on disk at most; where more would cross, the walk goes on from an earlier position.
 DISK = 3_000_000_000
@@ -25,7 +26,7 @@ DISK = 3_000_000_000
 class SequentialPass:
     """One walk over one data set. Nodes behind the position may change between visits, nodes before it may not."""
 
-    def __init__(self, batches: Callable[[], Iterable[Arrays]], expected: int, workdir: Path, threads: int) -> None:
+    def __init__(self, batches: Callable[[], Iterable[Values]], expected: int, workdir: Path, threads: int) -> None:
         self._batches = batches
         self._expected = expected
         self._workdir = workdir
@@ -35,7 +36,7 @@ class SequentialPass:
         self._kept: dict[str, np.ndarray] = {}
         self._generation = 0
 
-    def visit(self, model: ir.Model, node: str, needed: Sequence[str]) -> Iterator[Arrays]:
+    def visit(self, model: ir.Model, node: str, needed: Sequence[str]) -> Iterator[Values]:
         """The needed values of every batch; moves the position to `node` when all have been taken."""
         frontier = crossing(model, node)
         known = set(self._kept) if self._files else {value.name or "" for value in model.graph.inputs}
@@ -69,7 +70,7 @@ class SequentialPass:
         """Remove what is kept on disk."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _load(self) -> Iterator[Arrays]:
+    def _load(self) -> Iterator[Values]:
         for file in self._files:
             with np.load(file, allow_pickle=False) as stored:
                 yield {name: stored[f"v{k}"] for k, name in enumerate(self._kept)}

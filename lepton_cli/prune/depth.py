@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling import branches, cut
 from lepton_cli.coupling.branches import Branch
-from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe import linear, moments
 from lepton_cli.probe.linear import Linear
 from lepton_cli.probe.sequential import SequentialPass
 from lepton_cli.prune import recover, sensitivity
 from lepton_cli.prune.allocate import Losses, Price
 from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import Widths
+from lepton_cli.runtime import Values
 
 #: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
 SAMPLES, ROWS = 128, 2_048
@@ -155,9 +156,7 @@ def refit(
             _fit(model, layer, aim, zip(now.visit(model, layer.node, needed), before, strict=True))
 
 
-def _fit(
-    model: ir.Model, layer: Linear, aim: moments.Aim, seen: Iterable[tuple[activations.Arrays, activations.Arrays]]
-) -> None:
+def _fit(model: ir.Model, layer: Linear, aim: moments.Aim, seen: Iterable[tuple[Values, Values]]) -> None:
     weight, bias = linear.matrix_of(model, layer), linear.bias_of(model, layer)
     size = len(weight)
     start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])

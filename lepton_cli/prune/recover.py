@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from lepton_cli.coupling.links import Coupling, Ids
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.probe import activations, linear, moments
-from lepton_cli.probe.activations import Arrays
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.probe.sequential import SequentialPass
 from lepton_cli.prune.details import LayerRepair
 from lepton_cli.prune.regression import Regression, shifted
+from lepton_cli.runtime import Values
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -126,12 +126,12 @@ def count(source: Calibration) -> int:
     return max(-(-source.samples // _size(source)), 1)
 
 
-def batches(model: ir.Model, source: Calibration) -> Iterator[Arrays]:
+def batches(model: ir.Model, source: Calibration) -> Iterator[Values]:
     """Calibration batches."""
     return (batch.feeds for batch in activations.batches(model, source.data, _size(source), source.samples))
 
 
-def fitting(model: ir.Model, source: Calibration) -> Iterator[Arrays]:
+def fitting(model: ir.Model, source: Calibration) -> Iterator[Values]:
     """The batches to fit with; what is fitted looks better on them than it is."""
     return (
         feeds
@@ -140,9 +140,9 @@ def fitting(model: ir.Model, source: Calibration) -> Iterator[Arrays]:
     )
 
 
-def judging(model: ir.Model, source: Calibration, samples: int) -> list[Arrays]:
+def judging(model: ir.Model, source: Calibration, samples: int) -> list[Values]:
     """About `samples` samples of the batches held out; with too few batches for that, of the first."""
-    found: list[Arrays] = []
+    found: list[Values] = []
     for number, feeds in enumerate(batches(model, source)):
         if number % moments.HOLD_EVERY == moments.HOLD_EVERY - 1:
             found.append(feeds)

@@ -16,6 +16,7 @@ from lepton_cli.probe.distances import relative_error
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, importance, recover
 from lepton_cli.prune.hessian import Ranking
+from lepton_cli.runtime import Values
 
 #: Shares of a group's channels that are removed on trial.
 LEVELS = (0.25, 0.5, 0.8)
@@ -30,7 +31,7 @@ class Unpruned:
 
     model: ir.Model
     coupling: Coupling
-    feeds: Sequence[activations.Arrays]
+    feeds: Sequence[Values]
     outputs: Sequence[NDArray[np.float64]]
     source: recover.Calibration
 

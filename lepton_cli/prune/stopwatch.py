@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lepton_cli import runtime
 from lepton_cli.model import io
-from lepton_cli.probe.activations import Arrays
+from lepton_cli.runtime import Values
 from lepton_cli.timing.bursts import Call, Clock, warm_up
 from lepton_cli.timing.compare import StopRule, Warm, compare
 from lepton_cli.timing.intervals import Z
@@ -33,7 +33,7 @@ class Stopwatch:
     def __init__(
         self,
         reference: ir.Model,
-        feeds: Arrays,
+        feeds: Values,
         provider: str,
         threads: int,
         workdir: Path,
@@ -88,7 +88,7 @@ class Stopwatch:
         return [(ratio.value, ratio.half_width / ratio.value / Z) for ratio in found]
 
 
-def feeds_of(model: ir.Model, feeds: Arrays, batch: int) -> Arrays:
+def feeds_of(model: ir.Model, feeds: Values, batch: int) -> Values:
     """One batch of `batch` samples, repeated or cut; models with a fixed batch keep theirs, scalars have none."""
     shapes = {info.name: info.shape for info in io.inputs(model)}
     fixed = {name for name, shape in shapes.items() if shape is not None and (not shape or isinstance(shape[0], int))}

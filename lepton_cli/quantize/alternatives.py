@@ -10,14 +10,14 @@ import onnx_ir as ir
 from lepton_cli.errors import LeptonError
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import dynamic, fp16, speed
-from lepton_cli.runtime import Arrays
+from lepton_cli.runtime import Values
 from lepton_cli.step import Context, Outcome
 
 #: A gain below this is none: the float model then is the best choice.
 WORTH = 1.03
 
 
-def measure(model: ir.Model, feeds: Arrays, context: Context) -> dict[str, float]:
+def measure(model: ir.Model, feeds: Values, context: Context) -> dict[str, float]:
     """Speed of each way that is possible, relative to the float model `model`; `float` itself is 1."""
     from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic
 

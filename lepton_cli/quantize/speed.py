@@ -20,7 +20,7 @@ from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Placement, Returned, Speed
-from lepton_cli.runtime import Arrays, Session
+from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
 from lepton_cli.timing import compare as timing
 from lepton_cli.timing.bursts import Clock
@@ -60,7 +60,7 @@ def placement(model: ir.Model, context: Context) -> Placement:
 
 def compare(
     models: Sequence[ir.Model],
-    feeds: Arrays,
+    feeds: Values,
     context: Context,
     seconds: float = SECONDS,
     quantile: float = 0.5,
@@ -90,7 +90,7 @@ class Kernel:
         return self.operator.startswith(INT8)
 
 
-def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) -> dict[str, Kernel]:
+def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) -> dict[str, Kernel]:
     """Median time of every kernel, by the name that the optimised graph gives it."""
     with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
         source = io.payload(model, context.workdir)
@@ -114,7 +114,7 @@ def profile(model: ir.Model, feeds: Arrays, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
-def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Arrays, context: Context) -> dict[str, float]:
+def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Values, context: Context) -> dict[str, float]:
     """Anchors whose int8 kernel takes longer than the float one: name -> microseconds lost.
 
     Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
@@ -202,7 +202,7 @@ def decided_once(
 
 
 def faster_choice(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Arrays, context: Context
+    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
 
@@ -224,7 +224,7 @@ def faster_choice(
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 
-def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Arrays, context: Context) -> Choice:
+def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Values, context: Context) -> Choice:
     """Layers that onnxruntime still computes in float gain nothing from the rounding around them."""
     kernels = profile(made, feeds, context, runs=1)
     unfused = [
@@ -243,7 +243,7 @@ class _Search:
     """The fastest choice so far."""
 
     def __init__(
-        self, model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Arrays, context: Context
+        self, model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
     ) -> None:
         self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
         self.made = write(choice)

@@ -15,8 +15,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.probe import moments
 from lepton_cli.probe.linear import Linear
 from lepton_cli.probe.moments import Aim
-
-Arrays = dict[str, NDArray[Any]]
+from lepton_cli.runtime import Values
 
 
 def dense(node: str = "dense", **names: str) -> Linear:
@@ -57,7 +56,7 @@ def test_gram_matrices_add_up_over_batches_for_every_layer() -> None:
     random = np.random.default_rng(0)
     batches = [{"in": random.normal(size=(rows, 3))} for rows in (4, 4, 2)]
 
-    def run(feeds: Arrays) -> Arrays:
+    def run(feeds: Values) -> Values:
         return {"x": np.stack([feeds["in"], 2 * feeds["in"]], axis=1), "z": feeds["in"] @ np.ones((3, 2)) - 1}
 
     found = moments.grams([dense("one"), dense("two", input="z")], [3, 2], batches, run, samples=10, seed=0)
@@ -114,7 +113,7 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         moments.grams([dense()], [3], [{"x": broken}], lambda values: values, 2, 0)
 
 
-def several(count: int, rows: int = 50) -> Iterable[tuple[Arrays, Arrays]]:
+def several(count: int, rows: int = 50) -> Iterable[tuple[Values, Values]]:
     """Batches whose values tell where they come from: input, shortcut and target are the same numbers, shifted."""
     for number in range(count):
         where = np.arange(2 * rows).reshape(2, 1, rows, 1) + 1000.0 * number

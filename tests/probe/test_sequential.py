@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lepton_cli import runtime
@@ -18,10 +16,9 @@ from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import sequential
 from lepton_cli.probe.sequential import SequentialPass, crossing, piece
+from lepton_cli.runtime import Values
 from tests.coupling.networks import Network
 from tests.prune.context import whole
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def two_inputs() -> ir.Model:
@@ -35,7 +32,7 @@ def two_inputs() -> ir.Model:
     return n.model(n.node("Gemm", n.node("Relu", third), n.weight(5, 3), n.weight(3)), first)
 
 
-def batches(*sizes: int) -> list[Arrays]:
+def batches(*sizes: int) -> list[Values]:
     random = np.random.default_rng(0)
     widths = {"x": 6, "z": 4}
     return [
@@ -50,7 +47,7 @@ def double(model: ir.Model, weight: str) -> None:
 
 
 def assert_visits(
-    steps: SequentialPass, model: ir.Model, data: Sequence[Arrays], node: str, needed: Sequence[str]
+    steps: SequentialPass, model: ir.Model, data: Sequence[Values], node: str, needed: Sequence[str]
 ) -> None:
     found = list(steps.visit(model, node, needed))
     assert len(found) == len(data)
@@ -101,7 +98,7 @@ def test_a_position_can_be_visited_again_and_again(tmp_path: Path) -> None:
 def test_data_is_read_once_where_the_disk_holds_what_crosses(tmp_path: Path) -> None:
     model, data, reads = two_inputs(), batches(3, 2), []
 
-    def read() -> list[Arrays]:
+    def read() -> list[Values]:
         reads.append(1)
         return data
 
@@ -153,7 +150,7 @@ def test_at_most_three_gigabytes_are_kept() -> None:
 
 def test_no_batches_leave_the_position(tmp_path: Path) -> None:
     model, data = two_inputs(), batches(2)
-    waiting: list[Arrays] = []
+    waiting: list[Values] = []
     steps = SequentialPass(lambda: list(waiting), 1, tmp_path, threads=1)
     assert list(steps.visit(model, "Gemm_2", ["Relu_1_out"])) == []
     waiting += data

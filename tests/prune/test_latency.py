@@ -17,12 +17,12 @@ from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.probe.activations import Arrays
 from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.runtime import Values
 from tests.coupling.test_shortcuts import network
 from tests.prune.context import context, images, redundant
 
@@ -271,7 +271,7 @@ class Counted:
     made: list[Counted] = []
     once = 0.01
 
-    def __init__(self, reference: ir.Model, feeds: Arrays, *settings: object) -> None:
+    def __init__(self, reference: ir.Model, feeds: Values, *settings: object) -> None:
         self.whole = self.count(reference)
         self.feeds, self.settings, self.last = feeds, settings, None
         Counted.made.append(self)

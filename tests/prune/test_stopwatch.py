@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.probe.activations import Arrays
 from lepton_cli.prune import stopwatch
 from lepton_cli.prune.stopwatch import Stopwatch
+from lepton_cli.runtime import Values
 from tests.prune.context import images, redundant
 from tests.timing.clocks import FakeClock
 
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
         def __init__(self, payload: ir.Model, *, provider: str, threads: int) -> None:
             self.run = found.call(payload.metadata_props["name"], float(payload.metadata_props["seconds"]))
 
-        def caller(self, feeds: Arrays) -> Callable[[], object]:
+        def caller(self, feeds: Values) -> Callable[[], object]:
             return self.run
 
     monkeypatch.setattr(stopwatch.runtime, "Session", Session)
