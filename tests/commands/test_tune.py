@@ -90,9 +90,9 @@ def test_memory_is_limited_by_the_originals(folder: Path) -> None:
     section = "{limits: [{metric: memory.peak, max_ratio: 3}], minimize: memory.peak, budget: {time: 60 s, trials: 2}}"
     result = run(folder, section, memory="true")
     assert [gate.verdict for gate in result.report.gates] == ["pass"]
-    assert search(result)["axes"]["cost"]["kind"] == "ratio"
-    assert all(0 < row["cost"] < 3 for row in search(result)["trials"])
-    assert "%" in axis_value(search(result)["trials"][0]["cost"], search(result)["axes"]["cost"])
+    assert search(result).axes.cost.kind == "ratio"
+    assert all(0 < row.cost < 3 for row in search(result).trials)
+    assert "%" in axis_value(search(result).trials[0].cost, search(result).axes.cost)
 
 
 def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:
