@@ -17,6 +17,7 @@ from lepton_cli import runtime
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError
+from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.probe.activations import Activations, batches, samples
 from tests.coupling.networks import Network
@@ -113,6 +114,15 @@ def test_a_piece_has_only_the_nodes_it_needs() -> None:
     assert [value.name for value in short.graph.inputs] == ["x"]
     assert [node.name for node in model.graph] == ["Gemm_0", "Relu_1", "Neg_2", "Neg_3", "Concat_4"]
     assert len(model.graph.outputs) == 1
+
+
+def test_a_piece_goes_on_from_values_that_are_given() -> None:
+    model, relu = two_inputs(), np.array([[1.0, -2.0, 3.0, 4.0]], np.float32)
+    short = activations.piece(model, {"Relu_1_out": relu}, ["Neg_3_out"])
+    assert [value.name for value in short.graph.inputs] == ["Relu_1_out" + activations.GIVEN]
+    assert [node.name for node in short.graph] == ["Neg_3"]
+    found = runtime.Session(io.to_bytes(short), threads=1).run({"Relu_1_out" + activations.GIVEN: relu})
+    np.testing.assert_array_equal(found["Neg_3_out"], -relu)
 
 
 def test_no_session_is_made_for_inputs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,3 +187,24 @@ def test_rows_depend_on_seed_batch_and_layer_alone(monkeypatch: pytest.MonkeyPat
     assert first != drawn(2, 1.0, 90, node="another")
     reached = {row for batch in range(60) for row in drawn(2, 1.0, 90, batch=batch)}
     assert reached == set(range(90))
+
+
+def test_moments_are_numpys_over_all_rows_of_each_group() -> None:
+    random = np.random.default_rng(5)
+    parts = [random.normal(1.5, 2, size=(2, count, 3)).astype(np.float32) for count in (4, 1, 7)]
+    found = moments.Moments(np.zeros((2, 3, 3)), np.zeros((2, 3)))
+    for rows in parts:
+        found.add(rows)
+    whole = np.concatenate(parts, axis=1).astype(np.float64)
+    assert found.count == 12
+    np.testing.assert_allclose(found.mean, whole.mean(axis=1), rtol=1e-6)
+    for group in range(2):
+        np.testing.assert_allclose(
+            found.covariance[group], np.cov(whole[group], rowvar=False, bias=True), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_moments_of_nothing_are_zero() -> None:
+    found = moments.Moments(np.zeros((1, 2, 2)), np.zeros((1, 2)))
+    assert found.mean.tolist() == [[0, 0]]
+    assert found.covariance.tolist() == [[[0, 0], [0, 0]]]

@@ -57,3 +57,26 @@ def test_exponentials_keep_the_interval_and_stay_finite() -> None:
     unbounded = intervals.exp(intervals.Estimate(0.0, -math.inf, math.inf))
     assert unbounded.low == 0
     assert math.isfinite(unbounded.high)
+
+
+@pytest.mark.parametrize("n", [6, 20, 60, 61, 80, 150])
+def test_ranks_are_those_of_the_signed_rank_sums_distribution(n: int) -> None:
+    """Counted with whole numbers: how many sets of 1 ... n sum to at most r. Beyond 60 values it is approximated."""
+    counts = [1]
+    for value in range(1, n + 1):
+        longer = counts + [0] * value
+        for total, ways in enumerate(counts):
+            longer[total + value] += ways
+        counts = longer
+    below, rank = 0, -1
+    while (below + counts[rank + 1]) * 1000 <= 25 * 2**n:
+        rank += 1
+        below += counts[rank]
+    values = np.random.default_rng(n).normal(size=n)
+    first, second = np.triu_indices(n)
+    walsh = np.sort((values[first] + values[second]) / 2)
+    used = [k for k in range(len(walsh)) if walsh[k] == intervals.centre(values).low]
+    assert any(abs(k - rank) <= (0 if n <= 60 else 2) for k in used)
+    mean, deviation = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    if n > 60:
+        assert math.floor(mean - 1.959963984540054 * deviation) - 1 in used
