@@ -36,7 +36,7 @@ GAIN = 1.03
 #: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck.
 CAUTIOUS = 0.25
 #: Seconds that one comparison may take; it ends before at this half-width of the intervals.
-SECONDS, PRECISION = 2.0, 0.01
+SECONDS, PRECISION = 2.0, 0.02
 #: Visits at least, and runs of a burst.
 LEAST, RUNS = 5, 10
 #: Numbers of first layers to try in float.
