@@ -114,10 +114,13 @@ def hand_loop(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
 
 
 def spinning(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
-    """What `session.force_spinning_stop` costs a session that runs alone on all usable threads: plain loops in turn."""
+    """What options that end the spinning of idle threads cost a session that runs alone on all usable threads."""
     threads = runtime.usable_threads()
     variants: dict[str, Callable[[Any], None]] = {
         "default": lambda options: None,
+        "spin_duration_us": lambda options: options.add_session_config_entry(
+            "session.intra_op.spin_duration_us", str(runtime.SPIN)
+        ),
         "force_spinning_stop": lambda options: options.add_session_config_entry("session.force_spinning_stop", "1"),
         "no spinning": lambda options: options.add_session_config_entry("session.intra_op.allow_spinning", "0"),
     }

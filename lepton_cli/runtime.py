@@ -37,6 +37,9 @@ PROVIDERS = {
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 CPU = PROVIDERS["cpu"]
 
+#: Microseconds that threads look for more work before they sleep.
+SPIN = 1000
+
 #: Arrays by the names of inputs, outputs or inner values; `data.memory.Arrays` is the data set.
 Values = dict[str, np.ndarray]
 
@@ -208,17 +211,17 @@ class Session:
 
 
 def _options(ort: Any, threads: int, optimise: bool) -> Any:
-    """Session options: fixed threads, silent, and no spinning once a run has ended."""
+    """Session options: fixed threads, silent, and threads that soon sleep when there is nothing to run."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    # Two sessions take turns on few cores when models are compared: idle threads must not spin in the other's time.
-    # Threads still spin within a run: this costs a lone session nothing, where `allow_spinning=0` made it 5 to 7 %
-    # slower (benchmarks/measurement.py, two threads).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Sessions take turns on few cores when models are compared. By default a session's threads spin for 40 ms after its
+    # last run, in the other's time; `force_spinning_stop` wakes them for every run, which makes a run of 50 us half as
+    # long again (benchmarks/measurement.py, two threads).
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 

@@ -1,7 +1,7 @@
 """A burst: one model run many times in a row, as in a process of its own.
 
 Interleaved run by run, two models evict each other from the caches and wake each other's threads: on two threads each
-then takes up to twice the time that it takes alone. In a burst only the first run does, and that one is not counted.
+then takes up to twice the time that it takes alone. In a burst only the first runs do, and those are not counted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ RunTimes = NDArray[np.float64]
 #: Runs that count in a burst; fewer where they would take longer than `_LONGEST` seconds.
 RUNS = 20
 _LONGEST = 0.1
-#: Runs of this many seconds are alike whatever is in the caches: none is left out.
-_LONG = 0.025
+#: A burst begins with times that do not count, as many as counted ones or for this long (seconds): until the caches are
+#: its own and the other model's threads sleep (`runtime.SPIN`). Longer runs are alike: none is left out.
+_WARM, _LONG = 0.01, 0.025
 #: Runs shorter than half of this (seconds) are timed in blocks of it: the clock and the call cost a microsecond.
 _BLOCK = 100e-6
 
@@ -44,13 +45,18 @@ class Burst:
         return int(min(max(_LONGEST / max(self.seconds, 1e-9), 1), self.most))
 
     @property
+    def warm(self) -> int:
+        """Times before those that count."""
+        return 0 if self.seconds >= _LONG else min(self.most, math.ceil(_WARM / max(self.seconds, 1e-9) - 1e-9))
+
+    @property
     def block(self) -> int:
         """Runs behind each of these times."""
         return math.ceil(_BLOCK / max(self.seconds, 1e-9) - 1e-9) if self.seconds < _BLOCK / 2 else 1
 
     def time(self, clock: Clock = perf_counter_ns) -> RunTimes:
         """Run the burst; shape [runs]."""
-        if self.seconds < _LONG:
+        for _ in range(self.warm * self.block):
             self.call()
         return np.array([self._block(clock) for _ in range(self.runs)])
 

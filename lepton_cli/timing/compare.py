@@ -3,6 +3,11 @@
 Every burst of a model lies between two bursts of the reference, and its ratio is taken to both: drift cancels. A round
 creates fresh sessions (memory layout differs from one to the next). Bursts within a round are alike, so intervals rest
 on the medians of the rounds.
+
+Shared machines have states: when a neighbour computes on the other half of a physical core, two threads take 1.4 to 1.8
+times as long for seconds on end, and not every model suffers alike, so that the ratio is another. Such visits are left
+out (`undisturbed`). Which ones is decided by the sum of a visit's three bursts, never by their ratio: for equal noise in
+all three the two are uncorrelated, so that leaving out the slow ones does not move the ratio.
 """
 
 from __future__ import annotations
@@ -53,12 +58,36 @@ class StopRule:
 
 @dataclasses.dataclass
 class Round:
-    """What one round timed, by model: all times, and the logarithm of each burst's ratio to the reference."""
+    """What one round timed: all times by model, and for each visit the logarithms of its bursts' medians (seconds)."""
 
     times: list[list[RunTimes]]
     device: list[list[RunTimes]]
-    #: [visits, models]; the reference's own column is 0.
-    ratios: NDArray[np.float64]
+    #: [visits, models, 3]: the reference before, the model, the reference after. The reference's own row is its burst
+    #: three times.
+    visits: NDArray[np.float64]
+
+    @property
+    def ratios(self) -> NDArray[np.float64]:
+        """Logarithm of each burst's ratio to the reference, [visits, models]; the reference's own column is 0."""
+        found: NDArray[np.float64] = self.visits[:, :, 1] - (self.visits[:, :, 0] + self.visits[:, :, 2]) / 2
+        return found
+
+
+#: A visit this much slower than the fast ones (logarithm) is disturbed; at least this share of all is kept.
+_SLOWER, _KEPT = 0.06, 0.25
+
+
+def undisturbed(levels: Sequence[NDArray[np.float64]], rounds: int = 3) -> list[NDArray[np.bool_]]:
+    """Which visits of each round are no more than 6 % slower than the fast ones (tenth percentile of all).
+
+    `levels`: logarithms of seconds, one array a round. A quarter of all and visits of `rounds` rounds are kept even
+    where the times have no such concentration.
+    """
+    joined = np.concatenate(levels)
+    fastest = np.sort([np.min(level) for level in levels])
+    least = fastest[min(rounds, len(fastest)) - 1]
+    limit = max(float(np.quantile(joined, 0.1)) + _SLOWER, float(np.quantile(joined, _KEPT)), float(least))
+    return [level <= limit for level in levels]
 
 
 class Rounds:
@@ -73,21 +102,29 @@ class Rounds:
     @property
     def visits(self) -> int:
         """Bursts of each model that have a ratio."""
-        return sum(len(round_.ratios) for round_ in self.rounds)
+        return sum(len(round_.visits) for round_ in self.rounds)
+
+    def undisturbed(self, model: int) -> float:
+        """Share of a model's bursts that its time rests on."""
+        return float(np.mean(np.concatenate(undisturbed(self._bursts(model)))))
 
     def ratio(self, model: int) -> Estimate:
         """Time of a model over the reference's: centre of the rounds' medians, on a log scale."""
-        return exp(self._log_ratio(model))
+        return exp(centre(np.array([np.median(ratios) for ratios in self._ratios(model)])))
 
     def ratio_quantile(self, model: int, share: float) -> float:
-        """The ratio that this share of all visits stays below."""
-        return float(np.exp(np.quantile(np.concatenate([round_.ratios[:, model] for round_ in self.rounds]), share)))
+        """The ratio that this share of the undisturbed visits stays below."""
+        return float(np.exp(np.quantile(np.concatenate(self._ratios(model)), share)))
 
     def absolute(self, model: int) -> Estimate:
-        """Median of all times of a model in seconds; the interval is that of the rounds' medians."""
-        medians = [float(np.median(np.concatenate(round_.times[model]))) for round_ in self.rounds]
-        spread = exp(centre(np.log(medians)))
-        value = float(np.median(self.times(model)))
+        """Median of a model's undisturbed times in seconds; the interval is that of the rounds' medians."""
+        rounds = []
+        for round_, kept in zip(self.rounds, undisturbed(self._bursts(model)), strict=True):
+            bursts = [burst for burst, keep in zip(round_.times[model], kept, strict=True) if keep]
+            if bursts:
+                rounds.append(np.concatenate(bursts))
+        spread = exp(centre(np.log([np.median(times) for times in rounds])))
+        value = float(np.median(np.concatenate(rounds)))
         return Estimate(value, min(value, spread.low), max(value, spread.high))
 
     def times(self, model: int) -> RunTimes:
@@ -104,8 +141,15 @@ class Rounds:
         estimates = [self.ratio(model) for model in range(1, self.count)] or [self.absolute(0)]
         return max(estimate.half_width / estimate.value for estimate in estimates)
 
-    def _log_ratio(self, model: int) -> Estimate:
-        return centre(np.array([np.median(round_.ratios[:, model]) for round_ in self.rounds]))
+    def _bursts(self, model: int) -> list[NDArray[np.float64]]:
+        """Logarithms of the medians of all bursts of a model, round by round."""
+        return [np.log([np.median(burst) for burst in round_.times[model]]) for round_ in self.rounds]
+
+    def _ratios(self, model: int) -> list[NDArray[np.float64]]:
+        """Logarithmic ratios of the undisturbed visits of a model, by round; rounds without any are left out."""
+        kept = undisturbed([round_.visits[:, model].sum(axis=-1) / 3 for round_ in self.rounds])
+        ratios = [round_.ratios[keep, model] for round_, keep in zip(self.rounds, kept, strict=True)]
+        return [found for found in ratios if len(found)]
 
 
 def compare(
@@ -150,7 +194,7 @@ def _until(
             setup += (clock() - before) * 1e-9
             found.created += 1
         found.rounds.append(_round(opened, max(0.02, rule.share * rule.seconds), generator, clock))
-        advance(len(found.rounds[-1].ratios))
+        advance(len(found.rounds[-1].visits))
         late = passed() >= rule.seconds
         if len(found.rounds) >= (rule.fewest if late else rule.rounds) and (
             late or found.half_width() <= rule.precision
@@ -177,7 +221,7 @@ def _open(openers: Sequence[Opener], runs: int, generator: np.random.Generator, 
 def _round(opened: Sequence[_Opened], seconds: float, generator: np.random.Generator, clock: Clock) -> Round:
     """Visits of all models in random order for `seconds`, at least one of each."""
     count = len(opened)
-    found = Round([[] for _ in opened], [[] for _ in opened], np.zeros((0, count)))
+    found = Round([[] for _ in opened], [[] for _ in opened], np.zeros((0, count, 3)))
     rows: list[NDArray[np.float64]] = []
 
     def visit(model: int) -> float:
@@ -190,16 +234,16 @@ def _round(opened: Sequence[_Opened], seconds: float, generator: np.random.Gener
     end = clock() + seconds * 1e9
     before = visit(0)
     while not rows or clock() < end:
-        row = np.zeros(count)
+        row = np.full((count, 3), before)
         for model in 1 + generator.permutation(count - 1):
             own = visit(int(model))
             after = visit(0)
-            row[model] = own - (before + after) / 2
+            row[model] = before, own, after
             before = after
         if count == 1:
-            visit(0)
+            before = visit(0)
         rows.append(row)
-    found.ratios = np.array(rows)
+    found.visits = np.array(rows)
     return found
 
 

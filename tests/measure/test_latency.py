@@ -34,7 +34,8 @@ def measured(ratios: list[list[float]], runs: int = 1) -> latency._Measured:
     case = Case(dict.fromkeys(arms, b""), "cpu", 4, 1, {}, {}, {arm: {} for arm in arms}, dict.fromkeys(arms, ()))
     rounds = Rounds(2)
     for visits in ratios:
-        logs = np.stack([np.zeros(len(visits)), np.log(visits)], axis=1)
+        logs = np.zeros((len(visits), 2, 3))
+        logs[:, 1] = np.log(visits)[:, None] * (-1 / 3, 2 / 3, -1 / 3)
         rounds.rounds.append(Round([[np.ones(runs)], [np.ones(runs)]], [[], []], logs))
     return latency._Measured(case, StopRule(0.02, 10.0), rounds)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from lepton_cli.timing.compare import Round, Rounds, StopRule, compare
+from lepton_cli.timing.compare import Round, Rounds, StopRule, compare, undisturbed
 from tests.timing.clocks import FakeClock
 
 RULE = StopRule(precision=0.01, seconds=2.0)
@@ -48,14 +49,14 @@ def test_one_model_alone_has_a_time_and_an_interval() -> None:
 
 
 def test_a_machine_that_gets_slower_does_not_change_the_ratio() -> None:
-    """Every run is 0.01 % slower than the one before: both models ten times slower in the end."""
+    """Every run is 0.001 % slower than the one before. Short runs have more runs to warm: bursts are not quite centred."""
     clock = FakeClock()
     openers = [
-        clock.model("a", lambda: 1e-3 * 1.0001 ** len(clock.calls)),
-        clock.model("b", lambda: 0.5e-3 * 1.0001 ** len(clock.calls)),
+        clock.model("a", lambda: 1e-3 * 1.00001 ** len(clock.calls)),
+        clock.model("b", lambda: 0.5e-3 * 1.00001 ** len(clock.calls)),
     ]
     found = compare(openers, StopRule(precision=0.0, seconds=2.0), generator(), clock=clock)
-    assert len(clock.calls) > 1000
+    assert len(clock.calls) > 1000  # 1 %
     assert found.ratio(1).value == pytest.approx(0.5, rel=1e-4)
 
 
@@ -150,7 +151,9 @@ def rounds_of(ratios: list[list[float]]) -> Rounds:
     """Rounds with these ratios of a model to the reference."""
     rounds = Rounds(2)
     for visits in ratios:
-        logs = np.stack([np.zeros(len(visits)), np.log(visits)], axis=1)
+        logs = np.zeros((len(visits), 2, 3))
+        # The bursts of the reference make up for it: every visit takes the same time as a whole.
+        logs[:, 1] = np.log(visits)[:, None] * (-1 / 3, 2 / 3, -1 / 3)
         rounds.rounds.append(Round([[np.ones(3)], [np.ones(3)]], [[], []], logs))
     return rounds
 
@@ -175,3 +178,55 @@ def test_one_round_has_no_interval() -> None:
     assert found.ratio(1).value == pytest.approx(2)
     assert found.ratio(1).low == 0
     assert math.isfinite(found.ratio(1).high)
+
+
+def states(clock: FakeClock, fast: float, slow: float, period: float = 0.5, share: float = 0.6) -> Callable[[], float]:
+    """Seconds of a run on a machine that is in a slow state for this share of every period."""
+    return lambda: slow if (clock.now * 1e-9) % period < share * period else fast
+
+
+def test_a_slow_state_of_the_machine_is_left_out() -> None:
+    """Two cores of their own: 2 and 1 ms. Halves of one core: 3 and 2 ms, for three fifths of the time."""
+    clock = FakeClock()
+    openers = [clock.model("a", states(clock, 2e-3, 3e-3)), clock.model("b", states(clock, 1e-3, 2e-3))]
+    found = compare(openers, StopRule(0.0, 10.0), generator(), clock=clock)
+    assert found.ratio(1).value == pytest.approx(0.5, rel=1e-3)
+    assert found.ratio(1).high < 0.51
+    assert found.absolute(0).value == pytest.approx(2e-3)
+    assert found.absolute(1).value == pytest.approx(1e-3)
+    assert np.median(found.times(0)) == pytest.approx(3e-3)
+    assert 0.25 < found.undisturbed(0) < 0.6
+
+
+def test_a_quiet_machine_leaves_out_nothing() -> None:
+    clock = FakeClock()
+    found = compare([clock.model("a", 1e-3), clock.model("b", 2e-3)], RULE, generator(), clock=clock)
+    assert (found.undisturbed(0), found.undisturbed(1)) == (1, 1)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5])
+def test_leaving_out_slow_visits_does_not_move_the_ratio(sigma: float) -> None:
+    """Two equal models under noise of any size: visits are chosen by their sum, which says nothing about the ratio."""
+    noise = np.random.default_rng(5)
+    visits = noise.normal(0, sigma, (40, 500, 2, 3))
+    found = Rounds(2)
+    found.rounds = [Round([[], []], [[], []], round_) for round_ in visits]
+    # The standard error of the mean of 5,000 kept visits is `sigma * sqrt(1.5 / 5000)`.
+    assert abs(math.log(found.ratio(1).value)) < 5 * sigma * math.sqrt(1.5 / 5000)
+
+
+def test_undisturbed_visits_are_those_near_the_fast_ones() -> None:
+    """Fast ones: a tenth percentile of 1.00; 6 % above it is the limit."""
+    kept = undisturbed([np.array([1.0] * 8 + [1.061]), np.array([1.059]), np.array([2.0, 1.0]), np.array([2.0])])
+    assert [list(part) for part in kept] == [[True] * 8 + [False], [True], [False, True], [False]]
+
+
+def test_a_quarter_of_the_visits_is_kept_however_they_scatter() -> None:
+    levels = np.arange(100.0)
+    assert int(undisturbed([levels[:50], levels[50:]], rounds=1)[0].sum()) == 25
+
+
+def test_enough_rounds_for_an_interval_are_kept() -> None:
+    kept = undisturbed([np.array([0.0] * 50), np.array([5.0, 1.0]), np.array([3.0, 2.0]), np.array([9.0])])
+    assert [list(part) for part in kept[1:]] == [[False, True], [False, True], [False]]
+    assert all(part.all() for part in undisturbed([np.array([0.0]), np.array([4.0]), np.array([8.0])]))
