@@ -1,12 +1,14 @@
 """Energy per inference, read from the processor's own meter (RAPL, as Linux shows it under /sys/class/powercap).
 
-The meter counts what the whole processor and its memory use, whoever causes it. Therefore the models run in blocks of
-their own, in turn with blocks of rest: the rest is the power that flows anyway, and ratios are taken within a round.
+The meter counts what the whole processor and its memory use, whoever causes it. Therefore the models run in turns like
+in any timing, a block of runs at a time, with the meter in place of the clock; a block of rest after each round shows
+the power that flows anyway.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +23,13 @@ from lepton_cli.measure.results import Energy, EnergyChange, EnergyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
 from lepton_cli.runtime import Values
-from lepton_cli.timing.bursts import Call, warm_up
-from lepton_cli.timing.intervals import centre, exp
+from lepton_cli.timing import compare as timing
+from lepton_cli.timing.bursts import NOTHING
+from lepton_cli.timing.compare import Opener, StopRule, Warm
+from lepton_cli.timing.intervals import Estimate
 
 POWERCAP = Path("/sys/class/powercap")
-#: Rounds of one block each for rest and every model, and the longest block: the meter steps once a millisecond.
+#: Rounds at least, and the longest block in seconds: the meter steps once a millisecond.
 ROUNDS, BLOCK = 6, 0.4
 #: After work, threads of onnxruntime look for more for a while: that is not rest.
 _SETTLE = 0.05
@@ -124,9 +128,8 @@ def compare(
             case.check()
         except LeptonError:
             continue
-        with (progress or Silent()).stage(f"energy cpu batch {batch}", ROUNDS) as stage:
-            blocks = _measure(case, spec, counter, np.random.default_rng([seed, batch]), stage)
-        tables.append(_table(case, blocks))
+        with (progress or Silent()).stage(f"energy cpu batch {batch}") as stage:
+            tables.append(_measure(case, spec, counter, np.random.default_rng([seed, batch]), stage))
     return EnergyTable(
         domains=tuple(domain.name for domain in counter.domains),
         idle_watts=float(np.median([table.idle_watts for table in tables])) if tables else 0.0,
@@ -135,82 +138,61 @@ def compare(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """One stretch of work or rest."""
+class _Counted:
+    """A call that counts its runs and the seconds they take: the meter alone does not tell the power."""
 
-    joules: float
-    seconds: float
-    runs: int
+    def __init__(self, opener: Opener) -> None:
+        self._call = opener().call
+        self.runs, self.seconds = 0, 0.0
+
+    def __call__(self) -> None:
+        started = time.perf_counter()
+        self._call()
+        self.seconds += time.perf_counter() - started
+        self.runs += 1
 
 
 def _measure(
     case: Case, spec: LatencySpec, counter: Meter, generator: np.random.Generator, stage: Stage
-) -> list[list[_Block]]:
-    """Blocks by round: rest first, then every arm in the order of the case."""
-    calls = [opener().call for opener in case.openers()]
-    for call in calls:
-        warm_up(call)
-    seconds = min(BLOCK, spec.time / (2 * ROUNDS))
-    rounds = []
-    for _ in range(ROUNDS):
-        blocks: list[_Block | None] = [None] * (len(case.arms) + 1)
-        for index in generator.permutation(len(blocks)):
-            if index == 0:
-                time.sleep(min(_SETTLE, seconds))
-            blocks[index] = _block(counter, None if index == 0 else calls[index - 1], seconds)
-        rounds.append([block for block in blocks if block is not None])
-        stage.advance()
-    return rounds
+) -> EnergyTable:
+    """The arms in turns, each for a block at a time, and a block of rest after every round."""
+    # A round: rest, the reference twice and every other arm once.
+    block = min(BLOCK, spec.time / ROUNDS / (2 * len(case.arms)))
+    arms = [_Counted(opener) for opener in case.openers()]
+    rest: list[float] = []
 
+    def joules() -> int:
+        return round(counter.read() * 1e9)
 
-def _block(counter: Meter, call: Call | None, seconds: float) -> _Block:
-    """Run `call` again and again, or rest. At least one run and one step of the meter."""
-    before, started, runs = counter.read(), time.perf_counter(), 0
-    while True:
-        if call is None:
-            time.sleep(seconds)
-        else:
-            call()
-            runs += 1
-        passed = time.perf_counter() - started
-        if passed >= seconds:
-            return _Block(counter.read() - before, passed, runs)
+    def after(visits: int) -> None:
+        rest.append(_rest(counter, block))
+        stage.advance(visits)
 
-
-def _table(case: Case, rounds: Sequence[Sequence[_Block]]) -> EnergyTable:
-    idle = float(np.median([blocks[0].joules / blocks[0].seconds for blocks in rounds]))
-    used = np.array([[block.joules / block.runs / case.batch for block in blocks[1:]] for blocks in rounds])
-    if not (used > 0).all():
+    rule = StopRule(float(spec.precision), float(spec.time), ROUNDS, ROUNDS, share=0, setup=0, runs=1, block=block)
+    openers = [functools.partial(Warm, arm) for arm in arms]
+    rounds = timing.compare(openers, rule, generator, gauge=joules, advance=after)
+    idle = float(np.median(rest))
+    if any((rounds.times(index) <= NOTHING).any() for index in range(rounds.count)):
         return EnergyTable(idle_watts=idle)  # a counter that stands still says nothing
-    watts = np.array([[block.joules / block.seconds for block in blocks[1:]] for blocks in rounds])
     results, changes = [], []
-    for index, name in enumerate(case.arms):
-        estimate = exp(centre(np.log(used[:, index])))
-        power = float(np.median(watts[:, index]))
+    for index, (name, arm) in enumerate(zip(case.arms, arms, strict=True)):
+        joule = Estimate(*(value / case.batch for value in rounds.absolute(index)))
+        watts = joule.value * case.batch * arm.runs / arm.seconds
+        shared = {"variant": name, "batch": case.batch, "threads": case.threads}
+        above = joule.value * max(0.0, 1 - idle / watts)
         results.append(
             Energy(
-                variant=name,
-                batch=case.batch,
-                threads=case.threads,
-                joules=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                above_idle=estimate.value * max(0.0, 1 - idle / power),
-                watts=power,
-                n=sum(blocks[index + 1].runs for blocks in rounds),
+                **shared, joules=joule.value, low=joule.low, high=joule.high, above_idle=above, watts=watts, n=arm.runs
             )
         )
         if index:
-            ratio = exp(centre(np.log(used[:, index] / used[:, 0])))
-            changes.append(
-                EnergyChange(
-                    variant=name,
-                    batch=case.batch,
-                    threads=case.threads,
-                    ratio=ratio.value,
-                    low=ratio.low,
-                    high=ratio.high,
-                )
-            )
+            changes.append(EnergyChange(**shared, **rounds.ratio(index)._asdict()))
     return EnergyTable(idle_watts=idle, results=tuple(results), changes=tuple(changes))
+
+
+def _rest(counter: Meter, seconds: float) -> float:
+    """Watts of the machine at rest."""
+    time.sleep(min(_SETTLE, seconds))
+    before, started = counter.read(), time.perf_counter()
+    time.sleep(seconds)
+    return (counter.read() - before) / (time.perf_counter() - started)

@@ -23,6 +23,8 @@ from lepton_cli.timing.intervals import percentile
 
 #: Most raw times kept for drawing.
 _DRAWN = 200
+#: A machine on which a smaller share of the bursts is undisturbed is worth a warning.
+_BUSY = 0.5
 
 
 def compare(
@@ -79,6 +81,7 @@ class _Measured:
             median=estimate.value,
             low=estimate.low,
             high=estimate.high,
+            undisturbed=self.rounds.undisturbed(arm),
             p90=percentile(times, 0.9),
             p99=percentile(times, 0.99),
             n=len(times),
@@ -117,6 +120,9 @@ class _Measured:
         if (width := self.rounds.half_width()) > self.rule.precision:
             waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
             found.append(f"{where}: ±{100 * width:.2g} % after {waited}, wanted ±{wanted:.2g} %: measure longer")
+        if (share := self.rounds.undisturbed(0)) < _BUSY:
+            slowed = f"{100 * (1 - share):.0f} % of the bursts"
+            found.append(f"{where}: other work on this machine slowed {slowed}, which do not count")
         if self.rounds.created == 1:
             found.append(f"{where}: starting the models takes too long to start them anew in each round")
         for name, nodes in case.fallback.items():

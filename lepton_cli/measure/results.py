@@ -143,10 +143,12 @@ class Latency(Strict):
     provider: str
     batch: int
     threads: int
+    #: Of the bursts in which nothing else slowed the machine, and their share of all.
     median: float
     low: float
     high: float
-    #: Percentiles are given only where the number of runs supports them.
+    undisturbed: float = 1.0
+    #: Percentiles of all runs are given only where their number supports them.
     p90: float | None = None
     p99: float | None = None
     n: int

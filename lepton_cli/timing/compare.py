@@ -4,10 +4,10 @@ Every burst of a model lies between two bursts of the reference, and its ratio i
 creates fresh sessions (memory layout differs from one to the next). Bursts within a round are alike, so intervals rest
 on the medians of the rounds.
 
-Shared machines have states: when a neighbour computes on the other half of a physical core, two threads take 1.4 to 1.8
-times as long for seconds on end, and not every model suffers alike, so that the ratio is another. Such visits are left
-out (`undisturbed`). Which ones is decided by the sum of a visit's three bursts, never by their ratio: for equal noise in
-all three the two are uncorrelated, so that leaving out the slow ones does not move the ratio.
+Shared machines have states: when a neighbour computes on the other half of a physical core, two threads take 1.4 to
+1.8 times as long for seconds on end, and not every model suffers alike, so that the ratio is another. Such visits are
+left out (`undisturbed`). Which ones is decided by the sum of a visit's three bursts, never by their ratio: for equal
+noise in all three the two are uncorrelated, so that leaving out the slow ones does not move the ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.timing.bursts import RUNS, Burst, Call, Clock, RunTimes, warm_up
+from lepton_cli.timing.bursts import BLOCK, RUNS, Burst, Call, Clock, Gauge, RunTimes, warm_up
 from lepton_cli.timing.intervals import Estimate, centre, exp
 
 
@@ -52,8 +52,9 @@ class StopRule:
     share: float = 0.025
     #: Share of the time that creating sessions anew may take; 0: one set of sessions for all rounds.
     setup: float = 0.4
-    #: Runs of a burst, at most.
+    #: Runs of a burst, at most, and the seconds between two readings, at least.
     runs: int = RUNS
+    block: float = BLOCK
 
 
 @dataclasses.dataclass
@@ -158,17 +159,19 @@ def compare(
     generator: np.random.Generator,
     *,
     clock: Clock = perf_counter_ns,
+    gauge: Gauge | None = None,
     advance: Callable[[int], None] = lambda visits: None,
     into: Rounds | None = None,
 ) -> Rounds:
     """Time the models, the first being the reference, until `rule` says stop.
 
-    `advance` is told how many visits were made after every round. `into` is filled and returned: whoever gives it has
-    what was measured when an interrupt ends the rest.
+    `gauge`: what bursts read instead of the clock; seconds are joules then, in all that is found. `advance` is told how
+    many visits were made after every round. `into` is filled and returned: whoever gives it has what was measured when
+    an interrupt ends the rest.
     """
     found = into if into is not None else Rounds(len(openers))
     with _no_collection():
-        _until(rule, openers, generator, clock, advance, found)
+        _until(rule, openers, generator, clock, gauge or clock, advance, found)
     return found
 
 
@@ -177,6 +180,7 @@ def _until(
     openers: Sequence[Opener],
     generator: np.random.Generator,
     clock: Clock,
+    gauge: Gauge,
     advance: Callable[[int], None],
     found: Rounds,
 ) -> None:
@@ -190,10 +194,10 @@ def _until(
         if opened is None or (rule.setup and setup <= rule.setup * passed()):
             before = clock()
             opened = None  # the old sessions go before new ones take their memory
-            opened = _open(openers, rule.runs, generator, clock)
+            opened = _open(openers, rule, generator, clock)
             setup += (clock() - before) * 1e-9
             found.created += 1
-        found.rounds.append(_round(opened, max(0.02, rule.share * rule.seconds), generator, clock))
+        found.rounds.append(_round(opened, max(0.02, rule.share * rule.seconds), generator, clock, gauge))
         advance(len(found.rounds[-1].visits))
         late = passed() >= rule.seconds
         if len(found.rounds) >= (rule.fewest if late else rule.rounds) and (
@@ -208,27 +212,32 @@ class _Opened:
     device: Burst | None
 
 
-def _open(openers: Sequence[Opener], runs: int, generator: np.random.Generator, clock: Clock) -> list[_Opened]:
+def _open(openers: Sequence[Opener], rule: StopRule, generator: np.random.Generator, clock: Clock) -> list[_Opened]:
     """Fresh, warm sessions of all models, created in random order."""
+
+    def warm(call: Call) -> Burst:
+        return dataclasses.replace(warm_up(call, clock), most=rule.runs, shortest=rule.block)
+
     opened: dict[int, _Opened] = {}
     for index in generator.permutation(len(openers)).tolist():
-        warm = openers[index]()
-        device = None if warm.device is None else warm_up(warm.device, clock, runs)
-        opened[index] = _Opened(warm_up(warm.call, clock, runs), device)
+        found = openers[index]()
+        opened[index] = _Opened(warm(found.call), None if found.device is None else warm(found.device))
     return [opened[index] for index in range(len(openers))]
 
 
-def _round(opened: Sequence[_Opened], seconds: float, generator: np.random.Generator, clock: Clock) -> Round:
+def _round(
+    opened: Sequence[_Opened], seconds: float, generator: np.random.Generator, clock: Clock, gauge: Gauge
+) -> Round:
     """Visits of all models in random order for `seconds`, at least one of each."""
     count = len(opened)
     found = Round([[] for _ in opened], [[] for _ in opened], np.zeros((0, count, 3)))
     rows: list[NDArray[np.float64]] = []
 
     def visit(model: int) -> float:
-        times = opened[model].host.time(clock)
+        times = opened[model].host.time(gauge)
         found.times[model].append(times)
         if (device := opened[model].device) is not None:
-            found.device[model].append(device.time(clock))
+            found.device[model].append(device.time(gauge))
         return float(np.log(np.median(times)))
 
     end = clock() + seconds * 1e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import pytest
@@ -123,6 +123,29 @@ def test_joules_per_sample_follow_the_work() -> None:
     assert after.joules < before.joules
     assert found.changes[0].ratio == pytest.approx(after.joules / before.joules, rel=0.5)
     assert found.changes[0].high < 1
+
+
+class Working(energy.Meter):
+    """Five watts at rest; twenty more while a thread of this process works."""
+
+    def __init__(self) -> None:
+        self.domains = (energy.Domain("package-0", Path(), 1.0),)
+
+    def read(self) -> float:
+        return 5 * perf_counter() + 20 * process_time()
+
+
+def test_what_is_above_rest_is_the_works_own() -> None:
+    model = builders.chain(12, 256)
+    spec = LatencySpec(batch=(4,), threads=1, time=units.Seconds(0.5))
+    found = energy.compare(
+        {"original": model, "compressed": model}, lambda batch: {"x": np.ones((4, 256), np.float32)}, spec, Working()
+    )
+    assert found.idle_watts == pytest.approx(5, rel=0.1)
+    for result in found.results:
+        assert result.watts == pytest.approx(25, rel=0.1)
+        assert result.above_idle == pytest.approx(0.8 * result.joules, rel=0.05)
+        assert result.n > 100
 
 
 def test_a_counter_that_stands_still_gives_no_numbers() -> None:

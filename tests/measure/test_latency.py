@@ -40,6 +40,19 @@ def measured(ratios: list[list[float]], runs: int = 1) -> latency._Measured:
     return latency._Measured(case, StopRule(0.02, 10.0), rounds)
 
 
+def test_a_busy_machine_is_worth_a_warning() -> None:
+    """Two of three bursts of the reference take twice as long."""
+    found = measured([[1.0] * 3] * 4)
+    for round_ in found.rounds.rounds:
+        round_.times[0] = [np.array([1.0])] + [np.array([2.0])] * 2
+        round_.times[1] = [np.array([1.0])] * 3
+    assert found.warnings() == [
+        "latency on cpu, batch 4: other work on this machine slowed 67 % of the bursts, which do not count"
+    ]
+    assert [result.undisturbed for result in found.latencies()] == pytest.approx([1 / 3, 1.0])
+    assert [result.median for result in found.latencies()] == [1.0, 1.0]
+
+
 def test_two_models_on_two_batch_sizes() -> None:
     found = latency.compare({"original": SMALL, "compressed": SMALL}, feeds, spec(batch=(1, 8)), seed=3)
     assert [(r.variant, r.batch) for r in found.results] == [

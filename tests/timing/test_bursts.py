@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lepton_cli.timing.bursts import RUNS, Burst, warm_up
+from lepton_cli.timing.bursts import NOTHING, RUNS, Burst, warm_up
 from tests.timing.clocks import FakeClock
 
 
@@ -68,5 +68,23 @@ def test_warm_up_takes_the_middle_of_three_runs() -> None:
 def test_warm_up_of_a_slow_model_is_short() -> None:
     clock = FakeClock()
     call = clock.call("a", 2.0)
-    assert warm_up(call, clock, runs=3) == Burst(call, 2.0, 3)
+    assert warm_up(call, clock) == Burst(call, 2.0)
     assert clock.now == 2_000_000_000
+
+
+def test_a_meter_is_read_once_for_a_block_of_runs() -> None:
+    """Ten runs of 1 ms between two readings; the meter counts 3 J for every second."""
+    clock, read = FakeClock(), []
+    burst = Burst(clock.call("a", 1e-3), 1e-3, most=2, shortest=0.01)
+
+    def meter() -> int:
+        read.append(clock.now)
+        return 3 * clock.now
+
+    assert burst.time(meter) == pytest.approx([3e-3, 3e-3])
+    assert len(clock.calls) == 2 + 2 * 10
+    assert len(read) == 4
+
+
+def test_a_gauge_that_stands_still_has_read_nothing() -> None:
+    assert list(Burst(lambda: None, 1e-3, most=2).time(lambda: 7)) == [NOTHING, NOTHING]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lepton_cli.timing.compare import Round, Rounds, StopRule, compare, undisturbed
+from lepton_cli.timing.compare import Opener, Round, Rounds, StopRule, Warm, compare, undisturbed
 from tests.timing.clocks import FakeClock
 
 RULE = StopRule(precision=0.01, seconds=2.0)
@@ -49,7 +49,7 @@ def test_one_model_alone_has_a_time_and_an_interval() -> None:
 
 
 def test_a_machine_that_gets_slower_does_not_change_the_ratio() -> None:
-    """Every run is 0.001 % slower than the one before. Short runs have more runs to warm: bursts are not quite centred."""
+    """Every run is 0.001 % slower than the one before. Bursts are not quite centred: short runs have more warm ones."""
     clock = FakeClock()
     openers = [
         clock.model("a", lambda: 1e-3 * 1.00001 ** len(clock.calls)),
@@ -230,3 +230,28 @@ def test_enough_rounds_for_an_interval_are_kept() -> None:
     kept = undisturbed([np.array([0.0] * 50), np.array([5.0, 1.0]), np.array([3.0, 2.0]), np.array([9.0])])
     assert [list(part) for part in kept[1:]] == [[False, True], [False, True], [False]]
     assert all(part.all() for part in undisturbed([np.array([0.0]), np.array([4.0]), np.array([8.0])]))
+
+
+def test_a_meter_in_place_of_the_clock_gives_joules() -> None:
+    """Twice the time at a third of the power: two thirds of the energy."""
+    clock, joules = FakeClock(), [0.0]
+
+    def model(name: str, seconds: float, watts: float) -> Opener:
+        run = clock.call(name, seconds)
+
+        def call() -> None:
+            run()
+            joules[0] += seconds * watts
+
+        return lambda: Warm(call)
+
+    rule = StopRule(0.01, 5.0, setup=0, runs=1, block=0.05)
+    found = compare(
+        [model("a", 1e-3, 30.0), model("b", 2e-3, 10.0)],
+        rule,
+        generator(),
+        clock=clock,
+        gauge=lambda: round(joules[0] * 1e9),
+    )
+    assert found.absolute(0).value == pytest.approx(0.03)
+    assert found.ratio(1).value == pytest.approx(2 / 3)
