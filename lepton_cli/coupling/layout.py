@@ -1,4 +1,4 @@
-"""How channels pass through operators that only move data: one function an operator family."""
+"""How channels pass through operators that only move data, and what to mend when some are cut: by operator family."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Links
+from lepton_cli.coupling.surgery import Surgery
 
 
 def source(node: ir.Node, index: int = 0) -> ir.Value:
@@ -25,16 +26,11 @@ def optional(node: ir.Node, index: int) -> ir.Value | None:
     return value if value is not None and value.name else None
 
 
-def integer(node: ir.Node, name: str, default: int) -> int:
-    """Integer attribute or its default."""
-    return int(node.attributes[name].as_int()) if name in node.attributes else default
-
-
 def transpose(links: Links, node: ir.Node) -> None:
     """Axes permute."""
     x, y = source(node), node.outputs[0]
     rank = len(links.shape(x) or ())
-    order = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(rank))[::-1]
+    order = node.attributes.get_ints("perm", range(rank)[::-1])
     for place, axis in enumerate(order):
         links.join(x, axis, y, place)
 
@@ -77,7 +73,7 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
     """Which factor of a split channel axis is pruned: heads (the outer one), except in a channel shuffle."""
     users = [user for user, _ in node.outputs[0].uses()]
     if len(users) == 1 and users[0].op_type == "Transpose" and len(factors) == 2:
-        order = list(users[0].attributes["perm"].as_ints()) if "perm" in users[0].attributes else []
+        order = users[0].attributes.get_ints("perm", [])
         swapped = list(range(len(order)))
         if order:
             swapped[factors[0]], swapped[factors[1]] = factors[1], factors[0]
@@ -128,11 +124,21 @@ def target_dims(links: Links, node: ir.Node) -> list[int] | None:
     return dims
 
 
+def mend_reshape(surgery: Surgery, node: ir.Node) -> None:
+    """A literal shape with the new widths."""
+    y = node.outputs[0]
+    if not surgery.touches(y) and not surgery.touches(source(node)):
+        return
+    dims = target_dims(surgery.links, node)
+    if dims is not None:
+        surgery.set_input(node, 1, [d if d <= 0 else surgery.width(y, axis) for axis, d in enumerate(dims)])
+
+
 def concat(links: Links, node: ir.Node) -> None:
     """Inputs lie behind one another along one axis."""
     y = node.outputs[0]
     rank = len(links.shape(y) or ())
-    axis = integer(node, "axis", 1) % max(rank, 1)
+    axis = node.attributes.get_int("axis", 1) % max(rank, 1)
     out, start = links.ids(y, axis), 0
     for value in node.inputs:
         if value is None:
@@ -156,7 +162,7 @@ def split(links: Links, node: ir.Node) -> None:
     sizes = optional(node, 1)
     if sizes is not None and links.constant(sizes) is None:
         return
-    axis = integer(node, "axis", 0) % max(len(links.shape(x) or ()), 1)
+    axis = node.attributes.get_int("axis", 0) % max(len(links.shape(x) or ()), 1)
     ids, start = links.ids(x, axis), 0
     for output in node.outputs:
         part = links.ids(output, axis)
@@ -164,6 +170,22 @@ def split(links: Links, node: ir.Node) -> None:
         links.spread((x, axis), (output, axis))
         start += len(part)
         _pass_others(links, x, output, {axis})
+
+
+def mend_split(surgery: Surgery, node: ir.Node) -> None:
+    """Explicit sizes of the parts."""
+    x = source(node)
+    axis = node.attributes.get_int("axis", 0)
+    if surgery.keep(x, axis) is None:
+        return
+    axis %= len(surgery.links.shape(x) or ())
+    sizes = [surgery.width(output, axis) for output in node.outputs]
+    version = node.version or surgery.model.graph.opset_imports.get("", 13)
+    if version < 13:
+        node.attributes["split"] = ir.AttrInt64s("split", sizes)
+    else:
+        node.attributes.pop("num_outputs", None)
+        surgery.set_input(node, 1, sizes)
 
 
 def slice_ranges(links: Links, node: ir.Node) -> dict[int, tuple[int, int, int]] | None:
@@ -207,11 +229,36 @@ def slice_(links: Links, node: ir.Node) -> None:
             links.spread((x, axis), (y, axis))
 
 
+def mend_slice(surgery: Surgery, node: ir.Node) -> None:
+    """The range that holds the kept positions of the old one."""
+    x = source(node)
+    ranges = slice_ranges(surgery.links, node)
+    if ranges is None or all(surgery.keep(x, axis) is None for axis in ranges):
+        return
+    starts, ends, axes, steps = [], [], [], []
+    for axis, (start, stop, step) in ranges.items():
+        mask = surgery.keep(x, axis)
+        if mask is not None:
+            start, stop = int(mask[:start].sum()), int(mask[:stop].sum())
+        elif step < 0 and stop < 0:
+            stop = -(2**31)
+        starts.append(start)
+        ends.append(stop)
+        axes.append(axis)
+        steps.append(step)
+    if "starts" in node.attributes:
+        for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
+            node.attributes[name] = ir.AttrInt64s(name, numbers)
+    else:
+        for index, numbers in enumerate((starts, ends, axes, steps), start=1):
+            surgery.set_input(node, index, numbers)
+
+
 def gather(links: Links, node: ir.Node) -> None:
     """Constant positions join one by one; positions from data freeze the gathered axis only."""
     x, indices, y = source(node), source(node, 1), node.outputs[0]
     shape, index_shape = links.shape(x) or (), links.shape(indices) or ()
-    axis = integer(node, "axis", 0) % max(len(shape), 1)
+    axis = node.attributes.get_int("axis", 0) % max(len(shape), 1)
     literal = links.constant(indices)
     for other in range(len(shape)):
         if other != axis:
@@ -224,12 +271,25 @@ def gather(links: Links, node: ir.Node) -> None:
             links.join(indices, place, y, axis + place)
 
 
+def mend_gather(surgery: Surgery, node: ir.Node) -> None:
+    """Literal positions, renumbered."""
+    x, indices = source(node), source(node, 1)
+    shape = surgery.links.shape(x) or ()
+    axis = node.attributes.get_int("axis", 0) % max(len(shape), 1)
+    literal, mask = surgery.links.constant(indices), surgery.keep(x, axis)
+    if literal is None or mask is None:
+        return
+    old = literal % shape[axis]
+    renumbered = np.cumsum(mask) - 1
+    surgery.set_input(node, 1, [int(renumbered[position]) for position in np.ravel(old) if mask[position]])
+
+
 def padding(links: Links, node: ir.Node) -> dict[int, tuple[int, int]] | None:
     """Axis -> (before, after) of a Pad with constant amounts; `None` when they are computed."""
     rank = len(links.shape(source(node)) or ())
     axes: list[int] = list(range(rank))
     if "pads" in node.attributes:
-        pads = list(node.attributes["pads"].as_ints())
+        pads = list(node.attributes.get_ints("pads"))
     else:
         given, chosen = links.constant(optional(node, 1)), optional(node, 3)
         if given is None or (chosen is not None and links.constant(chosen) is None):
@@ -247,7 +307,7 @@ def pad(links: Links, node: ir.Node) -> None:
     pads = padding(links, node)
     if pads is None:
         return
-    constant = "mode" not in node.attributes or node.attributes["mode"].as_string() == "constant"
+    constant = node.attributes.get_string("mode", "constant") == "constant"
     for axis, size in enumerate(links.shape(x) or ()):
         before, after = pads.get(axis, (0, 0))
         if before == after == 0:
@@ -255,6 +315,29 @@ def pad(links: Links, node: ir.Node) -> None:
         elif constant and before >= 0 and after >= 0 and (x.name or "", axis) not in links.facts.open:
             links.link(links.ids(x, axis), links.ids(y, axis)[before : before + size])
             links.spread((x, axis), (y, axis))
+
+
+def mend_pad(surgery: Surgery, node: ir.Node) -> None:
+    """Fewer new positions where they belonged to removed channels."""
+    x, y = source(node), node.outputs[0]
+    pads = padding(surgery.links, node)
+    shape = surgery.links.shape(x) or ()
+    if pads is None or all(surgery.keep(y, axis) is None for axis in pads):
+        return
+    before, after = [], []
+    for axis in range(len(shape)):
+        front, back = pads.get(axis, (0, 0))
+        mask = surgery.keep(y, axis)
+        if mask is not None and (front or back):
+            front, back = int(mask[:front].sum()), int(mask[front + shape[axis] :].sum())
+        before.append(front)
+        after.append(back)
+    if "pads" in node.attributes:
+        node.attributes["pads"] = ir.AttrInt64s("pads", before + after)
+    else:
+        if optional(node, 3) is not None:
+            node.replace_input_with(3, None)
+        surgery.set_input(node, 1, before + after)
 
 
 def expand(links: Links, node: ir.Node) -> None:
@@ -266,6 +349,17 @@ def expand(links: Links, node: ir.Node) -> None:
     for axis, size in enumerate(links.shape(x) or ()):
         if size > 1:
             links.join(x, axis, y, axis + shift)
+
+
+def mend_expand(surgery: Surgery, node: ir.Node) -> None:
+    """The target's widths follow."""
+    y = node.outputs[0]
+    target = surgery.links.constant(optional(node, 1))
+    if target is None or not surgery.touches(y):
+        return
+    shift = len(surgery.links.shape(y) or ()) - len(target)
+    dims = [int(d) if d == 1 else surgery.width(y, axis + shift) for axis, d in enumerate(np.ravel(target))]
+    surgery.set_input(node, 1, dims)
 
 
 def tile(links: Links, node: ir.Node) -> None:
@@ -281,14 +375,14 @@ def tile(links: Links, node: ir.Node) -> None:
 def depth_to_space(links: Links, node: ir.Node) -> None:
     """Every output channel is made of blocksize^2 input channels."""
     x, y = source(node), node.outputs[0]
-    crd = "mode" in node.attributes and node.attributes["mode"].as_string() == "CRD"
-    _blocked(links, x, y, integer(node, "blocksize", 1) ** 2, inner=crd)
+    crd = node.attributes.get_string("mode") == "CRD"
+    _blocked(links, x, y, node.attributes.get_int("blocksize", 1) ** 2, inner=crd)
 
 
 def space_to_depth(links: Links, node: ir.Node) -> None:
     """Every input channel becomes blocksize^2 output channels."""
     x, y = source(node), node.outputs[0]
-    _blocked(links, y, x, integer(node, "blocksize", 1) ** 2, inner=False)
+    _blocked(links, y, x, node.attributes.get_int("blocksize", 1) ** 2, inner=False)
 
 
 def _blocked(links: Links, deep: ir.Value, flat: ir.Value, block: int, *, inner: bool) -> None:

@@ -1,37 +1,39 @@
-"""How channels pass through operators that compute: the literal table of rules, one function an operator family."""
+"""How channels pass through operators: the literal table, and the functions of those that compute, by family."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.coupling.layout import (
-    concat,
-    depth_to_space,
-    expand,
-    gather,
-    integer,
-    optional,
-    pad,
-    reshape,
-    slice_,
-    source,
-    space_to_depth,
-    split,
-    squeeze,
-    tile,
-    transpose,
-)
+from lepton_cli.coupling import layout
+from lepton_cli.coupling.layout import optional, source
 from lepton_cli.coupling.links import Links
+from lepton_cli.coupling.surgery import Surgery
 
-Rule = Callable[[Links, ir.Node], None]
+Link = Callable[[Links, ir.Node], None]
+Mend = Callable[[Surgery, ir.Node], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """What lepton knows about an operator that channels pass through.
+
+    `link` joins the axes that stand for the same channels. `mend` brings a node up to date when some are cut, where it
+    names a width, a position or a number of groups.
+    """
+
+    link: Link
+    mend: Mend | None = None
 
 
 def apply_rule(links: Links, node: ir.Node) -> None:
     """Join what the node's operator joins, freeze the rest."""
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc") else None
+    operator = (
+        OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc") else None
+    )
     captured = [value for value in _captured(node) if value.name]
     for value in captured:
         for axis, size in enumerate(links.shape(value) or ()):
@@ -39,10 +41,12 @@ def apply_rule(links: Links, node: ir.Node) -> None:
                 links.freeze(value, axis, f"is used inside {node.op_type}", node.name or "")
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
     known = all(links.shape(value) is not None for value in values)
-    if rule is None or not known:
-        links.settle(node, f"{node.op_type} is not analysed" if rule is None else f"{node.op_type} has unknown shapes")
+    if operator is None or not known:
+        links.settle(
+            node, f"{node.op_type} is not analysed" if operator is None else f"{node.op_type} has unknown shapes"
+        )
         return
-    rule(links, node)
+    operator.link(links, node)
     links.settle(node, f"{node.op_type} fixes this axis")
 
 
@@ -89,7 +93,7 @@ def _channels(links: Links, value: ir.Value | None, output: ir.Value, axis: int)
 def conv(links: Links, node: ir.Node) -> None:
     """Weight [out, in / group, kernel]; also the fused form whose fourth input is added to the result."""
     x, w, y = source(node), source(node, 1), node.outputs[0]
-    group = integer(node, "group", 1)
+    group = node.attributes.get_int("group", 1)
     outputs, per_group = (links.shape(w) or (1, 1))[:2]
     links.join(x, 0, y, 0)
     links.join(y, 1, w, 0)
@@ -121,10 +125,18 @@ def _even_groups(links: Links, x: ir.Value, axis: int, group: int, w: ir.Value, 
     links.link(ids, np.broadcast_to(shared, ids.shape))
 
 
+def mend_groups(surgery: Surgery, node: ir.Node) -> None:
+    """Depthwise convolutions have as many groups as channels; other grouped ones keep their groups."""
+    x, w = source(node), source(node, 1)
+    group = node.attributes.get_int("group", 1)
+    if group > 1 and (surgery.links.shape(w) or (0, 0))[1] == 1:
+        node.attributes["group"] = ir.AttrInt64("group", surgery.width(x, 1))
+
+
 def conv_transpose(links: Links, node: ir.Node) -> None:
     """Weight [in, out / group, kernel]."""
     x, w, y = source(node), source(node, 1), node.outputs[0]
-    group = integer(node, "group", 1)
+    group = node.attributes.get_int("group", 1)
     links.join(x, 0, y, 0)
     _channels(links, optional(node, 2), y, 1)
     links.join(x, 1, w, 0)
@@ -143,7 +155,7 @@ def conv_transpose(links: Links, node: ir.Node) -> None:
 def gemm(links: Links, node: ir.Node) -> None:
     """A [M, K] x B [K, N] + C, either side possibly transposed."""
     a, b, y = source(node), source(node, 1), node.outputs[0]
-    a_row, b_row = integer(node, "transA", 0), integer(node, "transB", 0)
+    a_row, b_row = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
     links.join(a, a_row, y, 0)
     links.join(a, 1 - a_row, b, b_row)
     links.join(b, 1 - b_row, y, 1)
@@ -157,9 +169,11 @@ def matmul(links: Links, node: ir.Node) -> None:
     """Batched product: batch axes align, the contracted axes join."""
     a, b, y = source(node), source(node, 1), node.outputs[0]
     a_shape, b_shape, rank = links.shape(a) or (), links.shape(b) or (), len(links.shape(y) or ())
-    if len(a_shape) < 2 or len(b_shape) < 2 or integer(node, "transA", 0) or integer(node, "transBatchA", 0):
+    attributes = node.attributes
+    transposed = attributes.get_int("transA", 0) + attributes.get_int("transBatchA", 0)
+    if len(a_shape) < 2 or len(b_shape) < 2 or transposed:
         return
-    across = bool(integer(node, "transB", 0))
+    across = attributes.get_int("transB", 0) != 0
     k_axis, n_axis = (len(b_shape) - 1, len(b_shape) - 2) if across else (len(b_shape) - 2, len(b_shape) - 1)
     links.join(a, len(a_shape) - 1, b, k_axis)
     links.join(a, len(a_shape) - 2, y, rank - 2)
@@ -221,13 +235,21 @@ def resize(links: Links, node: ir.Node) -> None:
             links.join(x, axis, y, axis)
 
 
-def _along(first_default: int, to_the_end: Callable[[Links, ir.Node], bool]) -> Rule:
+def mend_resize(surgery: Surgery, node: ir.Node) -> None:
+    """Literal target sizes follow."""
+    y = node.outputs[0]
+    sizes = surgery.links.constant(optional(node, 3))
+    if sizes is not None and surgery.touches(y) and "axes" not in node.attributes:
+        surgery.set_input(node, 3, [surgery.width(y, axis) for axis in range(len(np.ravel(sizes)))])
+
+
+def _along(first_default: int, to_the_end: Callable[[Links, ir.Node], bool]) -> Link:
     """Operators that mix positions of one axis (or of it and all after it) and leave the others alone."""
 
     def rule(links: Links, node: ir.Node) -> None:
         x, y = source(node), node.outputs[0]
         rank = len(links.shape(x) or ())
-        first = integer(node, "axis", first_default) % max(rank, 1)
+        first = node.attributes.get_int("axis", first_default) % max(rank, 1)
         for axis in range(rank):
             if axis != first and not (to_the_end(links, node) and axis > first):
                 links.join(x, axis, y, axis)
@@ -257,26 +279,26 @@ def reduce(links: Links, node: ir.Node) -> None:
     elif "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif node.op_type in ("ArgMax", "ArgMin"):
-        axes = [integer(node, "axis", 0)]
+        axes = [node.attributes.get_int("axis", 0)]
     else:
-        axes = [] if integer(node, "noop_with_empty_axes", 0) else list(range(rank))
+        axes = [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
     reduced = {axis % rank for axis in axes}
     passing = [axis for axis in range(rank) if axis not in reduced]
     for place, axis in enumerate(passing):
-        links.join(x, axis, y, axis if integer(node, "keepdims", 1) else place)
+        links.join(x, axis, y, axis if node.attributes.get_int("keepdims", 1) else place)
 
 
 def dequantize(links: Links, node: ir.Node) -> None:
     """Element by element; per-channel scales follow their axis."""
     x, y = source(node), node.outputs[0]
     shape = links.shape(x) or ()
-    if integer(node, "block_size", 0):
+    if node.attributes.get_int("block_size", 0):
         return
     for axis in range(len(shape)):
         links.join(x, axis, y, axis)
     for value in node.inputs[1:]:
         if value is not None and len(links.shape(value) or ()) == 1:
-            links.join(value, 0, y, integer(node, "axis", 1) % len(shape))
+            links.join(value, 0, y, node.attributes.get_int("axis", 1) % len(shape))
 
 
 def shape_of(links: Links, node: ir.Node) -> None:
@@ -314,49 +336,47 @@ _BROADCAST = (
     "Add And BiasGelu BitShift Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub "
     "Sum Where Xor"
 )
+_POOLS = "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool"
+_NORMALISATIONS = "LayerNormalization SimplifiedLayerNormalization RMSNormalization"
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys((*_UNARY.split(), *_BROADCAST.split()), elementwise),
-    "Conv": conv,
-    "FusedConv": conv,
-    "ConvTranspose": conv_transpose,
-    "Gemm": gemm,
-    "FusedGemm": gemm,
-    "MatMul": matmul,
-    "FusedMatMul": matmul,
-    "Einsum": einsum,
-    "BatchNormalization": per_channel,
-    "InstanceNormalization": per_channel,
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), pool),
-    "Resize": resize,
-    "Upsample": resize,
-    "Softmax": _softmax,
-    "LogSoftmax": _softmax,
-    "Hardmax": _softmax,
-    "LayerNormalization": _along(-1, lambda links, node: True),
-    "SimplifiedLayerNormalization": _along(-1, lambda links, node: True),
-    "RMSNormalization": _along(-1, lambda links, node: True),
-    "LpNormalization": _along(-1, lambda links, node: False),
-    "LRN": _along(1, lambda links, node: False),
-    "CumSum": _along(0, lambda links, node: True),
-    **dict.fromkeys((*(f"Reduce{kind}" for kind in _REDUCTIONS), "ArgMax", "ArgMin"), reduce),
-    "QuantizeLinear": dequantize,
-    "DequantizeLinear": dequantize,
-    "Shape": shape_of,
-    "Size": lambda links, node: None,
-    "Transpose": transpose,
-    "Reshape": reshape,
-    "Flatten": reshape,
-    "Squeeze": squeeze,
-    "Unsqueeze": squeeze,
-    "Concat": concat,
-    "Split": split,
-    "Slice": slice_,
-    "Gather": gather,
-    "Pad": pad,
-    "Expand": expand,
-    "Tile": tile,
-    "DepthToSpace": depth_to_space,
-    "SpaceToDepth": space_to_depth,
+OPERATORS: dict[str, Operator] = {
+    **dict.fromkeys((*_UNARY.split(), *_BROADCAST.split()), Operator(elementwise)),
+    "Conv": Operator(conv, mend_groups),
+    "FusedConv": Operator(conv, mend_groups),
+    "ConvTranspose": Operator(conv_transpose, mend_groups),
+    "Gemm": Operator(gemm),
+    "FusedGemm": Operator(gemm),
+    "MatMul": Operator(matmul),
+    "FusedMatMul": Operator(matmul),
+    "Einsum": Operator(einsum),
+    "BatchNormalization": Operator(per_channel),
+    "InstanceNormalization": Operator(per_channel),
+    **dict.fromkeys(_POOLS.split(), Operator(pool)),
+    "Resize": Operator(resize, mend_resize),
+    "Upsample": Operator(resize),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), Operator(_softmax)),
+    **dict.fromkeys(_NORMALISATIONS.split(), Operator(_along(-1, lambda links, node: True))),
+    "LpNormalization": Operator(_along(-1, lambda links, node: False)),
+    "LRN": Operator(_along(1, lambda links, node: False)),
+    "CumSum": Operator(_along(0, lambda links, node: True)),
+    **dict.fromkeys((*(f"Reduce{kind}" for kind in _REDUCTIONS), "ArgMax", "ArgMin"), Operator(reduce)),
+    "QuantizeLinear": Operator(dequantize),
+    "DequantizeLinear": Operator(dequantize),
+    "Shape": Operator(shape_of),
+    "Size": Operator(lambda links, node: None),
+    "Transpose": Operator(layout.transpose),
+    "Reshape": Operator(layout.reshape, layout.mend_reshape),
+    "Flatten": Operator(layout.reshape),
+    "Squeeze": Operator(layout.squeeze),
+    "Unsqueeze": Operator(layout.squeeze),
+    "Concat": Operator(layout.concat),
+    "Split": Operator(layout.split, layout.mend_split),
+    "Slice": Operator(layout.slice_, layout.mend_slice),
+    "Gather": Operator(layout.gather, layout.mend_gather),
+    "Pad": Operator(layout.pad, layout.mend_pad),
+    "Expand": Operator(layout.expand, layout.mend_expand),
+    "Tile": Operator(layout.tile),
+    "DepthToSpace": Operator(layout.depth_to_space),
+    "SpaceToDepth": Operator(layout.space_to_depth),
 }

@@ -55,11 +55,10 @@ def _chain(
     """Input, strides, the Slices (last first) and channels added before and after; `None` where it is anything else."""
     x = source(pad)
     shape, pads = links.shape(x), padding(links, pad)
-    constant = "mode" not in pad.attributes or pad.attributes["mode"].as_string() == "constant"
+    constant = pad.attributes.get_string("mode", "constant") == "constant"
     filling = links.constant(optional(pad, 2))
-    zero = (optional(pad, 2) is None or (filling is not None and not np.any(filling))) and (
-        "value" not in pad.attributes or pad.attributes["value"].as_float() == 0
-    )
+    filled = optional(pad, 2) is None or (filling is not None and not np.any(filling))
+    zero = filled and pad.attributes.get_float("value", 0.0) == 0
     if shape is None or len(shape) != 4 or pads is None or not constant or not zero or not _is_float(x):
         return None
     if any(amounts != (0, 0) for axis, amounts in pads.items() if axis != 1) or min(pads.get(1, (0, 0))) < 0:

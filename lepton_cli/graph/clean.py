@@ -123,7 +123,7 @@ def _cast(node: ir.Node) -> str | None:
 
 
 def _transpose(node: ir.Node) -> str | None:
-    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+    order = node.attributes.get_ints("perm")
     return "permutes nothing" if order is not None and list(order) == list(range(len(order))) else None
 
 

@@ -37,11 +37,6 @@ def macs(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, int]:
     return found
 
 
-def _attribute(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else int(attribute.as_int())
-
-
 def _conv(weight: int) -> _Rule:
     """Output elements x (input channels per group x kernel)."""
 
@@ -64,21 +59,21 @@ def _matmul(left: int) -> _Rule:
         shape = inputs[left]
         if not shape:
             return None
-        transposed = _attribute(node, "transA", 0)
+        transposed = node.attributes.get_int("transA", 0)
         return prod(output) * (shape[-2] if transposed and len(shape) > 1 else shape[-1])
 
     return rule
 
 
 def _matmul_nbits(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) -> int | None:
-    return prod(output) * _attribute(node, "K", 0)
+    return prod(output) * node.attributes.get_int("K", 0)
 
 
 def _recurrent(node: ir.Node, inputs: Sequence[Shape | None], output: Shape) -> int | None:
     x, w, r = inputs[0], inputs[1], inputs[2]
     if x is None or w is None or r is None or len(x) != 3:
         return None
-    layout = _attribute(node, "layout", 0)
+    layout = node.attributes.get_int("layout", 0)
     steps, batch = (x[1], x[0]) if layout else (x[0], x[1])
     return steps * batch * (prod(w) + prod(r))
 

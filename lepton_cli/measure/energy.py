@@ -24,9 +24,8 @@ from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
 from lepton_cli.runtime import Values
 from lepton_cli.timing import compare as timing
-from lepton_cli.timing.bursts import NOTHING
-from lepton_cli.timing.compare import Opener, StopRule, Warm
-from lepton_cli.timing.intervals import Estimate
+from lepton_cli.timing.bursts import NOTHING, Call
+from lepton_cli.timing.compare import StopRule, Warm
 
 POWERCAP = Path("/sys/class/powercap")
 #: Rounds at least, and the longest block in seconds: the meter steps once a millisecond.
@@ -138,55 +137,74 @@ def compare(
     )
 
 
-class _Counted:
-    """A call that counts its runs and the seconds they take: the meter alone does not tell the power."""
+class _Power:
+    """The meter as bursts read it, before and after, with a clock beside it: joules alone do not tell the power."""
 
-    def __init__(self, opener: Opener) -> None:
-        self._call = opener().call
-        self.runs, self.seconds = 0, 0.0
+    def __init__(self, counter: Meter, arms: int) -> None:
+        self._counter = counter
+        self._current = 0
+        self._began: tuple[float, float] | None = None
+        self.joules, self.seconds, self.runs = np.zeros(arms), np.zeros(arms), np.zeros(arms, int)
 
-    def __call__(self) -> None:
-        started = time.perf_counter()
-        self._call()
-        self.seconds += time.perf_counter() - started
-        self.runs += 1
+    def run(self, arm: int, call: Call) -> None:
+        """One run of an arm."""
+        self._current = arm
+        self.runs[arm] += self._began is not None
+        call()
+
+    def read(self) -> int:
+        """Nanojoules; every second reading ends a block of runs of one arm."""
+        now = self._counter.read(), time.perf_counter()
+        if self._began is None:
+            self._began = now
+        else:
+            self.joules[self._current] += now[0] - self._began[0]
+            self.seconds[self._current] += now[1] - self._began[1]
+            self._began = None
+        return round(now[0] * 1e9)
+
+    def watts(self, arm: int) -> float:
+        """Mean power while an arm ran."""
+        return float(self.joules[arm] / self.seconds[arm])
 
 
 def _measure(
     case: Case, spec: LatencySpec, counter: Meter, generator: np.random.Generator, stage: Stage
 ) -> EnergyTable:
     """The arms in turns, each for a block at a time, and a block of rest after every round."""
+    power, rest = _Power(counter, len(case.arms)), []
+    calls = [functools.partial(power.run, arm, opener().call) for arm, opener in enumerate(case.openers())]
     # A round: rest, the reference twice and every other arm once.
     block = min(BLOCK, spec.time / ROUNDS / (2 * len(case.arms)))
-    arms = [_Counted(opener) for opener in case.openers()]
-    rest: list[float] = []
-
-    def joules() -> int:
-        return round(counter.read() * 1e9)
 
     def after(visits: int) -> None:
         rest.append(_rest(counter, block))
         stage.advance(visits)
 
     rule = StopRule(float(spec.precision), float(spec.time), ROUNDS, ROUNDS, share=0, setup=0, runs=1, block=block)
-    openers = [functools.partial(Warm, arm) for arm in arms]
-    rounds = timing.compare(openers, rule, generator, gauge=joules, advance=after)
+    openers = [functools.partial(Warm, call) for call in calls]
+    rounds = timing.compare(openers, rule, generator, gauge=power.read, advance=after)
     idle = float(np.median(rest))
-    if any((rounds.times(index) <= NOTHING).any() for index in range(rounds.count)):
+    if any((rounds.times(arm) <= NOTHING).any() for arm in range(rounds.count)):
         return EnergyTable(idle_watts=idle)  # a counter that stands still says nothing
     results, changes = [], []
-    for index, (name, arm) in enumerate(zip(case.arms, arms, strict=True)):
-        joule = Estimate(*(value / case.batch for value in rounds.absolute(index)))
-        watts = joule.value * case.batch * arm.runs / arm.seconds
+    for arm, name in enumerate(case.arms):
         shared = {"variant": name, "batch": case.batch, "threads": case.threads}
-        above = joule.value * max(0.0, 1 - idle / watts)
+        joules, watts = rounds.absolute(arm), power.watts(arm)
         results.append(
             Energy(
-                **shared, joules=joule.value, low=joule.low, high=joule.high, above_idle=above, watts=watts, n=arm.runs
+                **shared,
+                joules=joules.value / case.batch,
+                low=joules.low / case.batch,
+                high=joules.high / case.batch,
+                above_idle=joules.value / case.batch * max(0.0, 1 - idle / watts),
+                watts=watts,
+                n=int(power.runs[arm]),
             )
         )
-        if index:
-            changes.append(EnergyChange(**shared, **rounds.ratio(index)._asdict()))
+        if arm:
+            ratio = rounds.ratio(arm)
+            changes.append(EnergyChange(**shared, ratio=ratio.value, low=ratio.low, high=ratio.high))
     return EnergyTable(idle_watts=idle, results=tuple(results), changes=tuple(changes))
 
 

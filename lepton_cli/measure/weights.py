@@ -101,7 +101,9 @@ def find(model: ir.Model) -> Iterator[Weight]:
             yield Weight(
                 node=owner.name or owner.op_type,
                 op=owner.op_type,
-                dtype=dtype_name(tensor) if node.op_type != "MatMulNBits" else f"int{_integer(node, 'bits', 4)}",
+                dtype=dtype_name(tensor)
+                if node.op_type != "MatMulNBits"
+                else f"int{node.attributes.get_int('bits', 4)}",
                 shape=tuple(tensor.shape.numpy()),
                 parameters=parameters,
                 nonzeros=nonzeros,
@@ -184,7 +186,7 @@ def _numbers(tensor: ir.TensorProtocol) -> NDArray[Any]:
 def _zero_point(node: ir.Node, index: int, values: NDArray[Any]) -> NDArray[Any] | None:
     """The zero point of a quantized weight, shaped to compare with it; `None` for 0 everywhere."""
     if node.op_type == "DequantizeLinear" and index == 0:
-        position, axis = 2, _integer(node, "axis", 1)
+        position, axis = 2, node.attributes.get_int("axis", 1)
     elif _ZERO_POINTS.get(node.op_type, (None,))[0] == index:
         _, position, axis = _ZERO_POINTS[node.op_type]
     else:
@@ -203,12 +205,12 @@ def _zero_point(node: ir.Node, index: int, values: NDArray[Any]) -> NDArray[Any]
 
 def _count_packed(node: ir.Node, tensor: ir.TensorProtocol) -> tuple[int, int]:
     """MatMulNBits: `B` is (N, blocks, bytes), several values a byte, low bits first; padding is not a parameter."""
-    bits, width = _integer(node, "bits", 4), _integer(node, "block_size", 32)
+    bits, width = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 32)
     packed = tensor.numpy()
     if packed.ndim != 3 or "K" not in node.attributes:
         per_byte = 8 // bits
         return packed.size * per_byte, int(np.count_nonzero(_unpack(packed, bits)))
-    columns, rows = _integer(node, "N", packed.shape[0]), _integer(node, "K", 0)
+    columns, rows = node.attributes.get_int("N", packed.shape[0]), node.attributes.get_int("K", 0)
     values = _unpack(packed.reshape(columns, packed.shape[1], -1), bits)[..., :width]
     zero_tensor = _stored(node.inputs[3]) if len(node.inputs) > 3 else None
     if zero_tensor is None:
@@ -226,8 +228,3 @@ def _unpack(packed: NDArray[Any], bits: int) -> NDArray[Any]:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     values = (packed[..., None] >> shifts) & ((1 << bits) - 1)
     return values.reshape(*packed.shape[:-1], -1)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None else default

@@ -138,14 +138,11 @@ def _conv(node: ir.Node) -> Linear | None:
     attributes = node.attributes
     if weight is None or _own(weight) is None or not _float(weight) or node.inputs[0] is None:
         return None
-    if "group" in attributes and attributes["group"].as_int() != 1:
+    if attributes.get_int("group", 1) != 1:
         return None
     shape = tuple(int(d) for d in weight.const_value.shape.numpy()) if weight.const_value is not None else ()
     dims = len(shape) - 2
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-
-    def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(attributes[name].as_ints()) if name in attributes else default
 
     return Linear(
         node=node.name or "",
@@ -159,22 +156,22 @@ def _conv(node: ir.Node) -> Linear | None:
         in_axis=1,
         out_axis=0,
         kernel=shape[2:],
-        strides=numbers("strides", (1,) * dims),
-        dilations=numbers("dilations", (1,) * dims),
-        pads=numbers("pads", (0,) * 2 * dims),
-        auto_pad=attributes["auto_pad"].as_string() if "auto_pad" in attributes else "NOTSET",
+        strides=tuple(attributes.get_ints("strides", (1,) * dims)),
+        dilations=tuple(attributes.get_ints("dilations", (1,) * dims)),
+        pads=tuple(attributes.get_ints("pads", (0,) * 2 * dims)),
+        auto_pad=attributes.get_string("auto_pad", "NOTSET"),
     )
 
 
 def _gemm(node: ir.Node) -> Linear | None:
     weight, x = weight_of(node), node.inputs[0]
     attributes = node.attributes
-    plain = all(attributes[k].as_float() == 1.0 for k in ("alpha", "beta") if k in attributes)
+    plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
     if weight is None or x is None or _own(weight) is None or not _float(weight) or not plain:
         return None
-    if "transA" in attributes and attributes["transA"].as_int():
+    if attributes.get_int("transA", 0):
         return None
-    across = "transB" in attributes and bool(attributes["transB"].as_int())
+    across = attributes.get_int("transB", 0) != 0
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     width = weight.const_value.shape.numpy()[0 if across else 1] if weight.const_value is not None else 0
     vector = bias is not None and bias.const_value is not None and bias.const_value.shape.numpy() == (width,)
