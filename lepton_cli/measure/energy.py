@@ -24,7 +24,7 @@ from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.progress import Progress, Silent, Stage
 from lepton_cli.runtime import Values
 from lepton_cli.timing import compare as timing
-from lepton_cli.timing.bursts import NOTHING, Call
+from lepton_cli.timing.bursts import NOTHING, Call, Clock
 from lepton_cli.timing.compare import StopRule, Warm
 
 POWERCAP = Path("/sys/class/powercap")
@@ -113,6 +113,8 @@ def compare(
     progress: Progress | None = None,
     seed: int = 0,
     input_names: InputNames | None = None,
+    clock: Clock = time.perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> EnergyTable:
     """Energy of all arms on the CPU at every batch size of `spec`; the first arm is the reference of the changes.
 
@@ -128,7 +130,8 @@ def compare(
         except LeptonError:
             continue
         with (progress or Silent()).stage(f"energy cpu batch {batch}") as stage:
-            tables.append(_measure(case, spec, counter, np.random.default_rng([seed, batch]), stage))
+            generator = np.random.default_rng([seed, batch])
+            tables.append(_measure(case, spec, _Power(counter, len(arms), clock, sleep), generator, stage))
     return EnergyTable(
         domains=tuple(domain.name for domain in counter.domains),
         idle_watts=float(np.median([table.idle_watts for table in tables])) if tables else 0.0,
@@ -140,8 +143,8 @@ def compare(
 class _Power:
     """The meter as bursts read it, before and after, with a clock beside it: joules alone do not tell the power."""
 
-    def __init__(self, counter: Meter, arms: int) -> None:
-        self._counter = counter
+    def __init__(self, counter: Meter, arms: int, clock: Clock, sleep: Callable[[float], None]) -> None:
+        self._counter, self.clock, self._sleep = counter, clock, sleep
         self._current = 0
         self._began: tuple[float, float] | None = None
         self.joules, self.seconds, self.runs = np.zeros(arms), np.zeros(arms), np.zeros(arms, int)
@@ -154,7 +157,7 @@ class _Power:
 
     def read(self) -> int:
         """Nanojoules; every second reading ends a block of runs of one arm."""
-        now = self._counter.read(), time.perf_counter()
+        now = self._now()
         if self._began is None:
             self._began = now
         else:
@@ -167,23 +170,33 @@ class _Power:
         """Mean power while an arm ran."""
         return float(self.joules[arm] / self.seconds[arm])
 
+    def rest(self, seconds: float) -> float:
+        """Mean power of the machine at rest."""
+        self._sleep(min(_SETTLE, seconds))
+        before = self._now()
+        self._sleep(seconds)
+        after = self._now()
+        return (after[0] - before[0]) / (after[1] - before[1])
 
-def _measure(
-    case: Case, spec: LatencySpec, counter: Meter, generator: np.random.Generator, stage: Stage
-) -> EnergyTable:
+    def _now(self) -> tuple[float, float]:
+        """Joules and seconds."""
+        return self._counter.read(), self.clock() * 1e-9
+
+
+def _measure(case: Case, spec: LatencySpec, power: _Power, generator: np.random.Generator, stage: Stage) -> EnergyTable:
     """The arms in turns, each for a block at a time, and a block of rest after every round."""
-    power, rest = _Power(counter, len(case.arms)), []
+    rest: list[float] = []
     calls = [functools.partial(power.run, arm, opener().call) for arm, opener in enumerate(case.openers())]
     # A round: rest, the reference twice and every other arm once.
     block = min(BLOCK, spec.time / ROUNDS / (2 * len(case.arms)))
 
     def after(visits: int) -> None:
-        rest.append(_rest(counter, block))
+        rest.append(power.rest(block))
         stage.advance(visits)
 
     rule = StopRule(float(spec.precision), float(spec.time), ROUNDS, ROUNDS, share=0, setup=0, runs=1, block=block)
     openers = [functools.partial(Warm, call) for call in calls]
-    rounds = timing.compare(openers, rule, generator, gauge=power.read, advance=after)
+    rounds = timing.compare(openers, rule, generator, clock=power.clock, gauge=power.read, advance=after)
     idle = float(np.median(rest))
     if any((rounds.times(arm) <= NOTHING).any() for arm in range(rounds.count)):
         return EnergyTable(idle_watts=idle)  # a counter that stands still says nothing
@@ -206,11 +219,3 @@ def _measure(
             ratio = rounds.ratio(arm)
             changes.append(EnergyChange(**shared, ratio=ratio.value, low=ratio.low, high=ratio.high))
     return EnergyTable(idle_watts=idle, results=tuple(results), changes=tuple(changes))
-
-
-def _rest(counter: Meter, seconds: float) -> float:
-    """Watts of the machine at rest."""
-    time.sleep(min(_SETTLE, seconds))
-    before, started = counter.read(), time.perf_counter()
-    time.sleep(seconds)
-    return (counter.read() - before) / (time.perf_counter() - started)

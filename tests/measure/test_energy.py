@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 import pytest
 
 from lepton_cli import units
 from lepton_cli.measure import doctor, energy
+from lepton_cli.measure.case import Case
+from lepton_cli.measure.results import EnergyTable
 from lepton_cli.measure.spec import LatencySpec
+from lepton_cli.timing.compare import Opener, Warm
 from tests.measure import builders
+from tests.timing.clocks import FakeClock
 
 #: As the kernel numbers them: two packages with their parts, and the whole board.
 TREE = {
@@ -96,66 +100,94 @@ def test_a_counter_that_cannot_be_understood_is_unreadable(tree: Path) -> None:
         energy.meter(tree)
 
 
-class Steady(energy.Meter):
-    """Ten watts, whatever happens."""
+class Wound:
+    """A machine on a clock of its own: five watts at rest, twenty more while a model runs."""
 
-    def __init__(self) -> None:
-        self.domains = (energy.Domain("package-0", Path(), 1.0),)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+        self.clock, self.busy = FakeClock(), 0.0
+        monkeypatch.setattr(Case, "check", lambda case: None)
+        monkeypatch.setattr(Case, "openers", lambda case: [self.opener(name, seconds[name]) for name in case.arms])
+
+    def opener(self, name: str, seconds: float) -> Opener:
+        run = self.clock.call(name, seconds)
+
+        def call() -> None:
+            run()
+            self.busy += seconds
+
+        return lambda: Warm(call)
+
+    def sleep(self, seconds: float) -> None:
+        self.clock.now += round(seconds * 1e9)
+
+    def measure(self, meter: energy.Meter, batch: int = 1, time: float = 10.0) -> EnergyTable:
+        spec = LatencySpec(batch=(batch,), threads=1, time=units.Seconds(time))
+        arms = {"original": b"", "compressed": b""}
+        return energy.compare(arms, lambda size: {}, spec, meter, clock=self.clock, sleep=self.sleep)
+
+
+class Metered(energy.Meter):
+    """The meter of such a machine."""
+
+    def __init__(self, machine: Wound) -> None:
+        self.domains, self.machine = (energy.Domain("package-0", Path(), 1.0),), machine
 
     def read(self) -> float:
-        return 10 * perf_counter()
+        return 5 * self.machine.clock.now * 1e-9 + 20 * self.machine.busy
 
 
-def test_joules_per_sample_follow_the_work() -> None:
-    arms = {"original": builders.chain(12, 256), "compressed": builders.chain(1, 8)}
-    feeds = {"original": np.ones((4, 256), np.float32)}["original"]
-    spec = LatencySpec(batch=(4,), threads=1, time=units.Seconds(0.5))
-    names = {"original": {"x": "wide"}, "compressed": {"x": "narrow"}}
-    found = energy.compare(
-        arms, lambda batch: {"wide": feeds, "narrow": feeds[:, :8]}, spec, Steady(), input_names=names
-    )
-    before, after = found.results
+def test_joules_per_sample_follow_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 W while a model runs: 2 ms for four samples take 12.5 mJ each, a fifth of which flows anyway."""
+    machine = Wound(monkeypatch, {"original": 2e-3, "compressed": 0.5e-3})
+    found = machine.measure(Metered(machine), batch=4)
     assert found.domains == ("package-0",)
-    assert found.idle_watts == pytest.approx(10, rel=0.01)
-    # At a steady ten watts nothing is above rest, and energy is time.
-    assert before.watts == pytest.approx(10, rel=0.01)
-    assert before.above_idle < 0.05 * before.joules
-    assert after.joules < before.joules
-    assert found.changes[0].ratio == pytest.approx(after.joules / before.joules, rel=0.5)
-    assert found.changes[0].high < 1
+    assert found.idle_watts == pytest.approx(5)
+    before, after = found.results
+    assert (before.joules, after.joules) == pytest.approx((12.5e-3, 3.125e-3))
+    assert (before.low, before.high) == pytest.approx((12.5e-3, 12.5e-3))
+    assert (before.watts, after.watts) == pytest.approx((25, 25))
+    assert (before.above_idle, after.above_idle) == pytest.approx((10e-3, 2.5e-3))
+    assert (before.batch, before.threads, before.variant, after.variant) == (4, 1, "original", "compressed")
+    (change,) = found.changes
+    assert (change.ratio, change.low, change.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert change.variant == "compressed"
+    # Six rounds, in each of which the original has two blocks of 0.4 s, the other one.
+    assert (before.n, after.n) == (12 * 200, 6 * 800)
 
 
-class Working(energy.Meter):
-    """Five watts at rest; twenty more while a thread of this process works."""
-
-    def __init__(self) -> None:
-        self.domains = (energy.Domain("package-0", Path(), 1.0),)
-
-    def read(self) -> float:
-        return 5 * perf_counter() + 20 * process_time()
+def test_blocks_are_shorter_where_time_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks an arm and round: 2.4 s are 24 blocks of 0.1 s."""
+    machine = Wound(monkeypatch, {"original": 1e-3, "compressed": 1e-3})
+    found = machine.measure(Metered(machine), time=2.4)
+    assert [result.n for result in found.results] == [12 * 100, 6 * 100]
+    assert machine.clock.now * 1e-9 < 3.2
 
 
-def test_what_is_above_rest_is_the_works_own() -> None:
-    model = builders.chain(12, 256)
-    spec = LatencySpec(batch=(4,), threads=1, time=units.Seconds(0.5))
-    found = energy.compare(
-        {"original": model, "compressed": model}, lambda batch: {"x": np.ones((4, 256), np.float32)}, spec, Working()
-    )
-    assert found.idle_watts == pytest.approx(5, rel=0.1)
-    for result in found.results:
-        assert result.watts == pytest.approx(25, rel=0.1)
-        assert result.above_idle == pytest.approx(0.8 * result.joules, rel=0.05)
-        assert result.n > 100
-
-
-def test_a_counter_that_stands_still_gives_no_numbers() -> None:
-    class Still(Steady):
+def test_a_counter_that_stands_still_gives_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still(Metered):
         def read(self) -> float:
             return 1.0
 
-    model = builders.chain(1, 8)
-    spec = LatencySpec(threads=1, time=units.Seconds(0.05))
-    found = energy.compare(
-        {"original": model, "compressed": model}, lambda batch: {"x": np.ones((1, 8), np.float32)}, spec, Still()
-    )
-    assert found.results == ()
+    machine = Wound(monkeypatch, {"original": 1e-3, "compressed": 1e-3})
+    found = machine.measure(Still(machine))
+    assert (found.results, found.changes, found.idle_watts) == ((), (), 0)
+
+
+def test_real_models_are_run() -> None:
+    """Ten watts by the real clock: energy is time, and the chain takes a hundred times that of one small layer."""
+
+    class Steady(energy.Meter):
+        def __init__(self) -> None:
+            self.domains = (energy.Domain("package-0", Path(), 1.0),)
+
+        def read(self) -> float:
+            return 10 * perf_counter()
+
+    arms = {"original": builders.chain(12, 256), "compressed": builders.chain(1, 8)}
+    wide = np.ones((4, 256), np.float32)
+    spec = LatencySpec(batch=(4,), threads=1, time=units.Seconds(0.5))
+    names = {"original": {"x": "wide"}, "compressed": {"x": "narrow"}}
+    feeds = {"wide": wide, "narrow": wide[:, :8]}
+    found = energy.compare(arms, lambda batch: feeds, spec, Steady(), input_names=names)
+    assert found.results[1].joules < found.results[0].joules
+    assert all(result.n > 0 for result in found.results)
