@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.metrics import MEASURABLE
 
-Array = NDArray[Any]
 #: Kept columns: shape (..., samples, columns).
 Columns = NDArray[np.float64]
 

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError, MeasurementError
 from lepton_cli.measure import metrics, statistics
 from lepton_cli.measure.hooks import Hook
 from lepton_cli.measure.results import MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
-
-Array = NDArray[Any]
 
 
 class Track:
