@@ -23,7 +23,7 @@ class Kind(StrEnum):
 def command(
     kind: Annotated[Kind, typer.Argument(help="What to describe.")] = Kind.recipe,
     metrics: Annotated[bool, typer.Option("--metrics", help="List the metrics that gates can name instead.")] = False,
-    debug: options.Debug = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Print the JSON Schema of recipes, budgets or reports.
 

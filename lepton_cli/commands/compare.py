@@ -30,11 +30,6 @@ class Comparison:
     files: tuple[Path, ...] = ()
     error: LeptonError | None = None
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it: the report holds what was measured until then."""
-        return self.report.status == "interrupted"
-
 
 def compare(
     job: Job,
