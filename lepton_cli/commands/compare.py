@@ -76,7 +76,7 @@ def compare(
 
 
 def _measured(
-    job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, run: Run
+    job: Job, models: dict[str, io.LoadedModel], names: InputNames, progress: Progress, run: Run
 ) -> tuple[Report, LeptonError | None]:
     """The report with everything that could be measured, and what stopped it if anything did."""
     error: LeptonError | None = None
