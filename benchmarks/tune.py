@@ -194,7 +194,7 @@ def bundled(task: Task, recipes: Sequence[str], tuned: Path, folder: Path) -> di
     return results
 
 
-def hypervolume(points: Iterable[front.Pair], reference: front.Pair) -> float:
+def hypervolume(points: Iterable[front.Tradeoff], reference: front.Tradeoff) -> float:
     """Area that the points dominate, up to the reference (the worst cost and loss that count)."""
     inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
     area, right = 0.0, [inside[i] for i in front.pareto(inside)]

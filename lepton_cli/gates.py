@@ -26,10 +26,10 @@ from lepton_cli.metrics import Kind
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import advice, facts, words
 from lepton_cli.report import baseline as baselines
-from lepton_cli.report.facts import Fact, Range
+from lepton_cli.report.facts import BoundedValue, Fact
 from lepton_cli.report.model import Report, Verdict
 
-Outcome = Literal["pass", "fail", "inconclusive"]
+GateOutcome = Literal["pass", "fail", "inconclusive"]
 
 
 def judge(
@@ -127,7 +127,7 @@ def _limit_words(gate: Gate) -> str:
     return f"{comparison} {gate.limit}{against}"
 
 
-def compared(comparison: str, fact: Fact) -> Range | None:
+def compared(comparison: str, fact: Fact) -> BoundedValue | None:
     """The number that is compared with the limit, with its interval."""
     if comparison in ("max", "min"):
         return fact.value
@@ -135,10 +135,10 @@ def compared(comparison: str, fact: Fact) -> Range | None:
         return fact.ratio
     if fact.difference is None or comparison == "max_increase":
         return fact.difference
-    return Range(-fact.difference.value, -fact.difference.high, -fact.difference.low)
+    return BoundedValue(-fact.difference.value, -fact.difference.high, -fact.difference.low)
 
 
-def _decide(observed: Range, limit: float, upper: bool, *, by_interval: bool) -> Outcome:
+def _decide(observed: BoundedValue, limit: float, upper: bool, *, by_interval: bool) -> GateOutcome:
     if math.isnan(observed.value):
         return "fail"
     low, high = (observed.low, observed.high) if by_interval else (observed.value, observed.value)
@@ -153,7 +153,7 @@ def _within(value: float, limit: float, upper: bool) -> bool:
     return (value <= limit if upper else value >= limit) or math.isclose(value, limit, rel_tol=1e-12, abs_tol=1e-12)
 
 
-def _observed_words(comparison: str, observed: Range, fact: Fact) -> str:
+def _observed_words(comparison: str, observed: BoundedValue, fact: Fact) -> str:
     sample = f" (n = {fact.n:,})" if fact.n and fact.kind in ("share", "coefficient", "number") else ""
     if comparison.endswith("_ratio"):
         text = f"{words.significant(observed.value)}{_interval(observed)}"
@@ -163,7 +163,7 @@ def _observed_words(comparison: str, observed: Range, fact: Fact) -> str:
     return words.exact(observed.value, fact.kind, fact.unit) + _interval(observed, fact.kind) + sample
 
 
-def _interval(observed: Range, kind: Kind = "number") -> str:
+def _interval(observed: BoundedValue, kind: Kind = "number") -> str:
     """The interval in the unit of the value before it."""
     if observed.known_exactly:
         return ""
@@ -179,7 +179,7 @@ def _difference_words(difference: float, fact: Fact) -> str:
     return words.exact(difference, fact.kind, fact.unit)
 
 
-def _excess(comparison: str, observed: Range, limit: float, fact: Fact) -> str:
+def _excess(comparison: str, observed: BoundedValue, limit: float, fact: Fact) -> str:
     if not math.isfinite(observed.value):
         return ""
     beyond = abs(observed.value - limit)
@@ -189,7 +189,7 @@ def _excess(comparison: str, observed: Range, limit: float, fact: Fact) -> str:
     return f"{direction} by {_difference_words(beyond, fact)}"
 
 
-def _reason(outcome: Outcome, observed: Range, limit: float, upper: bool, fact: Fact) -> str:
+def _reason(outcome: GateOutcome, observed: BoundedValue, limit: float, upper: bool, fact: Fact) -> str:
     """What a reader must know besides the numbers."""
     if math.isnan(observed.value):
         return "the measured value is not a number"

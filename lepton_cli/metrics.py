@@ -13,7 +13,7 @@ import re
 from typing import Literal
 
 #: The measurement that a metric comes from. `agreement`: with the original, without labels.
-Source = Literal["structure", "memory", "accuracy", "agreement", "latency", "energy"]
+Measurement = Literal["structure", "memory", "accuracy", "agreement", "latency", "energy"]
 Kind = Literal["size", "time", "count", "share", "coefficient", "number", "decibel", "rate", "money", "energy"]
 
 #: The unit in which numbers of a kind are stored and compared. Of money it is the currency of the recipe's price.
@@ -40,7 +40,7 @@ class Metric:
     better: Literal["higher", "lower"]
     label: str
     meaning: str
-    source: Source
+    source: Measurement
     scope: tuple[str, ...] = ()
     #: What of single layers adds up to it.
     layers: Literal["", "bytes", "parameters", "macs"] = ""

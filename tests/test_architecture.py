@@ -104,6 +104,30 @@ def test_every_layer_is_there() -> None:
     assert {part for layer in LAYERS for part in layer} == {name.split(".")[0] for name in MODULES}
 
 
+def _defined(body: list[ast.stmt]) -> set[str]:
+    """Public classes and capitalised aliases of a module, those under `if` too; constants in capitals are neither."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.If):
+            found |= _defined(node.body) | _defined(node.orelse)
+    return {name for name in found if name[0].isupper() and not name.isupper()}
+
+
+def test_a_name_has_one_meaning() -> None:
+    """No two modules define a public class, or an alias that looks like one, of the same name."""
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for name in _defined(ast.parse(path.read_text()).body):
+            places.setdefault(name, []).append(module)
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_the_step_table_names_functions_that_take_its_options(name: str) -> None:
     step = STEPS[name]

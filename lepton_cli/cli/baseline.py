@@ -25,7 +25,7 @@ def update(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The baseline file, kept in version control.")
     ] = Path("lepton-baseline.json"),
-    debug: options.Debug = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Accept a report as the new baseline: its numbers without raw times, samples and verdicts.
 

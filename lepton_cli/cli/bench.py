@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @boundary
 def command(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the reference.")],
-    provider: measuring.Providers = None,
-    batch: measuring.Batches = None,
-    threads: measuring.Threads = None,
-    time: measuring.Time = None,
-    precision: measuring.Precision = None,
+    provider: measuring.ProvidersOption = None,
+    batch: measuring.BatchOption = None,
+    threads: measuring.ThreadsOption = None,
+    time: measuring.TimeOption = None,
+    precision: measuring.PrecisionOption = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Real inputs; without it they are random.")
     ] = None,
@@ -33,8 +33,8 @@ def command(
         list[str] | None,
         typer.Option("--shape", metavar="NAME=SIZES", help="Shape of an open input, as in `input=1x3x224x224`."),
     ] = None,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Measure the latency of one or several models, run in turn so that the machine's noise hits all alike.
 

@@ -7,13 +7,16 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from lepton_cli.cli.github import announce
+from lepton_cli.cli.github import announce, publish
 from lepton_cli.cli.streams import LostResultError
 from lepton_cli.errors import ExitCode, LeptonError, Place, disk_full
+
+if TYPE_CHECKING:
+    from lepton_cli.report.model import Report
 
 _LONGEST = 1000
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,6 +50,19 @@ def boundary(function: F) -> F:
             _leave(error, said.exit_code, bool(kwargs.get("debug")))
 
     return wrapper  # type: ignore[return-value]
+
+
+def conclude(report: Report, error: LeptonError | None, *, debug: bool) -> NoReturn:
+    """End a command whose report was shown: annotations on GitHub, the error that broke it off, the exit code."""
+    publish(report)
+    if report.status == "interrupted":
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if error is not None:
+        show(error)
+        if debug:
+            raise error
+        raise typer.Exit(error.exit_code)
+    raise typer.Exit(ExitCode.GATE_FAILED if report.status == "gate_failed" else ExitCode.OK)
 
 
 def _leave(error: BaseException, code: ExitCode, debug: bool) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lepton_cli.cli import measuring, options
-from lepton_cli.cli.boundary import boundary, printable, show
-from lepton_cli.errors import ExitCode, UsageError
+from lepton_cli.cli.boundary import boundary, conclude, printable
+from lepton_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,26 +29,24 @@ def command(
         Path | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Takes data, metrics and gates from it.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Without a recipe: the data.")] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")
-    ] = None,
+    labels: options.LabelsOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write report.json, .md and .html here.")
     ] = None,
-    provider: measuring.Providers = None,
-    batch: measuring.Batches = None,
-    threads: measuring.Threads = None,
-    time: measuring.Time = None,
-    precision: measuring.Precision = None,
+    provider: measuring.ProvidersOption = None,
+    batch: measuring.BatchOption = None,
+    threads: measuring.ThreadsOption = None,
+    time: measuring.TimeOption = None,
+    precision: measuring.PrecisionOption = None,
     budget: Annotated[
         Path | None, typer.Option("--budget", metavar="FILE", help="Judge these gates instead of the recipe's.")
     ] = None,
-    baseline: options.Baseline = None,
-    strict: options.Strict = False,
-    overrides: options.Overrides = None,
-    allow_code: options.AllowCode = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    baseline: options.BaselineOption = None,
+    strict: options.StrictOption = False,
+    overrides: options.OverridesOption = None,
+    allow_code: options.AllowCodeOption = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Compare two models: size, graph, agreement of their outputs, accuracy on the same samples, latency in turn.
 
@@ -57,7 +55,6 @@ def command(
     Examples:  `lepton compare a.onnx b.onnx -r recipe.yaml`  ·  `lepton compare a.onnx b.onnx --data test.npz`
     """
     from lepton_cli.cli.console import TerminalProgress, make_console
-    from lepton_cli.cli.github import publish
     from lepton_cli.commands.compare import compare
     from lepton_cli.commands.job import prepare
     from lepton_cli.commands.run import Arguments, Run
@@ -99,15 +96,7 @@ def command(
         typer.echo(store.to_json(result.report))
     else:
         _show(result.report, make_console(), result.files)
-    publish(result.report)
-    if result.interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
-    if result.error is not None:
-        show(result.error)
-        if debug:
-            raise result.error
-        raise typer.Exit(result.error.exit_code)
-    raise typer.Exit(ExitCode.GATE_FAILED if result.report.status == "gate_failed" else ExitCode.OK)
+    conclude(result.report, result.error, debug=debug)
 
 
 def _recipe(
@@ -119,15 +108,12 @@ def _recipe(
     overrides: list[str] | None,
 ) -> LoadedRecipe:
     """The recipe file with the options put in, or a recipe made of the options alone."""
+    options.check_either(recipe, overrides, data, labels)
     if recipe is None:
         from lepton_cli.commands import adhoc
         from lepton_cli.model import io
 
-        if overrides:
-            raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")
         return adhoc.recipe(io.inputs(io.load(model).model), latency, data=data, labels=labels)
-    if data is not None or labels is not None:
-        raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
     from lepton_cli.recipe.load import load_recipe
 
     if latency:

@@ -8,31 +8,28 @@ from typing import Annotated
 import typer
 
 from lepton_cli.cli import options
-from lepton_cli.cli.boundary import boundary, show
-from lepton_cli.errors import UsageError
+from lepton_cli.cli.boundary import boundary, conclude
 
 
 @boundary
 def command(
-    model: options.Model,
-    recipe: options.OptionalRecipe = None,
-    output: options.Output = Path("out"),
-    data: options.Data = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column that holds labels.")
-    ] = None,
-    overrides: options.Overrides = None,
-    baseline: options.Baseline = None,
-    strict: options.Strict = False,
+    model: options.ModelArgument,
+    recipe: options.OptionalRecipeOption = None,
+    output: options.OutputOption = Path("out"),
+    data: options.DataOption = None,
+    labels: options.LabelsOption = None,
+    overrides: options.OverridesOption = None,
+    baseline: options.BaselineOption = None,
+    strict: options.StrictOption = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume", help="Go on after the last finished step of a run into DIR that was stopped; else start anew."
         ),
     ] = False,
-    allow_code: options.AllowCode = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    allow_code: options.AllowCodeOption = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Compress a model: run the recipe's steps, measure original and result side by side, judge, write.
 
@@ -43,22 +40,19 @@ def command(
     Examples:  `lepton compress model.onnx -r recipe.yaml -o out`  ·  `lepton compress model.onnx --data calib.npz`
     """
     from lepton_cli.cli.console import TerminalProgress, make_console, show_report
-    from lepton_cli.cli.github import publish
     from lepton_cli.commands.compress import compress
     from lepton_cli.commands.run import Arguments, Run
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 
+    options.check_either(recipe, overrides, data, labels)
     progress = TerminalProgress()
-    chosen = load_recipe(recipe, overrides or ()) if recipe is not None else None
-    if chosen is None:
+    if recipe is None:
         from lepton_cli.commands.choose import choose
 
-        if overrides:
-            raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")
         chosen = choose(model, data, labels, progress)
-    elif data is not None:
-        raise UsageError("usage.data-with-recipe", "--data goes without a recipe; with -r the recipe names the data")
+    else:
+        chosen = load_recipe(recipe, overrides or ())
     given = Arguments(
         "compress",
         (model,),
@@ -90,10 +84,4 @@ def command(
         if result.files:
             console.print()
             console.print("wrote " + ", ".join(str(file) for file in result.files))
-    publish(result.report)
-    if result.error is not None:
-        show(result.error)
-        if debug:
-            raise result.error
-        raise typer.Exit(result.error.exit_code)
-    raise typer.Exit(1 if result.report.status == "gate_failed" else 0)
+    conclude(result.report, result.error, debug=debug)

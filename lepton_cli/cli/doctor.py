@@ -14,12 +14,12 @@ from lepton_cli.errors import ExitCode
 
 @boundary
 def command(
-    provider: options.Provider = None,
+    provider: options.ProviderOption = None,
     noise: Annotated[
         float, typer.Option("--noise", min=0, help="Seconds for the A/A test of the noise; 0 leaves it out.")
     ] = 5.0,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Check everything that makes numbers wrong or runs fail, with the fix.
 

@@ -11,12 +11,12 @@ from lepton_cli.errors import ExitCode
 
 @boundary
 def command(
-    model: options.Model,
-    recipe: options.RecipeFile,
-    overrides: options.Overrides = None,
-    allow_code: options.AllowCode = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    model: options.ModelArgument,
+    recipe: options.RecipeOption,
+    overrides: options.OverridesOption = None,
+    allow_code: options.AllowCodeOption = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Measure the accuracy of a model on the recipe's evaluation data. The recipe's steps are not run.
 

@@ -16,16 +16,16 @@ from lepton_cli.errors import ExitCode
 def command(
     subject: Annotated[Path, typer.Argument(metavar="REPORT|MODEL", help="A report.json, or a bare .onnx model.")],
     budget: Annotated[Path, typer.Option("--budget", "-b", metavar="FILE", help="The gates: a recipe's, alone.")],
-    baseline: options.Baseline = None,
-    strict: options.Strict = False,
+    baseline: options.BaselineOption = None,
+    strict: options.StrictOption = False,
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdicts as JUnit XML too.")
     ] = None,
     github: Annotated[
         bool, typer.Option("--github", help="Print GitHub annotations; inside GitHub Actions this happens anyway.")
     ] = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Judge a stored report against a budget, or a bare model's size and structure. Nothing is measured.
 

@@ -13,7 +13,7 @@ from lepton_cli.cli.boundary import boundary
 
 @boundary
 def command(
-    model: options.Model,
+    model: options.ModelArgument,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The recipe to write; default: MODEL.yaml here."),
@@ -22,10 +22,8 @@ def command(
         Path | None,
         typer.Option("--data", metavar="PATH", help="Data to calibrate and judge with: its names go into the recipe."),
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")
-    ] = None,
-    debug: options.Debug = False,
+    labels: options.LabelsOption = None,
+    debug: options.DebugOption = False,
 ) -> None:
     """Write a commented recipe for this model and machine. Never overwrites.
 

@@ -18,7 +18,7 @@ LARGEST = 12
 
 @boundary
 def command(
-    model: options.Model,
+    model: options.ModelArgument,
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node (the names that globs match).")] = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="List every layer with weights, not only the largest.")
@@ -26,8 +26,8 @@ def command(
     channels: Annotated[
         bool, typer.Option("--channels", help="List the groups of channels that pruning can remove.")
     ] = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Show operators, parameters, MACs, bytes, inputs and outputs, and what can be pruned or quantized and why not."""
     from lepton_cli.cli.console import make_console

@@ -10,7 +10,7 @@ import typer
 
 from lepton_cli.errors import UsageError
 
-Providers = Annotated[
+ProvidersOption = Annotated[
     list[str] | None,
     typer.Option(
         "--provider",
@@ -18,12 +18,12 @@ Providers = Annotated[
         help="Execution provider (cpu, cuda, …); repeatable. `cuda?` is skipped where it is missing.",
     ),
 ]
-Batches = Annotated[str | None, typer.Option("--batch", metavar="N,N", help="Batch sizes, as in `1,32`.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the usable cores.")]
-Time = Annotated[
+BatchOption = Annotated[str | None, typer.Option("--batch", metavar="N,N", help="Batch sizes, as in `1,32`.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the usable cores.")]
+TimeOption = Annotated[
     str | None, typer.Option("--time", metavar="TIME", help="Longest time for one provider and batch size: `10 s`.")
 ]
-Precision = Annotated[
+PrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="SHARE", help="Half-width of the interval to stop at: `1%`.")
 ]
 

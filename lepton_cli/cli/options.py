@@ -7,37 +7,57 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model to work on; it is never changed.")]
-RecipeFile = Annotated[Path, typer.Option("--recipe", "-r", metavar="RECIPE", help="The recipe, a YAML file.")]
-OptionalRecipe = Annotated[
+from lepton_cli.errors import UsageError
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model to work on; it is never changed.")]
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", metavar="RECIPE", help="The recipe, a YAML file.")]
+OptionalRecipeOption = Annotated[
     Path | None,
     typer.Option("--recipe", "-r", metavar="RECIPE", help="The recipe, a YAML file; without it a safe one is chosen."),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the reports.")]
-Overrides = Annotated[
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the reports.")
+]
+OverridesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a recipe value, as in `steps.1.target.macs=50%`; repeatable."
     ),
 ]
-Data = Annotated[
+DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data", metavar="PATH", help="Without a recipe: data to calibrate with, and to judge on if labelled."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result on stdout and nothing else.")]
-AllowCode = Annotated[
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", metavar="NAME", help="With --data: the array or column of labels.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the machine-readable result on stdout and nothing else.")
+]
+AllowCodeOption = Annotated[
     bool, typer.Option("--allow-code", help="Let the recipe run its own Python (loaders, metrics). Off by default.")
 ]
-Baseline = Annotated[
+BaselineOption = Annotated[
     Path | None,
     typer.Option(
         "--baseline", metavar="FILE", help="What gates with `against: baseline` compare with (lepton baseline update)."
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Inconclusive and skipped gates fail too.")]
-Provider = Annotated[
+StrictOption = Annotated[bool, typer.Option("--strict", help="Inconclusive and skipped gates fail too.")]
+ProviderOption = Annotated[
     str | None, typer.Option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, or onnxruntime's name.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def check_either(recipe: Path | None, overrides: list[str] | None, data: Path | None, labels: str | None) -> None:
+    """For commands that take a recipe or data. Raises UsageError for `--set` without a recipe, for data with one."""
+    if recipe is None and overrides:
+        raise UsageError("usage.set-without-recipe", "--set changes a recipe, so it needs -r RECIPE")
+    for option, given in (("--data", data), ("--labels", labels)):
+        if recipe is not None and given is not None:
+            raise UsageError(
+                "usage.data-with-recipe", f"{option} goes without a recipe; with -r the recipe names the data"
+            )

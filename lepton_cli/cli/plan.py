@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @boundary
 def command(
-    model: options.Model,
-    recipe: options.RecipeFile,
+    model: options.ModelArgument,
+    recipe: options.RecipeOption,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="List every node of this step (1 is the first).")
     ] = None,
-    overrides: options.Overrides = None,
-    allow_code: options.AllowCode = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    overrides: options.OverridesOption = None,
+    allow_code: options.AllowCodeOption = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Show what each step would touch, what it would leave and why, without writing anything.
 

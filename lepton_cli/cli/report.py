@@ -20,7 +20,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of stdout.")
     ] = None,
-    debug: options.Debug = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Render a report as text, HTML, Markdown, JUnit XML, GitHub annotations or JSON."""
     from lepton_cli.cli.console import make_console, show_report

@@ -11,7 +11,7 @@ from lepton_cli.cli import options
 from lepton_cli.cli.boundary import boundary
 
 
-class Kind(StrEnum):
+class SchemaKind(StrEnum):
     """What there is a schema of."""
 
     recipe = "recipe"
@@ -21,9 +21,9 @@ class Kind(StrEnum):
 
 @boundary
 def command(
-    kind: Annotated[Kind, typer.Argument(help="What to describe.")] = Kind.recipe,
+    kind: Annotated[SchemaKind, typer.Argument(help="What to describe.")] = SchemaKind.recipe,
     metrics: Annotated[bool, typer.Option("--metrics", help="List the metrics that gates can name instead.")] = False,
-    debug: options.Debug = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Print the JSON Schema of recipes, budgets or reports.
 

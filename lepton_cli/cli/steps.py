@@ -21,8 +21,8 @@ def command(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Show the options of this step.", autocompletion=_complete)
     ] = None,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """List the steps of a recipe, or the options of one."""
     import difflib

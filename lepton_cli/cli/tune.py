@@ -14,17 +14,17 @@ from lepton_cli.errors import ExitCode
 
 @boundary
 def command(
-    model: options.Model,
-    recipe: options.RecipeFile,
-    output: options.Output = Path("out"),
+    model: options.ModelArgument,
+    recipe: options.RecipeOption,
+    output: options.OutputOption = Path("out"),
     earlier: Annotated[
         Path | None,
         typer.Option("--from", metavar="REPORT", help="A report.json of `tune`: begin with its trials, judged anew."),
     ] = None,
-    overrides: options.Overrides = None,
-    allow_code: options.AllowCode = False,
-    json_output: options.Json = False,
-    debug: options.Debug = False,
+    overrides: options.OverridesOption = None,
+    allow_code: options.AllowCodeOption = False,
+    json_output: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Search steps and their options for the best model under the recipe's limits (`tune:`).
 

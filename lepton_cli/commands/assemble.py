@@ -21,7 +21,7 @@ INTERRUPTED = Failure(code="interrupted", message="interrupted")
 
 
 @dataclasses.dataclass(frozen=True)
-class Clock:
+class RunClock:
     """When a run began."""
 
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -35,7 +35,7 @@ class Clock:
         return time.monotonic() - self.started
 
 
-def variant(name: str, loaded: io.Loaded, macs: Mapping[str, int] | None) -> Variant:
+def variant(name: str, loaded: io.LoadedModel, macs: Mapping[str, int] | None) -> Variant:
     """File, size and structure of one model."""
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
     return Variant(name=name, file=facts, size=size.measure(loaded.payload, loaded.model, macs=macs))
@@ -51,7 +51,7 @@ def recipe_facts(recipe: LoadedRecipe) -> RecipeFacts:
     )
 
 
-def assemble(command: str, clock: Clock, **parts: Any) -> Report:
+def assemble(command: str, clock: RunClock, **parts: Any) -> Report:
     """A complete report of a command; `parts` are its fields. Warnings of the measurements are collected.
 
     The machine is looked at anew unless `environment` is among the parts.

@@ -26,7 +26,7 @@ from lepton_cli.runtime import Values
 from lepton_cli.tensors import TensorInfo
 
 #: Input -> its shape, batch included.
-Shapes = Mapping[str, tuple[int, ...]]
+InputShapes = Mapping[str, tuple[int, ...]]
 
 
 def bench(
@@ -35,7 +35,7 @@ def bench(
     progress: Progress,
     *,
     data: Path | None = None,
-    given: Shapes | None = None,
+    given: InputShapes | None = None,
     run: Run | None = None,
 ) -> Report:
     """Time the models. `options` as in a recipe's `evaluate.latency`; `given`: shapes of inputs, batch included;
@@ -66,10 +66,10 @@ class Timing:
 
     def __init__(
         self,
-        models: Mapping[str, io.Loaded],
+        models: Mapping[str, io.LoadedModel],
         options: Mapping[str, object],
         data: Path | Arrays | None,
-        given: Shapes | None,
+        given: InputShapes | None,
     ) -> None:
         self._models = models
         inputs = io.inputs(next(iter(models.values())).model)
@@ -136,7 +136,7 @@ class _Feeds:
         inputs: Sequence[TensorInfo],
         recipe: LoadedRecipe,
         largest: int,
-        given: Shapes | None,
+        given: InputShapes | None,
         arrays: Arrays | None,
     ) -> None:
         spec = recipe.recipe.data.evaluation
@@ -166,7 +166,7 @@ class _Feeds:
         }
 
 
-def named(models: Sequence[io.Loaded]) -> dict[str, io.Loaded]:
+def named(models: Sequence[io.LoadedModel]) -> dict[str, io.LoadedModel]:
     """The models by a short name: their file's, or their graph's where they have none."""
     files = iter(_names([one.path for one in models if one.files]))
     names = [next(files) if one.files else one.model.graph.name or "model" for one in models]
@@ -191,7 +191,7 @@ def _numbered(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_shapes(given: Shapes, inputs: Sequence[TensorInfo]) -> None:
+def _check_shapes(given: InputShapes, inputs: Sequence[TensorInfo]) -> None:
     known = {info.name: info for info in inputs}
     for name, shape in given.items():
         if name not in known:

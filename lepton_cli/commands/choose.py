@@ -39,7 +39,7 @@ def choose(
     return from_dict(choice.recipe, "(chosen recipe)")
 
 
-def data_section(loaded: io.Loaded, data: Path, labels: str | None) -> tuple[dict[str, Any], bool]:
+def data_section(loaded: io.LoadedModel, data: Path, labels: str | None) -> tuple[dict[str, Any], bool]:
     """The `data:` section for one file: labelled data is split, the first part calibrates, the rest evaluates."""
     path = os.path.relpath(data)
     inputs = io.inputs(loaded.model)

@@ -30,11 +30,6 @@ class Comparison:
     files: tuple[Path, ...] = ()
     error: LeptonError | None = None
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it: the report holds what was measured until then."""
-        return self.report.status == "interrupted"
-
 
 def compare(
     job: Job,
@@ -81,7 +76,7 @@ def compare(
 
 
 def _measured(
-    job: Job, models: dict[str, io.Loaded], names: InputNames, progress: Progress, run: Run
+    job: Job, models: dict[str, io.LoadedModel], names: InputNames, progress: Progress, run: Run
 ) -> tuple[Report, LeptonError | None]:
     """The report with everything that could be measured, and what stopped it if anything did."""
     error: LeptonError | None = None

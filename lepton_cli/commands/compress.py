@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Compressed:
     """What a run made: the report, the files written in order of interest, and the model, unless it broke off."""
 
     report: Report
@@ -52,7 +52,7 @@ class Result:
 
 
 def compress(
-    model: Path | io.Loaded,
+    model: Path | io.LoadedModel,
     recipe: LoadedRecipe,
     output: Path | None,
     progress: Progress,
@@ -64,7 +64,7 @@ def compress(
     baseline: Path | None = None,
     run: Run | None = None,
     resume: bool = False,
-) -> Result:
+) -> Compressed:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
 
     `output`: the folder that receives model and reports; `None` writes nothing. `arrays`: see `prepare`. `run`: how it
@@ -137,7 +137,7 @@ class _Compression:
         self.name = job.recipe.name
         self.records: list[StepRecord] = []
 
-    def execute(self, context: Context, resume: bool) -> Result:
+    def execute(self, context: Context, resume: bool) -> Compressed:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
         kept = Kept(self.output, self.job, context)
         try:
@@ -174,9 +174,9 @@ class _Compression:
         files = saved.files[:1] if self.output is not None else ()
         held = io.held(saved.model, context.workdir)
         try:
-            result = Result(report, (*files, *self._write(report)), refused, held)
+            result = Compressed(report, (*files, *self._write(report)), refused, held)
         except DiskFullError as full:
-            return Result(report, files, full, held)
+            return Compressed(report, files, full, held)
         kept.clear()
         return result
 
@@ -195,7 +195,7 @@ class _Compression:
         failed = self.output / workspace.FAILED if self.output is not None else None
         return run_steps(self.job, context, kept, self.records, model, failed)
 
-    def _save(self, model: ir.Model, context: Context) -> io.Loaded:
+    def _save(self, model: ir.Model, context: Context) -> io.LoadedModel:
         metadata = {
             "lepton.version": __version__,
             "lepton.recipe_sha256": self.job.recipe.sha256,
@@ -230,13 +230,13 @@ class _Compression:
         )
         return judged(report, verdicts)
 
-    def _partial(self, error: LeptonError | None) -> Result:
+    def _partial(self, error: LeptonError | None) -> Compressed:
         """Keep what is known when a run breaks off; without an error it was interrupted."""
         report = self.run.partial(error, **self._parts())
         try:
-            return Result(report, self._write(report), error)
+            return Compressed(report, self._write(report), error)
         except DiskFullError:
-            return Result(report, (), error)
+            return Compressed(report, (), error)
 
     def _write(self, report: Report) -> tuple[Path, ...]:
         """The reports asked for, `report.json` always, and the recipe as it was run."""

@@ -130,7 +130,9 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
         ) from error
 
 
-def _data(loaded: io.Loaded, data: Path | None, labels: str | None) -> tuple[dict[str, Any], bool, DataError | None]:
+def _data(
+    loaded: io.LoadedModel, data: Path | None, labels: str | None
+) -> tuple[dict[str, Any], bool, DataError | None]:
     """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
     if data is None:
         return {}, False, None

@@ -12,6 +12,7 @@ from lepton_cli.graph.facts import Facts, facts
 from lepton_cli.measure import size
 from lepton_cli.model import io
 from lepton_cli.prune import channels
+from lepton_cli.prune.analysis import GroupFacts
 from lepton_cli.quantize import choose
 from lepton_cli.tensors import TensorInfo
 
@@ -58,16 +59,17 @@ def _tensor(info: TensorInfo) -> dict[str, Any]:
     return {"name": info.name, "dtype": info.dtype, "shape": shape}
 
 
-def _group(found: dict[str, Any]) -> dict[str, Any]:
+def _group(found: GroupFacts) -> dict[str, Any]:
+    group = found.group
     return {
-        "group": found["name"],
-        "channels": found["channels"],
-        "nodes": found["nodes"],
-        "parameters": found["params"],
-        "macs_share": round(float(found["macs_share"]), 6),
-        "prunable": found["frozen"] is None,
-        "reason": found["frozen"] or "",
-        "node": found["node"],
+        "group": group.name,
+        "channels": group.channels,
+        "nodes": [port.node for port in group.producers],
+        "parameters": found.parameters,
+        "macs_share": round(float(found.macs_share), 6),
+        "prunable": group.frozen is None,
+        "reason": group.frozen or "",
+        "node": group.node,
     }
 
 

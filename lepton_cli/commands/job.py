@@ -45,7 +45,7 @@ PROBED = 16
 class Job:
     """A model, a recipe and its data, all found and fitting together."""
 
-    loaded: io.Loaded
+    loaded: io.LoadedModel
     recipe: LoadedRecipe
     calibration: Dataset | None
     evaluation: Dataset | None
@@ -130,7 +130,7 @@ def _facts(role: str, data: Dataset) -> DataFacts:
 
 
 def prepare(
-    model: Path | io.Loaded,
+    model: Path | io.LoadedModel,
     recipe: LoadedRecipe,
     *,
     arrays: Mapping[str, Arrays] = NOTHING,
@@ -245,7 +245,7 @@ def _check_labels(job: Job, outputs: runtime.Values) -> None:
     )
 
 
-def _payload(loaded: io.Loaded) -> bytes | Path:
+def _payload(loaded: io.LoadedModel) -> bytes | Path:
     return loaded.path if loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 else io.to_bytes(loaded.model)
 
 

@@ -104,10 +104,10 @@ def _check_structural(wanted: Sequence[Gate], report: Report, budget: LoadedBudg
 
 def structure_report(path: Path) -> Report:
     """A report that holds one model's size and structure and nothing else. Raises ModelError."""
-    from lepton_cli.commands.assemble import Clock, assemble, variant
+    from lepton_cli.commands.assemble import RunClock, assemble, variant
     from lepton_cli.model import io
 
-    clock = Clock()
+    clock = RunClock()
     loaded = io.load(path)
     return assemble("gate", clock, variants=(variant("original", loaded, _macs(loaded.model)),))
 

@@ -42,7 +42,7 @@ class Measured:
 
 
 def measure(
-    models: Mapping[str, io.Loaded],
+    models: Mapping[str, io.LoadedModel],
     job: Job,
     progress: Progress,
     *,
@@ -122,7 +122,7 @@ def _energy(
         found.skipped += (Skipped(what="energy", reason=reason),)
 
 
-def _variant(name: str, loaded: io.Loaded, job: Job, names: Mapping[str, str] | None) -> Variant:
+def _variant(name: str, loaded: io.LoadedModel, job: Job, names: Mapping[str, str] | None) -> Variant:
     return variant(name, loaded, job.macs(loaded.model, names))
 
 
@@ -149,7 +149,7 @@ def _device(found: Measured) -> str | None:
     return next((name for name in used if provider_name(name).startswith(("CUDA", "Tensorrt"))), None)
 
 
-def structure(loaded: io.Loaded, job: Job, names: Mapping[str, str] | None = None) -> Size:
+def structure(loaded: io.LoadedModel, job: Job, names: Mapping[str, str] | None = None) -> Size:
     """Size and structure of one model. `names`: its inputs -> the data's, where they differ."""
     return size.measure(loaded.payload, loaded.model, macs=job.macs(loaded.model, names))
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lepton_cli.commands.assemble import Clock, assemble, broken
+from lepton_cli.commands.assemble import RunClock, assemble, broken
 from lepton_cli.commands.measuring import Measured
 from lepton_cli.errors import LeptonError
 from lepton_cli.recipe.load import LoadedRecipe
@@ -87,7 +87,7 @@ class Run:
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
-        self.clock = Clock()
+        self.clock = RunClock()
         self.warnings: list[str] = []
         #: Filled while measuring: what an interrupt or an error leaves is in the report.
         self.measured = Measured()

@@ -53,7 +53,7 @@ class Watch(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Tuned:
     """What a search left: the report, and the files written in order of interest."""
 
     report: Report
@@ -71,7 +71,7 @@ def tune(
     earlier: Path | None = None,
     allow_code: bool = False,
     run: Run | None = None,
-) -> Result:
+) -> Tuned:
     """Search for the best model under the recipe's limits. `earlier`: a report whose trials are taken over;
     `run`: how it was asked for, where that is not by these arguments.
 
@@ -125,7 +125,7 @@ class _Tuning:
 
         return SharedStore(self.section.storage, self.search, self.job.recipe.base)
 
-    def execute(self, earlier: Path | None) -> Result:
+    def execute(self, earlier: Path | None) -> Tuned:
         """All of it. Ctrl-C ends with the report of the best so far."""
         original = self._original()
         if earlier is not None:
@@ -260,7 +260,7 @@ class _Tuning:
                 built = self.lab.build(_candidate(trial))
                 self.publisher.provisional(trial, built, trials)
 
-    def _finish(self, bench: Bench, ended: str) -> Result:
+    def _finish(self, bench: Bench, ended: str) -> Tuned:
         """Verify: the closest race, all measurements, and the next one when the first breaks a limit after all."""
         trials = self._own(bench.trials())
         ranked = self._ranked(trials)
@@ -288,13 +288,13 @@ class _Tuning:
                     )
                 report = self.publisher.judged(trial, trials, built.records, measured, ended)
                 if all(gate.verdict in ("pass", "skipped") or gate.level == "warn" for gate in report.gates):
-                    return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
+                    return Tuned(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
                 if fallback is None or (report.status, fallback[0].status) == ("ok", "gate_failed"):
                     fallback = (report, trial, built, measured)
             assert fallback is not None
             _, trial, built, measured = fallback
             built = self.lab.build(_candidate(trial))
-            return Result(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
+            return Tuned(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
 
     def _ranked(self, trials: Sequence[Trial]) -> list[Trial]:
         """The best and those next to it; without any within the limits the nearest to them."""
@@ -326,7 +326,7 @@ class _Tuning:
         ratio = {c.variant: c.ratio for c in table.changes if c.provider == provider and c.batch == batch}
         return sorted(ranked, key=lambda trial: ratio.get(trial.key, float("inf")))
 
-    def _interrupted(self, bench: Bench) -> Result:
+    def _interrupted(self, bench: Bench) -> Tuned:
         """What is known, from the trials alone."""
         trials = self._own(bench.trials())
         ranked = self._ranked(trials)
@@ -335,7 +335,7 @@ class _Tuning:
         with lock(self.folder / "locks" / "best"):
             built = self.lab.build(_candidate(ranked[0]))
             report = self.publisher.provisional(ranked[0], built, trials, interrupted=True)
-        return Result(report, self.publisher.files(), interrupted=True)
+        return Tuned(report, self.publisher.files(), interrupted=True)
 
 
 def _candidate(trial: Trial) -> Candidate:

@@ -141,7 +141,7 @@ class Publisher:
         reports = (self.output / render.FILES[kind] for kind in self._kinds())
         return tuple(path for path in (self.path, self.output / RECIPE, *reports) if path.exists())
 
-    def _kinds(self) -> tuple[render.Kind, ...]:
+    def _kinds(self) -> tuple[render.ReportFormat, ...]:
         return tuple(dict.fromkeys((*self.job.spec.output.reports, "json")))
 
     def _save(self, trial: Trial, built: Built) -> str:

@@ -58,4 +58,4 @@ def _tables(model: ir.Model) -> tuple[str, ...]:
 
 def _prunable(model: ir.Model) -> bool:
     """Whether any group of channels can lose some."""
-    return any(group["frozen"] is None for group in channels.survey(model, shapes.default_feeds(model, 1, 64)))
+    return any(found.group.frozen is None for found in channels.survey(model, shapes.default_feeds(model, 1, 64)))

@@ -120,9 +120,27 @@ def _remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def temporary() -> Iterator[Path]:
-    """A scratch folder for what leaves nothing behind."""
-    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
-        yield Path(folder)
+    """A scratch folder for what leaves nothing behind.
+
+    Raises OutputError when none can be made, and DiskFullError for whatever fails in its use for want of room.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-"))
+        except OSError as error:
+            raise disk_full(error, None, begun=False) or OutputError(
+                "output.write",
+                "cannot write temporary files",
+                cause=error.strerror or str(error),
+                hint="name a folder for them in the variable TMPDIR",
+            ) from error
+        try:
+            yield Path(folder)
+        except Exception as error:
+            full = disk_full(error, None)
+            if full is None or full is error:
+                raise
+            raise full from error
 
 
 def _reclaim(folder: Path, stays: set[str]) -> None:

@@ -19,7 +19,7 @@ from lepton_cli.coupling.known_shapes import KnownShapes
 from lepton_cli.graph.edit import is_constant
 
 Ids = NDArray[np.int64]
-Axis = tuple[str, int]
+TensorAxis = tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Group:
     #: Component label of every channel, in order.
     atoms: Ids
     #: (initializer, axis) -> positions, shape [channels, positions per channel].
-    slices: Mapping[Axis, Ids]
+    slices: Mapping[TensorAxis, Ids]
     producers: tuple[Port, ...]
     consumers: tuple[Port, ...]
     #: Why no channel may go, and at which node; `None` for a prunable group.
@@ -60,11 +60,11 @@ class Group:
 class Coupling:
     """The analysed model: component labels of all known positions, and the groups they form."""
 
-    labels: Mapping[Axis, Ids]
+    labels: Mapping[TensorAxis, Ids]
     groups: tuple[Group, ...]
     facts: KnownShapes
 
-    def keep(self, axis: Axis, removed: Collection[int] | Ids) -> NDArray[np.bool_] | None:
+    def keep(self, axis: TensorAxis, removed: Collection[int] | Ids) -> NDArray[np.bool_] | None:
         """Mask of the positions that stay; `None` when nothing goes."""
         labels = self.labels.get(axis)
         if labels is None:
@@ -80,12 +80,12 @@ class Links:
         self.facts = facts
         self.model = model
         self.ports: list[Port] = []
-        self.live: set[Axis] = set()
-        self._start: dict[Axis, int] = {}
+        self.live: set[TensorAxis] = set()
+        self._start: dict[TensorAxis, int] = {}
         self._count = 0
         self._edges: list[tuple[Ids, Ids]] = []
         self._frozen: list[tuple[Ids, str, str]] = []
-        self._touched: set[Axis] = set()
+        self._touched: set[TensorAxis] = set()
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Concrete shape, or `None` when unknown."""
@@ -191,11 +191,11 @@ def _components(count: int, edges: Iterable[tuple[Ids, Ids]]) -> Ids:
 
 
 def _groups(
-    labels: Mapping[Axis, Ids], model: ir.Model, ports: list[Port], reasons: Mapping[int, tuple[str, str]]
+    labels: Mapping[TensorAxis, Ids], model: ir.Model, ports: list[Port], reasons: Mapping[int, tuple[str, str]]
 ) -> tuple[Group, ...]:
     """Atoms with a producing weight, gathered by the (initializer, axis) positions they cover."""
     initializers = set(model.graph.initializers)
-    places: dict[int, dict[Axis, list[int]]] = {}
+    places: dict[int, dict[TensorAxis, list[int]]] = {}
     for axis, row in labels.items():
         if axis[0] in initializers:
             for position, root in enumerate(row.tolist()):
@@ -207,7 +207,7 @@ def _groups(
             layout = (tuple((axis, len(where)) for axis, where in axes.items()), reasons.get(root))
             layouts.setdefault(layout, []).append(root)
     order = {node.name: number for number, node in enumerate(model.graph)}
-    at: dict[Axis, list[int]] = {}
+    at: dict[TensorAxis, list[int]] = {}
     for number, port in enumerate(ports):
         at.setdefault((port.weight, port.axis), []).append(number)
     groups = []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.labels import number_labels
 from lepton_cli.data.npz import Member, read_npy, read_npz
 from lepton_cli.data.source import MAX_CHUNK_BYTES, Chunk, file_digest, label_map, lengths_differ, nearest
@@ -16,7 +15,6 @@ from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
 
-Array = NDArray[Any]
 #: Arrays of these names are not taken for the only input.
 LABEL_WORDS = frozenset({"label", "labels", "y", "target", "targets", "class", "classes"})
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+#: Samples, labels or outputs, of any type.
+Array = NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)

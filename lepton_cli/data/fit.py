@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from lepton_cli.data.preprocess import Array, Fitted, Raw, prepare
+from lepton_cli.data.dataset import Array
+from lepton_cli.data.preprocess import Fitted, Raw, prepare
 from lepton_cli.data.spec import Preprocess
 from lepton_cli.errors import DataError
 

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.labels import number_labels
 from lepton_cli.data.preprocess import Raw
 from lepton_cli.data.source import Chunk, label_map
@@ -20,7 +20,6 @@ from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError, MissingExtraError
 from lepton_cli.tensors import TensorInfo
 
-Array = NDArray[Any]
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 #: Larger images are refused before a pixel is decoded; a photograph has 10 to 100 million.
 MAX_PIXELS = 1 << 27

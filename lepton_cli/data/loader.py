@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.preprocess import Raw
 from lepton_cli.data.source import Chunk, file_digest, label_map, nearest
 from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
-
-Array = NDArray[Any]
 
 
 class LoaderSource:

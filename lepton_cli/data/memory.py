@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from lepton_cli.data import check
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.labels import number_labels
 from lepton_cli.data.reader import SourceDataset
 from lepton_cli.data.source import Chunk, lengths_differ, nearest
@@ -17,7 +18,6 @@ from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
 
-Array = NDArray[Any]
 #: What reports say instead of a path.
 PATH = "memory"
 

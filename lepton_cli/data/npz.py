@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.source import MAX_CHUNK_BYTES
 from lepton_cli.errors import DataError
 
-Array = NDArray[Any]
 #: Bytes of a compressed array that have to be held at once because it is stored column by column.
 MAX_COLUMN_MAJOR_BYTES = 1 << 28
 _MAX_MEMBERS = 10_000

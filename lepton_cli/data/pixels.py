@@ -5,14 +5,13 @@ Arrays are `[n, height, width]` (gray) or `[n, height, width, channels]`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError, MissingExtraError
 
-Array = NDArray[Any]
 #: No resized image may have more pixels than this: a typing error must not fill the memory.
 MAX_PIXELS = 1 << 26
 

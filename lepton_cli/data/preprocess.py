@@ -6,13 +6,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lepton_cli.data import pixels
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.spec import Preprocess
 from lepton_cli.errors import DataError
 
-Array = NDArray[Any]
 #: Samples as stored: one array with samples on axis 0, or a list when their shapes differ.
 Raw = Array | list[Array]
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from lepton_cli.data import preprocess
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.fit import Statistics, fit
-from lepton_cli.data.preprocess import Array, Fitted, Raw
+from lepton_cli.data.preprocess import Fitted, Raw
 from lepton_cli.data.source import Chunk, Source, unreadable
 from lepton_cli.data.spec import DataSpec, Preprocess
 from lepton_cli.errors import DataError

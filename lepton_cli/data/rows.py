@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from lepton_cli.errors import DataError, MissingExtraError
 
 #: The number that `place` turns into words, and the cells by column.
-Row = tuple[int, Mapping[str, Any]]
+DataRow = tuple[int, Mapping[str, Any]]
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 #: A longer line is not a row of a table: 16 MiB hold two million numbers.
 MAX_LINE = 1 << 24
@@ -32,7 +32,7 @@ def columns(path: Path) -> list[str]:
     return [] if first is None else list(first[1])
 
 
-def read(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def read(path: Path, wanted: Sequence[str]) -> Iterator[DataRow]:
     """All rows; columns besides `wanted` may be left out. Raises DataError where the file is broken."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -86,7 +86,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[DataRow]:
     names = _header(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -102,7 +102,7 @@ def _csv(path: Path) -> Iterator[Row]:
         raise _broken(path, error) from error
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[DataRow]:
     number = 0
     try:
         with path.open("rb") as stream:
@@ -131,7 +131,7 @@ def _parquet(path: Path) -> Any:
         raise _broken(path, error) from error
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[DataRow]:
     number = 0
     with _parquet(path) as file:
         try:

@@ -7,14 +7,12 @@ import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
+from lepton_cli.data.dataset import Array
 from lepton_cli.data.preprocess import Raw
 from lepton_cli.errors import DataError
 
-Array = NDArray[Any]
 #: No chunk or sample that is read at once may be larger: declared sizes are not to be trusted.
 MAX_CHUNK_BYTES = 1 << 32
 

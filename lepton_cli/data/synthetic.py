@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.preprocess import cast
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
 
-Array = NDArray[Any]
 #: Token ids and other indices stay below this: nearly every table is longer.
 MAX_INDEX = 100
 #: Values of one input; more would not fit the memory of most machines.

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
 from lepton_cli.measure import fidelity, hooks, interrupt, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
@@ -20,8 +19,6 @@ from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.progress import Progress
 from lepton_cli.runtime import Session
-
-Array = NDArray[Any]
 
 
 def evaluate(

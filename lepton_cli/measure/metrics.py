@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.metrics import MEASURABLE
 
-Array = NDArray[Any]
 #: Kept columns: shape (..., samples, columns).
-Columns = NDArray[np.float64]
+KeptColumns = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
     """How a metric is computed. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples."""
 
-    keep: Callable[[Array, Array], Columns]
-    value: Callable[[Columns], Array]
+    keep: Callable[[Array, Array], KeptColumns]
+    value: Callable[[KeptColumns], Array]
     #: Every kept value is 0 or 1 and `value` is their mean: intervals of proportions apply.
     proportion: bool = False
     #: Labels are classes.
@@ -128,7 +128,7 @@ def cosine(first: Array, second: Array) -> Array:
         return np.asarray(np.where(norms > 0, np.einsum("ij,ij->i", a, b) / norms, (a == b).all(axis=1)))
 
 
-def _hits(output: Array, labels: Array, k: int) -> Columns:
+def _hits(output: Array, labels: Array, k: int) -> KeptColumns:
     """Share of right guesses of each sample; 0 or 1 where a sample has one label."""
     if not np.issubdtype(output.dtype, np.floating):
         if k > 1 or output.size != labels.size:
@@ -157,7 +157,7 @@ def check_range(labels: Array, classes: int) -> None:
         )
 
 
-def _classes(output: Array, labels: Array) -> Columns:
+def _classes(output: Array, labels: Array) -> KeptColumns:
     if np.issubdtype(output.dtype, np.floating):
         scores = class_scores(output, labels)
         check_range(labels, scores.shape[-1])
@@ -167,7 +167,7 @@ def _classes(output: Array, labels: Array) -> Columns:
     return np.stack([output.reshape(-1), labels.reshape(-1)], axis=1).astype(np.float64)
 
 
-def _f1(columns: Columns, average: str) -> Array:
+def _f1(columns: KeptColumns, average: str) -> Array:
     """F1 from predicted and true classes. Macro: mean over classes that occur; binary: class 1."""
     predicted, true = columns[..., 0].astype(np.int64), columns[..., 1].astype(np.int64)
     lead = predicted.shape[:-1]
@@ -189,14 +189,14 @@ def _f1(columns: Columns, average: str) -> Array:
     return np.asarray(scores.sum(axis=1) / np.maximum(1, (size > 0).sum(axis=1))).reshape(lead)
 
 
-def _errors(output: Array, labels: Array, of: Callable[[Array], Array]) -> Columns:
+def _errors(output: Array, labels: Array, of: Callable[[Array], Array]) -> KeptColumns:
     """Mean error of each sample."""
     a, b = _flat(output), _flat(labels)
     _same_width(a, b)
     return np.asarray(of(a - b).mean(axis=1, keepdims=True))
 
 
-def _regression_sums(output: Array, labels: Array) -> Columns:
+def _regression_sums(output: Array, labels: Array) -> KeptColumns:
     """Per sample: squared error, sum of labels, sum of their squares, their number."""
     a, b = _flat(output), _flat(labels)
     _same_width(a, b)
@@ -204,14 +204,14 @@ def _regression_sums(output: Array, labels: Array) -> Columns:
     return np.stack([np.square(a - b).sum(axis=1), b.sum(axis=1), np.square(b).sum(axis=1), width], axis=1)
 
 
-def _r2(columns: Columns) -> Array:
+def _r2(columns: KeptColumns) -> Array:
     error, total, squares, count = np.moveaxis(columns.sum(axis=-2), -1, 0)
     spread = squares - total**2 / count
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(spread > 0, 1 - error / spread, np.nan))
 
 
-def _pairs(output: Array, labels: Array) -> Columns:
+def _pairs(output: Array, labels: Array) -> KeptColumns:
     a, b = _flat(output), _flat(labels)
     if a.shape != b.shape or a.shape[1] != 1:
         raise DataError(
@@ -222,7 +222,7 @@ def _pairs(output: Array, labels: Array) -> Columns:
     return np.concatenate([a, b], axis=1)
 
 
-def _spearman(columns: Columns) -> Array:
+def _spearman(columns: KeptColumns) -> Array:
     """Correlation of average ranks."""
     first, second = _ranks(columns[..., 0]), _ranks(columns[..., 1])
     first, second = first - first.mean(axis=-1, keepdims=True), second - second.mean(axis=-1, keepdims=True)
@@ -245,15 +245,15 @@ def _ranks(values: Array) -> Array:
     return ranks
 
 
-def _mean(columns: Columns) -> Array:
+def _mean(columns: KeptColumns) -> Array:
     return np.asarray(columns[..., 0].mean(axis=-1))
 
 
-def _root_mean(columns: Columns) -> Array:
+def _root_mean(columns: KeptColumns) -> Array:
     return np.sqrt(_mean(columns))
 
 
-def _flat(array: Array) -> Columns:
+def _flat(array: Array) -> KeptColumns:
     return array.reshape(len(array), -1).astype(np.float64)
 
 

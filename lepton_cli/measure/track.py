@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError, MeasurementError
 from lepton_cli.measure import metrics, statistics
 from lepton_cli.measure.hooks import Hook
 from lepton_cli.measure.results import MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
-
-Array = NDArray[Any]
 
 
 class Track:
@@ -24,11 +22,11 @@ class Track:
     def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
         self.spec, self.output, self.label, self.hook = spec, output, label, hook
         self.about, self.formula = spec.about, metrics.formula(spec)
-        self._columns: dict[str, list[metrics.Columns]] = {}
+        self._columns: dict[str, list[metrics.KeptColumns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
         self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}
         self._labels: list[Array] = []
-        self._done: dict[str, metrics.Columns] = {}
+        self._done: dict[str, metrics.KeptColumns] = {}
         self._numbers: dict[str, float] = {}
         self._n = 0
 
@@ -75,7 +73,7 @@ class Track:
         self._everything.setdefault(arm, []).append((outputs, labels))
         self._n = sum(len(next(iter(o.values()))) for o, _ in self._everything[arm])
 
-    def columns(self, arm: str) -> metrics.Columns | None:
+    def columns(self, arm: str) -> metrics.KeptColumns | None:
         """Kept values of all samples; `None` for a hook that gives a single number."""
         if arm in self._everything:
             return None
@@ -161,7 +159,7 @@ class Track:
         spread = float(self.formula.value(self.formula.keep(guess, labels)))
         return 1 - value / spread if spread > 0 else -value
 
-    def _is_proportion(self, columns: metrics.Columns) -> bool:
+    def _is_proportion(self, columns: metrics.KeptColumns) -> bool:
         return self.formula.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
 
     def _finite(self, arm: str) -> float:

@@ -14,7 +14,7 @@ from lepton_cli.model import io
 Model = ir.Model | onnx.ModelProto | str | os.PathLike[str]
 
 
-def load(model: Model, workdir: Path) -> io.Loaded:
+def load(model: Model, workdir: Path) -> io.LoadedModel:
     """Read and validate a model; the one given is never changed.
 
     Weights beyond protobuf's limit, and large ones that are on disk already, are written into `workdir`. Raises
@@ -41,5 +41,5 @@ def load(model: Model, workdir: Path) -> io.Loaded:
         raise ModelError("model.broken", "the model in memory cannot be serialised", cause=cause) from error
 
 
-def _reopened(model: onnx.ModelProto, workdir: Path) -> io.Loaded:
+def _reopened(model: onnx.ModelProto, workdir: Path) -> io.LoadedModel:
     return io.reopened(ir.from_proto(model), workdir)

@@ -28,7 +28,7 @@ _PASSING = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "T
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model read from disk, or from `data` in memory. `files`: the model file and the external data it names."""
 
     model: ir.Model
@@ -48,15 +48,15 @@ class Loaded:
         return sum(file.stat().st_size for file in self.files) if self.data is None else len(self.data)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> LoadedModel:
     """Read and validate a model; weights in external files stay on disk until used. Raises ModelError."""
     model = check.read(path)
     files = (path, *check.external_files(model, path))
     name_nodes(model)
-    return Loaded(model, path, hash_files(files), files)
+    return LoadedModel(model, path, hash_files(files), files)
 
 
-def read(data: bytes) -> Loaded:
+def read(data: bytes) -> LoadedModel:
     """Validate a serialised model; it has no files. Raises ModelError."""
     model = check.parse(MEMORY, data)
     if check.external_files(model, MEMORY):
@@ -66,10 +66,10 @@ def read(data: bytes) -> Loaded:
             hint="give the path of the model, or load it with its weights: onnx.load(path)",
         )
     name_nodes(model)
-    return Loaded(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data)
+    return LoadedModel(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data)
 
 
-def reopened(model: ir.Model, workdir: Path) -> Loaded:
+def reopened(model: ir.Model, workdir: Path) -> LoadedModel:
     """The model as it reads back when it is saved: in memory, or in `workdir` when its weights are too large.
 
     The model itself is not changed, and shares nothing with the result.

@@ -22,7 +22,7 @@ BLENDS = 5
 
 
 class Price(Protocol):
-    """What widths cost: multiply-accumulates, parameters, bytes (`cost.Cost`) or measured time (`times.Times`)."""
+    """What widths cost: multiply-accumulates, parameters, bytes (`cost.CostModel`) or measured time (`times.Times`)."""
 
     def __call__(self, widths: Widths) -> float:
         """Cost of these widths."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,10 +61,18 @@ def analysed(
     return Analysis(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
 
 
-def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """Facts about every channel group, without data: for `inspect --channels` and `plan`."""
-    from lepton_cli.prune.spec import PruneChannels
+@dataclasses.dataclass(frozen=True)
+class GroupFacts:
+    """A group of channels, and what of the model it is: what would go with all of them."""
 
+    group: Group
+    #: Share of the model's multiply-accumulates.
+    macs_share: float
+    parameters: int
+
+
+def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[GroupFacts]:
+    """Facts about every channel group, without data: for `inspect --channels` and `tune`."""
     plan = analysed(model, PruneChannels(step="prune.channels"), feeds, run=shapes.runnable(model))
     groups = (*plan.groups, *plan.frozen)
     macs = cost_model.macs(plan.model, plan.coupling, groups)
@@ -73,16 +80,7 @@ def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[dict[str
     full = np.array([group.channels for group in groups], np.int64)
     all_macs, all_parameters = macs(full), size(full)
     return [
-        {
-            "name": group.name,
-            "channels": group.channels,
-            "nodes": [port.node for port in group.producers],
-            "consumers": [port.node for port in group.consumers],
-            "macs_share": 1 - macs_left / max(all_macs, 1.0),
-            "params": round(all_parameters - parameters_left),
-            "frozen": group.frozen,
-            "node": group.node,
-        }
+        GroupFacts(group, 1 - macs_left / max(all_macs, 1.0), round(all_parameters - parameters_left))
         for group, macs_left, parameters_left in zip(groups, macs.without(full), size.without(full), strict=True)
     ]
 

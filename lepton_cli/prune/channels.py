@@ -23,7 +23,7 @@ from lepton_cli.probe import linear
 from lepton_cli.prune import allocate, latency, norms, ranking, recover
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.analysis import Analysis, analysed, feeds, survey
-from lepton_cli.prune.cost import Cost, Widths
+from lepton_cli.prune.cost import CostModel, Widths
 from lepton_cli.prune.decisions import decisions, details
 from lepton_cli.prune.details import ReachedTarget
 from lepton_cli.prune.hessian import Ranking
@@ -40,11 +40,11 @@ class Goal:
 
     metric: str
     share: float
-    price: Cost
+    price: CostModel
     whole: float
 
     @property
-    def part(self) -> tuple[Cost, float]:
+    def part(self) -> tuple[CostModel, float]:
         """The price, and what may be spent."""
         return self.price, self.share * self.whole
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling.links import Axis, Coupling, Group
+from lepton_cli.coupling.links import Coupling, Group, TensorAxis
 from lepton_cli.graph import cost
 
 Widths = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class CostModel:
     """`base` plus a sum of terms, each a constant times a product of axis lengths that are linear in the widths.
 
     `fixed` [terms, axes] holds positions of no group (1 for unused axes). Positions per channel are sparse, as wide
@@ -62,7 +62,7 @@ class Cost:
         return np.asarray(full + change @ self.factor[uses])
 
 
-def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> Cost:
+def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> CostModel:
     """Multiply-accumulates of one run at the analysed input size."""
     counted = cost.macs(model, coupling.facts.shapes)
     nodes = {node.name or "": node for node in model.graph}
@@ -78,7 +78,7 @@ def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> Cost:
     return _build(terms, 0.0, coupling, groups)
 
 
-def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[Axis], tuple[int, ...]]:
+def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[TensorAxis], tuple[int, ...]]:
     """Axes that a product of two activations loops over: the output's and the contracted one."""
     output, left = node.outputs[0], node.inputs[0]
     shape = coupling.facts.shapes.get(output.name or "", ())
@@ -91,7 +91,7 @@ def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[Axis], tup
 
 def parameters(
     model: ir.Model, coupling: Coupling, groups: Sequence[Group], *, as_bytes: bool = False, base: float = 0.0
-) -> Cost:
+) -> CostModel:
     """Elements (or bytes) of all initializers."""
     terms = []
     for name, value in model.graph.initializers.items():
@@ -103,11 +103,14 @@ def parameters(
 
 
 def _build(
-    terms: Sequence[tuple[float, list[Axis], tuple[int, ...]]], base: float, coupling: Coupling, groups: Sequence[Group]
-) -> Cost:
+    terms: Sequence[tuple[float, list[TensorAxis], tuple[int, ...]]],
+    base: float,
+    coupling: Coupling,
+    groups: Sequence[Group],
+) -> CostModel:
     """Terms that no group touches become part of the base."""
     owner = {int(label): index for index, group in enumerate(groups) for label in group.atoms}
-    makeup: dict[Axis, dict[int, int] | None] = {}
+    makeup: dict[TensorAxis, dict[int, int] | None] = {}
     rows: list[tuple[float, list[tuple[float, Mapping[int, float]]]]] = []
     for total, axes, shape in terms:
         touched: list[tuple[float, Mapping[int, float]]] = []
@@ -135,14 +138,16 @@ def _build(
 
 def sparse(
     base: float, factor: NDArray[np.float64], fixed: NDArray[np.float64], entries: Iterable[tuple[int, int, float]]
-) -> Cost:
+) -> CostModel:
     """A cost from (group, place, positions per channel), in any order; each group is at a place at most once."""
     ordered = sorted(entries)
     group, place, share = zip(*ordered, strict=True) if ordered else ((), (), ())
-    return Cost(base, factor, fixed, np.array(place, np.int64), np.array(group, np.int64), np.array(share, np.float64))
+    return CostModel(
+        base, factor, fixed, np.array(place, np.int64), np.array(group, np.int64), np.array(share, np.float64)
+    )
 
 
-def _makeup(coupling: Coupling, axis: Axis, owner: Mapping[int, int]) -> dict[int, int] | None:
+def _makeup(coupling: Coupling, axis: TensorAxis, owner: Mapping[int, int]) -> dict[int, int] | None:
     labels = coupling.labels.get(axis)
     if labels is None:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RoundingMethod = Literal["rtn", "hqq", "k_quant"]
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 
@@ -22,10 +22,10 @@ class Blocks:
     """Quantized blocks. `codes` [..., block], `scales` [...], `zero_points` [...] (`None` when symmetric)."""
 
     codes: Codes
-    scales: Floats
+    scales: Float32Array
     zero_points: Codes | None
 
-    def dequantized(self, bits: int) -> Floats:
+    def dequantized(self, bits: int) -> Float32Array:
         """What the runtime will compute with."""
         zero = (
             np.float32(1 << (bits - 1)) if self.zero_points is None else self.zero_points[..., None].astype(np.float32)
@@ -33,14 +33,14 @@ class Blocks:
         return (self.codes.astype(np.float32) - zero) * self.scales[..., None]
 
 
-def quantize(blocks: Floats, bits: int, method: RoundingMethod, symmetric: bool) -> Blocks:
+def quantize(blocks: Float32Array, bits: int, method: RoundingMethod, symmetric: bool) -> Blocks:
     """Quantize float blocks [..., block]."""
     if symmetric:
         return _symmetric(blocks, bits, search=method != "rtn")
     return {"rtn": _affine, "hqq": _half_quadratic, "k_quant": _k_quant}[method](blocks, bits)
 
 
-def _symmetric(blocks: Floats, bits: int, search: bool) -> Blocks:
+def _symmetric(blocks: Float32Array, bits: int, search: bool) -> Blocks:
     """The value of greatest magnitude takes the code 0, the one further from the middle than any other."""
     half = 1 << (bits - 1)
     at = np.abs(blocks).argmax(axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ def _symmetric(blocks: Floats, bits: int, search: bool) -> Blocks:
     return best
 
 
-def _affine(blocks: Floats, bits: int) -> Blocks:
+def _affine(blocks: Float32Array, bits: int) -> Blocks:
     """Least and greatest value (0 included) at the ends of the range."""
     top = (1 << bits) - 1
     low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
@@ -63,12 +63,12 @@ def _affine(blocks: Floats, bits: int) -> Blocks:
     return _encode(blocks, scales, _rounded(-low, scales, top), bits)
 
 
-def _rounded(offset: Floats, scales: Floats, top: int) -> Codes:
+def _rounded(offset: Float32Array, scales: Float32Array, top: int) -> Codes:
     safe = np.where(scales == 0, 1, scales)
     return np.clip(np.rint(offset / safe), 0, top).astype(np.uint8)
 
 
-def _encode(blocks: Floats, scales: Floats, zero_points: Codes | None, bits: int) -> Blocks:
+def _encode(blocks: Float32Array, scales: Float32Array, zero_points: Codes | None, bits: int) -> Blocks:
     top = (1 << bits) - 1
     zero = np.float32(1 << (bits - 1)) if zero_points is None else zero_points[..., None].astype(np.float32)
     safe = np.where(scales == 0, 1, scales)[..., None]
@@ -76,12 +76,14 @@ def _encode(blocks: Floats, scales: Floats, zero_points: Codes | None, bits: int
     return Blocks(codes, scales, zero_points)
 
 
-def _error(blocks: Floats, made: Blocks, bits: int) -> Floats:
-    error: Floats = np.square(made.dequantized(bits) - blocks).sum(axis=-1)
+def _error(blocks: Float32Array, made: Blocks, bits: int) -> Float32Array:
+    error: Float32Array = np.square(made.dequantized(bits) - blocks).sum(axis=-1)
     return error
 
 
-def _better(blocks: Floats, best: Blocks, least: Floats, trial: Blocks, bits: int) -> tuple[Blocks, Floats]:
+def _better(
+    blocks: Float32Array, best: Blocks, least: Float32Array, trial: Blocks, bits: int
+) -> tuple[Blocks, Float32Array]:
     error = _error(blocks, trial, bits)
     wins = error < least
     zero_points = None
@@ -91,7 +93,7 @@ def _better(blocks: Floats, best: Blocks, least: Floats, trial: Blocks, bits: in
     return Blocks(codes, np.where(wins, trial.scales, best.scales), zero_points), np.where(wins, error, least)
 
 
-def _k_quant(blocks: Floats, bits: int) -> Blocks:
+def _k_quant(blocks: Float32Array, bits: int) -> Blocks:
     """llama.cpp's k-quant idea: try stretched scales, refit scale and offset by least squares, keep the best."""
     best = _affine(blocks, bits)
     least = _error(blocks, best, bits)
@@ -112,7 +114,7 @@ def _k_quant(blocks: Floats, bits: int) -> Blocks:
     return best
 
 
-def _half_quadratic(blocks: Floats, bits: int) -> Blocks:
+def _half_quadratic(blocks: Float32Array, bits: int) -> Blocks:
     """HQQ (Badri and Shaji, 2023): fit the zero point to a sparse (p = 0.7) error, alternating two closed forms."""
     best = _affine(blocks, bits)
     least = _error(blocks, best, bits)

@@ -29,7 +29,7 @@ WIDE = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class LayerPair:
     """Two layers with only homogeneous operators between them; `tensor` is the last one, read by `second` alone."""
 
     first: str
@@ -37,7 +37,7 @@ class Pair:
     tensor: str
 
 
-def pairs(model: ir.Model, choice: Choice) -> list[Pair]:
+def pairs(model: ir.Model, choice: Choice) -> list[LayerPair]:
     """Conv pairs that can be equalised, in graph order."""
     outputs = {value.name for value in model.graph.outputs}
     found = []
@@ -46,7 +46,7 @@ def pairs(model: ir.Model, choice: Choice) -> list[Pair]:
             continue
         value, user = _next_layer(node, HOMOGENEOUS, outputs)
         if user is not None and user.name in choice.anchors and user.inputs[0] is value and _alone(user, 1):
-            found.append(Pair(node.name or "", user.name or "", value.name or ""))
+            found.append(LayerPair(node.name or "", user.name or "", value.name or ""))
     return found
 
 
@@ -90,7 +90,9 @@ def _alone(node: ir.Node, position: int) -> bool:
     return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def equalise(model: ir.Model, found: list[Pair], ends: Mapping[str, Channels], strength: float) -> tuple[ir.Model, int]:
+def equalise(
+    model: ir.Model, found: list[LayerPair], ends: Mapping[str, Channels], strength: float
+) -> tuple[ir.Model, int]:
     """A copy with scaled weights, and the number of pairs scaled. `strength` 1: all channels equally wide."""
     copy = io.clone(model)
     nodes, editor = {node.name: node for node in copy.graph}, Editor(copy)

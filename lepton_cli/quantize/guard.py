@@ -18,7 +18,7 @@ MOST_TRIALS = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class GroupSensitivity:
     """SQNR of the outputs when only these neighbouring anchors are quantized; lower is worse."""
 
     nodes: tuple[str, ...]
@@ -28,7 +28,7 @@ class Sensitivity:
 
 def sensitivity(
     model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
-) -> list[Sensitivity]:
+) -> list[GroupSensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
     anchors = [node for node in model.graph if node.name in choice.anchors]
     size = -(-len(anchors) // MOST_TRIALS)
@@ -38,12 +38,12 @@ def sensitivity(
         for group in groups:
             names = tuple(node.name or "" for node in group)
             made = write(choice.without(choice.anchors - set(names), "", model))
-            found.append(Sensitivity(names, group[0].op_type, fidelity.sqnr(made)))
+            found.append(GroupSensitivity(names, group[0].op_type, fidelity.sqnr(made)))
             stage.advance()
     return sorted(found, key=lambda entry: entry.sqnr_db)
 
 
-def table(ranking: list[Sensitivity]) -> tuple[details.Sensitivity, ...]:
+def table(ranking: list[GroupSensitivity]) -> tuple[details.Sensitivity, ...]:
     """The ranking as the report draws it."""
     return tuple(
         details.Sensitivity(node=", ".join(one.nodes), op=one.op, sqnr_db=round(one.sqnr_db, 2)) for one in ranking
@@ -54,7 +54,7 @@ def hold(
     model: ir.Model,
     choice: Choice,
     write: Callable[[Choice], ir.Model],
-    ranking: list[Sensitivity],
+    ranking: list[GroupSensitivity],
     score: Callable[[ir.Model], float],
     max_drop: float,
     reason: str = "returned to float by accuracy_guard",
@@ -70,7 +70,7 @@ def hold(
     most = len(ranking) if most is None else most
     trials: list[GuardTrial] = []
 
-    def attempt(dropped: list[Sensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
+    def attempt(dropped: list[GroupSensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
         names = [name for entry in dropped for name in entry.nodes]
         smaller = choice.widened(names) if wide else choice.without(names, reason, model)
         made = write(smaller) if smaller.anchors else model

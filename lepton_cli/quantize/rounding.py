@@ -19,7 +19,7 @@ from lepton_cli.model import io
 from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 #: Clipped ranges tried per channel, as shares of the full one.
 CUTS = np.linspace(1.0, 0.7, 13)
 #: Share of the mean variance added to each input, so that nothing is divided by zero.
@@ -67,7 +67,7 @@ def apply(
     return Rounded(copy, scales)
 
 
-def _as_rows(node: ir.Node, weight: NDArray[np.float32], groups: int) -> tuple[Floats, int]:
+def _as_rows(node: ir.Node, weight: NDArray[np.float32], groups: int) -> tuple[Float64Array, int]:
     """The weight as [groups, outputs per group, K], and its axis of output channels."""
     exact = weight.astype(np.float64)
     if node.op_type == "Conv":
@@ -77,13 +77,13 @@ def _as_rows(node: ir.Node, weight: NDArray[np.float32], groups: int) -> tuple[F
     return exact.T[None], 1
 
 
-def _as_weight(node: ir.Node, rows: Floats, like: NDArray[np.float32]) -> Floats:
+def _as_weight(node: ir.Node, rows: Float64Array, like: NDArray[np.float32]) -> Float64Array:
     if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1:
         return rows.reshape(like.shape)
     return np.ascontiguousarray(rows[0].T)
 
 
-def _layer(rows: Floats, covariance: Floats, limit: int, gptq: bool) -> tuple[Floats, Floats]:
+def _layer(rows: Float64Array, covariance: Float64Array, limit: int, gptq: bool) -> tuple[Float64Array, Float64Array]:
     """Scales [groups, n, 1] and rounded rows [groups, n, K]."""
     steps = _search(rows, covariance, limit)
     if not gptq:
@@ -97,17 +97,17 @@ def _layer(rows: Floats, covariance: Floats, limit: int, gptq: bool) -> tuple[Fl
     return steps, _nearest(rows, steps, limit)
 
 
-def _mean_variance(covariance: Floats) -> Floats:
+def _mean_variance(covariance: Float64Array) -> Float64Array:
     mean = np.einsum("gkk->g", covariance) / covariance.shape[-1]
     return np.where(mean > 0, mean, 1.0)[:, None, None]
 
 
-def _nearest(rows: Floats, steps: Floats, limit: int) -> Floats:
-    rounded: Floats = np.clip(np.rint(rows / steps), -limit, limit) * steps
+def _nearest(rows: Float64Array, steps: Float64Array, limit: int) -> Float64Array:
+    rounded: Float64Array = np.clip(np.rint(rows / steps), -limit, limit) * steps
     return rounded
 
 
-def _search(rows: Floats, covariance: Floats, limit: int) -> Floats:
+def _search(rows: Float64Array, covariance: Float64Array, limit: int) -> Float64Array:
     full = np.abs(rows).max(axis=-1, keepdims=True) / limit
     full = np.where(full > 0, full, 1.0)
     best, least = full, np.full(full.shape, np.inf)
@@ -116,11 +116,11 @@ def _search(rows: Floats, covariance: Floats, limit: int) -> Floats:
         cost = np.einsum("gnk,gnk->gn", np.matmul(error, covariance), error)[..., None]
         best, least = np.where(cost < least, full * cut, best), np.minimum(cost, least)
     # The file holds float32 scales: round to the grid that will really be used.
-    exact: Floats = best.astype(np.float32).astype(np.float64)
+    exact: Float64Array = best.astype(np.float32).astype(np.float64)
     return exact
 
 
-def _gptq(rows: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats:
+def _gptq(rows: Float64Array, covariance: Float64Array, steps: Float64Array, limit: int) -> Float64Array:
     """Columns in order of falling variance; errors spread by the Cholesky factor of the inverse covariance."""
     order = np.argsort(-np.einsum("gkk->gk", covariance), axis=-1, kind="stable")
     undo = np.argsort(order, axis=-1, kind="stable")
@@ -141,7 +141,7 @@ def _gptq(rows: Floats, covariance: Floats, steps: Floats, limit: int) -> Floats
     return np.take_along_axis(made, undo[:, None, :], axis=2)
 
 
-def _shift_bias(node: ir.Node, shift: Floats) -> None:
+def _shift_bias(node: ir.Node, shift: Float64Array) -> None:
     """Add `shift` to a constant bias that only this node reads; MatMul has none and is left as it is."""
     value = node.inputs[2] if len(node.inputs) > 2 and node.op_type != "MatMul" else None
     if value is None or value.const_value is None or len(value.uses()) != 1 or value.const_value.size != shift.size:

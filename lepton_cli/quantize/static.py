@@ -109,7 +109,7 @@ class _Quantization:
         self.target, self.options, self.context = target, options, context
         self.fidelity = Reference(model, context)
         self.warnings: list[str] = []
-        self.ranking: list[guard.Sensitivity] | None = None
+        self.ranking: list[guard.GroupSensitivity] | None = None
         self.speed: Speed | None = None
         self.accuracy_guard: Guard | None = None
         self.fidelity_guard: Guard | None = None
@@ -225,7 +225,7 @@ class _Quantization:
             self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
         return made
 
-    def _rank(self, best: refine.Best) -> list[guard.Sensitivity]:
+    def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
         """Every layer alone, worst first; measured once."""
         if self.ranking is None:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)

@@ -13,7 +13,7 @@ from lepton_cli.graph.facts import Facts
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class DefaultRecipe:
     """A recipe as plain data, and why each step is in it (one reason a step, in order)."""
 
     recipe: dict[str, Any]
@@ -22,7 +22,7 @@ class Choice:
 
 def choose(
     facts: Facts, *, name: str, data: dict[str, Any], labelled: bool, calibrated: bool, provider: str = "cpu"
-) -> Choice:
+) -> DefaultRecipe:
     """A recipe for `facts`. `data` is the `data:` section; `calibrated` says whether it has calibration data."""
     steps: list[dict[str, Any]] = [{"step": "simplify"}]
     reasons = ["folds constants and BatchNorm; outputs stay the same"]
@@ -52,4 +52,4 @@ def choose(
     if labelled:
         gates.append({"metric": "accuracy.top1", "max_drop": "1 pp", "level": "warn"})
     recipe = {"version": 1, "name": name, "data": data, "steps": steps, "gates": gates}
-    return Choice({key: value for key, value in recipe.items() if value}, tuple(reasons))
+    return DefaultRecipe({key: value for key, value in recipe.items() if value}, tuple(reasons))

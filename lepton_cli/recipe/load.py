@@ -22,14 +22,14 @@ from lepton_cli.recipe.schema import Budget, Recipe
 from lepton_cli.recipe.source import SourceMap
 from lepton_cli.recipe.yaml import MAX_BYTES, MAX_DEPTH, Node, decode, read
 
-T = TypeVar("T", Recipe, Budget)
+_T = TypeVar("_T", Recipe, Budget)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded(Generic[T]):
+class _Loaded(Generic[_T]):
     """What was read and where it stood. `path` is `None` for what was made in code."""
 
-    value: T
+    value: _T
     path: Path | None
     source: SourceMap
 
@@ -56,7 +56,7 @@ class Loaded(Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedRecipe(Loaded[Recipe]):
+class LoadedRecipe(_Loaded[Recipe]):
     """A recipe and where it came from. `overrides`: what changed it after reading, as written."""
 
     overrides: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class LoadedRecipe(Loaded[Recipe]):
         return self.value.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "compressed"
 
 
-class LoadedBudget(Loaded[Budget]):
+class LoadedBudget(_Loaded[Budget]):
     """A budget and where it came from."""
 
     @property
@@ -140,7 +140,7 @@ def read_file(path: Path, what: str) -> Node:
     return read(decode(data, str(path)), str(path))
 
 
-def _validate(kind: type[T], data: Any, source: SourceMap, name: str) -> T:
+def _validate(kind: type[_T], data: Any, source: SourceMap, name: str) -> _T:
     if not isinstance(data, Mapping):
         raise RecipeError(
             "recipe.wrong-value",

@@ -17,7 +17,7 @@ from lepton_cli.report.model import Report
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
+class BoundedValue:
     """A number with the interval it is known to lie in (95 %); equal bounds when it is exact."""
 
     value: float
@@ -25,7 +25,7 @@ class Range:
     high: float
 
     @classmethod
-    def exact(cls, value: float) -> Range:
+    def exact(cls, value: float) -> BoundedValue:
         """A number without uncertainty."""
         return cls(value, value, value)
 
@@ -34,17 +34,19 @@ class Range:
         """Whether there is no interval around the value."""
         return self.low == self.high
 
-    def over(self, other: Range) -> Range:
+    def over(self, other: BoundedValue) -> BoundedValue:
         """The quotient; bounds assume the two were measured independently."""
-        return Range(_divide(self.value, other.value), _divide(self.low, other.high), _divide(self.high, other.low))
+        return BoundedValue(
+            _divide(self.value, other.value), _divide(self.low, other.high), _divide(self.high, other.low)
+        )
 
-    def minus(self, other: Range) -> Range:
+    def minus(self, other: BoundedValue) -> BoundedValue:
         """The difference; bounds assume the two were measured independently."""
-        return Range(self.value - other.value, self.low - other.high, self.high - other.low)
+        return BoundedValue(self.value - other.value, self.low - other.high, self.high - other.low)
 
-    def inverse(self) -> Range:
+    def inverse(self) -> BoundedValue:
         """One over it."""
-        return Range(_divide(1, self.value), _divide(1, self.high), _divide(1, self.low))
+        return BoundedValue(_divide(1, self.value), _divide(1, self.high), _divide(1, self.low))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Fact:
     """One metric of the compressed model. `ratio` and `difference` are compressed over (minus) original."""
 
     metric: str
-    value: Range
-    reference: Range | None = None
-    ratio: Range | None = None
-    difference: Range | None = None
+    value: BoundedValue
+    reference: BoundedValue | None = None
+    ratio: BoundedValue | None = None
+    difference: BoundedValue | None = None
     #: `provider`, `batch`, `threads`, `output`: what tells it from others of the same metric.
     scope: dict[str, str | int] = dataclasses.field(default_factory=dict)
     n: int | None = None
@@ -71,7 +73,7 @@ class Fact:
         """What kind of number it is."""
         return self.about.kind
 
-    def compared_with(self, reference: Range) -> Fact:
+    def compared_with(self, reference: BoundedValue) -> Fact:
         """The same fact against another reference, measured separately."""
         return dataclasses.replace(
             self,
@@ -134,8 +136,8 @@ def _structure(report: Report) -> Iterator[Fact]:
 
 
 def _against(metric: str, value: float, reference: float | None) -> Fact:
-    fact = Fact(metric, Range.exact(value))
-    return fact if reference is None else fact.compared_with(Range.exact(reference))
+    fact = Fact(metric, BoundedValue.exact(value))
+    return fact if reference is None else fact.compared_with(BoundedValue.exact(reference))
 
 
 def _accuracy(report: Report) -> Iterator[Fact]:
@@ -155,20 +157,20 @@ def _accuracy(report: Report) -> Iterator[Fact]:
         yield fact if change is None else _paired(fact, change)
     for close in accuracy.fidelity:
         scope: dict[str, str | int] = {"output": close.output}
-        agreement = Range(close.agreement, close.agreement_low, close.agreement_high)
+        agreement = BoundedValue(close.agreement, close.agreement_low, close.agreement_high)
         yield Fact("agreement", agreement, scope=scope, n=close.n)
         if close.sqnr_db is not None or close.max_abs_error == 0:
             decibel = math.inf if close.sqnr_db is None else close.sqnr_db
-            yield Fact("fidelity.sqnr", Range.exact(decibel), scope=scope, n=close.n)
+            yield Fact("fidelity.sqnr", BoundedValue.exact(decibel), scope=scope, n=close.n)
 
 
 def _paired(fact: Fact, change: MetricChange) -> Fact:
-    original = Range.exact(change.original)
+    original = BoundedValue.exact(change.original)
     return dataclasses.replace(
         fact,
         reference=original,
         difference=_range(change.difference, change.low, change.high),
-        ratio=Range.exact(_divide(change.compressed, change.original)),
+        ratio=BoundedValue.exact(_divide(change.compressed, change.original)),
     )
 
 
@@ -183,8 +185,8 @@ def _latency(report: Report) -> Iterator[Fact]:
             continue
         scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
         change = changes.get((result.provider, result.batch, result.threads))
-        paired = None if change is None else Range(change.ratio, change.low, change.high)
-        time = Fact("latency.median", Range(result.median, result.low, result.high), scope=scope, n=result.n)
+        paired = None if change is None else BoundedValue(change.ratio, change.low, change.high)
+        time = Fact("latency.median", BoundedValue(result.median, result.low, result.high), scope=scope, n=result.n)
         if change is not None and paired is not None:
             time = scaled(time, change.original, paired)
         yield time
@@ -196,10 +198,10 @@ def _latency(report: Report) -> Iterator[Fact]:
         yield speed
 
 
-def scaled(fact: Fact, original: float, ratio: Range) -> Fact:
+def scaled(fact: Fact, original: float, ratio: BoundedValue) -> Fact:
     """The difference that a paired ratio means at the original's value."""
-    difference = Range(*((bound - 1) * original for bound in (ratio.value, ratio.low, ratio.high)))
-    return dataclasses.replace(fact, reference=Range.exact(original), ratio=ratio, difference=difference)
+    difference = BoundedValue(*((bound - 1) * original for bound in (ratio.value, ratio.low, ratio.high)))
+    return dataclasses.replace(fact, reference=BoundedValue.exact(original), ratio=ratio, difference=difference)
 
 
 def _percentiles(result: Latency, before: Latency | None, scope: dict[str, str | int]) -> Iterator[Fact]:
@@ -207,9 +209,9 @@ def _percentiles(result: Latency, before: Latency | None, scope: dict[str, str |
     for name in ("p90", "p99"):
         value = getattr(result, name)
         if value is not None:
-            fact = Fact(f"latency.{name}", Range.exact(value), scope=scope, n=result.n)
+            fact = Fact(f"latency.{name}", BoundedValue.exact(value), scope=scope, n=result.n)
             reference = getattr(before, name) if before else None
-            yield fact if reference is None else fact.compared_with(Range.exact(reference))
+            yield fact if reference is None else fact.compared_with(BoundedValue.exact(reference))
 
 
 def original_latency(report: Report, result: Latency) -> Latency | None:
@@ -222,9 +224,9 @@ def original_latency(report: Report, result: Latency) -> Latency | None:
     return None
 
 
-def throughput(result: Latency) -> Range:
+def throughput(result: Latency) -> BoundedValue:
     """Samples per second, with the interval that the latency's implies."""
-    return Range(
+    return BoundedValue(
         result.throughput,
         result.throughput * _divide(result.median, result.high),
         result.throughput * _divide(result.median, result.low),
@@ -243,11 +245,11 @@ def _energy(report: Report) -> Iterator[Fact]:
         if result.variant != last:
             continue
         scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
-        fact = Fact("energy", Range(result.joules, result.low, result.high), scope=scope, n=result.n)
+        fact = Fact("energy", BoundedValue(result.joules, result.low, result.high), scope=scope, n=result.n)
         change = changes.get((last, result.batch, result.threads))
         original = before.get((first, result.batch, result.threads))
         if change is not None and original is not None:
-            fact = scaled(fact, original.joules, Range(change.ratio, change.low, change.high))
+            fact = scaled(fact, original.joules, BoundedValue(change.ratio, change.low, change.high))
         yield fact
 
 
@@ -263,7 +265,7 @@ def _cost(report: Report) -> Iterator[Fact]:
         scope: dict[str, str | int] = {"provider": row.provider, "batch": row.batch, "threads": row.threads}
         price, time = row.per_million, times.get(tuple(sorted(scope.items())))
         bounds = (time.value.low / time.value.value, time.value.high / time.value.value) if time else (1.0, 1.0)
-        value = Range(price, price * bounds[0], price * bounds[1])
+        value = BoundedValue(price, price * bounds[0], price * bounds[1])
         fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.currency)
         first = report.variants[0].name if len(report.variants) > 1 else None
         measured = (first, row.provider, row.batch, row.threads)
@@ -271,11 +273,11 @@ def _cost(report: Report) -> Iterator[Fact]:
         if before and time and time.ratio:
             yield scaled(fact, before[0], time.ratio)
         else:
-            yield fact.compared_with(Range.exact(before[0])) if before else fact
+            yield fact.compared_with(BoundedValue.exact(before[0])) if before else fact
 
 
-def _range(value: float, low: float | None, high: float | None) -> Range:
-    return Range.exact(value) if low is None or high is None else Range(value, low, high)
+def _range(value: float, low: float | None, high: float | None) -> BoundedValue:
+    return BoundedValue.exact(value) if low is None or high is None else BoundedValue(value, low, high)
 
 
 def _divide(one: float, other: float) -> float:

@@ -123,7 +123,7 @@ def _not_slower(fact: facts.Fact) -> str:
     return f"{'same speed' if found == 'same' else 'no clear difference in speed'} {where}"
 
 
-def _speed(ratio: facts.Range) -> words.Speed:
+def _speed(ratio: facts.BoundedValue) -> words.SpeedWord:
     return words.speed(ratio.value, ratio.low, ratio.high)
 
 

@@ -160,7 +160,7 @@ def _unbroken(text: str) -> str:
     return re.sub(r"(?<=batch) (?=[0-9])", "\N{NO-BREAK SPACE}", text)
 
 
-def _speed(ratio: facts.Range) -> str:
+def _speed(ratio: facts.BoundedValue) -> str:
     found = words.speed(ratio.value, ratio.low, ratio.high)
     if found == "slower":
         return f"{words.significant(ratio.value)}x slower"

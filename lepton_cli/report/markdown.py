@@ -100,7 +100,7 @@ def _table(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _label(row: table.Row) -> str:
+def _label(row: table.TableRow) -> str:
     return text(f"{row.label} {row.detail}".strip())
 
 

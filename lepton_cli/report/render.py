@@ -8,9 +8,9 @@ from typing import Literal
 from lepton_cli.report import store
 from lepton_cli.report.model import Report
 
-Kind = Literal["json", "md", "html", "junit", "github"]
+ReportFormat = Literal["json", "md", "html", "junit", "github"]
 #: Name of the file that a rendering is written to beside the model.
-FILES: dict[Kind, str] = {
+FILES: dict[ReportFormat, str] = {
     "json": "report.json",
     "md": "report.md",
     "html": "report.html",
@@ -19,7 +19,7 @@ FILES: dict[Kind, str] = {
 }
 
 
-def render(report: Report, kind: Kind) -> str:
+def render(report: Report, kind: ReportFormat) -> str:
     """The report in that form. Libraries are imported only for the form that needs them."""
     if kind == "json":
         return store.to_json(report)
@@ -40,7 +40,7 @@ def render(report: Report, kind: Kind) -> str:
     return github.annotations(report)
 
 
-def write(report: Report, folder: Path, kinds: tuple[Kind, ...]) -> tuple[Path, ...]:
+def write(report: Report, folder: Path, kinds: tuple[ReportFormat, ...]) -> tuple[Path, ...]:
     """Write each rendering into the folder, atomically. Raises OutputError."""
     written = []
     for kind in kinds:

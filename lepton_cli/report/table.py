@@ -16,7 +16,7 @@ Tone = Literal["better", "worse", "same", ""]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line. `skipped` is set instead of values where nothing was measured; `tone` repeats what `note` says."""
 
     label: str
@@ -35,9 +35,9 @@ class Row:
         return "  ".join(part for part in (self.interval, self.note) if part)
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: Report) -> list[TableRow]:
     """The table, first variant against last. With one variant only `original` is filled."""
-    listed: list[Row] = []
+    listed: list[TableRow] = []
     if report.variants:
         listed += _structure(report.variants[0], _last(report))
     if report.accuracy is not None:
@@ -47,7 +47,7 @@ def rows(report: Report) -> list[Row]:
         listed += _memory(report.variants[0], _last(report))
     listed += _energy(report)
     listed += _cost(report)
-    return [*listed, *(Row(label=_said(notice.what), skipped=notice.reason) for notice in report.skipped)]
+    return [*listed, *(TableRow(label=_said(notice.what), skipped=notice.reason) for notice in report.skipped)]
 
 
 def _said(what: str) -> str:
@@ -64,7 +64,7 @@ def _tone(difference: float, *, better: Literal["higher", "lower"] = "lower") ->
     return "better" if (difference < 0) == (better == "lower") else "worse"
 
 
-def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
+def _structure(original: Variant, compressed: Variant | None) -> Iterator[TableRow]:
     before, after = original.size, compressed.size if compressed else None
     yield _counted("size.file", before, after)
     yield _counted("size.gzip", before, after)
@@ -77,7 +77,7 @@ def _structure(original: Variant, compressed: Variant | None) -> Iterator[Row]:
         yield _counted("macs", before, after)
 
 
-def _counted(name: str, before: Size, after: Size | None) -> Row:
+def _counted(name: str, before: Size, after: Size | None) -> TableRow:
     metric = metrics.of(name)
     found = getattr(after, metric.short) if after else None
     return _amount(metric.label, metric.kind, getattr(before, metric.short), found)
@@ -92,23 +92,23 @@ def _has_zeros(size: Size | None) -> bool:
     return size is not None and size.nonzeros < 0.95 * size.parameters
 
 
-def _amount(label: str, kind: Kind, before: float, after: float | None, detail: str = "") -> Row:
+def _amount(label: str, kind: Kind, before: float, after: float | None, detail: str = "") -> TableRow:
     """A row of something that is better when smaller."""
     shown = words.value if kind == "size" else _count
     if after is None:
-        return Row(label, detail, shown(before, kind))
+        return TableRow(label, detail, shown(before, kind))
     change = (after - before) / before if before else 0.0
     tone = _tone(after - before)
     note = "larger" if tone == "worse" and abs(change) >= 0.0005 else ""
     said = words.percent(change) if before or not after else "-"
-    return Row(label, detail, shown(before, kind), shown(after, kind), said, "", note, tone)
+    return TableRow(label, detail, shown(before, kind), shown(after, kind), said, "", note, tone)
 
 
 def _count(amount: float, kind: Kind) -> str:
     return units.format_count(amount)
 
 
-def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
+def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[TableRow]:
     several = len({close.output for close in accuracy.fidelity}) > 1
     for change in accuracy.changes:
         yield _metric_change(change, several)
@@ -124,29 +124,29 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[Row]:
                 if bounds
                 else ""
             )
-            yield Row(label, f"(n = {value.n:,})", words.value(value.value, metric.kind), interval=shown)
+            yield TableRow(label, f"(n = {value.n:,})", words.value(value.value, metric.kind), interval=shown)
     for close in accuracy.fidelity:
         bounds_words = words.interval(close.agreement_low, close.agreement_high, "percent")
         detail = "" if accuracy.changes else f"(n = {close.n:,})"
         label = f"{metrics.of('agreement').label} with original{_of(close.output, several)}"
-        yield Row(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
+        yield TableRow(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
         if close.sqnr_db is not None or close.max_abs_error == 0:
             fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
             cosine = "" if close.cosine is None or close.sqnr_db is None else f"cosine {close.cosine:.6f}"
             label = f"fidelity ({metrics.of('fidelity.sqnr').label}){_of(close.output, several)}"
-            yield Row(label, "", "-", fidelity, note=cosine)
+            yield TableRow(label, "", "-", fidelity, note=cosine)
 
 
 def _of(output: str, several: bool) -> str:
     return f" of {output}" if several and output else ""
 
 
-def _metric_change(change: MetricChange, several: bool) -> Row:
+def _metric_change(change: MetricChange, several: bool) -> TableRow:
     metric = metrics.accuracy(change.metric)
     share = metric.kind == "share"
     difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
     tone = _tone(change.difference, better=metric.better)
-    return Row(
+    return TableRow(
         f"accuracy, {metric.label}{_of(change.output, several)}",
         f"(n = {change.n:,})",
         words.value(change.original, metric.kind),
@@ -162,15 +162,15 @@ def _bounds(low: float | None, high: float | None, show: str) -> str:
     return "" if low is None or high is None else words.interval(low, high, show)
 
 
-def _latency(report: Report) -> Iterator[Row]:
+def _latency(report: Report) -> Iterator[TableRow]:
     table = report.latency
     if table is None:
         return
     several = len({change.variant for change in table.changes}) > 1
     for change in table.changes:
-        speed = facts.Range(change.ratio, change.low, change.high).inverse()
+        speed = facts.BoundedValue(change.ratio, change.low, change.high).inverse()
         found = words.speed(change.ratio, change.low, change.high)
-        yield Row(
+        yield TableRow(
             f"latency, {change.provider} batch {change.batch}" + (f", {change.variant}" if several else ""),
             f"({words.plural(change.threads, 'thread')})",
             words.value(change.original, "time"),
@@ -185,7 +185,7 @@ def _latency(report: Report) -> Iterator[Row]:
     for result in table.results:
         if (result.provider, result.batch, result.threads) not in compared:
             yield _single_latency(result)
-    yield from (Row(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
+    yield from (TableRow(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
 
 
 def _on_device(table: LatencyTable, change: LatencyChange) -> str:
@@ -199,7 +199,7 @@ def _on_device(table: LatencyTable, change: LatencyChange) -> str:
     return f"on the device alone {first} → {last}"
 
 
-def _throughput(report: Report) -> Iterator[Row]:
+def _throughput(report: Report) -> Iterator[TableRow]:
     """The batch size that the compressed model gets most out of, where there are several."""
     found = [fact for fact in facts.find(report, "throughput") if fact.reference is not None and fact.ratio is not None]
     if len(found) < 2:
@@ -208,7 +208,7 @@ def _throughput(report: Report) -> Iterator[Row]:
     assert fact.reference is not None
     assert fact.ratio is not None
     speed = words.speed(*(1 / bound for bound in (fact.ratio.value, fact.ratio.high, fact.ratio.low)))
-    yield Row(
+    yield TableRow(
         f"{fact.about.label}, {fact.scope['provider']} batch {fact.scope['batch']}",
         "(the best)",
         words.value(fact.reference.value, fact.kind),
@@ -220,7 +220,7 @@ def _throughput(report: Report) -> Iterator[Row]:
     )
 
 
-_SPEEDS: dict[words.Speed, str] = {
+_SPEEDS: dict[words.SpeedWord, str] = {
     "slower": "slower",
     "faster": "",
     "same": "same speed",
@@ -228,9 +228,9 @@ _SPEEDS: dict[words.Speed, str] = {
 }
 
 
-def _single_latency(result: Latency) -> Row:
+def _single_latency(result: Latency) -> TableRow:
     """A latency without a partner to compare with, as `bench` of one model measures it."""
-    return Row(
+    return TableRow(
         f"latency, {result.provider} batch {result.batch}",
         f"({words.plural(result.threads, 'thread')})",
         words.value(result.median, "time"),
@@ -239,7 +239,7 @@ def _single_latency(result: Latency) -> Row:
     )
 
 
-def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
+def _memory(original: Variant, compressed: Variant | None) -> Iterator[TableRow]:
     before, after = original.memory, compressed.memory if compressed else None
     if before is None:
         return
@@ -248,19 +248,19 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[Row]:
         yield _amount("device memory", "size", before.device, after.device if after else None)
 
 
-def _energy(report: Report) -> Iterator[Row]:
+def _energy(report: Report) -> Iterator[TableRow]:
     """Joules of one sample: all that the processor used, and in the note what was above a machine at rest."""
     above = {(one.variant, one.batch): one.above_idle for one in (report.energy.results if report.energy else ())}
     for fact in facts.find(report, "energy"):
         batch, now = int(fact.scope["batch"]), words.value(fact.value.value, fact.kind)
         label, detail = f"{fact.about.label}, {fact.scope['provider']} batch {batch}", "(a sample)"
         if fact.reference is None or fact.ratio is None:
-            yield Row(label, detail, now)
+            yield TableRow(label, detail, now)
             continue
         ends = (report.variants[0].name, report.variants[-1].name)
         first, last = (words.value(above.get((name, batch), 0.0), "energy") for name in ends)
         same = fact.ratio.low <= 1 <= fact.ratio.high
-        yield Row(
+        yield TableRow(
             label,
             detail,
             words.value(fact.reference.value, fact.kind),
@@ -272,16 +272,16 @@ def _energy(report: Report) -> Iterator[Row]:
         )
 
 
-def _cost(report: Report) -> Iterator[Row]:
+def _cost(report: Report) -> Iterator[TableRow]:
     for fact in facts.find(report, "cost.per_million"):
         label = f"{fact.about.label}, {fact.scope.get('provider', '')} batch {fact.scope.get('batch', '')}"
         now = words.value(fact.value.value, fact.kind, fact.unit)
         if fact.reference is None or fact.ratio is None:
-            yield Row(label, "", now)
+            yield TableRow(label, "", now)
             continue
         speed = words.speed(fact.ratio.value, fact.ratio.low, fact.ratio.high)
         clear = speed in ("faster", "slower")
-        yield Row(
+        yield TableRow(
             label,
             "",
             words.value(fact.reference.value, fact.kind, fact.unit),

@@ -23,7 +23,7 @@ _STYLES = {"front": "after", "held": "before", "broken": "worse"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ListedTrial:
     """A trial in the table of all trials; `recipe`: its steps as a recipe writes them."""
 
     trial: TrialWords
@@ -43,7 +43,7 @@ class Section:
     importance: Markup
     cost: str
     quality: str
-    rows: tuple[Row, ...]
+    rows: tuple[ListedTrial, ...]
     more: int
     rejected: int
 
@@ -71,9 +71,9 @@ def section(report: Report) -> Section | None:
     )
 
 
-def _row(trial: TrialWords) -> Row:
+def _row(trial: TrialWords) -> ListedTrial:
     recipe = yaml.safe_dump({"steps": list(trial.steps)}, sort_keys=False, default_flow_style=None, width=90)
-    return Row(trial, _anchor(trial), recipe)
+    return ListedTrial(trial, _anchor(trial), recipe)
 
 
 def _anchor(trial: TrialWords) -> str:

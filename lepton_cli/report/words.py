@@ -68,10 +68,10 @@ def times(ratio: float) -> str:
 
 #: Times closer than this are the same speed: a new session of the same model differs by as much.
 SAME_SPEED = 0.02
-Speed = Literal["faster", "slower", "same", "unclear"]
+SpeedWord = Literal["faster", "slower", "same", "unclear"]
 
 
-def speed(ratio: float, low: float, high: float) -> Speed:
+def speed(ratio: float, low: float, high: float) -> SpeedWord:
     """What a ratio of times says: `same` within 2 % where the interval is narrow, otherwise as the interval says."""
     if abs(ratio - 1) <= SAME_SPEED:
         return "same" if max(1 - low, high - 1) <= 3 * SAME_SPEED else "unclear"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from lepton_cli.report.trial import Value
 
 #: (cost, loss): both are better when lower.
-Pair = tuple[float, float]
+Tradeoff = tuple[float, float]
 
 
-def pareto(points: Sequence[Pair]) -> list[int]:
+def pareto(points: Sequence[Tradeoff]) -> list[int]:
     """Positions of the points that no other beats in both, by rising cost; of equal ones the first."""
     order = sorted(range(len(points)), key=lambda i: (points[i], i))
     front: list[int] = []

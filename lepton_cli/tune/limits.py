@@ -13,11 +13,11 @@ from lepton_cli.measure.results import Environment, Memory, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, words
-from lepton_cli.report.facts import Fact, Range
+from lepton_cli.report.facts import BoundedValue, Fact
 from lepton_cli.report.model import FileFacts, Report, Variant
 from lepton_cli.report.trial import Trial
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _UPPER = ("max", "max_ratio", "max_drop", "max_increase")
 #: Differences in time that a trial cannot tell.
 _BLUR = 0.01
@@ -84,13 +84,13 @@ class Judge:
         """
         return self._once(trial, ("breaches",), lambda: self._breaches(trial))
 
-    def _once(self, trial: Trial, question: tuple[object, ...], answer: Callable[[], T]) -> T:
+    def _once(self, trial: Trial, question: tuple[object, ...], answer: Callable[[], _T]) -> _T:
         if not trial.elapsed:  # not finished, or not measured here
             return answer()
         key = (trial.key, trial.elapsed, *question)
         if key not in self._said:
             self._said[key] = answer()
-        found: T = self._said[key]
+        found: _T = self._said[key]
         return found
 
     def _breaches(self, trial: Trial) -> tuple[Breach, ...]:
@@ -140,7 +140,7 @@ class Judge:
         usable = [(sum(breach.excess for breach in breaches), trial) for breaches, trial in broken if breaches]
         return min(usable, key=lambda pair: (pair[0], pair[1].name))[1] if usable else None
 
-    def needs(self, source: metrics.Source) -> bool:
+    def needs(self, source: metrics.Measurement) -> bool:
         """Whether limits or goal cannot be judged without that measurement."""
         named = (self.goal.metric, *(gate.metric for gate in self.limits))
         return any(metrics.of(metric).source == source for metric in named)
@@ -163,7 +163,7 @@ def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | No
     return Breach(gate.metric, beyond / scale, f"{gate.metric}: {gate.comparison} {gate.limit}, found {shown}", index)
 
 
-def _shown(comparison: str, observed: Range, fact: Fact) -> str:
+def _shown(comparison: str, observed: BoundedValue, fact: Fact) -> str:
     if comparison.endswith("_ratio"):
         return words.significant(observed.value)
     if comparison in ("max_drop", "max_increase") and fact.kind == "share":

@@ -127,7 +127,7 @@ def test_models_with_other_inputs_are_refused(invoke: Invoke, pair: tuple[Path, 
 
 
 def test_options_that_contradict_a_recipe_are_refused(invoke: Invoke, pair: tuple[Path, Path]) -> None:
-    for wrong in (("--data", "data.npz"), ("--time", "1 s"), ("--batch", "2")):
+    for wrong in (("--data", "data.npz"), ("--labels", "y"), ("--time", "1 s"), ("--batch", "2")):
         found = invoke("compare", *pair, "-r", "recipe.yaml", *wrong)
         assert found.exit_code == 2, wrong
     assert invoke("compare", *pair, "--set", "seed=1").exit_code == 2

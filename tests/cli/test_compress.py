@@ -108,6 +108,20 @@ def test_without_a_recipe_a_safe_one_is_chosen(invoke: Invoke, model: Path, tmp_
     assert "prune" not in (tmp_path / "out/recipe.resolved.yaml").read_text()
 
 
+@pytest.mark.parametrize("wrong", [("--data", "data.npz"), ("--labels", "y")], ids=lambda wrong: wrong[0])
+def test_data_beside_a_recipe_are_refused(
+    invoke: Invoke, recipe: Path, model: Path, tmp_path: Path, wrong: tuple[str, str]
+) -> None:
+    found = invoke("compress", model, "-r", recipe, *wrong)
+    assert (found.exit_code, f"{wrong[0]} goes without a recipe" in found.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_set_needs_a_recipe(invoke: Invoke, model: Path) -> None:
+    found = invoke("compress", model, "--set", "seed=1")
+    assert (found.exit_code, "error[usage.set-without-recipe]" in found.stderr) == (2, True)
+
+
 def test_a_failed_gate_is_exit_code_1_with_its_place(invoke: Invoke, recipe: Path, model: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("max_ratio: 0.5", "max: 10 kB"))
     result = invoke("compress", model, "-r", recipe, "-o", "out")

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import lepton_cli as lepton
 from lepton_cli.commands import workspace
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DiskFullError, ExitCode, LeptonError, ModelError, OutputError, StepError, disk_full
@@ -174,6 +175,45 @@ def test_another_failure_in_the_folder_is_not_of_the_folder(tmp_path: Path) -> N
         raise error
     assert caught.value is error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [full(), _wrapped(StepError("quantize.writer", "cannot write"), full())], ids=["plain", "wrapped"]
+)
+def test_in_a_temporary_folder(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DiskFullError) as caught, workspace.temporary():
+        raise error
+    assert (caught.value.where, caught.value.__cause__) == (str(tmp_path), error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [DiskFullError("/"), OSError(errno.EMFILE, "Too many open files"), KeyboardInterrupt()], ids=repr
+)
+def test_what_is_said_in_a_temporary_folder_stays(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, workspace.temporary():
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(full(), "disk.full"), (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), "output.write")],
+    ids=["full", "none"],
+)
+def test_without_a_temporary_folder(error: OSError, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", _raising(error))
+    with pytest.raises(LeptonError) as caught, workspace.temporary():
+        raise AssertionError
+    assert (caught.value.code, caught.value.exit_code) == (code, ExitCode.CANNOT_START)
+    assert "TMPDIR" in (caught.value.hint or "")
+
+
+def test_from_python(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "load", _raising(full()))
+    with pytest.raises(DiskFullError):
+        lepton.bench(job)
 
 
 @pytest.mark.parametrize("command", [("inspect", "m.onnx"), COMPRESS], ids=lambda command: command[0])

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from lepton_cli.commands import job
-from lepton_cli.commands.compress import Result, compress
+from lepton_cli.commands.compress import Compressed, compress
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from tests.hostile.models import mlp
 
 
-def run(tmp_path: Path, **sections: Any) -> Result:
+def run(tmp_path: Path, **sections: Any) -> Compressed:
     model = tmp_path / "model.onnx"
     if not model.exists():
         model.write_bytes(mlp(64).SerializeToString())

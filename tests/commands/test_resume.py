@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lepton_cli.commands import job, runner, workspace
-from lepton_cli.commands.compress import Result, compress
+from lepton_cli.commands.compress import Compressed, compress
 from lepton_cli.errors import ExitCode, StepError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -75,7 +75,7 @@ def _steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     return Steps(monkeypatch)
 
 
-def _run(model: Path, output: Path, steps: list[dict[str, Any]] = STEP_LIST, **options: Any) -> Result:
+def _run(model: Path, output: Path, steps: list[dict[str, Any]] = STEP_LIST, **options: Any) -> Compressed:
     seed = options.pop("seed", 0)
     recipe = from_dict(
         {"version": 1, "name": "small", "seed": seed, "steps": steps, "evaluate": {"latency": False, "memory": False}}

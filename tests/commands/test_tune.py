@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from lepton_cli.commands.compress import compress
-from lepton_cli.commands.tune import Result, tune
+from lepton_cli.commands.tune import Tuned, tune
 from lepton_cli.errors import LeptonError, OutputError, RecipeError, ReportError
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import load_recipe
@@ -53,14 +53,14 @@ def _folder(tmp_path: Path) -> Path:
 
 def run(
     folder: Path, section: str = SMALL, *, watch: Lines | None = None, output: str = "out", **options: Any
-) -> Result:
+) -> Tuned:
     steps = options.pop("steps", "")
     measured = {key: options.pop(key, "false") for key in ("latency", "memory")}
     path = builders.recipe(folder / f"{output}.yaml", section, steps=steps, **measured)
     return tune(folder / "net.onnx", load_recipe(path), folder / output, watch or Lines(), **options)
 
 
-def search(result: Result) -> Tune:
+def search(result: Tuned) -> Tune:
     found = result.report.tune
     assert found is not None
     return found

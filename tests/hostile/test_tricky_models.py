@@ -255,7 +255,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 }  # fmt: skip
 
 
-def _context(loaded: io.Loaded, folder: Path) -> Context:
+def _context(loaded: io.LoadedModel, folder: Path) -> Context:
     check = synthetic(io.inputs(loaded.model), seed=0, samples=4, batch=2)
     return Context(
         calibration=check, evaluation=None, check=check, original=loaded.model, score=None, provider="cpu", batch=1, threads=1,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from lepton_cli.prune import allocate
 from lepton_cli.prune.allocate import Limits, Price, Table
-from lepton_cli.prune.cost import Cost, Widths, sparse
+from lepton_cli.prune.cost import CostModel, Widths, sparse
 
 
-def chain(widths: list[int]) -> Cost:
+def chain(widths: list[int]) -> CostModel:
     """Layers 3 -> a -> b -> ... -> 5: each costs the product of its two widths."""
     groups = len(widths)
     fixed = np.zeros((groups + 1, 2))

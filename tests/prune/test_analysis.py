@@ -91,20 +91,18 @@ def test_a_survey_says_what_a_group_costs() -> None:
     told = analysis.survey(redundant(), SHAPE)
     macs, elements = counted(found.model)
     groups = (*found.groups, *found.frozen)
-    assert [one["name"] for one in told] == [group.name for group in groups]
+    assert len(told) == len(groups)
     for group, one in zip(groups, told, strict=True):
-        assert one["channels"] == group.channels
-        assert one["nodes"] == [port.node for port in group.producers]
-        assert one["consumers"] == [port.node for port in group.consumers]
-        assert (one["frozen"], one["node"]) == (group.frozen, group.node)
+        same = ("name", "channels", "producers", "consumers", "frozen", "node")
+        assert [getattr(one.group, key) for key in same] == [getattr(group, key) for key in same]
         if group.channels == 12:
             fewer, smaller = counted(cut.cut(found.model, found.coupling, group.atoms[:1]))
-            assert one["macs_share"] == pytest.approx(12 * (macs - fewer) / macs)
-            assert one["params"] == 12 * (elements - smaller)
+            assert one.macs_share == pytest.approx(12 * (macs - fewer) / macs)
+            assert one.parameters == 12 * (elements - smaller)
     stem = told[0]
     layers = sum(2 * 8 * 12 * 9 + 8 for _ in range(2)) + 3 * 8 * 9 + 8 + 8 * 10
-    assert stem["params"] == layers
-    assert stem["macs_share"] == pytest.approx(1.0)
+    assert stem.parameters == layers
+    assert stem.macs_share == pytest.approx(1.0)
 
 
 def test_models_without_products_have_nothing_to_survey() -> None:

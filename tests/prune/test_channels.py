@@ -228,9 +228,9 @@ def test_batch_norm_is_reestimated_where_nodes_are_kept(tmp_path: Path) -> None:
 
 def test_survey_needs_no_data() -> None:
     facts = channels.survey(redundant(), {"x": (2, 3, 8, 8)})
-    assert [fact["channels"] for fact in facts] == [8, 12, 12, 10]
-    assert facts[-1]["frozen"]
-    assert all(0 < fact["macs_share"] <= 1 for fact in facts)
+    assert [fact.group.channels for fact in facts] == [8, 12, 12, 10]
+    assert facts[-1].group.frozen
+    assert all(0 < fact.macs_share <= 1 for fact in facts)
 
 
 @pytest.mark.parametrize("importance", ["l2", "hessian"])

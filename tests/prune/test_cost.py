@@ -66,7 +66,7 @@ def counted(name: str, model: ir.Model) -> tuple[float, float, float]:
     return float(macs), float(sum(array.size for array in arrays)), float(sum(array.nbytes for array in arrays))
 
 
-def prices(name: str) -> tuple[cost.Cost, cost.Cost, cost.Cost]:
+def prices(name: str) -> tuple[cost.CostModel, cost.CostModel, cost.CostModel]:
     model, found, groups = prepared(name)
     return (
         cost.macs(model, found, groups),

@@ -11,7 +11,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import channels
 from lepton_cli.probe.channels import Channels
 from lepton_cli.quantize import choose, equalise
-from lepton_cli.quantize.equalise import Pair
+from lepton_cli.quantize.equalise import LayerPair
 from tests.quantize.builders import Graph, context, images, run, sqnr
 
 
@@ -37,7 +37,7 @@ def ends(*widest: float, low: float = 0.0) -> Channels:
     return Channels(np.full(high.shape, low, np.float32), high)
 
 
-PAIR = Pair("Conv_0", "Conv_2", "t1")
+PAIR = LayerPair("Conv_0", "Conv_2", "t1")
 
 
 def test_three_channels_by_hand() -> None:
@@ -130,7 +130,7 @@ def test_two_pairs_meet_in_a_depthwise_layer(tmp_path: Path) -> None:
     model = graph.model(graph.conv(x, 8, 4, 1, relu=False))
     data = images(6, size=6)
     found = equalise.pairs(model, convolutions(model))
-    assert found == [Pair("Conv_0", "Conv_2", "t1"), Pair("Conv_2", "Conv_4", "t3")]
+    assert found == [LayerPair("Conv_0", "Conv_2", "t1"), LayerPair("Conv_2", "Conv_4", "t3")]
     known = channels.collect(model, {"t1": 1, "t3": 1}, data, context(data, tmp_path))
     made, count = equalise.equalise(model, found, known, 1.0)
     assert count == 2

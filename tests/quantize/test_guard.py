@@ -10,7 +10,7 @@ import pytest
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, details, guard
 from lepton_cli.quantize.details import Guard, GuardTrial
-from lepton_cli.quantize.guard import Sensitivity
+from lepton_cli.quantize.guard import GroupSensitivity
 from tests.quantize.builders import Graph, Told, context, rows
 
 
@@ -51,8 +51,8 @@ class Written:
         return score
 
 
-def ranked(names: Iterable[str]) -> list[Sensitivity]:
-    return [Sensitivity((name,), "Gemm", float(i)) for i, name in enumerate(names)]
+def ranked(names: Iterable[str]) -> list[GroupSensitivity]:
+    return [GroupSensitivity((name,), "Gemm", float(i)) for i, name in enumerate(names)]
 
 
 def held(
@@ -178,7 +178,7 @@ def test_groups_of_neighbours_go_back_together() -> None:
     model, choice, names = chain(4)
     written = Written(model)
     score = written.score(dict(zip(names, [0.0, 0.0, 0.2, 0.0], strict=True)))
-    ranking = [Sensitivity((names[2], names[3]), "Gemm", 1.0), Sensitivity((names[0], names[1]), "Gemm", 2.0)]
+    ranking = [GroupSensitivity((names[2], names[3]), "Gemm", 1.0), GroupSensitivity((names[0], names[1]), "Gemm", 2.0)]
     found, _, report = guard.hold(model, choice, written, ranking, score, 0.1)
     assert choice.anchors - found.anchors == {names[2], names[3]}
     assert counts(report) == [0, 1, 0]
@@ -194,7 +194,7 @@ class Ratio:
         return sum(self.costs[name] for name in self.written.choices[id(model)].anchors)
 
 
-def ranking(costs: list[float], tmp_path: Path) -> tuple[list[Sensitivity], list[str], Told]:
+def ranking(costs: list[float], tmp_path: Path) -> tuple[list[GroupSensitivity], list[str], Told]:
     model, choice, names = chain(len(costs))
     written, told = Written(model), Told()
     ratio = Ratio(written, dict(zip(names, costs, strict=True)))
@@ -249,7 +249,7 @@ def test_at_most_48_trials() -> None:
 
 
 def test_the_table_joins_neighbours_and_rounds() -> None:
-    one = Sensitivity(("a", "b"), "Conv", 12.3456)
+    one = GroupSensitivity(("a", "b"), "Conv", 12.3456)
     assert guard.table([one, dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)]) == (
         details.Sensitivity(node="a, b", op="Conv", sqnr_db=12.35),
         details.Sensitivity(node="c", op="Conv", sqnr_db=-1.0),

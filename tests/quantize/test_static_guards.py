@@ -48,7 +48,7 @@ def test_a_limit_that_cannot_hold_costs_no_more_trials() -> None:
     model = residual_net()
     io.name_nodes(model)
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    ranking = [guard.Sensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
+    ranking = [guard.GroupSensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
     scores = iter([1.0, *[0.0] * 9])
     _, _, found = guard.hold(model, choice, lambda smaller: model, ranking, lambda made: next(scores), 0.1, most=2)
     assert not found.holds

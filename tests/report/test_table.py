@@ -8,12 +8,12 @@ from lepton_cli.measure.results import LatencyTable, Skipped
 from lepton_cli.prune.details import Width
 from lepton_cli.report import words
 from lepton_cli.report.headline import headline
-from lepton_cli.report.table import Row, rows
+from lepton_cli.report.table import TableRow, rows
 from lepton_cli.step import Details
 from tests.report import builders
 
 
-def row(label: str, **changes: object) -> Row:
+def row(label: str, **changes: object) -> TableRow:
     return next(one for one in rows(builders.report(**changes)) if one.label == label)
 
 
