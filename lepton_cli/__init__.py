@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from lepton_cli.data.memory import Arrays as Arrays
     from lepton_cli.data.spec import DataSpec as DataSpec
     from lepton_cli.errors import LeptonError as LeptonError
-    from lepton_cli.graph.spec import Fuse as Fuse
-    from lepton_cli.graph.spec import Simplify as Simplify
     from lepton_cli.library import Applied as Applied
     from lepton_cli.library import Result as Result
     from lepton_cli.library import apply as apply
@@ -26,33 +24,21 @@ if TYPE_CHECKING:
     from lepton_cli.library import evaluate as evaluate
     from lepton_cli.measure.spec import AccuracySpec as AccuracySpec
     from lepton_cli.progress import Progress as Progress
-    from lepton_cli.prune.spec import PruneChannels as PruneChannels
-    from lepton_cli.prune.spec import PruneWeights as PruneWeights
-    from lepton_cli.quantize.spec import ConvertFp16 as ConvertFp16
-    from lepton_cli.quantize.spec import QuantizeDynamic as QuantizeDynamic
-    from lepton_cli.quantize.spec import QuantizeStatic as QuantizeStatic
-    from lepton_cli.quantize.spec import QuantizeWeights as QuantizeWeights
     from lepton_cli.recipe.schema import Recipe as Recipe
+    from lepton_cli.steps import *  # noqa: F403
     from lepton_cli.version import __version__ as __version__
 
-#: Public name -> the module below the package that holds it; the imports above say the same to type checkers.
+#: Public name -> the module below the package that holds it; the imports above say the same to type checkers. Besides
+#: these, the options of every step in `steps.py` are public.
 _PUBLIC = {
     "AccuracySpec": "measure.spec",
     "Applied": "library",
     "Arrays": "data.memory",
-    "ConvertFp16": "quantize.spec",
     "DataSpec": "data.spec",
-    "Fuse": "graph.spec",
     "LeptonError": "errors",
     "Progress": "progress",
-    "PruneChannels": "prune.spec",
-    "PruneWeights": "prune.spec",
-    "QuantizeDynamic": "quantize.spec",
-    "QuantizeStatic": "quantize.spec",
-    "QuantizeWeights": "quantize.spec",
     "Recipe": "recipe.schema",
     "Result": "library",
-    "Simplify": "graph.spec",
     "__version__": "version",
     "apply": "library",
     "bench": "library",
@@ -60,16 +46,24 @@ _PUBLIC = {
     "evaluate": "library",
 }
 
-__all__ = list(_PUBLIC)
-
 
 def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
+    if name == "__all__":
+        return __dir__()
+    module = _PUBLIC.get(name)
+    # Python asks for modules here too, while they load: they begin small, and the options of steps do not.
+    if module is None and name[:1].isupper() and name in _step_names():
+        module = "steps"
+    if module is None:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
+def _step_names() -> list[str]:
+    return list(import_module(f"{__name__}.steps").__all__)
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_PUBLIC, *_step_names()])

@@ -3,8 +3,8 @@
 Options are read by `--help`, `schema` and recipe errors, so each `spec.py` imports neither numpy nor onnx; the function
 that a row names is imported when the step runs.
 
-Adding a step: its options in a `spec.py`, its function and what it tells (`details.py`) beside them, a row here, and
-their tests.
+Adding a step: its options in a `spec.py`, its function and what it tells (`details.py`) beside them, and here a row and
+the name of its options, which is public with that (`lepton.Fuse`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ from lepton_cli.quantize.details import (
 )
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Step
+
+__all__ = [
+    "ConvertFp16",
+    "Fuse",
+    "PruneChannels",
+    "PruneWeights",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "QuantizeWeights",
+    "Simplify",
+]
 
 STEPS: dict[str, Step] = {
     "simplify": Step(Simplify, "graph.simplify:simplify"),

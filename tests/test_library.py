@@ -22,6 +22,7 @@ from lepton_cli.errors import DataError, ExitCode, LeptonError, ModelError, Reci
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
+from lepton_cli.steps import STEPS as TABLE
 from tests.conftest import ROOT, SAMPLES
 
 MLP = SAMPLES / "digits_mlp.onnx"
@@ -293,9 +294,12 @@ def test_importing_loads_nothing_heavy() -> None:
 
 def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
     source = (ROOT / "lepton_cli/__init__.py").read_text()
-    for name in lepton.__all__:
+    for name, module in lepton._PUBLIC.items():
         assert getattr(lepton, name) is not None
-        assert f"from lepton_cli.{lepton._PUBLIC[name]} import {name} as {name}\n" in source
+        assert f"from lepton_cli.{module} import {name} as {name}\n" in source
+    assert "from lepton_cli.steps import *  # noqa: F403\n" in source
+    steps = {step.options.__name__: step.options for step in TABLE.values()}
+    assert {name: getattr(lepton, name) for name in lepton.__all__ if name not in lepton._PUBLIC} == steps
     assert dir(lepton) == sorted(lepton.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         lepton.nothing  # noqa: B018

@@ -141,9 +141,9 @@ def _show(report: Report, console: Console, files: tuple[Path, ...]) -> None:
 def _show_graph(report: Report, console: Console) -> None:
     """What differs in the graph."""
     from lepton_cli.cli.console import plain_table
-    from lepton_cli.report import changes
+    from lepton_cli.report import sections
 
-    found = changes.changes(report, _SHOWN)
+    found = sections.graph(report, _SHOWN)
     if found is None:
         return
     console.print()

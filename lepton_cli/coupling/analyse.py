@@ -10,7 +10,7 @@ from lepton_cli.coupling.operators import apply_rule
 
 
 def analyse(model: ir.Model, facts: KnownShapes) -> Coupling:
-    """Coupling of a prepared model (see `coupling_facts.prepare`)."""
+    """Coupling of a prepared model (see `known_shapes.prepare`)."""
     links = Links(model, facts)
     for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
         for value in values:

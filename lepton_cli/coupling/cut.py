@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.coupling.links import Coupling, Ids
-from lepton_cli.coupling.operators import OPERATORS
+from lepton_cli.coupling.operators import find
 from lepton_cli.coupling.surgery import Surgery
 from lepton_cli.model import io
 
@@ -21,7 +21,7 @@ def cut(model: ir.Model, coupling: Coupling, removed: Collection[int] | Ids) -> 
     copy = io.clone(model)
     surgery = Surgery(copy, coupling, np.asarray(sorted(int(label) for label in removed), np.int64))
     for node in list(copy.graph):
-        operator = OPERATORS.get(node.op_type)
+        operator = find(node)
         if operator is not None and operator.mend is not None:
             operator.mend(surgery, node)
     surgery.slice_weights()

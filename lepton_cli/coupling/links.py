@@ -1,6 +1,6 @@
 """Which positions of which tensors must be pruned together: connected components over (tensor, axis, index).
 
-Every operator's rule (`coupling_rules`) joins positions of its inputs and outputs that stand for the same channel.
+Every operator's rule (`operators.py`) joins positions of its inputs and outputs that stand for the same channel.
 An axis that no rule speaks for is frozen, with the node as the reason. What remains connected and unfrozen is a
 channel ("atom"); atoms of the same layout form a group.
 """

@@ -29,11 +29,14 @@ class Operator:
     mend: Mend | None = None
 
 
+def find(node: ir.Node) -> Operator | None:
+    """The node's row; `None` where lepton does not know the operator, or one of another domain has its name."""
+    return OPERATORS.get(node.op_type) if node.domain in _DOMAINS else None
+
+
 def apply_rule(links: Links, node: ir.Node) -> None:
     """Join what the node's operator joins, freeze the rest."""
-    operator = (
-        OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc") else None
-    )
+    operator = find(node)
     captured = [value for value in _captured(node) if value.name]
     for value in captured:
         for axis, size in enumerate(links.shape(value) or ()):
@@ -327,6 +330,7 @@ def _axes_read(links: Links, node: ir.Node, rank: int) -> set[int]:
     return read if not node.outputs[0].is_graph_output() else set(range(rank))
 
 
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc")
 _UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp FastGelu "
     "Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not QuickGelu Reciprocal Relu Round "

@@ -192,6 +192,18 @@ class Structure:
         missing = required - {attribute.name for attribute in node.attribute}
         if missing:
             raise self._broken(f"node `{title(node)}` ({node.op_type}) lacks the attribute `{min(missing)}`")
+        self._check_trusted(node)
+
+    def _check_trusted(self, node: onnx.NodeProto) -> None:
+        """Numbers that onnx's shape inference counts with unseen: where they are wrong it ends the process."""
+        given = {one.name: one.i for one in node.attribute if not one.ref_attr_name}
+        wrong = ""
+        if node.op_type == "Split" and given.get("num_outputs", len(node.output)) != len(node.output):
+            wrong = f"{len(node.output)} outputs and the attribute `num_outputs` {given['num_outputs']}"
+        if node.op_type == "GatherND" and given.get("batch_dims", 0) < 0:
+            wrong = f"the attribute `batch_dims` {given['batch_dims']}"
+        if wrong:
+            raise self._broken(f"node `{title(node)}` ({node.op_type}) has {wrong}")
 
 
 class _Scope:

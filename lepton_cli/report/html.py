@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lepton_cli import metrics
-from lepton_cli.report import changes, facts, figures, markdown, store, table, tune_chart, words
+from lepton_cli.report import facts, figures, markdown, sections, store, table, tune_chart, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ def _context(report: Report, listed: int) -> dict[str, Any]:
         "warnings": [words.printable(warning, 600) for warning in markdown.warnings(report)],
         "tune": tune_chart.section(report),
         "figures": figures.figures(report),
-        "graph": changes.changes(report, listed),
+        "sections": sections.sections(report, listed),
         "flips": report.accuracy.flips[:_FLIPS] if report.accuracy else (),
         "confusions": report.accuracy.confusions[:_CONFUSIONS] if report.accuracy else (),
         "flips_total": report.accuracy.flips_total if report.accuracy else 0,
         "steps": [_step(step, listed) for step in report.steps],
-        "environment": markdown.environment(report),
+        "environment": sections.environment(report),
     }
 
 

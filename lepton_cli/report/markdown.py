@@ -6,8 +6,9 @@ import html
 import re
 from collections.abc import Iterator
 
-from lepton_cli.report import changes, table, tune_facts, words
+from lepton_cli.report import sections, table, tune_facts, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
+from lepton_cli.report.sections import Section
 
 #: GitHub cuts comments at 65,536 characters; this leaves room for what a bot adds.
 LARGEST = 60_000
@@ -32,11 +33,11 @@ def _parts(report: Report) -> Iterator[str]:
     yield _table(report)
     yield _gates(report.gates)
     yield _warnings(report)
-    yield _graph(report)
+    yield from map(_section, sections.sections(report, _NODES_SHOWN))
     yield _search(report)
     for step in report.steps:
         yield _step(step)
-    yield _environment(report)
+    yield _section(sections.environment(report))
     if report.reproduce:
         yield _folded("How to reproduce", f"```sh\n{_fenced(report.reproduce)}\n```")
     yield f"<sub>lepton {text(report.environment.lepton)}, {text(report.created)}</sub>\n"
@@ -147,16 +148,14 @@ def _warnings(report: Report) -> str:
     return "\n".join(f"- warning: {text(warning, 600)}" for warning in listed) + "\n" if listed else ""
 
 
-def _graph(report: Report) -> str:
-    found = changes.changes(report, _NODES_SHOWN)
-    if found is None:
-        return ""
-    lines = [f"- {text(label)}: {text(said, 2000)}" for label, said in found.facts]
-    if found.rows:
-        lines += ["", f"| {' | '.join(found.header)} |", "|---|---|---|---|---|"]
-        lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in found.rows]
-    lines += [f"\nand {found.more} more in report.json"] if found.more else []
-    return _folded("Graph", "\n".join(lines))
+def _section(section: Section) -> str:
+    lines = ["| | |", "|---|---|"] if section.facts else []
+    lines += [f"| {text(label)} | {text(said, 2000)} |" for label, said in section.facts]
+    if section.rows:
+        lines += ["", f"| {' | '.join(section.header)} |", "|---" * len(section.header) + "|"]
+        lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in section.rows]
+    lines += [f"\nand {section.more} more in report.json"] if section.more else []
+    return _folded(section.title, "\n".join(lines))
 
 
 def _search(report: Report) -> str:
@@ -193,36 +192,6 @@ def grouped(step: StepRecord) -> dict[tuple[str, str], list[str]]:
         groups.setdefault((decision.action, decision.reason), []).append(decision.node)
     actions = list(dict.fromkeys(action for action, _ in groups))
     return dict(sorted(groups.items(), key=lambda item: (actions.index(item[0][0]), -len(item[1]))))
-
-
-def environment(report: Report) -> list[tuple[str, str]]:
-    """Where and with what the numbers were made, as labelled facts."""
-    here = report.environment
-    listed = [
-        ("lepton", here.lepton),
-        ("onnxruntime", here.onnxruntime or "not installed"),
-        ("onnx", here.onnx or "not installed"),
-        ("Python", here.python),
-        ("system", here.system),
-        ("CPU", here.cpu),
-        ("instruction sets", " ".join(here.instructions) or "-"),
-        ("cores", f"{here.usable_cores} usable of {here.cores}"),
-        ("memory", words.value(here.memory, "size")),
-        ("providers", ", ".join(here.providers) or "-"),
-    ]
-    listed += [(f"{one.name} model", f"{one.file.path} (sha256 {one.file.sha256[:16]})") for one in report.variants]
-    listed += [
-        (f"{data.role} data", f"{data.path}, {words.plural(data.samples, 'sample')} ({data.fingerprint[:16]})")
-        for data in report.data
-    ]
-    if report.recipe:
-        listed.append(("recipe", f"{report.recipe.path or report.recipe.name} (sha256 {report.recipe.sha256[:16]})"))
-    return listed
-
-
-def _environment(report: Report) -> str:
-    lines = ["| | |", "|---|---|", *(f"| {text(name)} | {text(value)} |" for name, value in environment(report))]
-    return _folded("Environment", "\n".join(lines))
 
 
 def _folded(title: str, body: str) -> str:

@@ -83,3 +83,13 @@ def test_values_are_taken_not_copied_wrong() -> None:
     after = cut.cut(model, found, group.atoms[[1]])
     old, new = (m.graph.initializers["w0"].const_value.numpy() for m in (model, after))
     np.testing.assert_array_equal(np.delete(old, 1, axis=0), new)
+
+
+def test_operators_of_other_domains_are_left_alone_whatever_their_name() -> None:
+    """A `Conv` of one's own need not even have a weight."""
+    network = Network()
+    x = network.conv(network.input("x", "b", 3, 8, 8), 3, 8)
+    model, found = analysed(network.model(network.conv(x, 8, 4)))
+    model.graph.append(ir.node("Conv", [model.graph.outputs[0]], domain="own", name="own"))
+    group = next(group for group in found.groups if group.frozen is None)
+    assert node(cut.cut(model, found, group.atoms[[0]]), "Conv").inputs[1].const_value.shape.numpy()[0] == 7

@@ -106,6 +106,17 @@ def _node(name: str = "extra", **fields: object) -> Callable[[], bytes]:
     return _edit(edit)
 
 
+def _counted(op: str, inputs: list[str], outputs: list[str], **attributes: int) -> Callable[[], bytes]:
+    """Onnx's shape inference ends the process on these."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        proto.opset_import[0].version = 18
+        proto.graph.initializer.append(tensor("i", np.zeros((2, 1), np.int64)))
+        proto.graph.node.append(helper.make_node(op, inputs, outputs, **attributes))
+
+    return _edit(edit)
+
+
 def _typed(kind: int, field: str, values: list[object], dims: list[int]) -> Callable[[], bytes]:
     def edit(proto: onnx.ModelProto) -> None:
         held = TensorProto(name="t", data_type=kind, dims=dims)
@@ -225,6 +236,9 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "too many inputs": (_node(inputs=["x", "x"]), "has 2 inputs"),
     "no node outputs": (_node(outputs=[]), "has 0 outputs"),
     "missing attribute": (_node(op="Cast"), "lacks the attribute"),
+    "more outputs than it says": (_counted("Split", ["x"], ["z", "v"], num_outputs=1), "2 outputs and the attribute"),
+    "fewer outputs than it says": (_counted("Split", ["x"], ["z", "v"], num_outputs=3), "`num_outputs` 3"),
+    "a negative count": (_counted("GatherND", ["x", "i"], ["z"], batch_dims=-2), "`batch_dims` -2"),
     "attribute twice": (
         _edit(lambda p: p.graph.node[0].attribute.extend([helper.make_attribute("alpha", 1.0)] * 2)),
         "two attributes",

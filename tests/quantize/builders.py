@@ -48,7 +48,7 @@ class Graph:
         self.weights: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
 
-    def take(self, name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> str:
+    def take(self, name: str, shape: list[int | str] | None, kind: int = TensorProto.FLOAT) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 

@@ -24,7 +24,7 @@ def candidates(model: ir.Model) -> Choice:
 def verdict(kind: str, *operands: Any, **attributes: Any) -> str | None:
     """The reason to keep one node with these constants (`None`: computed), or `None` when it is chosen."""
     graph = Graph()
-    x = graph.take("x", ["b", 32])
+    x = graph.take("x", None)  # of a shape that fits wherever it stands
     names = [x if one is None else graph.constant(one) for one in operands]
     choice = candidates(graph.model(graph.op(kind, *names, **attributes)))
     (node,) = choice.anchors or {decision.node for decision in choice.kept}

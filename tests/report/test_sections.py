@@ -1,11 +1,11 @@
-"""How the difference of two graphs is said."""
+"""The plain sections: how the difference of two graphs is said."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lepton_cli.report import html, markdown
-from lepton_cli.report.changes import changes
+from lepton_cli.report.sections import graph, sections
 from tests.report import builders
 
 LAYER: dict[str, Any] = {
@@ -29,7 +29,7 @@ DIFF: dict[str, Any] = {
 
 
 def test_each_fact_has_its_line() -> None:
-    found = changes(builders.report(diff=DIFF), 5)
+    found = graph(builders.report(diff=DIFF), 5)
     assert found is not None
     assert found.facts == (
         ("operators", "BatchNormalization 1 → 0"),
@@ -41,19 +41,20 @@ def test_each_fact_has_its_line() -> None:
 
 
 def test_long_lists_are_cut_and_counted() -> None:
-    found = changes(builders.report(diff={**DIFF, "layers": [LAYER] * 7}), 5)
+    found = graph(builders.report(diff={**DIFF, "layers": [LAYER] * 7}), 5)
     assert found is not None
-    assert (len(found.rows), found.more) == (5, 2)
+    assert (len(found.rows), found.more, found.listed) == (5, 2, "7 changed layers")
 
 
 def test_equal_graphs_are_said_to_be_equal() -> None:
-    found = changes(builders.report(diff={"nodes": [1, 1], "layers_same": 1}), 5)
+    found = graph(builders.report(diff={"nodes": [1, 1], "layers_same": 1}), 5)
     assert found is not None
     assert found.facts == (("unchanged", "operators, widths and types"),)
 
 
 def test_nothing_is_made_of_nothing() -> None:
-    assert changes(builders.report(), 5) is None
+    assert graph(builders.report(), 5) is None
+    assert sections(builders.report(), 5) == []
 
 
 def test_renderings_hold_it_harmlessly() -> None:
