@@ -100,6 +100,7 @@ CASES: dict[str, tuple[int, Build, list[tuple[int, int]]]] = {
     "gather": (17, single("Gather", (2, 6, 3), (5, -6, 3), axis=1), pairs((0, 0), (1, 1), (2, 2))),
     "gather by default": (17, single("Gather", (5, 3), (4, 2)), pairs((0, 0), (1, 1))),
     "gather from behind": (17, single("Gather", (2, 6), (1, 4), axis=-1), pairs((0, 0), (1, 1))),
+    "gather that permutes": (17, single("Gather", (2, 3), (2, 0, 1), axis=-1), pairs((0, 0), (1, 1))),
     "pad": (17, single("Pad", (2, 3, 4), (0, 2, 0, 0, 1, 3)), pairs((0, 0), (1, 1), (2, 2))),
     "pad of axes": (18, single("Pad", (2, 3, 4), (1, 2), None, (-1,)), pairs((0, 0), (1, 1), (2, 2))),
     "pad in front": (17, single("Pad", (2, 3), (0, 2, 0, 0)), pairs((0, 0), (1, 1))),
@@ -116,7 +117,8 @@ CASES: dict[str, tuple[int, Build, list[tuple[int, int]]]] = {
     "depth to space in columns": (
         17, single("DepthToSpace", (2, 12, 2, 3), blocksize=2, mode="CRD"), pairs((0, 0), (1, 1)),
     ),
-    "space to depth": (17, single("SpaceToDepth", (2, 3, 4, 4), blocksize=2), pairs((0, 0), (1, 1))),
+    "space to depth": (17, single("SpaceToDepth", (2, 3, 6, 3), blocksize=3), pairs((0, 0), (1, 1))),
+    "larger blocks": (17, single("DepthToSpace", (2, 18, 1, 2), blocksize=3), pairs((0, 0), (1, 1))),
     "reshape that splits": (17, single("Reshape", (2, 12, 5), (2, 3, 4, 5)), pairs((0, 0), (1, 1), (2, 3))),
     "reshape that merges": (17, single("Reshape", (2, 3, 4, 5), (2, 12, 5)), pairs((0, 0), (1, 1), (3, 2))),
     "reshape with ones": (17, single("Reshape", (2, 3, 1, 4), (1, 2, 3, 4)), pairs((0, 1), (1, 2), (3, 3))),
@@ -158,10 +160,11 @@ def test_a_table_indexed_by_data_passes_the_axes_of_both() -> None:
     assert set(labels[x, 1].tolist()).isdisjoint(itertools.chain(*(labels[y, axis].tolist() for axis in range(4))))
 
 
-def test_one_position_drops_its_axis() -> None:
+@pytest.mark.parametrize("axis", [1, -2])
+def test_one_position_drops_its_axis(axis: int) -> None:
     network = Network()
     x = network.input("x", 4, 6, 5)
-    y = network.node("Gather", x, network.weight(values=np.array(2)), axis=1)
+    y = network.node("Gather", x, network.weight(values=np.array(2)), axis=axis)
     model = network.model(y)
     assert linked(model, {x, y}) == expected(moved(model), [(x, 0, y, 0), (x, 2, y, 1)])
 
@@ -310,7 +313,9 @@ def test_an_old_slice_follows_in_its_attributes() -> None:
     assert [attribute(made, "Slice", name) for name in ("starts", "ends", "axes")] == [[2, 1], [7, 3], [1, 2]]
 
 
-@pytest.mark.parametrize(("start", "end", "step", "kept"), [(3, -9, -1, 4), (3, 0, -2, 2), (-1, -(2**40), -1, 4)])
+@pytest.mark.parametrize(
+    ("start", "end", "step", "kept"), [(3, -9, -1, 4), (3, 0, -2, 2), (2, 0, -2, 1), (-1, -(2**40), -1, 4)]
+)
 def test_other_ranges_of_a_slice_stay(start: int, end: int, step: int, kept: int) -> None:
     """Backwards along the rows, to the first one and past it, while channels are cut."""
     n = Network()

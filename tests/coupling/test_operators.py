@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_operators_of_other_domains_and_unknown_ones_are_fixed() -> None:
         assert joined(op, {"x": (2, 3)}, {"y": (2, 3)}, domain=domain) == sets("x 0!", "x 1!", "y 0!", "y 1!")
     for domain in ("ai.onnx", "com.microsoft", "com.microsoft.nchwc"):
         assert joined("Relu", {"x": (2, 3)}, {"y": (2, 3)}, domain=domain) == sets("x 0, y 0", "x 1, y 1")
+
+
+def test_nothing_is_said_of_a_node_with_an_unknown_shape() -> None:
+    x = ir.Value(name="x")
+    for op, known in itertools.product(("Relu", "Flatten", "Slice", "Concat"), ("x", "y")):
+        node = ir.Node("", op, [x], name="n")
+        node.outputs[0].name = "y"
+        graph = ir.Graph([], [], nodes=[node], opset_imports={"": 17})
+        collected = links.Links(ir.Model(graph, ir_version=9), KnownShapes({known: (1, 3, 2)}, frozenset()))
+        apply_rule(collected, node)
+        assert [(reason, name) for _, reason, name in collected._frozen] == [(f"{op} has unknown shapes", "n")] * 2
+        assert set(collected.solve().labels) == {(known, 1), (known, 2)}
 
 
 def gemm(a: tuple[int, ...], b: tuple[int, ...], c: tuple[int, ...], **attributes: int) -> set[frozenset[str]]:
