@@ -185,6 +185,21 @@ def test_nothing_passes_where_sizes_come_with_the_data(op: str) -> None:
     assert len(labels) == len(set(labels)) > 0
 
 
+def test_nothing_passes_a_pad_whose_axes_come_with_the_data() -> None:
+    x, pads, axes = (
+        ir.Value(name="x"),
+        ir.Value(name="p", const_value=ir.tensor(np.array([1, 1]), name="p")),
+        ir.Value(name="a"),
+    )
+    node = ir.node("Pad", [x, pads, None, axes], name="n")
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x, axes], node.outputs, nodes=[node], initializers=[pads], opset_imports={"": 18})
+    known = KnownShapes({"x": (4, 6), "a": (1,), "y": (4, 8)}, frozenset())
+    found = analyse.analyse(ir.Model(graph, ir_version=9), known).labels
+    assert not set(found["x", 0].tolist()) & set(found["y", 0].tolist())
+    assert not set(found["x", 1].tolist()) & set(found["y", 1].tolist())
+
+
 def test_axes_are_told_apart_by_their_products() -> None:
     assert segments((2, 3, 4), (6, 4)) == [([0, 1], [0]), ([2], [1])]
     assert segments((6, 1, 4), (2, 1, 3, 2, 2)) == [([0], [0, 2]), ([2], [3, 4])]
@@ -409,8 +424,10 @@ def test_targets_of_an_expansion_follow(dims: tuple[int, ...]) -> None:
 def test_an_expansion_beside_the_cut_stays() -> None:
     n = Network()
     x = n.node("Expand", n.node("ReduceMean", n.input("x", "batch", 3, 4, 4), axes=[2]), n.literal(1, 3, 4, 4))
+    target = n.nodes[-1].input[1]
     made = check(n, n.conv(n.conv(x, 3, 6), 6, 2), {"Conv_2": 6})
     assert literal(made, "Expand", 1) == [1, 3, 4, 4]
+    assert next(node for node in made.graph if node.op_type == "Expand").inputs[1].name == target
 
 
 def test_tiled_rows_carry_channels() -> None:

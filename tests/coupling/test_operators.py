@@ -161,6 +161,10 @@ def test_products_join_what_they_contract() -> None:
     assert gemm((2, 3), (4, 3), (2, 4), transB=1) == sets("a 0, c 0, y 0", "a 1, b 1", "b 0, c 1, y 1")
     plain = joined("MatMul", {"a": (5, 6, 2, 3), "b": (6, 3, 4)}, {"y": (5, 6, 2, 4)})
     assert plain == sets("a 0, y 0", "a 1, b 0, y 1", "a 2, y 2", "a 3, b 1", "b 2, y 3")
+    flat = joined("MatMul", {"a": (5, 3), "b": (3, 4)}, {"y": (5, 4)})
+    assert flat == sets("a 0, y 0", "a 1, b 0", "b 1, y 1")
+    pair = joined("MatMul", {"a": (2, 5, 3), "b": (2, 3, 4)}, {"y": (2, 5, 4)})
+    assert pair == sets("a 0, b 0, y 0", "a 1, y 1", "a 2, b 1", "b 2, y 2")
     wide = joined("MatMul", {"a": (1, 2, 3), "b": (6, 3, 4)}, {"y": (6, 2, 4)})
     assert wide == sets("b 0, y 0", "a 1, y 1", "a 2, b 1", "b 2, y 2")
     across = {"transB": 1, "domain": "com.microsoft"}
@@ -258,7 +262,7 @@ def test_values_that_subgraphs_read_are_fixed_by_their_node() -> None:
     """Both branches read one convolution, one of them another; a third is read by neither."""
     n = Network()
     x = image(n)
-    one, two, three = (n.conv(x, 3, size) for size in (4, 5, 6))
+    one, two, three = (n.conv(x, 3, size) for size in (2, 5, 6))
     out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
     both = [helper.make_node("Neg", [one], ["half"]), helper.make_node("Relu", ["half"], ["inner"])]
     then = helper.make_graph(both, "then", [], [out])
@@ -266,7 +270,7 @@ def test_values_that_subgraphs_read_are_fixed_by_their_node() -> None:
     other = helper.make_graph(left, "else", [], [out])
     condition = n.weight(values=np.array(True))
     n.nodes.append(helper.make_node("If", [condition], ["chosen"], name="If_0", then_branch=then, else_branch=other))
-    model = n.model(n.conv("chosen", 4, 2), n.conv(three, 6, 2))
+    model = n.model(n.conv("chosen", 2, 2), n.conv(three, 6, 2))
     found = {group.name: (group.frozen, group.node) for group in analysed(model)[1].groups}
     assert found["Conv_0"] == found["Conv_1"]
     assert "If" in str(found["Conv_0"][0])
@@ -279,7 +283,11 @@ def test_values_that_subgraphs_read_are_fixed_by_their_node() -> None:
 
 def sized(how: str, n: Network, x: str) -> str:
     shape = n.node("Shape", x, start=1, end=2) if how == "some" else n.node("Shape", x)
-    if how == "rows":
+    if how == "until":
+        shape = n.node("Shape", x, end=2)
+    elif how == "first two":
+        shape = n.node("Slice", shape, n.literal(0), n.literal(2))
+    elif how == "rows":
         shape = n.node("Gather", shape, n.literal(-1, 2), axis=0)
     elif how == "channels":
         shape = n.node("Gather", shape, n.literal(-3), axis=0)
@@ -296,7 +304,7 @@ def sized(how: str, n: Network, x: str) -> str:
     ("how", "free"),
     [
         ("rows", True), ("channels", False), ("behind", True), ("every second", True), ("from the second", False),
-        ("all", False), ("some", False),
+        ("all", False), ("some", False), ("until", False), ("first two", False),
     ],
 )  # fmt: skip
 def test_a_size_that_is_read_stays(how: str, free: bool) -> None:
@@ -307,6 +315,42 @@ def test_a_size_that_is_read_stays(how: str, free: bool) -> None:
         check(n, output, {"Conv_0": 6})
     else:
         assert groups(n.model(output)) == {}
+
+
+def test_sizes_read_from_a_computed_place_on_are_all_fixed() -> None:
+    x, start, end = ir.Value(name="x"), ir.Value(name="s"), ir.Value(name="e", const_value=ir.tensor([2], name="e"))
+    shape = ir.node("Shape", [x], name="n")
+    part = ir.node("Slice", [shape.outputs[0], start, end], name="m")
+    shape.outputs[0].name, part.outputs[0].name = "y", "z"
+    graph = ir.Graph([x, start], part.outputs, nodes=[shape, part], initializers=[end], opset_imports={"": 17})
+    collected = links.Links(ir.Model(graph, ir_version=9), KnownShapes({"x": (2, 3), "y": (2,)}, frozenset()))
+    apply_rule(collected, shape)
+    assert {reason for _, reason, _ in collected._frozen} == {"Shape fixes this axis"}
+    assert len(collected._frozen) == 3
+
+
+def test_layers_name_the_axes_of_their_weights_and_of_their_channels() -> None:
+    """Of weights and of activations, on both sides."""
+    n = Network()
+    y = n.node("ConvTranspose", n.conv(image(n), 3, 6), n.weight(6, 5, 2, 2))
+    y = n.node("MatMul", n.node("Transpose", y, perm=[0, 2, 3, 1]), n.weight(5, 4))
+    y = n.node("Gemm", n.node("Reshape", y, n.literal(-1, 4)), n.weight(7, 4), transB=1)
+    found = {
+        (port.node, port.weight, port.axis, port.side, port.value, port.value_axis)
+        for group in analysed(n.model(n.node("Gemm", y, n.weight(7, 2))))[1].groups
+        for port in (*group.producers, *group.consumers)
+    }
+    assert found == {
+        ("Conv_0", "w0", 0, "output", "Conv_0_out", 1),
+        ("ConvTranspose_1", "w2", 0, "input", "Conv_0_out", 1),
+        ("ConvTranspose_1", "w2", 1, "output", "ConvTranspose_1_out", 1),
+        ("MatMul_3", "w3", 0, "input", "Transpose_2_out", 3),
+        ("MatMul_3", "w3", 1, "output", "MatMul_3_out", 3),
+        ("Gemm_5", "w5", 1, "input", "Reshape_4_out", 1),
+        ("Gemm_5", "w5", 0, "output", "Gemm_5_out", 1),
+        ("Gemm_6", "w6", 0, "input", "Gemm_5_out", 1),
+        ("Gemm_6", "w6", 1, "output", "Gemm_6_out", 1),
+    }
 
 
 def test_a_shape_that_is_an_output_fixes_every_axis() -> None:
