@@ -428,3 +428,10 @@ def test_the_unit_of_a_cost_does_not_matter(many: int, unit: float, monkeypatch:
         assert allocate.best(tables, Scaled(cost, unit), unit * budget).tolist() == found.tolist()
         steps = allocate._fit(tables, cost, budget, np.array(channels))
         assert allocate._fit(tables, Scaled(cost, unit), unit * budget, np.array(channels)).tolist() == steps.tolist()
+
+
+def test_small_savings_are_weighed_too() -> None:
+    """The first group loses 10 for each unit saved, the second 2.5, though the first step loses less."""
+    tables = [Table(np.array([2, 1]), np.array([0.0, 1.0])), Table(np.array([2, 1]), np.array([0.0, 2.0]))]
+    cost = Sum(tables, [np.array([1.0, 0.9]), np.array([1.0, 0.2])])
+    assert allocate._fit(tables, cost, 1.9, np.array([2, 2])).tolist() == [2, 1]
