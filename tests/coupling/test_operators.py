@@ -284,7 +284,7 @@ def test_values_that_subgraphs_read_are_fixed_by_their_node() -> None:
 def sized(how: str, n: Network, x: str) -> str:
     shape = n.node("Shape", x, start=1, end=2) if how == "some" else n.node("Shape", x)
     if how == "until":
-        shape = n.node("Shape", x, end=2)
+        shape = n.node("Gather", n.node("Shape", x, end=2), n.literal(-1), axis=0)
     elif how == "first two":
         shape = n.node("Slice", shape, n.literal(0), n.literal(2))
     elif how == "rows":
