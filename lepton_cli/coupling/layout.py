@@ -73,7 +73,7 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
     """Which factor of a split channel axis is pruned: heads (the outer one), except in a channel shuffle."""
     users = [user for user, _ in node.outputs[0].uses()]
     if len(users) == 1 and users[0].op_type == "Transpose" and len(factors) == 2:
-        order = users[0].attributes.get_ints("perm", [])
+        order = list(users[0].attributes.get_ints("perm", []))
         swapped = list(range(len(order)))
         if order:
             swapped[factors[0]], swapped[factors[1]] = factors[1], factors[0]

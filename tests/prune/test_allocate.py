@@ -400,3 +400,38 @@ def test_total_is_the_sum_of_the_losses_at_these_widths() -> None:
     tables = [Table(np.array([4, 2]), np.array([0.0, 1.5])), Table(np.array([6, 3, 1]), np.array([0.25, 1.0, 9.0]))]
     assert allocate.total(tables, np.array([2, 3])) == 2.5
     assert allocate.total(tables, np.array([4, 6])) == 0.25
+
+
+class Scaled:
+    """A cost in another unit."""
+
+    def __init__(self, cost: Price, unit: float) -> None:
+        self.cost, self.unit = cost, unit
+
+    def __call__(self, widths: Widths) -> float:
+        return self.cost(widths) * self.unit
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
+        return self.cost.table(widths, group, levels) * self.unit
+
+
+@pytest.mark.parametrize("many", [1, 200])
+@pytest.mark.parametrize("unit", [2.0**-28, 2.0**20])
+def test_the_unit_of_a_cost_does_not_matter(many: int, unit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Powers of two: every sum and product is the same but for the exponent."""
+    monkeypatch.setattr(allocate, "MANY", many)
+    for seed in range(3):
+        channels = [5, 4, 6]
+        tables, cost = drawn(channels, seed), chain(channels)
+        budget = 0.5 * cost(np.array(channels))
+        found = allocate.best(tables, cost, budget)
+        assert allocate.best(tables, Scaled(cost, unit), unit * budget).tolist() == found.tolist()
+        steps = allocate._fit(tables, cost, budget, np.array(channels))
+        assert allocate._fit(tables, Scaled(cost, unit), unit * budget, np.array(channels)).tolist() == steps.tolist()
+
+
+def test_small_savings_are_weighed_too() -> None:
+    """The first group loses 10 for each unit saved, the second 2.5, though the first step loses less."""
+    tables = [Table(np.array([2, 1]), np.array([0.0, 1.0])), Table(np.array([2, 1]), np.array([0.0, 2.0]))]
+    cost = Sum(tables, [np.array([1.0, 0.9]), np.array([1.0, 0.2])])
+    assert allocate._fit(tables, cost, 1.9, np.array([2, 2])).tolist() == [2, 1]

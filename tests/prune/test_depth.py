@@ -234,3 +234,19 @@ def test_channels_go_in_the_order_given_down_to_the_widths() -> None:
     wanted = cut.cut(found.model, found.coupling, np.concatenate(gone))
     assert io.to_bytes(left) == io.to_bytes(wanted)
     assert io.to_bytes(columns.cut(columns.full, orders)) == io.to_bytes(found.model)
+
+
+def test_a_feature_that_is_always_zero_keeps_its_weights_and_the_others_are_fitted(tmp_path: Path) -> None:
+    found, n = straight()
+    model = io.clone(found.model)
+    set_weight(model.graph.initializers["w0"], n.weights["w0"] * np.float32(0.7))
+    x = np.random.default_rng(1).normal(0.5, 1, (40, 6)).astype(np.float32)
+    x[:, 2] = 0
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 40)
+    first = [layer for layer in linear.find(model).values() if layer.weight == "w0"]
+    depth.refit(found, model, first, np.zeros(0, np.int64), source)
+    rows = np.concatenate([x[5 * k : 5 * k + 5] for k in range(8) if k % 4 != 3]).astype(np.float64)
+    a = np.asarray(n.weights["w0"], np.float64)
+    wanted = fitted(rows, rows @ a, 0.7 * a, False)
+    np.testing.assert_allclose(model.graph.initializers["w0"].const_value.numpy(), wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(wanted[2], 0.7 * a[2], rtol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -303,3 +304,39 @@ def test_few_trials_measure_the_narrowest_width(most: int, run: float, monkeypat
     columns = depth.columns(found, ())
     trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups], run)
     assert {trial.width for trial in trials} == {2}
+
+
+def test_branches_without_a_group_are_timed_by_dropping_them() -> None:
+    """One group is left of the plan; two branches alike have columns of their own and share no node: one trial."""
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    first = dataclasses.replace(found, groups=found.groups[:1])
+    columns = depth.columns(first, branches.find(found.model, found.coupling.facts))
+    assert columns.full.tolist() == [8, 1, 1]
+    levels = [np.array([8, 4]), np.array([1, 0]), np.array([1, 0])]
+    trials = times.trials(columns, levels)
+    assert trials == [times.Timed((0,), 4), times.Timed((1, 2), 0)]
+    cost = times.fitted(columns, trials, np.array([1.0, 0.75, 0.4]), np.zeros(3))
+    assert [(widths.tolist(), gains.tolist()) for widths, gains in cost.saved] == [
+        ([4, 8], pytest.approx([0.25, 0.0])),
+        ([0, 1], pytest.approx([0.3, 0.0])),
+        ([0, 1], pytest.approx([0.3, 0.0])),
+    ]
+    assert cost(np.array([8, 0, 1])) == cost(np.array([8, 1, 0])) == pytest.approx(0.7)
+    assert cost(np.array([8, 0, 0])) == pytest.approx(0.4)
+    assert not cost.touches[:, 1:].any()
+
+
+def test_one_kind_alone_gets_all_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "MODELS", 4)
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    columns = depth.columns(found, ())
+    levels = [np.array([8, *range(7, 0, -1)])] + [np.array([group.channels]) for group in found.groups[1:]]
+    assert [trial.width for trial in times.trials(columns, levels)] == [7, 5, 3, 1]
+
+
+def test_a_branch_that_multiplies_nothing_takes_no_time_from_its_nodes() -> None:
+    nodes, gone = np.array([0.5, 0.0]), {0: np.array([False, True])}
+    saved = [(np.array([0, 1]), np.array([0.2, 0.0]))]
+    assert times._balanced(nodes, gone, saved).tolist() == [0.5, 0.0]
+    saved = [(np.array([0, 1]), np.array([-0.2, 0.0]))]
+    assert times._balanced(nodes, {0: np.array([True, False])}, saved).tolist() == [0.5, 0.0]

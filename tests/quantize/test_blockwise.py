@@ -216,3 +216,18 @@ def test_packing_puts_the_even_index_in_the_low_half() -> None:
     assert blockwise.pack(codes[:, :4], 4).tolist() == [[0x21, 0x0F], [0x10, 0x32]]
     assert blockwise.pack(codes, 8).tolist() == codes.tolist()
     assert blockwise.pack(codes, 4).dtype == np.uint8
+
+
+@pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_do_not_know_of_one_another(method: str, symmetric: bool) -> None:
+    """As many leading axes as there are: each block gets what it gets alone."""
+    blocks = heavy(24, 3, 8).reshape(4, 6, 8)
+    together = blockwise.quantize(blocks, 4, method, symmetric)  # type: ignore[arg-type]
+    for place in np.ndindex(4, 6):
+        alone = blockwise.quantize(blocks[place][None], 4, method, symmetric)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(together.codes[place], alone.codes[0])
+        assert together.scales[place] == pytest.approx(alone.scales[0], rel=1e-6)
+        if alone.zero_points is not None:
+            assert together.zero_points is not None
+            assert together.zero_points[place] == alone.zero_points[0]

@@ -88,3 +88,19 @@ def test_a_meter_is_read_once_for_a_block_of_runs() -> None:
 
 def test_a_gauge_that_stands_still_has_read_nothing() -> None:
     assert list(Burst(lambda: None, 1e-3, most=2).time(lambda: 7)) == [NOTHING, NOTHING]
+
+
+def test_warm_up_ends_after_half_a_second_unless_said() -> None:
+    for options, runs in (({}, 2), ({"limit": 0.6}, 3), ({"limit": 1.0}, 4)):
+        clock = FakeClock()
+        durations = iter([0.3, 0.28, 0.26, 0.25, 0.24, 0.23])
+        burst = warm_up(clock.call("a", lambda durations=durations: next(durations)), clock, **options)
+        assert len(clock.calls) == runs
+        assert burst.seconds == pytest.approx([0.3, 0.28, 0.26, 0.25][runs - 1])
+
+
+def test_without_arguments_a_burst_gives_twenty_times_of_a_hundred_microseconds() -> None:
+    burst = Burst(lambda: None, 1e-5)
+    assert (burst.runs, burst.block, burst.most, burst.shortest) == (20, 10, 20, 1e-4)
+    assert Burst(lambda: None, 4.9e-5).block == 3
+    assert Burst(lambda: None, 5e-5).block == 1

@@ -255,3 +255,34 @@ def test_a_meter_in_place_of_the_clock_gives_joules() -> None:
     )
     assert found.absolute(0).value == pytest.approx(0.03)
     assert found.ratio(1).value == pytest.approx(2 / 3)
+
+
+def test_a_visit_is_as_slow_as_the_mean_of_its_three_bursts() -> None:
+    """Each burst of the second visit is 5 % slower: kept. Of the third it is 7 %: left out, and its ratio with it."""
+    logs = np.zeros((40, 2, 3))
+    logs[20:30, 1] = 0.05
+    logs[30:, 1] = 0.07
+    logs[20:30, 1, 1] += 0.002
+    logs[30:, 1, 1] += 2.0
+    logs[30:, 1, 0] -= 2.0
+    found = Rounds(2)
+    found.rounds = [Round([[np.ones(3)], [np.ones(3)]], [[], []], logs)]
+    assert found.ratio_quantile(1, 1.0) == pytest.approx(math.exp(0.002))
+    assert found.ratio_quantile(1, 0.5) == pytest.approx(1)
+
+
+def test_no_garbage_is_collected_while_models_run() -> None:
+    clock, states = FakeClock(), []
+
+    def seconds() -> float:
+        states.append(gc.isenabled())
+        return 1e-3
+
+    compare([clock.model("a", seconds), clock.model("b", seconds)], RULE, generator(), clock=clock)
+    assert set(states) == {False}
+    gc.disable()
+    try:
+        compare([clock.model("a", 1e-3)], RULE, generator(), clock=clock)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
