@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import clean, fold, shapes
-from lepton_cli.graph.edit import Editor
+from lepton_cli.graph.edit import Editor, captured
 from lepton_cli.model import io
 
 #: Inputs that say where or how much, not what: literal numbers where they do not depend on the data's size.
@@ -42,6 +42,12 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
 
 
 LONGEST_AXIS = 10_000_000
+#: Operators whose data decides how much comes out.
+_SEARCHING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress", "StringSplit"})
+#: Operators whose outputs differ from run to run.
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +107,25 @@ def modernise(model: ir.Model) -> None:
 
 
 def _computed_shape_inputs(model: ir.Model) -> list[str]:
-    """Names of values that steer shapes and are computed by nodes."""
+    """Names of values that steer shapes and are computed by nodes, from sizes and constants alone.
+
+    What follows from the data that is fed (a number of samples to take, positions found by NonZero) is no literal.
+    """
     names: dict[str, None] = {}
+    #: Values that follow from the data, and those whose sizes do.
+    fed, sized = {value for value in model.graph.inputs if not value.is_initializer()}, set[ir.Value]()
     for node in model.graph:
-        for index in SHAPE_INPUTS.get(node.op_type, ()):
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is not None and value.producer() is not None and value.name:
-                names[value.name] = None
+        read = {value for value in (*node.inputs, *captured(node)) if value is not None}
+        steering = [node.inputs[i] for i in SHAPE_INPUTS.get(node.op_type, ()) if i < len(node.inputs)]
+        names.update(
+            dict.fromkeys(v.name for v in steering if v is not None and v.producer() and v.name and v not in fed)
+        )
+        searches = node.op_type in _SEARCHING or bool(captured(node))
+        if read & sized or not fed.isdisjoint(v for v in steering if v is not None) or (searches and read & fed):
+            sized.update(node.outputs)
+        measures = node.op_type in ("Shape", "Size")
+        if read & sized if measures else (read & fed or node.op_type in _RANDOM):
+            fed.update(node.outputs)
     return list(names)
 
 
@@ -120,7 +138,8 @@ def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool)
             sizes = list(feeds[info.name])
             for axis, dim in enumerate(info.shape or ()):
                 if not isinstance(dim, int) and axis < len(sizes):
-                    sizes[axis] = sizes[axis] + 1 if axis == 0 else sizes[axis] * factor
+                    # Twice and one: half of it is another number too.
+                    sizes[axis] = 2 * sizes[axis] + 1 if axis == 0 else sizes[axis] * factor
             other[info.name] = tuple(sizes)
         if any(other[name] != tuple(feeds[name]) for name in other) and (not run or _runs(model, other)):
             return other

@@ -12,6 +12,7 @@ from lepton_cli.coupling import layout
 from lepton_cli.coupling.layout import optional, source
 from lepton_cli.coupling.links import Links
 from lepton_cli.coupling.surgery import Surgery
+from lepton_cli.graph.edit import captured
 
 Link = Callable[[Links, ir.Node], None]
 Mend = Callable[[Surgery, ir.Node], None]
@@ -37,8 +38,7 @@ def find(node: ir.Node) -> Operator | None:
 def apply_rule(links: Links, node: ir.Node) -> None:
     """Join what the node's operator joins, freeze the rest."""
     operator = find(node)
-    captured = [value for value in _captured(node) if value.name]
-    for value in captured:
+    for value in captured(node):
         for axis, size in enumerate(links.shape(value) or ()):
             if size > 1:
                 links.freeze(value, axis, f"is used inside {node.op_type}", node.name or "")
@@ -51,19 +51,6 @@ def apply_rule(links: Links, node: ir.Node) -> None:
         return
     operator.link(links, node)
     links.settle(node, f"{node.op_type} fixes this axis")
-
-
-def _captured(node: ir.Node) -> list[ir.Value]:
-    """Values of the main graph that the node's subgraphs read."""
-    values: dict[ir.Value, None] = {}
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            inside = {output for inner in graph.all_nodes() for output in inner.outputs}
-            used = [v for inner in graph.all_nodes() for v in inner.inputs if v is not None] + list(graph.outputs)
-            values.update(dict.fromkeys(v for v in used if v not in inside and v.graph is node.graph))
-    return list(values)
 
 
 def elementwise(links: Links, node: ir.Node) -> None:

@@ -157,3 +157,16 @@ def bypass(node: ir.Node, index: int = 0) -> None:
         source.name, source.type, source.shape = result.name, result.type, result.shape
     result.replace_all_uses_with(source, replace_graph_outputs=True)
     node.graph.remove(node, safe=True)
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Values of the node's own graph that its subgraphs read."""
+    values: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+        for graph in graphs:
+            inside = {output for inner in graph.all_nodes() for output in inner.outputs}
+            used = [v for inner in graph.all_nodes() for v in inner.inputs if v is not None] + list(graph.outputs)
+            values.update(dict.fromkeys(v for v in used if v not in inside and v.graph is node.graph))
+    return list(values)

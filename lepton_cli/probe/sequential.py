@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli import runtime
+from lepton_cli.graph.edit import captured
 from lepton_cli.model import io
 from lepton_cli.probe.activations import GIVEN, piece
 from lepton_cli.runtime import Values
@@ -84,16 +85,8 @@ def crossing(model: ir.Model, node: str) -> list[str]:
     for current in model.graph:
         later = later or current.name == node
         if later:
-            inner = [value for n in _inside(current) for value in n.inputs]
-            read.update(
-                dict.fromkeys(v.name for v in (*current.inputs, *inner) if v is not None and v.name in early and v.name)
-            )
+            inputs = (*current.inputs, *captured(current))
+            read.update(dict.fromkeys(v.name for v in inputs if v is not None and v.name in early and v.name))
         else:
             early.update(output.name for output in current.outputs)
     return list(read)
-
-
-def _inside(node: ir.Node) -> list[ir.Node]:
-    """Nodes of the node's subgraphs, which may read outer values."""
-    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    return [inner for graph in graphs for inner in graph.all_nodes()]
