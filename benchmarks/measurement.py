@@ -2,10 +2,12 @@
 
     python benchmarks/measurement.py [--quick] [--json FILE] [--model MODEL.onnx]
                                      [--only aa,power,agreement,spinning,report]
+    python benchmarks/measurement.py --only alone --model FLOAT.onnx --other INT8.onnx [--threads N]
 
 A/A and power run with a process that keeps one core busy. The model is a chain of MatMul and Relu unless one is given;
 the slowed model of `power` is always that chain with 10 % more layers, so that the truth is known. `report` compresses
-a bundled model, opens its page in headless Chromium where there is one, and judges it with `lepton gate`.
+a bundled model, opens its page in headless Chromium where there is one, and judges it with `lepton gate`. `alone`
+times two models in processes of their own, as whoever deploys one of them would see it, in turn with `lepton bench`.
 """
 
 from __future__ import annotations
@@ -135,6 +137,34 @@ def spinning(task: Task, repeats: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def alone(first: Path, second: Path, threads: int, repeats: int, seconds: float) -> dict[str, Any]:
+    """Fresh processes with onnxruntime's own options, one model each, in turn with fresh ones of `lepton bench`."""
+    plain: list[list[float]] = []
+    ours: list[list[float]] = []
+    changes: list[list[float]] = []
+    bench = ["bench", str(first), str(second), "--threads", str(threads), "--time", f"{seconds} s", "--json"]
+    for _ in range(repeats):
+        loops = [[sys.executable, __file__, "--loop", str(path), "--threads", str(threads)] for path in (first, second)]
+        plain.append([float(subprocess.run(loop, check=True, capture_output=True).stdout) for loop in loops])
+        run = subprocess.run([sys.executable, "-m", "lepton_cli", *bench], check=True, capture_output=True)
+        table = json.loads(run.stdout)["latency"]
+        ours.append([result["median"] for result in table["results"]])
+        changes.append([1 / table["changes"][0][key] for key in ("ratio", "high", "low")])
+    ratio, low, high = np.array(changes).T
+    common = float(np.median(ratio))
+    return {
+        "threads": threads,
+        "alone, ms": np.round(1e3 * np.median(plain, axis=0), 3).tolist(),
+        "alone, ratio": float(np.median([a / b for a, b in plain])),
+        "bench, ms": np.round(1e3 * np.median(ours, axis=0), 3).tolist(),
+        "bench, ratio": common,
+        "bench, ratios": np.round(ratio, 3).tolist(),
+        "within 2 % or covering": int(
+            np.sum((np.abs(ratio / common - 1) < 0.02) | ((low <= common) & (common <= high)))
+        ),
+    }
+
+
 def report(repeats: int) -> dict[str, Any]:
     """The page of a real run: its size, what the browser's console says. `gate` on its report: time and imports."""
     root = Path(__file__).resolve().parent.parent
@@ -201,12 +231,19 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="model to time instead of the chain")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--only", default="aa,power,agreement,spinning,report")
+    parser.add_argument("--other", type=Path, help="second model of `alone`")
+    parser.add_argument("--threads", type=int, default=runtime.usable_threads(), help="of `alone`")
+    parser.add_argument("--loop", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.loop:
+        print(_loop(Task.read(arguments.loop), arguments.threads, lambda options: None, 1.0))
+        return 0
     task, quick, only = Task.read(arguments.model), arguments.quick, arguments.only.split(",")
     experiments: dict[str, Callable[[], dict[str, Any]]] = {
         "aa": lambda: same_model(task, 8 if quick else 40, 3 if quick else 10),
         "power": lambda: slowed_model(4 if quick else 20, 5 if quick else 30),
         "agreement": lambda: hand_loop(task, 4 if quick else 20, 0.5),
+        "alone": lambda: alone(arguments.model, arguments.other, arguments.threads, 3 if quick else 10, 10),
         "report": lambda: report(3 if quick else 10),
         "spinning": lambda: spinning(task, 4 if quick else 20, 0.3),
     }
