@@ -89,17 +89,20 @@ class Activations:
         return found
 
 
-def outputs(model: ir.Model, feeds: Sequence[Values], workdir: Path, threads: int) -> list[NDArray[np.float64]]:
-    """Float outputs of the whole model over several batches, each as [samples, values] in float64."""
+def outputs(model: ir.Model, feeds: Sequence[Values], workdir: Path, threads: int) -> dict[str, NDArray[np.float64]]:
+    """Float outputs of the whole model in float64, all batches joined along axis 0.
+
+    An output whose other sizes differ between batches is a single row.
+    """
     session = runtime.Session(io.payload(model, workdir), threads=threads)
     names = [info.name for info in session.outputs if info.dtype.startswith(("float", "bfloat"))]
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for batch in feeds:
         for name, array in session.run(batch, names).items():
-            rows[name].append(np.asarray(array, np.float64).reshape(len(array) if array.ndim else 1, -1))
-    return [
-        np.concatenate(parts)
-        if len({p.shape[1] for p in parts}) == 1
-        else np.concatenate([p.ravel() for p in parts])[None]
-        for parts in rows.values()
-    ]
+            rows[name].append(np.atleast_1d(np.asarray(array, np.float64)))
+    return {
+        name: np.concatenate(parts)
+        if len({part.shape[1:] for part in parts}) == 1
+        else np.concatenate([part.ravel() for part in parts])[None]
+        for name, parts in rows.items()
+    }

@@ -1,9 +1,12 @@
-"""How far a model's outputs are from those of the float or the unpruned model: one definition per unit."""
+"""How far a model's outputs are from those of the float or the unpruned model: one definition per unit.
+
+All of them weigh the parts of an output that have ranges of their own (`probe.parts`) alike.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +14,9 @@ from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
+from lepton_cli.probe import parts
 from lepton_cli.probe.activations import batches, samples
+from lepton_cli.probe.parts import Division, Segments
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
 
@@ -19,16 +24,22 @@ from lepton_cli.step import Context
 CEILING_DB = 140.0
 
 
-def relative_error(found: Sequence[NDArray[np.float64]], wanted: Sequence[NDArray[np.float64]]) -> float:
-    """Squared error as a share of what is wanted, averaged over the outputs, each [samples, values].
+#: Outputs by name, all samples on axis 0.
+Outputs = Mapping[str, NDArray[np.float64]]
+#: How the graph cuts outputs, by their names (`parts.segments`).
+Ways = Mapping[str, Sequence[Segments]]
+
+
+def relative_error(found: Outputs, wanted: Outputs, ways: Ways) -> float:
+    """Squared error as a share of what is wanted, averaged over the parts of each output and then over the outputs.
 
     The share is of the variance over the samples; of the squares themselves where there is one sample only.
     """
     shares = []
-    for now, then in zip(found, wanted, strict=True):
-        centre = then.mean(axis=0) if len(then) > 1 else 0.0
-        spread = float(np.sum(np.square(then - centre)))
-        shares.append(float(np.sum(np.square(now - then))) / max(spread, 1e-12))
+    for name, then in wanted.items():
+        division = Division(ways.get(name, ()))
+        division.add(then, found[name] - then, then.mean(axis=0) if len(then) > 1 else 0.0)
+        shares.append(np.mean([part.noise / max(part.signal, 1e-12) for part in division.parts()]))
     return float(np.mean(shares)) if shares else 0.0
 
 
@@ -45,6 +56,7 @@ class Reference:
             seen += samples(part)
             if seen >= most:
                 break
+        self._ways = parts.segments(model)
         session = self._session(model)
         self.names = [output.name for output in session.outputs if output.dtype in ("float32", "float16", "float64")]
         self.reference = self.run(model)
@@ -58,16 +70,19 @@ class Reference:
         return [session.run(batch.feeds, self.names) for batch in self.batches]
 
     def sqnr(self, model: ir.Model) -> float:
-        """Least SQNR in dB over the outputs of `model`; -inf when an output is not finite or changed its shape."""
+        """Least SQNR in dB over all parts of the outputs; -inf when an output is not finite or changed its shape."""
         return min(self.by_output(self.run(model)).values(), default=CEILING_DB)
 
     def by_output(self, found: Sequence[Values]) -> dict[str, float]:
-        """SQNR in dB of every float output."""
-        return {name: _sqnr([a[name] for a in self.reference], [b[name] for b in found]) for name in self.names}
+        """SQNR in dB of the worst part of every float output."""
+        return {
+            name: _sqnr([a[name] for a in self.reference], [b[name] for b in found], self._ways.get(name, ()))
+            for name in self.names
+        }
 
 
-def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    signal = noise = 0.0
+def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray], ways: Sequence[Segments]) -> float:
+    division = Division(ways)
     for a, b in zip(reference, found, strict=True):
         if a.shape != b.shape:
             return -math.inf
@@ -75,8 +90,11 @@ def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float
         usable = np.isfinite(exact)
         if not np.isfinite(b[usable]).all():
             return -math.inf
-        signal += float(np.square(exact[usable]).sum())
-        noise += float(np.square(exact[usable] - b[usable]).sum())
-    if noise == 0:
-        return CEILING_DB
-    return min(CEILING_DB, 10 * math.log10(max(signal, 1e-300) / noise))
+        exact = np.where(usable, exact, 0.0)
+        division.add(exact, exact - np.where(usable, b, 0.0))
+    return min(decibel(part.signal, part.noise) for part in division.parts())
+
+
+def decibel(signal: float, noise: float) -> float:
+    """`10 log10(signal / noise)` of two sums of squares, at most `CEILING_DB`."""
+    return min(CEILING_DB, 10 * math.log10(max(signal, 1e-300) / noise)) if noise else CEILING_DB

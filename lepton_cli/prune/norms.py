@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
-from lepton_cli.probe import activations
+from lepton_cli.probe import activations, parts
 from lepton_cli.probe.distances import relative_error
 from lepton_cli.prune import recover
 from lepton_cli.prune.recover import Calibration, Repair
@@ -23,8 +23,10 @@ def reestimate(model: ir.Model, reference: ir.Model, source: Calibration) -> tup
         _one(trial, name, source)
     held = recover.judging(model, source, 256)
     wanted = activations.outputs(reference, held, source.workdir, source.threads)
+    ways = parts.segments(reference)
     before, after = (
-        relative_error(activations.outputs(m, held, source.workdir, source.threads), wanted) for m in (model, trial)
+        relative_error(activations.outputs(m, held, source.workdir, source.threads), wanted, ways)
+        for m in (model, trial)
     )
     helps = after < before
     return (trial if helps else model), [Repair(name, "batch_norm", helps, before, after) for name in nodes]

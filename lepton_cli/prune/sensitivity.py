@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling, Group
-from lepton_cli.probe import activations, linear
-from lepton_cli.probe.distances import relative_error
+from lepton_cli.probe import activations, linear, parts
+from lepton_cli.probe.distances import Outputs, Ways, relative_error
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, importance, recover
 from lepton_cli.prune.hessian import Ranking
@@ -32,20 +32,22 @@ class Unpruned:
     model: ir.Model
     coupling: Coupling
     feeds: Sequence[Values]
-    outputs: Sequence[NDArray[np.float64]]
+    outputs: Outputs
+    ways: Ways
     source: recover.Calibration
 
     def error(self, model: ir.Model) -> float:
-        """Squared output error as a share of the outputs' variance, averaged over the outputs."""
+        """Squared output error as a share of the outputs' variance, averaged over their parts."""
         now = activations.outputs(model, self.feeds, self.source.workdir, self.source.threads)
-        return relative_error(now, self.outputs)
+        return relative_error(now, self.outputs, self.ways)
 
 
 def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, trials: int, macs: float) -> Unpruned:
     """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
-    return Unpruned(model, coupling, feeds, activations.outputs(model, feeds, source.workdir, source.threads), source)
+    outputs = activations.outputs(model, feeds, source.workdir, source.threads)
+    return Unpruned(model, coupling, feeds, outputs, parts.segments(model), source)
 
 
 def curve(

@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from lepton_cli.data.memory import Arrays
 from lepton_cli.probe.distances import Reference, relative_error
+from lepton_cli.probe.parts import Segments
 from tests.quantize.builders import Graph, Scalars, WithConstants, context
 
 
@@ -150,14 +151,48 @@ def test_check_data_stand_in_where_there_is_no_calibration(tmp_path: Path) -> No
 
 
 def test_a_relative_error_is_a_share_of_the_variance_averaged_over_the_outputs() -> None:
-    wanted = [np.array([[0.0, 1.0], [2.0, 5.0]]), np.array([[10.0], [10.0], [13.0]])]
-    found = [wanted[0] + [[1.0, 0.0], [0.0, -2.0]], wanted[1] + 1.0]
+    wanted = {"a": np.array([[0.0, 1.0], [2.0, 5.0]]), "b": np.array([[10.0], [10.0], [13.0]])}
+    found = {"a": wanted["a"] + [[1.0, 0.0], [0.0, -2.0]], "b": wanted["b"] + 1.0}
     # Variances summed: 2 x 1 + 2 x 4 = 10 and 1 + 1 + 4 = 6; errors squared: 5 and 3.
-    assert relative_error(found, wanted) == pytest.approx((5 / 10 + 3 / 6) / 2)
-    assert relative_error(wanted, wanted) == 0
+    assert relative_error(found, wanted, {}) == pytest.approx((5 / 10 + 3 / 6) / 2)
+    assert relative_error(wanted, wanted, {}) == 0
 
 
 def test_one_sample_has_no_variance_and_no_output_no_error() -> None:
-    assert relative_error([np.array([[3.0, 6.0]])], [np.array([[3.0, 4.0]])]) == pytest.approx(4 / 25)
-    assert relative_error([], []) == 0
-    assert relative_error([np.ones((2, 1))], [np.zeros((2, 1))]) == pytest.approx(2e12), "nothing to share"
+    assert relative_error({"a": np.array([[3.0, 6.0]])}, {"a": np.array([[3.0, 4.0]])}, {}) == pytest.approx(4 / 25)
+    assert relative_error({}, {}, {}) == 0
+    assert relative_error({"a": np.ones((2, 1))}, {"a": np.zeros((2, 1))}, {}) == pytest.approx(2e12), (
+        "nothing to share"
+    )
+
+
+def _mixed(errors: tuple[float, float]) -> ir.Model:
+    """Columns of 100 and of 0.1 joined by a Concat, each off by a share of itself."""
+    graph = Graph()
+    x = graph.take("x", ["b", 4])
+    parts = [graph.op("Mul", x, graph.constant(np.float32(scale * (1 + error)))) for scale, error in
+             zip((100.0, 0.1), errors, strict=True)]  # fmt: skip
+    joined = graph.op("Concat", *parts, axis=1)
+    model = graph.model(joined)
+    model.graph.outputs[0].name = "y"
+    return model
+
+
+def test_the_worst_part_of_an_output_decides(tmp_path: Path) -> None:
+    """Boxes within 1 %, scores off by half: 40 dB over all squares, 6 dB of the scores."""
+    reference = Reference(_mixed((0, 0)), context(samples(), tmp_path))
+    assert reference.sqnr(_mixed((0.01, 0.5))) == pytest.approx(20 * math.log10(2), abs=1e-3)
+    assert reference.sqnr(_mixed((0.5, 0.01))) == pytest.approx(20 * math.log10(2), abs=1e-3)
+    assert reference.sqnr(_mixed((0.1, 0.1))) == pytest.approx(20, abs=1e-3)
+
+
+def test_every_part_of_an_output_has_its_share_of_the_error() -> None:
+    random = np.random.default_rng(3)
+    wanted = random.normal(0, 1, (6, 8)) * ([100.0] * 4 + [0.1] * 4)
+    found = wanted + random.normal(0, 0.01, (6, 8))
+    ways = {"y": (Segments(1, (0, 4, 8)),)}
+    shares = [
+        np.square(found[:, cut] - wanted[:, cut]).sum() / np.square(wanted[:, cut] - wanted[:, cut].mean(axis=0)).sum()
+        for cut in (slice(0, 4), slice(4, 8))
+    ]
+    assert relative_error({"y": found}, {"y": wanted}, ways) == pytest.approx(np.mean(shares))

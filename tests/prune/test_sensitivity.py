@@ -55,6 +55,11 @@ class Problem:
         return float(np.square(found - wanted).sum() / np.square(wanted - wanted.mean(axis=0)).sum())
 
 
+def _named(model: ir.Model, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays by the names of the model's outputs."""
+    return {value.name or "": array for value, array in zip(model.graph.outputs, arrays, strict=True)}
+
+
 def problem(folder: Path, count: int = 64) -> Problem:
     random = np.random.default_rng(1)
     n = Network(2)
@@ -65,7 +70,7 @@ def problem(folder: Path, count: int = 64) -> Problem:
     source = recover.Calibration(Arrays({"x": x}), folder, 1, 0, count)
     arrays = [np.asarray(n.weights[name], np.float64) for name in ("w0", "w1", "w2")]
     wanted = x.astype(np.float64) @ arrays[0] @ arrays[1] + arrays[2]
-    trial = sensitivity.Unpruned(model, found, [{"x": x[:40]}, {"x": x[40:]}], [wanted], source)
+    trial = sensitivity.Unpruned(model, found, [{"x": x[:40]}, {"x": x[40:]}], _named(model, wanted), {}, source)
     return Problem(trial, group, x.astype(np.float64), *arrays)
 
 
@@ -173,7 +178,7 @@ def test_consumers_without_a_bias_keep_none_and_lose_outputs_of_the_same_group(t
     inner = next(port.node for port in group.consumers if port.weight == "w1")
     gone = np.array([4, 1])
     cut = sensitivity.removed(
-        sensitivity.Unpruned(model, found, [], [], source), group, gone, layers, {inner: rows.T @ rows}
+        sensitivity.Unpruned(model, found, [], {}, {}, source), group, gone, layers, {inner: rows.T @ rows}
     )
     tall = np.concatenate([rows, np.sqrt(0.001 * np.square(rows[:, :5]).sum() / 5) * np.eye(5, 6)])
     keep = np.array([0, 2, 3])
@@ -194,13 +199,13 @@ def test_errors_are_shares_of_the_variance_averaged_over_the_outputs(tmp_path: P
     source = recover.Calibration(Arrays({"x": rows}), tmp_path, 1, 0, 6)
     now = [rows.astype(np.float64) @ n.weights[name] for name in ("w0", "w1")]
     before = [now[0] + 0.1, now[1] * 1.25]
-    trial = sensitivity.Unpruned(model, found, [{"x": rows}], before, source)
+    trial = sensitivity.Unpruned(model, found, [{"x": rows}], _named(model, *before), {}, source)
     shares = [np.square(a - b).sum() / np.square(b - b.mean(axis=0)).sum() for a, b in zip(now, before, strict=True)]
     assert trial.error(model) == pytest.approx(np.mean(shares), rel=1e-5)
-    one = dataclasses.replace(trial, feeds=[{"x": rows[:1]}], outputs=[value[:1] for value in before])
+    one = dataclasses.replace(trial, feeds=[{"x": rows[:1]}], outputs=_named(model, *(value[:1] for value in before)))
     shares = [np.square(a[0] - b[0]).sum() / np.square(b[0]).sum() for a, b in zip(now, before, strict=True)]
     assert one.error(model) == pytest.approx(np.mean(shares), rel=1e-5)
-    two = dataclasses.replace(trial, feeds=[{"x": rows[:2]}], outputs=[value[:2] for value in before])
+    two = dataclasses.replace(trial, feeds=[{"x": rows[:2]}], outputs=_named(model, *(value[:2] for value in before)))
     shares = [
         np.square(a[:2] - b[:2]).sum() / np.square(b[:2] - b[:2].mean(axis=0)).sum()
         for a, b in zip(now, before, strict=True)
@@ -214,19 +219,19 @@ def test_outputs_that_never_change_are_no_division_by_zero(tmp_path: Path) -> No
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), w)))
     rows = np.ones((3, 2), np.float32)
     source = recover.Calibration(Arrays({"x": rows}), tmp_path, 1, 0, 3)
-    trial = sensitivity.Unpruned(model, found, [{"x": rows}], [np.full((3, 1), 1e-6)], source)
+    trial = sensitivity.Unpruned(model, found, [{"x": rows}], _named(model, np.full((3, 1), 1e-6)), {}, source)
     assert trial.error(model) == pytest.approx(3e-12 / 1e-12)
-    assert dataclasses.replace(trial, outputs=[np.zeros((3, 1))]).error(model) == 0
+    assert dataclasses.replace(trial, outputs=_named(model, np.zeros((3, 1)))).error(model) == 0
 
 
 def test_models_without_float_outputs_have_no_error(tmp_path: Path) -> None:
     n = Network()
     model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 1))))
     trial = sensitivity.Unpruned(
-        model, found, [], [], recover.Calibration(Arrays({"x": np.zeros(1)}), tmp_path, 1, 0, 1)
+        model, found, [], {}, {}, recover.Calibration(Arrays({"x": np.zeros(1)}), tmp_path, 1, 0, 1)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sensitivity.activations, "outputs", lambda *_: [])
+        patch.setattr(sensitivity.activations, "outputs", lambda *_: {})
         assert trial.error(model) == 0.0
 
 
@@ -256,5 +261,6 @@ def test_the_effort_decides_how_many_samples_are_tried(
     assert len(trial.feeds) == batches
     for feeds, part in zip(trial.feeds, held, strict=True):
         np.testing.assert_array_equal(feeds["x"], part)
-    np.testing.assert_allclose(trial.outputs[0], np.concatenate(held) @ n.weights["w0"], rtol=1e-5, atol=1e-6)
+    (output,) = trial.outputs.values()
+    np.testing.assert_allclose(output, np.concatenate(held) @ n.weights["w0"], rtol=1e-5, atol=1e-6)
     assert trial.error(model) == 0

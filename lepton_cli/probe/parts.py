@@ -1,0 +1,213 @@
+"""Parts of an output that have ranges of their own: boxes in pixels beside scores between 0 and 1.
+
+Squared errors over such an output are those of its largest part. Distances therefore weigh every part by its own power.
+Where parts may begin is read from the graph (what a Concat joins, or single columns of narrow outputs); which of these
+segments are of one kind is decided by what the float model computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lepton_cli.coupling import layout
+from lepton_cli.coupling.operators import OPERATORS, elementwise
+from lepton_cli.graph import shapes
+
+#: Segments whose root mean squares differ by less than this factor, or by steps below it, are of one kind; single
+#: columns need more to be told apart, since nothing but their values speaks for it.
+APART, COLUMNS_APART = 4.0, 10.0
+#: Probabilities that never reach this say nothing (classes that no sample has): they are no part of their own.
+CERTAIN = 0.05
+#: Axes up to this long may have a kind in every position, and may be cut into so many segments.
+NARROW = 64
+#: Operators between an output and the Concat that is looked for.
+_DEPTH = 200
+#: Stands for an open dimension.
+_OPEN = 1_000_003
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Ranges of positions of one axis of an output: where each starts, and at last where the axis ends."""
+
+    axis: int
+    edges: tuple[int, ...]
+    apart: float = APART
+
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of an output's values in every segment."""
+        others = tuple(axis for axis in range(values.ndim) if axis != self.axis)
+        return np.asarray(np.add.reduceat(values.sum(axis=others), self.edges[:-1]))
+
+    def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Largest of an output's values in every segment."""
+        others = tuple(axis for axis in range(values.ndim) if axis != self.axis)
+        return np.asarray(np.maximum.reduceat(values.max(axis=others, initial=0.0), self.edges[:-1]))
+
+    def sizes(self, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Number of values in every segment of an output of this shape."""
+        each = float(np.prod([d for axis, d in enumerate(shape) if axis != self.axis]))
+        return np.asarray(np.diff(self.edges) * each, np.float64)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether an output of this shape can be cut this way."""
+        return self.axis < len(shape) and shape[self.axis] == self.edges[-1]
+
+
+def segments(model: ir.Model) -> dict[str, tuple[Segments, ...]]:
+    """How the graph cuts each output, one way an axis; no entry where it does not."""
+    inferred = shapes.infer(model)
+    known = {
+        name: tuple(_OPEN if d is None else d for d in found.shape)
+        for name, found in inferred.items()
+        if found.shape is not None
+    }
+    found = {}
+    for output in model.graph.outputs:
+        shape = known.get(output.name or "", ())
+        ways = [Segments(axis, _edges(_cut(output, axis, known, 0))) for axis in range(1, len(shape))]
+        ways = [way for way in ways if 2 < len(way.edges) <= NARROW + 1]
+        if ways:
+            found[output.name or ""] = tuple(ways)
+    return found
+
+
+def columns(shape: Sequence[int]) -> tuple[Segments, ...]:
+    """Every position of the shortest axis behind the first where that is narrow: each may be of a kind of its own."""
+    sizes = sorted(shape[1:])
+    if not sizes or not 1 < sizes[0] <= NARROW or sizes[:1] == sizes[1:2]:
+        return ()
+    return (Segments(1 + list(shape[1:]).index(sizes[0]), tuple(range(sizes[0] + 1)), COLUMNS_APART),)
+
+
+def _edges(sizes: Sequence[int]) -> tuple[int, ...]:
+    return (0, *itertools.accumulate(sizes))
+
+
+def _cut(value: ir.Value, axis: int, known: dict[str, tuple[int, ...]], depth: int) -> list[int]:
+    """Sizes of the parts that Concats join along an axis, followed back through what keeps the order of positions."""
+    node, shape = value.producer(), known.get(value.name or "", ())
+    whole = [shape[axis]] if axis < len(shape) else []
+    if node is None or not whole or whole[0] == _OPEN or depth > _DEPTH:
+        return whole
+    inputs = [source for source in node.inputs if source is not None and source.name in known]
+    found = [
+        _cut(source, place, known, depth + 1)
+        for source in inputs
+        if (place := _place(node, source, axis, known, len(shape))) is not None
+    ]
+    if node.op_type == "Concat" and node.attributes.get_int("axis", 1) % len(shape) == axis:
+        joined = [size for part in found for size in part]
+        return joined if len(found) == len(node.inputs) and sum(joined) == whole[0] else whole
+    return max((part for part in found if sum(part) == whole[0]), key=len, default=whole)
+
+
+def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[int, ...]], rank: int) -> int | None:
+    """The axis of an input that becomes this axis of the node's output, position by position."""
+    shape = known[source.name or ""]
+    operator = OPERATORS.get(node.op_type)
+    if node.op_type == "Concat":
+        return axis
+    if node.op_type == "Transpose":
+        return int(node.attributes.get_ints("perm", range(rank)[::-1])[axis])
+    if operator is not None and operator.link is elementwise:
+        place = axis - (rank - len(shape))
+        return place if place >= 0 and shape[place] > 1 else None
+    if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        after = known[node.outputs[0].name or ""]
+        pairs = layout.segments(shape, after) if source is node.inputs[0] else []
+        return next((inside[0] for inside, outside in pairs if outside == [axis] and len(inside) == 1), None)
+    return axis if node.op_type in ("Softmax", "LogSoftmax") and source is node.inputs[0] else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Segments of one kind: which, in the notation of Python, with the sums over them."""
+
+    where: str
+    signal: float
+    noise: float
+
+
+class Division:
+    """What two models computed for one output, by segment: sums of squares of the values and of their difference."""
+
+    def __init__(self, ways: Sequence[Segments] = ()) -> None:
+        """`ways`: as the graph cuts it; columns where there is none."""
+        self._ways, self._shape = ways, tuple[int, ...]()
+        self._sums: list[NDArray[np.float64]] = []
+        self._largest: list[NDArray[np.float64]] = []
+        self._low, self._high = np.inf, -np.inf
+        #: Sums of squares of the values and of the difference.
+        self.signal = self.noise = 0.0
+
+    def add(
+        self, values: NDArray[np.float64], error: NDArray[np.float64], centre: NDArray[np.float64] | float = 0.0
+    ) -> None:
+        """One batch, in the shape of the output; all numbers finite. The signal is what lies around `centre`."""
+        squares, errors = np.square(values - centre), np.square(error)
+        if not self._shape:
+            self._shape = values.shape
+            self._ways = [way for way in self._ways if way.fits(values.shape)] or columns(values.shape)
+            self._sums = [np.zeros((4, len(way.edges) - 1)) for way in self._ways]
+            self._largest = [np.zeros(len(way.edges) - 1) for way in self._ways]
+        self.signal += float(squares.sum())
+        self.noise += float(errors.sum())
+        self._low, self._high = min(self._low, values.min(initial=0.0)), max(self._high, values.max(initial=0.0))
+        for way, sums, largest in zip(self._ways, self._sums, self._largest, strict=True):
+            if way.fits(values.shape):
+                np.maximum(largest, way.largest(values), out=largest)
+                sums += way.sums(squares), way.sums(errors), way.sums(np.square(values)), way.sizes(values.shape)
+
+    def parts(self) -> list[Part]:
+        """The parts along the axis where kinds differ most; the whole output as one where nothing differs."""
+        bounded = self._low >= 0.0 and self._high <= 1.0
+        widest, found = 1.0, [Part("", self.signal, self.noise)]
+        for way, (signal, noise, squares, sizes), largest in zip(self._ways, self._sums, self._largest, strict=True):
+            silent = largest < CERTAIN if bounded else squares == 0
+            gap, kinds = _kinds(np.sqrt(squares / np.maximum(sizes, 1)), silent, way.apart)
+            if gap > widest:
+                widest = gap
+                found = [
+                    Part(_where(way, kind, len(self._shape)), float(signal[kind].sum()), float(noise[kind].sum()))
+                    for kind in kinds
+                ]
+        return found
+
+
+def _kinds(level: NDArray[np.float64], silent: NDArray[np.bool_], apart: float) -> tuple[float, list[list[int]]]:
+    """The widest of these gaps (1 without any), and segments sorted by level, parted where the next is `apart` as high.
+
+    Silent segments belong to the lowest kind.
+    """
+    order = np.argsort(np.where(silent, 0.0, level), kind="stable")
+    kinds: list[list[int]] = [[]]
+    widest, last = 1.0, 0.0
+    for index in order.tolist():
+        if last > 0 and level[index] >= apart * last:
+            widest = max(widest, float(level[index] / last))
+            kinds.append([])
+        kinds[-1].append(index)
+        last = 0.0 if silent[index] else float(level[index])
+    return widest, [sorted(kind) for kind in sorted(kinds, key=min)]
+
+
+def _where(way: Segments, kind: Sequence[int], rank: int) -> str:
+    """`[:, :, 4:85]`: the positions of some segments."""
+    runs: list[list[int]] = []
+    for index in kind:
+        start, stop = way.edges[index], way.edges[index + 1]
+        if runs and runs[-1][1] == start:
+            runs[-1][1] = stop
+        else:
+            runs.append([start, stop])
+    shown = ", ".join(str(start) if stop == start + 1 else f"{start}:{stop}" for start, stop in runs[:4])
+    shown += ", …" if len(runs) > 4 else ""
+    chosen = f"[{shown}]" if len(runs) > 1 else shown
+    return "[" + ", ".join(chosen if axis == way.axis else ":" for axis in range(rank)) + "]"
