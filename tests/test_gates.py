@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lepton_cli import gates
 from lepton_cli.errors import ReportError
-from lepton_cli.measure.results import Fidelity, Latency, LatencyTable, Skipped
+from lepton_cli.measure.results import Fidelity, FidelityPart, Latency, LatencyTable, Skipped
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts
 from lepton_cli.report.model import FileFacts, Report, Verdict
@@ -310,3 +310,29 @@ def test_energy_without_a_meter_is_skipped_with_the_reason() -> None:
     notice = Skipped(what="energy", reason="this machine shows no energy meter")
     verdict = judge(gate("energy", max="4 mJ"), builders.report(skipped=(notice,)))
     assert (verdict.verdict, verdict.reason) == ("skipped", "energy: this machine shows no energy meter")
+
+
+def test_every_part_of_an_output_is_judged(report: Report) -> None:
+    """Boxes at 38 dB and scores at 11: the whole may pass, the scores do not."""
+    assert report.accuracy is not None
+    parts = (FidelityPart(where="[:, 0:4]", sqnr_db=38.4), FidelityPart(where="[:, 4:85]", sqnr_db=10.8))
+    close = report.accuracy.fidelity[0].model_copy(update={"sqnr_db": 13.8, "parts": parts})
+    report = report.model_copy(update={"accuracy": report.accuracy.model_copy(update={"fidelity": (close,)})})
+    found = gates.judge([gate("fidelity.sqnr", min="12 dB")], report)
+    assert [(one.scope, one.verdict) for one in found] == [
+        ({}, "pass"),
+        ({"part": "[:, 0:4]"}, "pass"),
+        ({"part": "[:, 4:85]"}, "fail"),
+    ]
+
+
+def test_agreement_of_an_output_that_decides_nothing_was_never_measured(report: Report) -> None:
+    assert report.accuracy is not None
+    close = report.accuracy.fidelity[0].model_copy(
+        update={"agreement": None, "agreement_low": None, "agreement_high": None}
+    )
+    report = report.model_copy(update={"accuracy": report.accuracy.model_copy(update={"fidelity": (close,)})})
+    with pytest.raises(ReportError) as raised:
+        judge(gate("agreement", min="98 %"), report)
+    assert raised.value.code == "gate.metric-missing"
+    assert "fidelity.sqnr" in f"{raised.value.cause} {raised.value.hint}"

@@ -19,6 +19,7 @@ from lepton_cli.measure.arms import InputNames
 from lepton_cli.measure.results import Accuracy, CostTable, EnergyTable, LatencyTable, Size, Skipped
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
+from lepton_cli.probe import parts
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import Variant
 from lepton_cli.runtime import provider_name
@@ -74,6 +75,7 @@ def measure(
             allow_code=job.allow_code,
             base=job.recipe.base,
             input_names=input_names,
+            ways=parts.segments(next(iter(models.values())).model),
         )
         if spec.latency:
             found.latency = latency.compare(

@@ -20,6 +20,7 @@ from lepton_cli.measure.remembered import Remembered
 from lepton_cli.measure.results import Accuracy, LatencyTable, Memory
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
+from lepton_cli.probe import parts
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
@@ -61,6 +62,7 @@ class Laboratory:
         self._original: runner.Checked | None = None
         #: What was built last, by key and name: the best is built, measured and written.
         self._last: tuple[tuple[str, str], Built] | None = None
+        self.ways = parts.segments(job.loaded.model)
         payload = io.payload(job.loaded.model, scratch)
         self.reference: Session | Path = (
             Remembered(payload, threads=job.threads) if isinstance(payload, bytes) else payload
@@ -135,6 +137,7 @@ class Laboratory:
             allow_code=job.allow_code,
             base=job.recipe.base,
             limit=limit,
+            ways=self.ways,
         )
         return slim_accuracy(found)
 

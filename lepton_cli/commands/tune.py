@@ -233,7 +233,14 @@ class _Tuning:
         names = facts.names(report)
         accuracy = [name for name in names if metrics.of(name).source == "accuracy"]
         limited = [gate.metric for gate in self.limits if gate.metric in accuracy]
-        quality = section.maximize or Objective(metric=(limited or accuracy or ["agreement"])[0])
+        quality = section.maximize or Objective(
+            metric=(
+                limited
+                or accuracy
+                or [name for name in ("agreement", "fidelity.sqnr") if name in names]
+                or ["agreement"]
+            )[0]
+        )
         timed = "latency.median" if "latency.median" in names else "size.file"
         return section.minimize or Objective(metric=timed), quality
 

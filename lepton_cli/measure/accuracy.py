@@ -17,6 +17,7 @@ from lepton_cli.measure.classes import Predictions
 from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
+from lepton_cli.probe.parts import Segments
 from lepton_cli.progress import Progress
 from lepton_cli.runtime import Session
 
@@ -34,15 +35,16 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     input_names: InputNames | None = None,
+    ways: Mapping[str, Sequence[Segments]] | None = None,
 ) -> Accuracy:
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
     Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
-    alone without labels. `base` is the folder that `function: file.py:name` is relative to. Raises RecipeError for
-    an output or label name that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and
-    Interrupted with the accuracy on the samples until then.
+    alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
+    outputs into parts (`probe.parts`). Raises RecipeError for an output or label name that does not exist, DataError
+    for labels that do not fit, MeasurementError for NaN, and Interrupted with the accuracy on the samples until then.
     """
-    run = _Run(arms, dataset, specs, allow_code, base, seed)
+    run = _Run(arms, dataset, specs, allow_code, base, seed, ways)
     try:
         for results in stream.run(
             arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
@@ -89,8 +91,9 @@ class _Run:
         allow_code: bool,
         base: Path,
         seed: int,
+        ways: Mapping[str, Sequence[Segments]] | None = None,
     ) -> None:
-        self.arms = list(arms)
+        self.arms, self.ways = list(arms), ways or {}
         self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
         self.hooks = {
             index: hooks.load(spec.function, base, allow_code, ("evaluate", "accuracy", index, "function"))
@@ -128,7 +131,7 @@ class _Run:
             output = _output_name(spec, index, outputs)
             label = _label_name(spec, index, output, tuple(labels))
             self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
-        deciders = {name: metrics.decider(value) for name, value in outputs.items()}
+        deciders = {name: metrics.decider(value, name=name) for name, value in outputs.items()}
         for track in self.tracks:
             if track.hook is not None or track.output not in outputs:
                 continue
@@ -141,10 +144,12 @@ class _Run:
                 self.predictions = Predictions(track.output, tuple(self.dataset.class_names.get(track.label, ())))
                 self._classes = track
         if self.predictions is None and not labels:
-            scores = next((name for name, decide in deciders.items() if decide), None)
+            scores = next((name for name, decide in deciders.items() if _one_each(outputs[name], decide)), None)
             self.predictions = Predictions(scores) if scores else None
         self.fidelity = {
-            (arm, name): fidelity.Tracker(arm, name, deciders[name]) for arm in self.arms[1:] for name in outputs
+            (arm, name): fidelity.Tracker(arm, name, deciders[name], self.ways.get(name, ()))
+            for arm in self.arms[1:]
+            for name in outputs
         }
 
     def partial(self) -> Accuracy | None:
@@ -211,6 +216,12 @@ class _Run:
             n=self._count,
             variant=arm,
         )
+
+
+def _one_each(output: Array, decide: fidelity.Decide | None) -> bool:
+    """Whether an output of floats has one decision per sample."""
+    floats = decide is not None and np.issubdtype(output.dtype, np.floating)
+    return floats and decide is not None and decide(output).size == len(output)
 
 
 def weighted(tracks: Sequence[Track], arm: str) -> float:

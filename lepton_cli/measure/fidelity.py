@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,69 +11,74 @@ from numpy.typing import NDArray
 
 from lepton_cli.measure import statistics
 from lepton_cli.measure.metrics import cosine
-from lepton_cli.measure.results import Fidelity
+from lepton_cli.measure.results import Fidelity, FidelityPart
+from lepton_cli.probe.parts import Division, Segments
 
-#: Outputs -> one or more class decisions per sample.
+#: Outputs -> one or more decisions per sample.
 Decide = Callable[[NDArray[Any]], NDArray[Any]]
-#: An output without classes agrees when its error is at most this share of the original's length.
-_CLOSE = 0.01
+#: What an infinity counts as where the original has a number.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Tracker:
     """Sums over batches for one output of one model."""
 
-    def __init__(self, variant: str, output: str, decide: Decide | None) -> None:
-        """`decide` turns outputs into class decisions, whose equality is agreement; without it closeness is."""
+    def __init__(self, variant: str, output: str, decide: Decide | None, ways: Sequence[Segments] = ()) -> None:
+        """`decide` turns outputs into decisions, whose equality is agreement; without it there is none.
+
+        `ways`: how the graph cuts the output into parts (`probe.parts`).
+        """
         self.variant, self.output, self._decide = variant, output, decide
         self._agreeing, self._n, self._cosines = 0.0, 0, 0.0
-        self._signal = self._noise = self._largest = 0.0
+        self._division, self._largest = Division(ways), 0.0
         self._float = True
         #: Batches in which the two outputs had different shapes: they count as disagreement.
         self.different_shapes = 0
 
     def add(self, reference: NDArray[Any], other: NDArray[Any], samples: int) -> None:
         """One batch of both models."""
-        # An output without samples on axis 0 (boxes of all images together) is one unit of agreement.
+        # An output without samples on axis 0 (boxes of all images together) is one unit.
         units = samples if len(reference) == samples else 1
         self._n += units
         if reference.shape != other.shape:
             self.different_shapes += 1
             return
-        if not np.issubdtype(reference.dtype, np.number):
-            self._float = False
-            self._agreeing += float((reference == other).reshape(units, -1).all(axis=1).sum())
-            return
+        if self._decide is not None:
+            same = self._decide(reference) == self._decide(other)
+            self._agreeing += float(same.reshape(units, -1).mean(axis=1).sum()) if same.size else units
         self._float &= np.issubdtype(reference.dtype, np.floating)
+        if not np.issubdtype(reference.dtype, np.number):
+            return
         first, second = (a.reshape(units, -1).astype(np.float64) for a in (reference, other))
-        # Infinities (masks) in both models at the same place are equal, elsewhere an error without size.
-        same = first == second
-        with np.errstate(invalid="ignore"):
-            error = np.where(same, 0.0, second - first)
-        usable = np.isfinite(error) & np.isfinite(first)
-        error, signal = np.where(usable, error, 0.0), np.where(usable, first, 0.0)
-        self._signal += float((signal**2).sum())
-        self._noise += float((error**2).sum())
+        # Infinities (masks) of the original say nothing about how far another model is from it.
+        known = np.isfinite(first)
+        signal = np.where(known, first, 0.0)
+        error = np.where(known, np.clip(second, -_LARGEST, _LARGEST) - signal, 0.0)
+        self._division.add(signal.reshape(reference.shape), error.reshape(reference.shape))
         self._largest = max(self._largest, float(np.abs(error).max(initial=0.0)))
         self._cosines += float(cosine(signal, signal + error).sum())
-        if self._decide is not None and units == samples:
-            agreeing = (self._decide(reference) == self._decide(other)).reshape(units, -1).mean(axis=1)
-        else:
-            close = np.linalg.norm(error, axis=1) <= _CLOSE * np.linalg.norm(signal, axis=1)
-            agreeing = close & (usable | same).all(axis=1)
-        self._agreeing += float(agreeing.sum())
 
     def result(self) -> Fidelity:
         """The finished comparison."""
-        low, high = statistics.wilson(self._agreeing, self._n)
-        sqnr = 10 * math.log10(self._signal / self._noise) if self._float and self._signal and self._noise else None
+        agreement = low = high = None
+        if self._decide is not None:
+            low, high = statistics.wilson(self._agreeing, self._n)
+            agreement = self._agreeing / max(1, self._n)
+        parts = [part for part in self._division.parts() if part.signal and part.noise] if self._float else []
+        sqnr = -10 * math.log10(sum(part.noise / part.signal for part in parts) / len(parts)) if parts else None
         return Fidelity(
             output=self.output,
-            agreement=self._agreeing / max(1, self._n),
+            agreement=agreement,
             agreement_low=low,
             agreement_high=high,
             sqnr_db=sqnr,
             max_abs_error=self._largest,
             n=self._n,
             cosine=self._cosines / self._n if self._float and self._n else None,
+            parts=tuple(
+                FidelityPart(where=part.where, sqnr_db=10 * math.log10(part.signal / part.noise))
+                for part in parts
+                if part.where
+            ),
             variant=self.variant,
         )

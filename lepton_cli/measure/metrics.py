@@ -7,6 +7,7 @@ metric itself, each class, and a thousand bootstrap resamples at once.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -75,18 +76,47 @@ def predictions(output: Array) -> tuple[Array, Array]:
     return chosen, scores[np.arange(len(chosen)), chosen]
 
 
-def decider(output: Array, labels: Array | None = None) -> Callable[[Array], Array] | None:
-    """How to read class decisions from outputs like this one; `None` when they do not look like class scores.
+#: In names of outputs: class scores before their softmax, and vectors that decide nothing.
+_SCORES, _VECTORS = re.compile(r"logit|scores?$|prob", re.I), re.compile(r"embed|feat|hidden|state|pool", re.I)
 
-    Without labels (shape (samples,) or one per position) a row of several floats per sample is taken for scores.
+
+def decider(output: Array, labels: Array | None = None, name: str = "") -> Callable[[Array], Array] | None:
+    """How to read decisions from outputs like this one; `None` where nothing looks like one (pixels, boxes, vectors).
+
+    Labels (one per sample or per position) say that there are classes. Without them whole numbers are decisions, and
+    floats are where they are scores: probabilities that sum to 1 along an axis, a probability alone, a row of several
+    numbers per sample that is no vector of unit length, several axes that are named so.
     """
-    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2 or not output.size:
-        return None if labels is None else lambda scores: predictions(scores)[0]
-    if labels is None or labels.ndim == 1:
-        rows = output.shape[1] > 1 and output[0].size == output.shape[1]
-        return (lambda scores: predictions(scores)[0]) if rows or labels is not None else None
-    axis = -1 if output.shape[:-1] == labels.shape else 1
-    return lambda scores: scores.argmax(axis=axis)
+    if labels is not None:
+        if labels.ndim == 1 or output.ndim < 2 or not np.issubdtype(output.dtype, np.floating):
+            return lambda scores: predictions(scores)[0]
+        return _argmax(-1 if output.shape[:-1] == labels.shape else 1)
+    if not np.issubdtype(output.dtype, np.floating):
+        return lambda values: values
+    if not output.size or output.ndim == 0:
+        return None
+    if output[0].size == 1:
+        return (lambda scores: scores > 0.5) if _probabilities(output) else None
+    if output[0].size == output.shape[1]:
+        lengths = np.linalg.norm(output.reshape(len(output), -1).astype(np.float64), axis=1)
+        vectors = _VECTORS.search(name) or (len(output) > 1 and np.allclose(lengths, lengths.mean(), rtol=1e-3))
+        return None if vectors and not _sum_to_one(output, 1) else lambda scores: predictions(scores)[0]
+    axis = next((axis for axis in (-1, 1) if output.shape[axis] > 1 and _sum_to_one(output, axis)), None)
+    if axis is None and output.ndim == 3 and _SCORES.search(name):
+        axis = -1
+    return None if axis is None else _argmax(axis)
+
+
+def _argmax(axis: int) -> Callable[[Array], Array]:
+    return lambda scores: np.asarray(scores.argmax(axis=axis))
+
+
+def _probabilities(output: Array) -> bool:
+    return bool(output.min() >= 0 and output.max() <= 1)
+
+
+def _sum_to_one(output: Array, axis: int) -> bool:
+    return _probabilities(output) and np.allclose(output.astype(np.float64).sum(axis=axis), 1, atol=1e-2)
 
 
 def binary_scores(output: Array) -> Array:

@@ -102,22 +102,33 @@ class Confusion(Strict):
     compressed: int
 
 
+class FidelityPart(Strict):
+    """How close the values of one kind are: `where`, as Python indexes the output."""
+
+    where: str
+    sqnr_db: float
+
+
 class Fidelity(Strict):
     """How close one output is to the original's.
 
-    `agreement`: share of samples with the same argmax (classification) or within 1 % (otherwise); needs no labels.
-    `sqnr_db`: 10 log10(sum ref² / sum (ref - out)²); `None` for identical or non-float outputs.
+    `agreement`: share of the same decisions (classes, whole numbers); needs no labels. `None` where nothing is decided:
+    pixels, boxes, embeddings.
+    `sqnr_db`: -10 log10 of the mean over its parts of sum (ref - out)² / sum ref²; `None` for identical or non-float
+    outputs.
     """
 
     output: str
-    agreement: float
-    agreement_low: float
-    agreement_high: float
+    agreement: float | None
+    agreement_low: float | None
+    agreement_high: float | None
     sqnr_db: float | None
     max_abs_error: float
     n: int
     #: Mean cosine of each sample's output with the original's; `None` for outputs that are not float.
     cosine: float | None = None
+    #: Parts with ranges of their own (boxes, scores); none where the whole output is of one kind.
+    parts: tuple[FidelityPart, ...] = ()
     variant: str = "compressed"
 
 

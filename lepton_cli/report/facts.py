@@ -157,11 +157,15 @@ def _accuracy(report: Report) -> Iterator[Fact]:
         yield fact if change is None else _paired(fact, change)
     for close in accuracy.fidelity:
         scope: dict[str, str | int] = {"output": close.output}
-        agreement = BoundedValue(close.agreement, close.agreement_low, close.agreement_high)
-        yield Fact("agreement", agreement, scope=scope, n=close.n)
+        if close.agreement is not None:
+            yield Fact(
+                "agreement", _range(close.agreement, close.agreement_low, close.agreement_high), scope=scope, n=close.n
+            )
         if close.sqnr_db is not None or close.max_abs_error == 0:
             decibel = math.inf if close.sqnr_db is None else close.sqnr_db
             yield Fact("fidelity.sqnr", BoundedValue.exact(decibel), scope=scope, n=close.n)
+        for part in close.parts:
+            yield Fact("fidelity.sqnr", BoundedValue.exact(part.sqnr_db), scope=scope | {"part": part.where}, n=close.n)
 
 
 def _paired(fact: Fact, change: MetricChange) -> Fact:

@@ -14,6 +14,10 @@ NOTABLE_GROWTH = 1.005
 
 #: Agreement below this is worth leading with where no accuracy was measured.
 POOR_AGREEMENT = 0.95
+#: Errors of more than 10 % of an output are worth leading with where nothing is decided.
+POOR_SQNR = 20.0
+#: A part of an output below so many dB, and so many below the best part, is worth leading with.
+POOR_PART, FAR_BEHIND = 20.0, 10.0
 
 
 def headline(report: Report) -> str:
@@ -69,6 +73,7 @@ def _bad(report: Report) -> list[str]:
     return [
         *_no_gain(report),
         *_other_answers(report),
+        *_poor_parts(report),
         *_slower(report),
         *([size] if size.endswith("LARGER") else []),
         *losses,
@@ -90,13 +95,33 @@ def _no_gain(report: Report) -> list[str]:
 
 
 def _other_answers(report: Report) -> list[str]:
-    """Without labels, agreement alone tells whether the model still does its work: said when it is poor."""
+    """Without labels, agreement tells whether the model does its work, else SQNR: said where it is poor."""
     if report.accuracy is None or report.accuracy.changes:
         return []
     worst = min(facts.find(report, "agreement"), key=lambda fact: fact.value.value, default=None)
-    if worst is None or worst.value.value >= POOR_AGREEMENT:
+    if worst is None:
+        wholes = [fact for fact in facts.find(report, "fidelity.sqnr") if "part" not in fact.scope]
+        far = min(wholes, key=lambda fact: fact.value.value, default=None)
+        if far is None or far.value.value >= POOR_SQNR:
+            return []
+        return [
+            f"ERRORS of {words.error_share(far.value.value)} of the output ({words.value(far.value.value, 'decibel')})"
+        ]
+    if worst.value.value >= POOR_AGREEMENT:
         return []
     return [f"only {words.value(worst.value.value, 'share')} AGREEMENT with the original"]
+
+
+def _poor_parts(report: Report) -> list[str]:
+    """Parts of an output that fell far behind its others: what was lost where the whole looks well."""
+    said = []
+    for close in report.accuracy.fidelity if report.accuracy else ():
+        if len(close.parts) > 1:
+            worst, best = (choose(close.parts, key=lambda part: part.sqnr_db) for choose in (min, max))
+            if worst.sqnr_db < POOR_PART and best.sqnr_db - worst.sqnr_db > FAR_BEHIND:
+                lowest, highest = (words.value(part.sqnr_db, "decibel") for part in (worst, best))
+                said.append(f"`{close.output}`{worst.where} at only {lowest} SQNR ({best.where} at {highest})")
+    return said
 
 
 def _slower(report: Report) -> list[str]:

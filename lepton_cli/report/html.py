@@ -148,9 +148,15 @@ def cards(report: Report) -> list[dict[str, Any]]:
         label = f"Accuracy, {metric.label}"
         made.append({"label": label, "big": big, "small": small, "note": f"n = {change.n:,}"})
     for close in (report.accuracy.fidelity if report.accuracy else ())[:1]:
-        fidelity = "" if close.sqnr_db is None else f"SQNR {words.value(close.sqnr_db, 'decibel')}"
-        big = words.value(close.agreement, "share")
-        made.append({"label": "Agreement", "big": big, "small": "same answer as the original", "note": fidelity})
+        fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
+        if close.agreement is not None:
+            big, note = words.value(close.agreement, "share"), "" if close.sqnr_db is None else f"SQNR {fidelity}"
+            made.append({"label": "Agreement", "big": big, "small": "same answer as the original", "note": note})
+        elif close.sqnr_db is not None or close.max_abs_error == 0:
+            share = words.error_share(close.sqnr_db) if close.sqnr_db is not None else "0 %"
+            made.append(
+                {"label": "Fidelity", "big": fidelity, "small": f"errors are {share} of the output", "note": "SQNR"}
+            )
     return made
 
 

@@ -126,15 +126,21 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[TableRow]:
             )
             yield TableRow(label, f"(n = {value.n:,})", words.value(value.value, metric.kind), interval=shown)
     for close in accuracy.fidelity:
-        bounds_words = words.interval(close.agreement_low, close.agreement_high, "percent")
         detail = "" if accuracy.changes else f"(n = {close.n:,})"
-        label = f"{metrics.of('agreement').label} with original{_of(close.output, several)}"
-        yield TableRow(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
+        if close.agreement is not None:
+            bounds_words = words.interval(close.agreement_low or 0.0, close.agreement_high or 0.0, "percent")
+            label = f"{metrics.of('agreement').label} with original{_of(close.output, several)}"
+            yield TableRow(label, detail, "-", words.value(close.agreement, "share"), interval=bounds_words)
+            detail = ""
         if close.sqnr_db is not None or close.max_abs_error == 0:
             fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
             cosine = "" if close.cosine is None or close.sqnr_db is None else f"cosine {close.cosine:.6f}"
+            if close.agreement is None and close.sqnr_db is not None:
+                cosine = f"errors are {words.error_share(close.sqnr_db)} of the output, {cosine}"
             label = f"fidelity ({metrics.of('fidelity.sqnr').label}){_of(close.output, several)}"
-            yield TableRow(label, "", "-", fidelity, note=cosine)
+            yield TableRow(label, detail, "-", fidelity, note=cosine)
+        for part in close.parts:
+            yield TableRow(f"  of {part.where}", "", "-", words.value(part.sqnr_db, "decibel"))
 
 
 def _of(output: str, several: bool) -> str:

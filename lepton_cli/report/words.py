@@ -66,6 +66,12 @@ def times(ratio: float) -> str:
     return f"{significant(ratio)}x" if math.isfinite(ratio) else "infx"
 
 
+def error_share(decibel: float) -> str:
+    """A signal-to-noise ratio as a person can place it, error over signal: 40 dB -> `1 %`."""
+    share = 100 * 10 ** (-decibel / 20)
+    return f"{share:.2g} %" if share < 10 else f"{share:.0f} %" if share <= 100 else "more than 100 %"
+
+
 #: Times closer than this are the same speed: a new session of the same model differs by as much.
 SAME_SPEED = 0.02
 SpeedWord = Literal["faster", "slower", "same", "unclear"]

@@ -104,7 +104,7 @@ def test_regression_is_the_default_for_other_numbers() -> None:
     assert (metric.metric, metric.higher_is_better) == ("rmse", False)
     assert metric.value == pytest.approx(0.1, abs=1e-6)
     assert found.fidelity[0].sqnr_db == pytest.approx(20, abs=0.01)
-    assert found.fidelity[0].agreement == 0
+    assert found.fidelity[0].agreement is None
     assert found.flips_total == 0
 
 

@@ -202,3 +202,54 @@ def test_confidence_is_the_softmax_probability() -> None:
     assert (chosen[0], confidence[0]) == (1, pytest.approx(0.75))
     chosen, confidence = metrics.predictions(SCORES)
     assert confidence == pytest.approx(SCORES.max(axis=1))
+
+
+def _rows(*values: float, count: int = 4) -> np.ndarray:
+    return np.array([values] * count, np.float32) * np.linspace(1, 2, count, dtype=np.float32)[:, None]
+
+
+SOFTMAX = np.full((3, 5, 4), 0.25, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "decisions"),
+    [
+        (_rows(0.1, 0.5, -2.0), "y", (4,)),  # logits
+        (_rows(0.3, 0.2, 0.5, count=1).reshape(1, 3, 1, 1), "y", (1,)),
+        (np.float32([[0.1], [0.9]]), "y", (2, 1)),  # one sigmoid
+        (np.float32([0.1, 0.9]), "y", (2,)),
+        (np.float32([[-3.0], [0.9]]), "y", None),  # a number of any size
+        (np.float32([21.0, 35.5]), "temperature", None),
+        (_rows(0.6, 0.8, 0.0) / np.linspace(1, 2, 4)[:, None], "y", None),  # vectors of unit length
+        (_rows(0.1, 0.5, -2.0), "sentence_embedding", None),
+        (_rows(0.1, 0.5, -2.0), "last_hidden_state", None),
+        (SOFTMAX, "y", (3, 5)),  # a decision for every position
+        (np.moveaxis(SOFTMAX, 2, 1), "y", (3, 5)),  # classes second, as in images
+        (SOFTMAX[..., None].transpose(0, 2, 1, 3), "y", (3, 5, 1)),
+        (SOFTMAX * 3, "logits", (3, 5)),  # logits of tokens
+        (SOFTMAX * 3, "y", None),  # hidden states, boxes
+        (SOFTMAX * 3, "boxes", None),
+        (np.ones((2, 3, 8, 8), np.float32), "y", None),  # pixels
+        (np.array([[1, 2], [3, 4]]), "y", (2, 2)),  # whole numbers
+        (np.array(["cat", "dog"], object), "y", (2,)),
+        (np.zeros((0, 4), np.float32), "y", None),
+        (np.float32(0.5), "y", None),
+    ],
+)
+def test_decisions_are_read_where_an_output_makes_some(
+    output: np.ndarray, name: str, decisions: tuple[int, ...] | None
+) -> None:
+    decide = metrics.decider(output, name=name)
+    assert (None if decide is None else decide(output).shape) == decisions
+
+
+def test_decisions_are_those_of_the_right_axis() -> None:
+    scores = np.random.default_rng(0).dirichlet(np.ones(4), size=(3, 5)).astype(np.float32)
+    last, second = metrics.decider(scores), metrics.decider(np.moveaxis(scores, 2, 1))
+    assert last is not None
+    assert second is not None
+    np.testing.assert_array_equal(last(scores), scores.argmax(-1))
+    np.testing.assert_array_equal(second(np.moveaxis(scores, 2, 1)), scores.argmax(-1))
+    one = metrics.decider(np.float32([[0.2], [0.6]]))
+    assert one is not None
+    assert one(np.float32([[0.2], [0.6]])).tolist() == [[False], [True]]

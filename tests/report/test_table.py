@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lepton_cli.measure.results import LatencyTable, Skipped
+from lepton_cli.measure.results import FidelityPart, LatencyTable, Skipped
 from lepton_cli.prune.details import Width
 from lepton_cli.report import words
 from lepton_cli.report.headline import headline
+from lepton_cli.report.model import Report
 from lepton_cli.report.table import TableRow, rows
 from lepton_cli.step import Details
 from tests.report import builders
@@ -186,3 +187,53 @@ def test_energy_is_a_row_and_a_metric() -> None:
     assert (found.original, found.compressed, found.change) == ("12.0 mJ", "4.80 mJ", "-60.0 %")
     assert found.remark == "[-61.20, -58.80]  above rest 7.20 mJ → 2.88 mJ"
     assert row("energy, cpu batch 1", energy=builders.energy_table(1.01)).note == "no clear difference"
+
+
+def _fidelity(**changes: object) -> Report:
+    """A report without labels whose one output has this fidelity."""
+    measured = builders.accuracy()
+    close = measured.fidelity[0].model_copy(
+        update={"agreement": None, "agreement_low": None, "agreement_high": None, **changes}
+    )
+    return builders.report(gates=(), accuracy=measured.model_copy(update={"changes": (), "fidelity": (close,)}))
+
+
+PARTS = (FidelityPart(where="[:, :, 0:4]", sqnr_db=38.4), FidelityPart(where="[:, :, 4:85]", sqnr_db=10.8))
+
+
+def test_where_nothing_is_decided_errors_are_a_share_of_the_output() -> None:
+    report = _fidelity(sqnr_db=34.0)
+    assert "AGREEMENT" not in headline(report)
+    assert "ERRORS" not in headline(report)
+    shown = [row for row in rows(report) if row.label.startswith(("agreement", "fidelity"))]
+    assert [(row.label, row.compressed) for row in shown] == [("fidelity (SQNR)", "34.0 dB")]
+    assert shown[0].note.startswith("errors are 2 % of the output")
+    assert shown[0].detail == "(n = 5,000)"
+
+
+def test_large_errors_come_first_where_nothing_is_decided() -> None:
+    assert headline(_fidelity(sqnr_db=19.9)).startswith("ERRORS of 10 % of the output (19.9 dB)")
+    assert not headline(_fidelity(sqnr_db=20.1)).startswith("ERRORS")
+
+
+def test_every_part_of_an_output_has_a_line() -> None:
+    shown = [row for row in rows(_fidelity(sqnr_db=13.8, parts=PARTS)) if row.label.startswith("  of ")]
+    assert [(row.label, row.compressed) for row in shown] == [
+        ("  of [:, :, 0:4]", "38.4 dB"),
+        ("  of [:, :, 4:85]", "10.8 dB"),
+    ]
+
+
+def test_a_part_far_behind_comes_first() -> None:
+    told = headline(_fidelity(sqnr_db=21.0, parts=PARTS))
+    assert told.startswith("`logits`[:, :, 4:85] at only 10.8 dB SQNR ([:, :, 0:4] at 38.4 dB)")
+    for worst, best in ((20.1, 38.4), (10.8, 20.7)):
+        parts = tuple(FidelityPart(where="[:, 0]", sqnr_db=decibel) for decibel in (worst, best))
+        assert "at only" not in headline(_fidelity(sqnr_db=21.0, parts=parts))
+
+
+@pytest.mark.parametrize(
+    ("decibel", "share"), [(40, "1 %"), (34, "2 %"), (20, "10 %"), (12, "25 %"), (0, "100 %"), (-3, "more than 100 %")]
+)
+def test_decibels_as_shares(decibel: float, share: str) -> None:
+    assert words.error_share(decibel) == share
