@@ -57,26 +57,39 @@ def parse(path: Path, data: bytes) -> ir.Model:
                 function.sort()
     except Exception as error:  # onnx-ir raises whatever its parts raise
         raise broken(path, _root_cause(error)) from error
-    external.bind(model, path.parent)
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = path.parent
     return model
 
 
 def external_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """External data files named by the model, in order of first use."""
     names: dict[Path, None] = {}
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             names[path.parent / tensor.location] = None
     return tuple(names)
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor that the model holds: initializers and attributes, those of subgraphs and functions too."""
     for graph in model.graphs():
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-    for node in model.graph.all_nodes():
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                yield attribute.as_tensor()
+    for node in nodes(model):
+        yield from (attribute.as_tensor() for attribute in node.attributes.values() if holds_tensor(attribute))
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node, those of subgraphs and functions too."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def holds_tensor(attribute: ir.Attr) -> bool:
+    """Whether `attribute.as_tensor()` works."""
+    return attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
 
 
 def _read_bytes(path: Path) -> bytes:

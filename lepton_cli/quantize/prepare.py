@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import batch_norm, clean, fold
+from lepton_cli.graph import batch_norm, clean, fold, shapes
 from lepton_cli.graph.edit import Editor, weight_of
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
@@ -26,6 +26,8 @@ LEAST_OPSET = 11
 CANDIDATES = frozenset(
     {"Conv", "Gemm", "MatMul", "Gather", "Attention", "LSTM", "ConvTranspose", "EmbedLayerNormalization"}
 )
+#: Weights kept in float16 behind a Cast are twice as large before they are a fraction of it.
+STORED_SMALL = 2
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -56,8 +58,7 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
     copy = _modern(model)
-    fold.lift_constants(copy)
-    clean.fix_default_inputs(copy)
+    fold.expose_weights(copy, growth=STORED_SMALL)
     every = set(names)
     left: list[tuple[ir.Node, str]] = []
     for _ in range(ROUNDS):
@@ -67,6 +68,7 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
         left = norms.left
         if not count + len(norms.nodes):
             break
+    shapes.annotate(copy)
     warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
     return Prepared(copy, names, warnings)
 

@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lepton_cli.graph import clean
+from lepton_cli.graph import fold
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
-from lepton_cli.quantize.prepare import refuse_quantized
+from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -41,7 +41,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     names = [node.name or "" for node in model.graph.all_nodes()]
     allowed = select(names, options.include, options.exclude)
     copy = io.clone(model)
-    clean.fix_default_inputs(copy)  # else callers would still have the old weight to give, and files hold it
+    fold.expose_weights(copy, growth=STORED_SMALL)
     chosen, decisions = _chosen(copy, allowed, options)
     details = QuantizeWeightsDetails(
         bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
