@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import external, signature
+from lepton_cli.model import signature
 from lepton_cli.model.stored import broken
 from lepton_cli.model.structure import Structure
 

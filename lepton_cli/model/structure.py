@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from lepton_cli import runtime
 from lepton_cli.errors import ModelError
 from lepton_cli.model import stored
 from lepton_cli.model.stored import broken
@@ -177,9 +178,12 @@ class Structure:
             return
         domain = _domain(node.domain)
         if not domain and not onnx.defs.has(node.op_type):
+            if runtime.schema(domain, node.op_type) is not None:  # its optimiser writes some here
+                return
             raise ModelError(
                 "model.unknown-operator",
-                f"{self._path}: node `{title(node)}` uses operator `{node.op_type}`, which ONNX does not know",
+                f"{self._path}: node `{title(node)}` uses operator `{node.op_type}`, which neither ONNX nor "
+                "onnxruntime knows",
             )
         limits = _limits(node.op_type, opsets.get(domain, 1), domain)
         if limits is None:
