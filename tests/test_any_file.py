@@ -186,15 +186,19 @@ def test_the_disguises_are_the_same_network(name: str, tmp_path: Path) -> None:
 
 
 def test_attention_is_fused_in_external_files_too(samples: Path, tmp_path: Path) -> None:
-    onnx.save(onnx.load(samples / "digits_vit.onnx"), tmp_path / "vit.onnx", save_as_external_data=True, size_threshold=0)
-    step, data = lepton.Fuse(model_type="bert"), Arrays({"image": np.random.default_rng(0).random((4, 1, 8, 8), np.float32)})
+    proto = onnx.load(samples / "digits_vit.onnx")
+    onnx.save(proto, tmp_path / "vit.onnx", save_as_external_data=True, size_threshold=0)
+    step = lepton.Fuse(model_type="bert")
+    data = Arrays({"image": np.random.default_rng(0).random((4, 1, 8, 8), np.float32)})
     one, two = (lepton.apply(path, step, data=data) for path in (samples / "digits_vit.onnx", tmp_path / "vit.onnx"))
     assert one.steps[0].changed == two.steps[0].changed > 0
     assert io.to_bytes(one.model) == io.to_bytes(two.model)
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
-def test_large_files_inline_and_external_make_the_same_files(limit: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_large_files_inline_and_external_make_the_same_files(
+    limit: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Above the size from which weights stay on disk, and above that from which they are written there."""
     monkeypatch.setattr(io, "STREAMED_ABOVE", 0)
     if limit:

@@ -41,9 +41,10 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def refuse_quantized(model: ir.Model) -> None:
-    """Raise ModelError when the model holds quantized operators already."""
-    found = quantized_nodes(model)
+def refuse_quantized(model: ir.Model, *, weights_only: bool = False) -> None:
+    """Raise ModelError when the model holds quantized operators already; `weights_only`: those that compute in float
+    from quantized weights are let pass."""
+    found = [node for node in quantized_nodes(model) if not weights_only or node.op_type != "MatMulNBits"]
     if found:
         raise ModelError(
             "model.already-quantized",
