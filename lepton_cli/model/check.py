@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import signature
+from lepton_cli.model import signature, sparse
 from lepton_cli.model.stored import broken
 from lepton_cli.model.structure import Structure
 
@@ -44,6 +44,7 @@ def parse(path: Path, data: bytes) -> ir.Model:
     _check_header(path, proto)
     if (damaged := _not_text(proto)) is not None:
         raise broken(path, f"{damaged} is not UTF-8 text")
+    sparse.write_out(path, proto)
     structure = Structure(path, proto)
     structure.check()
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):

@@ -97,8 +97,6 @@ class Structure:
                 raise self._broken(f"two initializers are named `{tensor.name}`")
             initializers.add(tensor.name)
             stored.check(self._path, tensor, self._folder)
-        if graph.sparse_initializer:
-            raise self._broken("it has sparse initializers, which lepton does not support", "store them densely")
         scope.names |= initializers
         self._check_nodes(graph.node, scope, opsets, "node")
         seen: set[str] = set()
