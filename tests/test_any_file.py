@@ -17,6 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
+from tests.hostile.models import model, tensor
 from tests.quantize.builders import Graph
 
 Disguise = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -205,8 +206,47 @@ def test_large_files_inline_and_external_make_the_same_files(
         monkeypatch.setattr(io, "EXTERNAL_ABOVE", limit)
     (tmp_path / "out").mkdir()
     written = []
-    for model in (io.load(_saved("external", tmp_path)), io.read(network().SerializeToString())):
-        files = io.save(model.model, tmp_path / "out" / "same.onnx")
+    for loaded in (io.load(_saved("external", tmp_path)), io.read(network().SerializeToString())):
+        files = io.save(loaded.model, tmp_path / "out" / "same.onnx")
         written.append({file.name: file.read_bytes() for file in files})
     assert len(written[0]) == (2 if limit else 1)
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("step", [name for name in CHOSEN if name != "convert.fp16"])
+def test_float16_models_go_through_every_step(step: str, keep_io: bool, tmp_path: Path) -> None:
+    """The same interface, and outputs as close to the given model's as the step brings those of the float32 one."""
+    given = lepton.apply(network(), lepton.ConvertFp16(keep_io=keep_io), data=DATA).model
+    made = lepton.apply(given, CHOSEN[step], data=DATA)
+    assert io.inputs(made.model)[0].dtype == ("float32" if keep_io else "float16")
+    wanted, found = _outputs(given).astype(np.float64), _outputs(made.model).astype(np.float64)
+    if step == "prune.weights":  # half of random weights are no small loss
+        assert made.steps[0].changed == 3
+    else:
+        assert np.square(found - wanted).sum() < 1e-4 * np.square(wanted).sum(), "40 dB"
+    if step.startswith("quantize"):
+        assert io.weight_bytes(made.model) < 0.7 * io.weight_bytes(given)
+
+
+def test_float16_is_converted_once(tmp_path: Path) -> None:
+    given = lepton.apply(network(), lepton.ConvertFp16(), data=DATA).model
+    with pytest.raises(lepton.LeptonError) as caught:
+        lepton.apply(given, lepton.ConvertFp16(), data=DATA)
+    assert caught.value.cause == "nothing in float32 to convert"
+
+
+@pytest.mark.parametrize("step", ["prune.channels", "convert.fp16", "quantize.static", "quantize.weights"])
+def test_quantized_operators_are_refused(step: str) -> None:
+    """As onnxruntime's QOperator format has them, and its optimiser makes of others."""
+    floats = {"x": (TensorProto.FLOAT, ["n", 8])}
+    held = {"s": np.float32(0.1), "z": np.uint8(128), "zw": np.int8(0), "w": np.ones((8, 8), np.int8)}
+    quantize = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize")
+    product = helper.make_node("QLinearMatMul", ["q", "s", "z", "w", "s", "zw", "s", "z"], ["p"], "product")
+    back = helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"], "back")
+    initializers = [tensor(name, array) for name, array in held.items()]
+    proto = model([quantize, product, back], floats, {"y": (TensorProto.FLOAT, None)}, initializers)
+    with pytest.raises(lepton.LeptonError) as caught:
+        lepton.apply(proto, CHOSEN[step], data=Arrays({"x": np.ones((4, 8), np.float32)}))
+    assert caught.value.code == "model.already-quantized"
+    assert caught.value.exit_code == 2

@@ -127,7 +127,7 @@ def _no_effect(options: Options, outcome: Outcome) -> StepError:
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or "no node it could work on",
+        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or outcome.summary,
         hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
     )
 

@@ -16,6 +16,7 @@ from lepton_cli.graph.edit import Editor, weight_of
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
+from lepton_cli.quantize import half
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
 
@@ -60,6 +61,9 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     names = tuple(node.name or "" for node in model.graph.all_nodes())
     copy = _modern(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
+    wide = half.widen(copy)
+    warnings = [] if wide is copy else ["float16 became float32: only what is quantized gets smaller"]
+    copy = wide
     every = set(names)
     left: list[tuple[ir.Node, str]] = []
     for _ in range(ROUNDS):
@@ -70,8 +74,8 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
         if not count + len(norms.nodes):
             break
     shapes.annotate(copy)
-    warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
-    return Prepared(copy, names, warnings)
+    warnings += [f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3]]
+    return Prepared(copy, names, tuple(warnings))
 
 
 def _modern(model: ir.Model) -> ir.Model:

@@ -189,3 +189,25 @@ def test_each_node_kept_alone_gives_a_model_that_runs() -> None:
         for one in before.graph.all_nodes():
             found = run(half.convert(before, [one.name or ""], True), X[:, None] if make is own else X)
             assert all(array.dtype == np.float32 for array in found.values())
+
+
+@pytest.mark.parametrize("make", [ranged, resized, mixed, branches, looped, own], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_back_in_float32_the_weights_are_the_rounded_ones(make: Any, keep_io: bool) -> None:
+    """What float16 holds exactly comes back; inputs and outputs stay as they were."""
+    narrow = half.convert(ir.from_proto(make()), [], keep_io)
+    wide = half.widen(narrow)
+    x = X[:, None] if make is own else X
+    before, after = run(narrow, x), run(wide, x)
+    assert [(one.name, one.dtype) for one in io.inputs(wide)] == [(one.name, one.dtype) for one in io.inputs(narrow)]
+    for name, array in before.items():
+        assert after[name].dtype == array.dtype
+        np.testing.assert_allclose(after[name].astype(np.float64), array, rtol=4e-3, atol=8e-3)
+    kinds = {value.const_value.dtype for graph in wide.graphs() for value in graph.initializers.values()}
+    assert ir.DataType.FLOAT16 not in kinds
+    assert half.widen(half.widen(narrow)) is not narrow
+
+
+def test_a_model_without_float16_is_returned() -> None:
+    before = ir.from_proto(mixed())
+    assert half.widen(before) is before
