@@ -55,6 +55,27 @@ def onnxruntime() -> Any:
     return ort
 
 
+@functools.cache
+def _schemas() -> Mapping[tuple[str, str], list[Any]]:
+    onnxruntime()
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found: dict[tuple[str, str], list[Any]] = {}
+    for schema in state.get_all_operator_schema():
+        found.setdefault((schema.domain, schema.name), []).append(schema)
+    return found
+
+
+def schema(domain: str, operator: str, version: int | None = None) -> Any | None:
+    """onnxruntime's definition of an operator, ONNX's or its own: the newest that is not above `version`.
+
+    `None` where it has none; the attributes are those of `onnx.defs.OpSchema`.
+    """
+    known = _schemas().get((domain, operator), ())
+    usable = [one for one in known if version is None or one.since_version <= version]
+    return max(usable, key=lambda one: one.since_version, default=None)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """onnxruntime's Python tools log advice, under a dozen logger names; ours goes into the report instead.
@@ -140,10 +161,18 @@ class Session:
         if not names:  # onnxruntime takes an empty list for all outputs
             return {}
         try:
-            values = self._session.run(names, dict(feeds))
+            values = self._session.run(names, self._fitting(feeds))
         except Exception as error:
             raise ModelError("model.run", "onnxruntime cannot run the model", cause=one_line(error)) from error
         return dict(zip(names, values, strict=True))
+
+    def _fitting(self, feeds: Mapping[str, np.ndarray]) -> Values:
+        """Floats as wide as this model takes them: one data set is for a model and its float16 version."""
+        wanted = {one.name: one.dtype for one in self.inputs if one.dtype in _FLOATS}
+        return {
+            name: array.astype(wanted[name], copy=False) if array.dtype.kind == "f" and name in wanted else array
+            for name, array in feeds.items()
+        }
 
     @property
     def raw(self) -> Any:
@@ -155,6 +184,7 @@ class Session:
 
         On a device the transfers of inputs and outputs are part of it.
         """
+        feeds = self._fitting(feeds)
         if self.provider_name == CPU:
             return functools.partial(self._session.run, [output.name for output in self.outputs], feeds)
         binding = self._session.io_binding()
@@ -176,7 +206,7 @@ class Session:
             return None
         ort = onnxruntime()
         binding = self._session.io_binding()
-        for name, array in feeds.items():
+        for name, array in self._fitting(feeds).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
         for output in self.outputs:
             binding.bind_output(output.name, device)
@@ -268,6 +298,7 @@ def _not_started(provider: str, cause: str | None) -> ProviderError:
 
 
 _TYPES = {"float": "float32", "double": "float64"}
+_FLOATS = frozenset({"float16", "float32", "float64"})
 
 
 def _info(argument: Any) -> TensorInfo:

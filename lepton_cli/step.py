@@ -61,6 +61,11 @@ class Options(Strict):
         return None
 
     @property
+    def changes_types(self) -> bool:
+        """Whether floating-point inputs and outputs may get another width."""
+        return False
+
+    @property
     def kept_share(self) -> float | None:
         """Share of the model's bytes that is left; `None` where the options do not say it."""
         return None

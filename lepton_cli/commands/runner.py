@@ -127,7 +127,7 @@ def _no_effect(options: Options, outcome: Outcome) -> StepError:
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or "no node it could work on",
+        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or outcome.summary,
         hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
     )
 
@@ -191,14 +191,20 @@ def _check_signature(before: ir.Model, after: ir.Model, options: Options) -> Non
         ("inputs", io.inputs(before), io.inputs(after)),
         ("outputs", io.outputs(before), io.outputs(after)),
     ):
-        if [(info.name, info.dtype) for info in old] != [(info.name, info.dtype) for info in new]:
+        was, now = ([(one.name, _kind(one.dtype, options)) for one in side] for side in (old, new))
+        if was != now:
             raise _changed(options, f"the {what} changed from {', '.join(map(str, old))} to {', '.join(map(str, new))}")
+
+
+def _kind(dtype: str, options: Options) -> str:
+    """The type as far as the step must keep it."""
+    return "float" if options.changes_types and dtype.startswith("float") else dtype
 
 
 def _check_output(
     name: str, old: np.ndarray, new: np.ndarray, number: int, count: int, outcome: Outcome, options: Options
 ) -> None:
-    if old.shape != new.shape or old.dtype != new.dtype:
+    if old.shape != new.shape or _kind(str(old.dtype), options) != _kind(str(new.dtype), options):
         raise _changed(
             options, f"output `{name}` changed from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}"
         )

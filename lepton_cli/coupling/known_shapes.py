@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import clean, fold, shapes
+from lepton_cli.graph import fold, shapes
 from lepton_cli.graph.edit import Editor, captured
 from lepton_cli.model import io
 
@@ -71,8 +71,7 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
     `run=False`: the model is too large to be run just for that; what inference leaves open stays unknown.
     """
     copy = io.clone(model)
-    modernise(copy)
-    fold.lift_constants(copy)
+    fold.expose_weights(copy)
     wanted = _computed_shape_inputs(copy)
     first, second = dict(feeds), _other_sizes(copy, feeds, run)
     if wanted and run:
@@ -97,13 +96,6 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
 def _followed(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Every position of an axis is followed: shapes with an absurd length, as attackers write, stay unknown."""
     return {name: shape for name, shape in found.items() if max(shape, default=0) <= LONGEST_AXIS}
-
-
-def modernise(model: ir.Model) -> None:
-    """Before IR version 4 every initializer had to be an input too; as plain initializers they can be cut."""
-    if model.ir_version < 4:
-        model.ir_version = 4
-        clean.fix_default_inputs(model)
 
 
 def _computed_shape_inputs(model: ir.Model) -> list[str]:

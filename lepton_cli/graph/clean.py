@@ -87,22 +87,6 @@ def fix_default_inputs(model: ir.Model) -> list[str]:
     return names
 
 
-def inline_functions(model: ir.Model) -> tuple[ir.Model, int]:
-    """A copy with the bodies of the model's own functions in place of their calls, and how many functions there were.
-
-    Functions that use another version of an operator set than the model cannot be inlined: the model stays as it is.
-    """
-    count = len(model.functions)
-    if not count:
-        return model, 0
-    copy = model.clone()
-    try:
-        common.InlinePass()(copy)
-    except (ValueError, ir.passes.InvariantError, ir.passes.PassError):
-        return model, 0
-    return copy, count
-
-
 def _identity(node: ir.Node) -> str | None:
     return "passes its input on"
 

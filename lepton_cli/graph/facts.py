@@ -13,16 +13,12 @@ from lepton_cli.graph.edit import weight_of
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
-#: Operators that only quantized models have.
+#: Operators that only quantized models have, besides those named `QLinear…`.
 QUANTIZED = frozenset(
     {
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QLinearAdd",
-        "QLinearMul",
         "ConvInteger",
         "MatMulInteger",
         "MatMulIntegerToFloat",
@@ -93,7 +89,7 @@ def quantized_nodes(model: ir.Model) -> list[ir.Node]:
 
     Tables stored in blocks (GatherBlockQuantized) do not: a lookup of its own reads them, and all around stays float.
     """
-    return [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED]
+    return [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED or node.op_type.startswith("QLinear")]
 
 
 def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:

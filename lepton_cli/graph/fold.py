@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import shapes
+from lepton_cli.graph import clean, shapes
 from lepton_cli.graph.edit import Editor, is_constant
 from lepton_cli.model import io
 
@@ -37,11 +37,27 @@ def fold_constants(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, st
     without running count as constants too.
     """
     lift_constants(model)
-    folded = fold_shapes(model, allowed)
+    return fold_shapes(model, allowed) + _fold(model, allowed)
+
+
+def expose_weights(model: ir.Model, growth: float = 1) -> None:
+    """Let every weight be an initializer that no caller overrides, in place.
+
+    Constant nodes, defaults of inputs, and what Transpose, Cast, Identity and others make of them; it may become
+    `growth` times as large by that. Sizes stay computed: whoever removes channels changes them.
+    """
+    clean.fix_default_inputs(model)
+    lift_constants(model)
+    while True:
+        _fold(model, {node.name or "" for node in model.graph if node.op_type not in ("Shape", "Size")}, growth)
+        idle = {node.name or "" for node in model.graph if node.inputs and is_constant(node.inputs[0])}
+        if not clean.remove_no_ops(model, idle):
+            return
+
+
+def _fold(model: ir.Model, allowed: set[str], growth: float = 1) -> list[tuple[ir.Node, str]]:
     candidates = _candidates(model, allowed)
-    if candidates:
-        folded += [(node, "depends on constants only") for node in _replace(model, candidates)]
-    return folded
+    return [(node, "depends on constants only") for node in _replace(model, candidates, growth)] if candidates else []
 
 
 def lift_constants(model: ir.Model) -> None:
@@ -105,7 +121,7 @@ def _bytes(known: shapes.Inferred | None, node: ir.Node) -> float:
     return math.prod(known.fixed) * (known.dtype.itemsize if known.dtype else 4)
 
 
-def _replace(model: ir.Model, candidates: list[ir.Node]) -> list[ir.Node]:
+def _replace(model: ir.Model, candidates: list[ir.Node], growth: float) -> list[ir.Node]:
     inner = set(candidates)
     wanted = [
         output
@@ -117,7 +133,7 @@ def _replace(model: ir.Model, candidates: list[ir.Node]) -> list[ir.Node]:
     editor = Editor(model)
     for output in wanted:
         array = values.get(output.name or "")
-        if array is None or array.nbytes > max(ALLOWED_GROWTH, _source_bytes(output)):
+        if array is None or array.nbytes > max(ALLOWED_GROWTH, growth * _source_bytes(output)):
             continue
         editor.freeze(output, array)
     RemoveUnusedNodesPass()(model)

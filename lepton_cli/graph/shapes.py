@@ -76,6 +76,21 @@ def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> 
     return found
 
 
+def annotate(model: ir.Model) -> None:
+    """Give values of the main graph the types and shapes that inference finds, in place, where they have none.
+
+    Files need not hold them, and the bodies of functions never do.
+    """
+    found = infer(model)
+    for node in model.graph:
+        for value in node.outputs:
+            known = found.get(value.name or "")
+            if known is not None and value.type is None and known.dtype is not None:
+                value.type = ir.TensorType(known.dtype)
+            if known is not None and value.shape is None and known.shape is not None:
+                value.shape = ir.Shape(known.shape)
+
+
 def _unfolds(model: ir.Model) -> bool:
     """Would onnx, when it propagates values, write out a constant of a size that only an attacker asks for?"""
     if not any(node.op_type == "ConstantOfShape" for node in model.graph):

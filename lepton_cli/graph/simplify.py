@@ -32,10 +32,6 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
     decisions.extend(
         Decision(node=name, op="", action="fixed", reason="was an input with a default value") for name in defaults
     )
-    copy, functions = clean.inline_functions(copy)
-    if functions:
-        io.name_nodes(copy)
-        allowed |= {node.name or "" for node in copy.graph} if not options.include else set()
     left: list[tuple[ir.Node, str]] = []
     with context.progress.stage("simplify") as stage:
         for _ in range(ROUNDS):
@@ -53,7 +49,7 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
         clean.remove_unused(copy)
         stage.note(f"{sum(1 for _ in model.graph)} -> {sum(1 for _ in copy.graph)} nodes")
     decisions.extend(Decision(node=name, op="", action="merged", reason="equal to another tensor") for name in shared)
-    changed = len(decisions) + functions
+    changed = len(decisions)
     record(left, "kept")
     actions = Counter(decision.action for decision in decisions if decision.action != "kept")
     summary = ", ".join(f"{count} {action}" for action, count in actions.items()) or "nothing to simplify"

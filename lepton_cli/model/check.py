@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import external, signature
+from lepton_cli.model import signature, sparse
 from lepton_cli.model.stored import broken
 from lepton_cli.model.structure import Structure
 
@@ -44,6 +44,7 @@ def parse(path: Path, data: bytes) -> ir.Model:
     _check_header(path, proto)
     if (damaged := _not_text(proto)) is not None:
         raise broken(path, f"{damaged} is not UTF-8 text")
+    sparse.write_out(path, proto)
     structure = Structure(path, proto)
     structure.check()
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
@@ -57,26 +58,39 @@ def parse(path: Path, data: bytes) -> ir.Model:
                 function.sort()
     except Exception as error:  # onnx-ir raises whatever its parts raise
         raise broken(path, _root_cause(error)) from error
-    external.bind(model, path.parent)
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = path.parent
     return model
 
 
 def external_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """External data files named by the model, in order of first use."""
     names: dict[Path, None] = {}
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             names[path.parent / tensor.location] = None
     return tuple(names)
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor that the model holds: initializers and attributes, those of subgraphs and functions too."""
     for graph in model.graphs():
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-    for node in model.graph.all_nodes():
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                yield attribute.as_tensor()
+    for node in nodes(model):
+        yield from (attribute.as_tensor() for attribute in node.attributes.values() if holds_tensor(attribute))
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node, those of subgraphs and functions too."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def holds_tensor(attribute: ir.Attr) -> bool:
+    """Whether `attribute.as_tensor()` works."""
+    return attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -88,8 +88,3 @@ def pieces(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
         return
     for block in blocks(tensor):
         yield np.frombuffer(block, tensor.dtype.numpy())
-
-
-def bind(model: ir.Model, folder: Path) -> None:
-    """Tell every external tensor where its folder is; data is read (memory-mapped) only when used."""
-    ir.external_data.set_base_dir(model.graph, folder)

@@ -7,19 +7,19 @@ import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import check, external
+from lepton_cli.model import check, external, functions
 from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
 EXTERNAL_ABOVE = 1_800_000_000
-#: Weights that are on disk already stay there above this: nobody wants to hold them in memory just to write them.
+#: Weights that are on disk already stay there above this for a session: nobody wants to hold them just to pass them on.
 STREAMED_ABOVE = 100_000_000
 #: What stands for the path of a model that is in memory.
 MEMORY = Path("(memory)")
@@ -52,6 +52,7 @@ def load(path: Path) -> LoadedModel:
     """Read and validate a model; weights in external files stay on disk until used. Raises ModelError."""
     model = check.read(path)
     files = (path, *check.external_files(model, path))
+    model = functions.written_out(model)
     name_nodes(model)
     return LoadedModel(model, path, hash_files(files), files)
 
@@ -65,6 +66,7 @@ def read(data: bytes) -> LoadedModel:
             "the model's weights are in files, and it does not say in which folder",
             hint="give the path of the model, or load it with its weights: onnx.load(path)",
         )
+    model = functions.written_out(model)
     name_nodes(model)
     return LoadedModel(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data)
 
@@ -132,7 +134,7 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def _too_large(model: ir.Model) -> bool:
-    """Whether the weights are kept outside the model file: beyond protobuf's limit, or large and on disk already."""
+    """Whether a session gets its weights in a file: beyond protobuf's limit, or large and on disk already."""
     size = weight_bytes(model)
     if size >= EXTERNAL_ABOVE:
         return True
@@ -141,8 +143,11 @@ def _too_large(model: ir.Model) -> bool:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as protobuf, with the value types that onnx-ir cannot hold put back."""
-    proto = ir.to_proto(model)
+    """The model as one message that holds all of its weights as raw bytes, whatever file and field they lie in.
+
+    Value types that onnx-ir cannot hold are put back.
+    """
+    proto = ir.to_proto(_in_memory(model, _scattered))
     if proto.ir_version < 4 and {t.name for t in proto.graph.initializer} - {v.name for v in proto.graph.input}:
         proto.ir_version = 4  # until then every initializer had to be an input too
     for value in (*proto.graph.output, *proto.graph.value_info):
@@ -163,7 +168,11 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def held(model: ir.Model, folder: Path) -> ir.Model:
     """The model, or a copy with weights in memory that lie in `folder`, which is about to be removed."""
-    return _internal(model, folder)
+    inside = folder.resolve()
+    return _in_memory(
+        model,
+        lambda tensor: isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve().is_relative_to(inside),
+    )
 
 
 def stamped(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -174,41 +183,34 @@ def stamped(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf message, external weights included; equal models give equal bytes."""
-    return bytes(to_proto(_internal(model)).SerializeToString(deterministic=True))
+    """The model as one protobuf message; equal models give equal bytes, wherever their weights lie."""
+    return bytes(to_proto(model).SerializeToString(deterministic=True))
 
 
-def _internal(model: ir.Model, folder: Path | None = None) -> ir.Model:
-    """The model, or a copy that holds what lies in external files (of `folder`). The files stay mapped for others."""
-
-    def outside(tensor: ir.TensorProtocol | None) -> bool:
-        return isinstance(tensor, ir.ExternalTensor) and (
-            folder is None or Path(tensor.path).resolve().is_relative_to(folder.resolve())
-        )
-
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    if not any(outside(value.const_value) for value in values) and not _constants(model):
+def _in_memory(model: ir.Model, which: Callable[[ir.TensorProtocol], bool]) -> ir.Model:
+    """The model, or a copy in which these tensors are plain arrays. Files stay mapped for others."""
+    if not any(which(tensor) for tensor in check.tensors(model)):
         return model
     copy = clone(model)
     for graph in copy.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None and outside(value.const_value):
-                value.const_value = _held(value.const_value)
-    for node in _constants(copy):
-        node.attributes["value"] = ir.AttrTensor("value", _held(node.attributes["value"].as_tensor()))
+            if value.const_value is not None and which(value.const_value):
+                value.const_value = _array(value.const_value)
+    for node in check.nodes(copy):
+        for name, attribute in list(node.attributes.items()):
+            if check.holds_tensor(attribute) and which(attribute.as_tensor()):
+                node.attributes[name] = ir.AttrTensor(name, _array(attribute.as_tensor()))
     return copy
 
 
-def _constants(model: ir.Model) -> list[ir.Node]:
-    """Constant nodes with their tensor in an external file."""
-    return [
-        node
-        for node in model.graph.all_nodes()
-        if node.op_type == "Constant" and isinstance(node.attributes.get_tensor("value"), ir.ExternalTensor)
-    ]
+def _scattered(tensor: ir.TensorProtocol) -> bool:
+    """Whether the values lie in another file, or one by one in a field of their type: tools read raw bytes best."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        return tensor.dtype != ir.DataType.STRING and not tensor.raw.HasField("raw_data")
+    return isinstance(tensor, ir.ExternalTensor)
 
 
-def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _array(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
@@ -263,11 +265,11 @@ def _info(value: ir.Value) -> TensorInfo:
 def save(model: ir.Model, path: Path, *, metadata: dict[str, str] | None = None) -> tuple[Path, ...]:
     """Write atomically: a temporary file beside the target, then a rename. Returns the files written.
 
-    Large models (above 1.8 GB, or 100 MB when the weights are on disk) get one external data file `NAME.onnx.data`.
+    Models above 1.8 GB get one external data file `NAME.onnx.data`; where the weights lay before makes no difference.
     `metadata` goes into the model's `metadata_props`.
     """
     copy = stamped(model, metadata or {})
-    if _too_large(model):
+    if weight_bytes(model) >= EXTERNAL_ABOVE:
         return _save_external(copy, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from lepton_cli import runtime
 from lepton_cli.errors import ModelError
 from lepton_cli.model import stored
 from lepton_cli.model.stored import broken
@@ -96,8 +97,6 @@ class Structure:
                 raise self._broken(f"two initializers are named `{tensor.name}`")
             initializers.add(tensor.name)
             stored.check(self._path, tensor, self._folder)
-        if graph.sparse_initializer:
-            raise self._broken("it has sparse initializers, which lepton does not support", "store them densely")
         scope.names |= initializers
         self._check_nodes(graph.node, scope, opsets, "node")
         seen: set[str] = set()
@@ -177,9 +176,12 @@ class Structure:
             return
         domain = _domain(node.domain)
         if not domain and not onnx.defs.has(node.op_type):
+            if runtime.schema(domain, node.op_type) is not None:  # its optimiser writes some here
+                return
             raise ModelError(
                 "model.unknown-operator",
-                f"{self._path}: node `{title(node)}` uses operator `{node.op_type}`, which ONNX does not know",
+                f"{self._path}: node `{title(node)}` uses operator `{node.op_type}`, which neither ONNX nor "
+                "onnxruntime knows",
             )
         limits = _limits(node.op_type, opsets.get(domain, 1), domain)
         if limits is None:

@@ -29,6 +29,7 @@ from lepton_cli.prune.details import ReachedTarget
 from lepton_cli.prune.hessian import Ranking
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize.draft import drafter
+from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.step import Context, Outcome
 
 __all__ = ["prune", "survey"]
@@ -60,8 +61,9 @@ class Goal:
 def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     """Remove channels until the targets hold; times are those of models in the precision of `timed_as`.
 
-    Raises StepError when the targets cannot be reached.
+    Raises StepError when the targets cannot be reached, ModelError for models that are quantized already.
     """
+    refuse_quantized(model, weights_only=True)
     kinds = _recoveries(options, context)
     folding = "batch_norm" not in kinds or "least_squares" in kinds
     looked_at = not context.dry or shapes.runnable(model)

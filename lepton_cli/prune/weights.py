@@ -50,7 +50,7 @@ def prune(model: ir.Model, options: PruneWeights, context: Context) -> Outcome:
             option=("importance",),
         )
     copy = io.clone(model)
-    fold.lift_constants(copy)
+    fold.expose_weights(copy)
     weights, left = _weights(copy, chosen)
     if context.dry or not weights:
         planned = [Decision(node=w.node, op=w.op, action="prunable", reason=f"{w.array.size} weights") for w in weights]
@@ -129,8 +129,6 @@ def _weights(model: ir.Model, chosen: set[str]) -> tuple[list[Prunable], list[De
         reason = ""
         if tensor is None or value is None:
             reason = "its weight is computed, not stored"
-        elif value.is_graph_input():
-            reason = "its weight is an input of the model"
         elif not tensor.dtype.is_floating_point():
             reason = f"its weight is {tensor.dtype}, not float"
         elif node.name not in chosen:

@@ -1,103 +1,128 @@
-"""`convert.fp16`: float32 to float16 by onnxruntime's converter, with what leaves float16's range kept in float32."""
+"""`convert.fp16`: float32 to float16, with what leaves float16's range or costs accuracy kept in float32."""
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-import onnx_ir as ir
-from onnx_ir.passes import common
+import math
 
-from lepton_cli.errors import ModelError, StepError
-from lepton_cli.graph.fold import lift_constants
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.errors import ModelError
+from lepton_cli.graph import fold
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
+from lepton_cli.quantize import half
 from lepton_cli.quantize.details import ConvertFp16Details
+from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.runtime import one_line, onnxruntime, quiet
+from lepton_cli.quantize.weights import SPILL_ABOVE, WeightStore
 from lepton_cli.step import Context, Decision, Outcome
 
-#: Greatest finite float16; a margin is kept because other data reach further than the samples seen.
-GREATEST = 65504.0
+#: A margin is kept to the end of float16 because other data reach further than the samples seen.
 MARGIN = 4.0
-#: Below this fidelity, operators that overflow inside are searched for; so many kinds may go back to float32.
+#: Below this fidelity, operators that cost accuracy are searched for; so many kinds may go back to float32.
 LEAST_DB = 30.0
 MOST_REPAIRS = 3
+#: A kind of operator is to blame when without it at most half of the error is left.
+WORTH_DB = 6.0
 
 
 def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
-    """The float16 model. Raises ModelError when there is nothing in float32, StepError when the converter fails."""
-    model = io.clone(model)
-    lift_constants(model)
+    """The float16 model. Raises ModelError for models that are quantized already, in activations too."""
+    refuse_quantized(model, weights_only=True)
     names = [node.name or "" for node in model.graph.all_nodes()]
     chosen = select(names, options.include, options.exclude)
-    floats = sum(
-        value.const_value.dtype == ir.DataType.FLOAT
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    blocked = {name: "left out by include/exclude" for name in names if name not in chosen}
-    blocked |= _beyond_range(model, context)
-    kept = [
-        Decision(node=node.name or "", op=node.op_type, action="kept", reason=blocked[node.name or ""])
-        for node in model.graph.all_nodes()
-        if node.name in blocked
-    ]
-    if not floats:
-        return Outcome(model, 0, tuple(kept), "nothing in float32 to convert")
+    work = io.clone(model)
+    fold.expose_weights(work, growth=STORED_SMALL)
+    holders = [node for node in work.graph.all_nodes() if any(map(_is_weight, node.inputs))]
+    if not holders:
+        return Outcome(model, 0, summary="nothing in float32 to convert")
+    # Running a model takes a multiple of its size: the largest ones are run only where there is data for it.
+    looked_at = io.weight_bytes(work) < io.EXTERNAL_ABOVE or context.calibration is not None
+    kept = {name: "left out by include/exclude" for name in names if name not in chosen}
+    if options.repair:
+        kept |= _beyond_range(work, context, run=looked_at and not context.dry)
     if context.dry:
-        return Outcome(model, len(names) - len(blocked), tuple(kept), f"{floats} tensors to float16")
-    made, score, repaired = _repaired(model, blocked, options.keep_io, context)
-    kept += [
-        Decision(
-            node=node.name or "", op=node.op_type, action="kept", reason="float16 ruins the outputs here (measured)"
-        )
-        for node in model.graph.all_nodes()
-        if node.op_type in repaired and node.name not in blocked
-    ]
+        changed = sum(node.name not in kept for node in work.graph.all_nodes())
+        tensors = {value for node in holders for value in node.inputs if _is_weight(value)}
+        return Outcome(work, changed, _decisions(work, kept), f"{len(tensors)} tensors to float16")
+    conversion = _Conversion(work, context)
+    score = None
+    if looked_at:
+        score, found = conversion.repaired(kept, options.repair)
+        kept |= found
+    made = conversion.made(kept, options.keep_io)
+    left = sum(node.name in kept for node in work.graph.all_nodes())
     halves = sum(t.const_value.dtype == ir.DataType.FLOAT16 for t in made.graph.initializers.values() if t.const_value)
     return Outcome(
         made,
-        changed=len(names) - len(kept),
-        decisions=tuple(kept),
-        summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
-        details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=len(kept)),
+        changed=sum(1 for _ in work.graph.all_nodes()) - left,
+        decisions=_decisions(work, kept),
+        summary=f"{halves} tensors in float16, {left} operators kept in float32",
+        details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=left),
         warnings=_warnings(options.keep_io, score, context),
     )
 
 
-def _repaired(
-    model: ir.Model, blocked: dict[str, str], keep_io: bool, context: Context
-) -> tuple[ir.Model, float | None, set[str]]:
-    """The converted model, its fidelity in dB, and the operators kept in float32 because float16 ruined the outputs."""
-    made = _converted(model, sorted(blocked), keep_io)
-    if not keep_io:
-        return made, None, set()
-    fidelity = Reference(model, context, most=16, batch=4)
-    score = fidelity.sqnr(made)
-    repaired: set[str] = set()
-    kinds = sorted({node.op_type for node in model.graph if node.name not in blocked})
-    while score < LEAST_DB and len(repaired) < MOST_REPAIRS:
-        trials = []
-        for kind in kinds:
-            names = {node.name or "" for node in model.graph if node.op_type in repaired | {kind}}
-            try:
-                trial = _converted(model, sorted(names | set(blocked)), keep_io)
-            except StepError:
-                continue  # the converter cannot keep this kind: it declares a cast twice
-            trials.append((fidelity.sqnr(trial), kind, trial))
-        if not trials:
-            break
-        best, kind, trial = max(trials, key=lambda entry: entry[0])
-        if best <= score:
-            break
-        score, made = best, trial
-        repaired.add(kind)
-    return made, score, repaired
+def _decisions(model: ir.Model, kept: dict[str, str]) -> tuple[Decision, ...]:
+    """What stays and why, and which nodes have their weights in float16 now."""
+    found = []
+    for node in model.graph.all_nodes():
+        name = node.name or ""
+        if name in kept:
+            found.append(Decision(node=name, op=node.op_type, action="kept", reason=kept[name]))
+        elif any(map(_is_weight, node.inputs)):
+            found.append(Decision(node=name, op=node.op_type, action="converted", reason="weights in float16"))
+    return tuple(found)
+
+
+class _Conversion:
+    """Float16 versions of one model, and how close they are to it."""
+
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self._model, self._context = model, context
+        self._store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+
+    def made(self, kept: dict[str, str], keep_io: bool = True) -> ir.Model:
+        return half.convert(self._model, kept, keep_io, self._store.keep)
+
+    def repaired(self, kept: dict[str, str], repair: bool) -> tuple[float, dict[str, str]]:
+        """The fidelity in dB, and the nodes kept in float32 because float16 costs too much there, with the reason.
+
+        Inputs and outputs are float32 while this is measured, also where they will not be.
+        """
+        fidelity = Reference(self._model, self._context, most=16, batch=4)
+        nodes = [node for node in self._model.graph.all_nodes() if node.name not in kept]
+        found: dict[str, str] = {}
+        score = _sqnr(fidelity, self.made(kept))
+        kinds = {node.op_type for node in nodes} if repair else set()
+        for _ in range(MOST_REPAIRS):
+            if score >= LEAST_DB or not kinds:
+                break
+            trials = {}
+            for kind in sorted(kinds):
+                more = {node.name or "": "" for node in nodes if node.op_type == kind}
+                trials[kind] = _sqnr(fidelity, self.made(kept | found | more))
+            best = max(trials, key=lambda kind: trials[kind])
+            if trials[best] < score + WORTH_DB or trials[best] == -math.inf:
+                break
+            was = "not usable" if score == -math.inf else f"at {score:.0f} dB"
+            reason = f"with `{best}` in float32 the outputs are at {trials[best]:.0f} dB, in float16 {was} (measured)"
+            found |= {node.name or "": reason for node in nodes if node.op_type == best}
+            score = trials[best]
+            kinds.discard(best)
+        return score, found
+
+
+def _sqnr(fidelity: Reference, made: ir.Model) -> float:
+    try:
+        return fidelity.sqnr(made)
+    except ModelError:  # some kernels refuse what the definition of their operator allows
+        return -math.inf
 
 
 def _warnings(keep_io: bool, score: float | None, context: Context) -> tuple[str, ...]:
@@ -118,59 +143,20 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT and not isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
-def _converted(model: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
-    onnxruntime()
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    if io.weight_bytes(model) >= io.EXTERNAL_ABOVE:
-        raise ModelError("model.too-large", "models above 1.8 GB cannot be converted to float16 yet")
-    try:
-        with quiet(), np.errstate(all="ignore"):
-            proto = convert_float_to_float16(
-                onnx.shape_inference.infer_shapes(io.to_proto(model)),
-                keep_io_types=keep_io,
-                disable_shape_infer=True,
-                node_block_list=blocked,
-                min_positive_val=5.97e-08,
-                max_finite_val=GREATEST,
-            )
-            made: ir.Model = ir.from_proto(proto)
-    except Exception as error:  # the converter raises whatever its protobuf code raises
-        raise StepError(
-            "fp16.converter", "onnxruntime's float16 converter cannot convert this graph", cause=one_line(error)
-        ) from error
-    _join_casts(made)
-    made.graph.sort()
-    return made
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and value.is_initializer() and _is_float(value)
 
 
-def _join_casts(model: ir.Model) -> None:
-    """The converter casts around every float32 node: between two of them the value would squeeze through float16."""
-    for node in list(model.graph.all_nodes()):
-        source = node.inputs[0] if node.op_type == "Cast" else None
-        before = source.producer() if source is not None else None
-        if source is None or before is None or before.op_type != "Cast" or before.inputs[0] is None:
-            continue
-        kinds = [cast.attributes.get_int("to", 0) for cast in (before, node)]
-        if kinds != [ir.DataType.FLOAT16, ir.DataType.FLOAT]:
-            continue
-        if node.outputs[0].is_graph_output():
-            node.replace_input_with(0, before.inputs[0])  # a cast to its own type: the output keeps its name
-        else:
-            ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
-    common.RemoveUnusedNodesPass()(model)
-
-
-def _beyond_range(model: ir.Model, context: Context) -> dict[str, str]:
+def _beyond_range(model: ir.Model, context: Context, run: bool) -> dict[str, str]:
     """Nodes whose weights or results do not fit float16, by name. Mask constants are cut to float16's range instead."""
     found: dict[str, str] = {}
     for node in model.graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.const_value is not None and _is_float(value):
                 largest = float(np.abs(value.const_value.numpy()).max(initial=0.0))
-                if GREATEST < largest < MASK:
+                if half.GREATEST < largest < MASK:
                     found[node.name or ""] = f"constant `{value.name}` reaches {largest:.3g}, beyond float16"
-    if context.dry:
+    if not run:
         return found
     names = [value.name or "" for node in model.graph for value in node.outputs if _is_float(value)]
     seen = calibration.collect(model, names, context.calibration or context.check, context)
@@ -180,6 +166,6 @@ def _beyond_range(model: ir.Model, context: Context) -> dict[str, str]:
             if value is None or histogram is None or histogram.empty:
                 continue
             largest = max(-histogram.low, histogram.high)
-            if largest * MARGIN > GREATEST:
+            if largest * MARGIN > half.GREATEST:
                 found.setdefault(node.name or "", f"`{value.name}` reaches {largest:.3g}, float16 ends at 65504")
     return found

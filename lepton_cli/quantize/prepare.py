@@ -11,11 +11,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import batch_norm, clean, fold
+from lepton_cli.graph import batch_norm, clean, fold, shapes
 from lepton_cli.graph.edit import Editor, weight_of
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
+from lepton_cli.quantize import half
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
 
@@ -26,6 +27,8 @@ LEAST_OPSET = 11
 CANDIDATES = frozenset(
     {"Conv", "Gemm", "MatMul", "Gather", "Attention", "LSTM", "ConvTranspose", "EmbedLayerNormalization"}
 )
+#: Weights kept in float16 behind a Cast are twice as large before they are a fraction of it.
+STORED_SMALL = 2
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -39,9 +42,10 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def refuse_quantized(model: ir.Model) -> None:
-    """Raise ModelError when the model holds quantized operators already."""
-    found = quantized_nodes(model)
+def refuse_quantized(model: ir.Model, *, weights_only: bool = False) -> None:
+    """Raise ModelError when the model holds quantized operators already; `weights_only`: those that compute in float
+    from quantized weights are let pass."""
+    found = [node for node in quantized_nodes(model) if not weights_only or node.op_type != "MatMulNBits"]
     if found:
         raise ModelError(
             "model.already-quantized",
@@ -56,8 +60,10 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
     copy = _modern(model)
-    fold.lift_constants(copy)
-    clean.fix_default_inputs(copy)
+    fold.expose_weights(copy, growth=STORED_SMALL)
+    wide = half.widen(copy)
+    warnings = [] if wide is copy else ["float16 became float32: only what is quantized gets smaller"]
+    copy = wide
     every = set(names)
     left: list[tuple[ir.Node, str]] = []
     for _ in range(ROUNDS):
@@ -67,8 +73,9 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
         left = norms.left
         if not count + len(norms.nodes):
             break
-    warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
-    return Prepared(copy, names, warnings)
+    shapes.annotate(copy)
+    warnings += [f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3]]
+    return Prepared(copy, names, tuple(warnings))
 
 
 def _modern(model: ir.Model) -> ir.Model:

@@ -91,6 +91,14 @@ class ConvertFp16(Options):
 
     step: Literal["convert.fp16"] = "convert.fp16"
     keep_io: bool = Field(default=True, description="Inputs and outputs stay float32")
+    repair: bool = Field(
+        default=True,
+        description="What leaves float16's range or costs much accuracy stays float32; false: nothing does",
+    )
+
+    @property
+    def changes_types(self) -> bool:
+        return not self.keep_io
 
     @property
     def stored_bits(self) -> int:

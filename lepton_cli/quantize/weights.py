@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lepton_cli.graph import clean
+from lepton_cli.graph import fold
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.quantize import blockwise
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
-from lepton_cli.quantize.prepare import refuse_quantized
+from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -41,7 +41,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     names = [node.name or "" for node in model.graph.all_nodes()]
     allowed = select(names, options.include, options.exclude)
     copy = io.clone(model)
-    clean.fix_default_inputs(copy)  # else callers would still have the old weight to give, and files hold it
+    fold.expose_weights(copy, growth=STORED_SMALL)
     chosen, decisions = _chosen(copy, allowed, options)
     details = QuantizeWeightsDetails(
         bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
@@ -82,7 +82,7 @@ def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     tensor = None if value is None else value.const_value
     if tensor is None:
         return "no constant weight"
-    if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+    if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or len(tensor.shape) != 2:
         return f"its weight is {tensor.dtype} with {len(tensor.shape)} dimensions"
     if tensor.size < LEAST_SIZE:
         return f"only {tensor.size} values"
@@ -142,11 +142,12 @@ def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArr
     for start in range(0, rows, step):
         count = min(step, rows - start)
         if isinstance(tensor, ir.ExternalTensor):
-            offset = (tensor.offset or 0) + start * columns * 4
-            slab = np.fromfile(tensor.path, dtype="<f4", count=count * columns, offset=offset).reshape(count, columns)
+            kind = tensor.dtype.numpy().newbyteorder("<")
+            offset = (tensor.offset or 0) + start * columns * kind.itemsize
+            slab = np.fromfile(tensor.path, dtype=kind, count=count * columns, offset=offset).reshape(count, columns)
         else:
             slab = tensor.numpy()[start : start + count]
-        yield start, slab
+        yield start, slab.astype(np.float32, copy=False)
 
 
 class _Quantized:
@@ -208,7 +209,7 @@ def replace(editor: Editor, node: ir.Node, options: QuantizeWeights, store: Weig
     if not along_rows:
         outer, inner = inner, outer
     packed = made.packed.reshape(outer, -1) if gather else made.packed
-    arrays = [("codes", packed), ("scales", made.scales)]
+    arrays = [("codes", packed), ("scales", made.scales.astype(weight.const_value.dtype.numpy()))]
     if made.zero_points is not None:
         arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
     inputs = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]

@@ -224,12 +224,14 @@ def test_a_width_read_at_run_time_is_frozen() -> None:
     assert "Shape" in str(frozen_reasons(network, network.conv(y, 6, 4))["Conv_0"])
 
 
-def test_weights_that_are_inputs_are_frozen() -> None:
+def test_weights_that_are_inputs_too_are_weights() -> None:
     network = Network()
     output = network.conv(network.conv(network.input("x", B, 3, 4, 4), 3, 6), 6, 4)
     model = network.model(output)
     model.graph.inputs.append(model.graph.initializers["w0"])
-    assert analysed(model)[1].groups[0].frozen == "`w0` is an input of the model"
+    looked_at, found = analysed(model)
+    assert found.groups[0].frozen is None
+    assert [value.name for value in looked_at.graph.inputs] == ["x"]
 
 
 def test_captured_by_a_subgraph_is_frozen() -> None:

@@ -147,24 +147,6 @@ def test_inputs_with_default_values_become_weights(tmp_path: Path) -> None:
     assert outcome.summary == "1 fixed"
 
 
-FUNCTION = """<ir_version: 8, opset_import: ["": 17, "local": 1]>
-    main (float[b, 8] x) => (float[b, 8] z) { z = local.twice (x) }
-    <domain: "local", opset_import: ["": 17]>
-    twice (a) => (c) { b = Identity (a)  c = Relu (b) }"""
-
-
-def test_functions_are_written_out_and_their_nodes_simplified_too(tmp_path: Path) -> None:
-    model = ir.from_onnx_text(FUNCTION)
-    io.name_nodes(model)
-    outcome = simplify(model, tmp_path)
-    assert [node.op_type for node in outcome.model.graph] == ["Relu"]
-    assert all(node.name for node in outcome.model.graph)
-    assert outcome.changed == 2, "the function and the Identity"
-    (name,) = (node.name for node in model.graph)
-    chosen = simplify(model, tmp_path, include=[name])
-    assert [node.op_type for node in chosen.model.graph] == ["Identity", "Relu"], "only what was named"
-
-
 def test_nothing_to_do_says_so(tmp_path: Path) -> None:
     graph = Graph()
     outcome = simplify(graph.model(graph.op("Tanh", graph.take("x", ["b", 8]))), tmp_path)

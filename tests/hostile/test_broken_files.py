@@ -248,12 +248,12 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
             lambda p: p.graph.sparse_initializer.append(
                 helper.make_sparse_tensor(
                     helper.make_tensor("s", FLOAT, [1], [1.0]),
-                    helper.make_tensor("i", TensorProto.INT64, [1], [0]),
+                    helper.make_tensor("i", TensorProto.INT64, [1], [4]),
                     [4],
                 )
             )
         ),
-        "sparse",
+        "positions",
     ),
     "constant with short data": (
         _edit(

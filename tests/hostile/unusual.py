@@ -141,6 +141,25 @@ def _functions(opset: int) -> Make:
     return make
 
 
+def _own_operator() -> onnx.ModelProto:
+    """What onnxruntime's optimiser writes into the standard domain, although ONNX does not know it."""
+    norm = _node("SimplifiedLayerNormalization", ["h", "g"], ["n"], axis=-1, epsilon=1e-5, stash_type=1)
+    nodes = [_node("MatMul", ["x", "w"], ["h"]), norm, _node("MatMul", ["n", "w"], ["y"])]
+    return model(nodes, _ROWS, _OUT, [tensor("w", weights(8, 8)), tensor("g", np.ones(8, np.float32))])
+
+
+def _sparse_initializer(flat: bool) -> Make:
+    def make() -> onnx.ModelProto:
+        rows, columns = np.array([0, 3, 7]), np.array([1, 3, 5])
+        indices = rows * 8 + columns if flat else np.stack([rows, columns], axis=1)
+        proto = model([_node("MatMul", ["x", "w"], ["y"])], _ROWS, _OUT)
+        held = (tensor("w", weights(3)), tensor("", indices.astype(np.int64)))
+        proto.graph.sparse_initializer.append(helper.make_sparse_tensor(*held, [8, 8]))
+        return proto
+
+    return make
+
+
 def _embedding(rows: int) -> Make:
     held = [tensor("w", weights(rows, 16)), tensor("v", weights(16, 4))]
     nodes = [_node("Gather", ["w", "i"], ["e"]), _node("MatMul", ["e", "v"], ["y"])]
@@ -273,6 +292,9 @@ MODELS: dict[str, Make] = {
     "functions": _functions(17),
     "functions in another opset": _functions(13),
     "sparse constant": _sparse_constant,
+    "sparse initializer": _sparse_initializer(flat=True),
+    "sparse initializer by rows and columns": _sparse_initializer(flat=False),
+    "operator of onnxruntime alone": _own_operator,
     "list constant": _text(
         "g (float[n, 2] x) => (float[n, 2] y) { w = Constant<value_floats = [1.0, 2.0]>() y = Mul(x, w) }"
     ),

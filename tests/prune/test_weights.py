@@ -362,7 +362,7 @@ def test_what_is_left_alone_says_why(tmp_path: Path) -> None:
         weights.prune(model, params(sparsity="50 %"), given_context)
 
 
-def test_inputs_and_integers_are_no_weights_to_prune(tmp_path: Path) -> None:
+def test_defaults_of_inputs_are_weights_and_integers_are_not(tmp_path: Path) -> None:
     n = Network()
     x = n.input("x", "batch", 4)
     x = n.node("MatMul", x, n.weight(4, 4))
@@ -374,7 +374,7 @@ def test_inputs_and_integers_are_no_weights_to_prune(tmp_path: Path) -> None:
     given_context = context(model, tmp_path, None, check=Arrays({"x": np.zeros((1, 4), np.float32)}))
     outcome = weights.prune(model, params(sparsity="50 %"), given_context)
     assert {d.node: d.reason for d in outcome.decisions} == {
-        "MatMul_0": "its weight is an input of the model",
+        "MatMul_0": "50.0% of 16 weights are zero",
         "MatMul_2": "its weight is INT32, not float",
         "MatMul_4": "50.0% of 12 weights are zero",
     }

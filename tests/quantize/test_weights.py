@@ -224,8 +224,10 @@ def test_operators_of_other_domains_are_not_looked_at(tmp_path: Path) -> None:
 def test_weights_that_others_read_too_or_that_are_outputs_stay(tmp_path: Path) -> None:
     graph = Graph()
     shared = graph.constant(np.ones((64, 64), np.float32))
-    x = graph.op("MatMul", graph.take("x", ["b", 64]), shared)
-    model = graph.model(graph.op("Add", x, graph.op("ReduceSum", shared, keepdims=0)))
+    fed = graph.take("x", ["b", 64])
+    x = graph.op("MatMul", fed, shared)
+    also = graph.op("Mul", shared, graph.op("ReduceMean", fed, keepdims=0))
+    model = graph.model(graph.op("Add", x, graph.op("ReduceSum", also, keepdims=0)))
     assert shared in quantize(model, tmp_path, rows()).model.graph.initializers
     model.graph.outputs.append(model.graph.initializers[shared])
     copy = io.clone(model)

@@ -1,0 +1,48 @@
+"""Functions of a model are put in the place of their calls when it is loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from lepton_cli.graph import shapes
+from lepton_cli.model import io
+from lepton_cli.runtime import Session
+
+X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+
+
+def _model(body: str, version: int = 17, call: str = "local.f(x)") -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        main (float[b, 8] x) => (float[b, 8] z) {{ y = {call}  z = local.f(y) }}
+        <domain: "local", opset_import: ["": {version}]>
+        f (a) => (c) {{ {body} }}""")
+
+
+@pytest.mark.parametrize("version", [17, 15, 13])
+def test_written_out_with_names_of_their_own(version: int) -> None:
+    """Relu has more types since opset 14, and means the same."""
+    proto = _model("b = Neg (a)  c = Relu (b)", version)
+    loaded = io.read(proto.SerializeToString())
+    assert not loaded.model.functions
+    assert [node.op_type for node in loaded.model.graph] == ["Neg", "Relu"] * 2
+    assert [node.name for node in loaded.model.graph] == ["Neg", "Relu", "Neg_2", "Relu_2"]
+    made = Session(io.to_bytes(loaded.model), threads=1).run({"x": X})["z"]
+    np.testing.assert_array_equal(made, Session(proto.SerializeToString(), threads=1).run({"x": X})["z"])
+
+
+def test_an_operator_that_meant_something_else_keeps_its_function() -> None:
+    """Softmax flattened to two axes before opset 13, and had another default."""
+    loaded = io.read(_model("c = Softmax (a)", 12).SerializeToString())
+    assert len(loaded.model.functions) == 1
+    assert shapes.opset(loaded.model) == 17
+
+
+def test_the_model_given_stays() -> None:
+    from lepton_cli.model import functions
+
+    model = io.check.parse(io.MEMORY, _model("c = Relu (a)").SerializeToString())
+    assert functions.written_out(model) is not model
+    assert len(model.functions) == 1
