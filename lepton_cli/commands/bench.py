@@ -154,16 +154,7 @@ class _Feeds:
             raise
 
     def __call__(self, batch: int) -> Values:
-        import numpy as np
-
-        feeds = next(iter(self._data.batches(size=batch, limit=batch))).feeds
-        count = max((len(array) for array in feeds.values() if array.ndim), default=0)
-        if count >= batch or not count:
-            return feeds
-        return {
-            name: np.concatenate([array] * -(-batch // count))[:batch] if len(array) == count else array
-            for name, array in feeds.items()
-        }
+        return next(iter(self._data.batches(size=batch, limit=batch))).sized(self._data.fixed_batch or batch)
 
 
 def named(models: Sequence[io.LoadedModel]) -> dict[str, io.LoadedModel]:

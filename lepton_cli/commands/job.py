@@ -69,10 +69,7 @@ class Job:
     def feeds(self, batch: int) -> runtime.Values:
         """`batch` samples, repeated when the data holds fewer."""
         data = self.evaluation or self.calibration or self.check
-        feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
-        # Real samples lie on axis 0; random ones come in any batch size, with states and scalars as the model wants.
-        real = self.evaluation is not None or self.calibration is not None
-        return {name: _repeat(array, batch) for name, array in feeds.items()} if real else feeds
+        return next(iter(data.batches(size=batch, limit=batch))).sized(data.fixed_batch or batch)
 
     def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
         """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""
@@ -109,12 +106,6 @@ def must_run(model: ir.Model, recipe: Recipe) -> bool:
     measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
     gated = any(metrics.of(gate.metric).source != "structure" for gate in recipe.gates)
     return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
-
-
-def _repeat(array: np.ndarray, count: int) -> np.ndarray:
-    if array.ndim == 0 or len(array) >= count or len(array) == 0:
-        return array[:count] if array.ndim else array
-    return np.concatenate([array] * -(-count // len(array)))[:count]
 
 
 def _facts(role: str, data: Dataset) -> DataFacts:

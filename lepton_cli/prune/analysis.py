@@ -13,7 +13,6 @@ from lepton_cli.coupling import known_shapes, shortcuts
 from lepton_cli.coupling.analyse import analyse
 from lepton_cli.coupling.links import Coupling, Group
 from lepton_cli.graph import batch_norm, select, shapes
-from lepton_cli.model import io
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
@@ -87,13 +86,7 @@ def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[GroupFac
 
 def feeds(model: ir.Model, context: Context) -> dict[str, tuple[int, ...]]:
     """Input shapes of a real batch, of two samples where the model's batch is open."""
-    batch = next(iter(context.check.batches(None, None)), None)
-    feeds = batch.feeds if batch is not None else {}
-    known = {name: array.shape for name, array in feeds.items() if hasattr(array, "shape")}
-    result = {}
-    for info in io.inputs(model):
-        shape = list(known.get(info.name) or info.concrete(2, 16))
-        if info.shape and not isinstance(info.shape[0], int):
-            shape[0] = 2
-        result[info.name] = tuple(shape)
-    return result
+    batch = next(context.check.batches(None, None), None)
+    if batch is None:
+        return shapes.default_feeds(model, 2, 16)
+    return {name: array.shape for name, array in batch.sized(context.check.fixed_batch or 2).items()}
