@@ -60,7 +60,8 @@ def measure(
     renamed = input_names or {}
     found.variants = tuple(_variant(name, loaded, job, renamed.get(name)) for name, loaded in models.items())
     if not job.runs:
-        reason = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        large = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        reason = "made-up inputs do not fit the model: give data, or shapes with --shape" if job.misfit else large
         found.skipped += tuple(Skipped(what=what, reason=reason) for what in ("agreement", "latency", "memory"))
         return found
     paths = {name: loaded.payload for name, loaded in models.items()}

@@ -17,7 +17,9 @@ from lepton_cli.data.dataset import Array
 from lepton_cli.data.preprocess import Raw
 from lepton_cli.tensors import Dim, TensorInfo
 
-_BATCH_NAMES = frozenset({"b", "n", "bs", "batch", "batchsize", "batch_size"})
+_BATCH_NAMES = frozenset({"bs", "batch", "batchsize", "batch_size"})
+#: Names that say so only where the first axis is open too.
+_BATCH_LETTERS = frozenset({"b", "n"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Layout:
 
 
 def layout(inputs: Sequence[TensorInfo]) -> Layout:
-    """The layout that the inputs' shapes and names tell; `TensorInfo.batch_axis`, from the graph, goes first."""
+    """The layout that the inputs' shapes and names tell; in doubt `TensorInfo.batch_axis`, from the graph."""
     middle = {info.shape[1] for info in inputs if info.shape is not None and _state(info.shape)} - {None}
     axes = {info.name: _open_axis(info, middle) for info in inputs}
     if any(axis is not None for axis in axes.values()):
@@ -65,11 +67,12 @@ def _state(shape: Sequence[Dim]) -> bool:
 def _open_axis(info: TensorInfo, middle: set[Dim]) -> int | None:
     """The axis that is open for samples; `None` where none is."""
     shape = info.shape
-    if info.batch_axis is not None:
-        return info.batch_axis
     if shape is None:
         return 0
-    named = [axis for axis, dim in enumerate(shape) if isinstance(dim, str) and dim.lower() in _BATCH_NAMES]
+    names = _BATCH_NAMES if not shape or isinstance(shape[0], int) else _BATCH_NAMES | _BATCH_LETTERS
+    named = [axis for axis, dim in enumerate(shape) if isinstance(dim, str) and dim.lower() in names]
+    if not named and info.batch_axis is not None and not isinstance(shape[info.batch_axis], int):
+        return info.batch_axis
     named = named or [axis for axis, dim in enumerate(shape) if dim in middle]
     if named:
         return named[0]
