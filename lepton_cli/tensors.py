@@ -21,7 +21,7 @@ class TensorInfo:
     shape: tuple[Dim, ...] | None
     #: For indices into a table the model holds: how many rows the shortest has.
     rows: int | None = dataclasses.field(default=None, compare=False)
-    #: Where the graph tells the axis of the samples; `None`: shape and names have to.
+    #: Where the graph tells the axis of the samples, -1 that there is none; `None`: shape and names have to.
     batch_axis: int | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:

@@ -156,7 +156,7 @@ class _Feeds:
             raise
 
     def __call__(self, batch: int) -> Values:
-        return next(iter(self._data.batches(size=batch, limit=batch))).sized(self._data.fixed_batch or batch)
+        return next(iter(self._data.batches(size=batch, limit=batch))).timed(batch)
 
 
 def named(models: Sequence[io.LoadedModel]) -> dict[str, io.LoadedModel]:

@@ -19,7 +19,7 @@ from lepton_cli.quantize import choose
 from lepton_cli.tensors import TensorInfo
 
 #: Bytes of a model up to which looking at it includes its gzip size.
-COMPRESS_BELOW = 200_000_000
+COMPRESS_BELOW = 20_000_000
 
 
 def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:

@@ -74,9 +74,14 @@ class Job:
         return given or (not self.misfit and must_run(self.loaded.model, self.spec))
 
     def feeds(self, batch: int) -> runtime.Values:
-        """`batch` samples, repeated when the data holds fewer."""
+        """`batch` samples, repeated when the data holds fewer; as many as the model takes where it fixes them."""
         data = self.evaluation or self.calibration or self.check
         return next(iter(data.batches(size=batch, limit=batch))).sized(data.fixed_batch or batch)
+
+    def timed(self, batch: int) -> runtime.Values:
+        """See `Batch.timed`: what latency is measured with."""
+        data = self.evaluation or self.calibration or self.check
+        return next(iter(data.batches(size=batch, limit=batch))).timed(batch)
 
     def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
         """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""

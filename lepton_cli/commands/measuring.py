@@ -78,7 +78,7 @@ def measure(
         )
         if spec.latency:
             found.latency = latency.compare(
-                paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names
+                paths, job.timed, spec.latency, progress=progress, seed=seed, input_names=input_names
             )
         _energy(paths, job, spec.latency, progress, input_names, found)
     except Interrupted as stop:
@@ -113,7 +113,7 @@ def _energy(
             reason = "it is measured beside the latency on the provider cpu" if asked else ""
         elif (meter := energy.meter()) is not None:
             found.energy = energy.compare(
-                paths, job.feeds, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
+                paths, job.timed, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
             )
         elif asked:
             reason = "this machine shows no energy meter (/sys/class/powercap; virtual machines have none)"

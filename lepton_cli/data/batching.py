@@ -50,7 +50,7 @@ def layout(inputs: Sequence[TensorInfo]) -> Layout:
 
 def _beside_open(info: TensorInfo, axis: int | None, inputs: Sequence[TensorInfo]) -> int | None:
     """The axis in a model that leaves the number of samples open for another input at least."""
-    if axis is not None or not info.shape or _single(info):
+    if axis is not None or not info.shape or _single(info) or info.batch_axis == -1:
         return axis
     first = any(other.shape and not isinstance(other.shape[0], int) for other in inputs)
     if (first and _state(info.shape)) or (len(info.shape) == 3 and info.shape[0] != 1 == info.shape[1]):
@@ -71,6 +71,8 @@ def _open_axis(info: TensorInfo, middle: set[Dim]) -> int | None:
         return 0
     names = _BATCH_NAMES if not shape or isinstance(shape[0], int) else _BATCH_NAMES | _BATCH_LETTERS
     named = [axis for axis, dim in enumerate(shape) if isinstance(dim, str) and dim.lower() in names]
+    if not named and info.batch_axis == -1:
+        return None
     if not named and info.batch_axis is not None and not isinstance(shape[info.batch_axis], int):
         return info.batch_axis
     named = named or [axis for axis, dim in enumerate(shape) if dim in middle]
@@ -82,6 +84,8 @@ def _open_axis(info: TensorInfo, middle: set[Dim]) -> int | None:
 def _fixed_axis(info: TensorInfo, size: Dim) -> int | None:
     """The axis of `size` samples in a model that leaves none open."""
     shape = info.shape or ()
+    if info.batch_axis is not None and shape:
+        return None if info.batch_axis < 0 else info.batch_axis
     places = [axis for axis in (0, 1) if axis < len(shape) and shape[axis] == size]
     return next((axis for axis in places if axis == 0 or len(shape) == 3), None)
 

@@ -45,6 +45,14 @@ class Batch:
             found[name] = array if axis is None or array.shape[axis] != have else array.take(rows, axis)
         return found
 
+    def timed(self, count: int) -> dict[str, np.ndarray]:
+        """The feeds with `count` samples, whatever the model takes; empty where it takes one at a time and more are asked.
+
+        What does not fit a model with a fixed batch is for whoever runs it to find.
+        """
+        alone = bool(self.axes) and all(axis is None for axis in self.axes.values())
+        return {} if alone and count > 1 else self.sized(count)
+
     def _axis(self, name: str) -> int | None:
         return self.axes.get(name, 0 if self.feeds[name].ndim else None)
 

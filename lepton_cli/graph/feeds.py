@@ -50,6 +50,8 @@ def sized(
     result = []
     for info, dims in zip(found, sizes.dims().values(), strict=True):
         shape = None if info.shape is None else tuple(dims)
+        if sizes.counted and shape:
+            info = dataclasses.replace(info, batch_axis=-1)
         rows = reads.rows(by_name[info.name], lambda table: known.get(table.name or ""))
         result.append(dataclasses.replace(info, shape=shape, rows=rows if info.rows is None else info.rows))
     return tuple(result)
@@ -90,6 +92,8 @@ class _Sizes:
             info.name: [_name(info, axis, dim) for axis, dim in enumerate(info.shape or ())] for info in inputs
         }
         self._names = {dim for dims in self._named.values() for dim in dims if isinstance(dim, str)}
+        #: Whether open axes count other things than samples.
+        self.counted = how.alone
         self._same: dict[str, int | str] = {}
         self._taken: dict[str, int] = {}
         axes = {} if how.alone else how.axes
@@ -149,6 +153,7 @@ class _Sizes:
                 shape = known.get(table.name or "", ())
                 if -len(shape) <= axis < len(shape) and shape[axis] in self._batch:
                     self._batch.clear()
+                    self.counted = True
 
     def fill(self, other: int | None) -> None:
         """Usual sizes for what nothing told; a cache and the new part of a sequence add up to the whole."""

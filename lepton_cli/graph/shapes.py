@@ -91,10 +91,17 @@ def _inferred(
         before = found.get(info.name)
         if before is None or before[0] is not None:
             continue
-        dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+        dims = tuple(_dim(dim) for dim in kind.shape.dim)
         dtype = before[1] or (ir.DataType(kind.elem_type) if kind.elem_type else None)
         found[info.name] = (dims if kind.HasField("shape") else None, dtype)
     return found
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    """A size; open where inputs are too small for what windows over them cut off."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _unfolds(model: ir.Model) -> bool:

@@ -11,6 +11,7 @@ from lepton_cli.tensors import Dim
 #: What indices pass through unchanged on their way to a table.
 _PASSING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool"})
 #: What takes positions along one axis of its first input as its second.
 _INDEXED = frozenset({"Gather", "GatherElements", "ScatterElements"})
 
@@ -46,7 +47,10 @@ def rows(indices: ir.Value, shape_of: Callable[[ir.Value], Sequence[Dim] | None]
 
 
 def batch_axis(value: ir.Value) -> int | None:
-    """The axis that a recurrent layer takes for the samples, where axes only change places before it."""
+    """The axis that a convolution or a recurrent layer takes for the samples, where axes only change places before it.
+
+    -1: the model adds that axis itself, a feed is one sample.
+    """
     rank = len(value.shape) if value.shape is not None else 0
     waiting: list[tuple[ir.Value, list[int | None]]] = [(value, list(range(rank)))]
     seen = {value}
@@ -55,7 +59,10 @@ def batch_axis(value: ir.Value) -> int | None:
         for node, position in current.uses():
             if node.op_type in RECURRENT and position in (0, 5, 6) and len(axes) == 3:
                 first = node.attributes.get_int("layout", 0) == 1
-                return axes[0 if first else 1]
+                found = axes[0 if first else 1]
+                return -1 if found is None else found
+            if node.op_type in _CONVOLUTIONS and position == 0 and len(axes) > 2:
+                return -1 if axes[0] is None else axes[0]
             moved = _moved(node, axes) if position == 0 and node.outputs[0] not in seen else None
             if moved is not None:
                 seen.add(node.outputs[0])
