@@ -13,6 +13,7 @@ import onnx_ir as ir
 from lepton_cli import metrics, runtime
 from lepton_cli.data.batching import fits
 from lepton_cli.data.check import check_labels
+from lepton_cli.data.dataset import First
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
@@ -54,7 +55,7 @@ class Job:
     recipe: LoadedRecipe
     calibration: Dataset | None
     evaluation: Dataset | None
-    #: Real samples where there are any, else random ones.
+    #: Real samples where there are any, else random ones; none where those do not fit.
     check: Dataset
     threads: int
     allow_code: bool
@@ -203,7 +204,7 @@ def _without_running(job: Job, error: LeptonError) -> Job:
     _check_metrics(job)
     hint = "give data, or the shapes of its inputs with --shape"
     warning = f"made-up inputs do not fit this model, so it was not run and nothing of it measured ({hint}): {reason}"
-    return dataclasses.replace(job, misfit=reason, warnings=(*job.warnings, warning))
+    return dataclasses.replace(job, misfit=reason, check=First(job.check, 0), warnings=(*job.warnings, warning))
 
 
 def check_shapes(given: Mapping[str, tuple[int, ...]], inputs: Sequence[TensorInfo]) -> None:

@@ -46,7 +46,7 @@ class Batch:
         return found
 
     def timed(self, count: int) -> dict[str, np.ndarray]:
-        """The feeds with `count` samples, whatever the model takes; empty where it takes one at a time and more are asked.
+        """The feeds with `count` samples; empty where the model takes one at a time and more are asked.
 
         What does not fit a model with a fixed batch is for whoever runs it to find.
         """
