@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+#: A size: a number where it is fixed, the name of a symbolic one, `None` for an unnamed open one.
+Dim = int | str | None
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
@@ -15,9 +18,11 @@ class TensorInfo:
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...] | None
+    shape: tuple[Dim, ...] | None
     #: For indices into a table the model holds: how many rows the shortest has.
     rows: int | None = dataclasses.field(default=None, compare=False)
+    #: Where the graph tells the axis of the samples, -1 that there is none; `None`: shape and names have to.
+    batch_axis: int | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.shape is None:

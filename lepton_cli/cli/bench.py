@@ -29,10 +29,7 @@ def command(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Real inputs; without it they are random.")
     ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", metavar="NAME=SIZES", help="Shape of an open input, as in `input=1x3x224x224`."),
-    ] = None,
+    shape: options.ShapeOption = None,
     json_output: options.JsonOption = False,
     debug: options.DebugOption = False,
 ) -> None:
@@ -61,7 +58,7 @@ def command(
         measuring.latency_options(provider, batch, threads, time, precision),
         TerminalProgress(),
         data=data,
-        given=measuring.shapes(shape),
+        given=options.shapes(shape),
         run=Run(arguments),
     )
     if json_output:

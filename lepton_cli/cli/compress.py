@@ -19,6 +19,7 @@ def command(
     data: options.DataOption = None,
     labels: options.LabelsOption = None,
     overrides: options.OverridesOption = None,
+    shape: options.ShapeOption = None,
     baseline: options.BaselineOption = None,
     strict: options.StrictOption = False,
     resume: Annotated[
@@ -62,6 +63,7 @@ def command(
         labels=labels,
         output=output,
         baseline=baseline,
+        shape=tuple(shape or ()),
         strict=strict,
         allow_code=allow_code,
     )
@@ -75,6 +77,7 @@ def command(
         baseline=baseline,
         run=Run(given),
         resume=resume,
+        given=options.shapes(shape),
     )
     if json_output:
         typer.echo(store.to_json(result.report))

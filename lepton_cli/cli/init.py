@@ -23,6 +23,7 @@ def command(
         typer.Option("--data", metavar="PATH", help="Data to calibrate and judge with: its names go into the recipe."),
     ] = None,
     labels: options.LabelsOption = None,
+    shape: options.ShapeOption = None,
     debug: options.DebugOption = False,
 ) -> None:
     """Write a commented recipe for this model and machine. Never overwrites.
@@ -32,6 +33,7 @@ def command(
     from lepton_cli.commands.init import write_recipe
 
     path = output or Path(f"{model.stem}.yaml")
-    write_recipe(model, path, data, labels)
+    write_recipe(model, path, data, labels, options.shapes(shape))
     typer.echo(f"wrote {path}")
-    typer.echo(f"next: lepton plan {model} -r {path}   then: lepton compress {model} -r {path} -o out")
+    sizes = "".join(f" --shape {one}" for one in shape or ())
+    typer.echo(f"next: lepton plan {model} -r {path}{sizes}   then: lepton compress {model} -r {path}{sizes} -o out")

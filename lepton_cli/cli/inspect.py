@@ -26,6 +26,7 @@ def command(
     channels: Annotated[
         bool, typer.Option("--channels", help="List the groups of channels that pruning can remove.")
     ] = False,
+    shape: options.ShapeOption = None,
     json_output: options.JsonOption = False,
     debug: options.DebugOption = False,
 ) -> None:
@@ -33,7 +34,7 @@ def command(
     from lepton_cli.cli.console import make_console
     from lepton_cli.commands.inspect import inspect
 
-    found = inspect(model)
+    found = inspect(model, options.shapes(shape))
     if json_output:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return

@@ -44,14 +44,3 @@ def latency_options(
             raise UsageError("usage.batch", f"--batch {batches}: batch sizes are whole numbers such as `1,32`")
         given["batch"] = list(dict.fromkeys(int(size) for size in batches.split(",")))
     return {key: value for key, value in given.items() if value is not None}
-
-
-def shapes(given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-    """`input=1x3x224x224` as numbers. Raises UsageError."""
-    found = {}
-    for text in given or ():
-        match = re.fullmatch(r"(.+)=([1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})*)", text)
-        if match is None:
-            raise UsageError("usage.shape", f"--shape {text}: write the input and its sizes: `input=1x3x224x224`")
-        found[match[1]] = tuple(int(size) for size in match[2].split("x"))
-    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +51,14 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Inconclusive and s
 ProviderOption = Annotated[
     str | None, typer.Option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, or onnxruntime's name.")
 ]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        help="Without data: the shape of an input, batch included, as in `input=1x3x224x224`; repeatable.",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -61,3 +71,14 @@ def check_either(recipe: Path | None, overrides: list[str] | None, data: Path | 
             raise UsageError(
                 "usage.data-with-recipe", f"{option} goes without a recipe; with -r the recipe names the data"
             )
+
+
+def shapes(given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """`input=1x3x224x224` as numbers. Raises UsageError."""
+    found = {}
+    for text in given or ():
+        match = re.fullmatch(r"(.+)=([1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})*)", text)
+        if match is None:
+            raise UsageError("usage.shape", f"--shape {text}: write the input and its sizes: `input=1x3x224x224`")
+        found[match[1]] = tuple(int(size) for size in match[2].split("x"))
+    return found

@@ -26,6 +26,7 @@ def command(
         int | None, typer.Option("--step", min=1, help="List every node of this step (1 is the first).")
     ] = None,
     overrides: options.OverridesOption = None,
+    shape: options.ShapeOption = None,
     allow_code: options.AllowCodeOption = False,
     json_output: options.JsonOption = False,
     debug: options.DebugOption = False,
@@ -39,7 +40,8 @@ def command(
     from lepton_cli.errors import UsageError
     from lepton_cli.recipe.load import load_recipe
 
-    found = plan(model, load_recipe(recipe, overrides or ()), TerminalProgress(), allow_code=allow_code)
+    loaded = load_recipe(recipe, overrides or ())
+    found = plan(model, loaded, TerminalProgress(), allow_code=allow_code, given=options.shapes(shape))
     if step is not None and step > len(found.steps):
         raise UsageError("usage.step", f"the recipe has {len(found.steps)} steps, there is no step {step}")
     if json_output:

@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
 from lepton_cli.commands import adhoc
 from lepton_cli.commands.assemble import broken, variant
+from lepton_cli.commands.job import check_shapes
 from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import open_dataset, synthetic
-from lepton_cli.errors import Interrupted, LeptonError, UsageError
-from lepton_cli.graph import cost, shapes
+from lepton_cli.errors import Interrupted, LeptonError
+from lepton_cli.graph import cost, feeds, shapes
 from lepton_cli.measure import latency
 from lepton_cli.measure.results import LatencyChange, LatencyTable
 from lepton_cli.measure.spec import LatencySpec
@@ -23,7 +26,6 @@ from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
 from lepton_cli.report.model import Report, Variant
 from lepton_cli.runtime import Values
-from lepton_cli.tensors import TensorInfo
 
 #: Input -> its shape, batch included.
 InputShapes = Mapping[str, tuple[int, ...]]
@@ -77,14 +79,14 @@ class Timing:
         spec = recipe.recipe.evaluate.latency
         assert isinstance(spec, LatencySpec)
         self._spec = spec
-        _check_shapes(given or {}, inputs)
+        check_shapes(given or {}, inputs)
         self._renamed = {
             name: names
             for name, other in models.items()
             if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
         }
         arrays = data if not isinstance(data, Path) else None
-        self._feeds = _Feeds(inputs, recipe, max(spec.batch), given, arrays)
+        self._feeds = _Feeds(next(iter(models.values())).model, recipe, max(spec.batch), given, arrays)
 
     def table(self, progress: Progress) -> LatencyTable:
         """The times. Raises what `bench` raises, and Interrupted with the table so far."""
@@ -133,20 +135,20 @@ class _Feeds:
 
     def __init__(
         self,
-        inputs: Sequence[TensorInfo],
+        model: ir.Model,
         recipe: LoadedRecipe,
         largest: int,
         given: InputShapes | None,
         arrays: Arrays | None,
     ) -> None:
-        spec = recipe.recipe.data.evaluation
+        spec, inputs = recipe.recipe.data.evaluation, io.inputs(model)
         try:
             self._data: Dataset = (
                 arrays.of(inputs, "data")
                 if arrays is not None
                 else open_dataset(spec, inputs, name="data", base=Path())
                 if spec is not None
-                else synthetic(inputs, seed=0, samples=largest, batch=largest, shapes=given)
+                else synthetic(feeds.sized(model, given), seed=0, samples=largest, batch=largest, shapes=given)
             )
         except LeptonError as error:
             if error.code == "data.no-shape":
@@ -154,16 +156,7 @@ class _Feeds:
             raise
 
     def __call__(self, batch: int) -> Values:
-        import numpy as np
-
-        feeds = next(iter(self._data.batches(size=batch, limit=batch))).feeds
-        count = max((len(array) for array in feeds.values() if array.ndim), default=0)
-        if count >= batch or not count:
-            return feeds
-        return {
-            name: np.concatenate([array] * -(-batch // count))[:batch] if len(array) == count else array
-            for name, array in feeds.items()
-        }
+        return next(iter(self._data.batches(size=batch, limit=batch))).timed(batch)
 
 
 def named(models: Sequence[io.LoadedModel]) -> dict[str, io.LoadedModel]:
@@ -189,18 +182,3 @@ def _numbered(names: Sequence[str]) -> list[str]:
         name if names.count(name) == 1 else f"{name}#{names[: index + 1].count(name)}"
         for index, name in enumerate(names)
     ]
-
-
-def _check_shapes(given: InputShapes, inputs: Sequence[TensorInfo]) -> None:
-    known = {info.name: info for info in inputs}
-    for name, shape in given.items():
-        if name not in known:
-            raise UsageError(
-                "usage.shape", f"--shape: the model has no input `{name}`", hint=f"its inputs: {', '.join(known)}"
-            )
-        wanted = known[name].shape
-        if wanted is not None and (
-            len(wanted) != len(shape)
-            or any(isinstance(want, int) and want != have for want, have in zip(wanted, shape, strict=True))
-        ):
-            raise UsageError("usage.shape", f"--shape {name}={'x'.join(map(str, shape))} does not fit {known[name]}")

@@ -64,9 +64,11 @@ def compress(
     baseline: Path | None = None,
     run: Run | None = None,
     resume: bool = False,
+    given: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Compressed:
     """Run a recipe. Errors before any work raise; errors during work end in a partial report with `error` set.
 
+    `given`: shapes of inputs, batch included, where the recipe has no data.
     `output`: the folder that receives model and reports; `None` writes nothing. `arrays`: see `prepare`. `run`: how it
     was asked for, where that is not by these arguments. `resume`: go on after the last step that an interrupted run of
     the same recipe, model and data finished.
@@ -90,6 +92,7 @@ def compress(
         recipe,
         arrays=arrays,
         allow_code=allow_code,
+        shapes_given=given,
         run=lambda loaded: bool(arrays) or must_run(loaded, recipe.recipe),
     )
     folder = workspace.use(output, resume=resume) if output is not None else workspace.temporary()

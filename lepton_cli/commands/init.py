@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jinja2
 import yaml
 
 from lepton_cli.commands.choose import data_section
+from lepton_cli.commands.job import check_shapes
 from lepton_cli.errors import DataError, OutputError, disk_full
 from lepton_cli.graph.facts import facts
 from lepton_cli.model import io
@@ -26,10 +28,10 @@ _TEMPLATE = """\
 # Recipe for {{ model }}
 #   inputs:  {{ inputs | join("; ") }}
 #   outputs: {{ outputs | join("; ") }}
-# Look before running:  lepton plan {{ model }} -r {{ path }}
-# Run:                  lepton compress {{ model }} -r {{ path }} -o out
+# Look before running:  lepton plan {{ model }} -r {{ path }}{{ sizes }}
+# Run:                  lepton compress {{ model }} -r {{ path }}{{ sizes }} -o out
 # In CI, fail the build when a gate fails:
-#   lepton compress {{ model }} -r {{ path }} -o out   (exit code 1: a gate failed)
+#   lepton compress {{ model }} -r {{ path }}{{ sizes }} -o out   (exit code 1: a gate failed)
 
 version: 1
 name: {{ name }}            # names the result: out/{{ name }}.onnx
@@ -92,14 +94,24 @@ gates:
 """
 
 
-def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None) -> None:
-    """Write the recipe for `model`. Raises OutputError when `path` exists, ModelError, DataError."""
+def write_recipe(
+    model: Path,
+    path: Path,
+    data: Path | None,
+    labels: str | None,
+    given: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Write the recipe for `model`. `given`: shapes of inputs, batch included, where there is no data.
+
+    Raises OutputError when `path` exists, ModelError, DataError, UsageError.
+    """
     if path.exists():
         raise OutputError(
             "output.exists", f"{path} exists already, and init never overwrites", hint="choose another -o FILE"
         )
     loaded = io.load(model)
-    found = facts(loaded.model)
+    check_shapes(given or {}, io.inputs(loaded.model))
+    found = facts(loaded.model, given)
     section, labelled, problem = _data(loaded, data, labels)
     for source in section.values():
         source["path"] = os.path.relpath(source["path"], path.parent)
@@ -108,6 +120,9 @@ def write_recipe(model: Path, path: Path, data: Path | None, labels: str | None)
     text = environment.from_string(_TEMPLATE).render(
         model=os.path.relpath(model, path.parent),
         path=path.name,
+        sizes="".join(
+            f" --shape {_comment(name)}={'x'.join(map(str, shape))}" for name, shape in (given or {}).items()
+        ),
         name=choice.recipe["name"],
         inputs=[_comment(info) for info in found.inputs],
         outputs=[_comment(info) for info in found.outputs],
@@ -151,8 +166,8 @@ def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:
     return [shape[0]] if shape and isinstance(shape[0], int) else [1, 32]
 
 
-def _comment(info: TensorInfo) -> str:
-    """A tensor in a comment line: names come from files and must not end the line."""
+def _comment(info: TensorInfo | str) -> str:
+    """A tensor or its name in a comment line: names come from files and must not end the line."""
     return "".join(char if char.isprintable() else "?" for char in str(info))
 
 

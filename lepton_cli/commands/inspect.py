@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from lepton_cli.graph import shapes
+from lepton_cli.commands.job import check_shapes
 from lepton_cli.graph.facts import Facts, facts
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.measure import size
 from lepton_cli.model import io
 from lepton_cli.prune import channels
@@ -17,15 +19,19 @@ from lepton_cli.quantize import choose
 from lepton_cli.tensors import TensorInfo
 
 #: Bytes of a model up to which looking at it includes its gzip size.
-COMPRESS_BELOW = 200_000_000
+COMPRESS_BELOW = 20_000_000
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """Facts as plain JSON values. Raises ModelError."""
+def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
+    """Facts as plain JSON values; the model is not run. `given`: shapes of inputs, batch included.
+
+    Raises ModelError, UsageError.
+    """
     loaded = io.load(path)
     model = loaded.model
-    found = facts(model)
-    feeds = shapes.default_feeds(model, 1, 64)
+    check_shapes(given or {}, io.inputs(model))
+    feeds = default_feeds(model, 1, 64, given)
+    found = facts(model, feeds)
     measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
     groups = [_group(group) for group in channels.survey(model, feeds)]
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli import metrics, runtime
+from lepton_cli.data.batching import fits
 from lepton_cli.data.check import check_labels
+from lepton_cli.data.dataset import First
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
-from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
-from lepton_cli.graph import cost, shapes
+from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
+from lepton_cli.graph import cost, feeds, shapes
+from lepton_cli.graph.settle import settle
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.metrics import formula
@@ -24,6 +27,7 @@ from lepton_cli.model import io
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.recipe.schema import Recipe
 from lepton_cli.report.model import DataFacts
+from lepton_cli.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
@@ -37,6 +41,8 @@ LARGE = io.EXTERNAL_ABOVE
 NOTHING: Mapping[str, Arrays] = {}
 #: The largest batch.
 MOST_SAMPLES = 100_000
+#: What says that an input does not fit a model, and not that the model is broken.
+MISFITS = frozenset({"model.run", "data.no-shape", "data.too-large"})
 #: Samples that are scored before any work, to find metrics and labels that do not fit.
 PROBED = 16
 
@@ -49,11 +55,13 @@ class Job:
     recipe: LoadedRecipe
     calibration: Dataset | None
     evaluation: Dataset | None
-    #: Real samples where there are any, else random ones.
+    #: Real samples where there are any, else random ones; none where those do not fit.
     check: Dataset
     threads: int
     allow_code: bool
     warnings: tuple[str, ...] = ()
+    #: Why no made-up input runs through the model; empty where one does, or where there is data.
+    misfit: str = ""
 
     @property
     def spec(self) -> Recipe:
@@ -64,22 +72,24 @@ class Job:
     def runs(self) -> bool:
         """Whether the models are run at all."""
         given = self.calibration is not None or self.evaluation is not None
-        return given or must_run(self.loaded.model, self.spec)
+        return given or (not self.misfit and must_run(self.loaded.model, self.spec))
 
     def feeds(self, batch: int) -> runtime.Values:
-        """`batch` samples, repeated when the data holds fewer."""
+        """`batch` samples, repeated when the data holds fewer; as many as the model takes where it fixes them."""
         data = self.evaluation or self.calibration or self.check
-        feeds = next(iter(data.batches(size=batch, limit=batch))).feeds
-        # Real samples lie on axis 0; random ones come in any batch size, with states and scalars as the model wants.
-        real = self.evaluation is not None or self.calibration is not None
-        return {name: _repeat(array, batch) for name, array in feeds.items()} if real else feeds
+        return next(iter(data.batches(size=batch, limit=batch))).sized(data.fixed_batch or batch)
+
+    def timed(self, batch: int) -> runtime.Values:
+        """See `Batch.timed`: what latency is measured with."""
+        data = self.evaluation or self.calibration or self.check
+        return next(iter(data.batches(size=batch, limit=batch))).timed(batch)
 
     def macs(self, model: ir.Model, names: Mapping[str, str] | None = None) -> dict[str, int]:
         """MACs by node for one sample with the shapes of the data. `names`: the model's input -> the data's."""
-        known = self.one_sample_shapes()
+        known = self.one_sample_shapes() if not self.misfit else feeds.default_feeds(self.loaded.model)
         if names:
             known = {own: known[source] for own, source in names.items()}
-        return cost.macs(model, shapes.concrete(model, known, run=self.runs))
+        return cost.macs(model, shapes.concrete(model, known) if self.runs else settle(model, known)[0])
 
     def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of a batch of one."""
@@ -109,12 +119,6 @@ def must_run(model: ir.Model, recipe: Recipe) -> bool:
     measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
     gated = any(metrics.of(gate.metric).source != "structure" for gate in recipe.gates)
     return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
-
-
-def _repeat(array: np.ndarray, count: int) -> np.ndarray:
-    if array.ndim == 0 or len(array) >= count or len(array) == 0:
-        return array[:count] if array.ndim else array
-    return np.concatenate([array] * -(-count // len(array)))[:count]
 
 
 def _facts(role: str, data: Dataset) -> DataFacts:
@@ -174,11 +178,9 @@ def prepare(
             f"a batch of {samples} samples is more than the {MOST_SAMPLES} that can be measured",
             where=recipe.source.place(("evaluate", "latency", "batch")),
         )
-    check = (
-        evaluation
-        or calibration
-        or synthetic(inputs, seed=recipe.recipe.seed, samples=samples, batch=4, shapes=shapes_given)
-    )
+    given = shapes_given or {}
+    check_shapes(given, inputs)
+    check = evaluation or calibration or _made_up(loaded.model, recipe.recipe.seed, samples, given)
     threads = (latency.threads if latency else None) or usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
     if not run(loaded.model):
@@ -186,8 +188,36 @@ def prepare(
     try:
         _check_runs(job)
     except LeptonError as error:
+        if error.code in MISFITS and job.calibration is None and job.evaluation is None and not given:
+            return _without_running(job, error)
         raise job.locate(error) from error
     return job
+
+
+def _made_up(model: ir.Model, seed: int, samples: int, given: Mapping[str, tuple[int, ...]]) -> Dataset:
+    return synthetic(feeds.sized(model, given), seed=seed, samples=samples, batch=4, shapes=given)
+
+
+def _without_running(job: Job, error: LeptonError) -> Job:
+    """The job where nothing is run: a guess that does not fit is no reason to refuse what needs no data."""
+    reason = error.cause or error.message
+    _check_metrics(job)
+    hint = "give data, or the shapes of its inputs with --shape"
+    warning = f"made-up inputs do not fit this model, so it was not run and nothing of it measured ({hint}): {reason}"
+    return dataclasses.replace(job, misfit=reason, check=First(job.check, 0), warnings=(*job.warnings, warning))
+
+
+def check_shapes(given: Mapping[str, tuple[int, ...]], inputs: Sequence[TensorInfo]) -> None:
+    """Raise UsageError where `--shape` names no input of the model, or a shape that it does not take."""
+    known = {info.name: info for info in inputs}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(
+                "usage.shape", f"--shape: the model has no input `{name}`", hint=f"its inputs: {', '.join(known)}"
+            )
+        wanted = known[name].shape
+        if wanted is not None and not fits(shape, wanted):
+            raise UsageError("usage.shape", f"--shape {name}={'x'.join(map(str, shape))} does not fit {known[name]}")
 
 
 def _check_runs(job: Job) -> None:
@@ -206,7 +236,12 @@ def _check_runs(job: Job) -> None:
 
     if job.evaluation is not None and job.evaluation.label_names:
         _check_labels(job, outputs)
-    elif job.spec.evaluate.accuracy:
+    else:
+        _check_metrics(job)
+
+
+def _check_metrics(job: Job) -> None:
+    if job.spec.evaluate.accuracy:
         raise DataError(
             "data.no-labels",
             f"accuracy `{job.spec.evaluate.accuracy[0].metric}` needs labelled evaluation data",

@@ -116,11 +116,13 @@ def _macs(model: object) -> dict[str, int] | None:
     """MACs by node for one sample; `None` where the size of the inputs is open: a guess must not be judged."""
     import onnx_ir as ir
 
-    from lepton_cli.graph import cost, shapes
+    from lepton_cli.graph import cost
+    from lepton_cli.graph.feeds import default_feeds
+    from lepton_cli.graph.settle import settle
     from lepton_cli.model import io
 
     assert isinstance(model, ir.Model)
     inputs = io.inputs(model)
     if any(info.shape is None or any(not isinstance(size, int) for size in info.shape[1:]) for info in inputs):
         return None
-    return cost.macs(model, shapes.concrete(model, shapes.default_feeds(model, 1), run=False))
+    return cost.macs(model, settle(model, default_feeds(model, 1))[0])

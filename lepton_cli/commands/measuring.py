@@ -61,7 +61,8 @@ def measure(
     renamed = input_names or {}
     found.variants = tuple(_variant(name, loaded, job, renamed.get(name)) for name, loaded in models.items())
     if not job.runs:
-        reason = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        large = "the model is large and was not run: name data, `evaluate: accuracy` or `latency` in the recipe"
+        reason = "made-up inputs do not fit the model: give data, or shapes with --shape" if job.misfit else large
         found.skipped += tuple(Skipped(what=what, reason=reason) for what in ("agreement", "latency", "memory"))
         return found
     paths = {name: loaded.payload for name, loaded in models.items()}
@@ -79,7 +80,7 @@ def measure(
         )
         if spec.latency:
             found.latency = latency.compare(
-                paths, job.feeds, spec.latency, progress=progress, seed=seed, input_names=input_names
+                paths, job.timed, spec.latency, progress=progress, seed=seed, input_names=input_names
             )
         _energy(paths, job, spec.latency, progress, input_names, found)
     except Interrupted as stop:
@@ -114,7 +115,7 @@ def _energy(
             reason = "it is measured beside the latency on the provider cpu" if asked else ""
         elif (meter := energy.meter()) is not None:
             found.energy = energy.compare(
-                paths, job.feeds, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
+                paths, job.timed, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
             )
         elif asked:
             reason = "this machine shows no energy meter (/sys/class/powercap; virtual machines have none)"

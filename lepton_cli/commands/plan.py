@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -31,17 +32,28 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: bool = False) -> Plan:
-    """Dry-run every step on the real model. Raises LeptonError where the recipe cannot work."""
-    job = prepare(model, recipe, allow_code=allow_code, run=_runs)
+def plan(
+    model: Path,
+    recipe: LoadedRecipe,
+    progress: Progress,
+    *,
+    allow_code: bool = False,
+    given: Mapping[str, tuple[int, ...]] | None = None,
+) -> Plan:
+    """Dry-run every step on the real model. `given`: shapes of inputs, batch included, where the recipe has no data.
+
+    Raises LeptonError where the recipe cannot work.
+    """
+    job = prepare(model, recipe, allow_code=allow_code, shapes_given=given, run=_runs)
     records: list[StepRecord] = []
     with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
         context = dataclasses.replace(
             measuring.context(job, Path(folder), progress), score=None, cache=Cache(None), dry=True
         )
-        runs = _runs(job.loaded.model)
+        small = _runs(job.loaded.model)
+        runs = small and not job.misfit
         current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)
-        sizes = [len(io.to_bytes(job.loaded.model)) if runs else job.loaded.bytes]
+        sizes = [len(io.to_bytes(job.loaded.model)) if small else job.loaded.bytes]
         try:
             for index, options in enumerate(job.spec.steps):
                 current, record = runner.run_step(current, options, index, context, None)
@@ -53,7 +65,7 @@ def plan(model: Path, recipe: LoadedRecipe, progress: Progress, *, allow_code: b
     providers = tuple(
         (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())
     )
-    large = () if runs else ("the model is large: this plan was made without running it",)
+    large = () if small else ("the model is large: this plan was made without running it",)
     only = ("the recipe has no steps but `tune:`: lepton tune chooses them",) if job.spec.only_tunes else ()
     warnings = (*job.warnings, *only, *large, *(warning for record in records for warning in record.warnings))
     return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)

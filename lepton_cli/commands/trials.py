@@ -161,7 +161,7 @@ class Laboratory:
         """Several models interleaved with the original."""
         arms: dict[str, bytes | Path] = {"original": self.job.loaded.path, **paths}
         with self.quiet.measuring():
-            return latency.compare(arms, self.job.feeds, spec, progress=self.progress, seed=self.job.spec.seed)
+            return latency.compare(arms, self.job.timed, spec, progress=self.progress, seed=self.job.spec.seed)
 
     def build(self, candidate: Candidate, name: str = "candidate") -> Built:
         """Run the steps, from the longest beginning that is kept. Raises LeptonError of the step that fails."""

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from lepton_cli import metrics
 from lepton_cli.commands.job import Job
-from lepton_cli.graph import facts, shapes
+from lepton_cli.graph import facts
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.machine import machine
 from lepton_cli.prune import channels
 from lepton_cli.recipe.schema import Gate
@@ -58,4 +59,4 @@ def _tables(model: ir.Model) -> tuple[str, ...]:
 
 def _prunable(model: ir.Model) -> bool:
     """Whether any group of channels can lose some."""
-    return any(found.group.frozen is None for found in channels.survey(model, shapes.default_feeds(model, 1, 64)))
+    return any(found.group.frozen is None for found in channels.survey(model, default_feeds(model, 1, 64)))

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import fold, shapes
 from lepton_cli.graph.edit import Editor, captured
+from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
 
 #: Inputs that say where or how much, not what: literal numbers where they do not depend on the data's size.
@@ -68,21 +69,21 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
     """A copy with constants as initializers and size-independent shape arithmetic as literals, and its facts.
 
     `feeds` are input shapes to look at the model with. Open dimensions are found by a second look at other sizes.
-    `run=False`: the model is too large to be run just for that; what inference leaves open stays unknown.
+    `run=False`: the model is not run just for that; what follows from the sizes alone is known all the same.
     """
     copy = io.clone(model)
     fold.expose_weights(copy)
     wanted = _computed_shape_inputs(copy)
     first, second = dict(feeds), _other_sizes(copy, feeds, run)
-    if wanted and run:
+    here, one = _looked(copy, first, wanted, run)
+    there, two = _looked(copy, second, wanted, run) if second else (here, one)
+    if wanted:
         editor, computed = Editor(copy), {o.name: o for node in copy.graph for o in node.outputs}
-        one, two = _values(copy, first, wanted), _values(copy, second, wanted) if second else {}
         for name in wanted:
             if name in one and (not second or (name in two and np.array_equal(one[name], two[name]))):
                 _make_literal(editor, computed[name], one[name])
         RemoveUnusedNodesPass()(copy)
-    here = _followed(shapes.concrete(copy, first, run=run))
-    there = shapes.concrete(copy, second, run=run) if second else here
+    here = _followed(here)
     opened = {
         (name, axis)
         for name, shape in here.items()
@@ -91,6 +92,16 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
         if there[name][axis] != size
     }
     return copy, KnownShapes(here, frozenset(opened))
+
+
+def _looked(
+    model: ir.Model, feeds: Mapping[str, Sequence[int]], wanted: Sequence[str], run: bool
+) -> tuple[shapes.Shapes, dict[str, NDArray[Any]]]:
+    """Shapes for these inputs, and the wanted values."""
+    if not run:
+        known, values = settle(model, feeds)
+        return known, {name: values[name] for name in wanted if name in values}
+    return shapes.concrete(model, feeds), _values(model, feeds, wanted) if wanted else {}
 
 
 def _followed(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

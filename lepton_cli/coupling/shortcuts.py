@@ -15,8 +15,8 @@ from lepton_cli.coupling import known_shapes
 from lepton_cli.coupling.known_shapes import KnownShapes
 from lepton_cli.coupling.layout import optional, padding, slice_ranges, source
 from lepton_cli.coupling.links import Links
-from lepton_cli.graph import shapes
 from lepton_cli.graph.edit import Editor
+from lepton_cli.graph.feeds import default_feeds
 
 #: Channels in and out at most: beyond, the multiplications cost more than moving the values.
 MOST_CHANNELS = 512
@@ -28,7 +28,7 @@ def facts(model: ir.Model) -> KnownShapes:
     """What shape inference alone knows about a model: enough to recognise such chains."""
     if not any(node.op_type == "Pad" for node in model.graph):
         return KnownShapes({}, frozenset())
-    return known_shapes.prepare(model, shapes.default_feeds(model, 2, 16), run=False)[1]
+    return known_shapes.prepare(model, default_feeds(model, 2, 16), run=False)[1]
 
 
 def as_convolutions(model: ir.Model, facts: KnownShapes, chosen: Collection[str]) -> list[str]:

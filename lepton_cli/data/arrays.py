@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lepton_cli.data import batching
 from lepton_cli.data.dataset import Array
 from lepton_cli.data.labels import number_labels
 from lepton_cli.data.npz import Member, read_npy, read_npz
@@ -31,7 +33,10 @@ class ArraySource:
                 raise _unknown(key, members, path, "labels")
         self._labels = {label: members[key] for label, key in labels.items()}
         chosen = _choose(spec, inputs, members, set(labels.values()), path)
-        self._inputs = {name: members[key] for name, key in chosen.items()}
+        found = {name: members[key] for name, key in chosen.items()}
+        axes = batching.layout(inputs).axes
+        self._shared = {name: _value(m) for name, m in found.items() if not m.shape and axes[name] is None}
+        self._inputs = {name: member for name, member in found.items() if name not in self._shared}
         used = {member.key or path.name: member for member in (*self._inputs.values(), *self._labels.values())}
         for key, member in used.items():
             _check_usable(member, key)
@@ -57,12 +62,19 @@ class ArraySource:
             labels = dict(zip(self._labels, arrays[len(inputs) :], strict=True))
             rows = np.asarray(indices[start : start + size])
             labels.update({label: values[rows] for label, (values, _) in self._numbered.items()})
+            inputs.update({name: np.broadcast_to(value, (len(rows),)) for name, value in self._shared.items()})
             start += len(rows)
             yield Chunk(inputs, labels)
 
     def digest(self, indices: Sequence[int]) -> str:
         """See `Source`: of the whole file."""
         return file_digest(self._path)
+
+
+def _value(member: Member) -> Array:
+    """The single value that all samples share."""
+    (found,) = dataclasses.replace(member, shape=(1,)).chunks([0], 1)
+    return found
 
 
 def _numbered(member: Member) -> tuple[Array, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.data.batching import fits
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.source import nearest
 from lepton_cli.data.spec import DataSpec
@@ -43,49 +44,46 @@ def batch(batch: Batch, inputs: Sequence[TensorInfo], name: str) -> None:
                 hint="take `dtype` out of `preprocess`: the model's type is the default",
                 option=("data", name, "preprocess", "dtype"),
             )
-        if info.shape is not None and not _fits(array.shape, info.shape):
+        if info.shape is not None and not fits(array.shape, info.shape):
+            axis = batch.axes.get(info.name) or 0
+            wanted = (*info.shape[:axis], *info.shape[axis + 1 :])
+            given = "x".join(map(str, array.shape)) or "()"
             raise DataError(
                 "data.shape",
-                f"batch {batch.start // max(1, len(array))} of `{name}` has shape {'x'.join(map(str, array.shape))} "
-                f"for input `{info.name}`, the model wants {_wanted(info.shape)}",
-                hint=_hint(array.shape[1:], info.shape[1:]),
+                f"batch {batch.start // max(1, batch.count)} of `{name}` has shape {given} for input `{info.name}`, "
+                f"the model wants {_wanted(info.shape, axis)}",
+                hint=_hint(array.shape[1:], wanted),
                 option=("data", name, "inputs"),
             )
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
-    return len(shape) == len(wanted) and all(
-        not isinstance(want, int) or want == size for size, want in zip(shape, wanted, strict=True)
-    )
-
-
-def _wanted(shape: Sequence[int | str | None]) -> str:
+def _wanted(shape: Sequence[int | str | None], axis: int = 0) -> str:
     if not shape:
         return "a single value"
     words = [str(size) if isinstance(size, int) else (size or "any") for size in shape]
-    if not isinstance(shape[0], int):
-        words[0] = "batch"
+    if not isinstance(shape[axis], int):
+        words[axis] = "batch"
     return " x ".join(words)
 
 
 def _hint(sample: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> str | None:
     """The option that would make `sample` fit, when there is an obvious one. Both without the batch axis."""
     fixed = [size for size in wanted if isinstance(size, int)]
-    if len(sample) == 3 and _fits((sample[2], *sample[:2]), wanted):
+    if len(sample) == 3 and fits((sample[2], *sample[:2]), wanted):
         return "add `layout: nchw`"
-    if len(sample) == 3 and _fits((*sample[1:], sample[0]), wanted):
+    if len(sample) == 3 and fits((*sample[1:], sample[0]), wanted):
         return "the samples have their channels first: take `layout: nchw` out, or store them channels-last"
     if len(sample) == 2 and len(wanted) == 3 and 1 in (wanted[0], wanted[2]):
         layout = "nchw" if wanted[0] == 1 else "nhwc"
         size = (wanted[1], wanted[2]) if wanted[0] == 1 else (wanted[0], wanted[1])
-        return f"add `layout: {layout}`" + ("" if _fits(sample, size) else _resize(size))
+        return f"add `layout: {layout}`" + ("" if fits(sample, size) else _resize(size))
     if len(sample) == 3 and len(wanted) == 3:
         return _image_hint(sample, wanted)
-    if 1 < len(sample) == len(wanted) < 6 and any(_fits(order, wanted) for order in itertools.permutations(sample)):
+    if 1 < len(sample) == len(wanted) < 6 and any(fits(order, wanted) for order in itertools.permutations(sample)):
         return "the axes are in another order than the model's: store them in its order"
     if len(fixed) == len(wanted) and math.prod(fixed) == math.prod(sample):
         return f"add `shape: {fixed}`"
-    if len(sample) + 1 == len(wanted) and _fits((*sample, 1), wanted):
+    if len(sample) + 1 == len(wanted) and fits((*sample, 1), wanted):
         return f"add `shape: {[*sample, 1]}`"
     if len(sample) == len(wanted) == 1 and isinstance(wanted[0], int):
         return f"the model wants {wanted[0]} numbers a sample: check `inputs`, or add `pad: {wanted[0]}`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,46 @@ Array = NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some samples. `feeds`: model input -> array with samples on axis 0; `labels` by label name."""
+    """Some samples. `feeds`: model input -> array as the model takes it; `labels` by label name, samples on axis 0."""
 
     feeds: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     #: Index of the first sample in the data set.
     start: int
+    #: Model input -> axis of its samples, `None` where all share one value; those left out have them on axis 0.
+    axes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of samples; 1 where no input has an axis for them."""
+        axes = {name: axis for name in self.feeds if (axis := self._axis(name)) is not None}
+        return max((self.feeds[name].shape[axis] for name, axis in axes.items()), default=1)
+
+    def sized(self, count: int) -> dict[str, np.ndarray]:
+        """The feeds with `count` samples: repeated where there are fewer, cut where there are more.
+
+        As they are where no input has an axis for samples.
+        """
+        have = self.count
+        if not have or have == count:
+            return self.feeds
+        rows = np.arange(count) % have
+        found = {}
+        for name, array in self.feeds.items():
+            axis = self._axis(name)
+            found[name] = array if axis is None or array.shape[axis] != have else array.take(rows, axis)
+        return found
+
+    def timed(self, count: int) -> dict[str, np.ndarray]:
+        """The feeds with `count` samples; empty where the model takes one at a time and more are asked.
+
+        What does not fit a model with a fixed batch is for whoever runs it to find.
+        """
+        alone = bool(self.axes) and all(axis is None for axis in self.axes.values())
+        return {} if alone and count > 1 else self.sized(count)
+
+    def _axis(self, name: str) -> int | None:
+        return self.axes.get(name, 0 if self.feeds[name].ndim else None)
 
 
 class Dataset(Protocol):

@@ -25,13 +25,20 @@ class Fitted:
     std: Array | None = None
 
 
-def apply(raw: Raw, spec: Preprocess, dtype: str, fitted: Fitted = Fitted()) -> Array:
+def apply(raw: Raw, spec: Preprocess, dtype: str, fitted: Fitted = Fitted()) -> Raw:
     """Model-ready array `[n, ...]` of type `dtype` (numpy's name; `spec.dtype` goes first).
+
+    A list of arrays `[1, ...]` where samples still have different shapes.
 
     Raises DataError when an operation does not fit the samples; its `option` begins with `preprocess`.
     """
     if isinstance(raw, list):
-        return _stack([apply(sample[None], spec, dtype, fitted) for sample in raw])
+        parts = [_apply(sample[None], spec, dtype, fitted) for sample in raw]
+        return np.concatenate(parts) if len({part.shape for part in parts}) == 1 else parts
+    return _apply(raw, spec, dtype, fitted)
+
+
+def _apply(raw: Array, spec: Preprocess, dtype: str, fitted: Fitted) -> Array:
     array = prepare(raw, spec, fitted)
     if spec.standardise:
         if fitted.mean is None or fitted.std is None:
@@ -212,15 +219,17 @@ def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
         ) from None
 
 
-def _stack(parts: list[Array]) -> Array:
+def stacked(parts: Raw) -> Array:
+    """Samples of equal shapes as one array. Raises DataError for those that cannot form a batch."""
+    if not isinstance(parts, list):
+        return parts
     shapes = {part.shape[1:] for part in parts}
-    if len(shapes) > 1:
-        listed = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes)[:3])
-        image = any(len(shape) > 1 for shape in shapes)
-        raise DataError(
-            "data.ragged",
-            f"samples have different shapes ({listed}{', …' if len(shapes) > 3 else ''}) and cannot form a batch",
-            hint="add `resize` and `crop`" if image else "add `pad: LENGTH`",
-            option=("preprocess",),
-        )
-    return np.concatenate(parts)
+    listed = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes)[:3])
+    image = any(len(shape) > 1 for shape in shapes)
+    raise DataError(
+        "data.ragged",
+        f"samples have different shapes ({listed}{', …' if len(shapes) > 3 else ''}) and cannot form a batch",
+        hint=("add `resize` and `crop`" if image else "add `pad: LENGTH`")
+        + ", or `batch: 1` where the model takes any shape",
+        option=("preprocess",),
+    )

@@ -7,11 +7,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lepton_cli.data import preprocess
+from lepton_cli.data import batching, check, preprocess
 from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.fit import Statistics, fit
 from lepton_cli.data.preprocess import Fitted, Raw
@@ -27,8 +27,9 @@ CACHE_BYTES = 256_000_000
 class SourceDataset:
     """A `Dataset` over a `Source`.
 
-    A model whose first dimension is fixed gets batches of exactly that size; the samples that do not fill a last
-    batch are left out, `count` says how many are used and `notes` says so. Arrays handed out are read-only.
+    A model whose number of samples is fixed gets batches of exactly that size; the samples that do not fill a last
+    batch are left out, `count` says how many are used and `notes` says so. Batches are smaller where samples do not go
+    into one feed (see `batching.runs`). Arrays handed out are read-only.
     """
 
     #: Whether a small data set stays in memory after the first whole pass.
@@ -50,14 +51,15 @@ class SourceDataset:
         self._spec = spec
         self._inputs = tuple(inputs)
         self._given = statistics
-        self._cache: Batch | None = None
+        self._cache: Chunk | None = None
         self.label_names = source.label_names
         # Names move with the label numbers: with `label_offset: 1` class 0 is the model's own, without a name.
         self.class_names = {
             label: ("",) * spec.label_offset + names[max(0, -spec.label_offset) :]
             for label, names in source.class_names.items()
         }
-        self.fixed_batch = _fixed_batch(inputs)
+        self._layout = batching.layout(inputs)
+        self.fixed_batch = self._layout.fixed
         self.notes = source.notes
         self._indices = self._select()
         self.count = len(self._indices)
@@ -142,35 +144,53 @@ class SourceDataset:
         count = self.count if limit is None else min(self.count, limit)
         if self.fixed_batch is not None:  # whole batches: `limit` is rounded up
             count = min(self.count, -(-count // self.fixed_batch) * self.fixed_batch)
+        start = 0
+        for chunk in self._prepared(size, count):
+            alone = batching.alone(chunk.inputs, self._inputs, self._layout)
+            for rows in batching.runs(chunk.inputs, self._layout.axes, alone):
+                batch = self._batch(chunk, rows, start + rows.start, alone)
+                check.batch(batch, self._inputs, self.name)
+                yield batch
+            start += _length(chunk)
+
+    def _batch(self, chunk: Chunk, rows: slice, start: int, alone: bool) -> Batch:
+        feeds: dict[str, Array] = {}
+        for info in self._inputs:
+            with self._located(info.name):
+                part = chunk.inputs[info.name][rows]
+                stack = np.concatenate(part) if isinstance(part, list) else part
+                made = batching.feed(stack, info, self._layout.axes[info.name])
+                feeds[info.name] = np.asarray(made, order="C")
+        labels = {name: values[rows] for name, values in chunk.labels.items()}
+        for array in (*feeds.values(), *labels.values()):
+            array.flags.writeable = False
+        return Batch(feeds, labels, start, dict.fromkeys(feeds) if alone else self._layout.axes)
+
+    def _prepared(self, size: int, count: int) -> Iterator[Chunk]:
+        """The samples as the model takes them but for where they lie: on axis 0, or in a list where shapes differ."""
         if self._cache is not None:
             for start in range(0, count, size):
                 yield _slice(self._cache, start, min(start + size, count))
             return
-        kept: list[Batch] | None = [] if count == self.count and self._keeps else None
+        kept: list[Chunk] | None = [] if count == self.count and self._keeps else None
         total = 0
-        for batch in self._read(size, count):
-            total += sum(array.nbytes for array in batch.feeds.values())
-            kept = None if kept is None or total > CACHE_BYTES else [*kept, batch]
-            yield batch
+        for stored in self._chunks(self._indices[:count], size):
+            labels = {name: self._label(name, values) for name, values in stored.labels.items()}
+            chunk = Chunk({info.name: self._column(info, stored) for info in self._inputs}, labels)
+            total += sum(map(_bytes, chunk.inputs.values()))
+            kept = None if kept is None or total > CACHE_BYTES else [*kept, chunk]
+            yield chunk
         if kept:
             self._cache = _join(kept)
 
-    def _read(self, size: int, count: int) -> Iterator[Batch]:
-        start = 0
-        for chunk in self._chunks(self._indices[:count], size):
-            labels = {name: self._label(name, values) for name, values in chunk.labels.items()}
-            batch = Batch({info.name: self._feed(info, chunk) for info in self._inputs}, labels, start)
-            for array in (*batch.feeds.values(), *batch.labels.values()):
-                array.flags.writeable = False
-            yield batch
-            start += len(next(iter(chunk.inputs.values())))
-
-    def _feed(self, info: TensorInfo, chunk: Chunk) -> Array:
+    def _column(self, info: TensorInfo, chunk: Chunk) -> Raw:
         with self._located(info.name):
             fitted = self.statistics.get(info.name, Fitted())
-            array = preprocess.apply(chunk.inputs[info.name], self._preprocess(info.name), info.dtype, fitted)
+            column = preprocess.apply(chunk.inputs[info.name], self._preprocess(info.name), info.dtype, fitted)
+            if isinstance(column, list):
+                return column if self._spec.batch == 1 or self._spec.loader else preprocess.stacked(column)
             # A view of the source's own memory must not be locked or changed with the batch.
-            return array.view()
+            return column.view()
 
     def _label(self, name: str, values: Array) -> Array:
         """Class numbers as one integer a sample, also where they are stored as `[n, 1]`."""
@@ -215,39 +235,27 @@ def _sample_hash(sample: Sequence[Array]) -> str:
     return digest.hexdigest()
 
 
-def _fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
-    """The number of samples a model insists on, when its first dimension is fixed."""
-    sizes = {info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)}
-    if len(sizes) > 1:
-        raise DataError(
-            "data.batch",
-            f"the model's inputs are fixed to different numbers of samples: {sorted(sizes)}",
-            cause="data sets feed inputs whose first axis counts samples",
-            hint="use a `loader`, or measure without data",
-            option=("inputs",),
-        )
-    size = next(iter(sizes), None)
-    return size or None
+def _length(chunk: Chunk) -> int:
+    return len(next(iter(chunk.inputs.values())))
 
 
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(
-        {name: array[start:stop] for name, array in batch.feeds.items()},
-        {name: array[start:stop] for name, array in batch.labels.items()},
-        start,
+def _bytes(column: Raw) -> int:
+    return sum(array.nbytes for array in column) if isinstance(column, list) else column.nbytes
+
+
+def _slice(chunk: Chunk, start: int, stop: int) -> Chunk:
+    return Chunk(
+        {name: column[start:stop] for name, column in chunk.inputs.items()},
+        {name: array[start:stop] for name, array in chunk.labels.items()},
     )
 
 
-def _join(batches: Sequence[Batch]) -> Batch | None:
-    """All batches as one; `None` when samples of different batches differ in shape."""
-    first = batches[0]
-    if any(batch.feeds[name].shape[1:] != array.shape[1:] for batch in batches for name, array in first.feeds.items()):
-        return None
-
-    def joined(parts: Mapping[str, Array], kind: str) -> dict[str, Array]:
-        result = {name: np.concatenate([getattr(batch, kind)[name] for batch in batches]) for name in parts}
-        for array in result.values():
-            array.flags.writeable = False
-        return result
-
-    return Batch(joined(first.feeds, "feeds"), joined(first.labels, "labels"), 0)
+def _join(chunks: Sequence[Chunk]) -> Chunk | None:
+    """All samples as one chunk; `None` when they differ in shape."""
+    inputs: dict[str, Raw] = {}
+    for name in chunks[0].inputs:
+        parts = [array for chunk in chunks if not isinstance(array := chunk.inputs[name], list)]
+        if len(parts) < len(chunks) or len({part.shape[1:] for part in parts}) > 1:
+            return None
+        inputs[name] = np.concatenate(parts)
+    return Chunk(inputs, {name: np.concatenate([chunk.labels[name] for chunk in chunks]) for name in chunks[0].labels})

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.preprocess import cast
 from lepton_cli.errors import DataError
@@ -64,12 +65,9 @@ class SyntheticDataset:
         self._seed, self._batch, self._shapes = seed, batch, shapes
         self.class_names: dict[str, tuple[str, ...]] = {}
         self.statistics: dict[str, Any] = {}
-        known = {info.name: tuple(shapes[info.name]) if info.name in shapes else info.shape or () for info in inputs}
-        self._axes = {info.name: _batch_axis(info.shape or (), inputs) for info in inputs}
-        fixed = {shape[self._axes[name]] for name, shape in known.items() if shape}
-        only = fixed.pop() if len(fixed) == 1 else None
-        #: The model's own number of samples a batch, when all its inputs agree on one.
-        self.fixed_batch = only if isinstance(only, int) and only > 0 else None
+        self._layout = layout(inputs)
+        #: The model's own number of samples a batch, if it has one.
+        self.fixed_batch = self._layout.fixed
         size = self.fixed_batch or 1
         self.count = max(1, samples // size) * size
         words = [seed, samples, batch, [str(info) for info in inputs], {k: list(v) for k, v in shapes.items()}]
@@ -83,12 +81,12 @@ class SyntheticDataset:
             count = -(-count // self.fixed_batch) * self.fixed_batch
         for start in range(0, count, size):
             rows = range(start, min(start + size, count))
-            yield Batch({info.name: self._feed(info, rows) for info in self._inputs}, {}, start)
+            yield Batch({info.name: self._feed(info, rows) for info in self._inputs}, {}, start, self._layout.axes)
 
     def _feed(self, info: TensorInfo, rows: range) -> Array:
-        axis = self._axes[info.name]
+        axis = self._layout.axes[info.name]
         shape = self._shape(info, len(rows))
-        if len(shape) > axis and shape[axis] == 0:
+        if axis is not None and len(shape) > axis and shape[axis] == 0:
             raise DataError("data.empty", f"input `{info.name}` is fixed to 0 samples: there is nothing to run")
         if math.prod(shape) > MOST_VALUES:
             raise DataError(
@@ -96,27 +94,28 @@ class SyntheticDataset:
                 f"input `{info.name}` of shape {list(shape)} is too large to be made up",
                 hint="give data, or the shape of this input",
             )
-        if len(shape) <= axis or shape[axis] != len(rows):
+        if axis is None or len(shape) <= axis or shape[axis] != len(rows):
             return self._values(info, shape, rows.start)
         one = (*shape[:axis], 1, *shape[axis + 1 :])
         return np.concatenate([self._values(info, one, row) for row in rows], axis)
 
     def _shape(self, info: TensorInfo, rows: int) -> tuple[int, ...]:
-        if info.name in self._shapes:
-            given = tuple(self._shapes[info.name])
-            dynamic = self.fixed_batch is None and info.shape is not None and not isinstance(info.shape[0], int)
-            return (rows, *given[1:]) if dynamic else given
-        if info.shape is None:
+        given, axis = self._shapes.get(info.name), self._layout.axes[info.name]
+        if info.shape is None and given is None:
             raise DataError(
                 "data.no-shape",
                 f"the model does not say how many dimensions its input `{info.name}` has",
                 hint="give data, or the shape of this input",
             )
-        axis = self._axes[info.name]
-        return tuple(
-            size if isinstance(size, int) else rows if position == axis else _usual(info, position)
-            for position, size in enumerate(info.shape)
-        )
+        if info.shape is None:
+            return tuple(given or ())
+        sizes = [
+            given[at] if given else dim if isinstance(dim, int) else usual(info, at)
+            for at, dim in enumerate(info.shape)
+        ]
+        if axis is not None and not isinstance(info.shape[axis], int) and not self._layout.alone:
+            sizes[axis] = rows
+        return tuple(sizes)
 
     def _values(self, info: TensorInfo, shape: tuple[int, ...], row: int) -> Array:
         """The values of one sample: seeded by input and row."""
@@ -141,17 +140,11 @@ class SyntheticDataset:
         return [f"{self.fingerprint[:16]}{row:016x}" for row in range(self.count)]
 
 
-def _batch_axis(shape: Sequence[int | str | None], inputs: Sequence[TensorInfo]) -> int:
-    """Where the samples are: axis 0, but axis 1 in recurrent states (`[2, batch, 64]` or `[2, ?, 64]`)."""
-    if len(shape) < 2 or not isinstance(shape[0], int) or isinstance(shape[1], int):
-        return 0
-    first_names = {info.shape[0] for info in inputs if info.shape}
-    return 1 if shape[1] in first_names or (len(shape) == 3 and isinstance(shape[2], int)) else 0
-
-
-def _usual(info: TensorInfo, axis: int) -> int:
-    """A sensible size for a dynamic axis."""
+def usual(info: TensorInfo, axis: int) -> int:
+    """A sensible size for an open axis."""
     shape = info.shape or ()
+    if any(word in f"{info.name} {shape[axis]}".lower() for word in ("past", "cache")):
+        return _SEQUENCE
     if len(shape) == 4:
         channels_last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
         return _CHANNELS if axis == (3 if channels_last else 1) else _HEIGHT

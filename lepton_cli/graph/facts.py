@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from lepton_cli.graph import cost, shapes
 from lepton_cli.graph.edit import weight_of
+from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
@@ -68,7 +70,7 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
     )
-    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=shapes.runnable(model))
+    known = settle(model, default_feeds(model, 1, 64, feeds))[0]
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,16 @@ _BOUNDED = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Slice", "Sque
 _ATTEMPTS = 16
 
 
-def fold_constants(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
+def fold_constants(
+    model: ir.Model, allowed: set[str], known: dict[str, shapes.Inferred] | None = None
+) -> list[tuple[ir.Node, str]]:
     """Replace constant nodes of `model` (edited in place) by initializers.
 
     `allowed` are the node names that may be folded. Returns the folded nodes with reasons. Shapes that are known
-    without running count as constants too.
+    without running count as constants too. `known`: what was inferred of the model just before.
     """
     lift_constants(model)
-    return fold_shapes(model, allowed) + _fold(model, allowed)
+    return fold_shapes(model, allowed, known) + _fold(model, allowed, known=known)
 
 
 def expose_weights(model: ir.Model, growth: float = 1) -> None:
@@ -55,8 +58,10 @@ def expose_weights(model: ir.Model, growth: float = 1) -> None:
             return
 
 
-def _fold(model: ir.Model, allowed: set[str], growth: float = 1) -> list[tuple[ir.Node, str]]:
-    candidates = _candidates(model, allowed)
+def _fold(
+    model: ir.Model, allowed: set[str], growth: float = 1, known: dict[str, shapes.Inferred] | None = None
+) -> list[tuple[ir.Node, str]]:
+    candidates = _candidates(model, allowed, known or shapes.infer(model))
     return [(node, "depends on constants only") for node in _replace(model, candidates, growth)] if candidates else []
 
 
@@ -94,9 +99,8 @@ def _held(node: ir.Node) -> ir.TensorProtocol | np.ndarray | None:
             return None
 
 
-def _candidates(model: ir.Model, allowed: set[str]) -> list[ir.Node]:
+def _candidates(model: ir.Model, allowed: set[str], inferred: dict[str, shapes.Inferred]) -> list[ir.Node]:
     """Foldable nodes in topological order: all inputs constant, or made by foldable nodes."""
-    inferred = shapes.infer(model)
     constant: set[ir.Value] = set()
     found: list[ir.Node] = []
     for node in model.graph:
@@ -180,7 +184,12 @@ def _run(model: ir.Model, names: list[str]) -> dict[str, np.ndarray] | None:
     produced = {o.name: o for node in copy.graph for o in node.outputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(produced[name] for name in names)
-    RemoveUnusedNodesPass()(copy)
+    # Not RemoveUnusedNodesPass: it leaves what a removed If or Loop read from outside.
+    needed = _needed(copy.graph.outputs)
+    copy.graph.remove([node for node in copy.graph if node not in needed])
+    read = {value.name for node in needed for value in node.inputs if value is not None}
+    for name in [name for name in copy.graph.initializers if name not in read]:
+        copy.graph.initializers.pop(name)
     # Nothing that is computed here reads a graph input.
     copy.graph.inputs.clear()
     try:
@@ -191,11 +200,25 @@ def _run(model: ir.Model, names: list[str]) -> dict[str, np.ndarray] | None:
     return {name: value for name, value in results.items() if isinstance(value, np.ndarray) and value.dtype != object}
 
 
-def fold_shapes(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
+def _needed(values: Sequence[ir.Value]) -> set[ir.Node]:
+    """Nodes that the values are computed by."""
+    found: set[ir.Node] = set()
+    waiting = [value.producer() for value in values]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def fold_shapes(
+    model: ir.Model, allowed: set[str], known: dict[str, shapes.Inferred] | None = None
+) -> list[tuple[ir.Node, str]]:
     """`Shape`, `Size` and picks of single dimensions become constants where the dimensions are fixed."""
     if not any(node.op_type in ("Shape", "Size") for node in model.graph):
         return []
-    known, editor = shapes.infer(model), Editor(model)
+    known, editor = known or shapes.infer(model), Editor(model)
     folded: list[tuple[ir.Node, str]] = []
     for node in list(model.graph):
         if node.name not in allowed or not node.outputs or node.outputs[0].is_graph_output():

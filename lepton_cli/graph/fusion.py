@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.errors import MissingExtraError, StepError
-from lepton_cli.graph import shapes
+from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
 
 #: Tried in this order for `auto`; the first that fuses most wins.
@@ -36,7 +37,7 @@ class Fused:
 def detect_heads(model: ir.Model) -> tuple[int, int] | None:
     """(attention heads, hidden size), read from the Reshape to [batch, length, heads, size] before a Transpose."""
     found: Counter[tuple[int, int]] = Counter()
-    known = shapes.concrete(model, shapes.default_feeds(model))
+    known = settle(model, default_feeds(model))[0]
     for node in model.graph:
         if node.op_type != "Transpose" or "perm" not in node.attributes or node.inputs[0] is None:
             continue

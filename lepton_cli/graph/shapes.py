@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
+from lepton_cli.tensors import Dim
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,6 +25,11 @@ _LARGE = 1024
 RUN_BELOW = 100_000_000
 #: Values of an input above which a model is not run just to look at it.
 MOST_VALUES = 100_000_000
+#: onnxruntime's own operators whose output is of the first input's shape.
+_SHAPE_KEEPING = frozenset(
+    {"BiasGelu", "FastGelu", "QuickGelu", "SimplifiedLayerNormalization", "SkipLayerNormalization", "BiasAdd"}
+    | {"SkipSimplifiedLayerNormalization", "RotaryEmbedding"}
+)
 #: No dimension that a model computes from constants is longer.
 _LONGEST = 1_000_000
 
@@ -49,18 +55,33 @@ def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> 
     Shapes stored in the model are dropped first, those of outputs too: exporters leave wrong ones, and nobody enforces
     them. Where inference fails, shapes stay open.
     """
+    return {
+        name: Inferred(None if dims is None else tuple(d if isinstance(d, int) else None for d in dims), dtype)
+        for name, (dims, dtype) in _inferred(model, feeds).items()
+    }
+
+
+def symbolic(model: ir.Model, feeds: Mapping[str, Sequence[Dim]]) -> dict[str, tuple[Dim, ...]]:
+    """As `infer`, but sizes that `feeds` gives as names are followed through the graph. Open ranks are left out."""
+    return {name: dims for name, (dims, _) in _inferred(model, feeds).items() if dims is not None}
+
+
+def _inferred(
+    model: ir.Model, feeds: Mapping[str, Sequence[Dim]] | None
+) -> dict[str, tuple[tuple[Dim, ...] | None, ir.DataType | None]]:
     light = io.clone(model)
     for value in light.graph.inputs:
         if feeds and value.name in feeds:
-            value.shape = ir.Shape([int(d) for d in feeds[value.name or ""]])
-    found: dict[str, Inferred] = {}
+            value.shape = ir.Shape([int(d) if isinstance(d, (int, np.integer)) else d for d in feeds[value.name or ""]])
+    found: dict[str, tuple[tuple[Dim, ...] | None, ir.DataType | None]] = {}
     for value in (*light.graph.inputs, *light.graph.initializers.values()):
         found[value.name or ""] = _known(value)
     for node in light.graph:
         for output in node.outputs:
             output.shape = None
-            found[output.name or ""] = Inferred(None, output.dtype)
+            found[output.name or ""] = (None, output.dtype)
     _make_light(light)
+    _as_standard(light)
     try:
         proto = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=not _unfolds(light))
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
@@ -68,11 +89,11 @@ def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> 
     for info in (*proto.graph.value_info, *proto.graph.output):
         kind = info.type.tensor_type
         before = found.get(info.name)
-        if before is None or before.shape is not None:
+        if before is None or before[0] is not None:
             continue
-        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
-        dtype = before.dtype or (ir.DataType(kind.elem_type) if kind.elem_type else None)
-        found[info.name] = Inferred(dims if kind.HasField("shape") else None, dtype)
+        dims = tuple(_dim(dim) for dim in kind.shape.dim)
+        dtype = before[1] or (ir.DataType(kind.elem_type) if kind.elem_type else None)
+        found[info.name] = (dims if kind.HasField("shape") else None, dtype)
     return found
 
 
@@ -91,6 +112,13 @@ def annotate(model: ir.Model) -> None:
                 value.shape = ir.Shape(known.shape)
 
 
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    """A size; open where inputs are too small for what windows over them cut off."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None
+
+
 def _unfolds(model: ir.Model) -> bool:
     """Would onnx, when it propagates values, write out a constant of a size that only an attacker asks for?"""
     if not any(node.op_type == "ConstantOfShape" for node in model.graph):
@@ -101,12 +129,26 @@ def _unfolds(model: ir.Model) -> bool:
     return any(tensor.nbytes <= _LARGE and (tensor.numpy() > _LONGEST).any() for tensor in small)
 
 
-def _known(value: ir.Value) -> Inferred:
+def _known(value: ir.Value) -> tuple[tuple[Dim, ...] | None, ir.DataType | None]:
     if value.const_value is not None:
-        return Inferred(tuple(value.const_value.shape.numpy()), value.const_value.dtype)
+        return tuple(value.const_value.shape.numpy()), value.const_value.dtype
     if value.shape is None:
-        return Inferred(None, value.dtype)
-    return Inferred(tuple(d if isinstance(d, int) else None for d in value.shape), value.dtype)
+        return None, value.dtype
+    return tuple(d if isinstance(d, int) else d.value for d in value.shape), value.dtype
+
+
+def _as_standard(model: ir.Model) -> None:
+    """onnxruntime's own operators as standard ones that make the same shapes, in place: inference knows no others."""
+    for node in model.graph:
+        if node.op_type in ("FusedConv", "FusedGemm"):
+            node.domain, node.op_type = "", node.op_type.removeprefix("Fused")
+            for name in [name for name in node.attributes if name.startswith("activation")]:
+                node.attributes.pop(name)
+            node.resize_inputs(min(len(node.inputs), 3))
+        elif node.op_type in _SHAPE_KEEPING and len(node.outputs) == 1:
+            node.domain, node.op_type = "", "Identity"
+            node.attributes.clear()
+            node.resize_inputs(1)
 
 
 def _make_light(model: ir.Model) -> None:
@@ -141,14 +183,6 @@ def concrete(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool =
 def runnable(model: ir.Model) -> bool:
     """Is the model small enough to be run just to look at it? That takes several times its size in memory."""
     return io.weight_bytes(model) < RUN_BELOW
-
-
-def default_feeds(
-    model: ir.Model, batch: int = 1, other: int = 16, known: Mapping[str, Sequence[int]] | None = None
-) -> Shapes:
-    """Input shapes to look at a model with: `known` ones (from data), else `batch` and `other` for open dimensions."""
-    known = known or {}
-    return {info.name: tuple(known.get(info.name) or info.concrete(batch, other)) for info in io.inputs(model)}
 
 
 def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Sequence[str]) -> Shapes:

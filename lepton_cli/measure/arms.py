@@ -40,13 +40,6 @@ def feeds_for(session: Session, feeds: Values, names: Mapping[str, str] | None =
     return chosen
 
 
-def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
-    """The only batch size the model takes, or `None` when its first dimensions are free."""
-    sizes = {info.shape[0] for info in inputs if info.shape}
-    fixed = {size for size in sizes if isinstance(size, int)}
-    return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
-
-
 def misfit(inputs: Sequence[TensorInfo], feeds: Values) -> str:
     """Why these feeds cannot go into a model with fixed dimensions; empty when they can."""
     for info in inputs:

@@ -31,6 +31,8 @@ class Case:
     def check(self) -> None:
         """One run of every arm. Raises ProviderError, Unsupported for the reference, MeasurementError for others."""
         provider_name(self.provider)
+        if not self.feeds and self.batch > 1:
+            raise Unsupported("measure.batch", "the model takes one sample at a time")
         for position, (name, payload) in enumerate(self.arms.items()):
             session = self.session(payload)
             feeds = feeds_for(session, self.feeds, self.input_names.get(name))

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.data.batching import layout
+from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import LeptonError, MeasurementError
-from lepton_cli.measure.arms import InputNames, Payload, feeds_for, fixed_batch, output_names
+from lepton_cli.measure.arms import InputNames, Payload, feeds_for, output_names
 from lepton_cli.progress import Progress, Silent
 from lepton_cli.runtime import Session
 
@@ -44,14 +45,12 @@ def run(
     sessions = {name: _open(name, payload, provider, threads) for name, payload in arms.items()}
     reference = next(iter(sessions.values()))
     names = {arm: output_names(reference, session) for arm, session in sessions.items()}
-    size = next((fixed for s in sessions.values() if (fixed := fixed_batch(s.inputs)) is not None), None)
+    size = next((fixed for s in sessions.values() if (fixed := layout(s.inputs).fixed) is not None), None)
     total = min(dataset.count, limit) if limit else dataset.count
     with (progress or Silent()).stage("accuracy", total) as stage:
         for batch in dataset.batches(size, limit):
-            count = _samples(batch)
-            feeds = batch.feeds
-            if size not in (None, count):
-                feeds = {k: _fill(v, size or count) if v.ndim and len(v) == count else v for k, v in feeds.items()}
+            count = batch.count
+            feeds = batch.sized(size or count)
             outputs = {}
             for arm, session in sessions.items():
                 found = _run(arm, session, feeds_for(session, feeds, (input_names or {}).get(arm)), names[arm])
@@ -82,16 +81,6 @@ def _run(arm: str, session: Session, feeds: dict[str, Any], names: Mapping[str, 
     return {
         ours: np.atleast_1d(found[theirs]) for ours, theirs in names.items() if isinstance(found[theirs], np.ndarray)
     }
-
-
-def _samples(batch: Batch) -> int:
-    """Samples in a batch: the labels tell, else the first input that is no single value (a sample rate, say)."""
-    arrays = [*batch.labels.values(), *(array for array in batch.feeds.values() if array.ndim)]
-    return len(arrays[0]) if arrays else 1
-
-
-def _fill(array: NDArray[Any], size: int) -> NDArray[Any]:
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 def _check_numbers(arm: str, outputs: Mapping[str, NDArray[Any]], start: int) -> None:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import check, external, functions
+from lepton_cli.model import check, external, functions, reads
 from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
@@ -23,8 +23,6 @@ EXTERNAL_ABOVE = 1_800_000_000
 STREAMED_ABOVE = 100_000_000
 #: What stands for the path of a model that is in memory.
 MEMORY = Path("(memory)")
-#: What indices pass through unchanged on their way to a table.
-_PASSING = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,25 +224,10 @@ def payload(model: ir.Model, workdir: Path) -> bytes | Path:
 def inputs(model: ir.Model) -> tuple[TensorInfo, ...]:
     """Inputs a caller must feed (initializers that are also inputs are left out)."""
     return tuple(
-        dataclasses.replace(_info(value), rows=_rows(value))
+        dataclasses.replace(_info(value), rows=reads.rows(value, reads.held), batch_axis=reads.batch_axis(value))
         for value in model.graph.inputs
         if not value.is_initializer()
     )
-
-
-def _rows(indices: ir.Value) -> int | None:
-    """Rows of the shortest table that is read at these indices."""
-    found: list[int] = []
-    waiting, seen = [indices], {indices}
-    while waiting:
-        for node, position in waiting.pop().uses():
-            table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
-            if position == 1 and table is not None and len(table.shape):
-                found.append(table.shape.numpy()[node.attributes.get_int("axis", 0)])
-            elif node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                waiting.append(node.outputs[0])
-    return min(found, default=None)
 
 
 def outputs(model: ir.Model) -> tuple[TensorInfo, ...]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
+from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
@@ -26,8 +27,11 @@ def batches(model: ir.Model, data: Dataset, size: int | None = None, limit: int 
     Where its first input has a fixed batch, that decides, and a last batch too small for it is left out. Raises
     DataError for inputs that contain NaN.
     """
-    first = next(iter(io.inputs(model)), None)
-    fixed = first.shape[0] if first is not None and first.shape and isinstance(first.shape[0], int) else None
+    inputs = io.inputs(model)
+    first = next(iter(inputs), None)
+    axis = None if first is None else layout(inputs).axes[first.name]
+    own = None if first is None or first.shape is None or axis is None else first.shape[axis]
+    fixed = own if isinstance(own, int) else None
     for batch in data.batches(fixed or size, limit):
         for name, values in batch.feeds.items():
             if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isnan(values).any():
@@ -37,14 +41,9 @@ def batches(model: ir.Model, data: Dataset, size: int | None = None, limit: int 
                     where=data.path,
                     hint="use `preprocess: {fill_missing: mean}`, or leave these samples out",
                 )
-        # Other inputs may be states and scalars, whose first axis counts something else.
-        if fixed is None or first is None or len(batch.feeds[first.name]) == fixed:
+        # Other inputs may be states and scalars, whose axes count something else.
+        if fixed is None or first is None or axis is None or batch.feeds[first.name].shape[axis] == fixed:
             yield batch
-
-
-def samples(batch: Batch) -> int:
-    """Number of samples in a batch; 1 where no input has an axis."""
-    return max((len(v) for v in batch.feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)
 
 
 def piece(model: ir.Model, kept: Values, asked: Sequence[str]) -> ir.Model:

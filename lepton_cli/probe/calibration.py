@@ -17,7 +17,7 @@ from lepton_cli import cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
-from lepton_cli.probe.activations import Activations, batches, samples
+from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.clipping import Method, Range, limits
 from lepton_cli.probe.histogram import Histogram
 from lepton_cli.step import Context
@@ -65,8 +65,8 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     ranges.histograms[name].add(array)
             del values
-            ranges.samples += samples(batch)
-            stage.advance(samples(batch))
+            ranges.samples += batch.count
+            stage.advance(batch.count)
             if time.monotonic() - saved > _SAVE_SECONDS:
                 store.save(ranges)
                 saved = time.monotonic()
@@ -84,7 +84,7 @@ def _rebatched(model: ir.Model, data: Dataset, inner: Activations, done: int) ->
         return
     values = inner.run(first.feeds)
     held = sum(values[name].nbytes for name in inner.inner if isinstance(values[name], np.ndarray))
-    size = int(np.clip(WORKING_SET // max(held // max(samples(first), 1), 1), 1, 32))
+    size = int(np.clip(WORKING_SET // max(held // max(first.count, 1), 1), 1, 32))
     for batch in batches(model, data, size):
         if batch.start >= done:
             yield batch

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Dataset
-from lepton_cli.probe.activations import Activations, batches, samples
+from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.step import Context
 
 
@@ -45,5 +45,5 @@ def collect(model: ir.Model, axes: Mapping[str, int], data: Dataset, context: Co
                 if before is not None:
                     low, high = np.minimum(before.low, low), np.maximum(before.high, high)
                 found[name] = Channels(low, high)
-            stage.advance(samples(batch))
+            stage.advance(batch.count)
     return found

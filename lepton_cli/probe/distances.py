@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
 from lepton_cli.probe import parts
-from lepton_cli.probe.activations import batches, samples
+from lepton_cli.probe.activations import batches
 from lepton_cli.probe.parts import Division, Segments
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
@@ -53,7 +53,7 @@ class Reference:
         seen = 0
         for part in batches(model, data, batch):
             self.batches.append(part)
-            seen += samples(part)
+            seen += part.count
             if seen >= most:
                 break
         self._ways = parts.segments(model)

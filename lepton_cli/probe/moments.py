@@ -143,7 +143,8 @@ def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> LayerSample:
 
 
 def _count(feeds: Values) -> int:
-    return len(next(iter(feeds.values())))
+    """About the number of samples: the first input that is no single value tells."""
+    return next((len(array) for array in feeds.values() if array.ndim), 1)
 
 
 def picker(layer: Linear, features: int, share: float, seed: int, batch: int) -> Callable[[int], NDArray[np.int64]]:

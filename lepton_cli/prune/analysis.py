@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import known_shapes, shortcuts
 from lepton_cli.coupling.analyse import analyse
 from lepton_cli.coupling.links import Coupling, Group
-from lepton_cli.graph import batch_norm, select, shapes
+from lepton_cli.data.batching import layout
+from lepton_cli.graph import batch_norm, select
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.model import io
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.spec import PruneChannels
@@ -73,7 +75,7 @@ class GroupFacts:
 
 def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[GroupFacts]:
     """Facts about every channel group, without data: for `inspect --channels` and `tune`."""
-    plan = analysed(model, PruneChannels(step="prune.channels"), feeds, run=shapes.runnable(model))
+    plan = analysed(model, PruneChannels(step="prune.channels"), feeds, run=False)
     groups = (*plan.groups, *plan.frozen)
     macs = cost_model.macs(plan.model, plan.coupling, groups)
     size = cost_model.parameters(plan.model, plan.coupling, groups)
@@ -87,13 +89,7 @@ def survey(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[GroupFac
 
 def feeds(model: ir.Model, context: Context) -> dict[str, tuple[int, ...]]:
     """Input shapes of a real batch, of two samples where the model's batch is open."""
-    batch = next(iter(context.check.batches(None, None)), None)
-    feeds = batch.feeds if batch is not None else {}
-    known = {name: array.shape for name, array in feeds.items() if hasattr(array, "shape")}
-    result = {}
-    for info in io.inputs(model):
-        shape = list(known.get(info.name) or info.concrete(2, 16))
-        if info.shape and not isinstance(info.shape[0], int):
-            shape[0] = 2
-        result[info.name] = tuple(shape)
-    return result
+    batch, inputs = next(context.check.batches(None, None), None), io.inputs(model)
+    fed = {} if batch is None else batch.sized(layout(inputs).fixed or 2)
+    known = {info.name: tuple(fed[info.name].shape) for info in inputs if info.name in fed}
+    return default_feeds(model, 2, 16, known)

@@ -109,8 +109,8 @@ def _decide(
 ) -> dict[str, Any]:
     columns = depth.columns(plan, found)
     offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
-    batch = next(iter(context.check.batches(context.batch, context.batch))).feeds
-    shown = stopwatch.feeds_of(plan.model, batch, context.batch)
+    batch = next(iter(context.check.batches(context.batch, context.batch)))
+    shown = batch.sized(context.check.fixed_batch or context.batch)
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
     cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]

@@ -86,13 +86,3 @@ class Stopwatch:
         rounds = compare(openers, rule, np.random.default_rng(0), clock=self._clock)
         found = [rounds.ratio(index) for index in range(1, rounds.count)]
         return [(ratio.value, ratio.half_width / ratio.value / Z) for ratio in found]
-
-
-def feeds_of(model: ir.Model, feeds: Values, batch: int) -> Values:
-    """One batch of `batch` samples, repeated or cut; models with a fixed batch keep theirs, scalars have none."""
-    shapes = {info.name: info.shape for info in io.inputs(model)}
-    fixed = {name for name, shape in shapes.items() if shape is not None and (not shape or isinstance(shape[0], int))}
-    return {
-        name: array if name in fixed else np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-        for name, array in feeds.items()
-    }

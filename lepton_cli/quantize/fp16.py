@@ -41,8 +41,10 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     holders = [node for node in work.graph.all_nodes() if any(map(_is_weight, node.inputs))]
     if not holders:
         return Outcome(model, 0, summary="nothing in float32 to convert")
-    # Running a model takes a multiple of its size: the largest ones are run only where there is data for it.
+    # Running a model takes a multiple of its size: the largest ones are run only where there is data for it. Without
+    # samples no input is known that the model takes.
     looked_at = io.weight_bytes(work) < io.EXTERNAL_ABOVE or context.calibration is not None
+    looked_at &= context.check.count > 0
     kept = {name: "left out by include/exclude" for name in names if name not in chosen}
     if options.repair:
         kept |= _beyond_range(work, context, run=looked_at and not context.dry)

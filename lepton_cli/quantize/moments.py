@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.graph.edit import array_of
 from lepton_cli.probe import linear
-from lepton_cli.probe.activations import Activations, batches, samples
+from lepton_cli.probe.activations import Activations, batches
 from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.step import Context
@@ -51,8 +51,8 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
                     groups, _, length = rows.shape
                     found[key] = Moments(np.zeros((groups, length, length)), np.zeros((groups, length)))
                 found[key].add(rows)
-            stage.advance(samples(batch))
-            seen += samples(batch)
+            stage.advance(batch.count)
+            seen += batch.count
             if seen >= SAMPLES:
                 break
     first = {node.inputs[0].name: node.name for node in reversed(nodes) if node.op_type != "Conv" and node.inputs[0]}

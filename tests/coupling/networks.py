@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli import runtime
 from lepton_cli.coupling import analyse, cut, known_shapes, links
-from lepton_cli.graph import edit, shapes
+from lepton_cli.graph import edit
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.model import io
 
 
@@ -74,15 +75,14 @@ class Network:
 
 
 def analysed(model: ir.Model, batch: int = 2, other: int = 8) -> tuple[ir.Model, links.Coupling]:
-    prepared, facts = known_shapes.prepare(model, shapes.default_feeds(model, batch, other))
+    prepared, facts = known_shapes.prepare(model, default_feeds(model, batch, other))
     return prepared, analyse.analyse(prepared, facts)
 
 
 def run(model: ir.Model, batch: int, other: int = 8) -> list[NDArray[Any]]:
     random = np.random.default_rng(1)
     feeds = {
-        name: random.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.default_feeds(model, batch, other).items()
+        name: random.normal(size=shape).astype(np.float32) for name, shape in default_feeds(model, batch, other).items()
     }
     return list(runtime.Session(io.to_bytes(model), threads=1).run(feeds).values())
 

@@ -9,13 +9,13 @@ from onnx import TensorProto, helper
 
 from lepton_cli import runtime
 from lepton_cli.coupling import known_shapes
-from lepton_cli.graph import shapes
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.model import io
 from tests.coupling.networks import Network
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    return known_shapes.prepare(model, shapes.default_feeds(model, 2, 8))[0]
+    return known_shapes.prepare(model, default_feeds(model, 2, 8))[0]
 
 
 def literal(model: ir.Model, node: str, index: int) -> bool:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.coupling import known_shapes, shortcuts
-from lepton_cli.graph import shapes
+from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.model import io
 from tests.coupling.networks import Network, run
 
@@ -31,7 +31,7 @@ def network(
 
 
 def rewritten(model: ir.Model) -> tuple[ir.Model, ir.Model, list[str]]:
-    before, facts = known_shapes.prepare(model, shapes.default_feeds(model, 2, 8))
+    before, facts = known_shapes.prepare(model, default_feeds(model, 2, 8))
     after = io.clone(before)
     return before, after, shortcuts.as_convolutions(after, facts, [node.name or "" for node in after.graph])
 

@@ -175,7 +175,7 @@ def test_different_sizes_ask_for_resize(flat: Path) -> None:
     save(flat / "4.png", size=(9, 9))
     with pytest.raises(DataError, match="different shapes") as caught:
         list(open_folder(flat).batches())
-    assert caught.value.hint == "add `resize` and `crop`"
+    assert caught.value.hint == "add `resize` and `crop`, or `batch: 1` where the model takes any shape"
     assert [len(batch.feeds["image"]) for batch in open_folder(flat).batches(size=1)] == [1] * 5
 
 

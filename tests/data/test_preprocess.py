@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from lepton_cli.data.preprocess import Fitted, apply, cast
+from lepton_cli.data.preprocess import Fitted, apply, cast, stacked
 from lepton_cli.data.spec import Preprocess
 from lepton_cli.errors import DataError
 
@@ -59,8 +59,8 @@ def test_ragged_lists_are_padded_to_one_length() -> None:
 
 def test_ragged_lists_without_pad_say_what_to_add() -> None:
     with pytest.raises(DataError, match="different shapes") as caught:
-        apply([np.zeros(2), np.zeros(3)], spec(), "float32")
-    assert caught.value.hint == "add `pad: LENGTH`"
+        stacked(apply([np.zeros(2), np.zeros(3)], spec(), "float32"))
+    assert caught.value.hint == "add `pad: LENGTH`, or `batch: 1` where the model takes any shape"
 
 
 def test_images_of_different_sizes_become_one_batch() -> None:

@@ -72,10 +72,17 @@ def test_too_few_for_a_fixed_batch(path: Path) -> None:
         opened(path, TensorInfo("x", "float32", (16, 3)))
 
 
-def test_inputs_fixed_to_different_batches(path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        opened(path, TensorInfo("x", "float32", (4, 3)), TensorInfo("y", "int64", (2,)))
-    assert caught.value.code == "data.batch"
+def test_inputs_fixed_to_different_sizes_take_one_feed_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "feeds.npz"
+    x, y = np.arange(60.0).reshape(5, 4, 3), np.arange(10).reshape(5, 2)
+    np.savez(file, x=x, y=y)
+    inputs = TensorInfo("x", "float32", (4, 3)), TensorInfo("y", "int64", (2,))
+    dataset = open_dataset(DataSpec(path=file.name), inputs, name="calibration", base=tmp_path)
+    assert dataset.fixed_batch == 1
+    for row, batch in enumerate(dataset.batches(size=4)):
+        assert (batch.start, batch.count) == (row, 1)
+        np.testing.assert_array_equal(batch.feeds["x"], x[row])
+        np.testing.assert_array_equal(batch.feeds["y"], y[row])
 
 
 def test_more_samples_than_there_are(path: Path) -> None:

@@ -271,6 +271,6 @@ def test_outputs_that_change_shape_are_disagreement() -> None:
 
 def test_a_background_class_is_noticed() -> None:
     dataset = data(wrong=0, classes=3)
-    dataset.feeds["x"] = np.pad(dataset.feeds["x"], ((0, 0), (1, 0)))
+    dataset = Arrays({"x": np.pad(dataset.feeds["x"], ((0, 0), (1, 0)))}, dataset.labels)
     (warning,) = accuracy.evaluate({"original": SAME}, dataset).warnings
     assert "`label_offset: 1`" in warning

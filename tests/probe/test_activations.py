@@ -19,7 +19,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
 from lepton_cli.probe import activations
-from lepton_cli.probe.activations import Activations, batches, samples
+from lepton_cli.probe.activations import Activations, batches
 from tests.coupling.networks import Network
 from tests.probe.test_calibration import data as asked
 from tests.probe.test_calibration import net
@@ -208,8 +208,3 @@ def test_inputs_that_cannot_hold_nan_are_not_searched(other: object) -> None:
             yield Batch({"other": other, "x": np.ones((2, 4), np.float32)}, {}, 0)  # type: ignore[dict-item]
 
     assert len(list(batches(net(), Mixed({"x": np.ones((2, 4), np.float32)}), 2))) == 1
-
-
-def test_samples_are_counted_by_the_longest_input() -> None:
-    assert samples(Batch({"one": np.ones(1), "x": np.ones((7, 2)), "scalar": np.array(2.0)}, {}, 0)) == 7
-    assert samples(Batch({"scalar": np.array(2.0)}, {}, 0)) == 1

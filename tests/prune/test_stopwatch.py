@@ -112,30 +112,9 @@ def test_both_sides_go_through_what_is_given(clock: FakeClock, tmp_path: Path) -
     assert timed.ratio(model(5.0)) == pytest.approx(1.5)
 
 
-def test_batches_are_cut_or_repeated_unless_the_model_fixes_them() -> None:
-    feeds = images(3).feeds
-    two, seven = (stopwatch.feeds_of(redundant(), feeds, batch)["x"] for batch in (2, 7))
-    np.testing.assert_array_equal(two, feeds["x"][:2])
-    np.testing.assert_array_equal(seven, feeds["x"][[0, 1, 2, 0, 1, 2, 0]])
-    assert seven.flags.c_contiguous
-    fixed = redundant()
-    fixed.graph.inputs[0].shape = ir.Shape([3, 3, 8, 8])
-    assert stopwatch.feeds_of(fixed, feeds, 7)["x"] is feeds["x"]
-
-
-def test_inputs_without_axes_are_fed_as_they_are() -> None:
-    made = redundant()
-    made.graph.inputs.append(ir.Value(name="scale", shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT)))
-    made.graph.inputs.append(ir.Value(name="unknown", type=ir.TensorType(ir.DataType.FLOAT)))
-    feeds = {**images(3).feeds, "scale": np.array(2.0, np.float32), "unknown": np.zeros((3, 2), np.float32)}
-    found = stopwatch.feeds_of(made, feeds, 7)
-    assert found["scale"].shape == ()
-    assert found["unknown"].shape == (7, 2)
-
-
 def test_real_models_get_a_ratio(tmp_path: Path) -> None:
     made = redundant()
-    watch = Stopwatch(made, stopwatch.feeds_of(made, images(2).feeds, 1), "cpu", 1, tmp_path)
+    watch = Stopwatch(made, {"x": images(1).feeds["x"]}, "cpu", 1, tmp_path)
     ratios, errors = watch.ratios([lambda: made], 0.01)
     assert ratios.shape == errors.shape == (1,)
     assert (ratios > 0).all()

@@ -1,0 +1,182 @@
+"""One sample is one complete feed: states, single values, graphs, time first; samples on axis 0 of what is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton_cli.data.batching import layout
+from lepton_cli.data.dataset import Batch
+from lepton_cli.data.memory import Arrays
+from lepton_cli.data.open import open_dataset
+from lepton_cli.data.reader import SourceDataset
+from lepton_cli.data.spec import DataSpec
+from lepton_cli.errors import DataError
+from lepton_cli.tensors import TensorInfo
+
+SPEECH = (
+    TensorInfo("input", "float32", ("B", 4)),
+    TensorInfo("state", "float32", (2, "B", 3)),
+    TensorInfo("sr", "int64", ()),
+)
+GRAPH = (TensorInfo("x", "float32", ("N", 3)), TensorInfo("edges", "int64", (2, "E")))
+
+
+def info(*shape: int | str | None, name: str = "x", batch_axis: int | None = None) -> TensorInfo:
+    return TensorInfo(name, "float32", shape, batch_axis=batch_axis)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "axes", "fixed", "alone"),
+    [
+        ([("batch", 3, 8, 8)], [0], None, False),
+        ([(None, None), (2, None, 128), ()], [0, 1, None], None, False),
+        ([(1, 512), (2, 1, 64), ()], [0, 1, None], 1, False),
+        ([(4, 512), (2, 4, 64), (1,)], [0, 1, None], 4, False),
+        ([("B", 3), (1,)], [0, None], None, False),
+        ([("T", "B", 40), (2, "B", 64)], [1, 1], None, False),
+        ([("sequence", "batch", 40)], [1], None, False),
+        ([("batch", 2, "past", 8), (2, "batch", 4, "past", 8)], [0, 1], None, False),
+        ([(3, 2), ("batch", 2)], [0, 0], 3, False),
+        ([("N", 16), (2, "E")], [0, None], 1, True),
+        ([("T", "F"), (25,)], [0, None], 1, True),
+        ([("B", 512), (2, 1, 64)], [0, 1], 1, False),
+        ([()], [None], None, False),
+    ],
+)
+def test_where_samples_are(shapes: list[Any], axes: list[int | None], fixed: int | None, alone: bool) -> None:
+    found = layout([info(*shape, name=str(number)) for number, shape in enumerate(shapes)])
+    assert (list(found.axes.values()), found.fixed, found.alone) == (axes, fixed, alone)
+
+
+def test_the_graph_knows_better() -> None:
+    assert layout([info("a", "b", 4, batch_axis=1)]).axes == {"x": 1}
+
+
+def npz(folder: Path, inputs: tuple[TensorInfo, ...], arrays: dict[str, Any], **options: Any) -> SourceDataset:
+    np.savez(folder / "data.npz", **arrays)
+    return open_dataset(DataSpec(path="data.npz", **options), inputs, name="calibration", base=folder)
+
+
+def speech(count: int) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    state = random.standard_normal((count, 2, 3)).astype(np.float32)
+    return {"input": random.standard_normal((count, 4)).astype(np.float32), "state": state, "sr": np.full(count, 8000)}
+
+
+def test_states_and_single_values_from_arrays(tmp_path: Path) -> None:
+    arrays = speech(5)
+    dataset = npz(tmp_path, SPEECH, arrays)
+    for _ in range(2):  # read, and from memory
+        first, rest = dataset.batches(size=3)
+        assert (first.count, rest.count, rest.start) == (3, 2, 3)
+        assert first.feeds["state"].shape == (2, 3, 3)
+        assert first.feeds["sr"].shape == ()
+        for row in range(3):
+            np.testing.assert_array_equal(first.feeds["state"][:, row], arrays["state"][row])
+    memory = Arrays(arrays).of(SPEECH, "calibration")
+    np.testing.assert_array_equal(next(memory.batches(3)).feeds["state"], first.feeds["state"])
+
+
+def test_a_batch_of_one_kept_and_one_value_for_all(tmp_path: Path) -> None:
+    arrays = speech(3)
+    kept = {"input": arrays["input"][:, None], "state": arrays["state"][:, :, None], "sr": np.array(16000)}
+    (batch,) = npz(tmp_path, SPEECH, kept).batches()
+    np.testing.assert_array_equal(batch.feeds["input"], arrays["input"])
+    np.testing.assert_array_equal(batch.feeds["state"], np.moveaxis(arrays["state"], 0, 1))
+    assert (batch.count, batch.feeds["sr"].tolist()) == (3, 16000)
+
+
+def test_samples_with_other_single_values_are_fed_apart(tmp_path: Path) -> None:
+    arrays = speech(5) | {"sr": np.array([8, 8, 16, 16, 8])}
+    found = [(b.start, b.count, b.feeds["sr"].tolist()) for b in npz(tmp_path, SPEECH, arrays).batches()]
+    assert found == [(0, 2, 8), (2, 2, 16), (4, 1, 8)]
+
+
+def test_a_single_value_in_a_list(tmp_path: Path) -> None:
+    inputs = (info("B", 4), TensorInfo("speed", "float32", (1,)))
+    for speed in (np.ones(3), np.ones((3, 1))):
+        (batch,) = npz(tmp_path, inputs, {"x": np.zeros((3, 4)), "speed": speed}).batches()
+        assert batch.feeds["speed"].tolist() == [1.0]
+
+
+def test_swapped_axes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="different numbers of samples") as caught:
+        npz(tmp_path, SPEECH, speech(5) | {"state": np.zeros((2, 5, 3))})
+    assert "axis 0 of every array counts the samples" in str(caught.value.hint)
+    with pytest.raises(DataError, match="1x3x2 for input `state`, the model wants 2 x batch x 3"):
+        npz(tmp_path, SPEECH, speech(5) | {"state": np.zeros((5, 3, 2))})
+
+
+def test_time_first(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 7, 3)).astype(np.float32)
+    (batch,) = npz(tmp_path, (info("T", "B", 3),), {"x": x}).batches()
+    np.testing.assert_array_equal(batch.feeds["x"], x.transpose(1, 0, 2))
+
+
+def test_whole_feeds_are_fed_one_by_one(tmp_path: Path) -> None:
+    x, edges = np.random.default_rng(0).random((3, 5, 3), np.float32), np.arange(24).reshape(3, 2, 4)
+    found = list(npz(tmp_path, GRAPH, {"x": x, "edges": edges}).batches(size=8))
+    assert [batch.count for batch in found] == [1, 1, 1]
+    for row, batch in enumerate(found):
+        np.testing.assert_array_equal(batch.feeds["x"], x[row])
+        np.testing.assert_array_equal(batch.feeds["edges"], edges[row])
+        assert batch.sized(4) is batch.feeds or batch.sized(4)["x"].shape == (5, 3)
+
+
+LOADER = """
+import numpy as np
+def graphs(path):
+    for size in (5, 7):
+        yield {"x": np.full((size, 3), size), "edges": np.zeros((2, size + 1)), "label": np.array([size])}
+def speech(path):
+    for start in (0, 2):
+        state = np.arange(start, start + 2)[None, :, None] * np.ones((2, 1, 3))
+        yield {"input": np.ones((2, 4)), "state": state, "sr": np.array(8000)}
+def swapped(path):
+    yield {"input": np.ones((4, 4)), "state": np.ones((4, 2, 3)), "sr": np.array(8000)}
+def pictures(path):
+    for size in (8, 8, 9):
+        yield {"x": np.full((2, 3, size, size), size)}
+"""
+
+
+def loaded(folder: Path, inputs: tuple[TensorInfo, ...], function: str, **options: Any) -> SourceDataset:
+    (folder / "load.py").write_text(LOADER)
+    spec = DataSpec(path=".", loader=f"load.py:{function}", **options)
+    return open_dataset(spec, inputs, name="calibration", base=folder, allow_code=True)
+
+
+def test_loaders_yield_what_the_model_takes(tmp_path: Path) -> None:
+    (batch,) = loaded(tmp_path, SPEECH, "speech").batches()
+    assert (batch.count, batch.feeds["sr"].shape) == (4, ())
+    np.testing.assert_array_equal(batch.feeds["state"][:, :, 0], [[0, 1, 2, 3]] * 2)
+    with pytest.raises(DataError, match="yielded an array of 4 x 2 x 3 for input `state`"):
+        loaded(tmp_path, SPEECH, "swapped")
+
+
+def test_loaders_of_graphs_and_of_pictures_of_any_size(tmp_path: Path) -> None:
+    found = list(loaded(tmp_path, GRAPH, "graphs", labels="label").batches())
+    assert [batch.feeds["x"].shape for batch in found] == [(5, 3), (7, 3)]
+    assert [batch.labels["labels"].tolist() for batch in found] == [[5], [7]]
+    pictures = list(loaded(tmp_path, (info("n", 3, "h", "w"),), "pictures").batches())
+    assert [batch.feeds["x"].shape for batch in pictures] == [(4, 3, 8, 8), (2, 3, 9, 9)]
+    with pytest.raises(DataError, match="2x3x9x9 for input `x`"):
+        list(loaded(tmp_path, (info("n", 3, 8, 8),), "pictures").batches())
+
+
+def test_batches_of_another_size() -> None:
+    feeds = {"x": np.arange(3), "state": np.arange(6).reshape(2, 3), "sr": np.array(8)}
+    batch = Batch(feeds, {}, 0, {"x": 0, "state": 1, "sr": None})
+    assert batch.count == 3
+    assert batch.sized(3) is feeds
+    assert {name: array.tolist() for name, array in batch.sized(5).items()} == {
+        "x": [0, 1, 2, 0, 1],
+        "state": [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]],
+        "sr": 8,
+    }
+    assert batch.sized(2)["x"].tolist() == [0, 1]
+    assert Batch({"sr": np.array(8)}, {}, 0).count == 1
