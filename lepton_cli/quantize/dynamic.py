@@ -14,7 +14,7 @@ from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -59,9 +59,14 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     details = QuantizeDynamicDetails(target=target.name, why=target.why)
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
     if context.dry:
-        return Outcome(model, len(chosen), tuple(decisions), summary, details)
+        if "Gather" in options.op_types:
+            decisions += tables.planned(prepared.model, allowed)
+        decisions += _left_alone(prepared.model, decisions, options)
+        changed = sum(decision.action == "quantized" for decision in decisions)
+        return Outcome(model, changed, tuple(decisions), summary, details)
     names = {node.name or "" for node in chosen}
     if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
+        decisions += _left_alone(prepared.model, decisions, options)
         return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
     ready = prepared.model
     if names and cpu.suits(target):
@@ -76,11 +81,17 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored
+    decisions += _left_alone(prepared.model, decisions, options)
     changed = sum(decision.action == "quantized" for decision in decisions)
     if not changed:
         return Outcome(model, 0, tuple(decisions), summary, details)
     details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+
+
+def _left_alone(model: ir.Model, decisions: list[Decision], options: QuantizeDynamic) -> tuple[Decision, ...]:
+    reasons = fates.TABLES if "Gather" in options.op_types else {"Gather": "Gather is not among op_types"}
+    return fates.left_alone(model, decisions, f"dynamic int8 is for {', '.join(options.op_types)}", reasons)
 
 
 def _smoothed(

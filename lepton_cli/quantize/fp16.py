@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError, StepError
 from lepton_cli.graph.fold import lift_constants
+from lepton_cli.graph.held import holders
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
@@ -50,7 +51,8 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     if not floats:
         return Outcome(model, 0, tuple(kept), "nothing in float32 to convert")
     if context.dry:
-        return Outcome(model, len(names) - len(blocked), tuple(kept), f"{floats} tensors to float16")
+        told = (*kept, *_converted_weights(model, kept))
+        return Outcome(model, len(names) - len(blocked), told, f"{floats} tensors to float16")
     made, score, repaired = _repaired(model, blocked, options.keep_io, context)
     kept += [
         Decision(
@@ -63,11 +65,21 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     return Outcome(
         made,
         changed=len(names) - len(kept),
-        decisions=tuple(kept),
+        decisions=(*kept, *_converted_weights(model, kept)),
         summary=f"{halves} tensors in float16, {len(kept)} operators kept in float32",
         details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=len(kept)),
         warnings=_warnings(options.keep_io, score, context),
     )
+
+
+def _converted_weights(model: ir.Model, kept: list[Decision]) -> list[Decision]:
+    """All other nodes that hold weights; the rest of the operators is too many to name."""
+    stay = {decision.node for decision in kept}
+    return [
+        Decision(node=node.name or "", op=node.op_type, action="converted", reason="weights in float16")
+        for node in (holder.node for holder in holders(model))
+        if node.name not in stay
+    ]
 
 
 def _repaired(

@@ -55,20 +55,36 @@ def prepare(model: ir.Model, context: Context) -> Prepared:
     """A copy with constants computed, dead parts removed and BatchNormalization folded into the layer before it."""
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
+    copy = lifted(model)
+    warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in _clean(copy)[:3])
+    return Prepared(copy, names, warnings)
+
+
+def lifted(model: ir.Model) -> ir.Model:
+    """A copy of a modern opset whose constants are initializers. Raises ModelError where onnx cannot convert it."""
     copy = _modern(model)
     fold.lift_constants(copy)
     clean.fix_default_inputs(copy)
-    every = set(names)
-    left: list[tuple[ir.Node, str]] = []
+    return copy
+
+
+def cleaned(model: ir.Model) -> ir.Model:
+    """The copy that `prepare` makes."""
+    copy = lifted(model)
+    _clean(copy)
+    return copy
+
+
+def _clean(model: ir.Model) -> list[tuple[ir.Node, str]]:
+    """Fold what can be folded, in place; the BatchNormalizations that are left, with reasons."""
+    every = {node.name or "" for node in model.graph.all_nodes()}
     for _ in range(ROUNDS):
-        count = len(clean.remove_unused(copy)) + len(clean.remove_no_ops(copy, every))
-        count += len(fold.fold_constants(copy, every))
-        norms = batch_norm.fold_batch_norm(copy, every)
-        left = norms.left
+        count = len(clean.remove_unused(model)) + len(clean.remove_no_ops(model, every))
+        count += len(fold.fold_constants(model, every))
+        norms = batch_norm.fold_batch_norm(model, every)
         if not count + len(norms.nodes):
             break
-    warnings = tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3])
-    return Prepared(copy, names, warnings)
+    return norms.left
 
 
 def _modern(model: ir.Model) -> ir.Model:

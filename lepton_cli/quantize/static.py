@@ -16,6 +16,7 @@ from lepton_cli.quantize import (
     alternatives,
     choose,
     cpu,
+    fates,
     guard,
     qdq,
     refine,
@@ -66,8 +67,10 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
-        count = len(choice.anchors) if context.dry else 0
-        return Outcome(model, count, _decisions(work, choice, target), summary, told, prepared.warnings)
+        stored = tables.planned(work, allowed) if context.dry and choice.anchors else []
+        count = len(choice.anchors) + len(stored) if context.dry else 0
+        decisions = (*_decisions(work, choice, target), *stored)
+        return _complete(Outcome(model, count, decisions, summary, told, prepared.warnings), work)
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
@@ -76,9 +79,17 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "nothing to quantize is left"
-        return Outcome(model, 0, _decisions(work, choice, target), summary, told)
+        return _complete(Outcome(model, 0, _decisions(work, choice, target), summary, told), work)
     outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
-    return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
+    if outcome.changed:
+        outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
+    return _complete(outcome, work)
+
+
+def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
+    """With a decision for every other node that holds weights."""
+    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul")
+    return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
 def _data(context: Context) -> Dataset:
@@ -258,10 +269,12 @@ class _Quantization:
             self.warnings.append(
                 f"target `{self.target.name}`: {self.target.why}; these nodes fall back to the CPU: use `convert.fp16`"
             )
-        float_ones = {d.node for d in self.choice.kept}
-        if placed.in_float > len(float_ones) and targets.runs_here(self.target) is None:
+        # Counted over the whole graph as the kernels are: also operators that are never int8, and products of two
+        # activations.
+        left = sum(node.op_type in speed.MATRIX for node in self.model.graph) - len(self.choice.anchors)
+        if placed.in_float > left and targets.runs_here(self.target) is None:
             self.warnings.append(
-                f"onnxruntime runs {placed.in_float} matrix operators in float although {len(float_ones)} were left so"
+                f"onnxruntime runs {placed.in_float} matrix operators in float although {left} were left so"
             )
 
     def _portability(self, best: refine.Best) -> Portability:

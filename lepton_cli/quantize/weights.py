@@ -20,7 +20,7 @@ from lepton_cli.graph import clean
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
-from lepton_cli.quantize import blockwise
+from lepton_cli.quantize import blockwise, fates
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
@@ -73,6 +73,7 @@ def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tup
         action = "kept" if reason else "quantized"
         text = reason or f"{options.bits} bits, blocks of {options.block_size}"
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=text))
+    decisions += fates.left_alone(model, decisions, "blocks of 4 or 8 bits are for MatMul, Gemm and Gather")
     return chosen, decisions
 
 
