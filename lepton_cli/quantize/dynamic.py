@@ -18,6 +18,7 @@ from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, w
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
+from lepton_cli.quantize.rewrites import Rewrite, held
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
@@ -43,7 +44,8 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
                 option=("op_types", index),
             )
     target = targets.resolve(options.target, context.provider)
-    prepared = prepare(model, context)
+    sums = [Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums)] if cpu.suits(target) else []
+    prepared = prepare(model, context, *sums)
     allowed = select(prepared.names, options.include, options.exclude)
     chosen: list[ir.Node] = []
     decisions: list[Decision] = []
@@ -71,10 +73,12 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     ready = prepared.model
     if names and cpu.suits(target):
         ready, softened = cpu.soften_masks(ready, context)
-        cpu.spare_slow_sums(ready)
         decisions += softened
-    made = ready
+    made, warnings = ready, prepared.warnings
     if names:
+        products = Rewrite("Gemm as MatMul and Add", lambda copy: gemm_to_matmul(copy, names), needed=True)
+        ready, left = held(ready, [products], context)
+        warnings += left
         made, details = _smoothed(
             ready, names, lambda trial: _written(trial, names, options.op_types, target), details, context
         )
@@ -86,7 +90,7 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     if not changed:
         return Outcome(model, 0, tuple(decisions), summary, details)
     details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
-    return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+    return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, warnings))
 
 
 def _left_alone(model: ir.Model, decisions: list[Decision], options: QuantizeDynamic) -> tuple[Decision, ...]:
@@ -173,7 +177,6 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode
 
-    gemm_to_matmul(model, nodes)
     proto = io.to_proto(model)
     try:
         with quiet():

@@ -33,7 +33,8 @@ from lepton_cli.quantize.details import (
     Saturated,
     Speed,
 )
-from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
+from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, refuse_quantized, unshare
+from lepton_cli.quantize.rewrites import Rewrite
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -56,14 +57,13 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
             option=("accuracy_guard",),
         )
     target = targets.resolve(options.target, context.provider)
-    prepared = prepare(model, context)
+    refuse_quantized(model)
+    if not context.dry:
+        _data(context)
+    allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+    prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
-    allowed = select(prepared.names, options.include, options.exclude)
-    matmul_to_gemm(work)
-    if cpu.suits(target):
-        shortcuts.as_convolutions(work, shortcuts.facts(work), allowed)
     choice = choose.candidates(work, allowed)
-    unshare(work, choice.anchors)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
@@ -74,7 +74,6 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
-        cpu.spare_slow_sums(work)
     found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
@@ -84,6 +83,26 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
     return _complete(outcome, work)
+
+
+def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
+    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+    found = [Rewrite("MatMul and Add as Gemm", matmul_to_gemm)]
+    if cpu.suits(target):
+        found += [
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
+            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
+        ]
+    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
+    return found
+
+
+def _unshare(model: ir.Model, allowed: set[str]) -> None:
+    unshare(model, choose.candidates(model, allowed).anchors)
+
+
+def _convolutions(model: ir.Model, allowed: set[str]) -> None:
+    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
 
 
 def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
