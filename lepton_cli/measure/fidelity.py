@@ -34,7 +34,8 @@ class Tracker:
     def add(self, reference: NDArray[Any], other: NDArray[Any], samples: int) -> None:
         """One batch of both models."""
         # An output without samples on axis 0 (boxes of all images together) is one unit of agreement.
-        units = samples if len(reference) == samples else 1
+        by_sample = len(reference) == samples
+        units = samples if by_sample else 1
         self._n += units
         if reference.shape != other.shape:
             self.different_shapes += 1
@@ -55,7 +56,7 @@ class Tracker:
         self._noise += float((error**2).sum())
         self._largest = max(self._largest, float(np.abs(error).max(initial=0.0)))
         self._cosines += float(cosine(signal, signal + error).sum())
-        if self._decide is not None and units == samples:
+        if self._decide is not None and by_sample:
             agreeing = (self._decide(reference) == self._decide(other)).reshape(units, -1).mean(axis=1)
         else:
             close = np.linalg.norm(error, axis=1) <= _CLOSE * np.linalg.norm(signal, axis=1)

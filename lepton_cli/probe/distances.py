@@ -58,7 +58,10 @@ class Reference:
         return [session.run(batch.feeds, self.names) for batch in self.batches]
 
     def sqnr(self, model: ir.Model) -> float:
-        """Least SQNR in dB over the outputs of `model`; -inf when an output is not finite or changed its shape."""
+        """Least SQNR in dB over the outputs of `model`; -inf when an output is not finite, or of another size in all.
+
+        A batch in which its size changed counts as lost.
+        """
         return min(self.by_output(self.run(model)).values(), default=CEILING_DB)
 
     def by_output(self, found: Sequence[Values]) -> dict[str, float]:
@@ -68,9 +71,13 @@ class Reference:
 
 def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     signal = noise = 0.0
+    if all(a.shape != b.shape for a, b in zip(reference, found, strict=True)):
+        return -math.inf
     for a, b in zip(reference, found, strict=True):
-        if a.shape != b.shape:
-            return -math.inf
+        if a.shape != b.shape:  # as many detections as there are: what cannot be compared counts as lost
+            lost = float(np.square(a[np.isfinite(a)].astype(np.float64)).sum())
+            signal, noise = signal + lost, noise + lost
+            continue
         exact = a.astype(np.float64)
         usable = np.isfinite(exact)
         if not np.isfinite(b[usable]).all():
