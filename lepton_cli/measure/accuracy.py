@@ -167,8 +167,8 @@ class _Run:
             raise DataError("data.empty", f"`{self.dataset.name}` has no samples")
         reference = self.arms[0]
         warnings = [
-            f"output `{t.output}` of `{t.variant}` has another shape than the original's in {t.different_shapes} batches: "
-            "these count as disagreement, and the other figures are of the rest"
+            f"output `{t.output}` of `{t.variant}` has another shape than before in {t.different_shapes} batches"
+            ": these count as disagreement, and the other figures are of the rest"
             for t in self.fidelity.values()
             if t.different_shapes
         ]

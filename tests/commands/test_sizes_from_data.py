@@ -66,9 +66,7 @@ def test_another_number_of_detections_is_said(
     old, new = (int((first[:, 0] > threshold).sum()) for threshold in (0.0, -0.4))
     assert old != new
     (warning,) = stepped(detector(0.0, rows), detector(-0.4, rows), tmp_path, monkeypatch)
-    assert warning.startswith(
-        "output `found`, whose size depends on the data, has another size in 1 of 1 check batches"
-    )
+    assert warning.startswith("output `found`, whose size depends on the data, has another size in 1 of 1 ")
     assert f"first from [{old}, 16] to [{new}, 16]" in warning
 
 
@@ -101,4 +99,4 @@ def test_accuracy_compares_the_batches_that_can_be(tmp_path: Path) -> None:
     assert told["y"].agreement == 1
     assert told["found"].agreement == pytest.approx(1 - only / len(ROWS))
     (warning,) = [text for text in found.warnings if "another shape" in text]
-    assert f"`found` of `other` has another shape than the original's in {only} batches" in warning
+    assert f"`found` of `other` has another shape than before in {only} batches" in warning
