@@ -15,7 +15,7 @@ from lepton_cli.data.check import check_labels
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError
-from lepton_cli.graph import cost, shapes
+from lepton_cli.graph import cost
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.metrics import formula
@@ -79,7 +79,7 @@ class Job:
         known = self.one_sample_shapes()
         if names:
             known = {own: known[source] for own, source in names.items()}
-        return cost.macs(model, shapes.concrete(model, known, run=self.runs))
+        return cost.count(model, known, run=self.runs)
 
     def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of a batch of one."""

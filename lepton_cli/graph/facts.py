@@ -72,7 +72,6 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
     )
-    known = shapes.concrete(model, shapes.default_feeds(model, 1, 64, feeds), run=shapes.runnable(model))
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),
@@ -80,7 +79,7 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
         ir_version=model.ir_version,
         domains=tuple(sorted({node.domain for node in model.graph if node.domain})),
         operators=dict(operators.most_common()),
-        macs=cost.macs(model, known),
+        macs=cost.count(model, shapes.default_feeds(model, 1, 64, feeds), run=shapes.runnable(model)),
         batch_norms=operators["BatchNormalization"],
         quantized=bool(quantized_nodes(model)),
         transformer=transformer,
@@ -106,7 +105,7 @@ def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
     if defaults:
         found.append(f"{len(defaults)} weights are also graph inputs: `simplify` makes them constants")
     if operators["Loop"] or operators["Scan"] or operators["If"]:
-        found.append("control flow (Loop, Scan, If): nodes inside are left as they are")
+        found.append("control flow (Loop, Scan, If): only `quantize.weights` and `convert.fp16` reach the nodes inside")
     fixed = [value.name for value in model.graph.inputs if not value.is_initializer() and _fixed_batch(value)]
     if fixed:
         found.append(f"the batch size of `{fixed[0]}` is fixed: other batch sizes cannot be measured")
