@@ -26,6 +26,8 @@ CHECK_SAMPLES = 8
 
 #: What a step did wrong, as opposed to what cannot be done.
 _DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed", "step.fuse", "fp16.converter")
+#: Errors of a model that onnxruntime refuses.
+_NOT_RUNNING = ("model.runtime", "model.run")
 #: Correlation with the outputs before a step, below which the result has little to do with the model it was.
 STRANGE = 0.5
 #: Fewer values tell nothing about correlation.
@@ -86,16 +88,29 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
     try:
         outcome = _apply(before.model, options, context)
         return outcome, *_check(before, outcome, options, context)
-    except Exception as error:
-        if (full := disk_full(error, context.workdir.parent, None)) is not None:
-            raise full from error
+    except Exception as caught:
+        if (full := disk_full(caught, context.workdir.parent, None)) is not None:
+            raise full from caught
+        error = _own_fault(caught, before, options)
         if not isinstance(error, (StepError, ModelError)):
             raise
         optional = options.if_possible or options.cleaning
         if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
-            raise
+            raise error from caught
         reason = error.message + (f": {error.cause}" if error.cause else "")
         return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs, []
+
+
+def _own_fault(error: Exception, before: Checked, options: Options) -> Exception:
+    """The model before the step ran: one that does not, met inside the step, is of the step's making."""
+    if not isinstance(error, ModelError) or error.code not in _NOT_RUNNING or before.outputs is None:
+        return error
+    return StepError(
+        "step.broken-model",
+        f"`{options.step}` made a graph that onnxruntime cannot run",
+        cause=error.cause or error.message,
+        hint="exclude the nodes concerned, and report this: it is a defect of lepton",
+    )
 
 
 def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:

@@ -33,7 +33,7 @@ from lepton_cli.quantize.details import (
     Saturated,
     Speed,
 )
-from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, refuse_quantized, unshare
+from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, unshare
 from lepton_cli.quantize.rewrites import Rewrite
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
@@ -58,9 +58,9 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         )
     target = targets.resolve(options.target, context.provider)
     refuse_quantized(model)
-    if not context.dry:
-        _data(context)
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+    if not context.dry and context.calibration is None and choose.candidates(cleaned(model), allowed).anchors:
+        _data(context)
     prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
     choice = choose.candidates(work, allowed)
