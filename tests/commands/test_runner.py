@@ -185,7 +185,7 @@ def test_a_graph_that_a_step_broke_is_not_the_users(
     def fail(*_: object) -> Outcome:
         raise ModelError(code, "onnxruntime cannot load the model", cause="Node () has no type")
 
-    with pytest.raises(StepError, match="`quantize.dynamic` made a graph that onnxruntime cannot run") as caught:
+    with pytest.raises(StepError, match=r"`quantize\.dynamic` made a graph that onnxruntime cannot run") as caught:
         _run(fail, context, monkeypatch)
     assert (caught.value.exit_code, caught.value.cause) == (3, "Node () has no type")
     _, after, record = _run(fail, context, monkeypatch, if_possible=True)
