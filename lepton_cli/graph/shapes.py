@@ -161,7 +161,7 @@ def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Se
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class NodeRun:
     """One run of a node below the main graph: the shapes of its inputs that are there, and of its first output."""
 
     node: str
@@ -169,7 +169,7 @@ class Call:
     output: tuple[int, ...]
 
 
-def calls(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[Call]:
+def calls(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[NodeRun]:
     """Every run of a node below the main graph when the model runs once on zeros; empty where it does not run."""
     from lepton_cli import runtime
 
@@ -191,7 +191,7 @@ def calls(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[Call]:
         if event.get("cat") == "Node" and name in names and name != event["name"]:
             ins, outs = (_shapes(event["args"].get(f"{which}_type_shape", ())) for which in ("input", "output"))
             if outs:
-                found.append(Call(name, ins, outs[0]))
+                found.append(NodeRun(name, ins, outs[0]))
     return found
 
 

@@ -18,7 +18,7 @@ from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, w
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
-from lepton_cli.quantize.rewrites import Rewrite, held
+from lepton_cli.quantize.rewrites import Rewrite, held, strayed
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
@@ -79,9 +79,21 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         products = Rewrite("Gemm as MatMul and Add", lambda copy: gemm_to_matmul(copy, names), needed=True)
         ready, left = held(ready, [products], context)
         warnings += left
-        made, details = _smoothed(
-            ready, names, lambda trial: _written(trial, names, options.op_types, target), details, context
-        )
+        given, unsmoothed = ready, details
+
+        def smoothed() -> tuple[ir.Model, QuantizeDynamicDetails]:
+            return _smoothed(
+                given, names, lambda trial: _written(trial, names, options.op_types, target), unsmoothed, context
+            )
+
+        made, details = smoothed()
+        if wrong := strayed(given, made, names, context):
+            names -= wrong.keys()
+            decisions = [
+                d.model_copy(update={"action": "kept", "reason": wrong[d.node]}) if d.node in wrong else d
+                for d in decisions
+            ]
+            made, details = smoothed() if names else (given, unsmoothed)
     if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored

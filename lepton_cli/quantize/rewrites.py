@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ SAME_DB = 80.0
 MARGIN_DB = 6.0
 #: Share of whole numbers and decisions (ArgMax) that float rounding may turn.
 TURNED = 0.01
+#: Below this a single rounded node has little to do with what it was, and rounding never changes the size by so much.
+LEAST_DB = 6.0
+OTHER_SIZE = 0.2
 #: Samples compared.
 SAMPLES = 8
 
@@ -143,3 +146,42 @@ def _ratio(old: NDArray[Any], new: NDArray[Any] | None) -> float:
     first, second = first[usable], second[usable]
     noise, signal = float(np.square(first - second).sum()), float(np.square(first).sum())
     return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+
+
+def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: Context) -> dict[str, str]:
+    """Nodes `names` that rounding cannot have made of what they were, by name with what was seen.
+
+    Each is fed what it reads in `before`, so that errors do not add up: rounding leaves a result of the same size and
+    direction, a lost factor, bias or transposition does not. Nodes whose result `after` does not hold are left out.
+    """
+    made = {value.name for node in after.graph for value in node.outputs}
+    nodes = [node for node in before.graph if node.name in names and node.outputs[0].name in made]
+    reads = {v.name or "" for node in nodes for v in node.inputs if v is not None and v.const_value is None and v.name}
+    results = {node.outputs[0].name or "": node for node in nodes}
+    feeds = next((batch.feeds for batch in activations.batches(before, context.check, limit=SAMPLES)), None)
+    if not nodes or feeds is None:
+        return {}
+    seen = activations.Activations(before, [*reads, *results], context.workdir, context.threads).run(feeds)
+    kept = {name: seen[name] for name in reads & made}
+    session = Session(
+        io.payload(activations.piece(after, kept, list(results)), context.workdir), threads=context.threads
+    )
+    given = feeds | {name + activations.GIVEN: array for name, array in kept.items()}
+    found = session.run({info.name: given[info.name] for info in session.inputs}, list(results))
+    said = {node.name or "": _strayed(seen[name], found[name]) for name, node in results.items()}
+    return {name: text for name, text in said.items() if text is not None}
+
+
+def _strayed(old: NDArray[Any], new: NDArray[Any]) -> str | None:
+    if old.shape != new.shape:
+        return f"its result has the shape {list(new.shape)}, not {list(old.shape)}"
+    first, second = old.astype(np.float64).ravel(), new.astype(np.float64).ravel()
+    usable = np.isfinite(first)
+    first, second = first[usable], second[usable]
+    if not first.any():
+        return None
+    size = float(first @ second / (first @ first))
+    ratio = _ratio(old, new)
+    if ratio >= LEAST_DB and abs(size - 1) < OTHER_SIZE:
+        return None
+    return f"stays float: in 8 or fewer bits its result is {size:.2f} times what it was, at {ratio:.0f} dB"

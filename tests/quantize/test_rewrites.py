@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -163,3 +164,39 @@ def test_a_wrong_rewrite_never_leaves_the_step(
     outcome = run()
     assert sqnr(normalised(), outcome.model, data) > 35, "a doubled weight leaves less than 10 dB"
     assert any("does not compute the same" in warning for warning in outcome.warnings)
+
+
+@pytest.mark.parametrize("plant", ["half", "no bias", "turned"])
+def test_a_node_that_is_written_wrong_goes_back_to_float(
+    plant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer of int8 itself: what it loses besides rounding is seen at the node, whatever follows it."""
+    real = dynamic._written
+
+    def wrong(model: ir.Model, nodes: set[str], *others: Any) -> ir.Model:
+        made = real(model, nodes, *others)
+        if "MatMul_2" in nodes:
+            result = next(v for node in made.graph for v in node.outputs if v.name == "t2")
+            readers = list(result.uses())
+            factor = ir.node("Mul", [result, Editor(made).constant("f", np.float32(0.5))], name="plant")
+            if plant == "turned":
+                factor = ir.node("Neg", [result], name="plant")
+            if plant == "no bias":
+                factor = ir.node("Sub", [result, Editor(made).constant("f", np.float32(5))], name="plant")
+            factor.outputs[0].name = "t2"
+            result.name = "t2_right"
+            made.graph.append(factor)
+            for use in readers:
+                use.node.replace_input_with(use.idx, factor.outputs[0])
+            made.graph.sort()
+        return made
+
+    options = STEPS["quantize.dynamic"].options.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    monkeypatch.setattr(dynamic, "_written", wrong)
+    outcome = STEPS["quantize.dynamic"].apply(mlp(), options, context(rows(), tmp_path))
+    told = {one.node: one for one in outcome.decisions}
+    assert told["MatMul_2"].action == "kept"
+    assert told["MatMul_2"].reason.startswith("stays float: in 8 or fewer bits its result is")
+    assert told["Gemm_0"].action == "quantized"
+    assert outcome.changed == 1
+    assert sqnr(mlp(), outcome.model, rows()) > 30
