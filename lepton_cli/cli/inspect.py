@@ -51,7 +51,8 @@ def command(
         console.print(
             "\nlayers" if layers else f"\nlargest layers ({len(shown)} of {len(found['layers'])}; all: --layers)"
         )
-        _table(console, shown, ("node", "op", "weight_shape", "dtype", "parameters", "bytes", "macs"))
+        columns = ("node", "op", "weight_shape", "dtype", "parameters", "bytes", "macs")
+        _table(console, shown, (*columns, "int8") if layers else columns)
 
 
 def _table(console: Console, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from lepton_cli.data.open import open_dataset
 from lepton_cli.data.spec import DataSpec
-from lepton_cli.errors import DataError
+from lepton_cli.errors import DataError, ModelError
 from lepton_cli.graph.facts import facts
+from lepton_cli.graph.held import holders
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe import defaults
@@ -24,6 +27,7 @@ def choose(
 ) -> LoadedRecipe:
     """Choose a recipe. Paths in it are relative to the working folder. Raises ModelError, DataError."""
     loaded = io.load(model)
+    _refuse_trees(loaded.model)
     section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).strip("-.") or "model"
     choice = defaults.choose(
@@ -37,6 +41,19 @@ def choose(
     for step, reason in zip(choice.recipe["steps"], choice.reasons, strict=True):
         progress.say(f"chosen: {step['step']}: {reason}")
     return from_dict(choice.recipe, "(chosen recipe)")
+
+
+def _refuse_trees(model: ir.Model) -> None:
+    """Raise ModelError where all that is large stands in attributes of nodes: no step can make it smaller."""
+    held = holders(model)
+    if held and not any(holder.tensors for holder in held):
+        operators = ", ".join(sorted({holder.node.op_type for holder in held}))
+        raise ModelError(
+            "model.no-tensors",
+            f"nothing in this model can be compressed: its {sum(holder.values for holder in held):,} numbers are "
+            f"attributes of {operators}, and lepton prunes and quantizes tensors",
+            hint="train fewer or shallower trees; `lepton bench` and `evaluate` measure the model as it is",
+        )
 
 
 def data_section(loaded: io.LoadedModel, data: Path, labels: str | None) -> tuple[dict[str, Any], bool]:

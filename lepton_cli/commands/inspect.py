@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import onnx_ir as ir
 
 from lepton_cli.commands.job import check_shapes
+from lepton_cli.errors import ModelError
 from lepton_cli.graph.facts import Facts, facts
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.measure import size
 from lepton_cli.model import io
 from lepton_cli.prune import channels
 from lepton_cli.prune.analysis import GroupFacts
-from lepton_cli.quantize import choose
+from lepton_cli.quantize import choose, fates
+from lepton_cli.quantize.prepare import cleaned, lifted
+from lepton_cli.step import Decision
 from lepton_cli.tensors import TensorInfo
 
 #: Bytes of a model up to which looking at it includes its gzip size.
@@ -34,7 +38,9 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
     found = facts(model, feeds)
     measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
     groups = [_group(group) for group in channels.survey(model, feeds)]
+    quantizable, int8 = _quantizable(model, found, loaded.bytes < COMPRESS_BELOW)
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
+    layers = [{**layer, "int8": int8.get(layer["node"], "")} for layer in layers]
     return {
         "path": str(path),
         "sha256": loaded.sha256,
@@ -53,7 +59,7 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
         ],
         "channel_groups": groups,
         "prunable": _prunable(groups),
-        "quantizable": _quantizable(model, found),
+        "quantizable": quantizable,
         "hazards": list(found.hazards),
     }
 
@@ -88,11 +94,23 @@ def _prunable(groups: list[dict[str, Any]]) -> str:
     )
 
 
-def _quantizable(model: ir.Model, found: Facts) -> str:
+def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[str, str]]:
+    """What static quantization finds, in words, and by node with weights whether it becomes int8 and why not."""
     if found.quantized:
-        return "the model is quantized already"
-    choice = choose.candidates(model, {node.name or "" for node in model.graph})
+        return "the model is quantized already", {}
+    try:
+        seen = cleaned(model) if small else lifted(model)
+    except ModelError as error:
+        return error.message, {}
+    choice = choose.candidates(seen, {node.name or "" for node in seen.graph})
+    taken = [Decision(node=name, op="", action="quantized", reason="yes") for name in choice.anchors]
+    told = (*taken, *choice.kept)
+    rest = fates.left_alone(seen, told, "static int8 is for Conv, Gemm and MatMul")
     total = len(choice.anchors) + len(choice.kept)
     reasons = sorted({decision.reason for decision in choice.kept})
     text = f"{len(choice.anchors)} of {total} Conv, Gemm and MatMul nodes"
-    return text + (f"; the rest: {'; '.join(reasons[:2])}" if reasons else "")
+    text += f"; the rest: {'; '.join(reasons[:2])}" if reasons else ""
+    others = Counter(decision.op for decision in rest)
+    if others:
+        text += f"; weights of other operators: {', '.join(f'{count} {op}' for op, count in others.most_common())}"
+    return text, {decision.node: decision.reason for decision in (*told, *rest)}

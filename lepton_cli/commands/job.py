@@ -17,8 +17,7 @@ from lepton_cli.data.dataset import First
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
-from lepton_cli.graph import cost, feeds, shapes
-from lepton_cli.graph.settle import settle
+from lepton_cli.graph import cost, feeds
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.metrics import formula
@@ -89,7 +88,7 @@ class Job:
         known = self.one_sample_shapes() if not self.misfit else feeds.default_feeds(self.loaded.model)
         if names:
             known = {own: known[source] for own, source in names.items()}
-        return cost.macs(model, shapes.concrete(model, known) if self.runs else settle(model, known)[0])
+        return cost.count(model, known, run=self.runs)
 
     def one_sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of a batch of one."""

@@ -14,6 +14,7 @@ from lepton_cli.commands import measuring, runner
 from lepton_cli.commands.job import prepare
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import shapes
+from lepton_cli.graph.held import holders
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
@@ -87,13 +88,10 @@ def _predicted(before: int, model: ir.Model, record: StepRecord, options: Option
     """
     if options.stored_bits is not None:  # a dry run decides without rewriting the weights
         touched = {decision.node for decision in record.decisions if decision.action in ("quantized", "converted")}
-        weights = {
-            value.name: value.const_value.nbytes
-            for node in model.graph
-            if node.name in touched
-            for value in node.inputs
-            if value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
-        }
+        own = (value for node in model.graph.all_nodes() if node.name in touched for value in node.inputs)
+        read = [value.const_value for value in own if value is not None and value.const_value is not None]
+        read += [tensor for held in holders(model) if held.node.name in touched for tensor in held.tensors]
+        weights = {id(tensor): tensor.nbytes for tensor in read if tensor.dtype == ir.DataType.FLOAT}
         touched_share = sum(weights.values()) / max(1, io.weight_bytes(model))
         return round(before * (1 - touched_share * (1 - options.stored_bits / 32)))
     if options.kept_share is not None:

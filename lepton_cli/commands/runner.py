@@ -26,6 +26,8 @@ CHECK_SAMPLES = 8
 
 #: What a step did wrong, as opposed to what cannot be done.
 _DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed", "step.fuse", "fp16.converter")
+#: Errors of a model that onnxruntime refuses.
+_NOT_RUNNING = ("model.runtime", "model.run")
 #: Correlation with the outputs before a step, below which the result has little to do with the model it was.
 STRANGE = 0.5
 #: Fewer values tell nothing about correlation.
@@ -58,7 +60,7 @@ def run_step(
     """
     started = time.monotonic()
     try:
-        outcome, outputs = _attempt(before, options, context)
+        outcome, outputs, resized = _attempt(before, options, context)
         if not outcome.changed and not options.if_possible and not options.cleaning:
             raise _no_effect(options, outcome)
     except LeptonError as error:
@@ -74,27 +76,41 @@ def run_step(
         summary=outcome.summary,
         decisions=outcome.decisions,
         details=outcome.details or STEPS[options.step].details(),
-        warnings=(*outcome.warnings, *_strangers(before.outputs, outputs, outcome)),
+        warnings=(*outcome.warnings, *resized, *_strangers(before.outputs, outputs, outcome)),
         size_after=io.weight_bytes(outcome.model),
     )
     return Checked(outcome.model, outputs), record
 
 
-def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, Outputs | None]:
-    """What the step made, checked; the model as it was where leaving the step out is no error."""
+def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, Outputs | None, list[str]]:
+    """What the step made, checked, its outputs, and what is said of their sizes; the model as it was where leaving the
+    step out is no error."""
     try:
         outcome = _apply(before.model, options, context)
-        return outcome, _check(before, outcome, options, context)
-    except Exception as error:
-        if (full := disk_full(error, context.workdir.parent, None)) is not None:
-            raise full from error
+        return outcome, *_check(before, outcome, options, context)
+    except Exception as caught:
+        if (full := disk_full(caught, context.workdir.parent, None)) is not None:
+            raise full from caught
+        error = _own_fault(caught, before, options)
         if not isinstance(error, (StepError, ModelError)):
             raise
         optional = options.if_possible or options.cleaning
         if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
-            raise
+            raise error from caught
         reason = error.message + (f": {error.cause}" if error.cause else "")
-        return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs
+        return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs, []
+
+
+def _own_fault(error: Exception, before: Checked, options: Options) -> Exception:
+    """The model before the step ran: one that does not, met inside the step, is of the step's making."""
+    if not isinstance(error, ModelError) or error.code not in _NOT_RUNNING or before.outputs is None:
+        return error
+    return StepError(
+        "step.broken-model",
+        f"`{options.step}` made a graph that onnxruntime cannot run",
+        cause=error.cause or error.message,
+        hint="exclude the nodes concerned, and report this: it is a defect of lepton",
+    )
 
 
 def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
@@ -153,10 +169,10 @@ def _run(model: ir.Model, context: Context) -> Outputs:
     return found
 
 
-def _check(before: Checked, outcome: Outcome, options: Options, context: Context) -> Outputs | None:
+def _check(before: Checked, outcome: Outcome, options: Options, context: Context) -> tuple[Outputs | None, list[str]]:
     _check_signature(before.model, outcome.model, options)
     if before.outputs is None:
-        return None
+        return None, []
     if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
         try:
             onnx.checker.check_model(io.to_bytes(outcome.model))
@@ -171,10 +187,44 @@ def _check(before: Checked, outcome: Outcome, options: Options, context: Context
             f"after `{options.step}` onnxruntime cannot run the model",
             cause=error.cause or error.message,
         ) from error
+    free = _sized_by_data(before) if outcome.tolerance is None else {}
+    resized: dict[str, list[str]] = {}
     for number, (old, new) in enumerate(zip(before.outputs, outputs, strict=True)):
         for name, value in old.items():
-            _check_output(name, value, new[name], number, len(outputs), outcome, options)
-    return outputs
+            if _resized(value, new[name], free.get(name, frozenset())):
+                resized.setdefault(name, []).append(f"{list(value.shape)} to {list(new[name].shape)}")
+            else:
+                _check_output(name, value, new[name], number, len(outputs), outcome, options)
+    return outputs, [
+        f"output `{name}`, whose size depends on the data, has another size in {len(changes)} of "
+        f"{len(outputs)} check batches, first from {changes[0]}: it is compared in the others"
+        for name, changes in resized.items()
+    ]
+
+
+def _sized_by_data(before: Checked) -> dict[str, frozenset[int]]:
+    """By output the axes whose size depends on the values fed (NonMaxSuppression, NonZero), as the model declares it:
+    they are open, and not named as an axis of an input. Where no shape is declared, those that vary over the batches.
+    """
+    dims = [dim for value in before.model.graph.inputs for dim in value.shape or ()]
+    named = {dim.value for dim in dims if not isinstance(dim, int)} - {None}
+    found = {}
+    for value in before.model.graph.outputs:
+        shapes = [batch[value.name or ""].shape for batch in before.outputs or () if value.name in batch]
+        if value.shape is not None:
+            axes = [i for i, dim in enumerate(value.shape) if not isinstance(dim, int) and dim.value not in named]
+        else:
+            same = {len(shape) for shape in shapes} if len({len(shape) for shape in shapes}) == 1 else set()
+            axes = [i for rank in same for i in range(rank) if len({shape[i] for shape in shapes[:-1]}) > 1]
+        found[value.name or ""] = frozenset(axes)
+    return found
+
+
+def _resized(old: np.ndarray, new: np.ndarray, free: frozenset[int]) -> bool:
+    """Are the shapes different, and only in `free` axes?"""
+    if old.shape == new.shape or old.ndim != new.ndim or old.dtype != new.dtype:
+        return False
+    return all(a == b or axis in free for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)))
 
 
 def _passes_checker(model: ir.Model) -> bool:
@@ -231,9 +281,10 @@ def _strangers(before: Outputs | None, after: Outputs | None, outcome: Outcome) 
     for name, first in before[0].items():
         if first.dtype.kind != "f":
             continue
-        old, new = (
-            np.concatenate([part[name].ravel() for part in parts]).astype(np.float64) for parts in (before, after)
-        )
+        pairs = [(a[name], b[name]) for a, b in zip(before, after, strict=True) if a[name].shape == b[name].shape]
+        if not pairs:
+            continue
+        old, new = (np.concatenate([pair[i].ravel() for pair in pairs]).astype(np.float64) for i in (0, 1))
         both = np.isfinite(old) & np.isfinite(new)
         old, new = old[both], new[both]
         if old.size < _LEAST_VALUES or np.ptp(old) == 0:

@@ -35,6 +35,11 @@ def remove_unused(model: ir.Model) -> list[tuple[ir.Node, str]]:
     """Nodes and initializers no output depends on."""
     before = list(model.graph)
     common.RemoveUnusedNodesPass()(model)
+    for graph in model.graphs():  # the pass leaves those of subgraphs
+        if graph is not model.graph:
+            for value in list(graph.initializers.values()):
+                if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                    del graph.initializers[value.name or ""]
     after = set(model.graph)
     return [(node, "no output depends on it") for node in before if node not in after]
 

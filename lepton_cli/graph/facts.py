@@ -11,7 +11,6 @@ import onnx_ir as ir
 from lepton_cli.graph import cost, shapes
 from lepton_cli.graph.edit import weight_of
 from lepton_cli.graph.feeds import default_feeds
-from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
@@ -70,7 +69,6 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
     )
-    known = settle(model, default_feeds(model, 1, 64, feeds))[0]
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),
@@ -78,7 +76,7 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
         ir_version=model.ir_version,
         domains=tuple(sorted({node.domain for node in model.graph if node.domain})),
         operators=dict(operators.most_common()),
-        macs=cost.macs(model, known),
+        macs=cost.count(model, default_feeds(model, 1, 64, feeds), run=False),
         batch_norms=operators["BatchNormalization"],
         quantized=bool(quantized_nodes(model)),
         transformer=transformer,
@@ -104,7 +102,7 @@ def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
     if defaults:
         found.append(f"{len(defaults)} weights are also graph inputs: `simplify` makes them constants")
     if operators["Loop"] or operators["Scan"] or operators["If"]:
-        found.append("control flow (Loop, Scan, If): nodes inside are left as they are")
+        found.append("control flow (Loop, Scan, If): only `quantize.weights` and `convert.fp16` reach the nodes inside")
     fixed = [value.name for value in model.graph.inputs if not value.is_initializer() and _fixed_batch(value)]
     if fixed:
         found.append(f"the batch size of `{fixed[0]}` is fixed: other batch sizes cannot be measured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -205,6 +206,45 @@ def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Se
     except LeptonError:
         return {}
     return {name: tuple(value.shape) for name, value in results.items() if isinstance(value, np.ndarray)}
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeRun:
+    """One run of a node below the main graph: the shapes of its inputs that are there, and of its first output."""
+
+    node: str
+    inputs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
+
+
+def calls(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[NodeRun]:
+    """Every run of a node below the main graph when the model runs once on zeros; empty where it does not run."""
+    from lepton_cli import runtime
+
+    names = {node.name for graph in model.graphs() if graph is not model.graph for node in graph}
+    if not names or any(math.prod(shape) > MOST_VALUES for shape in feeds.values()):
+        return []
+    zeros = {i.name: np.zeros(feeds[i.name], _dtype(i.dtype)) for i in io.inputs(model) if i.name in feeds}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            source, prefix = io.payload(model, Path(folder)), Path(folder) / "profile"
+            session = runtime.Session(source, threads=1, optimise=False, profile_prefix=prefix)
+            session.run(zeros)
+            events = json.loads(Path(session.raw.end_profiling()).read_text())
+        except (LeptonError, ValueError):
+            return []
+    found = []
+    for event in events:
+        name = event.get("name", "").removesuffix("_kernel_time")
+        if event.get("cat") == "Node" and name in names and name != event["name"]:
+            ins, outs = (_shapes(event["args"].get(f"{which}_type_shape", ())) for which in ("input", "output"))
+            if outs:
+                found.append(NodeRun(name, ins, outs[0]))
+    return found
+
+
+def _shapes(listed: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(shape) for one in listed for shape in one.values())
 
 
 def _dtype(name: str) -> np.dtype:

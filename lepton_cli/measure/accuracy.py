@@ -120,6 +120,11 @@ class _Run:
                 track.add(arm, results.outputs[arm], results.labels, results.count)
         for (arm, output), tracker in self.fidelity.items():
             tracker.add(reference[output], results.outputs[arm][output], results.count)
+        if self.predictions is not None and not results.labels:
+            # Rows that are no samples (the detections of all pictures) are no classes either.
+            rows = [results.outputs[arm][self.predictions.output] for arm in self.arms]
+            if any(not array.ndim or len(array) != results.count for array in rows):
+                self.predictions = None
         if self.predictions is not None:
             output = self.predictions.output
             labels = self._classes.class_labels(results.labels, reference) if self._classes else None
@@ -167,7 +172,8 @@ class _Run:
             raise DataError("data.empty", f"`{self.dataset.name}` has no samples")
         reference = self.arms[0]
         warnings = [
-            f"output `{t.output}` of `{t.variant}` differs in shape from the original's in {t.different_shapes} batches"
+            f"output `{t.output}` of `{t.variant}` has another shape than before in {t.different_shapes} batches"
+            ": these count as disagreement, and the other figures are of the rest"
             for t in self.fidelity.values()
             if t.different_shapes
         ]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from lepton_cli.graph.cost import multiplies
 from lepton_cli.measure import weights
 from lepton_cli.measure.results import Layer, Size
 from lepton_cli.model import io
@@ -27,7 +28,8 @@ _BLOCK = 1 << 20
 def measure(
     path: Path | bytes | None, model: ir.Model, *, macs: Mapping[str, int] | None = None, compress: bool = True
 ) -> Size:
-    """Size of a model on disk or in memory, or of its serialised form when that is `None`. `macs`: node name -> MACs.
+    """Size of a model on disk or in memory, or of its serialised form when that is `None`. `macs`: node name -> MACs,
+    unknown where it is empty and the model multiplies all the same.
 
     `compress=False` leaves the gzip size out (0): compressing takes half a minute for every gigabyte.
     """
@@ -58,12 +60,16 @@ def _size(files: list[int], gzip: int, model: ir.Model, macs: Mapping[str, int] 
         gzip=gzip,
         parameters=sum(weight.parameters for weight in found),
         nonzeros=sum(weight.nonzeros for weight in found),
-        macs=None if macs is None else sum(macs.values()),
+        macs=sum(macs.values()) if macs or (macs is not None and not _multiplies(model)) else None,
         nodes=sum(1 for _ in model.graph.all_nodes()),
         by_dtype=dict(sorted(by_dtype.items())),
         duplicated=_duplicated(model),
         layers=tuple(_layers(found, macs or {})),
     )
+
+
+def _multiplies(model: ir.Model) -> bool:
+    return any(multiplies(node) for node in model.graph.all_nodes())
 
 
 def _layers(found: Iterable[weights.Weight], macs: Mapping[str, int]) -> Iterator[Layer]:

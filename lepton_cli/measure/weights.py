@@ -31,6 +31,10 @@ _SETTINGS = {
     "QLinearAdd": {1, 2, 4, 5, 6, 7},
     "QLinearMul": {1, 2, 4, 5, 6, 7},
     "QGemm": {1, 2, 4, 5, 7, 8},
+    "QAttention": {3, 4, 6, 7},
+    "QEmbedLayerNormalization": set(range(8, 18)),
+    "DynamicQuantizeLSTM": {8, 9, 10, 11},
+    "MatMulIntegerToFloat": {2, 3, 4, 5},
     "ConvInteger": {2, 3},
     "MatMulInteger": {2, 3},
     "DynamicQuantizeMatMul": {2, 3},
@@ -52,7 +56,9 @@ _ZERO_POINTS = {
     "QGemm": (3, 5, -1),
     "ConvInteger": (1, 3, 0),
     "MatMulInteger": (1, 3, -1),
+    "MatMulIntegerToFloat": (1, 5, -1),
     "DynamicQuantizeMatMul": (1, 3, -1),
+    "QAttention": (1, 7, -1),
 }
 #: A single number in one of these is part of a formula (x ** 2, x / 8), not a weight.
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Greater", "Less", "Mod"}
@@ -139,19 +145,14 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
 
 
 def _is_weight(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
-    if index in _SETTINGS.get(node.op_type, ()):
+    if index in _SETTINGS.get(node.op_type, ()) or (tensor.size == 1 and node.op_type.startswith("QLinear")):
         return False
     name = dtype_name(tensor)
     if name in _FLOATS or name.startswith("float8"):
         return tensor.size > 1 or node.op_type not in _ELEMENTWISE
     if name == "int32":
         return _BIASES.get(node.op_type) == index
-    return name in _QUANTIZED and (
-        node.op_type in _CARRIERS
-        or node.op_type in ("Conv", "Gemm", "MatMul", "Gather")
-        or _PACKED.get(node.op_type) == index
-        or _ZERO_POINTS.get(node.op_type, (None,))[0] == index
-    )
+    return name in _QUANTIZED and tensor.size > 1 and node.op_type not in _ELEMENTWISE
 
 
 def _owner(node: ir.Node) -> ir.Node:

@@ -70,7 +70,10 @@ class Reference:
         return [session.run(batch.feeds, self.names) for batch in self.batches]
 
     def sqnr(self, model: ir.Model) -> float:
-        """Least SQNR in dB over all parts of the outputs; -inf when an output is not finite or changed its shape."""
+        """Least SQNR in dB over all parts of the outputs; -inf for one that is not finite, or of another size in all.
+
+        A batch in which its size changed counts as lost.
+        """
         return min(self.by_output(self.run(model)).values(), default=CEILING_DB)
 
     def by_output(self, found: Sequence[Values]) -> dict[str, float]:
@@ -82,12 +85,16 @@ class Reference:
 
 
 def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray], ways: Sequence[Segments]) -> float:
+    if all(a.shape != b.shape for a, b in zip(reference, found, strict=True)):
+        return -math.inf
     division = Division(ways)
     for a, b in zip(reference, found, strict=True):
-        if a.shape != b.shape:
-            return -math.inf
         exact = a.astype(np.float64)
         usable = np.isfinite(exact)
+        if a.shape != b.shape:  # as many detections as there are: what cannot be compared counts as lost
+            lost = np.where(usable, exact, 0.0)
+            division.add(lost, lost)
+            continue
         if not np.isfinite(b[usable]).all():
             return -math.inf
         exact = np.where(usable, exact, 0.0)

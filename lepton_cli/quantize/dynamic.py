@@ -14,10 +14,11 @@ from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
+from lepton_cli.quantize.rewrites import Rewrite, held, strayed
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
@@ -43,7 +44,8 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
                 option=("op_types", index),
             )
     target = targets.resolve(options.target, context.provider)
-    prepared = prepare(model, context)
+    sums = [Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums)] if cpu.suits(target) else []
+    prepared = prepare(model, context, *sums)
     allowed = select(prepared.names, options.include, options.exclude)
     chosen: list[ir.Node] = []
     decisions: list[Decision] = []
@@ -59,28 +61,53 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     details = QuantizeDynamicDetails(target=target.name, why=target.why)
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
     if context.dry:
-        return Outcome(model, len(chosen), tuple(decisions), summary, details)
+        if "Gather" in options.op_types:
+            decisions += tables.planned(prepared.model, allowed)
+        decisions += _left_alone(prepared.model, decisions, options)
+        changed = sum(decision.action == "quantized" for decision in decisions)
+        return Outcome(model, changed, tuple(decisions), summary, details)
     names = {node.name or "" for node in chosen}
     if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
+        decisions += _left_alone(prepared.model, decisions, options)
         return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
     ready = prepared.model
     if names and cpu.suits(target):
         ready, softened = cpu.soften_masks(ready, context)
-        cpu.spare_slow_sums(ready)
         decisions += softened
-    made = ready
+    made, warnings = ready, prepared.warnings
     if names:
-        made, details = _smoothed(
-            ready, names, lambda trial: _written(trial, names, options.op_types, target), details, context
-        )
+        products = Rewrite("Gemm as MatMul and Add", lambda copy: gemm_to_matmul(copy, names), needed=True)
+        ready, left = held(ready, [products], context)
+        warnings += left
+        given, unsmoothed = ready, details
+
+        def smoothed() -> tuple[ir.Model, QuantizeDynamicDetails]:
+            return _smoothed(
+                given, names, lambda trial: _written(trial, names, options.op_types, target), unsmoothed, context
+            )
+
+        made, details = smoothed()
+        if wrong := strayed(given, made, names, context):
+            names -= wrong.keys()
+            decisions = [
+                d.model_copy(update={"action": "kept", "reason": wrong[d.node]}) if d.node in wrong else d
+                for d in decisions
+            ]
+            made, details = smoothed() if names else (given, unsmoothed)
     if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
         decisions += stored
+    decisions += _left_alone(prepared.model, decisions, options)
     changed = sum(decision.action == "quantized" for decision in decisions)
     if not changed:
         return Outcome(model, 0, tuple(decisions), summary, details)
     details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
-    return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, prepared.warnings))
+    return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, warnings))
+
+
+def _left_alone(model: ir.Model, decisions: list[Decision], options: QuantizeDynamic) -> tuple[Decision, ...]:
+    reasons = fates.TABLES if "Gather" in options.op_types else {"Gather": "Gather is not among op_types"}
+    return fates.left_alone(model, decisions, f"dynamic int8 is for {', '.join(options.op_types)}", reasons)
 
 
 def _smoothed(
@@ -162,7 +189,6 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode
 
-    gemm_to_matmul(model, nodes)
     proto = io.to_proto(model)
     try:
         with quiet():

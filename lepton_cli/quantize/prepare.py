@@ -17,6 +17,7 @@ from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
 from lepton_cli.quantize import half
+from lepton_cli.quantize.rewrites import Rewrite, held
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
 
@@ -55,27 +56,68 @@ def refuse_quantized(model: ir.Model, *, weights_only: bool = False) -> None:
         )
 
 
-def prepare(model: ir.Model, context: Context) -> Prepared:
-    """A copy with constants computed, dead parts removed and BatchNormalization folded into the layer before it."""
+def prepare(model: ir.Model, context: Context, *further: Rewrite) -> Prepared:
+    """A copy with constants computed, dead parts removed and BatchNormalization folded into the layer before it.
+
+    `further` rewrites follow. All are held to compute what the model computes, see `rewrites.held`.
+    """
     refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
+    norms: list[tuple[ir.Node, str]] = []
+
+    def fold_norms(copy: ir.Model) -> None:
+        norms[:] = _fold(copy)
+
+    def compute(copy: ir.Model) -> None:
+        _lift(copy)
+        _fold(copy, norms=False)
+
+    first = (
+        Rewrite("conversion to opset 13", _modern, needed=True, hint="export the model again with opset 13 or later"),
+        Rewrite("constants computed", compute),
+        Rewrite("BatchNormalization folded", fold_norms),
+    )
+    exposed = io.clone(model)
+    _lift(exposed)
+    wide = half.widen(exposed)
+    made, warnings = held(model if wide is exposed else wide, (*first, *further), context)
+    shapes.annotate(made)
+    warnings += () if wide is exposed else ("float16 became float32: only what is quantized gets smaller",)
+    warnings += tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in norms[:3])
+    return Prepared(made, names, warnings)
+
+
+def lifted(model: ir.Model) -> ir.Model:
+    """A copy of a modern opset whose constants are initializers. Raises ModelError where onnx cannot convert it."""
     copy = _modern(model)
-    fold.expose_weights(copy, growth=STORED_SMALL)
-    wide = half.widen(copy)
-    warnings = [] if wide is copy else ["float16 became float32: only what is quantized gets smaller"]
-    copy = wide
-    every = set(names)
+    _lift(copy)
+    return half.widen(copy)
+
+
+def cleaned(model: ir.Model) -> ir.Model:
+    """The copy that `prepare` makes, unchecked."""
+    copy = lifted(model)
+    _fold(copy)
+    return copy
+
+
+def _lift(model: ir.Model) -> None:
+    fold.expose_weights(model, growth=STORED_SMALL)
+
+
+def _fold(model: ir.Model, norms: bool = True) -> list[tuple[ir.Node, str]]:
+    """Compute and fold all that can be, in place; the BatchNormalizations that are left, with reasons."""
+    every = {node.name or "" for node in model.graph.all_nodes()}
     left: list[tuple[ir.Node, str]] = []
     for _ in range(ROUNDS):
-        count = len(clean.remove_unused(copy)) + len(clean.remove_no_ops(copy, every))
-        count += len(fold.fold_constants(copy, every))
-        norms = batch_norm.fold_batch_norm(copy, every)
-        left = norms.left
-        if not count + len(norms.nodes):
+        count = len(clean.remove_unused(model)) + len(clean.remove_no_ops(model, every))
+        count += len(fold.fold_constants(model, every))
+        if norms:
+            folded = batch_norm.fold_batch_norm(model, every)
+            left, count = folded.left, count + len(folded.nodes)
+        if not count:
             break
-    shapes.annotate(copy)
-    warnings += [f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in left[:3]]
-    return Prepared(copy, names, tuple(warnings))
+    return left
 
 
 def _modern(model: ir.Model) -> ir.Model:

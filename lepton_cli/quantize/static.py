@@ -16,6 +16,7 @@ from lepton_cli.quantize import (
     alternatives,
     choose,
     cpu,
+    fates,
     guard,
     qdq,
     refine,
@@ -32,7 +33,8 @@ from lepton_cli.quantize.details import (
     Saturated,
     Speed,
 )
-from lepton_cli.quantize.prepare import matmul_to_gemm, prepare, unshare
+from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, unshare
+from lepton_cli.quantize.rewrites import Rewrite
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -55,30 +57,58 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
             option=("accuracy_guard",),
         )
     target = targets.resolve(options.target, context.provider)
-    prepared = prepare(model, context)
+    refuse_quantized(model)
+    allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+    if not context.dry and context.calibration is None and choose.candidates(cleaned(model), allowed).anchors:
+        _data(context)
+    prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
-    allowed = select(prepared.names, options.include, options.exclude)
-    matmul_to_gemm(work)
-    if cpu.suits(target):
-        shortcuts.as_convolutions(work, shortcuts.facts(work), allowed)
     choice = choose.candidates(work, allowed)
-    unshare(work, choice.anchors)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
-        count = len(choice.anchors) if context.dry else 0
-        return Outcome(model, count, _decisions(work, choice, target), summary, told, prepared.warnings)
+        stored = tables.planned(work, allowed) if context.dry and choice.anchors else []
+        count = len(choice.anchors) + len(stored) if context.dry else 0
+        decisions = (*_decisions(work, choice, target), *stored)
+        return _complete(Outcome(model, count, decisions, summary, told, prepared.warnings), work)
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
-        cpu.spare_slow_sums(work)
     found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "nothing to quantize is left"
-        return Outcome(model, 0, _decisions(work, choice, target), summary, told)
+        return _complete(Outcome(model, 0, _decisions(work, choice, target), summary, told), work)
     outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
-    return dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened)) if outcome.changed else outcome
+    if outcome.changed:
+        outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
+    return _complete(outcome, work)
+
+
+def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
+    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+    found = [Rewrite("MatMul and Add as Gemm", matmul_to_gemm)]
+    if cpu.suits(target):
+        found += [
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
+            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
+        ]
+    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
+    return found
+
+
+def _unshare(model: ir.Model, allowed: set[str]) -> None:
+    unshare(model, choose.candidates(model, allowed).anchors)
+
+
+def _convolutions(model: ir.Model, allowed: set[str]) -> None:
+    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
+
+
+def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
+    """With a decision for every other node that holds weights."""
+    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul")
+    return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
 def _data(context: Context) -> Dataset:
@@ -258,10 +288,12 @@ class _Quantization:
             self.warnings.append(
                 f"target `{self.target.name}`: {self.target.why}; these nodes fall back to the CPU: use `convert.fp16`"
             )
-        float_ones = {d.node for d in self.choice.kept}
-        if placed.in_float > len(float_ones) and targets.runs_here(self.target) is None:
+        # Counted over the whole graph as the kernels are: also operators that are never int8, and products of two
+        # activations.
+        left = sum(node.op_type in speed.MATRIX for node in self.model.graph) - len(self.choice.anchors)
+        if placed.in_float > left and targets.runs_here(self.target) is None:
             self.warnings.append(
-                f"onnxruntime runs {placed.in_float} matrix operators in float although {len(float_ones)} were left so"
+                f"onnxruntime runs {placed.in_float} matrix operators in float although {left} were left so"
             )
 
     def _portability(self, best: refine.Best) -> Portability:

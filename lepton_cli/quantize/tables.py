@@ -15,28 +15,47 @@ from lepton_cli.step import Decision
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from lepton_cli.quantize.spec import QuantizeWeights
+
 #: Smaller tables are not worth an operator that few runtimes know.
 LEAST_SIZE = 100_000
 
 
 def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[Decision]]:
     """A copy whose large float tables, read by a Gather of whole rows, are GatherBlockQuantized."""
-    from lepton_cli.quantize.spec import QuantizeWeights
-
     copy = io.clone(model)
     editor, decisions = Editor(copy), []
-    for node in list(copy.graph):
+    for node, options in _chosen(copy, allowed):
+        ratio = weights.replace(editor, node, options, weights.WeightStore(None))
+        decisions.append(_decision(node, f"table in 8 bits, blocks of {options.block_size} ({ratio:.0f} dB)"))
+    if decisions:
+        RemoveUnusedNodesPass()(copy)
+        copy.graph.opset_imports[weights.MICROSOFT] = 1
+    return copy, decisions
+
+
+def planned(model: ir.Model, allowed: Collection[str]) -> list[Decision]:
+    """The decisions of `shrink`, without the errors that only rewriting shows."""
+    found = _chosen(model, allowed)
+    return [_decision(node, f"table in 8 bits, blocks of {options.block_size}") for node, options in found]
+
+
+def _decision(node: ir.Node, reason: str) -> Decision:
+    return Decision(node=node.name or "", op="Gather", action="quantized", reason=reason)
+
+
+def _chosen(model: ir.Model, allowed: Collection[str]) -> list[tuple[ir.Node, QuantizeWeights]]:
+    """The lookups, each with the largest block that its rows allow."""
+    from lepton_cli.quantize.spec import QuantizeWeights
+
+    found = []
+    for node in model.graph:
         table = node.inputs[0] if node.op_type == "Gather" and node.name in allowed else None
         if table is None or table.const_value is None or table.const_value.size < LEAST_SIZE or len(table.uses()) > 1:
             continue
         for block in (128, 64, 32, 16):
             options = QuantizeWeights(step="quantize.weights", bits=8, block_size=block)
             if weights.refused(node, options) is None:
-                ratio = weights.replace(editor, node, options, weights.WeightStore(None))
-                reason = f"table in 8 bits, blocks of {block} ({ratio:.0f} dB)"
-                decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
+                found.append((node, options))
                 break
-    if decisions:
-        RemoveUnusedNodesPass()(copy)
-        copy.graph.opset_imports[weights.MICROSOFT] = 1
-    return copy, decisions
+    return found

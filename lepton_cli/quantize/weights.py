@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lepton_cli.graph import fold
+from lepton_cli.graph import clean, fold
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
-from lepton_cli.quantize import blockwise
+from lepton_cli.quantize import blockwise, fates
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
@@ -50,12 +49,13 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
     store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
     editor, errors = Editor(copy), []
+    shared: Shared = {}
     with context.progress.stage("quantize.weights", len(chosen)) as stage:
         for node in chosen:
-            ratio = replace(editor, node, options, store)
+            ratio = replace(editor, node, options, store, shared)
             errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
-    RemoveUnusedNodesPass()(copy)
+    clean.remove_unused(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
     details = details.model_copy(update={"sensitivity": tuple(errors)})
     summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
@@ -64,7 +64,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
 
 def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tuple[list[ir.Node], list[Decision]]:
     chosen, decisions = [], []
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain:
             continue
         reason = refused(node, options) if node.name in allowed else "left out by include/exclude"
@@ -73,13 +73,13 @@ def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tup
         action = "kept" if reason else "quantized"
         text = reason or f"{options.bits} bits, blocks of {options.block_size}"
         decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=text))
+    decisions += fates.left_alone(model, decisions, "blocks of 4 or 8 bits are for MatMul, Gemm and Gather", {})
     return chosen, decisions
 
 
 def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     """Why the node's weight cannot be stored by blocks, or `None`."""
-    value = node.inputs[0 if node.op_type == "Gather" else 1]
-    tensor = None if value is None else value.const_value
+    tensor = _weight(node)[0]
     if tensor is None:
         return "no constant weight"
     if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or len(tensor.shape) != 2:
@@ -98,6 +98,24 @@ def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     ):
         return "it transposes or scales its operands"
     return None
+
+
+def _weight(node: ir.Node) -> tuple[ir.TensorProtocol | None, bool]:
+    """The weight as it is stored, and whether its rows are what the node computes one result from each.
+
+    So are the rows of a table, of a Gemm with transB, and of what a Transpose turns (last layers of language models).
+    """
+    value = node.inputs[0 if node.op_type == "Gather" else 1]
+    by_rows = node.op_type == "Gather" or node.attributes.get_int("transB", 0) == 1
+    turn = value.producer() if value is not None else None
+    if node.op_type != "Gather" and turn is not None and _turns(turn):
+        value, by_rows = turn.inputs[0], not by_rows
+    return None if value is None else value.const_value, by_rows
+
+
+def _turns(node: ir.Node) -> bool:
+    standard = node.op_type == "Transpose" and not node.domain
+    return standard and list(node.attributes.get_ints("perm", (1, 0))) == [1, 0]
 
 
 def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
@@ -197,24 +215,37 @@ def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
     return made
 
 
-def replace(editor: Editor, node: ir.Node, options: QuantizeWeights, store: WeightStore) -> float:
-    """Put the quantized operator in the node's place; returns the weight's SQNR in dB."""
+#: Codes, scales and zero points that have been made, and the weight's SQNR in dB: by the tensor (kept, so that its
+#: number stays its own), by rows or by columns, for a Gather or a MatMul.
+Shared = dict[tuple[int, bool, bool], tuple[list[ir.Value], float, ir.TensorProtocol]]
+
+
+def replace(
+    editor: Editor, node: ir.Node, options: QuantizeWeights, store: WeightStore, shared: Shared | None = None
+) -> float:
+    """Put the quantized operator in the node's place; returns the weight's SQNR in dB.
+
+    A weight that several nodes read (both branches of a merged decoder) is stored once where they share `shared`.
+    """
     gather = node.op_type == "Gather"
-    weight = node.inputs[0 if gather else 1]
-    assert weight is not None
-    assert weight.const_value is not None
-    along_rows = gather or node.attributes.get_int("transB", 0) == 1
-    made = (_by_rows if along_rows else _by_columns)(weight.const_value, options)
-    outer, inner = dims(weight.const_value)
-    if not along_rows:
-        outer, inner = inner, outer
-    packed = made.packed.reshape(outer, -1) if gather else made.packed
-    arrays = [("codes", packed), ("scales", made.scales.astype(weight.const_value.dtype.numpy()))]
-    if made.zero_points is not None:
-        arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
-    inputs = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
+    tensor, by_rows = _weight(node)
+    assert tensor is not None
+    outer, inner = dims(tensor) if by_rows else dims(tensor)[::-1]
+    shared = {} if shared is None else shared
+    key = (id(tensor), by_rows, gather)
+    if key not in shared:
+        made = (_by_rows if by_rows else _by_columns)(tensor, options)
+        arrays = [
+            ("codes", made.packed.reshape(outer, -1) if gather else made.packed),
+            ("scales", made.scales.astype(tensor.dtype.numpy())),
+        ]
+        if made.zero_points is not None:
+            arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
+        held = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
+        shared[key] = held, made.sqnr, tensor
+    inputs, ratio, _ = shared[key]
     editor.put(node, _gather(node, inputs, options) if gather else _matmul(node, inputs, options, inner, outer))
-    return made.sqnr
+    return ratio
 
 
 def _gather(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights) -> list[ir.Node]:

@@ -174,3 +174,21 @@ def test_a_model_that_does_not_run_is_refused_before_any_step(context: Context) 
     _broken(broken)
     with pytest.raises(LeptonError, match="onnxruntime cannot"):
         runner.reference(broken, context)
+
+
+@pytest.mark.parametrize("code", ["model.runtime", "model.run"])
+def test_a_graph_that_a_step_broke_is_not_the_users(
+    code: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps run what they make themselves, and onnxruntime says no different of it than of a user's file."""
+
+    def fail(*_: object) -> Outcome:
+        raise ModelError(code, "onnxruntime cannot load the model", cause="Node () has no type")
+
+    with pytest.raises(StepError, match=r"`quantize\.dynamic` made a graph that onnxruntime cannot run") as caught:
+        _run(fail, context, monkeypatch)
+    assert (caught.value.exit_code, caught.value.cause) == (3, "Node () has no type")
+    _, after, record = _run(fail, context, monkeypatch, if_possible=True)
+    assert after.model is context.original
+    (warning,) = record.warnings  # type: ignore[attr-defined]
+    assert warning.startswith("left out: `quantize.dynamic` made a graph")

@@ -218,7 +218,9 @@ def test_operators_of_other_domains_are_not_looked_at(tmp_path: Path) -> None:
     graph.op("Relu", "t0")
     model = graph.model("t1")
     outcome = STEPS["quantize.weights"].apply(model, params(), context(rows(), tmp_path, dry=True))
-    assert (outcome.changed, outcome.decisions) == (0, ())
+    (decision,) = outcome.decisions
+    assert (outcome.changed, decision.action, decision.op) == (0, "kept", "MatMul")
+    assert decision.reason.startswith("elsewhere.MatMul stays float")
 
 
 def test_weights_that_others_read_too_or_that_are_outputs_stay(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Every node that holds weights is named by every step that stores weights, with what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lepton_cli.data.memory import Arrays
+from lepton_cli.graph.held import holders
+from lepton_cli.model import io
+from lepton_cli.steps import STEPS
+from tests.quantize.builders import Graph, context
+
+STORING = ("quantize.static", "quantize.dynamic", "quantize.weights", "convert.fp16")
+
+
+def mixed() -> tuple[Graph, str]:
+    """A recurrent layer, a product in Einstein's notation, an upsampling layer and a MatMul: weights in each."""
+    graph = Graph()
+    draw = graph.random.normal
+
+    def weight(*shape: int) -> str:
+        return graph.constant((0.1 * draw(size=shape)).astype(np.float32))
+
+    x = graph.take("x", ["L", "B", 32])
+    _, last = graph.op("GRU", x, weight(1, 96, 32), weight(1, 96, 32), outputs=2, hidden_size=32)
+    flat = graph.op("Squeeze", last, graph.constant(np.array([0])))
+    ein = graph.op("Einsum", flat, weight(32, 64), equation="ab,bc->ac")
+    dense = graph.op("MatMul", ein, weight(64, 64))
+    image = graph.op("Reshape", dense, graph.constant(np.array([-1, 16, 2, 2])))
+    return graph, graph.op("ConvTranspose", image, weight(16, 8, 2, 2), strides=[2, 2])
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("step", STORING)
+def test_nothing_that_holds_weights_is_left_without_a_word(step: str, dry: bool, tmp_path: Path) -> None:
+    graph, result = mixed()
+    model = graph.model(result)
+    data = Arrays({"x": np.random.default_rng(1).normal(size=(6, 4, 32)).astype(np.float32)})
+    options = STEPS[step].options.model_validate({"step": step})
+    outcome = STEPS[step].apply(model, options, context(data, tmp_path, dry=dry, batch=6))
+    told = {decision.node: decision for decision in outcome.decisions}
+    assert {holder.node.op_type for holder in holders(model)} == {"GRU", "Einsum", "MatMul", "ConvTranspose"}
+    assert {holder.node.name for holder in holders(model)} <= told.keys()
+    for holder in holders(model):
+        found = told[holder.node.name or ""]
+        wanted = "converted" if step == "convert.fp16" else "quantized" if found.op == "MatMul" else "kept"
+        assert found.action == wanted
+        assert found.reason
+    assert io.to_bytes(model) == io.to_bytes(graph.model(result))
+
+
+def test_operators_that_are_never_int8_are_no_surprise(tmp_path: Path) -> None:
+    graph, result = mixed()
+    data = Arrays({"x": np.random.default_rng(1).normal(size=(6, 4, 32)).astype(np.float32)})
+    options = STEPS["quantize.static"].options.model_validate({"step": "quantize.static", "speed_guard": False})
+    outcome = STEPS["quantize.static"].apply(graph.model(result), options, context(data, tmp_path, batch=6))
+    assert outcome.changed
+    assert not any("matrix operators in float" in warning for warning in outcome.warnings)

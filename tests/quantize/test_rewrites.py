@@ -1,0 +1,202 @@
+"""Rewrites that are not the same function: planted here, and caught before anything is rounded."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+
+from lepton_cli.coupling import shortcuts
+from lepton_cli.errors import StepError
+from lepton_cli.graph import batch_norm
+from lepton_cli.graph.edit import Editor, array_of
+from lepton_cli.model import io
+from lepton_cli.quantize import cpu, dynamic, prepare, static
+from lepton_cli.quantize.rewrites import Rewrite, held
+from lepton_cli.steps import STEPS
+from tests.quantize.builders import Graph, context, images, mlp, ops, rows, sqnr
+
+
+def scaled(factor: float) -> Rewrite:
+    """A rewrite that multiplies the first weight of two dimensions: the same function for the factor 1 only."""
+
+    def apply(model: ir.Model) -> None:
+        node = next(node for node in model.graph if node.op_type in ("Gemm", "MatMul"))
+        weight = array_of(node)
+        assert weight is not None
+        Editor(model).give(node, 1, weight * np.float32(factor), "scaled")
+
+    return Rewrite(f"times {factor}", apply)
+
+
+def test_rewrites_that_compute_the_same_are_all_taken(tmp_path: Path) -> None:
+    model = mlp()
+    before = io.to_bytes(model)
+    made, warnings = held(model, [Rewrite("Gemm", prepare.matmul_to_gemm), scaled(1.0)], context(rows(), tmp_path))
+    assert (ops(made), warnings) == (["Gemm", "Relu", "Gemm", "Relu", "Gemm"], ())
+    assert "scaled" in made.graph.initializers
+    assert io.to_bytes(model) == before
+
+
+@pytest.mark.parametrize("factor", [1.001, 2.0])
+def test_the_one_that_does_not_is_left_out_and_named(factor: float, tmp_path: Path) -> None:
+    """A factor of 1.001 is an error at 60 dB, where equal functions in float32 agree to 80 dB and more."""
+    wrong = [Rewrite("Gemm", prepare.matmul_to_gemm), scaled(factor), scaled(1.0)]
+    made, warnings = held(mlp(), wrong, context(rows(), tmp_path))
+    assert ops(made) == ["Gemm", "Relu", "Gemm", "Relu", "Gemm"]
+    assert sqnr(mlp(), made, rows()) > 100
+    (warning,) = warnings
+    assert warning.startswith(f"left out, as it does not compute the same here: times {factor} (output `t5` at ")
+
+
+def test_one_that_makes_a_broken_graph(tmp_path: Path) -> None:
+    def breaks(model: ir.Model) -> None:
+        Editor(model).give(next(iter(model.graph)), 1, np.zeros((7, 7), np.float32), "wrong")
+
+    made, (warning,) = held(mlp(), [Rewrite("a break", breaks)], context(rows(), tmp_path))
+    assert ops(made) == ops(mlp())
+    assert "onnxruntime cannot run it" in warning
+
+
+def test_without_the_one_that_is_needed_the_step_ends(tmp_path: Path) -> None:
+    wrong = Rewrite("half", scaled(0.5).apply, needed=True, hint="do without")
+    with pytest.raises(StepError, match="half does not compute the same: output `t5` at 6 dB") as caught:
+        held(mlp(), [wrong], context(rows(), tmp_path))
+    assert caught.value.hint == "do without"
+
+
+def test_a_plan_runs_nothing(tmp_path: Path) -> None:
+    _, warnings = held(mlp(), [scaled(2.0)], context(None, tmp_path, check=None, dry=True))
+    assert warnings == ()
+
+
+def test_outputs_without_floats_and_of_other_sizes(tmp_path: Path) -> None:
+    graph = Graph()
+    product = graph.op("MatMul", graph.take("x", ["b", 64]), graph.constant(np.eye(64, dtype=np.float32)))
+    model = graph.model(product)
+    model.graph.outputs.clear()
+    for op in ("ArgMax", "NonZero"):
+        node = ir.node(op, [next(iter(model.graph)).outputs[0]], name=op)
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
+    assert held(model, [scaled(1.0)], context(rows(), tmp_path))[1] == ()
+    (warning,) = held(model, [scaled(-1.0)], context(rows(), tmp_path))[1]
+    assert "times -1.0" in warning
+    (warning,) = held(model, [scaled(0.0)], context(rows(), tmp_path))[1]
+    assert "times 0.0" in warning
+
+
+def test_a_model_that_is_unsteady_itself(tmp_path: Path) -> None:
+    """(x + 1e6) - 1e6 in float32 is near x to 25 dB only, in whichever way it is computed: no rewrite is at fault."""
+    graph = Graph()
+    x = graph.take("x", ["b", 64], TensorProto.FLOAT)
+    product = graph.op("MatMul", x, graph.constant(np.eye(64, dtype=np.float32)))
+    huge = graph.constant(np.full((1,), 3e6, np.float32))
+    model = graph.model(graph.op("Sub", graph.op("Add", product, huge), huge))
+
+    def by_half(model: ir.Model) -> None:
+        scaled(1.0000001).apply(model)
+
+    assert held(model, [Rewrite("rounding", by_half)], context(rows(), tmp_path))[1] == ()
+
+
+def normalised() -> ir.Model:
+    """Conv, BatchNormalization, a shortcut that thins out and pads, LayerNormalization of a sum, Gemm and MatMul."""
+    graph = Graph()
+    draw = graph.random.normal
+    x = graph.conv(graph.take("x", ["b", 3, 8, 8]), 3, 16, relu=False)
+    parts = [graph.constant(abs(draw(1, 0.2, 16)).astype(np.float32)) for _ in range(4)]
+    x = graph.op("Relu", graph.op("BatchNormalization", x, *parts))
+    flat = graph.op("Flatten", graph.op("GlobalAveragePool", x))
+    both = graph.op("Add", graph.linear(flat, 16, 32), graph.linear(flat, 16, 32, gemm=False))
+    scale = [graph.constant(np.ones(32, np.float32)), graph.constant(np.zeros(32, np.float32))]
+    norm = graph.op("LayerNormalization", both, *scale)
+    return graph.model(graph.linear(norm, 32, 32))
+
+
+def doubled(model: ir.Model) -> None:
+    """Plants an error: the first weight is twice what it was."""
+    for node in model.graph:
+        weight = array_of(node)
+        if node.op_type in ("Conv", "Gemm", "MatMul") and weight is not None:
+            Editor(model).give(node, 1, 2 * weight, "planted")
+            return
+
+
+PLANTS = [
+    ("quantize.static", static, "matmul_to_gemm"),
+    ("quantize.static", static, "unshare"),
+    ("quantize.static", shortcuts, "as_convolutions"),
+    ("quantize.static", cpu, "spare_slow_sums"),
+    ("quantize.static", batch_norm, "fold_batch_norm"),
+    ("quantize.dynamic", dynamic, "gemm_to_matmul"),
+    ("quantize.dynamic", cpu, "spare_slow_sums"),
+    ("quantize.dynamic", batch_norm, "fold_batch_norm"),
+]
+
+
+@pytest.mark.parametrize(("step", "module", "name"), PLANTS)
+def test_a_wrong_rewrite_never_leaves_the_step(
+    step: str, module: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(module, name)
+
+    def wrong(model: ir.Model, *others: object) -> object:
+        found = real(model, *others)
+        doubled(model)
+        return found
+
+    monkeypatch.setattr(module, name, wrong)
+    data = images(32, size=8)
+    guard = {"speed_guard": False} if step == "quantize.static" else {}
+    options = STEPS[step].options.model_validate({"step": step, "target": "x86-vnni", **guard})
+    run = partial(STEPS[step].apply, normalised(), options, context(data, tmp_path, batch=8))
+    if name == "gemm_to_matmul":
+        with pytest.raises(StepError, match="Gemm as MatMul and Add does not compute the same"):
+            run()
+        return
+    outcome = run()
+    assert sqnr(normalised(), outcome.model, data) > 35, "a doubled weight leaves less than 10 dB"
+    assert any("does not compute the same" in warning for warning in outcome.warnings)
+
+
+@pytest.mark.parametrize("plant", ["half", "no bias", "turned"])
+def test_a_node_that_is_written_wrong_goes_back_to_float(
+    plant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer of int8 itself: what it loses besides rounding is seen at the node, whatever follows it."""
+    real = dynamic._written
+
+    def wrong(model: ir.Model, nodes: set[str], *others: Any) -> ir.Model:
+        made = real(model, nodes, *others)
+        if "MatMul_2" in nodes:
+            result = next(v for node in made.graph for v in node.outputs if v.name == "t2")
+            readers = list(result.uses())
+            factor = ir.node("Mul", [result, Editor(made).constant("f", np.float32(0.5))], name="plant")
+            if plant == "turned":
+                factor = ir.node("Neg", [result], name="plant")
+            if plant == "no bias":
+                factor = ir.node("Sub", [result, Editor(made).constant("f", np.float32(5))], name="plant")
+            factor.outputs[0].name = "t2"
+            result.name = "t2_right"
+            made.graph.append(factor)
+            for use in readers:
+                use.node.replace_input_with(use.idx, factor.outputs[0])
+            made.graph.sort()
+        return made
+
+    options = STEPS["quantize.dynamic"].options.model_validate({"step": "quantize.dynamic", "target": "x86-vnni"})
+    monkeypatch.setattr(dynamic, "_written", wrong)
+    outcome = STEPS["quantize.dynamic"].apply(mlp(), options, context(rows(), tmp_path))
+    told = {one.node: one for one in outcome.decisions}
+    assert told["MatMul_2"].action == "kept"
+    assert told["MatMul_2"].reason.startswith("stays float: in 8 or fewer bits its result is")
+    assert told["Gemm_0"].action == "quantized"
+    assert outcome.changed == 1
+    assert sqnr(mlp(), outcome.model, rows()) > 30
