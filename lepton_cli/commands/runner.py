@@ -33,7 +33,7 @@ STRANGE = 0.5
 #: Fewer values tell nothing about correlation.
 _LEAST_VALUES = 16
 
-Outputs = list[dict[str, np.ndarray]]
+BatchOutputs = list[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Checked:
     """A model with its outputs on the check batches; `None`: it is too large to be run for a plan."""
 
     model: ir.Model
-    outputs: Outputs | None
+    outputs: BatchOutputs | None
 
 
 def reference(model: ir.Model, context: Context) -> Checked:
@@ -82,7 +82,7 @@ def run_step(
     return Checked(outcome.model, outputs), record
 
 
-def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, Outputs | None, list[str]]:
+def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, BatchOutputs | None, list[str]]:
     """What the step made, checked, its outputs, and what is said of their sizes; the model as it was where leaving the
     step out is no error."""
     try:
@@ -160,16 +160,18 @@ def _keep_input(model: ir.Model, index: int, folder: Path | None) -> str | None:
     return f"the model before this step is kept as {path}"
 
 
-def _run(model: ir.Model, context: Context) -> Outputs:
+def _run(model: ir.Model, context: Context) -> BatchOutputs:
     session = runtime.Session(io.payload(model, context.workdir), threads=context.threads)
-    found: Outputs = []
+    found: BatchOutputs = []
     for batch in context.check.batches(limit=CHECK_SAMPLES):
         results = session.run(batch.feeds)
         found.append({name: value for name, value in results.items() if isinstance(value, np.ndarray)})
     return found
 
 
-def _check(before: Checked, outcome: Outcome, options: Options, context: Context) -> tuple[Outputs | None, list[str]]:
+def _check(
+    before: Checked, outcome: Outcome, options: Options, context: Context
+) -> tuple[BatchOutputs | None, list[str]]:
     _check_signature(before.model, outcome.model, options)
     if before.outputs is None:
         return None, []
@@ -273,8 +275,8 @@ def _check_output(
         )
 
 
-def _strangers(before: Outputs | None, after: Outputs | None, outcome: Outcome) -> list[str]:
-    """Outputs that a step, which changes results by design, left little of."""
+def _strangers(before: BatchOutputs | None, after: BatchOutputs | None, outcome: Outcome) -> list[str]:
+    """BatchOutputs that a step, which changes results by design, left little of."""
     if before is None or after is None or outcome.tolerance is not None or not outcome.changed or not before:
         return []
     found = []

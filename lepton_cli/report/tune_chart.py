@@ -32,7 +32,7 @@ class ListedTrial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class SearchSection:
     """What the template shows of a search."""
 
     title: str
@@ -48,7 +48,7 @@ class Section:
     rejected: int
 
 
-def section(report: Report) -> Section | None:
+def section(report: Report) -> SearchSection | None:
     """The search; `None` for reports of other commands."""
     tuned = tune_facts.search(report)
     if tuned is None:
@@ -56,7 +56,7 @@ def section(report: Report) -> Section | None:
     axes = tuned.axes
     trials = tune_facts.trials(tuned)
     drawn = [trial for trial in trials if trial.x is not None and trial.y is not None]
-    return Section(
+    return SearchSection(
         title="Trade-offs tried",
         text=_text(tuned, len(drawn)),
         front=_front(drawn, axes),
