@@ -203,7 +203,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
                 tensors_range=None,
                 nodes_to_quantize=sorted(nodes),
                 nodes_to_exclude=[],
-                op_types_to_quantize=list(op_types),
+                op_types_to_quantize=sorted({*op_types, "MatMul"}),  # what Gemms are by now; `nodes` says which
                 # Behind onnxruntime's own operators no shape inference knows a type; what is quantized here is float32.
                 extra_options={
                     "WeightSymmetric": True,
