@@ -18,7 +18,7 @@ from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, w
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
-from lepton_cli.quantize.rewrites import Rewrite, held, strayed
+from lepton_cli.quantize.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
@@ -89,10 +89,7 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         made, details = smoothed()
         if wrong := strayed(given, made, names, context):
             names -= wrong.keys()
-            decisions = [
-                d.model_copy(update={"action": "kept", "reason": wrong[d.node]}) if d.node in wrong else d
-                for d in decisions
-            ]
+            decisions = kept(decisions, wrong)
             made, details = smoothed() if names else (given, unsmoothed)
     if "Gather" in options.op_types:
         made, stored = tables.shrink(made, allowed)
@@ -203,7 +200,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
                 tensors_range=None,
                 nodes_to_quantize=sorted(nodes),
                 nodes_to_exclude=[],
-                op_types_to_quantize=list(op_types),
+                op_types_to_quantize=sorted({*op_types, "MatMul"}),  # what Gemms are by now; `nodes` says which
                 # Behind onnxruntime's own operators no shape inference knows a type; what is quantized here is float32.
                 extra_options={
                     "WeightSymmetric": True,

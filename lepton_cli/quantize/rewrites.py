@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from lepton_cli.errors import LeptonError, StepError
 from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.runtime import Session, Values
-from lepton_cli.step import Context
+from lepton_cli.step import Context, Decision
 
 #: Least agreement of equal functions in float32, in dB; an unsteady model may differ from itself by more.
 SAME_DB = 80.0
@@ -156,10 +156,12 @@ def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: 
     """
     made = {value.name for node in after.graph for value in node.outputs}
     nodes = [node for node in before.graph if node.name in names and node.outputs[0].name in made]
+    if not nodes:
+        return {}
     reads = {v.name or "" for node in nodes for v in node.inputs if v is not None and v.const_value is None and v.name}
     results = {node.outputs[0].name or "": node for node in nodes}
     feeds = next((batch.feeds for batch in activations.batches(before, context.check, limit=SAMPLES)), None)
-    if not nodes or feeds is None:
+    if feeds is None:
         return {}
     seen = activations.Activations(before, [*reads, *results], context.workdir, context.threads).run(feeds)
     kept = {name: seen[name] for name in reads & made}
@@ -170,6 +172,14 @@ def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: 
     found = session.run({info.name: given[info.name] for info in session.inputs}, list(results))
     said = {node.name or "": _strayed(seen[name], found[name]) for name, node in results.items()}
     return {name: text for name, text in said.items() if text is not None}
+
+
+def kept(decisions: Sequence[Decision], wrong: Mapping[str, str]) -> list[Decision]:
+    """The decisions where the nodes `wrong` stay as they are, each for the reason given."""
+    return [
+        one.model_copy(update={"action": "kept", "reason": wrong[one.node]}) if one.node in wrong else one
+        for one in decisions
+    ]
 
 
 def _strayed(old: NDArray[Any], new: NDArray[Any]) -> str | None:

@@ -7,7 +7,7 @@ onnxruntime's own MatMulNBitsQuantizer holds the whole model; the format here is
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lepton_cli.model import io
 from lepton_cli.quantize import blockwise, fates
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
+from lepton_cli.quantize.rewrites import kept, strayed
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -37,8 +38,7 @@ SPILL_ABOVE = 256_000_000
 def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Outcome:
     """The model with blockwise weights. Raises ModelError for models that are quantized already."""
     refuse_quantized(model)
-    names = [node.name or "" for node in model.graph.all_nodes()]
-    allowed = select(names, options.include, options.exclude)
+    allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     copy = io.clone(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
     chosen, decisions = _chosen(copy, allowed, options)
@@ -48,18 +48,32 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     if not chosen or context.dry:
         return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
     store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
+    names = {node.name or "" for node in chosen}
+    made, errors = _written(copy, names, options, store, context)
+    if store.path is None and (wrong := strayed(copy, made, names, context)):  # no second run of what fills the memory
+        names -= wrong.keys()
+        decisions = kept(decisions, wrong)
+        made, errors = _written(copy, names, options, store, context)
+    details = details.model_copy(update={"sensitivity": tuple(errors)})
+    summary = f"{len(names)} weights to {options.bits} bits in blocks of {options.block_size}"
+    return Outcome(made if names else model, len(names), tuple(decisions), summary, details)
+
+
+def _written(
+    model: ir.Model, names: Collection[str], options: QuantizeWeights, store: WeightStore, context: Context
+) -> tuple[ir.Model, list[Sensitivity]]:
+    """A copy in which the weights of the nodes `names` are stored in blocks, and the error of each."""
+    copy = io.clone(model)
     editor, errors = Editor(copy), []
     shared: Shared = {}
-    with context.progress.stage("quantize.weights", len(chosen)) as stage:
-        for node in chosen:
+    with context.progress.stage("quantize.weights", len(names)) as stage:
+        for node in [node for node in copy.graph.all_nodes() if node.name in names]:
             ratio = replace(editor, node, options, store, shared)
             errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
     clean.remove_unused(copy)
     copy.graph.opset_imports[MICROSOFT] = 1
-    details = details.model_copy(update={"sensitivity": tuple(errors)})
-    summary = f"{len(chosen)} weights to {options.bits} bits in blocks of {options.block_size}"
-    return Outcome(copy, len(chosen), tuple(decisions), summary, details)
+    return copy, errors
 
 
 def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tuple[list[ir.Node], list[Decision]]:

@@ -360,3 +360,11 @@ def test_the_producer_stays(tmp_path: Path) -> None:
     model.producer_name, model.producer_version = "maker", "7"
     made = quantize(model, tmp_path, rows()).model
     assert (made.producer_name, made.producer_version) == ("maker", "7")
+
+
+def test_gemms_alone(tmp_path: Path) -> None:
+    """They are MatMuls by the time that they are written, and quantized all the same."""
+    outcome = quantize(mlp(), tmp_path, rows(), op_types=["Gemm"])
+    told = [(one.node, one.action) for one in outcome.decisions]
+    assert told == [("Gemm_0", "quantized"), ("MatMul_2", "kept"), ("Gemm_5", "kept")]
+    assert ops(outcome.model).count("MatMulInteger") == 1

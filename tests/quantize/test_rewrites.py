@@ -16,8 +16,9 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph import batch_norm
 from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
-from lepton_cli.quantize import cpu, dynamic, prepare, static
+from lepton_cli.quantize import cpu, dynamic, prepare, static, weights
 from lepton_cli.quantize.rewrites import Rewrite, held
+from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context, images, mlp, ops, rows, sqnr
 
@@ -200,3 +201,23 @@ def test_a_node_that_is_written_wrong_goes_back_to_float(
     assert told["Gemm_0"].action == "quantized"
     assert outcome.changed == 1
     assert sqnr(mlp(), outcome.model, rows()) > 30
+
+
+def test_blocks_that_are_written_wrong_go_back_to_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks with scales of half their size, in one of two layers."""
+    real = weights._by_rows
+
+    def wrong(tensor: ir.TensorProtocol, options: QuantizeWeights) -> Any:
+        made = real(tensor, options)
+        made.scales /= 2
+        return made
+
+    model = mlp()
+    options = STEPS["quantize.weights"].options.model_validate({"step": "quantize.weights", "bits": 8})
+    monkeypatch.setattr(weights, "_by_rows", wrong)
+    outcome = STEPS["quantize.weights"].apply(model, options, context(rows(), tmp_path))
+    told = {one.node: one for one in outcome.decisions}
+    assert (told["Gemm_0"].action, told["MatMul_2"].action) == ("kept", "quantized")
+    assert "its result is 0.5" in told["Gemm_0"].reason
+    assert ops(outcome.model).count("MatMulNBits") == outcome.changed == 1
+    assert sqnr(model, outcome.model, rows()) > 30

@@ -10,6 +10,7 @@ import pytest
 
 from lepton_cli.model import io
 from lepton_cli.quantize import dynamic, streamed, weights
+from lepton_cli.quantize.prepare import gemm_to_matmul
 from lepton_cli.quantize.targets import TARGETS
 from tests.quantize.builders import Graph, ops, rows, run
 
@@ -66,7 +67,9 @@ def test_each_column_has_its_own_scale_and_its_greatest_value_the_limit(
 def test_the_outputs_are_those_of_onnxruntimes_writer() -> None:
     model, data = net(), rows(16, 20)
     made = streamed.dynamic(model, ALL, 127, weights.WeightStore(None))
-    written = dynamic._written(io.clone(model), ALL, ("MatMul", "Gemm"), TARGETS["x86-vnni"])
+    products = io.clone(model)
+    gemm_to_matmul(products, set(ALL))
+    written = dynamic._written(products, ALL, ("MatMul", "Gemm"), TARGETS["x86-vnni"])
     np.testing.assert_array_equal(array(made, "MatMul_0.codes"), array(written, "w0_quantized"))
     np.testing.assert_allclose(array(made, "Gemm_4.scales"), array(written, "w3_scale"), rtol=1e-6)
     np.testing.assert_allclose(run(made, data), run(written, data), atol=1e-5)
