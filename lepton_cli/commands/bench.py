@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnx_ir as ir
-
 from lepton_cli.commands import adhoc
 from lepton_cli.commands.assemble import broken, variant
 from lepton_cli.commands.job import check_shapes
@@ -26,6 +24,7 @@ from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report import words
 from lepton_cli.report.model import Report, Variant
 from lepton_cli.runtime import Values
+from lepton_cli.tensors import TensorInfo
 
 #: Input -> its shape, batch included.
 InputShapes = Mapping[str, tuple[int, ...]]
@@ -86,7 +85,8 @@ class Timing:
             if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
         }
         arrays = data if not isinstance(data, Path) else None
-        self._feeds = _Feeds(next(iter(models.values())).model, recipe, max(spec.batch), given, arrays)
+        made = inputs if data is not None else feeds.sized(next(iter(models.values())).model, given)
+        self._feeds = _Feeds(made, recipe, max(spec.batch), given, arrays)
 
     def table(self, progress: Progress) -> LatencyTable:
         """The times. Raises what `bench` raises, and Interrupted with the table so far."""
@@ -135,20 +135,20 @@ class _Feeds:
 
     def __init__(
         self,
-        model: ir.Model,
+        inputs: Sequence[TensorInfo],
         recipe: LoadedRecipe,
         largest: int,
         given: InputShapes | None,
         arrays: Arrays | None,
     ) -> None:
-        spec, inputs = recipe.recipe.data.evaluation, io.inputs(model)
+        spec = recipe.recipe.data.evaluation
         try:
             self._data: Dataset = (
                 arrays.of(inputs, "data")
                 if arrays is not None
                 else open_dataset(spec, inputs, name="data", base=Path())
                 if spec is not None
-                else synthetic(feeds.sized(model, given), seed=0, samples=largest, batch=largest, shapes=given)
+                else synthetic(inputs, seed=0, samples=largest, batch=largest, shapes=given)
             )
         except LeptonError as error:
             if error.code == "data.no-shape":

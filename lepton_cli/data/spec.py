@@ -88,7 +88,9 @@ class DataSpec(Strict):
         le=1_000_000,
         description="Added to every label: 1 for models whose class 0 is `background`",
     )
-    batch: int = Field(default=32, ge=1, description="Samples per batch when reading")
+    batch: int = Field(
+        default=32, ge=1, description="Samples per batch when reading; 1 allows samples of different shapes"
+    )
     preprocess: Preprocess = Preprocess()
     preprocess_inputs: dict[str, Preprocess] = Field(
         default={}, description="Preprocessing of single inputs, instead of `preprocess`"
