@@ -14,7 +14,7 @@ from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import cpu, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import aside, cpu, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -163,7 +163,8 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
     from onnxruntime.quantization.quant_utils import QuantizationMode
 
     gemm_to_matmul(model, nodes)
-    proto = io.to_proto(model)
+    apart, moved = aside.set_aside(model)
+    proto = io.to_proto(apart)
     try:
         with quiet():
             quantizer = ONNXQuantizer(
@@ -175,7 +176,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
                 tensors_range=None,
-                nodes_to_quantize=sorted(nodes),
+                nodes_to_quantize=sorted(aside.renamed(nodes, moved)),
                 nodes_to_exclude=[],
                 op_types_to_quantize=list(op_types),
                 # Behind onnxruntime's own operators no shape inference knows a type; what is quantized here is float32.
@@ -192,6 +193,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
     result: ir.Model = ir.from_proto(made)
+    aside.put_back(result, moved)
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
