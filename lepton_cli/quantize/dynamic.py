@@ -14,7 +14,7 @@ from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import cpu, fates, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import aside, cpu, fates, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
@@ -186,7 +186,8 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode
 
-    proto = io.to_proto(model)
+    apart, moved = aside.set_aside(model)
+    proto = io.to_proto(apart)
     try:
         with quiet():
             quantizer = ONNXQuantizer(
@@ -198,7 +199,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
                 tensors_range=None,
-                nodes_to_quantize=sorted(nodes),
+                nodes_to_quantize=sorted(aside.renamed(nodes, moved)),
                 nodes_to_exclude=[],
                 op_types_to_quantize=sorted({*op_types, "MatMul"}),  # what Gemms are by now; `nodes` says which
                 # Behind onnxruntime's own operators no shape inference knows a type; what is quantized here is float32.
@@ -215,6 +216,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
     result: ir.Model = ir.from_proto(made)
+    aside.put_back(result, moved)
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result

@@ -24,6 +24,8 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: Greatest finite float16, and the least that is not zero: what would vanish may be a divisor.
 GREATEST = 65504.0
 LEAST = 5.97e-08
+#: Values worked on at once.
+_CHUNK = 1 << 20
 _NAMES = {FLOAT: "tensor(float)", HALF: "tensor(float16)"}
 _SHORT = {FLOAT: "float", HALF: "half"}
 
@@ -60,10 +62,13 @@ def widen(model: ir.Model) -> ir.Model:
 
 def to_half(array: NDArray[Any]) -> NDArray[np.float16]:
     """Rounded to float16; finite values beyond its range become its ends, and none becomes zero."""
-    finite = np.isfinite(array)
-    cut = np.where(finite, np.clip(array, -GREATEST, GREATEST), array)
-    tiny = (np.abs(array) < LEAST) & (array != 0)
-    return np.asarray(np.where(tiny, np.copysign(LEAST, array), cut), np.float16)
+    flat, made = array.reshape(-1), np.empty(array.size, np.float16)
+    for start in range(0, array.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        cut = np.where(np.isfinite(part), np.clip(part, -GREATEST, GREATEST), part)
+        tiny = (np.abs(part) < LEAST) & (part != 0)
+        made[start : start + _CHUNK] = np.where(tiny, np.copysign(LEAST, part), cut)
+    return made.reshape(array.shape)
 
 
 def _in(kind: ir.DataType, array: NDArray[Any]) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
+from lepton_cli.quantize import aside
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
 from lepton_cli.runtime import one_line, onnxruntime, quiet
@@ -38,10 +39,25 @@ class Scheme:
     scales: Mapping[str, tuple[int, NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
     activations: Literal["int8", "int16"] = "int8"
 
+    def renamed(self, moved: Mapping[str, str]) -> Scheme:
+        """The same for a model in which names have changed."""
+        choice = self.choice
+        choice = dataclasses.replace(
+            choice,
+            anchors=aside.renamed(choice.anchors, moved),
+            between=aside.renamed(choice.between, moved),
+            wide=aside.renamed(choice.wide, moved),
+        )
+        ranges = {moved.get(name, name): found for name, found in self.ranges.items()}
+        scales = {moved.get(name, name): found for name, found in self.scales.items()}
+        return dataclasses.replace(self, choice=choice, ranges=ranges, scales=scales)
+
 
 def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
-    proto = io.to_proto(_typed(model, plan))
+    apart, moved = aside.set_aside(_typed(model, plan))
+    plan = plan.renamed(moved)
+    proto = io.to_proto(apart)
     try:
         with quiet():
             made = _quantizer(proto, plan).quantize_model()
@@ -50,7 +66,8 @@ def write(model: ir.Model, plan: Scheme) -> ir.Model:
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
     result: ir.Model = ir.from_proto(made)
-    spare_float_users(result, plan.choice, _float_results(model, plan))
+    spare_float_users(result, plan.choice, _float_results(apart, plan))
+    aside.put_back(result, moved)
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
@@ -75,7 +92,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Scheme) -> Any:
     ranges = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in plan.ranges.items()
     }
-    names = {node.name: node.op_type for node in proto.graph.node}
+    operators = {node.name: node.op_type for node in proto.graph.node}
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
     kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     wide = QuantType.QInt16 if plan.target.symmetric_activations else QuantType.QUInt16
@@ -88,7 +105,7 @@ def _quantizer(proto: onnx.ModelProto, plan: Scheme) -> Any:
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
         nodes_to_quantize=sorted(plan.choice.nodes),
         nodes_to_exclude=[],
-        op_types_to_quantize=sorted({names[name] for name in plan.choice.nodes}),
+        op_types_to_quantize=sorted({operators[name] for name in plan.choice.nodes}),
         extra_options={
             "ActivationSymmetric": plan.target.symmetric_activations,
             "WeightSymmetric": True,
