@@ -44,7 +44,7 @@ class Tracker:
             self.different_shapes += 1
             return
         if self._decide is not None:
-            same = self._decide(reference) == self._decide(other)
+            same = self._decide(reference) == self._decide(other) if reference.size else reference
             self._agreeing += float(same.reshape(units, -1).mean(axis=1).sum()) if same.size else units
         self._float &= np.issubdtype(reference.dtype, np.floating)
         if not np.issubdtype(reference.dtype, np.number):

@@ -67,6 +67,7 @@ def prepare(model: ir.Model, context: Context, *further: Rewrite) -> Prepared:
 
     def fold_norms(copy: ir.Model) -> None:
         norms[:] = _fold(copy)
+        shapes.annotate(copy)
 
     def compute(copy: ir.Model) -> None:
         _lift(copy)
@@ -81,7 +82,6 @@ def prepare(model: ir.Model, context: Context, *further: Rewrite) -> Prepared:
     _lift(exposed)
     wide = half.widen(exposed)
     made, warnings = held(model if wide is exposed else wide, (*first, *further), context)
-    shapes.annotate(made)
     warnings += () if wide is exposed else ("float16 became float32: only what is quantized gets smaller",)
     warnings += tuple(f"BatchNormalization `{node.name}` stays unfolded: {reason}" for node, reason in norms[:3])
     return Prepared(made, names, warnings)
@@ -98,6 +98,7 @@ def cleaned(model: ir.Model) -> ir.Model:
     """The copy that `prepare` makes, unchecked."""
     copy = lifted(model)
     _fold(copy)
+    shapes.annotate(copy)
     return copy
 
 
