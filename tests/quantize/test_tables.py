@@ -74,7 +74,7 @@ def test_the_largest_block_that_divides_a_row_is_taken(columns: int, block: int 
 def test_other_tables_stay() -> None:
     stay = {
         "columns": lookup(128, 128, axis=1),
-        "float16": lookup(128, 128, kind=np.float16),
+        "float64": lookup(128, 128, kind=np.float64),
         "three dimensions": lookup(16, 16, 128),
     }
     graph = Graph()
@@ -93,6 +93,23 @@ def test_other_tables_stay() -> None:
         made, decisions = shrink(model)
         assert (ops(made), decisions) == (ops(model), []), why
         assert made is not model
+
+
+@pytest.mark.usefixtures("small")
+def test_tables_in_float16_are_stored_too() -> None:
+    """A row of 128 is one block: it differs by a step of that at most."""
+    graph = Graph()
+    table = graph.constant(graph.random.normal(size=(128, 128)).astype(np.float16))
+    looked_up = graph.op("Gather", table, graph.take("x", ["b"], TensorProto.INT64))
+    model = graph.model(graph.op("Cast", looked_up, to=TensorProto.FLOAT))
+    made, _ = shrink(model)
+    assert ops(made) == ["GatherBlockQuantized", "Cast"]
+    rows = {"x": np.arange(128)}
+    before, after = (next(iter(Session(io.to_bytes(m), threads=1).run(rows).values())) for m in (model, made))
+    error = np.abs(after.astype(np.float64) - before.astype(np.float64))
+    largest = np.abs(before.astype(np.float64)).max(axis=1, keepdims=True)
+    # A step, where the value opposite to the largest is clipped, and the rounding of codes times scales to 11 bits.
+    assert (error <= largest * (1 / 128 + 2**-10)).all()
 
 
 @pytest.mark.usefixtures("small")
