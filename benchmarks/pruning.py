@@ -25,7 +25,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
-from lepton_cli.prune import channels, timing
+from lepton_cli.prune import channels, stopwatch
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.step import Context
 
@@ -215,8 +215,8 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
 
 def timed_again(case: Case, context: Context, model: ir.Model) -> float:
     """Time of the finished model over the original's, with sessions of their own."""
-    feeds = timing.feeds_of(context.original, case.evaluation, case.batch)
-    watch = timing.Stopwatch(context.original, feeds, context.provider, context.threads, context.workdir)
+    feeds = {name: np.resize(array, (case.batch, *array.shape[1:])) for name, array in case.evaluation.items()}
+    watch = stopwatch.Stopwatch(context.original, feeds, context.provider, context.threads, context.workdir)
     return watch.ratio(model)
 
 
