@@ -50,7 +50,8 @@ def test_ways_that_are_closed_or_change_nothing_are_left_out(timed: list[list[ir
     model = fp16.convert(mlp(), ConvertFp16(step="convert.fp16", keep_io=False), context(rows(), tmp_path)).model
     data = rows()
     data.feeds["x"] = data.feeds["x"].astype(np.float16)
-    assert set(alternatives.measure(model, FEEDS, context(data, tmp_path))) == {"float"}
+    assert set(alternatives.measure(model, FEEDS, context(data, tmp_path))) == {"float", "quantize.dynamic"}
+    assert set(alternatives.measure(dynamic_of(tmp_path), FEEDS, context(rows(), tmp_path))) == {"float"}
     assert alternatives.measure(dynamic_of(tmp_path), FEEDS, context(rows(), tmp_path))["float"] == 1.0
 
 
