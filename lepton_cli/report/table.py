@@ -140,7 +140,7 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[TableRow]:
             label = f"fidelity ({metrics.of('fidelity.sqnr').label}){_of(close.output, several)}"
             yield TableRow(label, detail, "-", fidelity, note=cosine)
         for part in close.parts:
-            yield TableRow(f"  of {part.where}", "", "-", words.value(part.sqnr_db, "decibel"))
+            yield TableRow(f"fidelity of {close.output}{part.where}", "", "-", words.value(part.sqnr_db, "decibel"))
 
 
 def _of(output: str, several: bool) -> str:

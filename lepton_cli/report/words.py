@@ -69,6 +69,8 @@ def times(ratio: float) -> str:
 def error_share(decibel: float) -> str:
     """A signal-to-noise ratio as a person can place it, error over signal: 40 dB -> `1 %`."""
     share = 100 * 10 ** (-decibel / 20)
+    if share < 0.01:
+        return "less than 0.01 %"
     return f"{share:.2g} %" if share < 10 else f"{share:.0f} %" if share <= 100 else "more than 100 %"
 
 

@@ -217,10 +217,10 @@ def test_large_errors_come_first_where_nothing_is_decided() -> None:
 
 
 def test_every_part_of_an_output_has_a_line() -> None:
-    shown = [row for row in rows(_fidelity(sqnr_db=13.8, parts=PARTS)) if row.label.startswith("  of ")]
+    shown = [row for row in rows(_fidelity(sqnr_db=13.8, parts=PARTS)) if row.label.startswith("fidelity of ")]
     assert [(row.label, row.compressed) for row in shown] == [
-        ("  of [:, :, 0:4]", "38.4 dB"),
-        ("  of [:, :, 4:85]", "10.8 dB"),
+        ("fidelity of logits[:, :, 0:4]", "38.4 dB"),
+        ("fidelity of logits[:, :, 4:85]", "10.8 dB"),
     ]
 
 
@@ -233,7 +233,16 @@ def test_a_part_far_behind_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decibel", "share"), [(40, "1 %"), (34, "2 %"), (20, "10 %"), (12, "25 %"), (0, "100 %"), (-3, "more than 100 %")]
+    ("decibel", "share"),
+    [
+        (40, "1 %"),
+        (34, "2 %"),
+        (20, "10 %"),
+        (12, "25 %"),
+        (0, "100 %"),
+        (-3, "more than 100 %"),
+        (90, "less than 0.01 %"),
+    ],
 )
 def test_decibels_as_shares(decibel: float, share: str) -> None:
     assert words.error_share(decibel) == share
