@@ -81,7 +81,7 @@ class _Measured:
             median=estimate.value,
             low=estimate.low,
             high=estimate.high,
-            undisturbed=self.rounds.undisturbed(arm),
+            undisturbed=self.rounds.undisturbed_share(arm),
             p90=percentile(times, 0.9),
             p99=percentile(times, 0.99),
             n=len(times),
@@ -120,7 +120,7 @@ class _Measured:
         if (width := self.rounds.half_width()) > self.rule.precision:
             waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
             found.append(f"{where}: ±{100 * width:.2g} % after {waited}, wanted ±{wanted:.2g} %: measure longer")
-        if (share := self.rounds.undisturbed(0)) < _BUSY:
+        if (share := self.rounds.undisturbed_share(0)) < _BUSY:
             slowed = f"{100 * (1 - share):.0f} % of the bursts"
             found.append(f"{where}: other work on this machine slowed {slowed}, which do not count")
         if self.rounds.created == 1:

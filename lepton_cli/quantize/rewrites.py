@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lepton_cli.errors import LeptonError, StepError
 from lepton_cli.model import io
 from lepton_cli.probe import activations
+from lepton_cli.probe.distances import decibel
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context, Decision
 
@@ -144,8 +145,7 @@ def _ratio(old: NDArray[Any], new: NDArray[Any] | None) -> float:
     if not np.array_equal(first[~usable], second[~usable], equal_nan=True) or not np.isfinite(second[usable]).all():
         return -math.inf
     first, second = first[usable], second[usable]
-    noise, signal = float(np.square(first - second).sum()), float(np.square(first).sum())
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    return decibel(float(np.square(first).sum()), float(np.square(first - second).sum()))
 
 
 def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: Context) -> dict[str, str]:
@@ -164,11 +164,11 @@ def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: 
     if feeds is None:
         return {}
     seen = activations.Activations(before, [*reads, *results], context.workdir, context.threads).run(feeds)
-    kept = {name: seen[name] for name in reads & made}
+    inner = {name: seen[name] for name in reads & made}
     session = Session(
-        io.payload(activations.piece(after, kept, list(results)), context.workdir), threads=context.threads
+        io.payload(activations.piece(after, inner, list(results)), context.workdir), threads=context.threads
     )
-    given = feeds | {name + activations.GIVEN: array for name, array in kept.items()}
+    given = feeds | {name + activations.GIVEN: array for name, array in inner.items()}
     found = session.run({info.name: given[info.name] for info in session.inputs}, list(results))
     said = {node.name or "": _strayed(seen[name], found[name]) for name, node in results.items()}
     return {name: text for name, text in said.items() if text is not None}

@@ -105,7 +105,7 @@ class Rounds:
         """Bursts of each model that have a ratio."""
         return sum(len(round_.visits) for round_ in self.rounds)
 
-    def undisturbed(self, model: int) -> float:
+    def undisturbed_share(self, model: int) -> float:
         """Share of a model's bursts that its time rests on."""
         return float(np.mean(np.concatenate(undisturbed(self._bursts(model)))))
 

@@ -195,13 +195,13 @@ def test_a_slow_state_of_the_machine_is_left_out() -> None:
     assert found.absolute(0).value == pytest.approx(2e-3)
     assert found.absolute(1).value == pytest.approx(1e-3)
     assert np.median(found.times(0)) == pytest.approx(3e-3)
-    assert 0.25 < found.undisturbed(0) < 0.6
+    assert 0.25 < found.undisturbed_share(0) < 0.6
 
 
 def test_a_quiet_machine_leaves_out_nothing() -> None:
     clock = FakeClock()
     found = compare([clock.model("a", 1e-3), clock.model("b", 2e-3)], RULE, generator(), clock=clock)
-    assert (found.undisturbed(0), found.undisturbed(1)) == (1, 1)
+    assert (found.undisturbed_share(0), found.undisturbed_share(1)) == (1, 1)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5])
