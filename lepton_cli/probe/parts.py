@@ -118,7 +118,7 @@ def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[in
         return int(node.attributes.get_ints("perm", range(rank)[::-1])[axis])
     if operator is not None and operator.link is elementwise:
         place = axis - (rank - len(shape))
-        return place if place >= 0 and shape[place] > 1 else None
+        return place if place >= 0 else None
     if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
         after = known[node.outputs[0].name or ""]
         pairs = layout.segments(shape, after) if source is node.inputs[0] else []

@@ -172,3 +172,32 @@ def test_a_model_is_not_changed_by_looking_at_it() -> None:
     before = io.to_bytes(model)
     parts.segments(model)
     assert io.to_bytes(model) == before
+
+
+def test_a_size_that_broadcasts_says_nothing_about_the_cut() -> None:
+    n = Network()
+    x = n.input("x", "batch", 4)
+    joined = n.node("Concat", x, x, axis=1)
+    (ways,) = parts.segments(n.model(n.node("Mul", n.weight(1, 1), joined))).values()
+    assert ways == (Segments(1, (0, 4, 8)),)
+
+
+@pytest.mark.parametrize(("between", "found"), [(150, True), (250, False)])
+def test_a_concat_far_behind_the_output_is_not_looked_for(between: int, found: bool) -> None:
+    n = Network()
+    x = n.input("x", "batch", 4)
+    y = n.node("Concat", x, x, axis=1)
+    for _ in range(between):
+        y = n.node("Neg", y)
+    assert bool(parts.segments(n.model(y))) is found
+
+
+def test_negative_numbers_are_no_probabilities() -> None:
+    """All below 0.05, and none of them silent: the larger ones are logits near zero."""
+    values = np.ones((4, 3)) * [-0.9, -0.9, 0.03]
+    assert [part.where for part in divided(values, values)] == ["[:, 0:2]", "[:, 2]"]
+
+
+def test_nothing_beside_something_is_one_part() -> None:
+    values = np.ones((4, 3)) * [0.0, 50.0, -50.0]
+    assert [part.where for part in divided(values, values)] == [""]
