@@ -16,39 +16,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import fold, shapes
-from lepton_cli.graph.edit import Editor, captured
+from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.settle import settle
+from lepton_cli.graph.sized import SHAPE_INPUTS, from_data, steering
 from lepton_cli.model import io
 
-#: Inputs that say where or how much, not what: literal numbers where they do not depend on the data's size.
-SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
-    "Reshape": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Pad": (1, 3),
-    "Split": (1,),
-    "Expand": (1,),
-    "Tile": (1,),
-    "Resize": (1, 2, 3),
-    "Upsample": (1,),
-    "Squeeze": (1,),
-    "Unsqueeze": (1,),
-    "TopK": (1,),
-    "ConstantOfShape": (0,),
-    "CumSum": (1,),
-    **{
-        f"Reduce{kind}": (1,)
-        for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
-    },
-}
-
-
 LONGEST_AXIS = 10_000_000
-#: Operators whose data decides how much comes out.
-_SEARCHING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress", "StringSplit"})
-#: Operators whose outputs differ from run to run.
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,39 +87,39 @@ def _computed_shape_inputs(model: ir.Model) -> list[str]:
 
     What follows from the data that is fed (a number of samples to take, positions found by NonZero) is no literal.
     """
-    names: dict[str, None] = {}
-    #: Values that follow from the data, and those whose sizes do.
-    fed, sized = {value for value in model.graph.inputs if not value.is_initializer()}, set[ir.Value]()
-    for node in model.graph:
-        read = {value for value in (*node.inputs, *captured(node)) if value is not None}
-        steering = [node.inputs[i] for i in SHAPE_INPUTS.get(node.op_type, ()) if i < len(node.inputs)]
-        names.update(
-            dict.fromkeys(v.name for v in steering if v is not None and v.producer() and v.name and v not in fed)
-        )
-        searches = node.op_type in _SEARCHING or bool(captured(node))
-        if read & sized or not fed.isdisjoint(v for v in steering if v is not None) or (searches and read & fed):
-            sized.update(node.outputs)
-        measures = node.op_type in ("Shape", "Size")
-        if read & sized if measures else (read & fed or node.op_type in _RANDOM):
-            fed.update(node.outputs)
-    return list(names)
+    fed = from_data(model).values
+    wanted = (value for node in model.graph for value in steering(node) if value.producer() and value not in fed)
+    return list(dict.fromkeys(value.name for value in wanted if value.name))
 
 
 def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool) -> dict[str, tuple[int, ...]] | None:
-    """Input shapes that differ from `feeds` in every open dimension the model really accepts; `None` without any."""
-    inputs = [info for info in io.inputs(model) if info.name in feeds and info.shape is not None]
-    for factor in (2, 1):
-        other: dict[str, tuple[int, ...]] = {}
-        for info in inputs:
-            sizes = list(feeds[info.name])
-            for axis, dim in enumerate(info.shape or ()):
-                if not isinstance(dim, int) and axis < len(sizes):
-                    # Twice and one: half of it is another number too.
-                    sizes[axis] = 2 * sizes[axis] + 1 if axis == 0 else sizes[axis] * factor
-            other[info.name] = tuple(sizes)
-        if any(other[name] != tuple(feeds[name]) for name in other) and (not run or _runs(model, other)):
-            return other
-    return None
+    """Input shapes that differ from `feeds` in every open dimension the model really accepts; `None` without any.
+
+    Axes of one name stay equal. Where the model does not run with all of them changed, each is tried for itself.
+    """
+    places: dict[object, list[tuple[str, int]]] = {}
+    for info in io.inputs(model):
+        if info.name in feeds and info.shape is not None and len(info.shape) == len(feeds[info.name]):
+            for axis, dim in enumerate(info.shape):
+                if not isinstance(dim, int):
+                    places.setdefault(dim or (info.name, axis), []).append((info.name, axis))
+
+    def changed(names: Sequence[object]) -> dict[str, tuple[int, ...]]:
+        sizes = {name: list(shape) for name, shape in feeds.items()}
+        for name in names:
+            # Twice and one where it can be a number of samples: half of it is another number too.
+            first = any(axis == 0 for _, axis in places[name])
+            for held, axis in places[name]:
+                sizes[held][axis] = 2 * sizes[held][axis] + first
+        return {name: tuple(shape) for name, shape in sizes.items()}
+
+    if not places or not run or _runs(model, changed(list(places))):
+        return changed(list(places)) if places else None
+    accepted: list[object] = []
+    for name in places:
+        if _runs(model, changed([*accepted, name])):
+            accepted.append(name)
+    return changed(accepted) if accepted else None
 
 
 def _runs(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> bool:

@@ -15,6 +15,7 @@ from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
+from lepton_cli.probe.comparable import comparable
 from lepton_cli.runtime import Values
 
 #: Ends the names of inputs that stand for inner values.
@@ -89,11 +90,11 @@ class Activations:
 
 
 def outputs(model: ir.Model, feeds: Sequence[Values], workdir: Path, threads: int) -> dict[str, NDArray[np.float64]]:
-    """Float outputs of the whole model in float64, all batches joined along axis 0.
+    """Float outputs of the whole model (`comparable`) in float64, all batches joined along axis 0.
 
     An output whose other sizes differ between batches is a single row.
     """
-    session = runtime.Session(io.payload(model, workdir), threads=threads)
+    session = runtime.Session(io.payload(comparable(model), workdir), threads=threads)
     names = [info.name for info in session.outputs if info.dtype.startswith(("float", "bfloat"))]
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for batch in feeds:

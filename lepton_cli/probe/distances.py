@@ -16,6 +16,7 @@ from lepton_cli.data.dataset import Batch
 from lepton_cli.model import io
 from lepton_cli.probe import parts
 from lepton_cli.probe.activations import batches
+from lepton_cli.probe.comparable import comparable
 from lepton_cli.probe.parts import Division, Segments
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
@@ -44,7 +45,7 @@ def relative_error(found: Outputs, wanted: Outputs, ways: Ways) -> float:
 
 
 class Reference:
-    """The float model's outputs on the first `most` calibration samples, to compare candidates with."""
+    """The float model's outputs (`comparable`) on the first `most` calibration samples, to compare candidates with."""
 
     def __init__(self, model: ir.Model, context: Context, most: int = 64, batch: int = 16) -> None:
         self.context = context
@@ -56,13 +57,13 @@ class Reference:
             seen += part.count
             if seen >= most:
                 break
-        self._ways = parts.segments(model)
+        self._ways = parts.segments(comparable(model))
         session = self._session(model)
         self.names = [output.name for output in session.outputs if output.dtype in ("float32", "float16", "float64")]
         self.reference = self.run(model)
 
     def _session(self, model: ir.Model) -> Session:
-        return Session(io.payload(model, self.context.workdir), threads=self.context.threads)
+        return Session(io.payload(comparable(model), self.context.workdir), threads=self.context.threads)
 
     def run(self, model: ir.Model) -> list[Values]:
         """Float outputs of `model`, batch by batch."""

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations, parts
+from lepton_cli.probe.comparable import comparable
 from lepton_cli.probe.distances import relative_error
 from lepton_cli.prune import recover
 from lepton_cli.prune.recover import Calibration, Repair
@@ -23,7 +24,7 @@ def reestimate(model: ir.Model, reference: ir.Model, source: Calibration) -> tup
         _one(trial, name, source)
     held = recover.judging(model, source, 256)
     wanted = activations.outputs(reference, held, source.workdir, source.threads)
-    ways = parts.segments(reference)
+    ways = parts.segments(comparable(reference))
     before, after = (
         relative_error(activations.outputs(m, held, source.workdir, source.threads), wanted, ways)
         for m in (model, trial)

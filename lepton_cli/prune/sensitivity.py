@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling import cut
 from lepton_cli.coupling.links import Coupling, Group
 from lepton_cli.probe import activations, linear, parts
+from lepton_cli.probe.comparable import comparable
 from lepton_cli.probe.distances import Outputs, Ways, relative_error
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, importance, recover
@@ -47,7 +48,7 @@ def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, tr
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
     outputs = activations.outputs(model, feeds, source.workdir, source.threads)
-    return Unpruned(model, coupling, feeds, outputs, parts.segments(model), source)
+    return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), source)
 
 
 def curve(

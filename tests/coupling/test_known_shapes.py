@@ -103,3 +103,32 @@ def test_random_numbers_are_none() -> None:
     number = n.node("Cast", n.node("RandomUniform", shape=[1], low=0.0, high=8.0, seed=1.0), to=TensorProto.INT64)
     model = n.model(n.node("Slice", x, n.literal(0), number, n.literal(1)))
     assert not literal(prepared(model), "Slice_2", 2)
+
+
+def test_axes_of_one_name_are_changed_together() -> None:
+    """Messages along edges are summed at nodes: as many rows as there are nodes, whatever the number of edges."""
+    n = Network()
+    x, told = n.input("x", "nodes", 4), n.input("told", "edges", 4)
+    n.inputs.append(helper.make_tensor_value_info("ends", TensorProto.INT64, ["edges", 1]))
+    y = n.node("Relu", x)
+    none = n.node("ConstantOfShape", n.node("Shape", y))
+    met = n.node("ScatterND", none, "ends", told, reduction="add")
+    model = n.model(n.node("Add", y, met))
+    made = known_shapes.prepare(model, {"x": (3, 4), "told": (5, 4), "ends": (5, 1)})
+    assert not literal(made[0], "ConstantOfShape_2", 0)
+    assert {(name, axis) for name, axis in made[1].open if name in ("x", "told", "ends")} == {
+        ("x", 0),
+        ("told", 0),
+        ("ends", 0),
+    }
+
+
+def test_where_one_axis_cannot_change_the_others_do() -> None:
+    """The batch is open in name only: the Reshape behind it knows one."""
+    n = Network()
+    x = n.input("x", "batch", "time", 4)
+    flat = n.node("Reshape", x, n.literal(2, -1, 4))
+    wide = n.node("Expand", n.weight(1, 1, 4), n.node("Shape", x))
+    model = n.model(n.node("Add", flat, wide))
+    opened = known_shapes.prepare(model, {"x": (2, 3, 4)})[1].open
+    assert {axis for name, axis in opened if name == "x"} == {1}
