@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from lepton_cli.measure.results import Accuracy, CostTable, EnergyTable, Latency
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.probe import parts
+from lepton_cli.probe.comparable import searched
 from lepton_cli.progress import Progress
 from lepton_cli.report.model import Variant
 from lepton_cli.runtime import provider_name
@@ -67,17 +69,7 @@ def measure(
         return found
     paths = {name: loaded.payload for name, loaded in models.items()}
     try:
-        found.accuracy = accuracy.evaluate(
-            paths,
-            job.evaluation or job.check,
-            spec.accuracy,
-            threads=job.threads,
-            progress=progress,
-            allow_code=job.allow_code,
-            base=job.recipe.base,
-            input_names=input_names,
-            ways=parts.segments(next(iter(models.values())).model),
-        )
+        found.accuracy = _accuracy(models, job, progress, input_names)
         if spec.latency:
             found.latency = latency.compare(
                 paths, job.timed, spec.latency, progress=progress, seed=seed, input_names=input_names
@@ -94,6 +86,32 @@ def measure(
             _with_memory(one, models[one.name].payload, job, found, renamed.get(one.name)) for one in found.variants
         )
     return found
+
+
+def _accuracy(
+    models: Mapping[str, io.LoadedModel], job: Job, progress: Progress, input_names: InputNames | None
+) -> Accuracy:
+    """Accuracy and fidelity; where outputs are found by a search, the fidelity of what is searched."""
+    beside = {name: searched(loaded.model) for name, loaded in models.items()}
+    own = next(iter(beside.values()))
+    chosen = {name: made.only(own.searched) if made and own else None for name, made in beside.items()}
+    own = own if all(chosen.values()) else None
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        return accuracy.evaluate(
+            {
+                name: io.payload(made, Path(folder)) if own and made else models[name].payload
+                for name, made in chosen.items()
+            },
+            job.evaluation or job.check,
+            job.spec.evaluate.accuracy,
+            threads=job.threads,
+            progress=progress,
+            allow_code=job.allow_code,
+            base=job.recipe.base,
+            input_names=input_names,
+            ways=parts.segments(own.model if own else next(iter(models.values())).model),
+            searched=dict.fromkeys(own.found, own.searched) if own else None,
+        )
 
 
 def _energy(

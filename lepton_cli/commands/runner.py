@@ -197,11 +197,13 @@ def _check(
                 resized.setdefault(name, []).append(f"{list(value.shape)} to {list(new[name].shape)}")
             else:
                 _check_output(name, value, new[name], number, len(outputs), outcome, options)
-    return outputs, [
-        f"output `{name}`, whose size depends on the data, has another size in {len(changes)} of "
-        f"{len(outputs)} check batches, first from {changes[0]}: it is compared in the others"
-        for name, changes in resized.items()
-    ]
+    name, changes = next(iter(resized.items()), ("", []))
+    also = f" (so have {', '.join(f'`{other}`' for other in [*resized][1:])})" if len(resized) > 1 else ""
+    said = (
+        f"output `{name}`, whose size depends on the data, has another size in {len(changes)} of {len(outputs)} "
+        f"check batches, first from {changes[:1] and changes[0]}{also}: it is compared in the others"
+    )
+    return outputs, [said] if resized else []
 
 
 def _sized_by_data(before: Checked) -> dict[str, frozenset[int]]:

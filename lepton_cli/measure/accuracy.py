@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,17 @@ def evaluate(
     limit: int | None = None,
     input_names: InputNames | None = None,
     ways: Mapping[str, Sequence[Segments]] | None = None,
+    searched: Mapping[str, Sequence[str]] | None = None,
 ) -> Accuracy:
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
     Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
     alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
-    outputs into parts (`probe.parts`). Raises RecipeError for an output or label name that does not exist, DataError
+    outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
+    in their place (`probe.comparable`). Raises RecipeError for an output or label name that does not exist, DataError
     for labels that do not fit, MeasurementError for NaN, and Interrupted with the accuracy on the samples until then.
     """
-    run = _Run(arms, dataset, specs, allow_code, base, seed, ways)
+    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched)
     try:
         for results in stream.run(
             arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
@@ -92,8 +94,9 @@ class _Run:
         base: Path,
         seed: int,
         ways: Mapping[str, Sequence[Segments]] | None = None,
+        searched: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.arms, self.ways = list(arms), ways or {}
+        self.arms, self.ways, self.searched = list(arms), ways or {}, searched or {}
         self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
         self.hooks = {
             index: hooks.load(spec.function, base, allow_code, ("evaluate", "accuracy", index, "function"))
@@ -136,7 +139,10 @@ class _Run:
             output = _output_name(spec, index, outputs)
             label = _label_name(spec, index, output, tuple(labels))
             self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
-        deciders = {name: metrics.decider(value, name=name) for name, value in outputs.items()}
+        inner = {name for names in self.searched.values() for name in names}
+        deciders = {
+            name: None if name in inner else metrics.decider(value, name=name) for name, value in outputs.items()
+        }
         for track in self.tracks:
             if track.hook is not None or track.output not in outputs:
                 continue
@@ -155,6 +161,7 @@ class _Run:
             (arm, name): fidelity.Tracker(arm, name, deciders[name], self.ways.get(name, ()))
             for arm in self.arms[1:]
             for name in outputs
+            if name not in self.searched
         }
 
     def partial(self) -> Accuracy | None:
@@ -177,6 +184,12 @@ class _Run:
             for t in self.fidelity.values()
             if t.different_shapes
         ]
+        if self.searched and len(self.arms) > 1:
+            compared = dict.fromkeys(name for names in self.searched.values() for name in names)
+            warnings.append(
+                f"the size of {_listed(self.searched)} follows from the data: {_listed(compared)}, from which "
+                "they are chosen, are compared in their place"
+            )
         flips: tuple[Flip, ...] = ()
         flips_total = 0
         classes: tuple[ClassChange, ...] = ()
@@ -222,6 +235,10 @@ class _Run:
             n=self._count,
             variant=arm,
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _one_each(output: Array, decide: fidelity.Decide | None) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
+
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -13,6 +17,30 @@ from lepton_cli.model import io
 _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """A model with more outputs: what is searched beside what is found. All by name.
+
+    A value has an output for each node that reads it: another model may compute it once for each. `searched` names one
+    of them.
+    """
+
+    model: ir.Model
+    found: tuple[str, ...]
+    searched: tuple[str, ...]
+    #: Those outputs that the model has without it.
+    own: tuple[str, ...]
+
+    def only(self, names: Collection[str]) -> ir.Model | None:
+        """The model with these of what is searched; `None` where one of them is missing."""
+        outputs = {value.name or "": value for value in self.model.graph.outputs}
+        if not outputs.keys() >= set(names):
+            return None
+        self.model.graph.outputs.clear()
+        self.model.graph.outputs.extend(outputs[name] for name in (*self.own, *names))
+        return self.model
+
+
 def comparable(model: ir.Model) -> ir.Model:
     """The model, with what is searched in place of what is found.
 
@@ -21,12 +49,25 @@ def comparable(model: ir.Model) -> ir.Model:
     all boxes, all scores, which are named by the node that reads them. A model without such outputs is returned as it
     is, as is one where no float value leads to them.
     """
-    if not set(model.graph.outputs) & from_data(model).sized:
+    beside = searched(model)
+    if beside is None:
         return model
+    copy = beside.model
+    kept = [value for value in copy.graph.outputs if value.name not in beside.found]
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(kept)
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def searched(model: ir.Model) -> Searched | None:
+    """A copy that gives what is searched too (see `comparable`); `None` where outputs can be compared as they are."""
+    if not set(model.graph.outputs) & from_data(model).sized:
+        return None
     copy = io.clone(model)
     known, data = shapes.infer(copy), from_data(copy)
     late = [value for value in copy.graph.outputs if value in data.sized]
-    found: dict[str, ir.Value] = {}
+    names: dict[str, ir.Value] = {}
     seen, stack = set(late), [*reversed(late)]
     while stack:
         node = stack.pop().producer()
@@ -35,20 +76,27 @@ def comparable(model: ir.Model) -> ir.Model:
                 continue
             kind = known.get(value.name or "")
             if value not in data.sized and value.producer() and kind is not None and kind.dtype in _FLOAT:
-                found[f"{node.name}:{index}"] = value
-            seen.add(value)
-            stack += [] if value in found.values() else [value]
-    if not found:
-        return model
-    editor = Editor(copy)
-    kept = [value for value in copy.graph.outputs if value not in data.sized]
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(kept)
-    for name, value in found.items():
+                names[f"{node.name}.{_formal(node, index)}"] = value
+            else:
+                seen.add(value)
+                stack.append(value)
+    if not names:
+        return None
+    editor, own = Editor(copy), tuple(value.name or "" for value in copy.graph.outputs)
+    for name, value in names.items():
         made = ir.node("Identity", [value])
         made.outputs[0].name, made.name = name, editor.name(name)
         made.outputs[0].type = ir.TensorType(known[value.name or ""].dtype or ir.DataType.FLOAT)
         copy.graph.append(made)
         copy.graph.outputs.append(made.outputs[0])
-    RemoveUnusedNodesPass()(copy)
-    return copy
+    once = {value: name for name, value in reversed(names.items())}
+    return Searched(copy, tuple(value.name or "" for value in late), tuple(reversed(once.values())), own)
+
+
+def _formal(node: ir.Node, index: int) -> str:
+    """What the operator calls this input."""
+    try:
+        inputs = onnx.defs.get_schema(node.op_type, domain=node.domain).inputs
+    except onnx.defs.SchemaError:
+        return str(index)
+    return inputs[index].name if index < len(inputs) else str(index)

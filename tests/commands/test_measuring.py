@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
+import lepton_cli as lepton
 from lepton_cli.commands.compress import compress
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import Report
+from tests.corpus import MEMBERS
 from tests.hostile.models import mlp
 
 
@@ -26,3 +31,38 @@ def measured(tmp_path: Path, **evaluate: Any) -> Report:
 def test_energy_without_latency(energy: object, said: list[str], tmp_path: Path) -> None:
     report = measured(tmp_path, latency=False, energy=energy)
     assert [skipped.what for skipped in report.skipped] == said
+
+
+def test_of_boxes_that_suppression_leaves_all_boxes_are_compared(tmp_path: Path) -> None:
+    """The number of detections moves, and the figures are those of plain onnxruntime for what they are chosen from."""
+    member = MEMBERS["detector with nms"]
+    path = member.save(tmp_path / "model.onnx")
+    data = lepton.Arrays(
+        {"images": np.concatenate([member.feed(np.random.default_rng(i))["images"] for i in range(6)])}
+    )
+    recipe = {"version": 1, "name": "made", "steps": [{"step": "convert.fp16"}], "evaluate": {"latency": False}}
+    made = lepton.compress(path, recipe, data, output=tmp_path / "out")
+    assert made.report.accuracy is not None
+    told = {one.output: one for one in made.report.accuracy.fidelity}
+    assert all(one.agreement is None for one in told.values())
+    assert any("the size of `boxes`, `scores`, `labels` follows from the data" in text for text in made.report.warnings)
+    sums = {name: [0.0, 0.0] for name in told}
+    for image in data.feeds["images"]:
+        both = []
+        for model in (path, tmp_path / "out" / "made.onnx"):
+            proto = onnx.load(model)
+            nodes = {node.name: node for node in proto.graph.node}
+            del proto.graph.output[:]
+            for name in told:
+                node = nodes[name.rpartition(".")[0]]
+                place = {"boxes": 0, "scores": 1, "data": 0}[name.rpartition(".")[2]]
+                proto.graph.output.add(name=node.input[place])
+            session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+            both.append(dict(zip(told, session.run(None, {"images": image[None]}), strict=True)))
+        for name, (signal, noise) in sums.items():
+            a, b = (found[name].astype(np.float64) for found in both)
+            sums[name] = [signal + np.square(a).sum(), noise + np.square(a - b).sum()]
+    assert len(told) == 3
+    for name, (signal, noise) in sums.items():
+        assert told[name].sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.05)
+        assert told[name].n == 6

@@ -12,7 +12,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations
-from lepton_cli.probe.comparable import comparable
+from lepton_cli.probe.comparable import comparable, searched
 from lepton_cli.probe.distances import Reference
 from lepton_cli.runtime import Session
 from tests.corpus import MEMBERS
@@ -41,13 +41,17 @@ def test_boxes_and_scores_stand_for_what_suppression_leaves() -> None:
     readers = {node.name: node for node in model.graph}
     wanted = io.clone(model)
     values = {value.name: value for node in wanted.graph for value in node.outputs}
-    searched = [readers[name.rpartition(":")[0]].inputs[int(name.rpartition(":")[2])] for name in found]
+    place = {"boxes": 0, "scores": 1, "data": 0}
+    read = {name: readers[name.rpartition(".")[0]].inputs[place[name.rpartition(".")[2]]] for name in found}
+    sources = {name: value.name for name, value in read.items() if value is not None}
     wanted.graph.outputs.clear()
-    wanted.graph.outputs.extend(values[value.name] for value in searched if value is not None)
-    for one, two in zip(found.values(), Session(io.to_bytes(wanted), threads=1).run(feed).values(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    wanted.graph.outputs.extend(values[name] for name in dict.fromkeys(sources.values()))
+    plain = Session(io.to_bytes(wanted), threads=1).run(feed)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, plain[sources[name] or ""])
+    assert len(searched(model).searched) == len(plain) == 3  # type: ignore[union-attr]
     suppression = next(node for node in model.graph if node.op_type == "NonMaxSuppression")
-    assert {f"{suppression.name}:0", f"{suppression.name}:1"} & set(found)
+    assert f"{suppression.name}.scores" in found
     assert {array.shape for array in found.values()} == {(1, 64, 4), (1, 3, 64), (1, 64)}
     assert len(model.graph.outputs) == 3
 
@@ -62,10 +66,10 @@ def test_other_outputs_stay() -> None:
     )
     made = comparable(model)
     node = next(node for node in model.graph if node.op_type == "NonZero")
-    assert [value.name for value in made.graph.outputs] == ["kept", f"{node.name}:0"]
+    assert [value.name for value in made.graph.outputs] == ["kept", f"{node.name}.X"]
     x = np.array([-1, 0, 2], np.float32)
     found = Session(io.to_bytes(made), threads=1).run({"x": x})
-    np.testing.assert_array_equal(found[f"{node.name}:0"], [0, 0, 2])
+    np.testing.assert_array_equal(found[f"{node.name}.X"], [0, 0, 2])
 
 
 def test_a_mask_is_followed_back_to_the_numbers_it_compares() -> None:
@@ -77,7 +81,7 @@ def test_a_mask_is_followed_back_to_the_numbers_it_compares() -> None:
         }"""
     )
     node = next(node for node in model.graph if node.op_type == "Greater")
-    assert [value.name for value in comparable(model).graph.outputs] == [f"{node.name}:0"]
+    assert [value.name for value in comparable(model).graph.outputs] == [f"{node.name}.A"]
 
 
 def test_a_search_in_the_inputs_themselves_leaves_nothing_to_compare() -> None:
@@ -103,8 +107,8 @@ def test_another_number_of_boxes_is_no_loss_where_all_scores_are_close(tmp_path:
     assert left[0] != left[1]
     data = Arrays({"images": feed["images"]})
     found = Reference(model, context(data, tmp_path)).sqnr(moved)
-    searched = [Session(io.to_bytes(comparable(m)), threads=1).run(feed) for m in (model, moved)]
-    pairs = [(a.astype(np.float64), searched[1][name]) for name, a in searched[0].items()]
+    before, after = (Session(io.to_bytes(comparable(m)), threads=1).run(feed) for m in (model, moved))
+    pairs = [(a.astype(np.float64), after[name]) for name, a in before.items()]
     wanted = [10 * np.log10(np.square(a).sum() / np.square(a - b).sum()) for a, b in pairs if not np.array_equal(a, b)]
     assert found == pytest.approx(min(wanted), abs=0.01)
     assert found > 20
