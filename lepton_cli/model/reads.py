@@ -91,4 +91,4 @@ def _moved(node: ir.Node, axes: list[int | None]) -> list[int | None] | None:
     total = len(axes) + len(chosen)
     added = {axis % total for axis in chosen}
     kept = iter(axes)
-    return [None if place in added else next(kept) for place in range(total)]
+    return [None if place in added else next(kept, None) for place in range(total)]

@@ -41,6 +41,7 @@ def test_axes_count_from_either_end(axis: int) -> None:
     assert mask.tolist() == [True, False, True, True, False, True]
     assert (one.width(value(one, "x"), axis), one.width(value(one, "MatMul_0_out"), axis)) == (4, 4)
     assert one.width(value(one, "Add_1_out"), axis) == 5
+    assert (one.width(value(one, "w1"), 0), one.width(value(one, "w1"), -1)) == (4, 4)
     assert one.keep(value(one, "x"), axis - 1) is None
     assert one.width(value(one, "x"), axis - 1) == 4
 

@@ -82,6 +82,8 @@ def test_names_that_are_taken(first: int, step: Any) -> None:
 def test_a_model_without_such_names_is_returned() -> None:
     before = read(network())
     assert aside.set_aside(before) == (before, {})
+    before.graph[0].name = None
+    assert aside.set_aside(before) == (before, {})
     assert aside.set_aside(read(network(h="nobody_scale", y="_quantized")))[1] == {}
 
 

@@ -429,3 +429,33 @@ def test_wrong_nodes_stay_as_they_are() -> None:
         ("a", "quantized", ""),
         ("b", "kept", "no"),
     ]
+
+
+def test_without_a_batch_that_the_model_takes_nothing_is_said(tmp_path: Path) -> None:
+    """A fixed batch of three, and two samples."""
+    before, after = combined("Add", 0, batch=3), combined("Add", 9, batch=3)
+    few = context(Arrays({"x": np.ones((2, 2), np.float32)}), tmp_path)
+    assert strayed(before, after, ["Add_0"], few) == {}
+    assert strayed(before, after, ["Add_0"], context(Arrays({"x": np.ones((3, 2), np.float32)}), tmp_path)).keys() == {
+        "Add_0"
+    }
+
+
+def test_numbers_that_are_none_say_nothing_of_size_and_direction(tmp_path: Path) -> None:
+    endless = EYE.copy()
+    endless[1, 1] = np.inf
+    assert seen(chain(second=endless), chain(second=endless), tmp_path) == {}
+    assert seen(chain(second=endless), chain(second=2 * endless), tmp_path).keys() == {"MatMul_2"}
+
+
+def test_of_several_results_the_first_is_compared(tmp_path: Path) -> None:
+    def halves(last: str, factor: float) -> ir.Model:
+        graph = Graph()
+        first, second = graph.op("Split", graph.take("x", ["b", 4]), outputs=2, axis=1)
+        model = graph.model(graph.op("Mul", first, graph.constant(np.float32(factor))), second)
+        model.graph[0].outputs[1].name = last
+        if factor != 1:
+            model.graph[0].outputs[0].name, model.graph[1].outputs[0].name = "raw", first
+        return model
+
+    assert seen(halves("b", 1), halves("other", 2), tmp_path, "Split_0").keys() == {"Split_0"}
