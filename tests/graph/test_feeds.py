@@ -350,3 +350,6 @@ def test_tables_that_the_graph_computes_have_rows() -> None:
     nodes = [N("Add", ["w", "x"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
     found = feeds.sized(build(nodes, {"x": [1, 6], "ids": ([1, 3], 7)}, ["y"], w=weight(5, 6)))
     assert [one.rows for one in found] == [None, 5]
+    nodes = [N("Reshape", ["w", "shape"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
+    (ids,) = feeds.sized(build(nodes, {"ids": ([1, 3], 7)}, ["y"], w=weight(5, 6), shape=np.array([15, 2])))
+    assert ids.rows == 15

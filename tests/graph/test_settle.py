@@ -67,13 +67,21 @@ def test_folding_and_inference_take_turns() -> None:
     for turn in range(5):
         nodes += [
             N("Shape", [value], [f"s{turn}"]),
-            N("Concat", [f"s{turn}", "one"], [f"c{turn}"], axis=0),
+            N("ReduceProd", [f"s{turn}"], [f"p{turn}"], keepdims=1),
+            N("Concat", [f"p{turn}", "one"], [f"c{turn}"], axis=0),
             N("Reshape", [value, f"c{turn}"], [f"r{turn}"]),
         ]
         value = f"r{turn}"
     shapes, values = settle(network(nodes, one=np.array([1])), {"x": (2, 3)})
-    assert shapes["r4"] == (2, 3, 1, 1, 1, 1, 1)
-    assert values["c4"].tolist() == [2, 3, 1, 1, 1, 1, 1]
+    assert shapes["r4"] == (6, 1)
+    assert values["c4"].tolist() == [6, 1]
+
+
+def test_a_part_of_what_is_large_is_not_computed() -> None:
+    nodes = [N("Split", ["held", "parts"], ["a", "b"]), N("Add", ["x", "b"], ["y"])]
+    shapes, values = settle(network(nodes, held=np.zeros(5000, np.float32), parts=np.array([4999, 1])), {"x": (2, 3)})
+    assert values == {}
+    assert (shapes["a"], shapes["b"]) == ((4999,), (1,))
 
 
 def test_what_is_not_given_or_follows_from_the_data_stays_out() -> None:

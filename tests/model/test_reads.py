@@ -110,7 +110,11 @@ def before(op: str, *inputs: str, **attributes: Any) -> Any:
         ([before("Unsqueeze", axes=[0]), conv("m")], 2, -1),
         ([before("Unsqueeze", axes=[-1, 2]), conv("m")], 2, 0),
         ([before("Unsqueeze", axes=[0, -1]), conv("m")], 1, -1),
+        ([before("Unsqueeze", axes=[-3]), conv("m")], 2, -1),
+        ([before("Unsqueeze", "ends"), conv("m")], 1, -1),
         ([before("Squeeze", "first"), conv("m")], 4, 1),
+        ([before("Squeeze", axes=[-4]), conv("m")], 4, 1),
+        ([before("Squeeze", ""), conv("m")], 4, None),
         ([before("Squeeze", "last"), conv("m")], 4, 0),
         ([before("Squeeze", axes=[0, -1]), conv("m")], 5, 1),
         ([before("Squeeze"), conv("m")], 4, None),
@@ -131,11 +135,12 @@ def before(op: str, *inputs: str, **attributes: Any) -> Any:
     ],
 )
 def test_the_axis_of_samples(nodes: list[Any], rank: int, axis: int | None) -> None:
-    held = {"first": [0], "second": [1], "last": [-1]}
+    held = {"first": [0], "second": [1], "last": [-1], "ends": [0, -1]}
     value = read(nodes, [None] * rank, **{name: np.array(numbers) for name, numbers in held.items()}, w=np.zeros(1))
     assert reads.batch_axis(value) == axis
 
 
 def test_nothing_is_known_without_a_rank() -> None:
     assert reads.batch_axis(read([conv("x")], None)) is None
+    assert reads.batch_axis(read([before("Unsqueeze", axes=[0, 1, 2]), conv("m")], None)) is None
     assert reads.batch_axis(read([before("Squeeze", axes=[0]), conv("m")], [])) is None
