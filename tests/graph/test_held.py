@@ -123,3 +123,14 @@ def test_what_is_left_out_and_what_is_made_of_nothing() -> None:
         helper.make_node("Resize", ["x", "", "m"], ["y"]),
     ]
     assert told(model(nodes, {"w": WEIGHT})) == [("Resize", 512)]
+
+
+def test_two_columns_are_a_matrix() -> None:
+    assert told(model([helper.make_node("Mul", ["x", "w"], ["y"])], {"w": np.zeros((128, 2), np.float32)})) == [
+        ("Mul", 256)
+    ]
+
+
+def test_a_node_that_gives_one_stored_output_holds_it_for_all() -> None:
+    nodes = [helper.make_node("Split", ["w"], ["y", "o"]), helper.make_node("Mul", ["x", "o"], ["z"])]
+    assert told(model(nodes, {"w": WEIGHT})) == [("Split", 512)]
