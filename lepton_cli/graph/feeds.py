@@ -167,7 +167,9 @@ class _Sizes:
         past = next((size for name, size in parts.items() if "past" in name), None)
         if past is None:
             return
-        new = next((size for name, size in parts.items() if "past" not in name and ("seq" in name or "input" in name)), 1)
+        new = next(
+            (size for name, size in parts.items() if "past" not in name and ("seq" in name or "input" in name)), 1
+        )
         for name in self._taken:
             if _is_sum(name):
                 terms = [term.strip() for term in name.split("+")]

@@ -8,7 +8,7 @@ import onnx.parser
 import pytest
 
 from lepton_cli.graph import shapes
-from lepton_cli.model import io
+from lepton_cli.model import functions, io
 from lepton_cli.runtime import Session
 
 X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
@@ -40,9 +40,22 @@ def test_an_operator_that_meant_something_else_keeps_its_function() -> None:
     assert shapes.opset(loaded.model) == 17
 
 
-def test_the_model_given_stays() -> None:
-    from lepton_cli.model import functions
+def test_one_operator_that_meant_something_else_is_enough() -> None:
+    for body in ("b = Relu (a)  c = Softmax (b)", "b = Softmax (a)  c = Relu (b)"):
+        model = io.check.parse(io.MEMORY, _model(body, 12).SerializeToString())
+        assert functions.written_out(model) is model
+        assert [node.op_type for node in model.graph] == ["f", "f"]
 
+
+def test_a_model_without_functions_is_returned() -> None:
+    proto = _model("c = Relu (a)")
+    del proto.functions[:], proto.graph.node[:]
+    proto.graph.node.append(onnx.helper.make_node("Relu", ["x"], ["z"]))
+    model = io.check.parse(io.MEMORY, proto.SerializeToString())
+    assert functions.written_out(model) is model
+
+
+def test_the_model_given_stays() -> None:
     model = io.check.parse(io.MEMORY, _model("c = Relu (a)").SerializeToString())
     assert functions.written_out(model) is not model
     assert len(model.functions) == 1
