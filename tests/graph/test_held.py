@@ -82,7 +82,7 @@ def test_lists_count_from_256_numbers_on() -> None:
 
 
 def test_numbers_of_a_constant_are_a_vector() -> None:
-    for attribute in ({"value_floats": [0.5] * 300}, {"value_float": 1.0}):
+    for attribute in ({"value_floats": [0.5] * 300}, {"value_float": 1.0}, {"value": 1.0}):
         nodes = [helper.make_node("Constant", [], ["c"], **attribute), helper.make_node("Mul", ["x", "c"], ["y"])]
         assert told(model(nodes, {})) == []
 
