@@ -63,7 +63,7 @@ def test_the_model_given_stays() -> None:
 
 
 def _mixed(own: int, body: str) -> ir.Model:
-    """A function of version `own` of the standard operators, and of the first of a set `mine` whose second the graph has."""
+    """A function of version `own` of the standard operators, and of the first of a set whose second the graph has."""
     proto = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "mine": 2, "local": 1]>
         main (float[b, 8] x) => (float[b, 8] z) {{ z = local.f(x) }}
