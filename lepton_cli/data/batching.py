@@ -84,14 +84,14 @@ def _open_axis(info: TensorInfo, middle: set[Dim]) -> int | None:
 def _fixed_axis(info: TensorInfo, size: Dim) -> int | None:
     """The axis of `size` samples in a model that leaves none open."""
     shape = info.shape or ()
-    if info.batch_axis is not None and shape:
+    if info.batch_axis is not None:
         return None if info.batch_axis < 0 else info.batch_axis
     places = [axis for axis in (0, 1) if axis < len(shape) and shape[axis] == size]
     return next((axis for axis in places if axis == 0 or len(shape) == 3), None)
 
 
-def _size(info: TensorInfo, axis: int | None) -> int | None:
-    dim = info.shape[axis] if info.shape is not None and axis is not None else None
+def _size(info: TensorInfo, axis: int) -> int | None:
+    dim = info.shape[axis] if info.shape is not None else None
     return dim if isinstance(dim, int) else None
 
 
@@ -139,8 +139,8 @@ def runs(columns: Mapping[str, Raw], axes: Mapping[str, int | None], alone: bool
     yield from (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
-def _equal(one: Array, other: Array) -> bool:
-    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+def _equal(one: Array | str, other: Array | str) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind == "f"))
 
 
 def feed(stack: Array, info: TensorInfo, axis: int | None) -> Array:

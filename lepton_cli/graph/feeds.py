@@ -91,7 +91,7 @@ class _Sizes:
         self._named = {
             info.name: [_name(info, axis, dim) for axis, dim in enumerate(info.shape or ())] for info in inputs
         }
-        self._names = {dim for dims in self._named.values() for dim in dims if isinstance(dim, str)}
+        self._names = dict.fromkeys(dim for dims in self._named.values() for dim in dims if isinstance(dim, str))
         #: Whether open axes count other things than samples.
         self.counted = how.alone
         self._same: dict[str, int | str] = {}
@@ -122,14 +122,15 @@ class _Sizes:
         self._same[one] = two
         return True
 
+    def _size(self, dim: Dim) -> Dim:
+        dim = self._is(dim)
+        return self._taken.get(dim, dim) if isinstance(dim, str) else dim
+
     def dims(self, batch: int | None = None) -> dict[str, list[Dim]]:
         """The shapes of the inputs as far as they are known; `batch`: the number of samples."""
 
         def size(dim: Dim) -> Dim:
-            dim = self._is(dim)
-            if isinstance(dim, str) and dim in self._batch:
-                return dim if batch is None else batch
-            return self._taken.get(dim, dim) if isinstance(dim, str) else dim
+            return batch if batch is not None and self._is(dim) in self._batch else self._size(dim)
 
         return {info.name: [size(dim) for dim in self._named[info.name]] for info in self._inputs}
 
@@ -162,15 +163,17 @@ class _Sizes:
                 dim = self._is(named)
                 if isinstance(dim, str) and dim not in self._batch and dim not in self._taken:
                     self._taken[dim] = other or usual(info, axis)
-        past = next((size for name, size in self._taken.items() if "past" in name and not _is_sum(name)), None)
+        parts = {name: size for name in self._names if isinstance(size := self._size(name), int) and not _is_sum(name)}
+        past = next((size for name, size in parts.items() if "past" in name), None)
         if past is None:
             return
-        parts = {name: size for name, size in self._taken.items() if not _is_sum(name) and "past" not in name}
-        new = next((size for name, size in parts.items() if "seq" in name or "input" in name), 1)
+        new = next(
+            (size for name, size in parts.items() if "past" not in name and ("seq" in name or "input" in name)), 1
+        )
         for name in self._taken:
             if _is_sum(name):
                 terms = [term.strip() for term in name.split("+")]
-                extra = [int(term) if term.isdigit() else self._taken.get(term, new) for term in terms]
+                extra = [int(term) if term.isdigit() else parts.get(term, new) for term in terms]
                 self._taken[name] = sum(extra) if len(terms) > 1 else past + new
 
     def longest(self) -> int:

@@ -30,7 +30,6 @@ def settle(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> tuple[shapes.
         if value.name in feeds:
             value.shape = ir.Shape([int(size) for size in feeds[value.name or ""]])
     found: shapes.Shapes = {}
-    fold.lift_constants(copy)
     for _ in range(_ROUNDS):
         known = shapes.infer(copy)
         found |= {name: one.fixed for name, one in known.items() if name and one.fixed is not None}

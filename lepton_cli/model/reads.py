@@ -23,7 +23,7 @@ def held(value: ir.Value) -> Sequence[Dim] | None:
 
 def tables(indices: ir.Value) -> Iterator[tuple[ir.Value, int]]:
     """Every table that is read at these indices, with the axis they count along."""
-    waiting, seen = [indices], {indices}
+    waiting = [indices]
     while waiting:
         for node, position in waiting.pop().uses():
             table = node.inputs[0]
@@ -31,8 +31,7 @@ def tables(indices: ir.Value) -> Iterator[tuple[ir.Value, int]]:
                 yield table, node.attributes.get_int("axis", 0)
             elif position == 1 and table is not None and node.op_type in ("GatherND", "ScatterND"):
                 yield table, node.attributes.get_int("batch_dims", 0)
-            elif node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
+            elif node.op_type in _PASSING and position == 0:
                 waiting.append(node.outputs[0])
 
 
@@ -51,9 +50,9 @@ def batch_axis(value: ir.Value) -> int | None:
 
     -1: the model adds that axis itself, a feed is one sample.
     """
-    rank = len(value.shape) if value.shape is not None else 0
-    waiting: list[tuple[ir.Value, list[int | None]]] = [(value, list(range(rank)))]
-    seen = {value}
+    if value.shape is None:
+        return None
+    waiting: list[tuple[ir.Value, list[int | None]]] = [(value, list(range(len(value.shape))))]
     while waiting:
         current, axes = waiting.pop()
         for node, position in current.uses():
@@ -63,9 +62,8 @@ def batch_axis(value: ir.Value) -> int | None:
                 return -1 if found is None else found
             if node.op_type in _CONVOLUTIONS and position == 0 and len(axes) > 2:
                 return -1 if axes[0] is None else axes[0]
-            moved = _moved(node, axes) if position == 0 and node.outputs[0] not in seen else None
+            moved = _moved(node, axes) if position == 0 else None
             if moved is not None:
-                seen.add(node.outputs[0])
                 waiting.append((node.outputs[0], moved))
     return None
 
@@ -91,4 +89,4 @@ def _moved(node: ir.Node, axes: list[int | None]) -> list[int | None] | None:
     total = len(axes) + len(chosen)
     added = {axis % total for axis in chosen}
     kept = iter(axes)
-    return [None if place in added else next(kept) for place in range(total)]
+    return [None if place in added else next(kept, None) for place in range(total)]

@@ -58,9 +58,8 @@ class _Writer:
         self._left -= prod(dims) * values.dtype.itemsize
         if min(dims, default=1) < 0 or self._left < 0:
             raise self._broken(name, f"cannot be written out: its shape is {list(dims)[:8]}")
-        flat = indices.reshape(len(values), -1) if indices.ndim == 2 and indices.size else indices
         try:
-            where = np.ravel_multi_index(tuple(flat.T), dims) if flat.ndim == 2 else flat
+            where = np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices
             dense = np.zeros(prod(dims), values.dtype)
             if where.shape != values.shape or (len(where) and not 0 <= where.min() <= where.max() < dense.size):
                 raise ValueError

@@ -50,11 +50,6 @@ class Segments:
         others = tuple(axis for axis in range(values.ndim) if axis != self.axis)
         return np.asarray(np.maximum.reduceat(values.max(axis=others, initial=0.0), self.edges[:-1]))
 
-    def sizes(self, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Number of values in every segment of an output of this shape."""
-        each = float(np.prod([d for axis, d in enumerate(shape) if axis != self.axis]))
-        return np.asarray(np.diff(self.edges) * each, np.float64)
-
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether an output of this shape can be cut this way."""
         return self.axis < len(shape) and shape[self.axis] == self.edges[-1]
@@ -68,10 +63,10 @@ def segments(model: ir.Model) -> dict[str, tuple[Segments, ...]]:
         for name, found in inferred.items()
         if found.shape is not None
     }
-    found = {}
+    found, cuts = {}, _Cuts(known)
     for output in model.graph.outputs:
         shape = known.get(output.name or "", ())
-        ways = [Segments(axis, _edges(_cut(output, axis, known, 0))) for axis in range(1, len(shape))]
+        ways = [Segments(axis, _edges(cuts.of(output, axis))) for axis in range(1, len(shape))]
         ways = [way for way in ways if 2 < len(way.edges) <= NARROW + 1]
         if ways:
             found[output.name or ""] = tuple(ways)
@@ -90,22 +85,33 @@ def _edges(sizes: Sequence[int]) -> tuple[int, ...]:
     return (0, *itertools.accumulate(sizes))
 
 
-def _cut(value: ir.Value, axis: int, known: dict[str, tuple[int, ...]], depth: int) -> list[int]:
+class _Cuts:
     """Sizes of the parts that Concats join along an axis, followed back through what keeps the order of positions."""
-    node, shape = value.producer(), known.get(value.name or "", ())
-    whole = [shape[axis]] if axis < len(shape) else []
-    if node is None or not whole or whole[0] == _OPEN or depth > _DEPTH:
-        return whole
-    inputs = [source for source in node.inputs if source is not None and source.name in known]
-    found = [
-        _cut(source, place, known, depth + 1)
-        for source in inputs
-        if (place := _place(node, source, axis, known, len(shape))) is not None
-    ]
-    if node.op_type == "Concat" and node.attributes.get_int("axis", 1) % len(shape) == axis:
-        joined = [size for part in found for size in part]
-        return joined if len(found) == len(node.inputs) and sum(joined) == whole[0] else whole
-    return max((part for part in found if sum(part) == whole[0]), key=len, default=whole)
+
+    def __init__(self, known: dict[str, tuple[int, ...]]) -> None:
+        self._known = known
+        #: Many paths lead to a value: `x * sigmoid(x)` doubles them.
+        self._found: dict[tuple[ir.Value, int], list[int]] = {}
+
+    def of(self, value: ir.Value, axis: int, depth: int = 0) -> list[int]:
+        if (value, axis) not in self._found:
+            self._found[value, axis] = self._followed(value, axis, depth)
+        return self._found[value, axis]
+
+    def _followed(self, value: ir.Value, axis: int, depth: int) -> list[int]:
+        node, shape = value.producer(), self._known[value.name or ""]
+        size = shape[axis]
+        if node is None or size == _OPEN or depth > _DEPTH:
+            return [size]
+        found = [
+            self.of(source, place, depth + 1)
+            for source in node.inputs
+            if source is not None and source.name in self._known
+            if (place := _place(node, source, axis, self._known, len(shape))) is not None
+        ]
+        if node.op_type == "Concat" and node.attributes.get_int("axis", 1) % len(shape) == axis:
+            return [part for parts in found for part in parts if part]
+        return max((parts for parts in found if sum(parts) == size), key=len, default=[size])
 
 
 def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[int, ...]], rank: int) -> int | None:
@@ -122,8 +128,8 @@ def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[in
     if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
         after = known[node.outputs[0].name or ""]
         pairs = layout.segments(shape, after) if source is node.inputs[0] else []
-        return next((inside[0] for inside, outside in pairs if outside == [axis] and len(inside) == 1), None)
-    return axis if node.op_type in ("Softmax", "LogSoftmax") and source is node.inputs[0] else None
+        return next((inside[0] for inside, outside in pairs if outside == [axis]), None)
+    return axis if node.op_type in ("Softmax", "LogSoftmax") else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Division:
         self._ways, self._shape = ways, tuple[int, ...]()
         self._sums: list[NDArray[np.float64]] = []
         self._largest: list[NDArray[np.float64]] = []
-        self._low, self._high = np.inf, -np.inf
+        self._bounded = True
         #: Sums of squares of the values and of the difference.
         self.signal = self.noise = 0.0
 
@@ -155,23 +161,22 @@ class Division:
         if not self._shape:
             self._shape = values.shape
             self._ways = [way for way in self._ways if way.fits(values.shape)] or columns(values.shape)
-            self._sums = [np.zeros((4, len(way.edges) - 1)) for way in self._ways]
+            self._sums = [np.zeros((3, len(way.edges) - 1)) for way in self._ways]
             self._largest = [np.zeros(len(way.edges) - 1) for way in self._ways]
         self.signal += float(squares.sum())
         self.noise += float(errors.sum())
-        self._low, self._high = min(self._low, values.min(initial=0.0)), max(self._high, values.max(initial=0.0))
+        self._bounded &= bool(((values >= 0.0) & (values <= 1.0)).all())
         for way, sums, largest in zip(self._ways, self._sums, self._largest, strict=True):
             if way.fits(values.shape):
                 np.maximum(largest, way.largest(values), out=largest)
-                sums += way.sums(squares), way.sums(errors), way.sums(np.square(values)), way.sizes(values.shape)
+                sums += way.sums(squares), way.sums(errors), way.sums(np.square(values))
 
     def parts(self) -> list[Part]:
         """The parts along the axis where kinds differ most; the whole output as one where nothing differs."""
-        bounded = self._low >= 0.0 and self._high <= 1.0
         widest, found = 1.0, [Part("", self.signal, self.noise)]
-        for way, (signal, noise, squares, sizes), largest in zip(self._ways, self._sums, self._largest, strict=True):
-            silent = largest < CERTAIN if bounded else squares == 0
-            gap, kinds = _kinds(np.sqrt(squares / np.maximum(sizes, 1)), silent, way.apart)
+        for way, (signal, noise, squares), largest in zip(self._ways, self._sums, self._largest, strict=True):
+            level = np.sqrt(squares / np.diff(way.edges))
+            gap, kinds = _kinds(np.where(self._bounded & (largest < CERTAIN), 0.0, level), way.apart)
             if gap > widest:
                 widest = gap
                 found = [
@@ -181,20 +186,19 @@ class Division:
         return found
 
 
-def _kinds(level: NDArray[np.float64], silent: NDArray[np.bool_], apart: float) -> tuple[float, list[list[int]]]:
+def _kinds(level: NDArray[np.float64], apart: float) -> tuple[float, list[list[int]]]:
     """The widest of these gaps (1 without any), and segments sorted by level, parted where the next is `apart` as high.
 
-    Silent segments belong to the lowest kind.
+    Silent segments, of level 0, belong to the lowest kind.
     """
-    order = np.argsort(np.where(silent, 0.0, level), kind="stable")
     kinds: list[list[int]] = [[]]
     widest, last = 1.0, 0.0
-    for index in order.tolist():
+    for index in np.argsort(level, kind="stable").tolist():
         if last > 0 and level[index] >= apart * last:
             widest = max(widest, float(level[index] / last))
             kinds.append([])
         kinds[-1].append(index)
-        last = 0.0 if silent[index] else float(level[index])
+        last = float(level[index])
     return widest, [sorted(kind) for kind in sorted(kinds, key=min)]
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.graph import clean, shapes
 from lepton_cli.graph.edit import Editor, is_constant
@@ -104,7 +103,6 @@ class _Conversion:
                     value.type = ir.TensorType(self._new)
                     self._own.add(value)
         self._graph(self._model.graph, self._old if keep_io else self._new)
-        RemoveUnusedNodesPass()(self._model)
         self._name_weights()
 
     def _name_weights(self) -> None:
@@ -184,7 +182,7 @@ class _Conversion:
         if value.dtype == kind:
             return value
         name = f"{value.name}.{_SHORT[kind]}"
-        if is_constant(value) and value.const_value is not None and kind == self._new:
+        if is_constant(value) and value.const_value is not None:
             if value not in self._weights:
                 self._weights[value] = self._editor.constant(name, self._keep(_in(kind, value.const_value.numpy())))
             return self._weights[value]
@@ -223,7 +221,6 @@ class _Conversion:
         cast = _cast(value, kind, name or "")
         value.name = self._editor.name(f"{name}.{_SHORT[self._new if kind == self._old else self._old]}")
         cast.name = self._editor.name(cast.name or "")
-        cast.outputs[0].name = name
         graph.append(cast)
         graph.outputs[index] = cast.outputs[0]
 

@@ -132,3 +132,122 @@ def test_where_one_axis_cannot_change_the_others_do() -> None:
     model = n.model(n.node("Add", flat, wide))
     opened = known_shapes.prepare(model, {"x": (2, 3, 4)})[1].open
     assert {axis for name, axis in opened if name == "x"} == {1}
+
+
+def sliced(n: Network, x: str, axis: int) -> str:
+    """Half of an axis, computed."""
+    half = n.node("Div", n.node("Gather", n.node("Shape", x), n.literal(axis)), n.literal(2))
+    return n.node("Slice", x, n.literal(0), half, n.literal(axis))
+
+
+@pytest.mark.parametrize("run", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_open_axes_are_those_that_another_size_of_the_input_changes(run: bool, batch: int) -> None:
+    n = Network()
+    model = n.model(sliced(n, n.node("Relu", n.input("x", "batch", 3, "t")), 1))
+    made, facts = known_shapes.prepare(model, {"x": (batch, 3, 8)}, run=run)
+    assert literal(made, "Slice_4", 2)
+    assert [node.op_type for node in made.graph] == ["Relu", "Slice"]
+    names = ("x", "Relu_0_out", "Slice_4_out")
+    assert facts.open == {(name, axis) for name in names for axis in (0, 2)}
+    assert [facts.shapes[name] for name in names] == [(batch, 3, 8), (batch, 3, 8), (batch, 1, 8)]
+
+
+@pytest.mark.parametrize("run", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_half_of_an_open_axis_is_open(run: bool, batch: int) -> None:
+    n = Network()
+    model = n.model(sliced(n, n.input("x", "batch", 8), 0))
+    made, facts = known_shapes.prepare(model, {"x": (batch, 8)}, run=run)
+    assert not literal(made, "Slice_3", 2)
+    assert {("x", 0), ("Slice_3_out", 0)} <= facts.open
+    assert not any(name in ("x", "Slice_3_out") and axis == 1 for name, axis in facts.open)
+
+
+def test_sizes_that_the_model_does_not_take_are_not_tried() -> None:
+    """The second axis is open by name, and a weight fixes it; then only samples vary."""
+    n = Network()
+    model = n.model(n.node("MatMul", n.input("x", "batch", "f"), n.weight(8, 4)))
+    assert known_shapes.prepare(model, {"x": (2, 8)})[1].open == {("x", 0), ("MatMul_0_out", 0)}
+    n = Network()
+    fixed = n.model(n.node("MatMul", n.input("x", 2, 8), n.weight(8, 4)))
+    assert known_shapes.prepare(fixed, {"x": (2, 8)})[1].open == frozenset()
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_without_open_axes_all_arithmetic_is_literal(run: bool) -> None:
+    n = Network()
+    model = n.model(sliced(n, n.input("x", 4, 8), 0))
+    made, facts = known_shapes.prepare(model, {"x": (4, 8)}, run=run)
+    assert literal(made, "Slice_3", 2)
+    assert facts.open == frozenset()
+    assert facts.shapes["Slice_3_out"] == (2, 8)
+
+
+def test_other_readers_keep_the_computed_value() -> None:
+    n = Network()
+    x = n.input("x", "batch", 8)
+    half = n.node("Div", n.node("Gather", n.node("Shape", x), n.literal(1)), n.literal(2))
+    y = n.node("Slice", x, n.literal(0), half, n.literal(1))
+    model = n.model(n.node("Add", y, n.node("Cast", half, to=TensorProto.FLOAT)))
+    made = prepared(model)
+    assert literal(made, "Slice_3", 2)
+    (cast,) = (node for node in made.graph if node.op_type == "Cast")
+    assert cast.inputs[0] is not None
+    assert cast.inputs[0].producer() is not None
+    same(model, {"x": np.arange(16, dtype=np.float32).reshape(2, 8)})
+
+
+def test_absurd_lengths_are_unknown() -> None:
+    """No position of theirs is written down."""
+    n = Network()
+    x = n.input("x", "batch", 4)
+    model = n.model(n.node("Expand", n.node("Unsqueeze", x, n.literal(2)), n.literal(1, 1, 10_000_001)))
+    facts = known_shapes.prepare(model, {"x": (1, 4)}, run=False)[1]
+    assert facts.shapes["Unsqueeze_0_out"] == (1, 4, 1)
+    assert "Expand_1_out" not in facts.shapes
+    n = Network()
+    model = n.model(
+        n.node("Expand", n.node("Unsqueeze", n.input("x", "batch", 4), n.literal(2)), n.literal(1, 1, 10_000_000))
+    )
+    assert known_shapes.prepare(model, {"x": (1, 4)}, run=False)[1].shapes["Expand_1_out"] == (1, 4, 10_000_000)
+
+
+def test_shapes_of_weights_that_came_later() -> None:
+    n = Network()
+    model = n.model(n.node("MatMul", n.input("x", "batch", 8), n.weight(8, 4)))
+    facts = known_shapes.KnownShapes({"x": (2, 8), "w0": (1, 1)}, frozenset({("x", 0)}))
+    assert facts.with_weights(model) == known_shapes.KnownShapes({"x": (2, 8), "w0": (8, 4)}, frozenset({("x", 0)}))
+
+
+def test_sizes_of_what_was_found_steer_what_they_reach() -> None:
+    """How many numbers are not zero decides a shape, whose size decides another."""
+    n = Network()
+    x = n.input("x", "batch", 8)
+    many = n.node("Gather", n.node("Shape", n.node("NonZero", x)), n.literal(1))
+    some = n.node("Slice", x, n.literal(0), many, n.literal(1))
+    length = n.node("Gather", n.node("Shape", some), n.literal(1))
+    y = n.node("Slice", n.node("Relu", x), n.literal(0), length, n.literal(1))
+    model = n.model(y)
+    x_ = np.zeros((1, 8), np.float32)
+    x_[0, 2:5] = 1
+    same(model, {"x": x_})
+    made = prepared(model)
+    slices = [node.name or "" for node in made.graph if node.op_type == "Slice"]
+    assert not any(literal(made, name, 2) for name in slices)
+
+
+def test_the_model_given_stays() -> None:
+    n = Network()
+    model = n.model(sliced(n, n.input("x", "batch", 8), 1))
+    before = io.to_bytes(model)
+    known_shapes.prepare(model, {"x": (2, 8)})
+    assert io.to_bytes(model) == before
+
+
+def test_strings_are_fed_empty() -> None:
+    n = Network()
+    n.inputs.append(helper.make_tensor_value_info("s", TensorProto.STRING, ["batch"]))
+    y = n.node("Cast", n.node("Shape", "s"), to=TensorProto.FLOAT)
+    facts = known_shapes.prepare(n.model(n.node("Add", n.input("x", "batch", 4), y)), {"x": (2, 4), "s": (2,)})[1]
+    assert facts.open == {("x", 0), ("s", 0), ("Add_2_out", 0)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lepton_cli.data.batching import layout
+from lepton_cli.data import batching
+from lepton_cli.data.batching import Layout, layout
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import open_dataset
@@ -45,15 +47,120 @@ def info(*shape: int | str | None, name: str = "x", batch_axis: int | None = Non
         ([("T", "F"), (25,)], [0, None], 1, True),
         ([("B", 512), (2, 1, 64)], [0, 1], 1, False),
         ([()], [None], None, False),
+        ([None], [0], None, False),
+        ([(0, 3)], [0], None, False),
+        ([(2, "n")], [0], 2, False),
+        ([("batch", "bs")], [0], None, False),
+        ([("T", "S", 40), (2, "S", 64)], [1, 1], None, False),
+        ([("batch", 8), (4, None), (2, None, 128)], [0, None, 1], 1, True),
+        ([(1, "batch", 3), (2, None, 64), ()], [1, None, None], 1, True),
+        ([("batch", 3), (2, None, 64), ()], [0, 1, None], None, False),
+        ([(1,), (4, 512), (2, 4, 64)], [None, 0, 1], 4, False),
+        ([("batch", 2), (3, 4), (5, 6)], [0, 0, 0], 1, True),
+        ([("B", 512), (2, 3, 64)], [0, 0], 2, False),
+        ([("B", 512), (2, 1, 1)], [0, 1], 1, False),
+        ([("batch", 3), (1, "T")], [0, 0], 1, False),
+        ([("batch", 3), ("q", 5)], [0, 0], None, False),
     ],
 )
 def test_where_samples_are(shapes: list[Any], axes: list[int | None], fixed: int | None, alone: bool) -> None:
-    found = layout([info(*shape, name=str(number)) for number, shape in enumerate(shapes)])
+    found = layout([TensorInfo(str(number), "float32", shape) for number, shape in enumerate(shapes)])
     assert (list(found.axes.values()), found.fixed, found.alone) == (axes, fixed, alone)
 
 
-def test_the_graph_knows_better() -> None:
-    assert layout([info("a", "b", 4, batch_axis=1)]).axes == {"x": 1}
+@pytest.mark.parametrize(
+    ("shape", "told", "axis", "fixed", "alone"),
+    [
+        (("a", "c", 4), 1, 1, None, False),
+        (("a", "c", 4), -1, None, 1, True),
+        (("a", 7, 4), 1, 0, None, False),
+        (("batch", "c", 4), 1, 0, None, False),
+        (("batch", "c", 4), -1, 0, None, False),
+        ((5, 6), -1, None, 1, True),
+    ],
+)
+def test_the_graph_knows_better_than_shapes_but_not_than_names(
+    shape: tuple[Any, ...], told: int, axis: int | None, fixed: int | None, alone: bool
+) -> None:
+    found = layout([info(*shape, batch_axis=told), info("batch", 3, name="other")])
+    assert (found.axes, found.fixed, found.alone) == ({"x": axis, "other": 0}, fixed, alone)
+
+
+@pytest.mark.parametrize(("told", "axis", "fixed"), [(-1, None, 1), (0, 0, 3), (1, 1, 4)])
+def test_the_graph_knows_better_where_every_size_is_fixed(told: int, axis: int | None, fixed: int) -> None:
+    found = layout([info(3, 4, 5, batch_axis=told)])
+    assert (found.axes, found.fixed, found.alone) == ({"x": axis}, fixed, told < 0)
+
+
+@pytest.mark.parametrize(
+    ("column", "whole"),
+    [
+        (np.zeros((4, 5, 3)), True),
+        (np.zeros((4, 1, 3)), False),
+        (np.zeros((4, 3)), False),
+        ([np.zeros((1, 5, 3)), np.zeros((1, 7, 3))], True),
+        ([np.zeros((1, 1, 3)), np.zeros((1, 7, 3))], True),
+        ([np.zeros((1, 1, 3)), np.zeros((1, 1, 3))], False),
+    ],
+)
+def test_samples_that_are_whole_and_count_something_else_go_alone(column: Any, whole: bool) -> None:
+    one, other = info("N", 3), info("N", name="other")
+    columns = {"x": column, "other": np.zeros(4)}
+    for inputs in ((one,), (one, other), (other, one)):
+        assert batching.alone(columns, inputs, layout(inputs)) is whole
+    assert batching.alone({"x": np.zeros((4, 3))}, (one,), Layout({"x": 0}, 1, alone=True))
+    assert not batching.alone({"x": column}, (one,), Layout({"x": None}, None, alone=False))
+
+
+@pytest.mark.parametrize(
+    ("column", "axis", "alone", "edges"),
+    [
+        (np.zeros((3, 2)), 0, False, [0, 3]),
+        (np.zeros((3, 2)), 0, True, [0, 1, 2, 3]),
+        ([np.zeros((1, size)) for size in (2, 3, 3, 2)], 0, False, [0, 1, 3, 4]),
+        (np.array([8, 16, 16]), None, False, [0, 1, 3]),
+        (np.array([8, 16, 16]), 0, False, [0, 3]),
+        (np.array([np.nan, np.nan, 1]), None, False, [0, 2, 3]),
+        (np.array(["a", "b", "b"], object), None, False, [0, 1, 3]),
+    ],
+)
+def test_neighbours_that_go_into_one_feed(column: Any, axis: int | None, alone: bool, edges: list[int]) -> None:
+    columns = {"first": np.zeros(len(column)), "x": column}
+    found = batching.runs(columns, {"first": 0, "x": axis}, alone)
+    assert [(one.start, one.stop) for one in found] == list(itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "axis", "fed"),
+    [
+        ((2, 4, 5), None, 0, (2, 4, 5)),
+        ((2, 3), (2, 3), None, ...),
+        ((2,), (1,), None, (1,)),
+        ((2,), (1, 1), None, (1, 1)),
+        ((2,), (), None, ()),
+        ((2, 1), (), None, ()),
+        ((2, 4), (1,), None, ...),
+        ((2, 1), (3,), None, ...),
+        ((2, 4), (1, 4), None, (1, 4)),
+        ((2, 3, 5), (3, 1, 5), None, (3, 1, 5)),
+        ((2, 4), (3, 4), None, ...),
+        ((2, 5), (1, 4), None, ...),
+        ((2, 5, 4), (1, 5, 4), 1, ...),
+        ((2, 4), ("B", 4), 0, ...),
+    ],
+)
+def test_what_a_stack_of_samples_becomes(stored: Any, wanted: Any, axis: int | None, fed: Any) -> None:
+    """Of a value that all share the first is taken; `...`: the stack as it is."""
+    stack = np.arange(np.prod(stored)).reshape(stored)
+    found = batching.feed(stack, TensorInfo("x", "float32", wanted), axis)
+    if wanted == stored[1:]:
+        fed, stack = stored[1:], stack[0]
+    elif fed is ... or wanted is None:
+        fed = stored
+    else:
+        stack = stack[0]
+    assert found.shape == fed
+    assert found.ravel().tolist() == stack.ravel().tolist()
 
 
 def npz(folder: Path, inputs: tuple[TensorInfo, ...], arrays: dict[str, Any], **options: Any) -> SourceDataset:

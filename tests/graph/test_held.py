@@ -71,3 +71,66 @@ def test_branches_and_lists_of_numbers() -> None:
 
 def test_a_stored_output_is_held_by_the_node_that_gives_it() -> None:
     assert told(model([helper.make_node("Transpose", ["w"], ["y"])], {"w": WEIGHT})) == [("Transpose", 512)]
+
+
+def test_lists_count_from_256_numbers_on() -> None:
+    for length, found in ((255, []), (256, [("Trees", 256)])):
+        node = helper.make_node("Trees", ["x"], ["y"], domain="ai.onnx.ml", a=[0.5] * length, b=[0.5] * 9, c=[1] * 300)
+        assert told(model([node], {})) == found
+    node = helper.make_node("Trees", ["x"], ["y"], domain="ai.onnx.ml", a=[0.5] * 300, b=[0.5] * 400)
+    assert told(model([node], {})) == [("Trees", 700)]
+
+
+def test_numbers_of_a_constant_are_a_vector() -> None:
+    for attribute in ({"value_floats": [0.5] * 300}, {"value_float": 1.0}, {"value": 1.0}):
+        nodes = [helper.make_node("Constant", [], ["c"], **attribute), helper.make_node("Mul", ["x", "c"], ["y"])]
+        assert told(model(nodes, {})) == []
+
+
+def test_a_constant_of_another_domain_is_none() -> None:
+    node = helper.make_node("Constant", [], ["c"], domain="other", value=numpy_helper.from_array(WEIGHT))
+    assert told(model([node, helper.make_node("Mul", ["x", "c"], ["y"])], {})) == []
+
+
+def test_a_tensor_that_is_read_twice_counts_once() -> None:
+    nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Einsum", ["x", "w", "t", "v", "w"], ["y"])]
+    (holder,) = holders(model(nodes, {"w": WEIGHT, "v": np.ones((16, 17), np.float32)}))
+    assert [tensor.name for tensor in holder.tensors] == ["w", "v"]
+    assert holder.values == 512 + 272
+
+
+def test_a_node_with_a_body_computes_whatever_it_reads() -> None:
+    """A Loop whose start, count and condition are all stored."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Mul", ["state", "x"], ["next"])],
+        "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, None)],
+        [info("on", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Loop", ["count", "true", "w"], ["last"], body=body),
+        helper.make_node("Add", ["last", "x"], ["y"]),
+    ]
+    held = {"count": np.array(3), "true": np.array(True), "w": WEIGHT}
+    assert told(model(nodes, held)) == [("Loop", 512)]
+
+
+def test_what_is_left_out_and_what_is_made_of_nothing() -> None:
+    nodes = [
+        helper.make_node("RandomNormal", [], ["r"], shape=[32, 16]),
+        helper.make_node("Clip", ["r", "", "w"], ["m"]),
+        helper.make_node("Resize", ["x", "", "m"], ["y"]),
+    ]
+    assert told(model(nodes, {"w": WEIGHT})) == [("Resize", 512)]
+
+
+def test_two_columns_are_a_matrix() -> None:
+    assert told(model([helper.make_node("Mul", ["x", "w"], ["y"])], {"w": np.zeros((128, 2), np.float32)})) == [
+        ("Mul", 256)
+    ]
+
+
+def test_a_node_that_gives_one_stored_output_holds_it_for_all() -> None:
+    nodes = [helper.make_node("Split", ["w"], ["y", "o"]), helper.make_node("Mul", ["x", "o"], ["z"])]
+    assert told(model(nodes, {"w": WEIGHT})) == [("Split", 512)]

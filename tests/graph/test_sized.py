@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
-from lepton_cli.graph.sized import from_data
+from lepton_cli.graph.sized import SHAPE_INPUTS, from_data
 from lepton_cli.model import io
 from tests.hostile.models import parse
 
@@ -46,3 +47,15 @@ def test_a_branch_that_reads_data_may_have_any_size() -> None:
     }}"""
     found = from_data(io.read(parse(text).SerializeToString()).model)
     assert {value.name for value in found.sized} == {"y"}
+
+
+SAY_HOW_MUCH = {
+    "shape", "starts", "ends", "axes", "steps", "pads", "split", "roi", "scales", "sizes", "repeats", "K", "axis",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", sorted(SHAPE_INPUTS))
+def test_inputs_that_say_where_or_how_much_are_those_of_the_definition(op: str) -> None:
+    schema = onnx.defs.get_schema(op, 9 if op == "Upsample" else 18)
+    named = {"input"} if op == "ConstantOfShape" else SAY_HOW_MUCH
+    assert SHAPE_INPUTS[op] == tuple(i for i, one in enumerate(schema.inputs) if one.name in named)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from lepton_cli.graph import shapes
-from lepton_cli.model import io
+from lepton_cli.model import functions, io
 from lepton_cli.runtime import Session
 
 X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
@@ -40,9 +41,42 @@ def test_an_operator_that_meant_something_else_keeps_its_function() -> None:
     assert shapes.opset(loaded.model) == 17
 
 
-def test_the_model_given_stays() -> None:
-    from lepton_cli.model import functions
+def test_one_operator_that_meant_something_else_is_enough() -> None:
+    for body in ("b = Relu (a)  c = Softmax (b)", "b = Softmax (a)  c = Relu (b)"):
+        model = io.check.parse(io.MEMORY, _model(body, 12).SerializeToString())
+        assert functions.written_out(model) is model
+        assert [node.op_type for node in model.graph] == ["f", "f"]
 
+
+def test_a_model_without_functions_is_returned() -> None:
+    proto = _model("c = Relu (a)")
+    del proto.functions[:], proto.graph.node[:]
+    proto.graph.node.append(onnx.helper.make_node("Relu", ["x"], ["z"]))
+    model = io.check.parse(io.MEMORY, proto.SerializeToString())
+    assert functions.written_out(model) is model
+
+
+def test_the_model_given_stays() -> None:
     model = io.check.parse(io.MEMORY, _model("c = Relu (a)").SerializeToString())
     assert functions.written_out(model) is not model
     assert len(model.functions) == 1
+
+
+def _mixed(own: int, body: str) -> ir.Model:
+    """A function of version `own` of the standard operators, and of the first of a set whose second the graph has."""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "mine": 2, "local": 1]>
+        main (float[b, 8] x) => (float[b, 8] z) {{ z = local.f(x) }}
+        <domain: "local", opset_import: ["": {own}, "com.microsoft": 1, "mine": 1]>
+        f (a) => (c) {{ {body} }}""")
+    return functions.written_out(io.check.parse(io.MEMORY, proto.SerializeToString()))
+
+
+def test_operators_of_other_sets_do_not_matter() -> None:
+    made = _mixed(13, "b = Relu (a)  c = com.microsoft.QuickGelu (b)")
+    assert [node.op_type for node in made.graph] == ["Relu", "QuickGelu"]
+
+
+def test_operators_that_nobody_knows_keep_their_function() -> None:
+    assert [node.op_type for node in _mixed(15, "b = Relu (a)  c = mine.Thing (b)").graph] == ["f"]
+    assert [node.op_type for node in _mixed(15, "c = LayerNormalization (a, a)").graph] == ["f"]

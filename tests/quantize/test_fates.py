@@ -10,6 +10,8 @@ import pytest
 from lepton_cli.data.memory import Arrays
 from lepton_cli.graph.held import holders
 from lepton_cli.model import io
+from lepton_cli.quantize.fates import TABLES, left_alone
+from lepton_cli.step import Decision
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context
 
@@ -59,3 +61,26 @@ def test_operators_that_are_never_int8_are_no_surprise(tmp_path: Path) -> None:
     outcome = STEPS["quantize.static"].apply(graph.model(result), options, context(data, tmp_path, batch=6))
     assert outcome.changed
     assert not any("matrix operators in float" in warning for warning in outcome.warnings)
+
+
+def test_what_is_said_of_an_operator_names_its_set() -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 32])
+    table = graph.constant(np.zeros((32, 16), np.float32))
+    ids = graph.op("Cast", x, to=7)
+    outputs = [
+        graph.op("FusedMatMul", x, table, domain="com.microsoft"),
+        graph.op("MatMul", x, table),
+        graph.op("Gather", table, ids),
+        graph.op("Gather", table, ids, domain="other"),
+        graph.op("Einsum", x, table, equation="ab,bc->ac"),
+    ]
+    model = graph.model(*outputs)
+    known = Decision(node="MatMul_2", op="MatMul", action="quantized", reason="")
+    found = left_alone(model, [known], "the step takes MatMul")
+    assert [(one.node, one.op, one.action, one.reason) for one in found] == [
+        ("FusedMatMul_1", "FusedMatMul", "kept", "com.microsoft.FusedMatMul stays float: the step takes MatMul"),
+        ("Gather_3", "Gather", "kept", TABLES["Gather"]),
+        ("Gather_4", "Gather", "kept", "other.Gather stays float: the step takes MatMul"),
+        ("Einsum_5", "Einsum", "kept", "Einsum stays float: the step takes MatMul"),
+    ]

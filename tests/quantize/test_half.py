@@ -60,7 +60,8 @@ def mixed() -> onnx.ModelProto:
         node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
         node("Sin", ["d"], ["sin"]),
         node("Cast", ["sin"], ["g"], to=FLOAT),
-        node("Sum", ["v", "twos", "g"], ["sum"]),
+        node("ConstantOfShape", ["shape"], ["zeros"]),
+        node("Sum", ["v", "twos", "g", "zeros"], ["sum"]),
         node("CastLike", ["i", "sum"], ["like"]),
         node("Add", ["sum", "like"], ["y"]),
     ]
@@ -136,7 +137,53 @@ def passed_on() -> onnx.ModelProto:
     return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None), "z": (FLOAT, None), "w": (FLOAT, [8])}, held)
 
 
-GRAPHS = (ranged, resized, mixed, branches, looped, own, sequence, passed_on)
+def integers() -> onnx.ModelProto:
+    """Int8 with scales that are float32 for ever, and CumSum, which onnxruntime has no kernel in float16 for."""
+    nodes = [
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("DequantizeLinear", ["w8", "scale", "zero"], ["dw"]),
+        node("MatMul", ["d", "dw"], ["m"]),
+        node("CumSum", ["m", "one"], ["c"]),
+        node("Mul", ["c", "w"], ["y"]),
+    ]
+    held = [tensor("w8", np.arange(64, dtype=np.int8).reshape(8, 8)), tensor("scale", np.float32(2**-6)),
+            tensor("zero", np.int8(0)), tensor("one", np.int64(1)), tensor("w", weights(8))]  # fmt: skip
+    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+
+
+def nested() -> onnx.ModelProto:
+    """A branch in a branch, of whose values nobody says a type."""
+
+    def branch(out: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(list(nodes), out, [], [helper.make_tensor_value_info(out, FLOAT, None)])
+
+    def inner(prefix: str, op: str) -> onnx.GraphProto:
+        middle, out = f"{prefix}.m", f"{prefix}.o"
+        return branch(out, node("MatMul", ["h", "w"], [middle]), node(op, [middle], [out]))
+
+    def outer(prefix: str, op: str) -> onnx.GraphProto:
+        parts = [f"{prefix}.{name}" for name in ("if", "int", "float", "out")]
+        return branch(
+            parts[3],
+            node("If", ["c"], [parts[0]], then_branch=inner(f"{prefix}1", op), else_branch=inner(f"{prefix}2", "Neg")),
+            node("Cast", [parts[0]], [parts[1]], to=TensorProto.INT32),
+            node("Cast", [parts[1]], [parts[2]], to=FLOAT),
+            node("Add", [parts[2], parts[0]], [parts[3]]),
+        )
+
+    nodes = [
+        node("ReduceMax", ["x"], ["max"], keepdims=0),
+        node("Greater", ["max", "zero"], ["c"]),
+        node("Relu", ["x"], ["h"]),
+        node("If", ["c"], ["r"], then_branch=outer("a", "Tanh"), else_branch=outer("b", "Relu")),
+        node("Add", ["r", "h"], ["y"]),
+    ]
+    held = [tensor("zero", np.float32(0)), tensor("w", weights(8, 8))]
+    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+
+
+GRAPHS = (ranged, resized, mixed, branches, looped, own, sequence, passed_on, integers, nested)
 
 
 def run(made: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -176,6 +223,109 @@ def test_with_every_node_blocked_nothing_changes(make: Any) -> None:
     for name, array in run(made, x).items():
         np.testing.assert_array_equal(array, wanted[name])
     assert io.weight_bytes(made) == io.weight_bytes(before)
+    assert [one.op_type for one in made.graph] == [one.op_type for one in before.graph]
+
+
+@pytest.mark.parametrize("make", GRAPHS, ids=lambda make: make.__name__)
+def test_blocked_nodes_compute_in_float32_between_inputs_and_outputs_in_float16(make: Any) -> None:
+    """What comes out is rounded once, and so is what goes in: to the last bit."""
+    proto = make()
+    before = ir.from_proto(proto)
+    io.name_nodes(before)
+    made = half.convert(before, [one.name or "" for one in before.graph.all_nodes()], False)
+    x = (X[:, None] if make is own else X).astype(np.float16)
+    wanted = Session(proto.SerializeToString(), threads=1).run({"x": x.astype(np.float32)})
+    for name, array in run(made, x).items():
+        np.testing.assert_array_equal(array, wanted[name] if name == "w" else wanted[name].astype(np.float16))
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_a_sequence_that_is_returned_stays_in_float32(keep_io: bool) -> None:
+    nodes = [node("Mul", ["x", "w"], ["m"]), node("SplitToSequence", ["m", "four"], ["parts"], axis=1)]
+    proto = model(
+        nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, [tensor("w", weights(8)), tensor("four", np.int64(4))]
+    )
+    proto.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("parts", FLOAT, None))
+    made = half.convert(ir.from_proto(proto), [], keep_io)
+    (found,) = Session(io.to_bytes(made), threads=1).run({"x": X if keep_io else X.astype(np.float16)}).values()
+    assert [part.dtype for part in found] == [np.float32] * 2
+    np.testing.assert_allclose(np.hstack(found), X * weights(8), rtol=2e-3, atol=1e-6)
+
+
+def test_names_of_casts_are_new() -> None:
+    nodes = [node("Mul", ["x", "w"], ["x.half"]), node("Neg", ["x.half"], ["y.half"]), node("Relu", ["y.half"], ["y"])]
+    for one, name in zip(nodes, ("x.half.cast", "y.cast", "last"), strict=True):
+        one.name = name
+    proto = model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, [tensor("w", weights(8))])
+    made = half.convert(ir.from_proto(proto), [], True)
+    assert len({one.name for one in made.graph}) == len({one.outputs[0].name for one in made.graph}) == 5
+    np.testing.assert_allclose(run(made, X)["y"], np.maximum(-X * weights(8), 0), rtol=2e-3, atol=1e-6)
+
+
+def product(blocked: tuple[str, ...] = (), keep_io: bool = True) -> ir.Model:
+    """Two products that share a weight, one of them with another, in float16."""
+    nodes = [node("Mul", ["x", "w"], ["a"]), node("Mul", ["a", "v"], ["b"]), node("Mul", ["b", "w"], ["y"])]
+    held = [tensor("w", weights(8)), tensor("v", weights(8, seed=1))]
+    proto = model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+    return half.convert(ir.from_proto(proto), blocked, keep_io)
+
+
+def kinds(made: ir.Model) -> dict[str, str]:
+    return {name: str(value.dtype) for name, value in made.graph.initializers.items()}
+
+
+def test_casts_stand_only_where_types_differ() -> None:
+    assert [one.op_type for one in product().graph] == ["Cast", "Mul", "Mul", "Mul", "Cast"]
+    assert [one.op_type for one in product(keep_io=False).graph] == ["Mul", "Mul", "Mul"]
+    assert [one.op_type for one in product(("Mul_a", "Mul_y")).graph] == ["Mul", "Cast", "Mul", "Cast", "Mul"]
+    assert [one.op_type for one in product(("Mul_b",), False).graph] == ["Mul", "Cast", "Mul", "Cast", "Mul"]
+    wide = half.widen(product())
+    assert [one.op_type for one in wide.graph] == ["Mul", "Mul", "Mul", "Cast"], "the last one names the output"
+    assert kinds(wide) == {"w": "FLOAT", "v": "FLOAT"}
+
+
+def test_a_weight_keeps_its_name_in_the_one_type_or_has_two() -> None:
+    assert kinds(product()) == {"w": "FLOAT16", "v": "FLOAT16"}
+    assert kinds(product(("Mul_a",))) == {"w": "FLOAT", "w.half": "FLOAT16", "v": "FLOAT16"}
+    assert kinds(product(("Mul_b",))) == {"w": "FLOAT16", "v": "FLOAT"}
+
+
+def test_what_is_left_out_of_a_node_has_no_type() -> None:
+    nodes = [node("LayerNormalization", ["x", "g"], ["n", "", "d"]), node("Mul", ["n", "d"], ["y"])]
+    proto = model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, [tensor("g", 1 + weights(8))])
+    made = half.convert(ir.from_proto(proto), [], True)
+    assert kinds(made) == {"g": "FLOAT16"}
+
+
+def test_inputs_that_kernels_take_in_float32_only_whatever_the_definition_says() -> None:
+    nodes = [node("GroupNorm", ["x", "g", "b"], ["y"], domain="com.microsoft", groups=2, activation=0)]
+    held = [tensor("g", 1 + weights(8)), tensor("b", weights(8))]
+    made = model(nodes, {"x": (FLOAT, ["n", 2, 2, 8])}, {"y": (FLOAT, None)}, held, domains=("com.microsoft",))
+    converted = half.convert(ir.from_proto(made), [], False)
+    assert [str(value.dtype) for value in converted.graph[0].inputs if value is not None] == [
+        "FLOAT16",
+        "FLOAT",
+        "FLOAT",
+    ]
+
+
+def test_rounding_to_float16_keeps_what_is_finite_finite_and_what_is_not_zero_not_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    least, greatest = 2.0**-24, 65504.0
+    pairs = {
+        0.0: 0.0, 1.0: 1.0, -1.0: -1.0, 0.1: 0.0999755859375, 65504.0: greatest, 65519.0: greatest, 65520.0: greatest,
+        -1e6: -greatest, np.inf: np.inf, -np.inf: -np.inf, 1e-9: least, -1e-9: -least, 2.0**-24: least,
+        1e-7: 2 * least, 2.9e-8: least, 1e-38: least,
+    }  # fmt: skip
+    values, wanted = np.array([*pairs, np.nan], np.float32), np.array([*pairs.values(), np.nan], np.float16)
+    for chunk in (half._CHUNK, 4, 17, 1):
+        monkeypatch.setattr(half, "_CHUNK", chunk)
+        made = half.to_half(values)
+        assert made.dtype == np.float16
+        np.testing.assert_array_equal(made, wanted)
+    square = half.to_half(np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    assert square.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_a_weight_that_two_branches_read_is_stored_once() -> None:

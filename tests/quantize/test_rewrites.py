@@ -12,13 +12,16 @@ import pytest
 from onnx import TensorProto
 
 from lepton_cli.coupling import shortcuts
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import StepError
 from lepton_cli.graph import batch_norm
 from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
-from lepton_cli.quantize import cpu, dynamic, prepare, static, weights
-from lepton_cli.quantize.rewrites import Rewrite, held
+from lepton_cli.quantize import cpu, dynamic, prepare, rewrites, static, weights
+from lepton_cli.quantize.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.runtime import Session, Values
+from lepton_cli.step import Decision
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context, images, mlp, ops, rows, sqnr
 
@@ -221,3 +224,238 @@ def test_blocks_that_are_written_wrong_go_back_to_float(tmp_path: Path, monkeypa
     assert "its result is 0.5" in told["Gemm_0"].reason
     assert ops(outcome.model).count("MatMulNBits") == outcome.changed == 1
     assert sqnr(model, outcome.model, rows()) > 30
+
+
+def combined(op: str, start: Any, batch: int | str = "b") -> ir.Model:
+    """`op(x, c)` of `x` [batch, n] and a constant."""
+    graph = Graph()
+    return graph.model(graph.op(op, graph.take("x", [batch, "n"]), graph.constant(np.float32(start))))
+
+
+def constant(value: Any) -> Rewrite:
+    """The constant is another one."""
+
+    def apply(model: ir.Model) -> None:
+        Editor(model).give(next(iter(model.graph)), 1, np.float32(value), "other")
+
+    return Rewrite("another constant", apply)
+
+
+def refused(model: ir.Model, rewrite: Rewrite, x: Any, folder: Path) -> str:
+    """What is said of a rewrite, "" where it is taken."""
+    warnings = held(model, [rewrite], context(Arrays({"x": np.float32(x)}), folder))[1]
+    return "".join(warning.split("(", 1)[1].removesuffix(")") for warning in warnings)
+
+
+def test_eighty_decibels_are_the_same_function(tmp_path: Path) -> None:
+    """10000 + 1 is off by 80 dB; all numbers are exact in float32."""
+    assert refused(combined("Add", 0), constant(1), [[10_000, 10_000, 0]], tmp_path)
+    assert not refused(combined("Add", [0, 0]), constant([1, 0]), [[10_000, 0]], tmp_path)
+    assert refused(combined("Add", [0, 0]), constant([1, 0]), [[9_999, 0]], tmp_path) == "output `t0` at 80 dB"
+    assert not refused(combined("Add", [0, 0]), constant([-1, 0]), [[10_000, 0]], tmp_path)
+    assert refused(combined("Add", 0), constant(1), [[1_000]], tmp_path) == "output `t0` at 60 dB"
+
+
+class Unsteady(Session):
+    """Gives results that are one more when it may not optimise."""
+
+    def __init__(self, *arguments: Any, optimise: bool = True, **options: Any) -> None:
+        super().__init__(*arguments, optimise=optimise, **options)
+        self.more = 0 if optimise else 1
+
+    def run(self, *arguments: Any, **options: Any) -> Values:
+        return {name: array + np.float32(self.more) for name, array in super().run(*arguments, **options).items()}
+
+
+def test_a_rewrite_may_differ_by_six_decibels_more_than_the_model_from_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1000 + 1 is off by 60 dB; 1000 + 2 by 53.98, 1000 + 1.99 by 54.02."""
+    monkeypatch.setattr(rewrites, "Session", Unsteady)
+    assert not refused(combined("Add", 0), constant(1.99), [[1_000]], tmp_path)
+    assert refused(combined("Add", 0), constant(2), [[1_000]], tmp_path) == "output `t0` at 54 dB"
+
+
+@pytest.mark.parametrize(("batch", "row", "seen"), [(1, 7, True), (1, 8, False), (3, 8, True), (3, 9, False)])
+def test_batches_are_compared_until_there_are_eight_samples(batch: int, row: int, seen: bool, tmp_path: Path) -> None:
+    """max(x, c) is another function only where x is negative: in one row."""
+    x = np.ones((12, 2), np.float32)
+    x[row] = -1
+    assert bool(refused(combined("Max", -9, batch), constant(0), x, tmp_path)) is seen
+
+
+def test_nothing_is_run_without_a_rewrite(tmp_path: Path) -> None:
+    model = mlp()
+    assert held(model, [], context(None, tmp_path, check=None)) == (model, ())
+
+
+def test_a_rewrite_may_return_another_model(tmp_path: Path) -> None:
+    other = combined("Add", 1)
+    made, warnings = held(
+        combined("Sub", -1),
+        [Rewrite("a sum", lambda _: other)],
+        context(Arrays({"x": np.ones((2, 2), np.float32)}), tmp_path),
+    )
+    assert (ops(made), warnings) == (["Add"], ())
+
+
+def test_every_output_counts(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 2])
+    first, second = graph.op("Add", x, graph.constant(np.float32(0))), graph.op("Neg", x)
+    for order in ((first, second), (second, first)):
+        assert refused(graph.model(*order), constant(1), [[1, 0]], tmp_path) == "output `t0` at -3 dB"
+
+
+def test_decisions_may_turn_in_one_of_a_hundred(tmp_path: Path) -> None:
+    model = combined("Greater", 0.5)
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+    x = np.zeros((1, 100), np.float32)
+    x[0, :50] = 2
+    x[0, 60] = 1
+    assert not refused(model, constant(1.5), x, tmp_path)
+    x[0, 70] = 1
+    assert refused(model, constant(1.5), x, tmp_path) == "output `t0`"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ([np.nan, np.inf, 0, 0], [np.nan, np.inf, 0, 1], True),
+        ([np.nan, np.inf, 0, 0], [0, np.inf, 0, 0], False),
+        ([np.nan, np.inf, 0, 0], [np.nan, -np.inf, 0, 0], False),
+        ([np.nan, np.inf, 0, 0], [np.nan, np.nan, 0, 0], False),
+        ([np.nan, np.inf, 0, 0], [np.nan, np.inf, np.nan, 0], False),
+        ([np.nan, np.inf, 0, 0], [np.nan, np.inf, 0, np.inf], False),
+        ([np.nan] * 4, [np.nan] * 4, True),
+    ],
+)
+def test_numbers_that_are_none_have_to_stay(old: list[float], new: list[float], same: bool, tmp_path: Path) -> None:
+    assert refused(combined("Add", old), constant(new), [[0, 0, 0, 1e4]], tmp_path) == ("" if same else "output `t0`")
+
+
+def behind(*nodes: tuple[str, dict[str, Any]]) -> Rewrite:
+    """Further nodes that make what is returned, under the old name or another."""
+
+    def apply(model: ir.Model) -> None:
+        value = model.graph.outputs[0]
+        name, value.name = value.name, "inner"
+        for op, attributes in nodes:
+            node = ir.node(op, [value], attributes, name=op)
+            model.graph.append(node)
+            (value,) = node.outputs
+        value.name = name
+        model.graph.outputs[0] = value
+
+    return Rewrite("nodes behind", apply)
+
+
+def test_shape_type_and_name_of_outputs_are_part_of_the_function(tmp_path: Path) -> None:
+    x = [[0, 1], [2, 3]]
+    assert not refused(combined("Add", 0), behind(("Identity", {})), x, tmp_path)
+    for node in (("Cast", {"to": 11}), ("Flatten", {"axis": 0})):
+        assert refused(combined("Add", 0), behind(node), x, tmp_path) == "output `t0`"
+
+    def rename(model: ir.Model) -> None:
+        model.graph.outputs[0].name = "z"
+
+    assert refused(combined("Add", 0), Rewrite("another name", rename), x, tmp_path) == "output `t0`"
+
+
+TURN = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1], [0, 0, -1, 0]], np.float32)
+EYE = np.eye(4, dtype=np.float32)
+
+
+def chain(first: Any = EYE, second: Any = EYE, names: tuple[str, str] = ("m", "y")) -> ir.Model:
+    """Two products with a Neg between, and one that nobody asks for."""
+    graph = Graph()
+    m = graph.op("MatMul", graph.take("x", ["b", 4]), graph.constant(np.float32(first)))
+    y = graph.op("MatMul", graph.op("Neg", m), graph.constant(np.float32(second)))
+    model = graph.model(y, graph.op("MatMul", m, graph.constant(EYE)))
+    for value, name in zip((model.graph[0].outputs[0], model.graph[2].outputs[0]), names, strict=True):
+        value.name = name
+    return model
+
+
+def seen(before: ir.Model, after: ir.Model, folder: Path, *names: str) -> dict[str, str]:
+    x = np.float32([[1, 0, -2, 3], [0, 5, 1, 0]])
+    return strayed(before, after, names or ("MatMul_0", "MatMul_2"), context(Arrays({"x": x}), folder, batch=2))
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (EYE, ""),
+        (1.19 * EYE, ""),
+        (0.81 * EYE, ""),
+        (1.21 * EYE, "1.21 times what it was, at 14 dB"),
+        (0.79 * EYE, "0.79 times what it was, at 14 dB"),
+        (-EYE, "-1.00 times what it was, at -6 dB"),
+        (EYE + 0.5 * TURN, ""),
+        (EYE + 0.502 * TURN, "1.00 times what it was, at 6 dB"),
+        (0 * EYE, "0.00 times what it was, at 0 dB"),
+    ],
+)
+def test_rounding_leaves_size_and_direction(weight: np.ndarray, said: str, tmp_path: Path) -> None:
+    """A turn by 90 degrees is orthogonal to what it turns: half of it is an error at 6.02 dB."""
+    for node, after in (("MatMul_0", chain(first=weight)), ("MatMul_2", chain(second=weight))):
+        told = f"stays float: in 8 or fewer bits its result is {said}"
+        assert seen(chain(), after, tmp_path) == ({node: told} if said else {})
+
+
+def test_errors_of_nodes_do_not_add_up(tmp_path: Path) -> None:
+    assert seen(chain(), chain(1.15 * EYE, 1.15 * EYE), tmp_path) == {}
+    assert seen(chain(), chain(2 * EYE, EYE), tmp_path).keys() == {"MatMul_0"}
+
+
+def test_only_the_nodes_named_are_looked_at_and_only_where_their_result_is_left(tmp_path: Path) -> None:
+    after = chain(2 * EYE, 2 * EYE)
+    assert seen(chain(), after, tmp_path, "MatMul_2").keys() == {"MatMul_2"}
+    assert seen(chain(), after, tmp_path, "Neg_1", "nobody") == {}
+    assert seen(chain(), after, tmp_path, "nobody") == {}
+    assert seen(chain(names=("m", "y")), chain(2 * EYE, 2 * EYE, names=("gone", "y")), tmp_path).keys() == {"MatMul_2"}
+
+
+def test_a_result_of_another_shape_or_of_nothing(tmp_path: Path) -> None:
+    wide = chain(second=np.ones((4, 6)))
+    assert seen(chain(), wide, tmp_path) == {"MatMul_2": "its result has the shape [2, 6], not [2, 4]"}
+    assert seen(chain(second=0 * EYE), chain(), tmp_path) == {}
+    assert seen(chain(second=0 * EYE), chain(second=0 * EYE), tmp_path) == {}
+
+
+def test_wrong_nodes_stay_as_they_are() -> None:
+    made = [Decision(node=name, op="MatMul", action="quantized", reason="") for name in "ab"]
+    assert [(one.node, one.action, one.reason) for one in kept(made, {"b": "no"})] == [
+        ("a", "quantized", ""),
+        ("b", "kept", "no"),
+    ]
+
+
+def test_without_a_batch_that_the_model_takes_nothing_is_said(tmp_path: Path) -> None:
+    """A fixed batch of three, and two samples."""
+    before, after = combined("Add", 0, batch=3), combined("Add", 9, batch=3)
+    few = context(Arrays({"x": np.ones((2, 2), np.float32)}), tmp_path)
+    assert strayed(before, after, ["Add_0"], few) == {}
+    assert strayed(before, after, ["Add_0"], context(Arrays({"x": np.ones((3, 2), np.float32)}), tmp_path)).keys() == {
+        "Add_0"
+    }
+
+
+def test_numbers_that_are_none_say_nothing_of_size_and_direction(tmp_path: Path) -> None:
+    endless = EYE.copy()
+    endless[1, 1] = np.inf
+    assert seen(chain(second=endless), chain(second=endless), tmp_path) == {}
+    assert seen(chain(second=endless), chain(second=2 * endless), tmp_path).keys() == {"MatMul_2"}
+
+
+def test_of_several_results_the_first_is_compared(tmp_path: Path) -> None:
+    def halves(last: str, factor: float) -> ir.Model:
+        graph = Graph()
+        first, second = graph.op("Split", graph.take("x", ["b", 4]), outputs=2, axis=1)
+        model = graph.model(graph.op("Mul", first, graph.constant(np.float32(factor))), second)
+        model.graph[0].outputs[1].name = last
+        if factor != 1:
+            model.graph[0].outputs[0].name, model.graph[1].outputs[0].name = "raw", first
+        return model
+
+    assert seen(halves("b", 1), halves("other", 2), tmp_path, "Split_0").keys() == {"Split_0"}
