@@ -20,7 +20,7 @@ from lepton_cli.graph import fold, shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import external, io
 from lepton_cli.probe import linear
-from lepton_cli.prune import allocate, latency, norms, ranking, recover
+from lepton_cli.prune import allocate, latency, norms, proof, ranking, recover
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.analysis import Analysis, analysed, feeds, survey
 from lepton_cli.prune.cost import CostModel, Widths
@@ -93,6 +93,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
         within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
         text = f"already there: {within} of the original"
         return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
+    proof.same(model, plan.model, "preparing the graph for pruning", context)
     warnings: list[str] = []
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]
@@ -108,8 +109,11 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
         )
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
-    removed = _removed(plan, rankings, widths)
-    thinner, stand_ins = branches.drop(cut(plan.model, plan.coupling, removed), dropped)
+    leaving = _leaving(plan, rankings, widths)
+    removed = np.concatenate([group.atoms[channels] for group, channels in leaving])
+    thinner = cut(plan.model, plan.coupling, removed)
+    proof.same(proof.zeroed(plan.model, leaving), thinner, "removing channels", context)
+    thinner, stand_ins = branches.drop(thinner, dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     reached += [
         ReachedTarget(
@@ -133,10 +137,10 @@ def _why_nothing(plan: Analysis) -> str:
     return f"all {len(plan.frozen)} groups are frozen (`{first.name}`: {first.frozen})"
 
 
-def _removed(plan: Analysis, rankings: Sequence[Ranking], widths: Widths) -> NDArray[np.int64]:
-    """Labels of the channels that go."""
+def _leaving(plan: Analysis, rankings: Sequence[Ranking], widths: Widths) -> list[tuple[Group, NDArray[np.int64]]]:
+    """The channels that go, by group."""
     zipped = zip(plan.groups, rankings, widths, strict=True)
-    return np.concatenate([group.atoms[ranking.order[: group.channels - width]] for group, ranking, width in zipped])
+    return [(group, ranking.order[: group.channels - width]) for group, ranking, width in zipped]
 
 
 def _recoveries(options: PruneChannels, context: Context) -> tuple[str, ...]:

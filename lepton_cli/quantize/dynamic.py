@@ -14,11 +14,11 @@ from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
+from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize import aside, cpu, fates, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
-from lepton_cli.quantize.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome

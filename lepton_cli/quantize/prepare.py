@@ -16,8 +16,8 @@ from lepton_cli.graph.edit import Editor, weight_of
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
+from lepton_cli.probe.rewrites import Rewrite, held
 from lepton_cli.quantize import half
-from lepton_cli.quantize.rewrites import Rewrite, held
 from lepton_cli.runtime import one_line
 from lepton_cli.step import Context
 

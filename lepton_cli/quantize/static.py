@@ -12,6 +12,7 @@ from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
 from lepton_cli.probe.distances import Reference
+from lepton_cli.probe.rewrites import Rewrite
 from lepton_cli.quantize import (
     alternatives,
     choose,
@@ -34,7 +35,6 @@ from lepton_cli.quantize.details import (
     Speed,
 )
 from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, unshare
-from lepton_cli.quantize.rewrites import Rewrite
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
 

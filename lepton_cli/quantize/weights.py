@@ -19,10 +19,10 @@ from lepton_cli.graph import clean, fold
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
+from lepton_cli.probe.rewrites import kept, strayed
 from lepton_cli.quantize import blockwise, fates
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
-from lepton_cli.quantize.rewrites import kept, strayed
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.step import Context, Decision, Outcome
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lepton_cli.errors import LeptonError, StepError
 from lepton_cli.model import io
 from lepton_cli.probe import activations
+from lepton_cli.probe.comparable import comparable
 from lepton_cli.probe.distances import decibel
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context, Decision
@@ -66,7 +67,7 @@ def held(model: ir.Model, rewrites: Sequence[Rewrite], context: Context) -> tupl
         made = rewrite.on(made)
     if context.dry or not rewrites:
         return made, ()
-    given = _Given(model, context)
+    given = Given(model, context)
     if given.difference(made) is None:
         return made, ()
     made, warnings = io.clone(model), []
@@ -86,8 +87,8 @@ def held(model: ir.Model, rewrites: Sequence[Rewrite], context: Context) -> tupl
     return made, tuple(warnings)
 
 
-class _Given:
-    """The outputs of the model before all rewrites."""
+class Given:
+    """A function, as the outputs (`comparable`) of a model on the check samples."""
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model, self._context = model, context
@@ -119,7 +120,7 @@ class _Given:
         return self._least
 
     def _run(self, model: ir.Model, optimise: bool = True) -> _Outputs:
-        source = io.payload(model, self._context.workdir)
+        source = io.payload(comparable(model), self._context.workdir)
         session = Session(source, threads=self._context.threads, optimise=optimise)
         results = [session.run(feeds) for feeds in self._feeds]
         return [{name: v for name, v in found.items() if isinstance(v, np.ndarray)} for found in results]

@@ -17,8 +17,9 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph import batch_norm
 from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
-from lepton_cli.quantize import cpu, dynamic, prepare, rewrites, static, weights
-from lepton_cli.quantize.rewrites import Rewrite, held, kept, strayed
+from lepton_cli.probe import rewrites
+from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
+from lepton_cli.quantize import cpu, dynamic, prepare, static, weights
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Decision
