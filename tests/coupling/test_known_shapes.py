@@ -251,3 +251,49 @@ def test_strings_are_fed_empty() -> None:
     y = n.node("Cast", n.node("Shape", "s"), to=TensorProto.FLOAT)
     facts = known_shapes.prepare(n.model(n.node("Add", n.input("x", "batch", 4), y)), {"x": (2, 4), "s": (2,)})[1]
     assert facts.open == {("x", 0), ("s", 0), ("Add_2_out", 0)}
+
+
+def cut_by_length_of(n: Network, x: str, found: str) -> ir.Model:
+    """`x` as long as the last axis of `found`."""
+    length = n.node("Gather", n.node("Shape", found), n.literal(-1))
+    return n.model(n.node("Slice", x, n.literal(0), length, n.literal(1)))
+
+
+def cut_is_literal(model: ir.Model) -> bool:
+    made = prepared(model)
+    return literal(made, [node.name or "" for node in made.graph if node.op_type == "Slice"][-1], 2)
+
+
+def test_the_size_of_what_a_fed_number_cut_is_no_literal() -> None:
+    n = Network()
+    x, stop = n.input("x", "batch", 8), counted(n, "stop")
+    model = cut_by_length_of(n, n.node("Relu", x), n.node("Slice", x, n.literal(0), stop, n.literal(1)))
+    assert not cut_is_literal(model)
+    same(model, {"x": np.arange(16, dtype=np.float32).reshape(2, 8), "stop": np.array([3])})
+
+
+def test_the_size_of_what_a_branch_found_in_the_data_is_no_literal() -> None:
+    n = Network()
+    x = n.input("x", "batch", 8)
+    out = [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in ("a", "b")]
+    branches = [
+        helper.make_graph([helper.make_node("NonZero", [x], [value.name])], value.name, [], [value]) for value in out
+    ]
+    found = n.node("If", n.weight(values=np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    assert not cut_is_literal(cut_by_length_of(n, x, found))
+
+
+def test_what_is_found_in_a_constant_is_a_literal() -> None:
+    n = Network()
+    assert cut_is_literal(cut_by_length_of(n, n.input("x", "batch", 8), n.node("NonZero", n.literal(1, 0, 2, 3))))
+
+
+def test_nothing_runs_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("run")
+
+    n = Network()
+    model = n.model(sliced(n, n.input("x", "batch", 8), 1))
+    monkeypatch.setattr(known_shapes, "_values", fails)
+    monkeypatch.setattr(known_shapes.shapes, "concrete", fails)
+    assert known_shapes.prepare(model, {"x": (2, 8)}, run=False)[1].open >= {("x", 0)}
