@@ -96,7 +96,7 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
             raise
         optional = options.if_possible or options.cleaning
         if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
-            raise error from caught
+            raise error from (caught.__cause__ if error is caught else caught)
         reason = error.message + (f": {error.cause}" if error.cause else "")
         return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs, []
 
