@@ -25,6 +25,7 @@ MOST_BYTES = 1 << 26
 _SMALLEST = 16
 _ROUNDS = 8
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "PRelu", "Equal", "Greater", "Less"})
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 _BY_CHANNEL = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
 _BY_COLUMN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
@@ -42,7 +43,7 @@ def sized(
     sizes.solve()
     sizes.fill(other)
     known = settle(model, sizes.shapes(1))[0] if sizes.longest() or _points(found) else {}
-    while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(known) / MOST_BYTES) > 1:
+    while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(model, known) / MOST_BYTES) > 1:
         # A value grows with the fourth power at most: attention between all places of a picture.
         sizes.shorten(max(_SMALLEST, 1 << math.ceil(longest / excess**0.25).bit_length() - 1), below=longest)
         known = settle(model, sizes.shapes(1))[0]
@@ -76,9 +77,22 @@ def _points(inputs: Sequence[TensorInfo]) -> bool:
     return any("int" in info.dtype and info.rows is None for info in inputs)
 
 
-def _largest(known: Mapping[str, Sequence[int]]) -> int:
-    """Bytes of the largest value whose size is known, four a number."""
-    return max((4 * math.prod(shape) for shape in known.values()), default=0)
+def _largest(model: ir.Model, known: shapes.Shapes) -> int:
+    """Bytes of the largest value whose size is known, four a number; the scores inside attention are one."""
+    values = max((math.prod(shape) for shape in known.values()), default=0)
+    scores = max((_scores(node, known) for node in model.graph if node.op_type in _ATTENTION), default=0)
+    return 4 * max(values, scores)
+
+
+def _scores(node: ir.Node, known: shapes.Shapes) -> int:
+    """Samples times heads times queries times keys."""
+    shape = [known.get(value.name or "", ()) if value else () for value in node.inputs]
+    query, key = shape[0], (*shape, ())[1]
+    if len(query) < 3:
+        return 0
+    heads = node.attributes.get_int("num_heads", node.attributes.get_int("q_num_heads", 1))
+    keys = key[-2] if len(key) == len(query) else query[-2]
+    return query[0] * (query[1] if len(query) == 4 else heads) * query[-2] * keys
 
 
 class _Sizes:
@@ -162,16 +176,28 @@ class _Sizes:
                 dim = self._is(named)
                 if isinstance(dim, str) and dim not in self._batch and dim not in self._taken:
                     self._taken[dim] = other or usual(info, axis)
-        past = next((size for name, size in self._taken.items() if "past" in name and not _is_sum(name)), None)
+        whole = {dim for dim in self._taken if all(map(_is_sum, self._called(dim)))}
+        past = next((size for dim, size in self._taken.items() if dim not in whole and self._has(dim, "past")), None)
         if past is None:
             return
-        parts = {name: size for name, size in self._taken.items() if not _is_sum(name) and "past" not in name}
-        new = next((size for name, size in parts.items() if "seq" in name or "input" in name), 1)
-        for name in self._taken:
-            if _is_sum(name):
-                terms = [term.strip() for term in name.split("+")]
-                extra = [int(term) if term.isdigit() else self._taken.get(term, new) for term in terms]
-                self._taken[name] = sum(extra) if len(terms) > 1 else past + new
+        parts = {dim: size for dim, size in self._taken.items() if dim not in whole and not self._has(dim, "past")}
+        new = next((size for dim, size in parts.items() if self._has(dim, "seq", "input")), 1)
+        for name in whole:
+            terms = [term.strip() for term in name.split("+")]
+            extra = [int(term) if term.isdigit() else self._taken.get(term, new) for term in terms]
+            self._taken[name] = sum(extra) if len(terms) > 1 else past + new
+
+    def _called(self, dim: str) -> list[str]:
+        """What a size is called in the file: exporters give axes numbers for names, then the inputs' names tell."""
+        return [
+            f"{info.name} {named}".lower()
+            for info in self._inputs
+            for named in self._named[info.name]
+            if self._is(named) == dim
+        ]
+
+    def _has(self, dim: str, *words: str) -> bool:
+        return any(word in called for called in self._called(dim) for word in words)
 
     def longest(self) -> int:
         """The largest size that nothing asked for."""

@@ -8,8 +8,24 @@ import onnx_ir as ir
 
 from lepton_cli.tensors import Dim
 
-#: What indices pass through unchanged on their way to a table.
-_PASSING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
+#: What indices pass through unchanged on their way to a table, as the first input,
+_PASSING = frozenset(
+    {
+        "Cast",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+#: and as any input of a kind.
+_JOINING = frozenset({"Concat", "Where"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool"})
 #: What takes positions along one axis of its first input as its second.
@@ -31,9 +47,10 @@ def tables(indices: ir.Value) -> Iterator[tuple[ir.Value, int]]:
                 yield table, node.attributes.get_int("axis", 0)
             elif position == 1 and table is not None and node.op_type in ("GatherND", "ScatterND"):
                 yield table, node.attributes.get_int("batch_dims", 0)
-            elif node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                waiting.append(node.outputs[0])
+            elif (node.op_type in _PASSING and position == 0) or (node.op_type in _JOINING):
+                new = [output for output in node.outputs if output not in seen]
+                seen.update(new)
+                waiting += new
 
 
 def rows(indices: ir.Value, shape_of: Callable[[ir.Value], Sequence[Dim] | None]) -> int | None:
