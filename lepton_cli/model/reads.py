@@ -28,6 +28,11 @@ _PASSING = frozenset(
 _JOINING = frozenset({"Concat", "Where"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool"})
+#: What leaves every axis where it is: of one input, and of one beside stored numbers.
+_IN_PLACE = frozenset(
+    {"BatchNormalization", "Cast", "Clip", "Elu", "Identity", "LeakyRelu", "Pad", "Relu", "Sigmoid", "Slice", "Tanh"}
+)
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 #: What takes positions along one axis of its first input as its second.
 _INDEXED = frozenset({"Gather", "GatherElements", "ScatterElements"})
 
@@ -80,16 +85,21 @@ def batch_axis(value: ir.Value) -> int | None:
                 return -1 if found is None else found
             if node.op_type in _CONVOLUTIONS and position == 0 and len(axes) > 2:
                 return -1 if axes[0] is None else axes[0]
-            moved = _moved(node, axes) if position == 0 and node.outputs[0] not in seen else None
+            moved = _moved(node, position, axes) if node.outputs[0] not in seen else None
             if moved is not None:
                 seen.add(node.outputs[0])
                 waiting.append((node.outputs[0], moved))
     return None
 
 
-def _moved(node: ir.Node, axes: list[int | None]) -> list[int | None] | None:
-    """Where the axes are behind a node that only moves them."""
-    if node.op_type in ("Cast", "Identity"):
+def _moved(node: ir.Node, position: int, axes: list[int | None]) -> list[int | None] | None:
+    """Where the axes of this input are behind a node that only moves them, or computes in place."""
+    if node.op_type in _ARITHMETIC:
+        others = [held(value) for at, value in enumerate(node.inputs) if at != position and value is not None]
+        return axes if all(shape is not None and len(shape) <= len(axes) for shape in others) else None
+    if position != 0:
+        return None
+    if node.op_type in _IN_PLACE:
         return axes
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", None) or range(len(axes))[::-1]
