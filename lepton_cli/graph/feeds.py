@@ -43,6 +43,11 @@ def sized(
     sizes.solve()
     sizes.fill(other)
     known = settle(model, sizes.shapes(1))[0] if sizes.longest() or _points(found) else {}
+    for _ in range(_ROUNDS):
+        if not sizes.longest() or not _starved(model, known):
+            break
+        sizes.double()
+        known = settle(model, sizes.shapes(1))[0]
     while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(model, known) / MOST_BYTES) > 1:
         # A value grows with the fourth power at most: attention between all places of a picture.
         sizes.shorten(max(_SMALLEST, 1 << math.ceil(longest / excess**0.25).bit_length() - 1), below=longest)
@@ -82,6 +87,16 @@ def _largest(model: ir.Model, known: shapes.Shapes) -> int:
     values = max((math.prod(shape) for shape in known.values()), default=0)
     scores = max((_scores(node, known) for node in model.graph if node.op_type in _ATTENTION), default=0)
     return 4 * max(values, scores)
+
+
+def _starved(model: ir.Model, known: shapes.Shapes) -> bool:
+    """Does a window reach beyond what it slides over?"""
+    for node in model.graph:
+        if node.op_type in shapes.WINDOWS and node.inputs[0] is not None:
+            over, left = (known.get(value.name or "", ()) for value in (node.inputs[0], node.outputs[0]))
+            if len(over) > 2 and 0 not in over and (0 in left or not left):
+                return True
+    return False
 
 
 def _scores(node: ir.Node, known: shapes.Shapes) -> int:
@@ -202,6 +217,10 @@ class _Sizes:
     def longest(self) -> int:
         """The largest size that nothing asked for."""
         return max(self._taken.values(), default=0)
+
+    def double(self) -> None:
+        """Every such size."""
+        self._taken = {name: 2 * size for name, size in self._taken.items()}
 
     def shorten(self, most: int, *, below: int) -> None:
         """Every such size down to `most`, or half of `below` where that is less."""

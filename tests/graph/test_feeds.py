@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from lepton_cli.data.batching import layout
 from lepton_cli.data.synthetic import synthetic
-from lepton_cli.graph import feeds, settle
+from lepton_cli.graph import feeds, settle, shapes
 from lepton_cli.model import io
 
 N = helper.make_node
@@ -128,6 +128,33 @@ def test_indices_stay_below_what_they_point_into_and_a_graph_is_one_sample() -> 
     fed = next(iter(dataset.batches())).feeds
     assert fed["source"].max() < len(fed["x"])
     assert dataset.fixed_batch == 1
+
+
+def sound() -> ir.Model:
+    """One piece of sound, no batch axis: scaled, then given one for a convolution over 20 frames; parts of the rest."""
+    nodes = [
+        N("Mul", ["x", "scale"], ["scaled"]),
+        N("Unsqueeze", ["scaled", "axis"], ["one"]),
+        N("Transpose", ["one"], ["nchw"], perm=[0, 3, 1, 2]),
+        N("Conv", ["nchw", "w"], ["c"]),
+        N("Slice", ["c", "start", "end", "two"], ["y"]),
+    ]
+    parts = {"start": np.array([0]), "end": np.array([-2]), "two": np.array([2]), "axis": np.array([0])}
+    return build(nodes, {"x": ["time", "bands", "f"]}, ["y"], scale=weight(6, 3), w=weight(4, 3, 20, 3), **parts)
+
+
+def test_what_windows_slide_over_is_large_enough_and_a_piece_is_one_sample() -> None:
+    assert runs(sound()) == {"x": (32, 6, 3)}
+    assert layout(io.inputs(sound())).alone
+
+
+def test_an_input_smaller_than_its_window_leaves_shapes_open() -> None:
+    """onnx's own inference ends the process at the Slice."""
+    found = shapes.infer(sound(), {"x": (3, 6, 3)})
+    assert found["nchw"].fixed == (1, 3, 3, 6)
+    assert found["c"].fixed is found["y"].fixed is None
+    found = shapes.infer(sound(), {"x": (40, 6, 3)})
+    assert found["y"].fixed == (1, 4, 19, 4)
 
 
 def test_indices_stay_below_also_behind_what_takes_them_apart_and_joins_them() -> None:
