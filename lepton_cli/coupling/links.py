@@ -150,11 +150,15 @@ class Links:
         self._frozen.append((self.ids(value, axis), reason, node))
 
     def settle(self, node: ir.Node, reason: str) -> None:
-        """Freeze every axis of the node's tensors that its rule did not speak for."""
+        """Freeze every axis of the node's tensors that its rule did not speak for.
+
+        An axis of size 1 has nothing to lose, unless it is a channel: one that was taken out of others (unbind).
+        """
         touched, self._touched = self._touched, set()
         for value in dict.fromkeys([*node.inputs, *node.outputs]):
             for axis, size in enumerate(self.shape(value) or ()):
-                if value is not None and size > 1 and (value.name or "", axis) not in touched:
+                key = ("" if value is None else value.name or "", axis)
+                if value is not None and key not in touched and (size > 1 or key in self.live):
                     self.freeze(value, axis, reason, node.name or "")
         self._touched = set()
 
