@@ -143,7 +143,7 @@ def _no_effect(options: Options, outcome: Outcome) -> StepError:
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or outcome.summary,
+        cause="; ".join(filter(None, (outcome.summary, *(f"{count} nodes: {reason}" for reason, count in most)))),
         hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
     )
 
