@@ -22,6 +22,7 @@ import os
 import pkgutil
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tarfile
@@ -60,6 +61,8 @@ NARROW = 16
 #: A column may be so many decibels worse than the output should be: its values may happen to be small.
 COLUMN = 10
 MEMORY = 8 << 30
+#: A process may wait this many times as long as it may compute: others need the machine too.
+PATIENCE = 5
 #: Errors that lepton calls its own.
 DEFECTS = ("step.unforeseen", "step.broken-model", "step.output-changed")
 _LOADER = """import numpy, pathlib
@@ -78,7 +81,7 @@ class Cell(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """A finished process. `code`: None after the time limit."""
+    """A finished process. `code`: None after the time limit; `seconds`: of a processor; `peak`: bytes."""
 
     code: int | None
     seconds: float
@@ -88,17 +91,17 @@ class Ran(NamedTuple):
 
 
 def run(work: Callable[[], object], folder: Path, seconds: float) -> Ran:
-    """Call `work` in a process of its own, with limits on time and memory.
+    """Call `work` in a process of its own, with limits on processor time and memory.
 
     It is a fork of this one, which has loaded what all need: to load that again takes longer than most of the work.
     """
-    started = time.perf_counter()
     with (folder / "out.txt").open("w+b") as out, (folder / "err.txt").open("w+b") as error:
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
             os.setsid()
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
             os.dup2(out.fileno(), 1)
             os.dup2(error.fileno(), 2)
             code = 1
@@ -114,13 +117,15 @@ def run(work: Callable[[], object], folder: Path, seconds: float) -> Ran:
                 sys.stderr.flush()
                 os._exit(code)
         late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (late.set(), os.killpg(child, 9)))
+        timer = threading.Timer(PATIENCE * seconds, lambda: (late.set(), os.killpg(child, 9)))
         timer.start()
         _, status, used = os.wait4(child, 0)
         timer.cancel()
         texts = [(stream.seek(0), stream.read().decode(errors="replace"))[1] for stream in (out, error)]
-    spent = time.perf_counter() - started
-    return Ran(None if late.is_set() else os.waitstatus_to_exitcode(status), spent, used.ru_maxrss * 1024, *texts)
+    spent = used.ru_utime + used.ru_stime
+    code = os.waitstatus_to_exitcode(status)
+    stopped = late.is_set() or code in (-signal.SIGXCPU, -signal.SIGKILL)
+    return Ran(None if stopped else code, spent, used.ru_maxrss * 1024, *texts)
 
 
 def lepton(*arguments: str) -> None:
@@ -397,7 +402,7 @@ def main() -> int:
     parser.add_argument("--no-packages", action="store_true", help="only the models of the folders")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lepton-corpus")
     parser.add_argument("--only", default="", help="models whose name contains this text")
-    parser.add_argument("--limit", type=float, default=120, help="seconds that one command may take")
+    parser.add_argument("--limit", type=float, default=120, help="processor seconds of one command")
     parser.add_argument("--json", type=Path, help="write all verdicts here")
     arguments = parser.parse_args()
     for module in pkgutil.walk_packages(lepton_cli.__path__, "lepton_cli."):

@@ -284,7 +284,7 @@ def test_targets_hold_on_the_finished_model_and_what_is_reached_is_counted_there
 
 
 def test_what_folding_alone_reaches_is_done(tmp_path: Path) -> None:
-    """A table of which few rows are read, as exporters leave it: most of the parameters, and nothing is lost with it."""
+    """A table of which few rows are read, as exporters leave it: most of the parameters, and nothing goes with it."""
     n = Network()
     rows = n.node("Gather", n.weight(400, 16), n.literal(0, 1, 2, 3))
     x = n.node("Add", n.input("x", "batch", 4, 16), rows)
