@@ -80,28 +80,9 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
         after = [user for user, _ in users[0].outputs[0].uses()]
         if order == swapped and len(after) == 1 and after[0].op_type == "Reshape":
             return factors[1]
-    if len(factors) > 2 and _taken_apart(links, node.outputs[0], factors[0]):
+    if len(factors) > 2 and links.taken_apart(node.outputs[0], factors[0]):
         return factors[1]
     return factors[0]
-
-
-def _taken_apart(links: Links, value: ir.Value, axis: int) -> bool:
-    """Is every position of this axis read alone, such as query, key and value in `[batch, n, 3, heads, size]`?"""
-    users = [user for user, _ in value.uses()]
-    while len(users) == 1 and users[0].op_type == "Transpose":
-        order = users[0].attributes.get_ints("perm", None)
-        if order is None:
-            return False
-        value, axis = users[0].outputs[0], list(order).index(axis)
-        users = [user for user, _ in value.uses()]
-    for user in users:
-        shape = links.shape(user.outputs[0]) or ()
-        scalar = user.op_type == "Gather" and links.shape(optional(user, 1)) == ()
-        if scalar and user.attributes.get_int("axis", 0) % len(links.shape(value) or (0,)) == axis:
-            continue
-        if user.op_type not in ("Slice", "Split") or len(shape) <= axis or shape[axis] != 1:
-            return False
-    return bool(users)
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -135,6 +135,24 @@ class Links:
         """Does this axis carry channels that a weight produced?"""
         return (value.name or "", axis) in self.live
 
+    def taken_apart(self, value: ir.Value, axis: int) -> bool:
+        """Is every position of this axis read alone, such as query, key and value in `[batch, n, 3, heads, size]`?"""
+        users = [user for user, _ in value.uses()]
+        while len(users) == 1 and users[0].op_type == "Transpose":
+            order = users[0].attributes.get_ints("perm", None)
+            if order is None:
+                return False
+            value, axis = users[0].outputs[0], list(order).index(axis)
+            users = [user for user, _ in value.uses()]
+        for user in users:
+            shape = self.shape(user.outputs[0]) or ()
+            scalar = user.op_type == "Gather" and self.shape(user.inputs[1]) == ()
+            if scalar and user.attributes.get_int("axis", 0) % len(self.shape(value) or (0,)) == axis:
+                continue
+            if user.op_type not in ("Slice", "Split") or len(shape) <= axis or shape[axis] != 1:
+                return False
+        return bool(users)
+
     def port(self, node: ir.Node, weight: ir.Value, axis: int, side: str, value: ir.Value, value_axis: int) -> None:
         """The node contracts or produces channels through this axis of its weight."""
         rank = len(self.shape(value) or ())
