@@ -3,7 +3,6 @@
     python benchmarks/quantization.py --assets DIR [--only resnet20,minilm] [--threads 1] [--json FILE]
         [--peer nncf=PYTHON] [--peer neural-compressor=PYTHON] [--peer onnx-neural-compressor=PYTHON]
     python benchmarks/quantization.py --only memory,calibration
-    python benchmarks/quantization.py --only zoo --zoo DIR
 
 DIR holds the models and data named in `quantization_cases.py`. Accuracy is paired on the same samples; latency is at
 batch 1, all arms of a model interleaved in random order, the median of paired ratios. A peer is a tool of
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import quantization_scale
-import quantization_zoo
 from numpy.typing import NDArray
 from quantization_arms import arms, context
 from quantization_cases import CASES, Case
@@ -40,7 +38,7 @@ from lepton_cli.runtime import Session
 
 #: The latency comparison of one model: rounds at most, and seconds for all of them.
 ROUNDS, SECONDS = 100, 90.0
-EXTRA = ("memory", "calibration", "zoo")
+EXTRA = ("memory", "calibration")
 
 
 def outputs(model: ir.Model, data: Arrays, batch: int, threads: int) -> NDArray[np.float32]:
@@ -110,7 +108,6 @@ def main() -> None:
     """Run what is asked for and print one table each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path)
-    parser.add_argument("--zoo", type=Path, help="folder of models for `--only zoo`")
     parser.add_argument("--only", default=",".join(CASES), help=f"of {', '.join((*CASES, *EXTRA))}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="TOOL=PYTHON")
@@ -123,8 +120,6 @@ def main() -> None:
             quantization_scale.memory()
         elif name == "calibration":
             quantization_scale.calibration(options.threads)
-        elif name == "zoo":
-            quantization_zoo.run(options.zoo)
         else:
             print(f"{name} ({CASES[name].file})", flush=True)
             rows += measure(name, CASES[name], options.assets, options.threads, dict(options.peer))

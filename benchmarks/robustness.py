@@ -1,10 +1,10 @@
-"""Every model of a collection through `inspect` and through single steps and a pipeline; ends in a summary table.
+"""Every operator: ONNX's own backend models through `inspect`, steps and a pipeline; ends in a summary table.
 
     pip download --no-deps onnx==1.17.0 -d /tmp/onnx && python -m zipfile -e /tmp/onnx/*.whl /tmp/onnx/wheel
-    python benchmarks/robustness.py --backend /tmp/onnx/wheel/onnx/backend/test/data --zoo FOLDER_OF_MODELS
+    python benchmarks/robustness.py --backend /tmp/onnx/wheel/onnx/backend/test/data
 
-Backend models come with inputs and outputs: the results are compared with the stored outputs. Other models run on
-random inputs. A worker process does the work, so that a crash or a timeout is one model's failure and no more.
+They come with inputs and outputs, and the results are compared with the stored outputs. (`corpus.py` takes whole models
+of other people.) A worker process does the work, so that a crash or a timeout is one model's failure and no more.
 
 Results: `passed` (transformed, outputs right), `left` (nothing to do, with the reason), `refused` (one LeptonError
 before any work: onnxruntime cannot run the model, or the file is not valid), `caught` (a step failed or made something
@@ -249,23 +249,22 @@ class Worker:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", type=Path, help="folder onnx/backend/test/data of an onnx wheel")
-    parser.add_argument("--zoo", type=Path, help="folder with .onnx files")
+    parser.add_argument("--backend", type=Path, required=True, help="folder onnx/backend/test/data of an onnx wheel")
     parser.add_argument("--extra", action="store_true", help="the other steps too")
     parser.add_argument("--timeout", type=float, default=600, help="seconds a model may take")
     parser.add_argument("--only", default="", help="models whose path contains this text")
     parser.add_argument("--every", type=int, default=1, help="every n-th model")
     parser.add_argument("--json", type=Path, help="write all results here")
     arguments = parser.parse_args()
-    models = sorted(arguments.backend.rglob("model.onnx")) if arguments.backend else []
-    models += sorted(arguments.zoo.glob("*.onnx")) if arguments.zoo else []
-    models = [path for path in models if arguments.only in str(path)][:: arguments.every]
+    models = [path for path in sorted(arguments.backend.rglob("model.onnx")) if arguments.only in str(path)][
+        :: arguments.every
+    ]
     worker = Worker(arguments.extra, arguments.timeout)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     results: dict[str, list[Row]] = {}
     started = time.monotonic()
     for number, path in enumerate(models):
-        name = path.parent.name if path.name == "model.onnx" else path.stem
+        name = path.parent.name
         results[str(path)] = rows = worker.run(path)
         for stage, result, reason in rows:
             counts[stage][result] += 1

@@ -122,7 +122,8 @@ def apply(
         try:
             result = compressing.run_steps(job, context, Kept(None, job, context), records, job.loaded.model)
         except LeptonError as error:
-            raise job.locate(error) from error
+            job.locate(error)
+            raise
         return Applied(io.held(result, scratch), tuple(records))
 
 

@@ -68,7 +68,8 @@ def measure(job: Job, progress: Progress) -> Accuracy:
             base=job.recipe.base,
         )
     except LeptonError as error:
-        raise job.locate(error) from error
+        job.locate(error)
+        raise
 
 
 def headline(report: Report) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from lepton_cli.commands.choose import data_section
 from lepton_cli.commands.job import check_shapes
+from lepton_cli.data.batching import layout
 from lepton_cli.errors import DataError, OutputError, disk_full
 from lepton_cli.graph.facts import facts
 from lepton_cli.model import io
@@ -87,7 +88,7 @@ evaluate:
 # Limits. A gate that fails ends in exit code 1; `level: warn` only says so.
 gates:
   - {metric: size.file, max_ratio: 1.01}               # not larger than the original
-  - {metric: latency.median, provider: cpu, batch: 1, max_ratio: 1.25, level: warn}
+  - {metric: latency.median, provider: cpu, batch: {{ batches[0] }}, max_ratio: 1.25, level: warn}
 {%- if labelled %}
   - {metric: accuracy.top1, max_drop: 1 pp}
 {%- endif %}
@@ -134,7 +135,7 @@ def write_recipe(
         known=STEPS,
         target=targets.resolve("auto").name,
         prunable=found.convolutions + found.products > 0 and not found.quantized,
-        batches=_batches(found.inputs),
+        batches=_batches(io.inputs(loaded.model)),
     )
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -162,8 +163,8 @@ def _data(
 
 def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:
     """Batch sizes worth measuring; the only possible one where it is fixed."""
-    shape = inputs[0].shape if inputs else None
-    return [shape[0]] if shape and isinstance(shape[0], int) else [1, 32]
+    fixed = layout(inputs).fixed
+    return [1, 32] if fixed is None else [fixed]
 
 
 def _comment(info: TensorInfo | str) -> str:

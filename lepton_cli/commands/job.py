@@ -189,7 +189,8 @@ def prepare(
     except LeptonError as error:
         if error.code in MISFITS and job.calibration is None and job.evaluation is None and not given:
             return _without_running(job, error)
-        raise job.locate(error) from error
+        job.locate(error)
+        raise
     return job
 
 

@@ -61,7 +61,8 @@ def plan(
                 records.append(record)
                 sizes.append(_predicted(sizes[-1], current.model, record, options))
         except LeptonError as error:
-            raise job.locate(error) from error
+            job.locate(error)
+            raise
     latency = job.spec.evaluate.latency
     providers = tuple(
         (p.name, "found" if _found(p.name) else "missing, skipped") for p in (latency.providers if latency else ())

@@ -96,7 +96,7 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
             raise
         optional = options.if_possible or options.cleaning
         if not optional or (isinstance(error, StepError) and error.code not in _DEFECTS):
-            raise error from caught
+            raise error from (caught.__cause__ if error is caught else caught)
         reason = error.message + (f": {error.cause}" if error.cause else "")
         return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs, []
 
@@ -143,7 +143,7 @@ def _no_effect(options: Options, outcome: Outcome) -> StepError:
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or outcome.summary,
+        cause="; ".join(filter(None, (outcome.summary, *(f"{count} nodes: {reason}" for reason, count in most)))),
         hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
     )
 

@@ -88,7 +88,8 @@ def tune(
         try:
             return _Tuning(job, output, folder, scratch, watch, progress or Silent(), run).execute(earlier)
         except LeptonError as error:
-            raise job.locate(error) from error
+            job.locate(error)
+            raise
 
 
 class _Tuning:

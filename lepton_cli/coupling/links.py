@@ -135,6 +135,24 @@ class Links:
         """Does this axis carry channels that a weight produced?"""
         return (value.name or "", axis) in self.live
 
+    def taken_apart(self, value: ir.Value, axis: int) -> bool:
+        """Is every position of this axis read alone, such as query, key and value in `[batch, n, 3, heads, size]`?"""
+        users = [user for user, _ in value.uses()]
+        while len(users) == 1 and users[0].op_type == "Transpose":
+            order = users[0].attributes.get_ints("perm", None)
+            if order is None:
+                return False
+            value, axis = users[0].outputs[0], list(order).index(axis)
+            users = [user for user, _ in value.uses()]
+        for user in users:
+            shape = self.shape(user.outputs[0]) or ()
+            scalar = user.op_type == "Gather" and self.shape(user.inputs[1]) == ()
+            if scalar and user.attributes.get_int("axis", 0) % len(self.shape(value) or (0,)) == axis:
+                continue
+            if user.op_type not in ("Slice", "Split") or len(shape) <= axis or shape[axis] != 1:
+                return False
+        return bool(users)
+
     def port(self, node: ir.Node, weight: ir.Value, axis: int, side: str, value: ir.Value, value_axis: int) -> None:
         """The node contracts or produces channels through this axis of its weight."""
         rank = len(self.shape(value) or ())
@@ -150,11 +168,15 @@ class Links:
         self._frozen.append((self.ids(value, axis), reason, node))
 
     def settle(self, node: ir.Node, reason: str) -> None:
-        """Freeze every axis of the node's tensors that its rule did not speak for."""
+        """Freeze every axis of the node's tensors that its rule did not speak for.
+
+        An axis of size 1 has nothing to lose, unless it is a channel: one that was taken out of others (unbind).
+        """
         touched, self._touched = self._touched, set()
         for value in dict.fromkeys([*node.inputs, *node.outputs]):
             for axis, size in enumerate(self.shape(value) or ()):
-                if value is not None and size > 1 and (value.name or "", axis) not in touched:
+                key = ("" if value is None else value.name or "", axis)
+                if value is not None and key not in touched and (size > 1 or key in self.live):
                     self.freeze(value, axis, reason, node.name or "")
         self._touched = set()
 

@@ -25,6 +25,7 @@ MOST_BYTES = 1 << 26
 _SMALLEST = 16
 _ROUNDS = 8
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "PRelu", "Equal", "Greater", "Less"})
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 _BY_CHANNEL = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
 _BY_COLUMN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
@@ -42,7 +43,12 @@ def sized(
     sizes.solve()
     sizes.fill(other)
     known = settle(model, sizes.shapes(1))[0] if sizes.longest() or _points(found) else {}
-    while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(known) / MOST_BYTES) > 1:
+    for _ in range(_ROUNDS):
+        if not sizes.longest() or not _starved(model, known):
+            break
+        sizes.double()
+        known = settle(model, sizes.shapes(1))[0]
+    while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(model, known) / MOST_BYTES) > 1:
         # A value grows with the fourth power at most: attention between all places of a picture.
         sizes.shorten(max(_SMALLEST, 1 << math.ceil(longest / excess**0.25).bit_length() - 1), below=longest)
         known = settle(model, sizes.shapes(1))[0]
@@ -76,9 +82,33 @@ def _points(inputs: Sequence[TensorInfo]) -> bool:
     return any("int" in info.dtype and info.rows is None for info in inputs)
 
 
-def _largest(known: Mapping[str, Sequence[int]]) -> int:
-    """Bytes of the largest value whose size is known, four a number."""
-    return max((4 * math.prod(shape) for shape in known.values()), default=0)
+def _largest(model: ir.Model, known: shapes.Shapes) -> int:
+    """Bytes of the largest value whose size is known, four a number; the scores inside attention are one."""
+    values = max((math.prod(shape) for shape in known.values()), default=0)
+    scores = max((_scores(node, known) for node in model.graph if node.op_type in _ATTENTION), default=0)
+    return 4 * max(values, scores)
+
+
+def _starved(model: ir.Model, known: shapes.Shapes) -> bool:
+    """Does a window reach beyond what it slides over? Then inference tells no size of what is left, or none at all."""
+    for node in model.graph:
+        if node.op_type in shapes.WINDOWS and node.inputs[0] is not None:
+            over, *windows = [known.get(value.name or "", ()) if value else (1,) for value in node.inputs]
+            left = known.get(node.outputs[0].name or "", ())
+            if len(over) > 2 and 0 not in over and (0 in left or (not left and all(windows))):
+                return True
+    return False
+
+
+def _scores(node: ir.Node, known: shapes.Shapes) -> int:
+    """Samples times heads times queries times keys."""
+    shape = [known.get(value.name or "", ()) if value else () for value in node.inputs]
+    query, key = shape[0], (*shape, ())[1]
+    if len(query) < 3:
+        return 0
+    heads = node.attributes.get_int("num_heads", node.attributes.get_int("q_num_heads", 1))
+    keys = key[-2] if len(key) == len(query) else query[-2]
+    return query[0] * (query[1] if len(query) == 4 else heads) * query[-2] * keys
 
 
 class _Sizes:
@@ -163,22 +193,43 @@ class _Sizes:
                 dim = self._is(named)
                 if isinstance(dim, str) and dim not in self._batch and dim not in self._taken:
                     self._taken[dim] = other or usual(info, axis)
-        parts = {name: size for name in self._names if isinstance(size := self._size(name), int) and not _is_sum(name)}
-        past = next((size for name, size in parts.items() if "past" in name), None)
+        sizes = {
+            name: size
+            for name in self._names
+            if isinstance(size := self._size(name), int) and not all(map(_is_sum, self._called(name)))
+        }
+        past = next((size for name, size in sizes.items() if self._has(name, "past")), None)
         if past is None:
             return
         new = next(
-            (size for name, size in parts.items() if "past" not in name and ("seq" in name or "input" in name)), 1
+            (size for name, size in sizes.items() if not self._has(name, "past") and self._has(name, "seq", "input")), 1
         )
         for name in self._taken:
-            if _is_sum(name):
+            if all(map(_is_sum, self._called(name))):
                 terms = [term.strip() for term in name.split("+")]
-                extra = [int(term) if term.isdigit() else parts.get(term, new) for term in terms]
+                extra = [int(term) if term.isdigit() else sizes.get(term, new) for term in terms]
                 self._taken[name] = sum(extra) if len(terms) > 1 else past + new
+
+    def _called(self, name: str) -> list[str]:
+        """What a size is called in the file: exporters give axes numbers for names, then the inputs' names tell."""
+        own = self._is(name)
+        return [
+            f"{info.name} {named}".lower()
+            for info in self._inputs
+            for named in self._named[info.name]
+            if named == name or (isinstance(own, str) and self._is(named) == own)
+        ]
+
+    def _has(self, name: str, *words: str) -> bool:
+        return any(word in called for called in self._called(name) for word in words)
 
     def longest(self) -> int:
         """The largest size that nothing asked for."""
         return max(self._taken.values(), default=0)
+
+    def double(self) -> None:
+        """Every such size."""
+        self._taken = {name: 2 * size for name, size in self._taken.items()}
 
     def shorten(self, most: int, *, below: int) -> None:
         """Every such size down to `most`, or half of `below` where that is less."""

@@ -117,7 +117,7 @@ fused.save_model_to_file(target)
 
 def _finish(before: ir.Model, proto: onnx.ModelProto, kind: str) -> Fused:
     """Back to onnx-ir: names for new nodes, the original's inputs and outputs, operators counted."""
-    after = ir.from_proto(proto)
+    after = io.from_proto(proto)
     for node in after.graph:
         after.graph.opset_imports.setdefault(node.domain, 1)
     io.name_nodes(after)

@@ -31,6 +31,8 @@ _SHAPE_KEEPING = frozenset(
     {"BiasGelu", "FastGelu", "QuickGelu", "SimplifiedLayerNormalization", "SkipLayerNormalization", "BiasAdd"}
     | {"SkipSimplifiedLayerNormalization", "RotaryEmbedding"}
 )
+#: Operators that slide a window over their input.
+WINDOWS = frozenset({"AveragePool", "Conv", "ConvInteger", "LpPool", "MaxPool", "QLinearConv"})
 #: No dimension that a model computes from constants is longer.
 _LONGEST = 1_000_000
 
@@ -84,7 +86,7 @@ def _inferred(
     _make_light(light)
     _as_standard(light)
     try:
-        proto = onnx.shape_inference.infer_shapes(io.to_proto(light), data_prop=not _unfolds(light))
+        proto = _proto_inferred(light)
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
         return found
     for info in (*proto.graph.value_info, *proto.graph.output):
@@ -96,6 +98,27 @@ def _inferred(
         dtype = before[1] or (ir.DataType(kind.elem_type) if kind.elem_type else None)
         found[info.name] = (dims if kind.HasField("shape") else None, dtype)
     return found
+
+
+def _proto_inferred(light: ir.Model) -> onnx.ModelProto:
+    """As onnx's inference writes it.
+
+    It ends the process at a Slice of a negative size, such as a convolution makes of an input smaller than its window:
+    where there may be one, the Slices behind windows are first looked past.
+    """
+    proto, data_prop = io.to_proto(light), not _unfolds(light)
+    first = next((at for at, node in enumerate(proto.graph.node) if node.op_type in WINDOWS), len(proto.graph.node))
+    hidden = [node for node in proto.graph.node[first:] if node.op_type == "Slice"]
+    if hidden:
+        for node in hidden:
+            node.op_type = "Unknown"
+        made = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        kinds = (info.type.tensor_type for info in (*made.graph.value_info, *made.graph.output))
+        if any(dim.dim_value < 0 for kind in kinds for dim in kind.shape.dim):
+            return made
+        for node in hidden:
+            node.op_type = "Slice"
+    return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
 
 
 def annotate(model: ir.Model) -> None:

@@ -49,7 +49,7 @@ def parse(path: Path, data: bytes) -> ir.Model:
     structure.check()
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _forget_negative_dimensions(value.type)
-    _strip_unsupported_types(proto)
+    strip_map_types(proto)
     try:
         model = ir.from_proto(proto)
         if not structure.sorted:
@@ -184,8 +184,8 @@ def _forget_negative_dimensions(kind: onnx.TypeProto) -> None:
             dimension.Clear()
 
 
-def _strip_unsupported_types(proto: onnx.ModelProto) -> None:
-    """Move map types (outputs of classifiers) out of onnx-ir's way; `io.to_proto` puts them back."""
+def strip_map_types(proto: onnx.ModelProto) -> None:
+    """Move map types (outputs of classifiers) out of onnx-ir's way, in place; `io.to_proto` puts them back."""
     for value in (*proto.graph.output, *proto.graph.value_info):
         if _has_map(value.type):
             entry = value.metadata_props.add()

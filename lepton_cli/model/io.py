@@ -164,6 +164,13 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """What a writer that takes `to_proto` made of it; shares its weights. Raises whatever onnx-ir raises."""
+    check.strip_map_types(proto)
+    model: ir.Model = ir.from_proto(proto)
+    return model
+
+
 def held(model: ir.Model, folder: Path) -> ir.Model:
     """The model, or a copy with weights in memory that lie in `folder`, which is about to be removed."""
     inside = folder.resolve()

@@ -8,10 +8,31 @@ import onnx_ir as ir
 
 from lepton_cli.tensors import Dim
 
-#: What indices pass through unchanged on their way to a table.
-_PASSING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
+#: What indices pass through unchanged on their way to a table, as the first input,
+_PASSING = frozenset(
+    {
+        "Cast",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+#: and as any input of a kind.
+_JOINING = frozenset({"Concat", "Where"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool"})
+#: What leaves every axis where it is: of one input, and of one beside stored numbers.
+_IN_PLACE = frozenset(
+    {"BatchNormalization", "Cast", "Clip", "Elu", "Identity", "LeakyRelu", "Pad", "Relu", "Sigmoid", "Slice", "Tanh"}
+)
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 #: What takes positions along one axis of its first input as its second.
 _INDEXED = frozenset({"Gather", "GatherElements", "ScatterElements"})
 
@@ -23,7 +44,7 @@ def held(value: ir.Value) -> Sequence[Dim] | None:
 
 def tables(indices: ir.Value) -> Iterator[tuple[ir.Value, int]]:
     """Every table that is read at these indices, with the axis they count along."""
-    waiting = [indices]
+    waiting, seen = [indices], {indices}
     while waiting:
         for node, position in waiting.pop().uses():
             table = node.inputs[0]
@@ -31,8 +52,10 @@ def tables(indices: ir.Value) -> Iterator[tuple[ir.Value, int]]:
                 yield table, node.attributes.get_int("axis", 0)
             elif position == 1 and table is not None and node.op_type in ("GatherND", "ScatterND"):
                 yield table, node.attributes.get_int("batch_dims", 0)
-            elif node.op_type in _PASSING and position == 0:
-                waiting.append(node.outputs[0])
+            elif (node.op_type in _PASSING and position == 0) or (node.op_type in _JOINING):
+                new = [output for output in node.outputs if output not in seen]
+                seen.update(new)
+                waiting += new
 
 
 def rows(indices: ir.Value, shape_of: Callable[[ir.Value], Sequence[Dim] | None]) -> int | None:
@@ -53,6 +76,7 @@ def batch_axis(value: ir.Value) -> int | None:
     if value.shape is None:
         return None
     waiting: list[tuple[ir.Value, list[int | None]]] = [(value, list(range(len(value.shape))))]
+    seen = {value}
     while waiting:
         current, axes = waiting.pop()
         for node, position in current.uses():
@@ -62,15 +86,21 @@ def batch_axis(value: ir.Value) -> int | None:
                 return -1 if found is None else found
             if node.op_type in _CONVOLUTIONS and position == 0 and len(axes) > 2:
                 return -1 if axes[0] is None else axes[0]
-            moved = _moved(node, axes) if position == 0 else None
+            moved = _moved(node, position, axes) if node.outputs[0] not in seen else None
             if moved is not None:
+                seen.add(node.outputs[0])
                 waiting.append((node.outputs[0], moved))
     return None
 
 
-def _moved(node: ir.Node, axes: list[int | None]) -> list[int | None] | None:
-    """Where the axes are behind a node that only moves them."""
-    if node.op_type in ("Cast", "Identity"):
+def _moved(node: ir.Node, position: int, axes: list[int | None]) -> list[int | None] | None:
+    """Where the axes of this input are behind a node that only moves them, or computes in place."""
+    if node.op_type in _ARITHMETIC:
+        others = [held(value) for at, value in enumerate(node.inputs) if at != position and value is not None]
+        return axes if all(shape is not None and len(shape) <= len(axes) for shape in others) else None
+    if position != 0:
+        return None
+    if node.op_type in _IN_PLACE:
         return axes
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", None) or range(len(axes))[::-1]

@@ -215,7 +215,7 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
         raise StepError(
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
-    result: ir.Model = ir.from_proto(made)
+    result = io.from_proto(made)
     aside.put_back(result, moved)
     result.graph.sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version

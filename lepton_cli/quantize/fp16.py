@@ -45,7 +45,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     # samples no input is known that the model takes.
     looked_at = io.weight_bytes(work) < io.EXTERNAL_ABOVE or context.calibration is not None
     looked_at &= context.check.count > 0
-    kept = {name: "left out by include/exclude" for name in names if name not in chosen}
+    kept = {name: "left out by include/exclude" for name in names if name not in chosen} | _deadly(work)
     if options.repair:
         kept |= _beyond_range(work, context, run=looked_at and not context.dry)
     if context.dry:
@@ -147,6 +147,22 @@ def _is_float(value: ir.Value) -> bool:
 
 def _is_weight(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.is_initializer() and _is_float(value)
+
+
+def _deadly(model: ir.Model) -> dict[str, str]:
+    """Transposes that must not return float16, by name.
+
+    Where the first axis moves behind the other batch axes and a MatMul follows (attention with the time first),
+    onnxruntime's fusion of the two ends the process on the CPU, when the type changes between them.
+    """
+    found = {}
+    for node in model.graph.all_nodes():
+        order = list(node.attributes.get_ints("perm", ()) or ()) if node.op_type == "Transpose" else []
+        rest = [*range(1, len(order) - 1)]
+        rolled = len(order) > 2 and order in ([*rest, 0, len(order) - 1], [*rest, len(order) - 1, 0])
+        if rolled and any(user.op_type == "MatMul" for user, _ in node.outputs[0].uses()):
+            found[node.name or ""] = "onnxruntime ends the process where a MatMul follows this in float16 on a CPU"
+    return found
 
 
 def _beyond_range(model: ir.Model, context: Context, run: bool) -> dict[str, str]:

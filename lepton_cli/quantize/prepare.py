@@ -127,7 +127,7 @@ def _modern(model: ir.Model) -> ir.Model:
         return io.clone(model)
     proto = io.to_proto(model)
     try:
-        made: ir.Model = ir.from_proto(onnx.version_converter.convert_version(proto, MODERN_OPSET))
+        made = io.from_proto(onnx.version_converter.convert_version(proto, MODERN_OPSET))
     except Exception as error:  # the converter raises whatever its C++ code throws, or leaves an invalid graph
         raise ModelError(
             "model.opset",

@@ -65,7 +65,7 @@ def write(model: ir.Model, plan: Scheme) -> ir.Model:
         raise StepError(
             "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
         ) from error
-    result: ir.Model = ir.from_proto(made)
+    result = io.from_proto(made)
     spare_float_users(result, plan.choice, _float_results(apart, plan))
     aside.put_back(result, moved)
     result.graph.sort()

@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 
 from lepton_cli.recipe.load import load_recipe
 from lepton_cli.steps import STEPS
 from tests.conftest import Invoke
+from tests.hostile.models import model
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp", "digits_vit"])
@@ -36,6 +39,20 @@ def test_init_writes_a_recipe_that_plans(invoke: Invoke, tmp_path: Path, samples
     assert result.exit_code == 0, result.stderr
     load_recipe(tmp_path / f"{name}.yaml")
     assert invoke("plan", samples / f"{name}.onnx", "-r", f"{name}.yaml").exit_code == 0
+
+
+def test_init_asks_for_what_a_fixed_batch_allows(invoke: Invoke, tmp_path: Path) -> None:
+    """Pictures and one flag for all of them: two samples a feed, and a gate on just that."""
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Mul", ["f", "gain"], ["y"])]
+    inputs = {"gain": (1, [1]), "x": (1, [2, 3, 4, 4])}
+    onnx.save(model(nodes, inputs, {"y": (1, [2, 48])}), tmp_path / "two.onnx")
+    assert invoke("init", tmp_path / "two.onnx").exit_code == 0
+    recipe = load_recipe(tmp_path / "two.yaml").recipe
+    assert recipe.evaluate.latency
+    assert recipe.evaluate.latency.batch == (2,)
+    assert [gate.batch for gate in recipe.gates if gate.metric == "latency.median"] == [2]
+    found = invoke("plan", tmp_path / "two.onnx", "-r", "two.yaml")
+    assert found.exit_code == 0, found.stderr
 
 
 def test_init_never_overwrites(invoke: Invoke, tmp_path: Path, samples: Path) -> None:

@@ -103,6 +103,13 @@ def test_what_is_wrong_never_gets_on(wrong: str, context: Context, monkeypatch: 
     assert io.to_bytes(io.load(kept).model) == io.to_bytes(context.original)
 
 
+def test_the_first_cause_of_a_failure_is_kept(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `--debug`: an error that is its own cause ends the traceback before it."""
+    with pytest.raises(StepError) as caught:
+        _run(WRONG["a bug"][0], context, monkeypatch)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_may_change_nothing_is_left_out(wrong: str, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     apply, message = WRONG[wrong]

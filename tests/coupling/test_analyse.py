@@ -190,6 +190,45 @@ def test_blocks_of_a_residual_net_share_one_group() -> None:
     assert "output" in last.frozen
 
 
+@pytest.mark.parametrize("how", ["Slice", "Split", "Gather"])
+def test_heads_of_query_key_and_value_from_one_product(how: str) -> None:
+    """As `qkv.reshape(b, n, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)` is exported: a third is no channel."""
+    network = Network(opset=13)
+    x = network.input("x", B, "length", 12)
+    five = network.node("Reshape", network.linear(x, 12, 72), network.literal(0, 0, 3, 4, 6))
+    five = network.node("Transpose", five, perm=[2, 0, 3, 1, 4])
+    if how == "Split":
+        network.node("Split", five, outputs=3, axis=0)
+        parts = list(network.nodes[-1].output)
+    elif how == "Slice":
+        ends = [(network.literal(at), network.literal(at + 1)) for at in range(3)]
+        parts = [network.node("Slice", five, start, end, network.literal(0)) for start, end in ends]
+    else:
+        parts = [network.node("Gather", five, network.weight(values=np.array(at, np.int64)), axis=0) for at in range(3)]
+    if how != "Gather":
+        parts = [network.node("Squeeze", part, network.literal(0)) for part in parts]
+    query, key, value = parts
+    scores = network.node("MatMul", query, network.node("Transpose", key, perm=[0, 1, 3, 2]))
+    mixed = network.node("MatMul", network.node("Softmax", scores, axis=-1), value)
+    mixed = network.node("Reshape", network.node("Transpose", mixed, perm=[0, 2, 1, 3]), network.literal(0, 0, 24))
+    model = network.model(network.node("Add", x, network.linear(mixed, 24, 12)))
+    (group,) = (group for group in analysed(model)[1].groups if group.frozen is None)
+    assert group.channels == 4
+    assert_zeroed_equals_cut(model)
+
+
+def test_a_channel_taken_out_of_others_stays() -> None:
+    """Masks from one channel: without it there is nothing for Squeeze to take."""
+    network = Network()
+    x = network.conv(network.input("x", B, 3, 4, 4), 3, 6)
+    part = network.node("Slice", x, network.literal(2), network.literal(3), network.literal(1))
+    mask = network.node("Unsqueeze", network.node("Squeeze", part, network.literal(1)), network.literal(1))
+    y = network.conv(network.node("Mul", network.node("Relu", x), mask), 6, 4)
+    _, found = analysed(network.model(y))
+    assert [group.channels for group in found.groups if group.producers[0].node == "Conv_0" and not group.frozen] == [5]
+    assert_zeroed_equals_cut(network.model(y), share=1)
+
+
 def frozen_reasons(network: Network, output: str) -> dict[str, str | None]:
     return {group.name: group.frozen for group in analysed(network.model(output))[1].groups}
 

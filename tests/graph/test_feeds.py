@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from lepton_cli.data.batching import layout
 from lepton_cli.data.synthetic import synthetic
-from lepton_cli.graph import feeds, settle
+from lepton_cli.graph import feeds, settle, shapes
 from lepton_cli.model import io
 
 N = helper.make_node
@@ -24,7 +24,7 @@ def weight(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape).astype(np.float32) / 4
 
 
-def build(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], **weights: Any) -> ir.Model:
+def build(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], opset: int = 17, **weights: Any) -> ir.Model:
     """`inputs`: name -> shape, or (shape, type)."""
     graph = helper.make_graph(
         nodes,
@@ -36,7 +36,7 @@ def build(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], **weight
         [helper.make_empty_tensor_value_info(name) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
 
 
 def runs(model: ir.Model, batch: int = 2) -> dict[str, tuple[int, ...]]:
@@ -93,9 +93,12 @@ def test_recurrent_layers_time_first_with_states(op: str) -> None:
     assert set(layout(io.inputs(made)).axes.values()) == {1}
 
 
-def test_caches_add_up() -> None:
+@pytest.mark.parametrize("sizes", [("seq", "total", "past"), ("s70", "s53", "s60")])
+def test_caches_add_up(sizes: tuple[str, str, str]) -> None:
+    """torch's exporter numbers the axes: then the inputs' names tell which is which."""
+    seq, total, past = sizes
     nodes = [
-        N("Gather", ["table", "ids"], ["e"]),
+        N("Gather", ["table", "input_ids"], ["e"]),
         N("Unsqueeze", ["e", "one"], ["q"]),
         N("Concat", ["past_key", "q"], ["keys"], axis=2),
         N("Transpose", ["keys"], ["t"], perm=[0, 1, 3, 2]),
@@ -104,11 +107,11 @@ def test_caches_add_up() -> None:
         N("Unsqueeze", ["m", "two"], ["mm"]),
         N("Add", ["scores", "mm"], ["y"]),
     ]
-    inputs = {"ids": (["batch", "seq"], 7), "attention_mask": (["batch", "total"], 7)}
-    inputs["past_key"] = ["batch", 1, "past", 6]  # type: ignore[assignment]
+    inputs = {"input_ids": (["batch", seq], 7), "attention_mask": (["batch", total], 7)}
+    inputs["past_key"] = ["batch", 1, past, 6]  # type: ignore[assignment]
     made = build(nodes, inputs, ["y"], table=weight(30, 6), one=np.array([1]), two=np.array([1, 2]))
     shapes = runs(made)
-    assert shapes["attention_mask"][1] == shapes["ids"][1] + shapes["past_key"][2]
+    assert shapes["attention_mask"][1] == shapes["input_ids"][1] + shapes["past_key"][2]
 
 
 def test_indices_stay_below_what_they_point_into_and_a_graph_is_one_sample() -> None:
@@ -125,6 +128,52 @@ def test_indices_stay_below_what_they_point_into_and_a_graph_is_one_sample() -> 
     fed = next(iter(dataset.batches())).feeds
     assert fed["source"].max() < len(fed["x"])
     assert dataset.fixed_batch == 1
+
+
+def sound() -> ir.Model:
+    """One piece of sound, no batch axis: scaled, then given one for a convolution over 20 frames; parts of the rest."""
+    nodes = [
+        N("Mul", ["x", "scale"], ["scaled"]),
+        N("Unsqueeze", ["scaled", "axis"], ["one"]),
+        N("Transpose", ["one"], ["nchw"], perm=[0, 3, 1, 2]),
+        N("Conv", ["nchw", "w"], ["c"]),
+        N("Slice", ["c", "start", "end", "two"], ["y"]),
+    ]
+    parts = {"start": np.array([0]), "end": np.array([-2]), "two": np.array([2]), "axis": np.array([0])}
+    return build(nodes, {"x": ["time", "bands", "f"]}, ["y"], scale=weight(6, 3), w=weight(4, 3, 20, 3), **parts)
+
+
+def test_what_windows_slide_over_is_large_enough_and_a_piece_is_one_sample() -> None:
+    assert runs(sound()) == {"x": (32, 6, 3)}
+    assert layout(io.inputs(sound())).alone
+
+
+def test_an_input_smaller_than_its_window_leaves_shapes_open() -> None:
+    """onnx's own inference ends the process at the Slice."""
+    found = shapes.infer(sound(), {"x": (3, 6, 3)})
+    assert found["nchw"].fixed == (1, 3, 3, 6)
+    assert found["c"].fixed is found["y"].fixed is None
+    found = shapes.infer(sound(), {"x": (40, 6, 3)})
+    assert found["y"].fixed == (1, 4, 19, 4)
+
+
+def test_indices_stay_below_also_behind_what_takes_them_apart_and_joins_them() -> None:
+    """As torch's exporter writes `x[edges[0]]`, and what keeps negative indices from the start of the table."""
+    nodes = [
+        N("Gather", ["edges", "zero"], ["one"], axis=0),
+        N("Split", ["edges"], ["two", "rest"], axis=0, num_outputs=2),
+        N("Squeeze", ["two", "axis"], ["flat"]),
+        N("Concat", ["one", "flat"], ["both"], axis=0),
+        N("Add", ["both", "rows"], ["above"]),
+        N("Less", ["both", "zero"], ["negative"]),
+        N("Where", ["negative", "above", "both"], ["from"]),
+        N("Unsqueeze", ["from", "last"], ["at"]),
+        N("GatherND", ["x", "at"], ["y"]),
+    ]
+    parts = {"zero": np.array(0), "axis": np.array([0]), "last": np.array([-1]), "rows": np.array(5)}
+    made = build(nodes, {"x": [5, 3], "edges": ([2, 40], 7)}, ["y"], opset=18, **parts)
+    assert [info.rows for info in feeds.sized(made)] == [None, 5]
+    assert runs(made, batch=1)["edges"] == (2, 40)
 
 
 def test_time_first_without_samples_is_one_feed() -> None:
@@ -161,6 +210,22 @@ def test_guesses_have_a_memory_limit() -> None:
     assert 4 * math.prod(shapes["scores"]) <= feeds.MOST_BYTES
     assert shapes["x"][2] == shapes["x"][3] >= 16
     assert runs(made) == {"x": (2, *shapes["x"][1:])}
+
+
+def test_scores_inside_attention_count_too() -> None:
+    """4 heads, 224 x 224 places: 40 GB that no value of the graph shows."""
+    nodes = [
+        N("Shape", ["x"], ["size"]),
+        N("Reshape", ["x", "flat"], ["r"]),
+        N("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
+        N("Attention", ["t", "t", "t"], ["mixed"], q_num_heads=4, kv_num_heads=4),
+        N("Transpose", ["mixed"], ["back"], perm=[0, 2, 1]),
+        N("Reshape", ["back", "size"], ["y"]),
+    ]
+    made = build(nodes, {"x": ["batch", 8, "h", "w"]}, ["y"], opset=23, flat=np.array([0, 8, -1]))
+    height, width = feeds.default_feeds(made)["x"][2:]
+    assert 4 * 4 * (height * width) ** 2 <= feeds.MOST_BYTES
+    assert runs(made) == {"x": (2, 8, height, width)}
 
 
 def test_shapes_that_are_given_decide() -> None:

@@ -283,6 +283,20 @@ def test_targets_hold_on_the_finished_model_and_what_is_reached_is_counted_there
     assert outcome.changed == narrower
 
 
+def test_what_folding_alone_reaches_is_done(tmp_path: Path) -> None:
+    """A table of which few rows are read, as exporters leave it: most of the parameters, and nothing goes with it."""
+    n = Network()
+    rows = n.node("Gather", n.weight(400, 16), n.literal(0, 1, 2, 3))
+    x = n.node("Add", n.input("x", "batch", 4, 16), rows)
+    model = n.model(n.linear(n.node("Relu", n.linear(x, 16, 32)), 32, 16))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(8, 4, 16)).astype(np.float32)})
+    outcome = channels.prune(model, params(target={"params": "80 %"}), context(model, tmp_path, None, check=data))
+    assert outcome.summary == "already there: params within 80.0% of the original"
+    assert outcome.changed == 1
+    assert io.weight_bytes(outcome.model) < 0.5 * io.weight_bytes(model)
+    assert relative_error(model, outcome.model, data) < 1e-6
+
+
 def test_shares_are_of_the_model_that_the_run_began_with(tmp_path: Path) -> None:
     """Pruned before to 60 %, it is there already; 50 % of the original is less than that of what is left."""
     model, data = redundant(), images(32)

@@ -51,6 +51,42 @@ def test_what_leaves_the_range_stays_float32(tmp_path: Path) -> None:
     assert sqnr(model, outcome.model, rows()) > 50
 
 
+@pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0, 3), (0, 2, 1)])
+def test_what_ends_onnxruntime_is_not_written(order: tuple[int, ...], tmp_path: Path) -> None:
+    """Relu, Transpose, MatMul: in float16, with the first axis moved behind the others, no session survives that."""
+    graph, rank = Graph(), len(order)
+    x = graph.op("Relu", graph.take("x", ["a", *[16] * (rank - 1)]))
+    x = graph.op("Transpose", x, perm=list(order))
+    model = graph.model(graph.op("MatMul", x, graph.constant(graph.random.normal(size=(16, 16)).astype(np.float32))))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(8, *[16] * (rank - 1))).astype(np.float32)})
+    outcome = convert(model, tmp_path, data)
+    (kind,) = {value.dtype for node in outcome.model.graph if node.op_type == "Transpose" for value in node.outputs}
+    assert (kind == ir.DataType.FLOAT) == (order != (0, 2, 1))
+    assert ("Transpose_1" in {decision.node for decision in outcome.decisions}) == (order != (0, 2, 1))
+    found, wanted = run(outcome.model, data), run(model, data)
+    assert np.square(found - wanted).sum() < 1e-5 * np.square(wanted).sum()
+
+
+@pytest.mark.parametrize(
+    ("order", "after", "ends"),
+    [
+        ((1, 2, 0), "MatMul", True),
+        ((1, 2, 3, 0), "MatMul", True),
+        ((1, 0), "MatMul", False),
+        ((2, 0, 1), "MatMul", False),
+        ((0, 2, 1, 3), "MatMul", False),
+        ((2, 1, 0, 3), "MatMul", False),
+        ((1, 0, 2), "Add", False),
+    ],
+)
+def test_which_transposes_end_onnxruntime(order: tuple[int, ...], after: str, ends: bool) -> None:
+    """Tried in processes of their own, all orders of three to five axes."""
+    graph = Graph()
+    x = graph.op("Transpose", graph.take("x", [4] * len(order)), perm=list(order))
+    model = graph.model(graph.op(after, x, graph.constant(np.ones((4, 4), np.float32))))
+    assert bool(fp16._deadly(model)) == ends
+
+
 def test_an_output_beyond_the_range_is_returned_in_float32(tmp_path: Path) -> None:
     """Kept in float32, but cast to float16 on its way out it was infinite."""
     graph = Graph()
