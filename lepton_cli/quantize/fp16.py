@@ -18,8 +18,9 @@ from lepton_cli.quantize import half
 from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import ConvertFp16
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.quantize.weights import SPILL_ABOVE, WeightStore
+from lepton_cli.quantize.weights import SPILL_ABOVE
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A margin is kept to the end of float16 because other data reach further than the samples seen.
@@ -48,13 +49,9 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     kept = {name: "left out by include/exclude" for name in names if name not in chosen}
     if options.repair:
         kept |= _beyond_range(work, context, run=looked_at and not context.dry)
-    if context.dry:
-        changed = sum(node.name not in kept for node in work.graph.all_nodes())
-        tensors = {value for node in holders for value in node.inputs if _is_weight(value)}
-        return Outcome(work, changed, _decisions(work, kept), f"{len(tensors)} tensors to float16")
     conversion = _Conversion(work, context)
     score = None
-    if looked_at:
+    if looked_at and not context.dry:
         score, found = conversion.repaired(kept, options.repair)
         kept |= found
     made = conversion.made(kept, options.keep_io)

@@ -48,10 +48,6 @@ class QuantizeStatic(Options):
     )
     speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
 
-    @property
-    def stored_bits(self) -> int:
-        return 8
-
 
 class QuantizeDynamic(Options):
     """Quantize MatMul and Gemm weights to int8, activations while running; needs no data."""
@@ -67,10 +63,6 @@ class QuantizeDynamic(Options):
         description="Operators to quantize (Conv gets slower)",
     )
 
-    @property
-    def stored_bits(self) -> int:
-        return 8
-
 
 class QuantizeWeights(Options):
     """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits); activations stay float."""
@@ -80,10 +72,6 @@ class QuantizeWeights(Options):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
     symmetric: bool = Field(default=True, description="Without zero points")
-
-    @property
-    def stored_bits(self) -> int:
-        return self.bits
 
 
 class ConvertFp16(Options):
@@ -99,7 +87,3 @@ class ConvertFp16(Options):
     @property
     def changes_types(self) -> bool:
         return not self.keep_io
-
-    @property
-    def stored_bits(self) -> int:
-        return 16

@@ -162,7 +162,7 @@ def test_dry_run_needs_no_data(tmp_path: Path) -> None:
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": "x86-vnni"})
     model = residual_net()
     outcome = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
-    assert outcome.model is model
+    assert ops(outcome.model).count("DequantizeLinear") > 0, "what will be written, but for the values"
     assert outcome.changed == 5
 
 
