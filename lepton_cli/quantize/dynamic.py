@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
-from lepton_cli.graph.edit import array_of
+from lepton_cli.graph.edit import array_of, weight_of
 from lepton_cli.graph.facts import why_computed
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
@@ -167,6 +167,8 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         return f"{node.op_type} is not among op_types" + (
             ": dynamic Conv is slower than float" if node.op_type == "Conv" else ""
         )
+    if node.op_type in ("Conv", "LSTM") and weight_of(node) is None:
+        return why_computed(node)
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
     weight = array_of(node)

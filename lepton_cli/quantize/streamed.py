@@ -67,7 +67,7 @@ def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int
 def _codes(
     tensor: ir.TensorProtocol, transposed: bool, limit: int, empty: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows. `empty`: only their shapes."""
+    """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows; `empty`: only shapes."""
     rows, columns = weights.dims(tensor)
     if empty:
         inner, outer = (columns, rows) if transposed else (rows, columns)
