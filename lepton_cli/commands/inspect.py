@@ -36,7 +36,7 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
     check_shapes(given or {}, io.inputs(model))
     feeds = default_feeds(model, 1, 64, given)
     found = facts(model, feeds)
-    measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
+    measured = size.measure(path, loaded.given or model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
     groups = [_group(group) for group in channels.survey(model, feeds)]
     quantizable, int8 = _quantizable(model, found, loaded.bytes < COMPRESS_BELOW)
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
@@ -60,7 +60,7 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
         "channel_groups": groups,
         "prunable": _prunable(groups),
         "quantizable": quantizable,
-        "hazards": list(found.hazards),
+        "hazards": [*found.hazards, *([loaded.note] if loaded.note else [])],
     }
 
 

@@ -72,7 +72,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         if not choice.anchors:
             refuse_quantized(model)
         planned, stored = _planned(work, choice, target, options, allowed) if choice.anchors else (model, [])
-        count = len(choice.anchors) + len(stored)
+        count = len(choice.nodes) + len(stored)
         decisions = (*_decisions(work, choice, target), *stored)
         return _complete(Outcome(planned, count, decisions, summary, told, prepared.warnings), work)
     softened: list[Decision] = []
@@ -93,7 +93,8 @@ def _planned(
     model: ir.Model, choice: choose.Choice, target: targets.Target, options: QuantizeStatic, allowed: set[str]
 ) -> tuple[ir.Model, list[Decision]]:
     """What will be written but for the values, which are not known without data, and for what loses time in int8."""
-    ranges = dict.fromkeys(choose.activations(model, choice), (-1.0, 1.0))
+    names = choose.activations(model, choice)
+    ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
     made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
     return tables.shrink(made, allowed)
 
