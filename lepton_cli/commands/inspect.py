@@ -96,8 +96,6 @@ def _prunable(groups: list[dict[str, Any]]) -> str:
 
 def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[str, str]]:
     """What static quantization finds, in words, and by node with weights whether it becomes int8 and why not."""
-    if found.quantized:
-        return "the model is quantized already", {}
     try:
         seen = cleaned(model) if small else lifted(model)
     except ModelError as error:
@@ -110,6 +108,8 @@ def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[
     reasons = sorted({decision.reason for decision in choice.kept})
     text = f"{len(choice.anchors)} of {total} Conv, Gemm and MatMul nodes"
     text += f"; the rest: {'; '.join(reasons[:2])}" if reasons else ""
+    if found.quantized and not choice.anchors:
+        text = "the model is quantized already"
     others = Counter(decision.op for decision in rest)
     if others:
         text += f"; weights of other operators: {', '.join(f'{count} {op}' for op, count in others.most_common())}"

@@ -98,7 +98,7 @@ def quantized_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 #: What may stand between a stored weight and the node that computes with it.
-_BETWEEN = ("Cast", "Identity", "Reshape", "Transpose")
+CARRIERS = ("Cast", "Identity", "Reshape", "Transpose")
 
 
 def reads_quantized(node: ir.Node) -> bool:
@@ -111,7 +111,7 @@ def reads_quantized(node: ir.Node) -> bool:
         value = source.inputs[0] if source.inputs else None
         if scales_stored(source) or (source.op_type == "DequantizeLinear" and value is not None and value.const_value):
             return True
-        if source.op_type in _BETWEEN and value is not None:
+        if source.op_type in CARRIERS and value is not None:
             sources.append(value.producer())
     return False
 

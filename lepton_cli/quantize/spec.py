@@ -65,13 +65,15 @@ class QuantizeDynamic(Options):
 
 
 class QuantizeWeights(Options):
-    """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits); activations stay float."""
+    """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits), in 8 all others too; activations stay float."""
 
     step: Literal["quantize.weights"] = "quantize.weights"
-    bits: Literal[4, 8] = 4
+    bits: Literal[4, 8] = Field(
+        default=4, description="8: weights of other operators (Conv, LSTM) too, stored so and computed in float"
+    )
     block_size: Literal[16, 32, 64, 128, 256] = 32
     method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
-    symmetric: bool = Field(default=True, description="Without zero points")
+    symmetric: bool = Field(default=True, description="Blocks without zero points")
 
 
 class ConvertFp16(Options):
