@@ -15,10 +15,8 @@ from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph.edit import Editor, is_constant
 
-#: Operators that return the values they are given.
-MOVING = frozenset(
-    {"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-)
+#: Operators that return the values they are given. Blocks take a Transpose as it is, and share the table behind it.
+MOVING = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
 
 
 def settle(model: ir.Model, growth: float) -> None:

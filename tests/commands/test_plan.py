@@ -103,7 +103,8 @@ def test_steps_together_come_to_the_size_that_is_promised(steps: tuple[dict[str,
     written = lepton.apply(path, *(STEPS[step["step"]].options.model_validate(step) for step in steps), data=data)
     found = plan(path, from_dict({"version": 1, "steps": steps}), Silent())
     assert found.sizes[-1] == pytest.approx(len(io.to_bytes(written.model)), rel=0.01)
-    assert [record.changed for record in found.steps] == [record.changed for record in written.steps]
+    promised, done = ([one.changed for one in part.steps if one.step != "simplify"] for part in (found, written))
+    assert promised == done
     one, two = (
         onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, dict(data.feeds))[0]
         for source in (path, io.to_bytes(written.model))
