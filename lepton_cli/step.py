@@ -56,11 +56,6 @@ class Options(Strict):
         return {"step": self.step, **plain(self)}
 
     @property
-    def stored_bits(self) -> int | None:
-        """Bits of a weight that the step rewrites; `None` where it does not change how weights are stored."""
-        return None
-
-    @property
     def changes_types(self) -> bool:
         """Whether floating-point inputs and outputs may get another width."""
         return False

@@ -38,7 +38,7 @@ class RunClock:
 def variant(name: str, loaded: io.LoadedModel, macs: Mapping[str, int] | None) -> Variant:
     """File, size and structure of one model."""
     facts = FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or "")
-    return Variant(name=name, file=facts, size=size.measure(loaded.payload, loaded.model, macs=macs))
+    return Variant(name=name, file=facts, size=size.measure(loaded.stored, loaded.given or loaded.model, macs=macs))
 
 
 def recipe_facts(recipe: LoadedRecipe) -> RecipeFacts:

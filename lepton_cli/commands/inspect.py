@@ -36,7 +36,7 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
     check_shapes(given or {}, io.inputs(model))
     feeds = default_feeds(model, 1, 64, given)
     found = facts(model, feeds)
-    measured = size.measure(path, model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
+    measured = size.measure(path, loaded.given or model, macs=found.macs, compress=loaded.bytes < COMPRESS_BELOW)
     groups = [_group(group) for group in channels.survey(model, feeds)]
     quantizable, int8 = _quantizable(model, found, loaded.bytes < COMPRESS_BELOW)
     layers = sorted((layer.model_dump(mode="json") for layer in measured.layers), key=lambda layer: -layer["bytes"])
@@ -60,7 +60,7 @@ def inspect(path: Path, given: Mapping[str, tuple[int, ...]] | None = None) -> d
         "channel_groups": groups,
         "prunable": _prunable(groups),
         "quantizable": quantizable,
-        "hazards": list(found.hazards),
+        "hazards": [*found.hazards, *([loaded.note] if loaded.note else [])],
     }
 
 
@@ -96,8 +96,6 @@ def _prunable(groups: list[dict[str, Any]]) -> str:
 
 def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[str, str]]:
     """What static quantization finds, in words, and by node with weights whether it becomes int8 and why not."""
-    if found.quantized:
-        return "the model is quantized already", {}
     try:
         seen = cleaned(model) if small else lifted(model)
     except ModelError as error:
@@ -110,6 +108,8 @@ def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[
     reasons = sorted({decision.reason for decision in choice.kept})
     text = f"{len(choice.anchors)} of {total} Conv, Gemm and MatMul nodes"
     text += f"; the rest: {'; '.join(reasons[:2])}" if reasons else ""
+    if found.quantized and not choice.anchors:
+        text = "the model is quantized already"
     others = Counter(decision.op for decision in rest)
     if others:
         text += f"; weights of other operators: {', '.join(f'{count} {op}' for op, count in others.most_common())}"

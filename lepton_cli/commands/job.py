@@ -149,7 +149,7 @@ def prepare(
     loaded = io.load(model) if isinstance(model, Path) else model
     inputs = io.inputs(loaded.model)
     section = recipe.recipe.data
-    warnings: list[str] = []
+    warnings = [loaded.note] if loaded.note else []
     try:
         opened: dict[str, SourceDataset] = {}
         for name, spec in (("calibration", section.calibration), ("evaluation", section.evaluation)):
@@ -281,7 +281,7 @@ def _check_labels(job: Job, outputs: runtime.Values) -> None:
 
 
 def _payload(loaded: io.LoadedModel) -> bytes | Path:
-    return loaded.path if loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 else io.to_bytes(loaded.model)
+    return loaded.payload if loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 else io.to_bytes(loaded.model)
 
 
 def _check_providers(recipe: Recipe) -> None:

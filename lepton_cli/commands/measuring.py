@@ -172,7 +172,7 @@ def _device(found: Measured) -> str | None:
 
 def structure(loaded: io.LoadedModel, job: Job, names: Mapping[str, str] | None = None) -> Size:
     """Size and structure of one model. `names`: its inputs -> the data's, where they differ."""
-    return size.measure(loaded.payload, loaded.model, macs=job.macs(loaded.model, names))
+    return size.measure(loaded.stored, loaded.given or loaded.model, macs=job.macs(loaded.model, names))
 
 
 def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:

@@ -14,12 +14,10 @@ from lepton_cli.commands import measuring, runner
 from lepton_cli.commands.job import prepare
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import shapes
-from lepton_cli.graph.held import holders
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.report.model import DataFacts, StepRecord
-from lepton_cli.step import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +55,12 @@ def plan(
         sizes = [len(io.to_bytes(job.loaded.model)) if small else job.loaded.bytes]
         try:
             for index, options in enumerate(job.spec.steps):
+                before = current.model
                 current, record = runner.run_step(current, options, index, context, None)
                 records.append(record)
-                sizes.append(_predicted(sizes[-1], current.model, record, options))
+                # A step that rewrites shows its size; of what is pruned only the target is known, where it is a size.
+                share = options.kept_share or _size(current.model, small) / max(1, _size(before, small))
+                sizes.append(round(sizes[-1] * share))
         except LeptonError as error:
             job.locate(error)
             raise
@@ -81,23 +82,8 @@ def _runs(model: ir.Model) -> bool:
     return shapes.runnable(model) and sum(1 for _ in model.graph.all_nodes()) <= MOST_NODES
 
 
-def _predicted(before: int, model: ir.Model, record: StepRecord, options: Options) -> int:
-    """Bytes after a step: what it rewrote, or what its decisions will come to.
-
-    For pruning the target says it, where the target is a share of parameters or size; other targets are not
-    predictable without ranking, and count as no change.
-    """
-    if options.stored_bits is not None:  # a dry run decides without rewriting the weights
-        touched = {decision.node for decision in record.decisions if decision.action in ("quantized", "converted")}
-        own = (value for node in model.graph.all_nodes() if node.name in touched for value in node.inputs)
-        read = [value.const_value for value in own if value is not None and value.const_value is not None]
-        read += [tensor for held in holders(model) if held.node.name in touched for tensor in held.tensors]
-        weights = {id(tensor): tensor.nbytes for tensor in read if tensor.dtype == ir.DataType.FLOAT}
-        touched_share = sum(weights.values()) / max(1, io.weight_bytes(model))
-        return round(before * (1 - touched_share * (1 - options.stored_bits / 32)))
-    if options.kept_share is not None:
-        return round(before * options.kept_share)
-    return io.weight_bytes(model) if options.cleaning else before
+def _size(model: ir.Model, small: bool) -> int:
+    return len(io.to_bytes(model)) if small else io.weight_bytes(model)
 
 
 def _found(provider: str) -> bool:

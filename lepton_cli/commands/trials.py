@@ -159,7 +159,7 @@ class Laboratory:
 
     def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
         """Several models interleaved with the original."""
-        arms: dict[str, bytes | Path] = {"original": self.job.loaded.path, **paths}
+        arms: dict[str, bytes | Path] = {"original": self.job.loaded.payload, **paths}
         with self.quiet.measuring():
             return latency.compare(arms, self.job.timed, spec, progress=self.progress, seed=self.job.spec.seed)
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from lepton_cli.graph import cost, shapes
 from lepton_cli.graph.edit import weight_of
 from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.held import scales_stored
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
@@ -89,7 +90,37 @@ def quantized_nodes(model: ir.Model) -> list[ir.Node]:
 
     Tables stored in blocks (GatherBlockQuantized) do not: a lookup of its own reads them, and all around stays float.
     """
-    return [node for node in model.graph.all_nodes() if node.op_type in QUANTIZED or node.op_type.startswith("QLinear")]
+    return [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or scales_stored(node)
+    ]
+
+
+#: What may stand between a stored weight and the node that computes with it.
+CARRIERS = ("Cast", "Identity", "Reshape", "Transpose")
+
+
+def reads_quantized(node: ir.Node) -> bool:
+    """Does the node compute in float with a weight that is stored in fewer bits?"""
+    sources = [value.producer() for value in node.inputs if value is not None]
+    while sources:
+        source = sources.pop()
+        if source is None or source.domain:
+            continue
+        value = source.inputs[0] if source.inputs else None
+        if scales_stored(source) or (source.op_type == "DequantizeLinear" and value is not None and value.const_value):
+            return True
+        if source.op_type in CARRIERS and value is not None:
+            sources.append(value.producer())
+    return False
+
+
+def why_computed(node: ir.Node) -> str:
+    """Why the node has no constant weight."""
+    if reads_quantized(node):
+        return "its weight is quantized already"
+    return "its second input is computed, not a constant weight"
 
 
 def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:

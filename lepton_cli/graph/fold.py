@@ -13,8 +13,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph import clean, shapes
+from lepton_cli.graph import clean, inner, shapes
 from lepton_cli.graph.edit import Editor, is_constant
+from lepton_cli.graph.held import stored_in_8_bits
 from lepton_cli.model import io
 
 #: A folded tensor may be this large even when what it was made from is smaller.
@@ -51,6 +52,7 @@ def expose_weights(model: ir.Model, growth: float = 1) -> None:
     """
     clean.fix_default_inputs(model)
     lift_constants(model)
+    inner.settle(model, growth)
     while True:
         _fold(model, {node.name or "" for node in model.graph if node.op_type not in ("Shape", "Size")}, growth)
         idle = {node.name or "" for node in model.graph if node.inputs and is_constant(node.inputs[0])}
@@ -105,6 +107,8 @@ def _candidates(model: ir.Model, allowed: set[str], inferred: dict[str, shapes.I
     found: list[ir.Node] = []
     for node in model.graph:
         if node.name not in allowed or node.domain not in ("", "ai.onnx") or node.op_type in _RANDOM | _LEFT:
+            continue
+        if stored_in_8_bits(node):
             continue
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             continue

@@ -13,6 +13,12 @@ LEAST_VALUES = 256
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
+#: What only quantized weights are stored as; floats beside them are their scales.
+SMALL = frozenset(
+    {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2}
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Holder:
     """A node that computes with stored floats. `tensors`: those with two axes and 256 values or more.
@@ -37,6 +43,7 @@ def holders(model: ir.Model) -> list[Holder]:
         read = [behind.get(value, _stored(value)) for value in node.inputs if value is not None]
         constant = all(part is not None for part in read) and not _has_graphs(node)
         tensors = tuple({id(one): one for part in read if part is not None for one in part}.values())
+        tensors = tuple(tensor for tensor in tensors if tensor.dtype in SMALL) or tensors
         if constant and not any(value.is_graph_output() for value in node.outputs):
             if node.op_type == "Constant" and not node.domain:
                 tensors = _constant(node)
@@ -47,6 +54,18 @@ def holders(model: ir.Model) -> list[Holder]:
         if values:
             found.append(Holder(node, large, values))
     return found
+
+
+def stored_in_8_bits(node: ir.Node) -> bool:
+    """Is this the Cast that a weight stored in 8 bits begins with? A multiplication by its scales follows."""
+    value = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
+    return value is not None and value.is_initializer() and value.dtype == ir.DataType.INT8
+
+
+def scales_stored(node: ir.Node) -> bool:
+    """Is this that multiplication?"""
+    source = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
+    return source is not None and stored_in_8_bits(source)
 
 
 def _stored(value: ir.Value) -> tuple[ir.TensorProtocol, ...] | None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph.held import scales_stored
 from lepton_cli.model.external import pieces
 
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
@@ -147,6 +148,8 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
 def _is_weight(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
     if index in _SETTINGS.get(node.op_type, ()) or (tensor.size == 1 and node.op_type.startswith("QLinear")):
         return False
+    if scales_stored(node):
+        return False
     name = dtype_name(tensor)
     if name in _FLOATS or name.startswith("float8"):
         return tensor.size > 1 or node.op_type not in _ELEMENTWISE
@@ -157,7 +160,7 @@ def _is_weight(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
 
 def _owner(node: ir.Node) -> ir.Node:
     """The node that computes with what `node` carries."""
-    while node.op_type in _CARRIERS:
+    while node.op_type in _CARRIERS or scales_stored(node):
         users = [use.node for use in node.outputs[0].uses()]
         if not users:
             break

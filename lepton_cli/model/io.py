@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import os
 import tempfile
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import ModelError
-from lepton_cli.model import check, external, functions, reads
+from lepton_cli.model import bfloat, check, external, functions, reads
 from lepton_cli.tensors import TensorInfo
 
 #: Above this many bytes of weights a model is written with external data: protobuf ends at 2 GiB.
@@ -27,18 +28,35 @@ MEMORY = Path("(memory)")
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model read from disk, or from `data` in memory. `files`: the model file and the external data it names."""
+    """A model read from disk, or from `data` in memory. `files`: the model file and the external data it names.
+
+    `given`: the model as it is stored, where
+    `model` is another one because onnxruntime cannot run that; `note` says so.
+    """
 
     model: ir.Model
     path: Path
     sha256: str
     files: tuple[Path, ...]
     data: bytes | None = None
+    given: ir.Model | None = None
 
-    @property
+    @functools.cached_property
     def payload(self) -> bytes | Path:
         """What `runtime.Session` takes."""
+        if self.given is not None and weight_bytes(self.model) < EXTERNAL_ABOVE:
+            return to_bytes(self.model)
+        return self.stored
+
+    @property
+    def stored(self) -> bytes | Path:
+        """What was read."""
         return self.path if self.data is None else self.data
+
+    @property
+    def note(self) -> str:
+        """What is to be said of `model`; empty where it is what was read."""
+        return "" if self.given is None else bfloat.NOTE
 
     @property
     def bytes(self) -> int:
@@ -52,7 +70,7 @@ def load(path: Path) -> LoadedModel:
     files = (path, *check.external_files(model, path))
     model = functions.written_out(model)
     name_nodes(model)
-    return LoadedModel(model, path, hash_files(files), files)
+    return _runnable(LoadedModel(model, path, hash_files(files), files))
 
 
 def read(data: bytes) -> LoadedModel:
@@ -66,7 +84,13 @@ def read(data: bytes) -> LoadedModel:
         )
     model = functions.written_out(model)
     name_nodes(model)
-    return LoadedModel(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data)
+    return _runnable(LoadedModel(model, MEMORY, hashlib.sha256(data).hexdigest(), (), data))
+
+
+def _runnable(loaded: LoadedModel) -> LoadedModel:
+    if not bfloat.computes(loaded.model):
+        return loaded
+    return dataclasses.replace(loaded, model=bfloat.as_float32(loaded.model), given=loaded.model)
 
 
 def reopened(model: ir.Model, workdir: Path) -> LoadedModel:

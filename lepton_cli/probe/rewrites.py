@@ -156,7 +156,7 @@ def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: 
     direction, a lost factor, bias or transposition does not. Nodes whose result `after` does not hold are left out.
     """
     made = {value.name for node in after.graph for value in node.outputs}
-    nodes = [node for node in before.graph if node.name in names and node.outputs[0].name in made]
+    nodes = [node for node in before.graph if node.name in names and node.outputs[0].name in made - {""}]
     if not nodes:
         return {}
     reads = {v.name or "" for node in nodes for v in node.inputs if v is not None and v.const_value is None and v.name}

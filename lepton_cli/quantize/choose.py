@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.graph.edit import array_of
+from lepton_cli.graph.facts import why_computed
 from lepton_cli.model.external import pieces
 from lepton_cli.probe.clipping import Range
 from lepton_cli.step import Decision
@@ -87,7 +88,7 @@ def _refused(node: ir.Node) -> str | None:
     value = node.inputs[1] if len(node.inputs) > 1 else None
     weight = value.const_value if value is not None else None
     if weight is None:
-        return "its second input is computed, not a constant weight"
+        return why_computed(node)
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weight is {weight.dtype.name.lower()}, not float32"
     if not all(np.isfinite(piece).all() for piece in pieces(weight)):

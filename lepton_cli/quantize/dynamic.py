@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
-from lepton_cli.graph.edit import array_of
+from lepton_cli.graph.edit import array_of, weight_of
+from lepton_cli.graph.facts import why_computed
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import channels
@@ -18,8 +19,9 @@ from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize import aside, cpu, fates, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
-from lepton_cli.quantize.prepare import gemm_to_matmul, prepare
+from lepton_cli.quantize.prepare import gemm_to_matmul, prepare, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeDynamic
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.runtime import one_line, onnxruntime, quiet
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -33,7 +35,7 @@ WORTH_DB = 0.5
 def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Outcome:
     """The dynamically quantized model.
 
-    Raises ModelError for models that are quantized already, RecipeError for operators that cannot be.
+    Raises ModelError where all is quantized already, RecipeError for operators that cannot be.
     """
     for index, op in enumerate(options.op_types):
         if op not in SUPPORTED:
@@ -60,18 +62,12 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     decisions += inside_subgraphs(prepared.model, set(SUPPORTED) - {"Gather"})
     details = QuantizeDynamicDetails(target=target.name, why=target.why)
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
-    if context.dry:
-        if "Gather" in options.op_types:
-            decisions += tables.planned(prepared.model, allowed)
-        decisions += _left_alone(prepared.model, decisions, options)
-        changed = sum(decision.action == "quantized" for decision in decisions)
-        return Outcome(model, changed, tuple(decisions), summary, details)
     names = {node.name or "" for node in chosen}
     if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
         decisions += _left_alone(prepared.model, decisions, options)
         return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
     ready = prepared.model
-    if names and cpu.suits(target):
+    if names and cpu.suits(target) and not context.dry:
         ready, softened = cpu.soften_masks(ready, context)
         decisions += softened
     made, warnings = ready, prepared.warnings
@@ -86,8 +82,8 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
                 given, names, lambda trial: _written(trial, names, options.op_types, target), unsmoothed, context
             )
 
-        made, details = smoothed()
-        if wrong := strayed(given, made, names, context):
+        made, details = (_written(ready, names, options.op_types, target), details) if context.dry else smoothed()
+        if not context.dry and (wrong := strayed(given, made, names, context)):
             names -= wrong.keys()
             decisions = kept(decisions, wrong)
             made, details = smoothed() if names else (given, unsmoothed)
@@ -97,7 +93,10 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     decisions += _left_alone(prepared.model, decisions, options)
     changed = sum(decision.action == "quantized" for decision in decisions)
     if not changed:
+        refuse_quantized(model)
         return Outcome(model, 0, tuple(decisions), summary, details)
+    if context.dry:
+        return Outcome(made, changed, tuple(decisions), summary, details)
     details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, warnings))
 
@@ -148,7 +147,7 @@ def _streamed(
     """Large models: matrix weights only, tensor by tensor, and no trial run, which would need all of the memory."""
     names = {node.name or "" for node in chosen if node.op_type in ("MatMul", "Gemm")}
     limit = 63 if target.reduce_range else 127
-    made = streamed.dynamic(model, names, limit, weights.WeightStore(context.workdir))
+    made = streamed.dynamic(model, names, limit, WeightStore(context.workdir, empty=context.dry))
     return Outcome(made, len(names), decisions, f"{len(names)} operators quantized, tensor by tensor", details)
 
 
@@ -168,11 +167,13 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         return f"{node.op_type} is not among op_types" + (
             ": dynamic Conv is slower than float" if node.op_type == "Conv" else ""
         )
+    if node.op_type in ("Conv", "LSTM") and weight_of(node) is None:
+        return why_computed(node)
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
     weight = array_of(node)
     if weight is None:
-        return "its second input is computed, not a constant weight"
+        return why_computed(node)
     if weight.dtype != np.float32 or weight.ndim != 2:
         return f"its weight is {weight.dtype} with {weight.ndim} dimensions"
     if min(weight.shape) < LEAST_SIDE:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
+from lepton_cli.graph.facts import CARRIERS, reads_quantized
 from lepton_cli.graph.held import holders
 from lepton_cli.step import Decision
 
@@ -29,5 +30,9 @@ def left_alone(
         if node.name not in known:
             operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             reason = reasons.get(operator, f"{operator} stays float: {takes}")
+            found.append(Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason))
+    for node in model.graph.all_nodes():
+        if node.name not in known and reads_quantized(node) and not node.domain and node.op_type not in CARRIERS:
+            reason = "its weight is quantized already"
             found.append(Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason))
     return tuple(found)

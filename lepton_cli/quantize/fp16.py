@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import fold
+from lepton_cli.graph import fold, held
+from lepton_cli.graph.facts import quantized_nodes
+from lepton_cli.graph.held import scales_stored, stored_in_8_bits
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
@@ -18,8 +20,9 @@ from lepton_cli.quantize import half
 from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import ConvertFp16
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.quantize.weights import SPILL_ABOVE, WeightStore
+from lepton_cli.quantize.weights import LEAST_SIZE, SPILL_ABOVE
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A margin is kept to the end of float16 because other data reach further than the samples seen.
@@ -38,9 +41,11 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     chosen = select(names, options.include, options.exclude)
     work = io.clone(model)
     fold.expose_weights(work, growth=STORED_SMALL)
-    holders = [node for node in work.graph.all_nodes() if any(map(_is_weight, node.inputs))]
+    holders = [n for n in work.graph.all_nodes() if any(map(_is_weight, n.inputs)) and not scales_stored(n)]
     if not holders:
         return Outcome(model, 0, summary="nothing in float32 to convert")
+    if quantized_nodes(work) and sum(holder.values for holder in held.holders(work)) < LEAST_SIZE:
+        return Outcome(model, 0, summary="the weights are quantized already: casts would take more than is won")
     # Running a model takes a multiple of its size: the largest ones are run only where there is data for it. Without
     # samples no input is known that the model takes.
     looked_at = io.weight_bytes(work) < io.EXTERNAL_ABOVE or context.calibration is not None
@@ -48,13 +53,9 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     kept = {name: "left out by include/exclude" for name in names if name not in chosen} | _deadly(work)
     if options.repair:
         kept |= _beyond_range(work, context, run=looked_at and not context.dry)
-    if context.dry:
-        changed = sum(node.name not in kept for node in work.graph.all_nodes())
-        tensors = {value for node in holders for value in node.inputs if _is_weight(value)}
-        return Outcome(work, changed, _decisions(work, kept), f"{len(tensors)} tensors to float16")
     conversion = _Conversion(work, context)
     score = None
-    if looked_at:
+    if looked_at and not context.dry:
         score, found = conversion.repaired(kept, options.repair)
         kept |= found
     made = conversion.made(kept, options.keep_io)
@@ -87,10 +88,12 @@ class _Conversion:
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model, self._context = model, context
+        # Weights in 8 bits are scaled in float32, which costs nothing: runtimes do it when they load the model.
+        self._scaled = [node.name or "" for node in model.graph if stored_in_8_bits(node) or scales_stored(node)]
         self._store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
 
     def made(self, kept: dict[str, str], keep_io: bool = True) -> ir.Model:
-        return half.convert(self._model, kept, keep_io, self._store.keep)
+        return half.convert(self._model, {*kept, *self._scaled}, keep_io, self._store.keep)
 
     def repaired(self, kept: dict[str, str], repair: bool) -> tuple[float, dict[str, str]]:
         """The fidelity in dB, and the nodes kept in float32 because float16 costs too much there, with the reason.

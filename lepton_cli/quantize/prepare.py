@@ -30,6 +30,8 @@ CANDIDATES = frozenset(
 )
 #: Weights kept in float16 behind a Cast are twice as large before they are a fraction of it.
 STORED_SMALL = 2
+#: Quantized operators that compute in float.
+_FLOAT_INSIDE = ("MatMulNBits", "Mul")
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -44,15 +46,16 @@ class Prepared:
 
 
 def refuse_quantized(model: ir.Model, *, weights_only: bool = False) -> None:
-    """Raise ModelError when the model holds quantized operators already; `weights_only`: those that compute in float
-    from quantized weights are let pass."""
-    found = [node for node in quantized_nodes(model) if not weights_only or node.op_type != "MatMulNBits"]
+    """Raise ModelError when the model holds quantized operators already: for steps that need a float model, and for
+    those that find nothing left in float. `weights_only`: operators that compute in float from quantized weights are
+    let pass."""
+    found = [node for node in quantized_nodes(model) if not weights_only or node.op_type not in _FLOAT_INSIDE]
     if found:
         raise ModelError(
             "model.already-quantized",
             f"the model is quantized already: {len(found)} quantized operators, the first is "
             f"`{found[0].name}` ({found[0].op_type})",
-            hint="start from the float model",
+            hint="start from the float model, or put this step before those that quantize",
         )
 
 
@@ -61,7 +64,6 @@ def prepare(model: ir.Model, context: Context, *further: Rewrite) -> Prepared:
 
     `further` rewrites follow. All are held to compute what the model computes, see `rewrites.held`.
     """
-    refuse_quantized(model)
     names = tuple(node.name or "" for node in model.graph.all_nodes())
     norms: list[tuple[ir.Node, str]] = []
 

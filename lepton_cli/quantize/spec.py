@@ -48,10 +48,6 @@ class QuantizeStatic(Options):
     )
     speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
 
-    @property
-    def stored_bits(self) -> int:
-        return 8
-
 
 class QuantizeDynamic(Options):
     """Quantize MatMul and Gemm weights to int8, activations while running; needs no data."""
@@ -67,23 +63,17 @@ class QuantizeDynamic(Options):
         description="Operators to quantize (Conv gets slower)",
     )
 
-    @property
-    def stored_bits(self) -> int:
-        return 8
-
 
 class QuantizeWeights(Options):
-    """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits); activations stay float."""
+    """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits), in 8 all others too; activations stay float."""
 
     step: Literal["quantize.weights"] = "quantize.weights"
-    bits: Literal[4, 8] = 4
+    bits: Literal[4, 8] = Field(
+        default=4, description="8: weights of other operators (Conv, LSTM) too, stored so and computed in float"
+    )
     block_size: Literal[16, 32, 64, 128, 256] = 32
     method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
-    symmetric: bool = Field(default=True, description="Without zero points")
-
-    @property
-    def stored_bits(self) -> int:
-        return self.bits
+    symmetric: bool = Field(default=True, description="Blocks without zero points")
 
 
 class ConvertFp16(Options):
@@ -99,7 +89,3 @@ class ConvertFp16(Options):
     @property
     def changes_types(self) -> bool:
         return not self.keep_io
-
-    @property
-    def stored_bits(self) -> int:
-        return 16

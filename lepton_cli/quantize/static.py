@@ -47,7 +47,8 @@ FLOOR_DB = 20.0
 def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outcome:
     """The quantized model with decisions per node.
 
-    Raises ModelError for models that are quantized already, DataError without usable calibration data.
+    Raises ModelError for models with int8 activations (one step takes all of them) and where nothing is left in float,
+    DataError without usable calibration data.
     """
     if options.accuracy_guard is not None and context.score is None and not context.dry:
         raise DataError(
@@ -57,7 +58,8 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
             option=("accuracy_guard",),
         )
     target = targets.resolve(options.target, context.provider)
-    refuse_quantized(model)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
+        refuse_quantized(model)
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     if not context.dry and context.calibration is None and choose.candidates(cleaned(model), allowed).anchors:
         _data(context)
@@ -67,10 +69,12 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
-        stored = tables.planned(work, allowed) if context.dry and choice.anchors else []
-        count = len(choice.anchors) + len(stored) if context.dry else 0
+        if not choice.anchors:
+            refuse_quantized(model)
+        planned, stored = _planned(work, choice, target, options, allowed) if choice.anchors else (model, [])
+        count = len(choice.nodes) + len(stored)
         decisions = (*_decisions(work, choice, target), *stored)
-        return _complete(Outcome(model, count, decisions, summary, told, prepared.warnings), work)
+        return _complete(Outcome(planned, count, decisions, summary, told, prepared.warnings), work)
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
@@ -83,6 +87,16 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
     return _complete(outcome, work)
+
+
+def _planned(
+    model: ir.Model, choice: choose.Choice, target: targets.Target, options: QuantizeStatic, allowed: set[str]
+) -> tuple[ir.Model, list[Decision]]:
+    """What will be written but for the values, which are not known without data, and for what loses time in int8."""
+    names = choose.activations(model, choice)
+    ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
+    made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
+    return tables.shrink(made, allowed)
 
 
 def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:

@@ -15,9 +15,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
+from lepton_cli.quantize.store import WeightStore
 
 
-def dynamic(model: ir.Model, names: Collection[str], limit: int, store: weights.WeightStore) -> ir.Model:
+def dynamic(model: ir.Model, names: Collection[str], limit: int, store: WeightStore) -> ir.Model:
     """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit]."""
     copy = io.clone(model)
     editor = Editor(copy)
@@ -41,11 +42,11 @@ def _measured(editor: Editor, before: ir.Node, source: ir.Value) -> list[ir.Valu
     return list(node.outputs)
 
 
-def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: weights.WeightStore) -> None:
+def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: WeightStore) -> None:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
-    codes, scales = _codes(weight.const_value, node.attributes.get_int("transB", 0) == 1, limit)
+    codes, scales = _codes(weight.const_value, node.attributes.get_int("transB", 0) == 1, limit, store.empty)
     name = node.name or ""
     inputs = [
         editor.constant(f"{name}.{suffix}", store.keep(array))
@@ -63,9 +64,14 @@ def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int
     editor.put(node, made)
 
 
-def _codes(tensor: ir.TensorProtocol, transposed: bool, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows."""
+def _codes(
+    tensor: ir.TensorProtocol, transposed: bool, limit: int, empty: bool
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows; `empty`: only shapes."""
     rows, columns = weights.dims(tensor)
+    if empty:
+        inner, outer = (columns, rows) if transposed else (rows, columns)
+        return np.zeros((inner, outer), np.int8), np.ones(outer, np.float32)
     widest = np.zeros(rows if transposed else columns, dtype=np.float32)
     for start, slab in weights.slabs(tensor, 1):
         if transposed:

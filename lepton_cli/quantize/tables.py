@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.step import Decision
 
 if TYPE_CHECKING:
@@ -26,18 +27,12 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
     copy = io.clone(model)
     editor, decisions = Editor(copy), []
     for node, options in _chosen(copy, allowed):
-        ratio = weights.replace(editor, node, options, weights.WeightStore(None))
+        ratio = weights.replace(editor, node, options, WeightStore(None))
         decisions.append(_decision(node, f"table in 8 bits, blocks of {options.block_size} ({ratio:.0f} dB)"))
     if decisions:
         RemoveUnusedNodesPass()(copy)
         copy.graph.opset_imports[weights.MICROSOFT] = 1
     return copy, decisions
-
-
-def planned(model: ir.Model, allowed: Collection[str]) -> list[Decision]:
-    """The decisions of `shrink`, without the errors that only rewriting shows."""
-    found = _chosen(model, allowed)
-    return [_decision(node, f"table in 8 bits, blocks of {options.block_size}") for node, options in found]
 
 
 def _decision(node: ir.Node, reason: str) -> Decision:

@@ -1,15 +1,13 @@
 """`quantize.weights`: MatMul, Gemm and embedding weights in 4 or 8 bits by blocks (MatMulNBits, GatherBlockQuantized).
 
-Weights are read and written block of rows by block of rows, so that memory stays bounded whatever the model's size.
+With 8 bits, weights of other operators too, stored so and computed with in float (`stored.py`). Blocks are read and
+written some rows at a time, so that memory stays bounded whatever the model's size.
 onnxruntime's own MatMulNBitsQuantizer holds the whole model; the format here is the same.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,16 +15,20 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph import clean, fold
 from lepton_cli.graph.edit import Editor
+from lepton_cli.graph.facts import reads_quantized
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe.rewrites import kept, strayed
-from lepton_cli.quantize import blockwise, fates
+from lepton_cli.quantize import blockwise, fates, stored
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.quantize.store import Shared, WeightStore
 from lepton_cli.step import Context, Decision, Outcome
 
 MICROSOFT = "com.microsoft"
+#: Operators with a form for blocks.
+BLOCKS = ("MatMul", "Gemm", "Gather")
 #: Weights with fewer elements stay as they are: nothing to win.
 LEAST_SIZE = 4096
 #: Float elements worked on at once.
@@ -36,20 +38,22 @@ SPILL_ABOVE = 256_000_000
 
 
 def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Outcome:
-    """The model with blockwise weights. Raises ModelError for models that are quantized already."""
-    refuse_quantized(model)
+    """The model with weights in fewer bits. Raises ModelError where all of them are quantized already."""
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     copy = io.clone(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
-    chosen, decisions = _chosen(copy, allowed, options)
+    decisions = _decided(copy, allowed, options)
+    names = {decision.node for decision in decisions if decision.action == "quantized"}
     details = QuantizeWeightsDetails(
         bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
     )
-    if not chosen or context.dry:
-        return Outcome(model, len(chosen), tuple(decisions), f"{len(chosen)} weights to {options.bits} bits", details)
-    store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None)
-    names = {node.name or "" for node in chosen}
+    if not names:
+        refuse_quantized(model)
+        return Outcome(model, 0, tuple(decisions), f"0 weights to {options.bits} bits", details)
+    store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None, empty=context.dry)
     made, errors = _written(copy, names, options, store, context)
+    if context.dry:
+        return Outcome(made, len(names), tuple(decisions), f"{len(names)} weights to {options.bits} bits", details)
     if store.path is None and (wrong := strayed(copy, made, names, context)):  # no second run of what fills the memory
         names -= wrong.keys()
         decisions = kept(decisions, wrong)
@@ -62,40 +66,51 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
 def _written(
     model: ir.Model, names: Collection[str], options: QuantizeWeights, store: WeightStore, context: Context
 ) -> tuple[ir.Model, list[Sensitivity]]:
-    """A copy in which the weights of the nodes `names` are stored in blocks, and the error of each."""
+    """A copy in which the weights of the nodes `names` are stored in fewer bits, and the error of each."""
     copy = io.clone(model)
     editor, errors = Editor(copy), []
     shared: Shared = {}
     with context.progress.stage("quantize.weights", len(names)) as stage:
         for node in [node for node in copy.graph.all_nodes() if node.name in names]:
-            ratio = replace(editor, node, options, store, shared)
+            if refused(node, options) is None:
+                ratio = replace(editor, node, options, store, shared)
+                copy.graph.opset_imports[MICROSOFT] = 1
+            else:
+                ratio = stored.replace(editor, node, store, shared)
             errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
             stage.advance()
     clean.remove_unused(copy)
-    copy.graph.opset_imports[MICROSOFT] = 1
     return copy, errors
 
 
-def _chosen(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> tuple[list[ir.Node], list[Decision]]:
-    chosen, decisions = [], []
+def _decided(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> list[Decision]:
+    decisions = []
     for node in model.graph.all_nodes():
-        if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain:
+        blocks = node.op_type in BLOCKS and not node.domain
+        places = stored.places(node)
+        reason = refused(node, options) if blocks else stored.refused(node)
+        if not (blocks or places or reason):
             continue
-        reason = refused(node, options) if node.name in allowed else "left out by include/exclude"
-        if reason is None:
-            chosen.append(node)
+        text = f"{options.bits} bits, blocks of {options.block_size}"
+        if places and options.bits == 8 and (reason or not blocks):
+            reason, text = None, "stored in 8 bits, one scale per channel, computed in float"
+        elif places and not blocks:
+            reason = f"4 bits are for {', '.join(BLOCKS)}; `bits: 8` takes it"
+        if node.name not in allowed:
+            reason = "left out by include/exclude"
         action = "kept" if reason else "quantized"
-        text = reason or f"{options.bits} bits, blocks of {options.block_size}"
-        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=text))
-    decisions += fates.left_alone(model, decisions, "blocks of 4 or 8 bits are for MatMul, Gemm and Gather", {})
-    return chosen, decisions
+        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=reason or text))
+    takes = "4 bits are for MatMul, Gemm and Gather" if options.bits == 4 else "8 bits are for weights that are summed"
+    return [*decisions, *fates.left_alone(model, decisions, takes, {})]
 
 
 def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     """Why the node's weight cannot be stored by blocks, or `None`."""
+    if node.op_type not in BLOCKS or node.domain:
+        return "no operator for blocks"
     tensor = _weight(node)[0]
     if tensor is None:
-        return "no constant weight"
+        return "no constant weight" if not reads_quantized(node) else "its weight is quantized already"
     if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or len(tensor.shape) != 2:
         return f"its weight is {tensor.dtype} with {len(tensor.shape)} dimensions"
     if tensor.size < LEAST_SIZE:
@@ -138,38 +153,10 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
     return rows, columns
 
 
-class WeightStore:
-    """Keeps results in memory, or appends them to one file and hands out references to it."""
-
-    def __init__(self, workdir: Path | None) -> None:
-        self.path = None
-        self.end = 0
-        if workdir is not None:
-            self.path = Path(tempfile.mkdtemp(dir=workdir)) / "weights.data"
-
-    def keep(self, array: NDArray[Any]) -> ir.TensorProtocol:
-        """The array as a tensor without a name yet."""
-        if self.path is None:
-            return ir.tensor(array)
-        start = -(-self.end // 4096) * 4096
-        with self.path.open("ab") as stream:
-            stream.write(b"\0" * (start - self.end))
-            array.tofile(stream)
-        self.end = start + array.nbytes
-        return ir.ExternalTensor(
-            self.path.name,
-            start,
-            array.nbytes,
-            ir.DataType.from_numpy(array.dtype),
-            shape=ir.Shape(array.shape),
-            name="",
-            base_dir=self.path.parent,
-        )
-
-
 def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Slabs of consecutive rows, a multiple of `multiple` each, without mapping the whole file at once."""
     rows, columns = dims(tensor)
+    array = np.empty(0) if isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
     step = max(multiple, CHUNK // max(columns, 1) // multiple * multiple)
     for start in range(0, rows, step):
         count = min(step, rows - start)
@@ -178,7 +165,7 @@ def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArr
             offset = (tensor.offset or 0) + start * columns * kind.itemsize
             slab = np.fromfile(tensor.path, dtype=kind, count=count * columns, offset=offset).reshape(count, columns)
         else:
-            slab = tensor.numpy()[start : start + count]
+            slab = array[start : start + count]
         yield start, slab.astype(np.float32, copy=False)
 
 
@@ -201,16 +188,14 @@ class _Quantized:
         self.signal += float(np.square(values, dtype=np.float64).sum())
         self.noise += float(np.square(made.dequantized(self.options.bits) - values, dtype=np.float64).sum())
 
-    @property
-    def sqnr(self) -> float:
-        return 10 * float(np.log10(max(self.signal, 1e-30) / max(self.noise, 1e-30)))
 
-
-def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
+def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> _Quantized:
     """A MatMul's [K, N]: blocks run down each column."""
     size = options.block_size
     inner, outer = dims(tensor)
     made = _Quantized(outer, -(-inner // size), options)
+    if empty:
+        return made
     for start, slab in slabs(tensor, size):
         padded = np.pad(slab, ((0, -len(slab) % size), (0, 0)))
         blocks = padded.reshape(-1, size, outer).transpose(2, 0, 1)
@@ -218,20 +203,17 @@ def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantiz
     return made
 
 
-def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights) -> _Quantized:
+def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> _Quantized:
     """A transposed Gemm's [N, K] or a table [rows, K]: blocks run along each row."""
     size = options.block_size
     outer, inner = dims(tensor)
     made = _Quantized(outer, -(-inner // size), options)
+    if empty:
+        return made
     for start, slab in slabs(tensor, 1):
         padded = np.pad(slab, ((0, 0), (0, -inner % size)))
         made.add(slice(start, start + len(slab)), slice(None), padded.reshape(len(slab), -1, size))
     return made
-
-
-#: Codes, scales and zero points that have been made, and the weight's SQNR in dB: by the tensor (kept, so that its
-#: number stays its own), by rows or by columns, for a Gather or a MatMul.
-Shared = dict[tuple[int, bool, bool], tuple[list[ir.Value], float, ir.TensorProtocol]]
 
 
 def replace(
@@ -248,7 +230,7 @@ def replace(
     shared = {} if shared is None else shared
     key = (id(tensor), by_rows, gather)
     if key not in shared:
-        made = (_by_rows if by_rows else _by_columns)(tensor, options)
+        made = (_by_rows if by_rows else _by_columns)(tensor, options, store.empty)
         arrays = [
             ("codes", made.packed.reshape(outer, -1) if gather else made.packed),
             ("scales", made.scales.astype(tensor.dtype.numpy())),
@@ -256,10 +238,10 @@ def replace(
         if made.zero_points is not None:
             arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
         held = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
-        shared[key] = held, made.sqnr, tensor
-    inputs, ratio, _ = shared[key]
+        shared[key] = held, made.signal, made.noise, tensor
+    inputs, signal, noise, _ = shared[key]
     editor.put(node, _gather(node, inputs, options) if gather else _matmul(node, inputs, options, inner, outer))
-    return ratio
+    return store.ratio(signal, noise)
 
 
 def _gather(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights) -> list[ir.Node]:

@@ -17,6 +17,7 @@ from lepton_cli.errors import RecipeError
 from lepton_cli.recipe import overrides as settings
 from lepton_cli.recipe.explain import explain
 from lepton_cli.recipe.judgeable import check_measured, check_repeated
+from lepton_cli.recipe.order import check_order
 from lepton_cli.recipe.scalars import is_plain
 from lepton_cli.recipe.schema import Budget, Recipe
 from lepton_cli.recipe.source import SourceMap
@@ -156,10 +157,11 @@ def _validate(kind: type[_T], data: Any, source: SourceMap, name: str) -> _T:
 
 
 def _check(value: Recipe | Budget, source: SourceMap) -> None:
-    """What types cannot say: gates that repeat each other, or that nothing measured can answer."""
+    """What types cannot say: gates that repeat each other or that nothing answers, steps in a wrong order."""
     check_repeated(value.gates, source)
     if isinstance(value, Recipe):
         check_measured(value.gates, value.evaluate, source)
+        check_order(value.steps, source)
         if value.tune is not None:
             check_repeated(value.tune.limits, source, ("tune", "limits"))
             check_measured(value.tune.limits, value.evaluate, source, ("tune", "limits"))

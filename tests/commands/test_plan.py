@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto
 
+import lepton_cli as lepton
 from lepton_cli.commands.plan import plan
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
+from lepton_cli.steps import STEPS
 from tests.conftest import ROOT, Invoke
 from tests.quantize.builders import Graph
 
@@ -53,7 +59,6 @@ def test_every_node_of_a_step(invoke: Invoke, samples: Path) -> None:
 
 
 def test_a_large_table_is_part_of_the_prediction(tmp_path: Path) -> None:
-    """1000 rows of 128 in float32: a quarter of the bytes is left, and a scale for each 128 values."""
     graph = Graph()
     table = graph.constant(graph.random.normal(size=(1000, 128)).astype(np.float32))
     ids = graph.take("x", ["b"], TensorProto.INT64)
@@ -62,6 +67,54 @@ def test_a_large_table_is_part_of_the_prediction(tmp_path: Path) -> None:
     path.write_bytes(io.to_bytes(graph.model(graph.op("MatMul", graph.op("Gather", table, ids), weight))))
     for step in ("quantize.dynamic", "quantize.weights", "convert.fp16"):
         found = plan(path, from_dict({"version": 1, "steps": [{"step": step}]}), Silent())
-        held = 4 * (1000 * 128 + 128 * 128)
-        share = {"quantize.dynamic": 1 / 4, "quantize.weights": 1 / 8, "convert.fp16": 1 / 2}[step]
-        assert found.sizes[1] == pytest.approx(share * held, rel=0.01)
+        written = lepton.apply(path, STEPS[step].options.model_validate({"step": step})).model
+        assert found.sizes[1] == pytest.approx(len(io.to_bytes(written)), rel=0.002)
+
+
+def _mixed() -> onnx.ModelProto:
+    """A convolution, an LSTM and a product."""
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["n", 3, 8, 8]), 3, 16)
+    x = graph.op("Reshape", x, graph.constant(np.array([64, -1, 16])))
+    held = [graph.constant(graph.random.normal(size=(1, 128, size)).astype(np.float32)) for size in (16, 32)]
+    x = graph.op("Squeeze", graph.op("LSTM", x, *held, hidden_size=32), graph.constant(np.array([1])))
+    return ir.to_proto(graph.model(graph.linear(x, 32, 512, gemm=False)))
+
+
+STATIC, DYNAMIC = {"step": "quantize.static", "speed_guard": False}, {"step": "quantize.dynamic"}
+WEIGHTS = {"step": "quantize.weights", "bits": 8}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ({**STATIC, "include": ("Conv*",)}, DYNAMIC),
+        ({**DYNAMIC, "op_types": ("LSTM",)}, STATIC, {**WEIGHTS, "if_possible": True}),
+        ({**WEIGHTS, "bits": 4}, WEIGHTS, {"step": "simplify"}),
+        ({**WEIGHTS, "include": ("LSTM*",)}, STATIC, {"step": "simplify"}),
+        ({**WEIGHTS, "exclude": ("MatMul*",)}, {"step": "convert.fp16"}),
+    ],
+)
+def test_steps_together_come_to_the_size_that_is_promised(steps: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    """And to a model that plain onnxruntime runs, near the original."""
+    path = tmp_path / "model.onnx"
+    onnx.save(_mixed(), path)
+    data = lepton.Arrays({"x": np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)})
+    written = lepton.apply(path, *(STEPS[step["step"]].options.model_validate(step) for step in steps), data=data)
+    found = plan(path, from_dict({"version": 1, "steps": steps}), Silent())
+    assert found.sizes[-1] == pytest.approx(len(io.to_bytes(written.model)), rel=0.01)
+    promised, done = ([one.changed for one in part.steps if one.step != "simplify"] for part in (found, written))
+    assert promised == done
+    one, two = (
+        onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, dict(data.feeds))[0]
+        for source in (path, io.to_bytes(written.model))
+    )
+    assert np.square(one - two).sum() < 10**-1.5 * np.square(one).sum(), "15 dB"
+
+
+def test_a_step_that_finds_everything_quantized_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(_mixed(), path)
+    with pytest.raises(lepton.LeptonError) as caught:
+        plan(path, from_dict({"version": 1, "steps": [WEIGHTS, WEIGHTS]}), Silent())
+    assert (caught.value.code, caught.value.option) == ("model.already-quantized", ("steps", 1))

@@ -17,6 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import linear
 from lepton_cli.quantize import prepare, streamed, weights
 from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.quantize.store import WeightStore
 from tests.hostile.models import FLOAT, mlp, model, save, tensor
 from tests.hostile.models import weights as random
 from tests.quantize.builders import context
@@ -70,7 +71,7 @@ def test_weights_that_are_inputs_too_go_from_the_file(tmp_path: Path) -> None:
 def test_dynamic_tensor_by_tensor(tmp_path: Path) -> None:
     suffixes = ("codes", "scales", "zero_point", "cast", "cast.out", "out", "factor", "scale", "bias")
     before = _gemm(*(f"layer.{suffix}" for suffix in suffixes), "x.quantize", "x.codes", "x.scale", "x.zero_point")
-    made = streamed.dynamic(before, {"layer"}, 127, weights.WeightStore(None))
+    made = streamed.dynamic(before, {"layer"}, 127, WeightStore(None))
     _names_are_unique(made)
     _same(before, made, 0.05)
 

@@ -211,8 +211,8 @@ def test_blocks_that_are_written_wrong_go_back_to_float(tmp_path: Path, monkeypa
     """Blocks with scales of half their size, in one of two layers."""
     real = weights._by_rows
 
-    def wrong(tensor: ir.TensorProtocol, options: QuantizeWeights) -> Any:
-        made = real(tensor, options)
+    def wrong(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> Any:
+        made = real(tensor, options, empty)
         made.scales /= 2
         return made
 
@@ -223,7 +223,7 @@ def test_blocks_that_are_written_wrong_go_back_to_float(tmp_path: Path, monkeypa
     told = {one.node: one for one in outcome.decisions}
     assert (told["Gemm_0"].action, told["MatMul_2"].action) == ("kept", "quantized")
     assert "its result is 0.5" in told["Gemm_0"].reason
-    assert ops(outcome.model).count("MatMulNBits") == outcome.changed == 1
+    assert ops(outcome.model).count("MatMulNBits") == 1
     assert sqnr(model, outcome.model, rows()) > 30
 
 

@@ -164,7 +164,7 @@ def test_constants_beyond_float16_stay_but_masks_are_cut(factor: float, kept: bo
     told = f"constant `w0` reaches {abs(np.float32(factor)):.3g}, beyond float16"
     assert reasons(outcome) == ({"Mul_0": told} if kept else {})
     assert (outcome.model is not model, outcome.changed) == (True, 2 - kept)
-    assert outcome.summary == "1 tensors to float16"
+    assert outcome.summary == f"{1 - kept} tensors in float16, {int(kept)} operators kept in float32"
 
 
 @pytest.mark.parametrize(("value", "kept"), [(16376.0, False), (16377.0, True), (-16376.0, False), (-16377.0, True)])

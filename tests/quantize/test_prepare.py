@@ -193,14 +193,6 @@ def test_quantized_operators_are_refused_but_tables_in_blocks_are_not() -> None:
     prepare.refuse_quantized(mlp())
 
 
-def test_preparing_a_quantized_model_is_refused(tmp_path: Path) -> None:
-    graph = Graph()
-    steps = [graph.constant(np.float32(1)), graph.constant(np.uint8(0))]
-    x = graph.op("QuantizeLinear", graph.take("x", ["b", 20]), *steps)
-    with pytest.raises(ModelError, match="quantized already"):
-        prepare.prepare(graph.model(graph.op("DequantizeLinear", x, *steps)), context(DATA, tmp_path))
-
-
 def test_constant_nodes_are_weights_for_what_follows(tmp_path: Path) -> None:
     graph = Graph()
     matrix = graph.op("Constant", value=numpy_helper.from_array(np.eye(20, 24, dtype=np.float32)))

@@ -162,8 +162,8 @@ def test_dry_run_needs_no_data(tmp_path: Path) -> None:
     params = QuantizeStatic.model_validate({"step": "quantize.static", "target": "x86-vnni"})
     model = residual_net()
     outcome = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
-    assert outcome.model is model
-    assert outcome.changed == 5
+    assert ops(outcome.model).count("DequantizeLinear") > 0, "what will be written, but for the values"
+    assert outcome.changed == 10
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_labels_are_needed_for_the_guard_but_not_for_a_plan(tmp_path: Path) -> N
         STEPS["quantize.static"]
         .apply(residual_net(), params, context(None, tmp_path, dry=True, check=images()))
         .changed
-        == 5
+        == 10
     )
     with pytest.raises(DataError) as caught:
         STEPS["quantize.static"].apply(residual_net(), params, context(images(), tmp_path))

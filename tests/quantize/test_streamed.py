@@ -11,6 +11,7 @@ import pytest
 from lepton_cli.model import io
 from lepton_cli.quantize import dynamic, streamed, weights
 from lepton_cli.quantize.prepare import gemm_to_matmul
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.quantize.targets import TARGETS
 from tests.quantize.builders import Graph, ops, rows, run
 
@@ -47,7 +48,7 @@ def test_each_column_has_its_own_scale_and_its_greatest_value_the_limit(
     monkeypatch.setattr(weights, "CHUNK", chunk)
     model = net()
     before = io.to_bytes(model)
-    made = streamed.dynamic(model, ALL, limit, weights.WeightStore(None))
+    made = streamed.dynamic(model, ALL, limit, WeightStore(None))
     assert io.to_bytes(model) == before
     matrices = {"MatMul_0": array(model, "w0"), "Gemm_1": array(model, "w2").T, "Gemm_4": array(model, "w3")}
     for name, matrix in matrices.items():
@@ -66,7 +67,7 @@ def test_each_column_has_its_own_scale_and_its_greatest_value_the_limit(
 
 def test_the_outputs_are_those_of_onnxruntimes_writer() -> None:
     model, data = net(), rows(16, 20)
-    made = streamed.dynamic(model, ALL, 127, weights.WeightStore(None))
+    made = streamed.dynamic(model, ALL, 127, WeightStore(None))
     products = io.clone(model)
     gemm_to_matmul(products, set(ALL))
     written = dynamic._written(products, ALL, ("MatMul", "Gemm"), TARGETS["x86-vnni"])
@@ -87,7 +88,7 @@ def test_a_product_is_that_of_the_codes() -> None:
     """Products of 7-bit weights saturate on no machine."""
     graph = Graph()
     model = graph.model(graph.linear(graph.take("x", ["b", 20]), 20, 24))
-    made = streamed.dynamic(model, {"Gemm_0"}, 63, weights.WeightStore(None))
+    made = streamed.dynamic(model, {"Gemm_0"}, 63, WeightStore(None))
     data = rows(16, 20)
     codes, scale, zero = _dynamic(data.feeds["x"])
     matrix, bias = array(model, "w1").T.astype(float), array(model, "w0")
@@ -98,7 +99,7 @@ def test_a_product_is_that_of_the_codes() -> None:
 
 def test_the_graph_measures_each_tensor_once_and_keeps_names() -> None:
     model = net()
-    made = streamed.dynamic(model, ALL, 127, weights.WeightStore(None))
+    made = streamed.dynamic(model, ALL, 127, WeightStore(None))
     assert ops(made).count("DynamicQuantizeLinear") == 3, "two products read x"
     assert ops(made).count("MatMulInteger") == 4
     assert ops(made).count("Add") == 3, "two of the model, one bias"
@@ -115,16 +116,16 @@ def test_the_graph_measures_each_tensor_once_and_keeps_names() -> None:
 
 
 def test_only_the_named_products_are_quantized() -> None:
-    made = streamed.dynamic(net(), {"Gemm_1", "Tanh_3", "Add_2"}, 127, weights.WeightStore(None))
+    made = streamed.dynamic(net(), {"Gemm_1", "Tanh_3", "Add_2"}, 127, WeightStore(None))
     kinds = {node.name: node.op_type for node in made.graph}
     assert (kinds["MatMul_0"], kinds["Gemm_1"], kinds["Gemm_4"]) == ("MatMul", "MatMulInteger", "Gemm")
     assert (kinds["Tanh_3"], kinds["Add_2"]) == ("Tanh", "Add")
 
 
 def test_codes_and_scales_go_where_the_store_says(tmp_path: Path) -> None:
-    made = streamed.dynamic(net(), ALL, 127, weights.WeightStore(tmp_path))
+    made = streamed.dynamic(net(), ALL, 127, WeightStore(tmp_path))
     stored = [value.const_value for name, value in made.graph.initializers.items() if "." in name]
     assert len(stored) == 12
     assert all(isinstance(tensor, ir.ExternalTensor) for tensor in stored)
-    plain = streamed.dynamic(net(), ALL, 127, weights.WeightStore(None))
+    plain = streamed.dynamic(net(), ALL, 127, WeightStore(None))
     np.testing.assert_array_equal(run(made, rows(4, 20)), run(plain, rows(4, 20)))

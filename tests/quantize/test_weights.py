@@ -16,6 +16,7 @@ from lepton_cli.errors import ModelError
 from lepton_cli.model import io
 from lepton_cli.quantize import weights
 from lepton_cli.quantize.spec import QuantizeWeights
+from lepton_cli.quantize.store import WeightStore
 from lepton_cli.runtime import Session
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
@@ -160,18 +161,21 @@ def test_a_plan_counts_and_changes_nothing(tmp_path: Path) -> None:
     model = mlp()
     before = io.to_bytes(model)
     outcome = STEPS["quantize.weights"].apply(model, params(bits=8), context(rows(), tmp_path, dry=True))
-    assert (outcome.model is model, outcome.changed, outcome.summary) == (True, 2, "2 weights to 8 bits")
-    made = quantize(model, tmp_path, rows())
+    assert (outcome.changed, outcome.summary) == (3, "3 weights to 8 bits")
+    made = quantize(model, tmp_path, rows(), bits=8)
     assert io.to_bytes(model) == before
     assert made.model is not model
+    assert len(io.to_bytes(outcome.model)) == len(io.to_bytes(made.model)), "not one value is known, but every size"
 
 
 def test_nodes_left_out_and_quantized_models(tmp_path: Path) -> None:
     outcome = quantize(mlp(), tmp_path, rows(), include=["Gemm_*"], exclude=["Gemm_5"])
     reasons = {one.node: one.reason for one in outcome.decisions if one.action == "kept"}
     assert reasons == dict.fromkeys(["MatMul_2", "Gemm_5"], "left out by include/exclude")
+    again = quantize(outcome.model, tmp_path, rows(), exclude=["Gemm_5"])
+    assert [one.node for one in again.decisions if one.action == "quantized"] == ["MatMul_2"]
     with pytest.raises(ModelError, match="quantized already"):
-        quantize(outcome.model, tmp_path, rows())
+        quantize(again.model, tmp_path, rows())
 
 
 def test_nothing_to_do_returns_the_model_itself(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_slabs_are_consecutive_rows(
 
 
 def test_a_store_appends_at_multiples_of_4096(tmp_path: Path) -> None:
-    store = weights.WeightStore(tmp_path)
+    store = WeightStore(tmp_path)
     arrays = [np.arange(1030, dtype=np.float32), np.arange(7, dtype=np.uint8)]
     arrays += [np.zeros(4096, np.uint8), np.ones(3, np.int8)]
     kept = [store.keep(array.reshape(-1, 1)) for array in arrays]
@@ -273,7 +277,7 @@ def test_a_store_appends_at_multiples_of_4096(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.numpy(), array.reshape(-1, 1))
     assert store.path is not None
     assert store.path.stat().st_size == 16387
-    assert not isinstance(weights.WeightStore(None).keep(arrays[0]), ir.ExternalTensor)
+    assert not isinstance(WeightStore(None).keep(arrays[0]), ir.ExternalTensor)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -128,7 +128,7 @@ def test_a_weight_behind_a_transpose(kind: str, tmp_path: Path) -> None:
     data = Arrays({"x": x[:, None] if kind == "three axes" else x})
     outcome = quantize(model, tmp_path, data, bits=8)
     if kind == "three axes":
-        assert [one.action for one in outcome.decisions] == ["kept"]
+        assert [(one.action, one.reason[:15]) for one in outcome.decisions] == [("quantized", "stored in 8 bit")]
         return
     assert ops(outcome.model) == ["MatMulNBits"]
     np.testing.assert_allclose(run(outcome.model, data), x @ rounded(weight, 8, 32, True).T, atol=2e-3)
