@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,14 @@ def run_step(
 
     A step that may change nothing (`if_possible`, and those that only clean up) and that refuses the model, or makes
     something wrong of it, is left out with a warning. Otherwise raises StepError, or any LeptonError of the step with
-    `option` extended to the path in the recipe.
+    `option` extended to the path in the recipe. A step that changes nothing is an error, but not in a plan.
     """
     started = time.monotonic()
     try:
         outcome, outputs, resized = _attempt(before, options, context)
-        if not outcome.changed and not options.if_possible and not options.cleaning:
-            raise _no_effect(options, outcome)
+        if not context.dry and (refused := no_effect(options, outcome)) is not None:
+            refused.hint = f"lepton plan MODEL -r RECIPE lists every node with its reason; {refused.hint}"
+            raise refused
     except LeptonError as error:
         error.option = ("steps", index, *error.option)
         if error.note is None and isinstance(error, StepError):
@@ -74,6 +76,7 @@ def run_step(
         changed=outcome.changed,
         seconds=time.monotonic() - started,
         summary=outcome.summary,
+        left_because=outcome.left_because,
         decisions=outcome.decisions,
         details=outcome.details or STEPS[options.step].details(),
         warnings=(*outcome.warnings, *resized, *_strangers(before.outputs, outputs, outcome)),
@@ -135,16 +138,16 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
         ) from error
 
 
-def _no_effect(options: Options, outcome: Outcome) -> StepError:
-    reasons: dict[str, int] = {}
-    for decision in outcome.decisions:
-        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
-    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+def no_effect(options: Options, found: Outcome | StepRecord) -> StepError | None:
+    """The error of a step that changed nothing, where that is one."""
+    if found.changed or found.left_because or options.if_possible or options.cleaning:
+        return None
+    reasons = Counter(decision.reason for decision in found.decisions).most_common(3)
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(f"{count} nodes: {reason}" for reason, count in most) or outcome.summary,
-        hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
+        cause="; ".join(f"{count} nodes: {reason}" for reason, count in reasons) or found.summary,
+        hint="`if_possible: true` accepts no change",
     )
 
 

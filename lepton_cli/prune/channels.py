@@ -82,6 +82,10 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
         if not goal.holds(floors):
             raise _unreachable(plan, goal.metric, goal.share, goal.of(floors))
     full = np.array([group.channels for group in plan.groups])
+    if fast is None and all(goal.holds(full) for goal in goals):
+        within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
+        text = f"already there: {within} of the original"
+        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []), left_because=text)
     if context.dry:
         reach = [f"{goal.metric} can go down to {goal.of(floors):.1%}" for goal in goals]
         if fast is not None:
@@ -89,10 +93,6 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
             reach.append(f"{whole} residual branches can go as a whole; latency is measured when the step runs")
         text = f"{len(plan.groups)} groups can lose channels; {'; '.join(reach)}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], []))
-    if fast is None and all(goal.holds(full) for goal in goals):
-        within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
-        text = f"already there: {within} of the original"
-        return Outcome(model, 0, decisions(plan, None), text, details(plan, None, [], []))
     warnings: list[str] = []
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]

@@ -77,8 +77,9 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
-        summary = "nothing to quantize is left"
-        return _complete(Outcome(model, 0, _decisions(work, choice, target), summary, told), work)
+        summary = "the ranges of its tensors forbid int8"
+        decisions = _decisions(work, choice, target)
+        return _complete(Outcome(model, 0, decisions, summary, told, prepared.warnings, left_because=summary), work)
     outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
@@ -149,8 +150,7 @@ class _Quantization:
         if self.options.speed_guard:
             self._spare_slow_layers()
             if not self.choice.anchors:
-                decisions = _decisions(self.model, self.choice, self.target)
-                return Outcome(self.given, 0, decisions, "int8 pays nowhere", self._told(), (*warnings, *self.warnings))
+                return self._as_it_was("int8 pays nowhere on this machine", warnings)
         best = refine.best(
             self.model,
             self.choice,
@@ -166,8 +166,10 @@ class _Quantization:
             self._rank(best)
         if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
-        elif (least := self.fidelity.sqnr(made)) < FLOOR_DB:
-            made = self._hold_fidelity(best, made, least)
+        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < FLOOR_DB:
+            made = self._hold_fidelity(best, least)
+        if not self.choice.anchors:
+            return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = tables.shrink(made, allowed)
         sqnr_db = round(self.fidelity.sqnr(made), 2)
         placed = speed.placement(made, self.context)
@@ -179,6 +181,12 @@ class _Quantization:
         summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
         changed = len(self.choice.nodes) + len(stored)
         return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings))
+
+    def _as_it_was(self, why: str, warnings: tuple[str, ...]) -> Outcome:
+        """What a guard made of it that returned every layer: the model that was given."""
+        decisions = _decisions(self.model, self.choice, self.target)
+        said = (*warnings, *self.warnings)
+        return Outcome(self.given, 0, decisions, why, self._told(), said, left_because=why)
 
     def _told(
         self,
@@ -251,8 +259,6 @@ class _Quantization:
             wanted.max_drop,
             wide_first=wanted.fallback == "int16",
         )
-        if not self.accuracy_guard.holds:
-            self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
         return made
 
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
@@ -261,26 +267,25 @@ class _Quantization:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
         return self.ranking
 
-    def _hold_fidelity(self, best: refine.Best, made: ir.Model, least: float) -> ir.Model:
-        """Outputs far from the float model's: the layers to blame go back, unless that would be most of them."""
-        ranking = self._rank(best)
-        choice, better, found = guard.hold(
+    def _hold_fidelity(self, best: refine.Best, least: float) -> ir.Model:
+        """Outputs far from the float model's: as many layers go back as that takes, the worst first."""
+        floor = f"{FLOOR_DB:.0f} dB"
+        before = len(self.choice.anchors)
+        self.choice, made, self.fidelity_guard = guard.hold(
             self.model,
             self.choice,
             best.write,
-            ranking,
+            self._rank(best),
             lambda candidate: min(self.fidelity.sqnr(candidate), FLOOR_DB),
             max_drop=0.0,
-            reason=f"returned to float: with it in int8 the outputs came out below {FLOOR_DB:.0f} dB",
-            most=len(ranking) // 2,
+            reason=f"returned to float: with it in int8 a part of the outputs came out below {floor}",
         )
-        if found.holds:
-            self.choice, self.fidelity_guard = choice, found
-            return better
-        self.warnings.append(
-            f"the outputs differ much from the float model's: {least:.1f} dB on calibration data, most in "
-            f"{', '.join(f'`{one.nodes[0]}`' for one in ranking[:3])}; calibrate with real data, or set accuracy_guard"
-        )
+        returned = before - len(self.choice.anchors)
+        if 2 * returned > before:
+            self.warnings.append(
+                f"all in int8, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} matrix "
+                f"operators are float again, to hold {floor} (`fidelity_guard: false` keeps them in int8)"
+            )
         return made
 
     def _warn(self, placed: Placement) -> None:
