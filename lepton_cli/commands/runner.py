@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.errors import LeptonError, ModelError, StepError, disk_full
+from lepton_cli.errors import LeptonError, ModelError, StepError, cause_of, disk_full
 from lepton_cli.model import io
 from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context, Options, Outcome
@@ -129,7 +129,7 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
                 f"`{options.step}` could not be done: {error.strerror or error}",
                 where=None if error.filename is None else str(error.filename),
             ) from error
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        cause = cause_of(f"{type(error).__name__}: {error}")
         raise StepError(
             "step.unforeseen",
             f"`{options.step}` failed on this model",
@@ -183,7 +183,7 @@ def _check(
             onnx.checker.check_model(io.to_bytes(outcome.model))
         except onnx.checker.ValidationError as error:
             if _passes_checker(before.model):
-                raise _changed(options, f"made an invalid model: {str(error).splitlines()[0]}") from error
+                raise _changed(options, f"made an invalid model: {cause_of(error)}") from error
     try:
         outputs = _run(outcome.model, context)
     except LeptonError as error:

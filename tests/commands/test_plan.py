@@ -94,7 +94,7 @@ def test_a_step_that_would_change_nothing_is_shown_and_then_ends_as_compress_doe
 def test_a_target_that_holds_already_is_no_error(invoke: Invoke, samples: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "there.yaml"
     recipe.write_text(
-        "version: 1\nname: there\nsteps:\n  - {step: prune.channels, target: {macs: 100 %}}\nevaluate: {latency: false}\n"
+        "version: 1\nname: there\nevaluate: {latency: false}\nsteps: [{step: prune.channels, target: {macs: 100 %}}]\n"
     )
     model = samples / "digits_mlp.onnx"
     planned = invoke("plan", model, "-r", recipe)
