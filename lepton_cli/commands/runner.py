@@ -177,6 +177,8 @@ def _check(
 ) -> tuple[BatchOutputs | None, list[str]]:
     _check_signature(before.model, outcome.model, options)
     if before.outputs is None:
+        if not context.dry:
+            _check_loads(before.model, outcome.model, options, context)
         return None, []
     if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
         try:
@@ -205,6 +207,24 @@ def _check(
         f"{len(outputs)} check batches, first from {changes[0]}: it is compared in the others"
         for name, changes in resized.items()
     ]
+
+
+def _check_loads(before: ir.Model, after: ir.Model, options: Options, context: Context) -> None:
+    """Of a model that cannot be fed: that onnxruntime still takes it, where it took the one before."""
+    if after is before or max(map(io.weight_bytes, (before, after))) >= io.EXTERNAL_ABOVE:
+        return
+    try:
+        runtime.Session(io.payload(after, context.workdir), threads=context.threads)
+    except ModelError as error:
+        try:
+            runtime.Session(io.payload(before, context.workdir), threads=context.threads)
+        except LeptonError:
+            return
+        raise StepError(
+            "step.broken-model",
+            f"after `{options.step}` onnxruntime cannot load the model",
+            cause=error.cause or error.message,
+        ) from error
 
 
 def _sized_by_data(before: Checked) -> dict[str, frozenset[int]]:

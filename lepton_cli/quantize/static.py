@@ -59,8 +59,10 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     target = targets.resolve(options.target, context.provider)
     refuse_quantized(model)
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
-    if not context.dry and context.calibration is None and choose.candidates(cleaned(model), allowed).anchors:
-        _data(context)
+    if not context.dry and context.calibration is None:
+        anchors = choose.candidates(clean := cleaned(model), allowed).anchors
+        if anchors:
+            _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
     prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
     choice = choose.candidates(work, allowed)
@@ -112,12 +114,14 @@ def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
-def _data(context: Context) -> Dataset:
+def _data(context: Context, dynamic: bool = False) -> Dataset:
+    """`dynamic`: there is something that the other way to int8 could take."""
     if context.calibration is None:
+        other = ", or use `quantize.dynamic`, which needs none" if dynamic else ""
         raise DataError(
             "data.missing",
             "static quantization needs calibration data",
-            hint="give `data: {calibration: ...}` in the recipe, or use `quantize.dynamic`, which needs none",
+            hint=f"give `data: {{calibration: ...}}` in the recipe{other}",
         )
     return context.calibration
 
