@@ -193,6 +193,8 @@ class MeasurementError(LeptonError):
     exit_code = ExitCode.FAILED
 
 
+#: Characters of a cause: all of nearly every message of onnxruntime, which may quote the signature of a C++ function.
+_MOST = 900
 #: File systems give room in pieces of so many bytes.
 _BLOCK = 4096
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
@@ -201,6 +203,14 @@ _SAID = re.compile(
     "|".join(map(re.escape, map(os.strerror, sorted(_FULL))))
     + r"|Not enough free space to write|\d+ requested and \d+ written"
 )
+
+
+def cause_of(error: BaseException | str) -> str:
+    """What a library says of an error, as one line; of a very long one both ends, since the reason stands in either."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= _MOST:
+        return text
+    return f"{text[: _MOST // 2].rsplit(' ', 1)[0]} … {text[-(_MOST // 2) :].split(' ', 1)[-1]}"
 
 
 def disk_full(

@@ -11,13 +11,14 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lepton_cli.errors import MissingExtraError, ModelError, ProviderError, check_room
+from lepton_cli.errors import MissingExtraError, ModelError, ProviderError, cause_of, check_room
 from lepton_cli.machine import usable_threads
 from lepton_cli.tensors import TensorInfo
 
@@ -297,6 +298,8 @@ def _not_started(provider: str, cause: str | None) -> ProviderError:
     )
 
 
+#: `/onnxruntime_src/onnxruntime/core/graph/graph.cc:123 ` before what happened there.
+_SOURCE = re.compile(r"(?<![\w/])[\w/.+-]+\.(?:cc|cpp|h|hpp|cuh?):\d+ ")
 _TYPES = {"float": "float32", "double": "float64"}
 _FLOATS = frozenset({"float16", "float32", "float64"})
 
@@ -309,9 +312,8 @@ def _info(argument: Any) -> TensorInfo:
 
 
 def one_line(error: BaseException) -> str:
-    """The first meaningful line of an onnxruntime message, without its source paths."""
-    text = str(error).strip() or type(error).__name__
-    text = " ".join(text.split())
+    """An onnxruntime message as one line, without its prefix and the paths of source files."""
+    text = " ".join(str(error).split())
     if "] : " in text[:40]:
         text = text.split(" : ", 2)[-1]
-    return text[:300]
+    return cause_of(_SOURCE.sub("", text) or type(error).__name__)

@@ -126,6 +126,8 @@ class Outcome:
     #: Absolute-relative tolerance of the outputs against the step's input on the check batches; `None`: the step
     #: changes results by design and only finiteness, names, shapes and types are checked.
     tolerance: float | None = None
+    #: Why a step that could have changed the model left it as it was, by what it measured: then that is no error.
+    left_because: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

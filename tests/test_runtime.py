@@ -87,7 +87,24 @@ def test_a_broken_model_is_one_line(payload: bytes) -> None:
     assert caught.value.code == "model.runtime"
     assert caught.value.cause
     assert "\n" not in caught.value.cause
-    assert len(caught.value.cause) <= 300
+
+
+def test_the_reason_at_the_end_of_a_long_message_is_kept() -> None:
+    """Here onnxruntime says what is wrong behind a list of inputs, as it does behind C++ signatures."""
+    names = [f"a_name_of_some_length_{number}" for number in range(24)]
+    reason = "is not output of any previous nodes."
+    message = f"[ONNXRuntimeError] : 1 : FAIL : Node ({', '.join(names)}) {reason}"
+    assert runtime.one_line(Exception(message)) == message.split(" : ", 2)[-1]
+    longer = runtime.one_line(Exception(message.replace("Node", "Node " + "x " * 2000)))
+    assert len(longer) < 1000
+    assert longer.startswith("FAIL : Node x x")
+    assert longer.endswith(reason)
+    assert " … " in longer
+
+
+def test_paths_of_source_files_are_left_out_of_messages() -> None:
+    said = "[ONNXRuntimeError] : 6 : E : Status Message: /src/core/concatbase.h:135 Prepare Axis 2 of model.onnx is off"
+    assert runtime.one_line(Exception(said)) == "E : Status Message: Prepare Axis 2 of model.onnx is off"
 
 
 def test_a_failing_run_is_one_line() -> None:

@@ -13,7 +13,7 @@ import typer
 
 from lepton_cli.cli.github import announce, publish
 from lepton_cli.cli.streams import LostResultError
-from lepton_cli.errors import ExitCode, LeptonError, Place, disk_full
+from lepton_cli.errors import ExitCode, LeptonError, Place, cause_of, disk_full
 
 if TYPE_CHECKING:
     from lepton_cli.report.model import Report
@@ -94,7 +94,7 @@ def _unforeseen(error: Exception) -> LeptonError:
             where=None if error.filename is None else str(error.filename),
             hint="should this machine be in order, report it with the output of --debug",
         )
-    text = " ".join(str(error).split())[:300]
+    text = cause_of(str(error)) if str(error) else ""
     return LeptonError(
         "internal",
         f"unforeseen error: {type(error).__name__}" + (f": {text}" if text else ""),

@@ -46,12 +46,12 @@ def command(
     from lepton_cli.recipe.load import load_recipe
     from lepton_cli.report import store
 
-    options.check_either(recipe, overrides, data, labels)
+    options.check_either(recipe, None, data, labels)
     progress = TerminalProgress()
     if recipe is None:
         from lepton_cli.commands.choose import choose
 
-        chosen = choose(model, data, labels, progress)
+        chosen = choose(model, data, labels, progress, overrides=overrides or ())
     else:
         chosen = load_recipe(recipe, overrides or ())
     given = Arguments(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lepton_cli.cli import options
-from lepton_cli.cli.boundary import boundary
+from lepton_cli.cli.boundary import boundary, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,12 +46,14 @@ def command(
         raise UsageError("usage.step", f"the recipe has {len(found.steps)} steps, there is no step {step}")
     if json_output:
         typer.echo(json.dumps(_as_json(found), indent=2))
-        return
-    console = make_console()
-    if step is not None:
-        _show_nodes(found.steps[step - 1], console)
-        return
-    _show(found, console)
+    elif step is not None:
+        _show_nodes(found.steps[step - 1], make_console())
+    else:
+        _show(found, make_console())
+    if found.error is not None:
+        if not json_output:
+            show(found.error)
+        raise typer.Exit(found.error.exit_code)
 
 
 def _as_json(found: Plan) -> dict[str, object]:
@@ -61,6 +63,7 @@ def _as_json(found: Plan) -> dict[str, object]:
         "data": [facts.model_dump(mode="json") for facts in found.data],
         "providers": dict(found.providers),
         "warnings": list(found.warnings),
+        **({} if found.error is None else {"error": found.error.to_dict()}),
     }
 
 

@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.data.open import open_dataset
 from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError, ModelError
+from lepton_cli.graph.edit import array_of
 from lepton_cli.graph.facts import facts
-from lepton_cli.graph.held import holders
+from lepton_cli.graph.held import nothing_to_compress
+from lepton_cli.measure.metrics import VECTORS
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe import defaults
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
 
 _LABEL_NAMES = ("labels", "label", "y", "target", "targets")
+#: Operators behind the one that computes an output, and those that end an embedding.
+_RESHAPING = frozenset({"Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Cast"})
+_VECTOR_ENDS = frozenset(
+    {"LpNormalization", "LayerNormalization", "SkipLayerNormalization", "Tanh", "GroupNormalization"}
+)
 
 
 def choose(
-    model: Path, data: Path | None, labels: str | None, progress: Progress, provider: str = "cpu"
+    model: Path,
+    data: Path | None,
+    labels: str | None,
+    progress: Progress,
+    provider: str = "cpu",
+    overrides: Sequence[str] = (),
 ) -> LoadedRecipe:
-    """Choose a recipe. Paths in it are relative to the working folder. Raises ModelError, DataError."""
+    """Choose a recipe, and change it by `--set` overrides. Paths in it are relative to the working folder.
+
+    Raises ModelError, DataError, RecipeError.
+    """
     loaded = io.load(model)
-    _refuse_trees(loaded.model)
+    if (why := nothing_to_compress(loaded.model)) is not None:
+        hint = "train fewer or shallower trees; `lepton bench` and `evaluate` measure the model as it is"
+        raise ModelError("model.no-tensors", why, hint=hint)
     section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).strip("-.") or "model"
     choice = defaults.choose(
@@ -40,29 +59,22 @@ def choose(
     )
     for step, reason in zip(choice.recipe["steps"], choice.reasons, strict=True):
         progress.say(f"chosen: {step['step']}: {reason}")
-    return from_dict(choice.recipe, "(chosen recipe)")
+    return from_dict(choice.recipe, "(chosen recipe)", overrides)
 
 
-def _refuse_trees(model: ir.Model) -> None:
-    """Raise ModelError where all that is large stands in attributes of nodes: no step can make it smaller."""
-    held = holders(model)
-    if held and not any(holder.tensors for holder in held):
-        operators = ", ".join(sorted({holder.node.op_type for holder in held}))
-        raise ModelError(
-            "model.no-tensors",
-            f"nothing in this model can be compressed: its {sum(holder.values for holder in held):,} numbers are "
-            f"attributes of {operators}, and lepton prunes and quantizes tensors",
-            hint="train fewer or shallower trees; `lepton bench` and `evaluate` measure the model as it is",
-        )
+def data_section(
+    loaded: io.LoadedModel, data: Path, labels: str | None, preprocess: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], bool]:
+    """The `data:` section for one file: labelled data is split, the first part calibrates, the rest evaluates.
 
-
-def data_section(loaded: io.LoadedModel, data: Path, labels: str | None) -> tuple[dict[str, Any], bool]:
-    """The `data:` section for one file: labelled data is split, the first part calibrates, the rest evaluates."""
-    path = os.path.relpath(data)
+    Labels are left out where the first output is no score of classes. `preprocess`: as in a recipe.
+    """
+    source = {"path": os.path.relpath(data), **({"preprocess": dict(preprocess)} if preprocess else {})}
     inputs = io.inputs(loaded.model)
-    for name in (labels,) if labels else _LABEL_NAMES:
+    classes = labels is not None or scores_classes(loaded.model)
+    for name in (labels,) if labels else _LABEL_NAMES if classes else ():
         try:
-            dataset = open_dataset(DataSpec(path=path, labels=name), inputs, name="calibration", base=Path())
+            dataset = open_dataset(_spec({**source, "labels": name}), inputs, name="calibration", base=Path())
         except DataError as error:
             if labels or error.option[-1:] != ("labels",):
                 raise
@@ -70,7 +82,36 @@ def data_section(loaded: io.LoadedModel, data: Path, labels: str | None) -> tupl
         if not dataset.label_names:
             break
         count = min(512, max(1, dataset.count // 3))
-        calibration = {"path": path, "first": count}
-        return {"calibration": calibration, "evaluation": {"path": path, "skip": count, "labels": name}}, True
-    open_dataset(DataSpec(path=path), inputs, name="calibration", base=Path())
-    return {"calibration": {"path": path}}, False
+        return {
+            "calibration": {**source, "first": count},
+            "evaluation": {**source, "skip": count, "labels": name},
+        }, True
+    open_dataset(_spec(source), inputs, name="calibration", base=Path())
+    return {"calibration": source}, False
+
+
+def _spec(source: Mapping[str, Any]) -> DataSpec:
+    return DataSpec.model_validate(source)
+
+
+def scores_classes(model: ir.Model) -> bool:
+    """Whether the first output may hold one score for each class: a row of numbers a sample that is no embedding.
+
+    Embeddings are known by their names, and by what ends in them: a mean over tokens, a length of 1, a normalisation.
+    """
+    value = model.graph.outputs[0]
+    if value.dtype is not None and not value.dtype.is_floating_point():
+        return True
+    if value.shape is not None and sum(dim != 1 for dim in value.shape.dims[1:]) > 1:
+        return False
+    node = value.producer()
+    while node is not None and node.op_type in _RESHAPING and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or VECTORS.search(value.name or ""):
+        return node is None
+    if node.op_type == "Div":  # by a length, or by a count of tokens
+        return array_of(node) is not None
+    if node.op_type == "ReduceMean":  # over tokens; a mean over height and width may well end in scores
+        axes = node.attributes.get_ints("axes", None) or array_of(node)
+        return axes is not None and len(np.atleast_1d(axes)) > 1
+    return node.op_type not in _VECTOR_ENDS

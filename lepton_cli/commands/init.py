@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
-from lepton_cli.commands.choose import data_section
+from lepton_cli.commands.choose import data_section, scores_classes
 from lepton_cli.commands.job import check_shapes
 from lepton_cli.data.batching import layout
 from lepton_cli.errors import DataError, OutputError, disk_full
@@ -45,6 +45,14 @@ data:
 {%- if problem %}
   # NOT READY: {{ problem.message }}
   # {{ problem.hint or "see docs/recipes.md for the preprocessing" }}, in `preprocess` below
+{%- endif %}
+{%- if undecided %}
+  # DECIDE `scale`: 1/255 feeds values from 0 to 1 (often with `mean` and `std` too: docs/recipes.md); take it out
+  # where the model was trained on 0 to 255. Pictures are RGB: `channels: bgr` where it was trained on BGR.
+{%- endif %}
+{%- if unlabelled %}
+  # No labels: `{{ unlabelled }}` holds no scores of classes, so that top-1 says nothing. How close the outputs stay
+  # is measured without; a metric of your own is `metric: python` (docs/recipes.md).
 {%- endif %}
 {{ data | indent(2, true) }}
 {%- else -%}
@@ -114,6 +122,7 @@ def write_recipe(
     check_shapes(given or {}, io.inputs(loaded.model))
     found = facts(loaded.model, given)
     section, labelled, problem = _data(loaded, data, labels)
+    unlabelled = "" if labels or scores_classes(loaded.model) else loaded.model.graph.outputs[0].name
     for source in section.values():
         source["path"] = os.path.relpath(source["path"], path.parent)
     choice = defaults.choose(found, name=path.stem, data=section, labelled=labelled, calibrated=bool(section))
@@ -130,6 +139,8 @@ def write_recipe(
         first_input=json.dumps(found.inputs[0].name if found.inputs else "input"),
         data=_dump(section) if section else "",
         problem=problem,
+        undecided=any("scale" in source.get("preprocess", {}) for source in section.values()),
+        unlabelled=_comment(unlabelled or ""),
         labelled=labelled,
         steps=list(zip(choice.recipe["steps"], choice.reasons, strict=True)),
         known=STEPS,
@@ -152,13 +163,31 @@ def _data(
     """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
     if data is None:
         return {}, False, None
+    fitting = _pictures(io.inputs(loaded.model)) if data.is_dir() else None
     try:
-        return *data_section(loaded, data, labels), None
+        return *data_section(loaded, data, labels, fitting), None
     except DataError as error:
         if error.code != "data.shape":
             raise
         source = {"path": os.path.relpath(data), "preprocess": {}, **({"labels": labels} if labels else {})}
         return {"calibration": source}, False, error
+
+
+def _pictures(inputs: Sequence[TensorInfo]) -> dict[str, Any] | None:
+    """Preprocessing that gives pictures the shape of the only input; `None` where it takes none."""
+    shape = inputs[0].shape if len(inputs) == 1 else None
+    if shape is None or len(shape) != 4:
+        return None
+    layout = next((name for name, axis in (("nchw", 1), ("nhwc", 3)) if shape[axis] in (1, 3)), None)
+    if layout is None:
+        return None
+    channels, size = (shape[1], shape[2:]) if layout == "nchw" else (shape[3], shape[1:3])
+    found: dict[str, Any] = {"layout": layout}
+    if all(isinstance(side, int) for side in size):
+        found["resize"] = list(size)
+    if channels == 1:
+        found["channels"] = "gray"
+    return found if inputs[0].dtype == "uint8" else {**found, "scale": "1/255"}
 
 
 def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:

@@ -18,6 +18,7 @@ from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
 from lepton_cli.graph import cost, feeds
+from lepton_cli.graph.held import nothing_to_compress
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import accuracy
 from lepton_cli.measure.metrics import formula
@@ -149,7 +150,7 @@ def prepare(
     loaded = io.load(model) if isinstance(model, Path) else model
     inputs = io.inputs(loaded.model)
     section = recipe.recipe.data
-    warnings = [loaded.note] if loaded.note else []
+    warnings = [said for said in (loaded.note, nothing_to_compress(loaded.model)) if said]
     try:
         opened: dict[str, SourceDataset] = {}
         for name, spec in (("calibration", section.calibration), ("evaluation", section.evaluation)):

@@ -22,13 +22,17 @@ from lepton_cli.report.model import DataFacts, StepRecord
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What would happen. `sizes`: bytes of the model before the first and after every planned step."""
+    """What would happen. `sizes`: bytes of the model before the first and after every planned step.
+
+    `error`: that of a step that would change nothing, with which `compress` would end.
+    """
 
     steps: tuple[StepRecord, ...]
     sizes: tuple[int, ...]
     data: tuple[DataFacts, ...]
     providers: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    error: LeptonError | None = None
 
 
 def plan(
@@ -53,6 +57,7 @@ def plan(
         runs = small and not job.misfit
         current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)
         sizes = [len(io.to_bytes(job.loaded.model)) if small else job.loaded.bytes]
+        refused: LeptonError | None = None
         try:
             for index, options in enumerate(job.spec.steps):
                 before = current.model
@@ -61,6 +66,10 @@ def plan(
                 # A step that rewrites shows its size; of what is pruned only the target is known, where it is a size.
                 share = options.kept_share or _size(current.model, small) / max(1, _size(before, small))
                 sizes.append(round(sizes[-1] * share))
+                if (refused := runner.no_effect(options, record)) is not None:
+                    refused.option = ("steps", index)
+                    job.locate(refused)
+                    break
         except LeptonError as error:
             job.locate(error)
             raise
@@ -71,7 +80,7 @@ def plan(
     large = () if small else ("the model is large: this plan was made without running it",)
     only = ("the recipe has no steps but `tune:`: lepton tune chooses them",) if job.spec.only_tunes else ()
     warnings = (*job.warnings, *only, *large, *(warning for record in records for warning in record.warnings))
-    return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings)
+    return Plan(tuple(records), tuple(sizes), job.data_facts(), providers, warnings, refused)
 
 
 #: Nodes up to which a plan runs the model: onnxruntime's own preparation takes quadratic time for some wide graphs.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.errors import LeptonError, ModelError, StepError, disk_full
+from lepton_cli.errors import LeptonError, ModelError, StepError, cause_of, disk_full
 from lepton_cli.model import io
 from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context, Options, Outcome
@@ -56,13 +57,14 @@ def run_step(
 
     A step that may change nothing (`if_possible`, and those that only clean up) and that refuses the model, or makes
     something wrong of it, is left out with a warning. Otherwise raises StepError, or any LeptonError of the step with
-    `option` extended to the path in the recipe.
+    `option` extended to the path in the recipe. A step that changes nothing is an error, but not in a plan.
     """
     started = time.monotonic()
     try:
         outcome, outputs, resized = _attempt(before, options, context)
-        if not outcome.changed and not options.if_possible and not options.cleaning:
-            raise _no_effect(options, outcome)
+        if not context.dry and (refused := no_effect(options, outcome)) is not None:
+            refused.hint = f"lepton plan MODEL -r RECIPE lists every node with its reason; {refused.hint}"
+            raise refused
     except LeptonError as error:
         error.option = ("steps", index, *error.option)
         if error.note is None and isinstance(error, StepError):
@@ -74,6 +76,7 @@ def run_step(
         changed=outcome.changed,
         seconds=time.monotonic() - started,
         summary=outcome.summary,
+        left_because=outcome.left_because,
         decisions=outcome.decisions,
         details=outcome.details or STEPS[options.step].details(),
         warnings=(*outcome.warnings, *resized, *_strangers(before.outputs, outputs, outcome)),
@@ -126,7 +129,7 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
                 f"`{options.step}` could not be done: {error.strerror or error}",
                 where=None if error.filename is None else str(error.filename),
             ) from error
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        cause = cause_of(f"{type(error).__name__}: {error}")
         raise StepError(
             "step.unforeseen",
             f"`{options.step}` failed on this model",
@@ -135,16 +138,16 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
         ) from error
 
 
-def _no_effect(options: Options, outcome: Outcome) -> StepError:
-    reasons: dict[str, int] = {}
-    for decision in outcome.decisions:
-        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
-    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+def no_effect(options: Options, found: Outcome | StepRecord) -> StepError | None:
+    """The error of a step that changed nothing, where that is one."""
+    if found.changed or found.left_because or options.if_possible or options.cleaning:
+        return None
+    reasons = Counter(decision.reason for decision in found.decisions).most_common(3)
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(filter(None, (outcome.summary, *(f"{count} nodes: {reason}" for reason, count in most)))),
-        hint="lepton plan MODEL -r RECIPE lists every node with its reason; `if_possible: true` accepts no change",
+        cause="; ".join(filter(None, (found.summary, *(f"{count} nodes: {reason}" for reason, count in reasons)))),
+        hint="`if_possible: true` accepts no change",
     )
 
 
@@ -175,6 +178,8 @@ def _check(
     _check_signature(before.model, outcome.model, options)
     if outcome.model is before.model:
         return before.outputs, []
+    if before.outputs is None and not context.dry:
+        _check_loads(before.model, outcome.model, options, context)
     if before.outputs is None or (context.dry and outcome.tolerance is None):  # a plan rounds nothing
         return None, []
     if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
@@ -182,7 +187,7 @@ def _check(
             onnx.checker.check_model(io.to_bytes(outcome.model))
         except onnx.checker.ValidationError as error:
             if _passes_checker(before.model):
-                raise _changed(options, f"made an invalid model: {str(error).splitlines()[0]}") from error
+                raise _changed(options, f"made an invalid model: {cause_of(error)}") from error
     try:
         outputs = _run(outcome.model, context)
     except LeptonError as error:
@@ -206,6 +211,24 @@ def _check(
         f"check batches, first from {changes[:1] and changes[0]}{also}: it is compared in the others"
     )
     return outputs, [said] if resized else []
+
+
+def _check_loads(before: ir.Model, after: ir.Model, options: Options, context: Context) -> None:
+    """Of a model that cannot be fed: that onnxruntime still takes it, where it took the one before."""
+    if after is before or max(map(io.weight_bytes, (before, after))) >= io.EXTERNAL_ABOVE:
+        return
+    try:
+        runtime.Session(io.payload(after, context.workdir), threads=context.threads)
+    except ModelError as error:
+        try:
+            runtime.Session(io.payload(before, context.workdir), threads=context.threads)
+        except LeptonError:
+            return
+        raise StepError(
+            "step.broken-model",
+            f"after `{options.step}` onnxruntime cannot load the model",
+            cause=error.cause or error.message,
+        ) from error
 
 
 def _sized_by_data(before: Checked) -> dict[str, frozenset[int]]:

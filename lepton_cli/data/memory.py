@@ -23,6 +23,7 @@ PATH = "memory"
 
 class Arrays(SourceDataset):
     """Samples in memory, as a model takes them: `feeds` by model input, with samples on axis 0; labels where known.
+    A single number (a sample rate) goes with every sample.
 
     Labels are class numbers, other numbers, or class names, whose sorted positions become the numbers; `class_names`
     names classes that are given by number. Several label arrays go by name. Where a model's inputs have other types
@@ -85,7 +86,14 @@ class _Memory:
     def __init__(
         self, feeds: Mapping[str, ArrayLike], labels: Mapping[str, Any], class_names: Mapping[str, Any], name: str
     ) -> None:
-        self.feeds = {key: _samples(value, key, name) for key, value in feeds.items()}
+        counted = {key: _samples(value, key, name) for key, value in feeds.items() if not _shared(value)}
+        many = len(next(iter(counted.values()))) if counted else 0
+        #: Inputs whose one number goes with every sample.
+        self._single = frozenset(feeds) - frozenset(counted) if counted else frozenset()
+        self.feeds: dict[str, Array] = {
+            key: _samples(np.broadcast_to(np.asarray(value), (many,)) if key in self._single else value, key, name)
+            for key, value in feeds.items()
+        }
         given = {key: _samples(value, key, name) for key, value in labels.items()}
         lengths = {key: len(array) for key, array in (*self.feeds.items(), *given.items())}
         if not self.feeds:
@@ -105,7 +113,11 @@ class _Memory:
     def infos(self) -> tuple[TensorInfo, ...]:
         """The inputs of a model that takes the arrays as they are."""
         return tuple(
-            TensorInfo(name, "str" if array.dtype.kind in "OUS" else str(array.dtype), (None, *array.shape[1:]))
+            TensorInfo(
+                name,
+                "str" if array.dtype.kind in "OUS" else str(array.dtype),
+                () if name in self._single else (None, *array.shape[1:]),
+            )
             for name, array in self.feeds.items()
         )
 
@@ -136,6 +148,11 @@ def _by_label(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {"labels": given}
 
 
+def _shared(value: ArrayLike) -> bool:
+    """Is this one number for all samples?"""
+    return isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and not value.ndim)
+
+
 def _samples(value: ArrayLike, key: str, name: str) -> Array:
     """An array with samples on axis 0. Raises DataError."""
     option = ("data", name, "inputs")
@@ -149,7 +166,7 @@ def _samples(value: ArrayLike, key: str, name: str) -> Array:
         raise DataError(
             "data.scalar",
             f"array `{key}` of `{name}` is a single value, not a list of samples",
-            hint="axis 0 of every array counts the samples",
+            hint="axis 0 of an array counts the samples; a single number goes with every sample of the others",
             option=option,
         )
     if array.dtype.kind in "cmM" or (array.dtype == object and not all(isinstance(item, str) for item in array.flat)):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.graph import cost, shapes
 from lepton_cli.graph.edit import weight_of
 from lepton_cli.graph.feeds import default_feeds
-from lepton_cli.graph.held import scales_stored
+from lepton_cli.graph.held import nothing_to_compress, scales_stored
 from lepton_cli.model import io
 from lepton_cli.tensors import TensorInfo
 
@@ -47,6 +47,7 @@ class Facts:
     domains: tuple[str, ...]
     operators: dict[str, int]
     macs: dict[str, int]
+    conv_macs: int
     batch_norms: int
     quantized: bool
     transformer: bool
@@ -56,6 +57,11 @@ class Facts:
     def convolutions(self) -> int:
         """Conv and ConvTranspose nodes."""
         return self.operators.get("Conv", 0) + self.operators.get("ConvTranspose", 0)
+
+    @property
+    def convolutional(self) -> bool:
+        """Most multiplications, as far as they are known, are those of convolutions."""
+        return 2 * self.conv_macs > sum(self.macs.values()) > 0
 
     @property
     def products(self) -> int:
@@ -70,6 +76,8 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
     transformer = bool(operators["Softmax"] and operators["MatMul"] >= 4 and normalised) or any(
         operators[a] for a in _ATTENTION
     )
+    macs = cost.count(model, default_feeds(model, 1, 64, feeds), run=False)
+    convolutions = (node for node in model.graph.all_nodes() if node.op_type in ("Conv", "ConvTranspose"))
     return Facts(
         inputs=io.inputs(model),
         outputs=io.outputs(model),
@@ -77,7 +85,8 @@ def facts(model: ir.Model, feeds: Mapping[str, tuple[int, ...]] | None = None) -
         ir_version=model.ir_version,
         domains=tuple(sorted({node.domain for node in model.graph if node.domain})),
         operators=dict(operators.most_common()),
-        macs=cost.count(model, default_feeds(model, 1, 64, feeds), run=False),
+        macs=macs,
+        conv_macs=sum(macs.get(node.name or "", 0) for node in convolutions),
         batch_norms=operators["BatchNormalization"],
         quantized=bool(quantized_nodes(model)),
         transformer=transformer,
@@ -125,7 +134,7 @@ def why_computed(node: ir.Node) -> str:
 
 def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
     """What is known to go wrong with models like this one."""
-    found: list[str] = []
+    found = [] if (why := nothing_to_compress(model)) is None else [why]
     mask = next((value.name for value in model.graph.initializers.values() if _is_mask(value)), None)
     if mask is not None:
         found.append(f"`{mask}` is a mask constant near -infinity: min-max calibration of other tools is wrecked by it")

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.errors import MissingExtraError, StepError
+from lepton_cli.errors import MissingExtraError, StepError, cause_of
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
@@ -101,7 +101,7 @@ def fuse_with_tools(model: ir.Model, model_type: str, heads: int, hidden: int) -
             raise MissingExtraError("tools", "onnxruntime-tools", "`engine: onnxruntime-tools`")
         if worker.returncode != 0 or not target.exists():
             last = (worker.stderr.strip().splitlines() or ["no message"])[-1]
-            raise StepError("step.fuse", "onnxruntime-tools failed on this graph", cause=last[:300],
+            raise StepError("step.fuse", "onnxruntime-tools failed on this graph", cause=cause_of(last),
                             hint="use `engine: onnxruntime`")  # fmt: skip
         return _finish(model, onnx.load(target), kind)
 

@@ -68,6 +68,18 @@ def scales_stored(node: ir.Node) -> bool:
     return source is not None and stored_in_8_bits(source)
 
 
+def nothing_to_compress(model: ir.Model) -> str | None:
+    """Why no step can make the model smaller: its numbers are attributes of nodes, as those of decision trees are."""
+    held = holders(model)
+    if not held or any(holder.tensors for holder in held):
+        return None
+    operators = ", ".join(sorted({holder.node.op_type for holder in held}))
+    return (
+        f"nothing in this model can be compressed: its {sum(holder.values for holder in held):,} numbers are "
+        f"attributes of {operators}, and lepton prunes and quantizes tensors"
+    )
+
+
 def _stored(value: ir.Value) -> tuple[ir.TensorProtocol, ...] | None:
     """What a value without producer holds; `None` for what is only known while running."""
     return None if value.const_value is None else (value.const_value,)

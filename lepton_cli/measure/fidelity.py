@@ -37,26 +37,26 @@ class Tracker:
 
     def add(self, reference: NDArray[Any], other: NDArray[Any], samples: int) -> None:
         """One batch of both models."""
-        # An output without samples on axis 0 (boxes of all images together) is one unit.
-        units = samples if len(reference) == samples else 1
-        self._n += units
+        self._n += samples
         if reference.shape != other.shape:
             self.different_shapes += 1
             return
         if self._decide is not None:
             same = self._decide(reference) == self._decide(other) if reference.size else reference
-            self._agreeing += float(same.reshape(units, -1).mean(axis=1).sum()) if same.size else units
+            # The mean over all positions is that over the samples of their means: each has as many.
+            self._agreeing += samples * float(same.mean()) if same.size else samples
         self._float &= np.issubdtype(reference.dtype, np.floating)
         if not np.issubdtype(reference.dtype, np.number):
             return
-        first, second = (a.reshape(units, -1).astype(np.float64) for a in (reference, other))
+        first, second = (a.astype(np.float64) for a in (reference, other))
         # Infinities (masks) of the original say nothing about how far another model is from it.
         known = np.isfinite(first)
         signal = np.where(known, first, 0.0)
         error = np.where(known, np.clip(second, -_LARGEST, _LARGEST) - signal, 0.0)
-        self._division.add(signal.reshape(reference.shape), error.reshape(reference.shape))
+        self._division.add(signal, error)
         self._largest = max(self._largest, float(np.abs(error).max(initial=0.0)))
-        self._cosines += float(cosine(signal, signal + error).sum())
+        rows = (_by_sample(values, samples) for values in (signal, signal + error))
+        self._cosines += samples * float(cosine(*rows).mean())
 
     def result(self) -> Fidelity:
         """The finished comparison."""
@@ -82,3 +82,9 @@ class Tracker:
             ),
             variant=self.variant,
         )
+
+
+def _by_sample(values: NDArray[Any], samples: int) -> NDArray[Any]:
+    """One row for each sample, wherever its axis is (states: `[layers, batch, size]`); one for all without any."""
+    axis = next((axis for axis, size in enumerate(values.shape) if size == samples), None)
+    return values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(samples, -1)

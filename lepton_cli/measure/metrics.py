@@ -77,7 +77,8 @@ def predictions(output: Array) -> tuple[Array, Array]:
 
 
 #: In names of outputs: class scores before their softmax, and vectors that decide nothing.
-_SCORES, _VECTORS = re.compile(r"logit|scores?$|prob", re.I), re.compile(r"embed|feat|hidden|state|pool", re.I)
+#: Names of outputs that hold vectors, no scores of classes.
+_SCORES, VECTORS = re.compile(r"logit|scores?$|prob", re.I), re.compile(r"embed|feat|hidden|state|pool", re.I)
 
 
 def decider(output: Array, labels: Array | None = None, name: str = "") -> Callable[[Array], Array] | None:
@@ -99,7 +100,7 @@ def decider(output: Array, labels: Array | None = None, name: str = "") -> Calla
         return (lambda scores: scores > 0.5) if _probabilities(output) else None
     if output[0].size == output.shape[1]:
         lengths = np.linalg.norm(output.reshape(len(output), -1).astype(np.float64), axis=1)
-        vectors = _VECTORS.search(name) or (len(output) > 1 and np.allclose(lengths, lengths.mean(), rtol=1e-3))
+        vectors = VECTORS.search(name) or (len(output) > 1 and np.allclose(lengths, lengths.mean(), rtol=1e-3))
         return None if vectors and not _sum_to_one(output, 1) else lambda scores: predictions(scores)[0]
     axis = next((axis for axis in (-1, 1) if output.shape[axis] > 1 and _sum_to_one(output, axis)), None)
     if axis is None and output.ndim == 3 and _SCORES.search(name):

@@ -28,7 +28,7 @@ class Track:
         self._labels: list[Array] = []
         self._done: dict[str, metrics.KeptColumns] = {}
         self._numbers: dict[str, float] = {}
-        self._n = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, arm: str, outputs: Mapping[str, Array], labels: Mapping[str, Array], count: int) -> None:
         """One batch of one model."""
@@ -71,7 +71,7 @@ class Track:
                 self._columns.setdefault(arm, []).append(found[:, None])
                 return
         self._everything.setdefault(arm, []).append((outputs, labels))
-        self._n = sum(len(next(iter(o.values()))) for o, _ in self._everything[arm])
+        self._counts[arm] = self._counts.get(arm, 0) + count
 
     def columns(self, arm: str) -> metrics.KeptColumns | None:
         """Kept values of all samples; `None` for a hook that gives a single number."""
@@ -93,7 +93,7 @@ class Track:
         if arm not in self._numbers:
             outputs = _joined([outputs for outputs, _ in self._everything[arm]])
             labels = _joined([labels for _, labels in self._everything[arm]])
-            found = self.hook(outputs, labels, self._n) if self.hook is not None else math.nan
+            found = self.hook(outputs, labels, self._counts[arm]) if self.hook is not None else math.nan
             self._numbers[arm] = float(np.mean(found))
         return self._numbers[arm]
 
@@ -113,7 +113,7 @@ class Track:
             value=value,
             low=low,
             high=high,
-            n=self._n if columns is None else len(columns),
+            n=self._counts[arm] if columns is None else len(columns),
             higher_is_better=self.about.better == "higher",
         )
 
@@ -143,7 +143,7 @@ class Track:
             difference=second - first,
             low=low,
             high=high,
-            n=self._n if before is None else len(before),
+            n=self._counts[reference] if before is None else len(before),
             higher_is_better=self.about.better == "higher",
             method=method,
             variant=arm,

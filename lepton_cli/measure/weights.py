@@ -148,7 +148,7 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
 def _is_weight(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
     if index in _SETTINGS.get(node.op_type, ()) or (tensor.size == 1 and node.op_type.startswith("QLinear")):
         return False
-    if scales_stored(node):
+    if scales_stored(node) or (node.op_type == "Mul" and any(map(_found_while_running, node.inputs))):
         return False
     name = dtype_name(tensor)
     if name in _FLOATS or name.startswith("float8"):
@@ -156,6 +156,12 @@ def _is_weight(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
     if name == "int32":
         return _BIASES.get(node.op_type) == index
     return name in _QUANTIZED and tensor.size > 1 and node.op_type not in _ELEMENTWISE
+
+
+def _found_while_running(value: ir.Value | None) -> bool:
+    """Is this the scale of an activation? What it is multiplied by are the scales of a weight."""
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "DynamicQuantizeLinear"
 
 
 def _owner(node: ir.Node) -> ir.Node:

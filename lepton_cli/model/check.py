@@ -19,7 +19,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from lepton_cli.errors import ModelError
+from lepton_cli.errors import ModelError, cause_of
 from lepton_cli.model import signature, sparse
 from lepton_cli.model.stored import broken
 from lepton_cli.model.structure import Structure
@@ -205,4 +205,4 @@ def _root_cause(error: BaseException) -> str:
     """onnx-ir wraps what went wrong once for every level of the file."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return cause_of(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from lepton_cli.errors import ModelError, UsageError
+from lepton_cli.errors import ModelError, UsageError, cause_of
 from lepton_cli.model import io
 
 Model = ir.Model | onnx.ModelProto | str | os.PathLike[str]
@@ -37,7 +37,7 @@ def load(model: Model, workdir: Path) -> io.LoadedModel:
     except (ModelError, MemoryError, OSError):
         raise
     except Exception as error:  # protobuf and onnx-ir raise whatever their parts raise
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        cause = cause_of(f"{type(error).__name__}: {error}")
         raise ModelError("model.broken", "the model in memory cannot be serialised", cause=cause) from error
 
 

@@ -17,8 +17,9 @@ from lepton_cli import cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.model import io
+from lepton_cli.probe import saturating
 from lepton_cli.probe.activations import Activations, batches
-from lepton_cli.probe.clipping import Method, Range, limits
+from lepton_cli.probe.clipping import EVERYTHING, Method, Range, limits
 from lepton_cli.probe.histogram import Histogram
 from lepton_cli.step import Context
 
@@ -29,15 +30,16 @@ _SAVE_SECONDS = 20.0
 
 @dataclasses.dataclass
 class Ranges:
-    """Histograms of activations by tensor name."""
+    """Histograms of activations by tensor name, and where a tensor stands on a flat end of all that read it."""
 
     histograms: dict[str, Histogram]
     samples: int
+    bounds: dict[str, Range] = dataclasses.field(default_factory=dict)
 
     def limits(self, method: Method, levels: int = 256) -> dict[str, Range]:
         """Range per tensor; tensors without usable values are left out."""
         return {
-            name: limits(histogram, method, levels)
+            name: limits(histogram, method, levels, self.bounds.get(name, EVERYTHING))
             for name, histogram in self.histograms.items()
             if not histogram.empty
         }
@@ -54,6 +56,7 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
     """
     store = _Store(context, model, names, data)
     ranges, done = store.load()
+    ranges.bounds = saturating.bounds(model)
     inner = Activations(model, names, context.workdir, context.threads)
     with context.progress.stage("calibration", data.count) as stage:
         stage.advance(done)

@@ -15,22 +15,24 @@ Range = tuple[float, float]
 #: Share of the values that a percentile range covers; both tails together lose the rest.
 COVERED = 0.9999
 _ENTROPY_BINS = 2048
+#: No bounds.
+EVERYTHING: Range = (-np.inf, np.inf)
 
 
-def limits(histogram: Histogram, method: Method, levels: int = 256) -> Range:
+def limits(histogram: Histogram, method: Method, levels: int = 256, bounds: Range = EVERYTHING) -> Range:
     """Least and greatest value to represent; always includes 0, so that zeros (padding, ReLU) stay exact.
 
-    `levels` is the number of quantized values: 256 for 8 bits.
+    `levels` is the number of quantized values: 256 for 8 bits. Values beyond `bounds` are as good as these.
     """
     if histogram.empty:
         return 0.0, 0.0
-    full = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    full = min(max(histogram.low, bounds[0]), 0.0), max(min(histogram.high, bounds[1]), 0.0)
     if method == "minmax" or full[0] == full[1]:
         return full
     if method == "percentile":
         return _percentile(histogram, full)
     if method == "mse":
-        return _mse(histogram, full, levels)
+        return _mse(histogram, full, levels, bounds)
     return _entropy(histogram, full, levels)
 
 
@@ -59,9 +61,10 @@ def quantization_error(
     return float(np.dot(counts, ((quantized - zero) * scale - values) ** 2))
 
 
-def _mse(histogram: Histogram, full: Range, levels: int) -> Range:
+def _mse(histogram: Histogram, full: Range, levels: int, bounds: Range) -> Range:
     """Coordinate descent over the two ends: 24 cuts of each, three rounds."""
     values, counts = histogram.sorted()
+    values = np.clip(values, *bounds)
     cuts = np.linspace(1.0, 0.2, 24) ** 1.5
     best = full
     least = quantization_error(values, counts, full[0], full[1], levels)

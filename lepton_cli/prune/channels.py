@@ -84,6 +84,16 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
         if not goal.holds(floors):
             raise _unreachable(plan, goal.metric, goal.share, goal.of(floors))
     full = np.array([group.channels for group in plan.groups])
+    if fast is None and all(goal.holds(full) for goal in goals):
+        within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
+        text = f"already there: {within} of the original"
+        told = decisions(plan, None), text, details(plan, None, [], [])
+        # What is folded to look at the graph may be what it takes: tables of which a few rows are read.
+        if all(_spent(goal.metric, model, plan) <= goal.share * goal.whole for goal in goals):
+            return Outcome(model, 0, *told, left_because=text)
+        if not context.dry:
+            proof.same(model, plan.model, PREPARING, context)
+        return Outcome(plan.model, 1, *told)
     if context.dry:
         reach = [f"{goal.metric} can go down to {goal.of(floors):.1%}" for goal in goals]
         if fast is not None:
@@ -91,16 +101,6 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
             reach.append(f"{whole} residual branches can go as a whole; latency is measured when the step runs")
         text = f"{len(plan.groups)} groups can lose channels; {'; '.join(reach)}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], []))
-    if fast is None and all(goal.holds(full) for goal in goals):
-        within = " and ".join(f"{goal.metric} within {goal.share:.1%}" for goal in goals)
-        text = f"already there: {within} of the original"
-        told = decisions(plan, None), text, details(plan, None, [], [])
-        # What is folded to look at the graph may be what it takes: tables of which a few rows are read.
-        given = all(_spent(goal.metric, model, plan) <= goal.share * goal.whole for goal in goals)
-        if given:
-            return Outcome(model, 0, *told)
-        proof.same(model, plan.model, PREPARING, context)
-        return Outcome(plan.model, 1, *told)
     proof.same(model, plan.model, PREPARING, context)
     warnings: list[str] = []
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)

@@ -144,7 +144,7 @@ def refit(
 
     def walk() -> SequentialPass:
         return SequentialPass(
-            lambda: recover.fitting(plan.model, few), recover.count(few), source.workdir, source.threads
+            lambda: recover.fitting(plan.model, few), recover.count(plan.model, few), source.workdir, source.threads
         )
 
     with contextlib.closing(walk()) as now, contextlib.closing(walk()) as then:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Coupling, Ids
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.probe.moments import Aim, LayerSample
@@ -89,10 +89,10 @@ class Repairer:
     ) -> None:
         self._reference, self._coupling, self._removed = reference, coupling, removed
         self._source, self._kinds = source, kinds
-        self._share = 1 / count(source)
+        number = count(reference, source)
+        self._share = 1 / number
         self._now, self._then = (
-            SequentialPass(lambda: batches(reference, source), count(source), source.workdir, source.threads)
-            for _ in range(2)
+            SequentialPass(lambda: batches(reference, source), number, source.workdir, source.threads) for _ in range(2)
         )
 
     def close(self) -> None:
@@ -121,32 +121,38 @@ def _size(source: Calibration) -> int:
     return max(1, min(32, source.samples // (2 * moments.HOLD_EVERY)))
 
 
-def count(source: Calibration) -> int:
-    """Number of calibration batches."""
-    return max(-(-source.samples // _size(source)), 1)
+def count(model: ir.Model, source: Calibration) -> int:
+    """Number of calibration batches: as the model takes them, which may be one sample at a time."""
+    return max(sum(1 for _ in _batches(model, source)), 1)
+
+
+def _batches(model: ir.Model, source: Calibration) -> Iterator[Batch]:
+    return activations.batches(model, source.data, _size(source), source.samples)
 
 
 def batches(model: ir.Model, source: Calibration) -> Iterator[Values]:
     """Calibration batches."""
-    return (batch.feeds for batch in activations.batches(model, source.data, _size(source), source.samples))
+    return (batch.feeds for batch in _batches(model, source))
+
+
+def _held(number: int) -> bool:
+    return number % moments.HOLD_EVERY == moments.HOLD_EVERY - 1
 
 
 def fitting(model: ir.Model, source: Calibration) -> Iterator[Values]:
     """The batches to fit with; what is fitted looks better on them than it is."""
-    return (
-        feeds
-        for number, feeds in enumerate(batches(model, source))
-        if number % moments.HOLD_EVERY != moments.HOLD_EVERY - 1
-    )
+    return (feeds for number, feeds in enumerate(batches(model, source)) if not _held(number))
 
 
 def judging(model: ir.Model, source: Calibration, samples: int) -> list[Values]:
     """About `samples` samples of the batches held out; with too few batches for that, of the first."""
     found: list[Values] = []
-    for number, feeds in enumerate(batches(model, source)):
-        if number % moments.HOLD_EVERY == moments.HOLD_EVERY - 1:
-            found.append(feeds)
-        if len(found) * _size(source) >= samples:
+    seen = 0
+    for number, batch in enumerate(_batches(model, source)):
+        if _held(number):
+            found.append(batch.feeds)
+            seen += batch.count
+        if seen >= samples:
             break
     return found or list(itertools.islice(batches(model, source), 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -58,16 +59,14 @@ def hold(
     score: Callable[[ir.Model], float],
     max_drop: float,
     reason: str = "returned to float by accuracy_guard",
-    most: int | None = None,
     wide_first: bool = False,
 ) -> tuple[Choice, ir.Model, Guard]:
-    """Return groups to float, worst first, until at most `max_drop` is lost; then quantize the mildest again.
+    """Return groups to float, worst first, until at most `max_drop` is lost: all of them, and `model` itself, at last.
 
-    The number of groups is doubled until the limit holds, so that a trial is worth its time; `most` of them at most.
-    `wide_first`: activations of 16 bits are tried before float.
+    Their number is doubled until the limit holds, and then halved towards the least that does; of these the mildest are
+    quantized again where that costs nothing. `wide_first`: activations of 16 bits are tried before float.
     """
     reference = score(model)
-    most = len(ranking) if most is None else most
     trials: list[GuardTrial] = []
 
     def attempt(dropped: list[GroupSensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
@@ -75,24 +74,29 @@ def hold(
         smaller = choice.widened(names) if wide else choice.without(names, reason, model)
         made = write(smaller) if smaller.anchors else model
         drop = reference - score(made)
-        groups = len(dropped)
-        trials.append(
-            GuardTrial(in_float=None if wide else groups, int16=groups if wide else None, drop=round(drop, 5))
-        )
+        groups, said = len(dropped), round(drop, 5) if math.isfinite(drop) else None
+        trials.append(GuardTrial(in_float=None if wide else groups, int16=groups if wide else None, drop=said))
         return drop <= max_drop, smaller, made
 
-    count, wide = 0, False
+    failed, count, wide = 0, 0, False
     holds, best, made = attempt([])
-    while not holds and count < most:
-        count = min(max(1, 2 * count), most)
+    while not holds and count < len(ranking):
+        failed, count = count, min(max(1, 2 * count), len(ranking))
         wide = wide_first
         holds, best, made = attempt(ranking[:count], wide)
         if wide and not holds:
             wide = False
             holds, best, made = attempt(ranking[:count])
+    while holds and count - failed > 1:
+        middle = (failed + count) // 2
+        again, choice_again, made_again = attempt(ranking[:middle], wide)
+        if again:
+            count, best, made = middle, choice_again, made_again
+        else:
+            failed = middle
     dropped = ranking[:count]
-    for entry in reversed(ranking[:count]) if holds else ():
-        if len(trials) > 2 * count.bit_length() + 6:
+    for entry in reversed(ranking[: count - 1]) if holds and count else ():
+        if len(trials) > 3 * count.bit_length() + 6:
             break
         fewer = [other for other in dropped if other is not entry]
         again, choice_again, made_again = attempt(fewer, wide)

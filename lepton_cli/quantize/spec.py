@@ -47,6 +47,10 @@ class QuantizeStatic(Options):
         default=False, description="Measure the error of every layer alone: a table and a plot in the report"
     )
     speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
+    fidelity_guard: bool = Field(
+        default=True,
+        description="Return the worst layers to float until all parts of the outputs have 20 dB; false: insist on int8",
+    )
 
 
 class QuantizeDynamic(Options):

@@ -61,8 +61,10 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     if any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
         refuse_quantized(model)
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
-    if not context.dry and context.calibration is None and choose.candidates(cleaned(model), allowed).anchors:
-        _data(context)
+    if not context.dry and context.calibration is None:
+        anchors = choose.candidates(clean := cleaned(model), allowed).anchors
+        if anchors:
+            _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
     prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
     choice = choose.candidates(work, allowed)
@@ -81,8 +83,9 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
-        summary = "nothing to quantize is left"
-        return _complete(Outcome(model, 0, _decisions(work, choice, target), summary, told), work)
+        summary = "the ranges of its tensors forbid int8"
+        decisions = _decisions(work, choice, target)
+        return _complete(Outcome(model, 0, decisions, summary, told, prepared.warnings, left_because=summary), work)
     outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
@@ -125,12 +128,14 @@ def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
-def _data(context: Context) -> Dataset:
+def _data(context: Context, dynamic: bool = False) -> Dataset:
+    """`dynamic`: there is something that the other way to int8 could take."""
     if context.calibration is None:
+        other = ", or use `quantize.dynamic`, which needs none" if dynamic else ""
         raise DataError(
             "data.missing",
             "static quantization needs calibration data",
-            hint="give `data: {calibration: ...}` in the recipe, or use `quantize.dynamic`, which needs none",
+            hint=f"give `data: {{calibration: ...}}` in the recipe{other}",
         )
     return context.calibration
 
@@ -163,8 +168,7 @@ class _Quantization:
         if self.options.speed_guard:
             self._spare_slow_layers()
             if not self.choice.anchors:
-                decisions = _decisions(self.model, self.choice, self.target)
-                return Outcome(self.given, 0, decisions, "int8 pays nowhere", self._told(), (*warnings, *self.warnings))
+                return self._as_it_was("int8 pays nowhere on this machine", warnings)
         best = refine.best(
             self.model,
             self.choice,
@@ -180,8 +184,10 @@ class _Quantization:
             self._rank(best)
         if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
-        elif (least := self.fidelity.sqnr(made)) < FLOOR_DB:
-            made = self._hold_fidelity(best, made, least)
+        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < FLOOR_DB:
+            made = self._hold_fidelity(best, least)
+        if not self.choice.anchors:
+            return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = tables.shrink(made, allowed)
         sqnr_db = round(self.fidelity.sqnr(made), 2)
         placed = speed.placement(made, self.context)
@@ -193,6 +199,12 @@ class _Quantization:
         summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
         changed = len(self.choice.nodes) + len(stored)
         return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings))
+
+    def _as_it_was(self, why: str, warnings: tuple[str, ...]) -> Outcome:
+        """What a guard made of it that returned every layer: the model that was given."""
+        decisions = _decisions(self.model, self.choice, self.target)
+        said = (*warnings, *self.warnings)
+        return Outcome(self.given, 0, decisions, why, self._told(), said, left_because=why)
 
     def _told(
         self,
@@ -265,8 +277,6 @@ class _Quantization:
             wanted.max_drop,
             wide_first=wanted.fallback == "int16",
         )
-        if not self.accuracy_guard.holds:
-            self.warnings.append(f"accuracy_guard: no choice of layers loses at most {wanted.max_drop}")
         return made
 
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
@@ -275,26 +285,25 @@ class _Quantization:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
         return self.ranking
 
-    def _hold_fidelity(self, best: refine.Best, made: ir.Model, least: float) -> ir.Model:
-        """Outputs far from the float model's: the layers to blame go back, unless that would be most of them."""
-        ranking = self._rank(best)
-        choice, better, found = guard.hold(
+    def _hold_fidelity(self, best: refine.Best, least: float) -> ir.Model:
+        """Outputs far from the float model's: as many layers go back as that takes, the worst first."""
+        floor = f"{FLOOR_DB:.0f} dB"
+        before = len(self.choice.anchors)
+        self.choice, made, self.fidelity_guard = guard.hold(
             self.model,
             self.choice,
             best.write,
-            ranking,
+            self._rank(best),
             lambda candidate: min(self.fidelity.sqnr(candidate), FLOOR_DB),
             max_drop=0.0,
-            reason=f"returned to float: with it in int8 the outputs came out below {FLOOR_DB:.0f} dB",
-            most=len(ranking) // 2,
+            reason=f"returned to float: with it in int8 a part of the outputs came out below {floor}",
         )
-        if found.holds:
-            self.choice, self.fidelity_guard = choice, found
-            return better
-        self.warnings.append(
-            f"the outputs differ much from the float model's: {least:.1f} dB on calibration data, most in "
-            f"{', '.join(f'`{one.nodes[0]}`' for one in ranking[:3])}; calibrate with real data, or set accuracy_guard"
-        )
+        returned = before - len(self.choice.anchors)
+        if 2 * returned > before:
+            self.warnings.append(
+                f"all in int8, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} matrix "
+                f"operators are float again, to hold {floor} (`fidelity_guard: false` keeps them in int8)"
+            )
         return made
 
     def _warn(self, placed: Placement) -> None:

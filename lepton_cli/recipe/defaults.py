@@ -35,7 +35,7 @@ def choose(
         reasons[0] += "; the model is already quantized, so nothing else is done"
     elif provider in ("cuda", "tensorrt"):
         add({"step": "convert.fp16", "if_possible": True}, f"provider {provider} is fastest in float16")
-    elif facts.transformer:
+    elif facts.transformer and not facts.convolutional:
         add(
             {"step": "quantize.dynamic", "if_possible": True},
             "int8 MatMuls, unfused (fused ones are slower); activations of transformers vary too much for fixed ranges",

@@ -104,8 +104,15 @@ def load_budget(path: Path) -> LoadedBudget:
     return LoadedBudget(_validate(Budget, root.plain(), source, str(path)), path, source)
 
 
-def from_dict(data: Mapping[str, Any], name: str = "") -> LoadedRecipe:
-    """A recipe made in code. `name` stands in errors instead of a place. Raises RecipeError only."""
+def from_dict(data: Mapping[str, Any], name: str = "", overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe made in code, with `--set` overrides. `name` stands in errors instead of a place.
+
+    Raises RecipeError only.
+    """
+    if overrides:
+        root = settings.apply(read(yaml.dump(data, Dumper=_Dumper, sort_keys=False), name), overrides)
+        source = SourceMap(root)
+        return LoadedRecipe(_validate(Recipe, root.plain(), source, name), None, source, tuple(overrides))
     source = SourceMap()
     return LoadedRecipe(_validate(Recipe, _tuples(data), source, name), None, source)
 

@@ -71,6 +71,7 @@ def _bad(report: Report) -> list[str]:
     size = _size(report)
     losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
     return [
+        *(f"{step.step} LEFT THE MODEL AS IT WAS ({step.left_because})" for step in report.steps if step.left_because),
         *_no_gain(report),
         *_other_answers(report),
         *_poor_parts(report),

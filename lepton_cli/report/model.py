@@ -60,6 +60,8 @@ class StepRecord(ReportPart):
     changed: int
     seconds: float
     summary: str
+    #: Why a step that could have changed the model left it as it was; empty where it did not.
+    left_because: str = ""
     decisions: tuple[Decision, ...] = ()
     details: Details = Details()
     warnings: tuple[str, ...] = ()

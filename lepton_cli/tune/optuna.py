@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lepton_cli.errors import MissingExtraError, OutputError
+from lepton_cli.errors import MissingExtraError, OutputError, cause_of
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import Point
 from lepton_cli.tune.limits import Judge
@@ -90,7 +90,7 @@ class SharedStore:
             earlier = optuna.get_all_study_summaries(backend, include_best_trial=False)
             self._study = optuna.create_study(storage=backend, study_name=f"lepton-{search}", load_if_exists=True)
         except Exception as error:  # whatever a file system or a database raises
-            cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            cause = cause_of(error)
             raise OutputError("tune.storage", f"the storage `{storage}` cannot be used", cause=cause) from error
         versions = {study.user_attrs.get(_VERSION) for study in earlier} - {None, __version__}
         if versions:

@@ -117,8 +117,17 @@ def test_data_beside_a_recipe_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_set_needs_a_recipe(invoke: Invoke, model: Path) -> None:
-    found = invoke("compress", model, "--set", "seed=1")
+def test_set_changes_the_chosen_recipe_too(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    unmeasured = ("--set", "evaluate.latency=false", "--set", "evaluate.memory=false")
+    found = invoke("compress", model, "--set", "name=other", *unmeasured, "-o", "out")
+    assert found.exit_code == 0, found.stderr
+    assert (tmp_path / "out/other.onnx").exists()
+    wrong = invoke("compress", model, "--set", "naem=other", "-o", "wrong")
+    assert (wrong.exit_code, "did you mean `name`?" in wrong.stderr) == (2, True)
+
+
+def test_set_needs_a_recipe_where_none_is_chosen(invoke: Invoke, model: Path) -> None:
+    found = invoke("compare", model, model, "--set", "seed=1")
     assert (found.exit_code, "error[usage.set-without-recipe]" in found.stderr) == (2, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,45 @@ def test_a_step_that_finds_everything_quantized_says_so(tmp_path: Path) -> None:
     with pytest.raises(lepton.LeptonError) as caught:
         plan(path, from_dict({"version": 1, "steps": [WEIGHTS, WEIGHTS]}), Silent())
     assert (caught.value.code, caught.value.option) == ("model.already-quantized", ("steps", 1))
+
+
+def test_a_step_that_would_change_nothing_is_shown_and_then_ends_as_compress_does(
+    invoke: Invoke, samples: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "idle.yaml"
+    recipe.write_text(
+        "version: 1\nsteps:\n  - step: simplify\n  - {step: quantize.dynamic, op_types: [LSTM]}\n"
+        "  - step: quantize.weights\nevaluate: {latency: false}\n"
+    )
+    model = samples / "digits_mlp.onnx"
+    planned, done = invoke("plan", model, "-r", recipe), invoke("compress", model, "-r", recipe, "-o", "out")
+    assert planned.exit_code == done.exit_code == 3
+    assert "`quantize.dynamic` changed nothing" in planned.stderr
+    assert "`quantize.dynamic` changed nothing" in done.stderr
+    assert "lepton plan" in done.stderr
+    assert "lepton plan" not in planned.stderr, "that was done already"
+    assert "2  quantize.dynamic" in planned.stdout
+    assert "quantize.weights" not in planned.stdout
+    found = json.loads(invoke("plan", model, "-r", recipe, "--json").stdout)
+    assert found["error"]["code"] == "step.no-effect"
+    recipe.write_text(recipe.read_text().replace("[LSTM]}", "[LSTM], if_possible: true}"))
+    assert invoke("plan", model, "-r", recipe).exit_code == 0
+
+
+def test_a_target_that_holds_already_is_no_error(invoke: Invoke, samples: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "there.yaml"
+    recipe.write_text(
+        "version: 1\nname: there\nevaluate: {latency: false}\nsteps: [{step: prune.channels, target: {macs: 100 %}}]\n"
+    )
+    model = samples / "digits_mlp.onnx"
+    planned = invoke("plan", model, "-r", recipe)
+    assert planned.exit_code == 0
+    assert "already there" in planned.stdout
+    done = invoke("compress", model, "-r", recipe, "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    assert "prune.channels LEFT THE MODEL AS IT WAS (already there: macs within 100.0 % of the original)" in " ".join(
+        done.stdout.split()
+    ).replace("100.0%", "100.0 %")
+    kept, was = (io.load(path).model for path in (tmp_path / "out/there.onnx", model))
+    for name, value in was.graph.initializers.items():
+        assert np.array_equal(kept.graph.initializers[name].const_value.numpy(), value.const_value.numpy())

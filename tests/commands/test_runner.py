@@ -199,3 +199,15 @@ def test_a_graph_that_a_step_broke_is_not_the_users(
     assert after.model is context.original
     (warning,) = record.warnings  # type: ignore[attr-defined]
     assert warning.startswith("left out: `quantize.dynamic` made a graph")
+
+
+def test_a_broken_graph_is_the_steps_error_where_the_model_cannot_be_fed(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without data that fit nothing is run; what onnxruntime does not even load is no fault of the model given."""
+    monkeypatch.setattr(Step, "apply", lambda self, *given: _edited(_broken)(*given))
+    options = STEPS["quantize.dynamic"].options.model_validate({"step": "quantize.dynamic"})
+    with pytest.raises(StepError) as raised:
+        runner.run_step(runner.Checked(context.original, None), options, 0, context, None)
+    assert (raised.value.code, raised.value.exit_code) == ("step.broken-model", 3)
+    assert raised.value.cause

@@ -97,6 +97,20 @@ def test_samples_are_known_again() -> None:
     assert len(set(ours) & set(theirs)) == 2
 
 
+@pytest.mark.parametrize("rate", [16000, np.int64(16000), np.array(16000)], ids=["int", "numpy", "array"])
+def test_a_single_number_goes_with_every_sample(rate: Any) -> None:
+    """One sample is one complete feed: a sample rate needs no axis of its own."""
+    data = Arrays({"sr": rate, "x": X}, batch=4)
+    batches = list(data.batches())
+    assert [batch.count for batch in batches] == [4, 4, 2]
+    for batch in batches:
+        assert batch.feeds["sr"].shape == ()
+        assert batch.feeds["sr"] == 16000
+    inputs = [TensorInfo("sr", "int64", (1,)), TensorInfo("x", "float32", (None, *X.shape[1:]))]
+    (first, *_) = data.of(inputs, "calibration").batches()
+    assert (first.feeds["sr"].tolist(), first.feeds["x"].tolist()) == ([16000], X[:4].tolist())
+
+
 @pytest.mark.parametrize(
     ("feeds", "labels", "code"),
     [

@@ -80,3 +80,40 @@ def test_words_are_compared_too() -> None:
     tracker = Tracker("compressed", "y", lambda values: values)
     tracker.add(np.array(["cat", "dog"], object), np.array(["cat", "cow"], object), 2)
     assert (tracker.result().agreement, tracker.result().sqnr_db) == (0.5, None)
+
+
+def test_n_counts_samples_wherever_their_axis_is() -> None:
+    """Six samples in batches of four and two: states with layers first, positions of all pictures, one number."""
+    random = np.random.default_rng(0)
+    states = random.normal(size=(3, 6, 5))
+    noisy = states + 0.1 * random.normal(size=states.shape)
+    batches = [slice(0, 4), slice(4, 6)]
+
+    def followed(*pairs: tuple[np.ndarray, np.ndarray]) -> Fidelity:
+        tracker = Tracker("compressed", "y", None)
+        for (reference, other), rows in zip(pairs, batches, strict=True):
+            tracker.add(reference, other, rows.stop - rows.start)
+        return tracker.result()
+
+    found = followed(*((states[:, rows], noisy[:, rows]) for rows in batches))
+    assert found.n == 6
+    own = [float(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(
+        states.swapaxes(0, 1), noisy.swapaxes(0, 1), strict=True)]  # fmt: skip
+    assert found.cosine == pytest.approx(np.mean(own))
+    boxes = random.normal(size=(9600, 4))
+    assert followed((boxes[:6400], boxes[:6400]), (boxes[6400:], boxes[6400:])).n == 6
+    assert followed((np.float32(3), np.float32(3)), (np.float32(4), np.float32(5))).n == 6
+
+
+def test_positions_are_no_samples_of_an_interval() -> None:
+    """The interval of agreement is that of six samples, though 9,600 positions decide."""
+    decisions = np.zeros((9600,), np.int64)
+    other = decisions.copy()
+    other[:960] = 1
+    tracker = Tracker("compressed", "y", lambda values: values)
+    tracker.add(decisions, other, 6)
+    found = tracker.result()
+    assert (found.n, found.agreement) == (6, pytest.approx(0.9))
+    p, n, z = 0.9, 6, 1.959964
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert found.agreement_low == pytest.approx((p + z * z / (2 * n)) / (1 + z * z / n) - half, abs=1e-5)

@@ -189,3 +189,23 @@ def test_files_external_data_and_gzip(tmp_path: Path) -> None:
     assert (found.file, found.external) == (len(main) + len(data), len(data))
     assert found.gzip == pytest.approx(len(gzip.compress(main + data, 6)), abs=16)
     assert found.parameters == weight.size
+
+
+def test_scales_of_weights_beside_those_of_activations_are_no_parameters() -> None:
+    """As onnxruntime's dynamic quantizer writes a product: 6 weights and 3 numbers of the bias, as before."""
+    payload = builders.model(
+        """g (float[N, 2] x) => (float[N, 3] y) {
+             q, s, z = DynamicQuantizeLinear (x)
+             [product] p = MatMulInteger (q, w, z)
+             f = Cast <to = 1> (p)
+             both = Mul (s, scale)
+             m = Mul (f, both)
+             [bias] y = Add (m, b)
+           }""",
+        w=np.ones((2, 3), np.int8),
+        scale=np.ones(3, np.float32),
+        b=np.ones(3, np.float32),
+    )
+    found = measured(payload)
+    assert [(layer.node, layer.parameters) for layer in found.layers] == [("product", 6), ("bias", 3)]
+    assert found.parameters == 9

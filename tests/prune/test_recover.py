@@ -466,7 +466,7 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
         return [int(batch["x"][0, 0]) for batch in batches]
 
     assert [len(batch["x"]) for batch in recover.batches(model, source)] == sizes
-    assert recover.count(source) == len(sizes)
+    assert recover.count(model, source) == len(sizes)
     held = starts[3::4]
     assert where(recover.batches(model, source)) == starts
     assert where(recover.fitting(model, source)) == [start for start in starts if start not in held]
@@ -477,7 +477,26 @@ def test_batches_are_so_small_that_every_fourth_can_be_held_out(samples: int, si
 
 
 def test_no_samples_are_one_batch(tmp_path: Path) -> None:
-    assert recover.count(Calibration(Arrays({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
+    n = Network()
+    model = n.model(n.node("Neg", n.input("x", "batch", 2)))
+    assert recover.count(model, Calibration(Arrays({"x": rows(2)}), tmp_path, 1, 0, 0)) == 1
+
+
+def test_batches_are_counted_as_the_model_takes_them(tmp_path: Path) -> None:
+    """A model with a batch of one, and a graph without any axis for samples: forty feeds, ten of them held out."""
+    fixed, free = Network(), Network()
+    models = [
+        fixed.model(fixed.node("Neg", fixed.input("x", 1, 3))),
+        free.model(free.node("Neg", free.input("x", "nodes", 3))),
+    ]
+    random = np.random.default_rng(0)
+    stored = [random.normal(size=shape).astype(np.float32) for shape in ((40, 3), (40, 5, 3))]
+    for model, array in zip(models, stored, strict=True):
+        data = Arrays({"x": array}, inputs=io.inputs(model))
+        source = Calibration(data, tmp_path, 1, 0, 40)
+        assert len(list(recover.batches(model, source))) == recover.count(model, source) == 40
+        assert len(list(recover.fitting(model, source))) == 30
+        assert len(recover.judging(model, source, 3)) == 3
 
 
 Added = Callable[[Network, str, str], list[str]]

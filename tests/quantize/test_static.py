@@ -1,5 +1,6 @@
 """`quantize.static` on small graphs: what becomes int8, what stays float and why, and how close the result is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, ModelError, RecipeError
 from lepton_cli.model import io
 from lepton_cli.probe import calibration, distances
-from lepton_cli.quantize import cpu, guard, qdq, saturation, speed, static, targets
+from lepton_cli.quantize import cpu, qdq, saturation, speed, static, targets
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Placement, Portability, QuantizeStaticDetails, Saturated, Speed
 from lepton_cli.quantize.saturation import Saturation
@@ -124,7 +125,7 @@ def test_where_int8_pays_nowhere_the_given_model_comes_back(tmp_path: Path, monk
     model = mlp()
     outcome = quick(model, tmp_path, target="auto", speed_guard=True)
     assert outcome.model is model
-    assert (outcome.changed, outcome.summary) == (0, "int8 pays nowhere")
+    assert (outcome.changed, outcome.left_because) == (0, "int8 pays nowhere on this machine")
     assert outcome.details.speed == Speed(speedup=1.0)
     assert {one.node: one.reason for one in outcome.decisions if one.node != "Gemm_5"} == {
         "Gemm_0": "slow",
@@ -342,7 +343,7 @@ def test_where_the_data_forbid_everything_the_given_model_comes_back(tmp_path: P
     model = graph.model(graph.op("Softmax", graph.op("MatMul", x, graph.constant(np.eye(64, dtype=np.float32)))))
     outcome = quantize(model, rows(), tmp_path)
     assert (outcome.model is model, outcome.changed) == (True, 0)
-    assert outcome.summary == "nothing to quantize is left"
+    assert outcome.left_because == outcome.summary == "the ranges of its tensors forbid int8"
     assert outcome.details.target == "x86-vnni"
     assert saying(outcome) == [("MatMul_2", "kept", "`t1` holds infinities or mask constants")]
 
@@ -497,44 +498,43 @@ def test_the_simulation_is_of_the_layers_that_are_int8_in_the_end(
     } == plan.choice.anchors
 
 
-def test_a_guard_that_cannot_hold_is_told(tmp_path: Path) -> None:
-    scores = iter([1.0])
+def guarded_by_score(model: ir.Model, tmp_path: Path, score: Callable[[ir.Model], float]) -> Outcome:
     options = {"step": "quantize.static", "target": "x86", "speed_guard": False, "accuracy_guard": {"max_drop": "1 pp"}}
-    told = context(rows(16), tmp_path, score=lambda candidate: next(scores, 0.0))
-    outcome = STEPS["quantize.static"].apply(mlp(), QuantizeStatic.model_validate(options | QUICK), told)
-    assert "accuracy_guard: no choice of layers loses at most 1 pp" in outcome.warnings[0]
-    assert not outcome.details.accuracy_guard.holds
+    told = context(rows(16), tmp_path, score=score)
+    return STEPS["quantize.static"].apply(model, QuantizeStatic.model_validate(options | QUICK), told)
+
+
+def test_a_guard_that_returns_every_layer_leaves_the_given_model(tmp_path: Path) -> None:
+    model = mlp()
+    outcome = guarded_by_score(model, tmp_path, lambda candidate: float("QuantizeLinear" not in ops(candidate)))
+    assert outcome.model is model
+    assert (outcome.changed, outcome.left_because) == (0, "int8 costs too much everywhere")
+    assert outcome.details.accuracy_guard.holds
+    reasons = [decision.reason for decision in outcome.decisions if decision.op == "Gemm"]
+    assert reasons.count("returned to float by accuracy_guard") >= 2
+    assert {decision.action for decision in outcome.decisions} == {"kept"}
 
 
 @pytest.mark.parametrize(("least", "repaired"), [(20.0, False), (19.9, True)])
-def test_outputs_below_20_db_are_repaired_by_up_to_half_of_the_layers(
+def test_of_outputs_below_20_db_as_many_layers_go_back_as_that_takes(
     least: float, repaired: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of five layers two may go back to float; more of them are told instead."""
-    limits: list[int | None] = []
-    hold = guard.hold
-
-    def holding(*arguments: object, **options: object) -> object:
-        limits.append(options["most"])  # type: ignore[arg-type]
-        return hold(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(guard, "hold", holding)
     monkeypatch.setattr(
         distances.Reference, "sqnr", lambda judge, made: least if "QuantizeLinear" in ops(made) else 140
     )
-    outcome = quick(deep(), tmp_path, target="x86")
-    assert limits == ([2] if repaired else [])
-    assert outcome.details.fidelity_guard is None
-    assert outcome.details.sqnr_db == least
-    if repaired:
-        (warning,) = outcome.warnings
-        assert warning.startswith(
-            "the outputs differ much from the float model's: 19.9 dB on calibration data, most in `"
-        )
-        assert warning.count("`") == 6, "the three worst"
-    else:
-        assert outcome.warnings == ()
+    model = deep()
+    outcome = quick(model, tmp_path, target="x86")
+    assert (outcome.model is model) == repaired
     assert bool(outcome.details.sensitivity) == repaired
+    if repaired:
+        assert outcome.details.fidelity_guard.holds
+        (warning,) = outcome.warnings
+        assert warning.startswith("all in int8, the worst part of the outputs came out at 19.9 dB: 5 of 5 matrix op")
+    else:
+        assert (outcome.details.sqnr_db, outcome.warnings) == (least, ())
+    insisted = quick(model, tmp_path, target="x86", fidelity_guard=False)
+    assert "QuantizeLinear" in ops(insisted.model)
+    assert insisted.details.fidelity_guard is None
 
 
 def test_calibration_ranges_are_collected_over_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

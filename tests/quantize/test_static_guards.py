@@ -7,8 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.data.memory import Arrays
-from lepton_cli.model import io
-from lepton_cli.quantize import choose, guard, speed
+from lepton_cli.quantize import speed
 from lepton_cli.quantize.details import GuardTrial, Speed
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Outcome
@@ -42,17 +41,6 @@ def test_where_int8_does_not_pay_the_other_ways_are_measured(tmp_path: Path, mon
     assert set(measured.alternatives) == {"float", "quantize.dynamic", "convert.fp16"}
     assert measured.verdict.startswith("int8 does not pay here (0.8x at batch 1), best is")
     assert any("kept for its size" in warning for warning in outcome.warnings)
-
-
-def test_a_limit_that_cannot_hold_costs_no_more_trials() -> None:
-    model = residual_net()
-    io.name_nodes(model)
-    choice = choose.candidates(model, {node.name or "" for node in model.graph})
-    ranking = [guard.GroupSensitivity((name,), "Conv", 1.0) for name in sorted(choice.anchors)]
-    scores = iter([1.0, *[0.0] * 9])
-    _, _, found = guard.hold(model, choice, lambda smaller: model, ranking, lambda made: next(scores), 0.1, most=2)
-    assert not found.holds
-    assert [trial.in_float for trial in found.trials] == [0, 1, 2]
 
 
 def test_sensitivity_without_a_guard(tmp_path: Path) -> None:
