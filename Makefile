@@ -7,6 +7,8 @@ LOCK ?= requirements.lock
 EXTRAS = cpu,images,tables,dev
 comma = ,
 INSTALLED = $(VENV)/.installed
+# One process a core; a test that takes long leaves the others to the next process.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test coverage check upgrade clean
@@ -17,10 +19,10 @@ demo: $(INSTALLED)
 	@echo "The report with charts: out/demo/report.html"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
+	$(PYTEST) --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -57,8 +57,11 @@ SENTENCES: dict[tuple[str, str], str] = {
     ("table", "quantize.static"): "too small for int8",
     ("table", "quantize.dynamic"): "too small for int8",
     ("diffusion", "prune.channels"): "params can go down to 90.7% of the original, not to 85.0%",
-    ("forest", "prune.channels"): "no convolution or product with stored weights",
-    ("forest", "convert.fp16"): "nothing in float32 to convert",
+    **{
+        ("forest", step): "nothing in this model can be compressed"
+        for step in STEPS
+        if step not in ("simplify", "fuse")
+    },
 }
 LOADER = """
 import numpy as np

@@ -66,7 +66,7 @@ def plan(
                 # A step that rewrites shows its size; of what is pruned only the target is known, where it is a size.
                 share = options.kept_share or _size(current.model, small) / max(1, _size(before, small))
                 sizes.append(round(sizes[-1] * share))
-                if (refused := runner.no_effect(options, record)) is not None:
+                if (refused := runner.no_effect(before, options, record)) is not None:
                     refused.option = ("steps", index)
                     job.locate(refused)
                     break

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.errors import LeptonError, ModelError, StepError, cause_of, disk_full
+from lepton_cli.graph.held import nothing_to_compress
 from lepton_cli.model import io
 from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context, Options, Outcome
@@ -62,7 +63,7 @@ def run_step(
     started = time.monotonic()
     try:
         outcome, outputs, resized = _attempt(before, options, context)
-        if not context.dry and (refused := no_effect(options, outcome)) is not None:
+        if not context.dry and (refused := no_effect(before.model, options, outcome)) is not None:
             refused.hint = f"lepton plan MODEL -r RECIPE lists every node with its reason; {refused.hint}"
             raise refused
     except LeptonError as error:
@@ -138,7 +139,7 @@ def _apply(model: ir.Model, options: Options, context: Context) -> Outcome:
         ) from error
 
 
-def no_effect(options: Options, found: Outcome | StepRecord) -> StepError | None:
+def no_effect(model: ir.Model, options: Options, found: Outcome | StepRecord) -> StepError | None:
     """The error of a step that changed nothing, where that is one."""
     if found.changed or found.left_because or options.if_possible or options.cleaning:
         return None
@@ -146,7 +147,8 @@ def no_effect(options: Options, found: Outcome | StepRecord) -> StepError | None
     return StepError(
         "step.no-effect",
         f"`{options.step}` changed nothing",
-        cause="; ".join(filter(None, (found.summary, *(f"{count} nodes: {reason}" for reason, count in reasons)))),
+        cause=nothing_to_compress(model)
+        or "; ".join(filter(None, (found.summary, *(f"{count} nodes: {reason}" for reason, count in reasons)))),
         hint="`if_possible: true` accepts no change",
     )
 

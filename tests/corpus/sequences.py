@@ -120,7 +120,7 @@ def forest() -> Any:
     """Trees: nothing that a step could work on."""
     net = Net(17)
     x = net.take("features", ["rows", 4])
-    trees, count = 5, 7
+    trees, count = 200, 7
     places = np.arange(count)
     modes = ["BRANCH_LEQ"] * 3 + ["LEAF"] * 4
     leaves = [(tree, node) for tree in range(trees) for node in range(3, 7)]
