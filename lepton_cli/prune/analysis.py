@@ -57,7 +57,7 @@ def analysed(
         outside = next((port.node for port in group.producers if port.node not in chosen), None)
         if group.frozen is None and outside is not None:
             group = dataclasses.replace(group, frozen="left out by include/exclude", node=outside)
-        if group.frozen is None and group.channels < 2:
+        if group.channels < 2:
             group = dataclasses.replace(group, frozen="a single channel", node=group.name)
         (groups if group.frozen is None else frozen).append(group)
     return Analysis(prepared, coupling, tuple(groups), tuple(frozen), scales, tuple(rewritten))
