@@ -140,7 +140,7 @@ def test_other_block_sizes(size: int, tmp_path: Path) -> None:
     assert outcome.details.block_size == size
 
 
-@pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])
+@pytest.mark.parametrize("method", ["rtn", "k_quant"])
 def test_what_is_done_and_what_is_kept_is_told(method: str, tmp_path: Path) -> None:
     model, data = mlp(), rows()
     outcome = quantize(model, tmp_path, data, method=method, symmetric=False)
