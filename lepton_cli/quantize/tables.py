@@ -69,6 +69,11 @@ class _Codes:
     ratio: float
 
 
+def is_lookup(node: ir.Node, allowed: Collection[str]) -> bool:
+    """A Gather of whole rows that may be changed."""
+    return node.op_type == "Gather" and node.name in allowed and not node.attributes.get_int("axis", 0)
+
+
 def _tied(editor: Editor, allowed: Collection[str]) -> list[Decision]:
     """Let lookups read the codes of an int8 product with the same table."""
     decisions = []
@@ -85,7 +90,7 @@ def _tied(editor: Editor, allowed: Collection[str]) -> list[Decision]:
             continue
         codes, scales = _by_rows(editor, found)
         for node in users:
-            editor.put(node, _lookup(node, codes, scales))
+            look_up(editor, node, codes, scales)
             reason = f"table in 8 bits, one scale per row, stored once with the product by it ({found.ratio:.0f} dB)"
             decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
     return decisions
@@ -120,28 +125,37 @@ def _codes(model: ir.Model, table: ir.Value) -> _Codes | None:
 
 
 def _by_rows(editor: Editor, found: _Codes) -> tuple[ir.Value, ir.Value]:
-    """Codes [rows, width] and scales [rows, 1], computed from those of the product or the other way round, as a
-    runtime does once, when it loads the model."""
-    codes, scales = found.codes, found.scales
-    assert codes.const_value is not None
-    shape = editor.constant(f"{scales.name}.shape", np.array([-1, 1], np.int64))
-    made = [ir.node("Reshape", [scales, shape], name=f"{scales.name}.rows")]
+    """Codes [rows, width] and scales [rows, 1]; those of the product are computed from them, or the other way round."""
+    codes, scales = found.codes, scale_each_row(editor, found.scales)
     if found.turned:
+        assert codes.const_value is not None
         rows = editor.constant(f"{codes.name}.rows", np.ascontiguousarray(codes.const_value.numpy().T))
-        turn = ir.node("Transpose", [rows], {"perm": [1, 0]}, name=f"{codes.name}.turned")
-        turn.outputs[0].type, turn.outputs[0].shape = codes.type, codes.shape
-        codes.replace_all_uses_with(turn.outputs[0])
+        codes.replace_all_uses_with(turned(editor, rows))
         del editor.model.graph.initializers[codes.name or ""]
-        made, codes = [turn, *made], rows
-    editor.insert_before(next(iter(editor.model.graph)), made)
-    return codes, made[-1].outputs[0]
+        codes = rows
+    return codes, scales
 
 
-def _lookup(node: ir.Node, codes: ir.Value, scales: ir.Value) -> list[ir.Node]:
-    name = node.name or ""
-    picked = [
-        ir.node("Gather", [part, node.inputs[1]], name=f"{name}.{what}")
-        for part, what in ((codes, "codes"), (scales, "scales"))
-    ]
+def turned(editor: Editor, codes: ir.Value) -> ir.Value:
+    """Codes [rows, width] as [width, rows]: runtimes compute that once, when they load the model."""
+    return _first(editor, ir.node("Transpose", [codes], {"perm": [1, 0]}, name=f"{codes.name}.turned"))
+
+
+def scale_each_row(editor: Editor, scales: ir.Value) -> ir.Value:
+    """Scales [rows] as [rows, 1]."""
+    shape = editor.constant(f"{scales.name}.shape", np.array([-1, 1], np.int64))
+    return _first(editor, ir.node("Reshape", [scales, shape], name=f"{scales.name}.rows"))
+
+
+def _first(editor: Editor, node: ir.Node) -> ir.Value:
+    editor.insert_before(next(iter(editor.model.graph)), [node])
+    return node.outputs[0]
+
+
+def look_up(editor: Editor, node: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
+    """Let a Gather of whole rows pick them from codes [rows, width] and scales [rows, 1]."""
+    name, parts = node.name or "", {"codes": codes, "scales": scales}
+    picked = [ir.node("Gather", [part, node.inputs[1]], name=f"{name}.{what}") for what, part in parts.items()]
     cast = ir.node("Cast", [picked[0].outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")
-    return [*picked, cast, ir.node("Mul", [cast.outputs[0], picked[1].outputs[0]], name=name)]
+    scaled = ir.node("Mul", [cast.outputs[0], picked[1].outputs[0]], name=name)
+    editor.put(node, [*picked, cast, scaled])

@@ -123,7 +123,7 @@ def _form(node: ir.Node, options: QuantizeWeights) -> Literal["blocks", "stored"
 
 def _lookups(node: ir.Node) -> list[ir.Node]:
     """The Gathers that read the node's weight as it does: row by row."""
-    value, by_rows = _weight(node)
+    value, by_rows = held(node)
     readers = [user for user, _ in value.uses()] if value is not None and by_rows else []
     return [user for user in readers if user.op_type == "Gather" and not user.domain]
 
@@ -163,7 +163,7 @@ def block_size(node: ir.Node, options: QuantizeWeights) -> int:
 
     Rows that are looked up are whole blocks, since the operator for it knows no others.
     """
-    value, by_rows = _weight(node)
+    value, by_rows = held(node)
     assert value is not None
     assert value.const_value is not None
     inner = dims(value.const_value)[1 if by_rows else 0]
@@ -178,7 +178,7 @@ def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     """Why the node's weight cannot be stored by blocks, or `None`."""
     if node.op_type not in BLOCKS or node.domain:
         return "no operator for blocks"
-    value, by_rows = _weight(node)
+    value, by_rows = held(node)
     tensor = None if value is None else value.const_value
     if tensor is None:
         return "no constant weight" if not reads_quantized(node) else "its weight is quantized already"
@@ -211,7 +211,7 @@ def _bytes(outer: int, blocks: int, size: int, options: QuantizeWeights, itemsiz
     return outer * int(blocks * (size * options.bits // 8 + itemsize) + zeros)
 
 
-def _weight(node: ir.Node) -> tuple[ir.Value | None, bool]:
+def held(node: ir.Node) -> tuple[ir.Value | None, bool]:
     """The weight's value as it is stored, and whether its rows are what the node computes one result from each.
 
     So are the rows of a table, of a Gemm with transB, and of what a Transpose turns (last layers of language models).
@@ -299,7 +299,7 @@ def replace(
     stored once where they share `shared`.
     """
     gather, size = node.op_type == "Gather", block_size(node, options)
-    value, by_rows = _weight(node)
+    value, by_rows = held(node)
     assert value is not None
     assert value.const_value is not None
     tensor = value.const_value
@@ -315,8 +315,8 @@ def replace(
         ]
         if made.zero_points is not None:
             arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
-        held = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
-        shared[key] = held, made.signal, made.noise, tensor
+        values = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
+        shared[key] = values, made.signal, made.noise, tensor
     inputs, signal, noise, _ = shared[key]
     if (codes := inputs[0].const_value) is not None and len(codes.shape) == 3:  # as its first reader has it
         size = codes.shape.numpy()[2] * 8 // options.bits

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto
 
 from lepton_cli.data.memory import Arrays
+from lepton_cli.graph import fold
 from lepton_cli.model import io
-from lepton_cli.quantize import tables
+from lepton_cli.quantize import tables, weights
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context
@@ -155,6 +156,24 @@ def test_int8(step: str, kind: str, tmp_path: Path) -> None:
     looked_up.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     session = onnxruntime.InferenceSession(io.to_bytes(model), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, IDS.feeds)[0], coarse[IDS.feeds["ids"]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "folded"), [*((kind, True) for kind in KINDS), ("Transpose", False)])
+def test_int8_tensor_by_tensor(kind: str, folded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are too large for onnxruntime's writer, or for turning their table ahead, get what it would make."""
+    whole = apply("quantize.dynamic", tied(kind), tmp_path, target="x86-vnni")
+    if not folded:
+        monkeypatch.setattr(fold, "LARGEST", 4 * WIDTH * WIDTH)
+    monkeypatch.setattr(weights, "SPILL_ABOVE", 0)
+    outcome = apply("quantize.dynamic", tied(kind), tmp_path, target="x86-vnni")
+    assert outcome.summary.endswith("tensor by tensor")
+    assert large(outcome.model) == [WORDS * WIDTH]
+    np.testing.assert_allclose(run(outcome.model), run(whole.model), atol=1e-3)
+    assert {one.node for one in outcome.decisions} == {one.node for one in whole.decisions}
+    assert {one.action for one in outcome.decisions} == {"quantized"}
+    assert large(apply("quantize.dynamic", tied(kind), tmp_path, dry=True).model) == [WORDS * WIDTH]
+    alone = apply("quantize.dynamic", tied(kind), tmp_path, op_types=["MatMul", "Gemm"])
+    assert sorted(large(alone.model)) == [WORDS * WIDTH, 4 * WORDS * WIDTH], "the lookup is left out"
 
 
 @pytest.mark.parametrize("step", ["quantize.dynamic", "quantize.static"])
