@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lepton_cli.graph.edit import array_of, bypass, is_constant
+from lepton_cli.graph.edit import Editor, array_of, bypass, is_constant
+from lepton_cli.graph.held import FLOATS, LEAST_VALUES
 from lepton_cli.model.external import blocks
 
 
@@ -81,6 +82,66 @@ def share_initializers(model: ir.Model) -> list[str]:
                 del graph.initializers[value.name or ""]
                 removed.append(value.name or "")
     return removed
+
+
+def table_turns(model: ir.Model) -> set[str]:
+    """Names of the Transposes of tables that a Gather reads too: computed ahead, they would be a second table."""
+    tables = _tables(model)
+    return {node.name or "" for node in model.graph if node.op_type == "Transpose" and node.inputs[0] in tables}
+
+
+def tie_tables(model: ir.Model) -> list[str]:
+    """Let matrices that are a looked-up table turned be a Transpose of it; returns the names of those removed.
+
+    Language models read one table for the words that go in and those that come out. Exporters and constant folding
+    make two of it; runtimes compute the Transpose of a constant once, when they load the model.
+    """
+    removed: list[str] = []
+    editor = Editor(model)
+    for value, table in turned_tables(model).items():
+        turn = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{table.name}.turned")
+        turn.outputs[0].type, turn.outputs[0].shape = value.type, value.shape
+        editor.insert_before(next(iter(model.graph)), [turn])
+        value.replace_all_uses_with(turn.outputs[0])
+        del model.graph.initializers[value.name or ""]
+        removed.append(value.name or "")
+    return removed
+
+
+def turned_tables(model: ir.Model) -> dict[ir.Value, ir.Value]:
+    """Constant matrices that are a looked-up table turned, with that table."""
+    tables = _tables(model)
+    return {
+        value: table
+        for table in tables
+        for value in model.graph.initializers.values()
+        if value not in tables and table.const_value is not None and _is_turned(value, table.const_value)
+    }
+
+
+def _tables(model: ir.Model) -> dict[ir.Value, None]:
+    """Constant matrices of the main graph that a Gather looks rows up in."""
+    reads = [node.inputs[0] for node in model.graph.all_nodes() if node.op_type == "Gather" and not node.domain]
+    return {
+        value: None
+        for value in reads
+        if value is not None and is_constant(value) and value.graph is model.graph and _is_matrix(value)
+    }
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.size >= LEAST_VALUES
+
+
+def _is_turned(value: ir.Value, table: ir.TensorProtocol) -> bool:
+    if not is_constant(value) or value.is_graph_output() or not _is_matrix(value) or value.const_value is None:
+        return False
+    tensor = value.const_value
+    if tensor is table or tensor.dtype != table.dtype or tuple(tensor.shape)[::-1] != tuple(table.shape):
+        return False
+    mine, other = tensor.numpy(), table.numpy()
+    return np.array_equal(mine[0], other[:, 0]) and np.array_equal(mine, other.T)
 
 
 def fix_default_inputs(model: ir.Model) -> list[str]:

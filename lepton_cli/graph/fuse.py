@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError
-from lepton_cli.graph import fusion
+from lepton_cli.graph import clean, fusion
 from lepton_cli.graph.details import FuseDetails
 from lepton_cli.graph.spec import Fuse
 from lepton_cli.step import Context, Decision, Outcome
@@ -38,6 +38,7 @@ def fuse(model: ir.Model, options: Fuse, context: Context) -> Outcome:
         return Outcome(model, 0, _kept(model, reason), "no attention to fuse", told)
     if not fused.gained:  # what the optimizer rewrites besides is not wanted
         return Outcome(model, 0, _kept(model, "no attention was recognised"), summary)
+    clean.tie_tables(fused.model)
     before = {node.name for node in model.graph}
     decisions = [
         Decision(node=node.name or "", op=node.op_type, action="fused", reason="replaces a pattern of plain operators")

@@ -37,7 +37,7 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
         for _ in range(ROUNDS):
             count = record(clean.remove_unused(copy), "removed")
             count += record(clean.remove_no_ops(copy, allowed), "removed")
-            count += record(fold.fold_constants(copy, allowed), "folded")
+            count += record(fold.fold_constants(copy, allowed - clean.table_turns(copy)), "folded")
             count += record(clean.merge_equal(copy, allowed), "merged")
             if options.fold_batch_norm:
                 norms = batch_norm.fold_batch_norm(copy, allowed)
@@ -45,7 +45,7 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
                 count += record([(node, "folded into the layer before it") for node in norms.nodes], "folded")
             if not count:
                 break
-        shared = clean.share_initializers(copy)
+        shared = clean.share_initializers(copy) + clean.tie_tables(copy)
         clean.remove_unused(copy)
         stage.note(f"{sum(1 for _ in model.graph)} -> {sum(1 for _ in copy.graph)} nodes")
     decisions.extend(Decision(node=name, op="", action="merged", reason="equal to another tensor") for name in shared)

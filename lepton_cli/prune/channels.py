@@ -15,8 +15,8 @@ from lepton_cli.coupling.branches import Branch
 from lepton_cli.coupling.cut import cut
 from lepton_cli.coupling.links import Group
 from lepton_cli.errors import DataError, StepError
+from lepton_cli.graph import clean, fold, shapes
 from lepton_cli.graph import cost as node_cost
-from lepton_cli.graph import fold, shapes
 from lepton_cli.machine import machine
 from lepton_cli.model import external, io
 from lepton_cli.probe import linear
@@ -123,6 +123,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     proof.same(proof.zeroed(plan.model, leaving), thinner, "removing channels", context)
     thinner, stand_ins = branches.drop(thinner, dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
+    clean.tie_tables(result)
     reached += [
         ReachedTarget(
             metric=goal.metric, target=goal.share, reached=_spent(goal.metric, result, plan) / (goal.whole or 1)

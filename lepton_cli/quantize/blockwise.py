@@ -1,4 +1,4 @@
-"""Values of a weight block in 4 or 8 bits: round-to-nearest, half-quadratic (HQQ) and k-quant; packing for MatMulNBits.
+"""Values of a weight block in 4 or 8 bits: round-to-nearest and k-quant; packing for MatMulNBits.
 
 A block holds `block_size` weights of one output column that share a scale and (unless symmetric) a zero point:
 `w ~ (q - zero_point) * scale`, with q in [0, 2^bits). Symmetric blocks have the zero point 2^(bits-1).
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-RoundingMethod = Literal["rtn", "hqq", "k_quant"]
+RoundingMethod = Literal["rtn", "k_quant"]
 Float32Array = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
@@ -37,7 +37,7 @@ def quantize(blocks: Float32Array, bits: int, method: RoundingMethod, symmetric:
     """Quantize float blocks [..., block]."""
     if symmetric:
         return _symmetric(blocks, bits, search=method != "rtn")
-    return {"rtn": _affine, "hqq": _half_quadratic, "k_quant": _k_quant}[method](blocks, bits)
+    return _affine(blocks, bits) if method == "rtn" else _k_quant(blocks, bits)
 
 
 def _symmetric(blocks: Float32Array, bits: int, search: bool) -> Blocks:
@@ -110,28 +110,6 @@ def _k_quant(blocks: Float32Array, bits: int) -> Blocks:
         fitted = np.where((spread == 0) | (slope <= 0), scales, slope).astype(np.float32)
         offset = fitted * mean_code[..., 0] - mean[..., 0]
         trial = _encode(blocks, fitted, _rounded(offset, fitted, top), bits)
-        best, least = _better(blocks, best, least, trial, bits)
-    return best
-
-
-def _half_quadratic(blocks: Float32Array, bits: int) -> Blocks:
-    """HQQ (Badri and Shaji, 2023): fit the zero point to a sparse (p = 0.7) error, alternating two closed forms."""
-    best = _affine(blocks, bits)
-    least = _error(blocks, best, bits)
-    top = (1 << bits) - 1
-    scales = best.scales
-    assert best.zero_points is not None
-    zero = best.zero_points[..., None].astype(np.float32)
-    safe = np.where(scales == 0, 1, scales)[..., None]
-    beta = 10.0
-    for _ in range(20):
-        codes = np.clip(np.rint(blocks / safe + zero), 0, top)
-        residual = blocks - (codes - zero) * safe
-        magnitude = np.abs(residual)
-        sparse = np.sign(residual) * np.maximum(magnitude - np.power(magnitude + 1e-8, -0.3) / beta, 0)
-        zero = (codes - (blocks - sparse) / safe).mean(axis=-1, keepdims=True)
-        beta *= 1.01
-        trial = _encode(blocks, scales, np.clip(np.rint(zero[..., 0]), 0, top).astype(np.uint8), bits)
         best, least = _better(blocks, best, least, trial, bits)
     return best
 

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli.errors import RecipeError, StepError
-from lepton_cli.graph.edit import array_of, weight_of
+from lepton_cli.graph import clean
+from lepton_cli.graph.edit import is_constant, weight_of
 from lepton_cli.graph.facts import why_computed
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
@@ -49,12 +50,15 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     sums = [Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums)] if cpu.suits(target) else []
     prepared = prepare(model, context, *sums)
     allowed = select(prepared.names, options.include, options.exclude)
+    large = io.weight_bytes(model) > weights.SPILL_ABOVE
+    if large:  # tables are not turned ahead, nor held twice
+        clean.tie_tables(prepared.model)
     chosen: list[ir.Node] = []
     decisions: list[Decision] = []
     for node in prepared.model.graph:
         if node.op_type not in SUPPORTED or node.op_type == "Gather":
             continue
-        reason = _refused(node, options.op_types) if node.name in allowed else "left out by include/exclude"
+        reason = _refused(node, options.op_types, large) if node.name in allowed else "left out by include/exclude"
         if reason is None:
             chosen.append(node)
         action, why = ("kept", reason) if reason else ("quantized", "int8 weights, activations measured while running")
@@ -63,9 +67,14 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     details = QuantizeDynamicDetails(target=target.name, why=target.why)
     summary = f"{len(chosen)} operators quantized, {len(decisions) - len(chosen)} kept in float"
     names = {node.name or "" for node in chosen}
-    if io.weight_bytes(model) > weights.SPILL_ABOVE and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
+    if large and any(node.op_type in ("MatMul", "Gemm") for node in chosen):
+        lookups = allowed if "Gather" in options.op_types else set()
+        matrices = [node for node in chosen if node.op_type in ("MatMul", "Gemm")]
+        for reader in dict.fromkeys(reader for node in matrices for reader in streamed.tied(node, lookups)):
+            reason = "table in 8 bits, one scale per row, stored once with the product by it"
+            decisions.append(Decision(node=reader.name or "", op="Gather", action="quantized", reason=reason))
         decisions += _left_alone(prepared.model, decisions, options)
-        return _streamed(prepared.model, chosen, tuple(decisions), target, details, context)
+        return _streamed(prepared.model, matrices, lookups, tuple(decisions), target, details, context)
     ready = prepared.model
     if names and cpu.suits(target) and not context.dry:
         ready, softened = cpu.soften_masks(ready, context)
@@ -138,16 +147,17 @@ def _smoothed(
 
 def _streamed(
     model: ir.Model,
-    chosen: list[ir.Node],
+    products: list[ir.Node],
+    lookups: set[str],
     decisions: tuple[Decision, ...],
     target: targets.Target,
     details: QuantizeDynamicDetails,
     context: Context,
 ) -> Outcome:
     """Large models: matrix weights only, tensor by tensor, and no trial run, which would need all of the memory."""
-    names = {node.name or "" for node in chosen if node.op_type in ("MatMul", "Gemm")}
+    names = {node.name or "" for node in products}
     limit = 63 if target.reduce_range else 127
-    made = streamed.dynamic(model, names, limit, WeightStore(context.workdir, empty=context.dry))
+    made = streamed.dynamic(model, names, limit, WeightStore(context.workdir, empty=context.dry), lookups)
     return Outcome(made, len(names), decisions, f"{len(names)} operators quantized, tensor by tensor", details)
 
 
@@ -162,7 +172,8 @@ def _warnings(chosen: list[ir.Node], target: targets.Target, before: tuple[str, 
     return tuple(found)
 
 
-def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
+def _refused(node: ir.Node, op_types: tuple[str, ...], large: bool) -> str | None:
+    """Why the node stays float. `large`: its weight may stand behind a Transpose."""
     if node.op_type not in op_types:
         return f"{node.op_type} is not among op_types" + (
             ": dynamic Conv is slower than float" if node.op_type == "Conv" else ""
@@ -171,7 +182,8 @@ def _refused(node: ir.Node, op_types: tuple[str, ...]) -> str | None:
         return why_computed(node)
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
-    weight = array_of(node)
+    source = node.inputs[1] if not large or node.op_type == "Attention" else weights.held(node)[0]
+    weight = source.const_value.numpy() if is_constant(source) else None  # type: ignore[union-attr]
     if weight is None:
         return why_computed(node)
     if weight.dtype != np.float32 or weight.ndim != 2:

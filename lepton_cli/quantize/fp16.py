@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.errors import ModelError
-from lepton_cli.graph import fold, held
+from lepton_cli.graph import clean, fold, held
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.held import scales_stored, stored_in_8_bits
 from lepton_cli.graph.select import select
@@ -41,6 +41,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     chosen = select(names, options.include, options.exclude)
     work = io.clone(model)
     fold.expose_weights(work, growth=STORED_SMALL)
+    clean.tie_tables(work)
     holders = [n for n in work.graph.all_nodes() if any(map(_is_weight, n.inputs)) and not scales_stored(n)]
     if not holders:
         return Outcome(model, 0, summary="nothing in float32 to convert")

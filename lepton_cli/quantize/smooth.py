@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.graph import clean
 from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
 from lepton_cli.probe.channels import Channels
@@ -28,10 +29,15 @@ LEAST_SPREAD = 3.0
 
 
 def readers(model: ir.Model, choice: Choice) -> dict[str, list[ir.Node]]:
-    """Chosen MatMuls by the name of the float tensor they read."""
+    """Chosen MatMuls by the name of the float tensor they read.
+
+    Not those by a table that is looked up too: its rows would have to be stored a second time, as they were.
+    """
     found: dict[str, list[ir.Node]] = defaultdict(list)
+    tables = clean.turned_tables(model)
     for node in model.graph:
-        source = node.inputs[0] if node.name in choice.anchors and node.op_type == "MatMul" else None
+        chosen = node.name in choice.anchors and node.op_type == "MatMul" and node.inputs[1] not in tables
+        source = node.inputs[0] if chosen else None
         producer = source.producer() if source is not None else None
         if source is not None and producer is not None and producer.name not in choice.nodes:
             found[source.name or ""].append(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lepton_cli.step import Options
 from lepton_cli.values import Points, Strict
@@ -76,8 +76,21 @@ class QuantizeWeights(Options):
         default=4, description="8: weights of other operators (Conv, LSTM) too, stored so and computed in float"
     )
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
+    method: Literal["rtn", "k_quant"] = Field(
+        default="rtn",
+        description="How scales and zero points are chosen: from the ends of a block, or searched for the least error",
+    )
     symmetric: bool = Field(default=True, description="Blocks without zero points")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _without_hqq(cls, method: object) -> object:
+        if method == "hqq":
+            raise ValueError(
+                "hqq needs zero points that are no whole numbers, with which onnxruntime multiplies 26 times slower "
+                "(rounded, they are those of rtn): use k_quant"
+            )
+        return method
 
 
 class ConvertFp16(Options):

@@ -19,8 +19,8 @@ from lepton_cli.graph.held import FLOATS
 from lepton_cli.model.external import blocks, pieces
 from lepton_cli.quantize.store import Shared, WeightStore
 
-#: Weights with fewer values are hardly larger than what is put in their place.
-LEAST_SIZE = 512
+#: Smaller weights are hardly larger than what is put in their place.
+LEAST_BYTES = 2048
 #: Values that share a scale: with fewer, the scales are half of the result.
 LEAST_SHARED = 8
 #: Greatest code; the range is symmetric.
@@ -29,22 +29,36 @@ _MICROSOFT = "com.microsoft"
 
 
 def places(node: ir.Node) -> dict[int, tuple[int, ...]]:
-    """Inputs of the node that can be stored in 8 bits: by index the axes that share a scale.
+    """Inputs of the node that can be stored in 8 bits: by index the axes of the stored tensor that share a scale.
 
     Weights that the node sums products with: there the errors of single values cancel. What is added or compared shows
     them as they are.
     """
     found = {}
     for index, value in enumerate(node.inputs):
-        tensor = None if value is None else value.const_value
-        if tensor is None or tensor.dtype not in FLOATS or tensor.size < LEAST_SIZE:
+        source, turned = behind(value)
+        tensor = None if source is None else source.const_value
+        if tensor is None or tensor.dtype not in FLOATS or tensor.nbytes < LEAST_BYTES:
             continue
         shape = tensor.shape.numpy()
         axes = _summed(node, index, len(shape))
+        if turned:
+            axes = tuple(1 - axis for axis in axes)
         if prod(shape[axis] for axis in axes) < LEAST_SHARED or not _finite(tensor):
             continue
         found[index] = axes
     return found
+
+
+def behind(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The value whose tensor a node reads here, and whether a Transpose of a matrix stands between."""
+    turn = value.producer() if value is not None else None
+    if turn is None or turn.op_type != "Transpose" or turn.domain or turn.inputs[0] is None:
+        return value, False
+    source = turn.inputs[0]
+    matrix = source.const_value is not None and len(source.const_value.shape) == 2
+    turns = matrix and list(turn.attributes.get_ints("perm", (1, 0))) == [1, 0]
+    return (source, True) if turns else (value, False)
 
 
 def refused(node: ir.Node) -> str | None:
@@ -57,9 +71,8 @@ def refused(node: ir.Node) -> str | None:
     }
     if not any(_summed(node, index, rank) for index, rank in ranks.items()):
         return None
-    largest = max(tensor.size for tensor in tensors)
-    if largest < LEAST_SIZE:
-        return f"only {largest} values"
+    if max(tensor.nbytes for tensor in tensors) < LEAST_BYTES:
+        return f"only {max(tensor.size for tensor in tensors)} values"
     return "its weight holds infinities or NaN, or too few values for each scale"
 
 
@@ -109,14 +122,18 @@ def replace(editor: Editor, node: ir.Node, store: WeightStore, shared: Shared) -
     """
     signal = noise = 0.0
     for index, axes in places(node).items():
-        value = node.inputs[index]
+        value, turned = behind(node.inputs[index])
         assert value is not None
         assert value.const_value is not None
         key = (*_content(value.const_value), axes)
         if key not in shared:
             shared[key] = _put(editor, value, axes, store)
         made, own_signal, own_noise, _ = shared[key]
-        node.replace_input_with(index, made[0])
+        turn = node.inputs[index].producer() if turned else None  # type: ignore[union-attr]
+        if turn is not None:
+            turn.replace_input_with(0, made[0])
+        else:
+            node.replace_input_with(index, made[0])
         signal, noise = signal + own_signal, noise + own_noise
     return store.ratio(signal, noise)
 

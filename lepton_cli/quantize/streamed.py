@@ -14,12 +14,17 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
-from lepton_cli.quantize import weights
+from lepton_cli.quantize import tables, weights
 from lepton_cli.quantize.store import WeightStore
 
 
-def dynamic(model: ir.Model, names: Collection[str], limit: int, store: WeightStore) -> ir.Model:
-    """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit]."""
+def dynamic(
+    model: ir.Model, names: Collection[str], limit: int, store: WeightStore, lookups: Collection[str] = ()
+) -> ir.Model:
+    """A copy whose MatMuls and Gemms `names` multiply in int8, one scale per output column within [-limit, limit].
+
+    `lookups`: Gathers that may read the codes of such a product, where they look rows up in its weight.
+    """
     copy = io.clone(model)
     editor = Editor(copy)
     shared: dict[str, list[ir.Value]] = {}
@@ -28,7 +33,7 @@ def dynamic(model: ir.Model, names: Collection[str], limit: int, store: WeightSt
             source = node.inputs[0]
             if source.name not in shared:
                 shared[source.name or ""] = _measured(editor, node, source)
-            _replace(editor, node, shared[source.name or ""], limit, store)
+            _replace(editor, node, shared[source.name or ""], limit, store, lookups)
     RemoveUnusedNodesPass()(copy)
     return copy
 
@@ -42,16 +47,39 @@ def _measured(editor: Editor, before: ir.Node, source: ir.Value) -> list[ir.Valu
     return list(node.outputs)
 
 
-def _replace(editor: Editor, node: ir.Node, measured: list[ir.Value], limit: int, store: WeightStore) -> None:
-    weight = node.inputs[1]
+def tied(node: ir.Node, lookups: Collection[str]) -> list[ir.Node]:
+    """Those Gathers in the weight of a product, where nothing besides them and the product reads it."""
+    weight, by_rows = weights.held(node)
+    readers = [user for user, _ in weight.uses()] if weight is not None and by_rows else []
+    others = [reader for reader in readers if reader is not node and reader is not node.inputs[1].producer()]  # type: ignore[union-attr]
+    return others if all(tables.is_lookup(reader, lookups) for reader in others) else []
+
+
+def _replace(
+    editor: Editor,
+    node: ir.Node,
+    measured: list[ir.Value],
+    limit: int,
+    store: WeightStore,
+    lookups: Collection[str],
+) -> None:
+    weight, by_rows = weights.held(node)
     assert weight is not None
     assert weight.const_value is not None
-    codes, scales = _codes(weight.const_value, node.attributes.get_int("transB", 0) == 1, limit, store.empty)
+    codes, scales = _codes(weight.const_value, by_rows, limit, store.empty)
+    rows_of = tied(node, lookups)
+    if rows_of:
+        codes = np.ascontiguousarray(codes.T)
     name = node.name or ""
     inputs = [
         editor.constant(f"{name}.{suffix}", store.keep(array))
         for suffix, array in (("codes", codes), ("scales", scales), ("zero_point", np.zeros((), np.int8)))
     ]
+    if rows_of:
+        each = tables.scale_each_row(editor, inputs[1])
+        for reader in rows_of:
+            tables.look_up(editor, reader, inputs[0], each)
+        inputs[0] = tables.turned(editor, inputs[0])
     x, x_scale, x_zero = measured
     product = ir.node("MatMulInteger", [x, inputs[0], x_zero, inputs[2]], name=name)
     cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")

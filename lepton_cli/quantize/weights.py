@@ -8,6 +8,7 @@ onnxruntime's own MatMulNBitsQuantizer holds the whole model; the format here is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from lepton_cli.graph import clean, fold
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.facts import reads_quantized
+from lepton_cli.graph.held import LEAST_VALUES
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe.rewrites import kept, strayed
@@ -31,6 +33,8 @@ MICROSOFT = "com.microsoft"
 BLOCKS = ("MatMul", "Gemm", "Gather")
 #: Weights with fewer elements stay as they are: nothing to win.
 LEAST_SIZE = 4096
+#: Least block that the operators take.
+LEAST_BLOCK = 16
 #: Float elements worked on at once.
 CHUNK = 2_000_000
 #: Above this many bytes of weights, results go to a file in the work folder instead of memory.
@@ -42,6 +46,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     copy = io.clone(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
+    clean.tie_tables(copy)
     decisions = _decided(copy, allowed, options)
     names = {decision.node for decision in decisions if decision.action == "quantized"}
     details = QuantizeWeightsDetails(
@@ -55,8 +60,8 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     if context.dry:
         return Outcome(made, len(names), tuple(decisions), f"{len(names)} weights to {options.bits} bits", details)
     if store.path is None and (wrong := strayed(copy, made, names, context)):  # no second run of what fills the memory
-        names -= wrong.keys()
-        decisions = kept(decisions, wrong)
+        decisions = _spared(copy, kept(decisions, wrong))
+        names = {decision.node for decision in decisions if decision.action == "quantized"}
         made, errors = _written(copy, names, options, store, context)
     details = details.model_copy(update={"sensitivity": tuple(errors)})
     summary = f"{len(names)} weights to {options.bits} bits in blocks of {options.block_size}"
@@ -71,8 +76,9 @@ def _written(
     editor, errors = Editor(copy), []
     shared: Shared = {}
     with context.progress.stage("quantize.weights", len(names)) as stage:
-        for node in [node for node in copy.graph.all_nodes() if node.name in names]:
-            if refused(node, options) is None:
+        chosen = [(node, _form(node, options)) for node in copy.graph.all_nodes() if node.name in names]
+        for node, form in chosen:
+            if form == "blocks":
                 ratio = replace(editor, node, options, store, shared)
                 copy.graph.opset_imports[MICROSOFT] = 1
             else:
@@ -91,24 +97,89 @@ def _decided(model: ir.Model, allowed: set[str], options: QuantizeWeights) -> li
         reason = refused(node, options) if blocks else stored.refused(node)
         if not (blocks or places or reason):
             continue
-        text = f"{options.bits} bits, blocks of {options.block_size}"
-        if places and options.bits == 8 and (reason or not blocks):
-            reason, text = None, "stored in 8 bits, one scale per channel, computed in float"
-        elif places and not blocks:
+        form = _form(node, options)
+        if places and not blocks:
             reason = f"4 bits are for {', '.join(BLOCKS)}; `bits: 8` takes it"
         if node.name not in allowed:
-            reason = "left out by include/exclude"
-        action = "kept" if reason else "quantized"
-        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=reason or text))
+            form, reason = None, "left out by include/exclude"
+        if form is not None:
+            reason = "stored in 8 bits, one scale per channel, computed in float"
+            if form == "blocks":
+                reason = f"{options.bits} bits, blocks of {block_size(node, options)}"
+        action = "kept" if form is None else "quantized"
+        decisions.append(Decision(node=node.name or "", op=node.op_type, action=action, reason=reason or ""))
+    decisions = _spared(model, decisions)
     takes = "4 bits are for MatMul, Gemm and Gather" if options.bits == 4 else "8 bits are for weights that are summed"
     return [*decisions, *fates.left_alone(model, decisions, takes, {})]
+
+
+def _form(node: ir.Node, options: QuantizeWeights) -> Literal["blocks", "stored"] | None:
+    """How the node's weights are stored. All who look up and multiply by one table do it in the same way."""
+    in_blocks = refused(node, options) is None
+    if options.bits == 4 or not stored.places(node):
+        return "blocks" if in_blocks else None
+    return "blocks" if in_blocks and all(refused(user, options) is None for user in _lookups(node)) else "stored"
+
+
+def _lookups(node: ir.Node) -> list[ir.Node]:
+    """The Gathers that read the node's weight as it does: row by row."""
+    value, by_rows = held(node)
+    readers = [user for user, _ in value.uses()] if value is not None and by_rows else []
+    return [user for user in readers if user.op_type == "Gather" and not user.domain]
+
+
+def _spared(model: ir.Model, decisions: list[Decision]) -> list[Decision]:
+    """The decisions where a weight that stays float for one of its readers stays so for all: it would be held twice."""
+    while True:
+        names = {decision.node for decision in decisions if decision.action == "quantized"}
+        wrong: dict[str, str] = {}
+        for node in [node for node in model.graph.all_nodes() if node.name in names]:
+            for value in {stored.behind(value)[0] for value in node.inputs}:
+                tensor = None if value is None else value.const_value
+                if value is None or tensor is None or tensor.size < LEAST_VALUES:
+                    continue
+                other = _float_reader(value, names)
+                if other is not None:
+                    wrong[node.name or ""] = f"{other} reads its weight in float too: the file would grow"
+        if not wrong:
+            return decisions
+        decisions = kept(decisions, wrong)
+
+
+def _float_reader(value: ir.Value, names: Collection[str]) -> str | None:
+    """What reads a weight and is none of the nodes `names`, in words."""
+    if value.is_graph_output():
+        return f"the output `{value.name}`"
+    for user, _ in value.uses():
+        turned = [other for out in user.outputs for other, _ in out.uses() if stored.behind(out)[0] is value]
+        for reader in turned or [user]:
+            if reader.name not in names:
+                return f"`{reader.name}`"
+    return None
+
+
+def block_size(node: ir.Node, options: QuantizeWeights) -> int:
+    """The block size for a node: less than that asked for where the block would be half empty at least.
+
+    Rows that are looked up are whole blocks, since the operator for it knows no others.
+    """
+    value, by_rows = held(node)
+    assert value is not None
+    assert value.const_value is not None
+    inner = dims(value.const_value)[1 if by_rows else 0]
+    whole = node.op_type == "Gather" or bool(_lookups(node))
+    size = int(options.block_size)
+    while size > LEAST_BLOCK and (size >= 2 * inner or (whole and inner % size)):
+        size //= 2
+    return size
 
 
 def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     """Why the node's weight cannot be stored by blocks, or `None`."""
     if node.op_type not in BLOCKS or node.domain:
         return "no operator for blocks"
-    tensor = _weight(node)[0]
+    value, by_rows = held(node)
+    tensor = None if value is None else value.const_value
     if tensor is None:
         return "no constant weight" if not reads_quantized(node) else "its weight is quantized already"
     if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or len(tensor.shape) != 2:
@@ -118,33 +189,38 @@ def refused(node: ir.Node, options: QuantizeWeights) -> str | None:
     if node.op_type == "Gather":
         if node.attributes.get_int("axis", 0) != 0:
             return "does not gather whole rows"
-        if dims(tensor)[1] % options.block_size:
-            return f"its rows of {tensor.shape[1]} are no multiple of block_size {options.block_size}"
+        if dims(tensor)[1] % LEAST_BLOCK:
+            return f"its rows of {tensor.shape[1]} are no multiple of {LEAST_BLOCK}, the least block size"
     if node.op_type == "Gemm" and (
         node.attributes.get_int("transA", 0) == 1
         or node.attributes.get_float("alpha", 1.0) != 1.0
         or node.attributes.get_float("beta", 1.0) != 1.0
     ):
         return "it transposes or scales its operands"
-    return None
+    size = block_size(node, options)
+    outer, inner = dims(tensor) if by_rows else dims(tensor)[::-1]
+    if options.bits == 8 and inner < size and stored.places(node):
+        return f"its columns of {inner} do not fill a block of {size}"
+    needed = _bytes(outer, -(-inner // size), size, options, tensor.dtype.itemsize)
+    return None if needed < tensor.nbytes else f"{needed:,} bytes in blocks of {size}, {tensor.nbytes:,} as it is"
 
 
-def _weight(node: ir.Node) -> tuple[ir.TensorProtocol | None, bool]:
-    """The weight as it is stored, and whether its rows are what the node computes one result from each.
+def _bytes(outer: int, blocks: int, size: int, options: QuantizeWeights, itemsize: float) -> int:
+    """What codes, scales and zero points take."""
+    zeros = 0 if options.symmetric else -(-blocks * options.bits // 8)
+    return outer * int(blocks * (size * options.bits // 8 + itemsize) + zeros)
+
+
+def held(node: ir.Node) -> tuple[ir.Value | None, bool]:
+    """The weight's value as it is stored, and whether its rows are what the node computes one result from each.
 
     So are the rows of a table, of a Gemm with transB, and of what a Transpose turns (last layers of language models).
     """
-    value = node.inputs[0 if node.op_type == "Gather" else 1]
-    by_rows = node.op_type == "Gather" or node.attributes.get_int("transB", 0) == 1
-    turn = value.producer() if value is not None else None
-    if node.op_type != "Gather" and turn is not None and _turns(turn):
-        value, by_rows = turn.inputs[0], not by_rows
-    return None if value is None else value.const_value, by_rows
-
-
-def _turns(node: ir.Node) -> bool:
-    standard = node.op_type == "Transpose" and not node.domain
-    return standard and list(node.attributes.get_ints("perm", (1, 0))) == [1, 0]
+    if node.op_type == "Gather":
+        return node.inputs[0], True
+    by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    value, turned = stored.behind(node.inputs[1])
+    return value, by_rows != turned
 
 
 def dims(tensor: ir.TensorProtocol) -> tuple[int, int]:
@@ -172,9 +248,9 @@ def slabs(tensor: ir.TensorProtocol, multiple: int) -> Iterator[tuple[int, NDArr
 class _Quantized:
     """Collects the blocks of one weight: packed codes [rows, blocks, bytes], scales and zero points [rows, blocks]."""
 
-    def __init__(self, rows: int, blocks: int, options: QuantizeWeights) -> None:
+    def __init__(self, rows: int, blocks: int, size: int, options: QuantizeWeights) -> None:
         self.options = options
-        self.packed = np.zeros((rows, blocks, options.block_size * options.bits // 8), dtype=np.uint8)
+        self.packed = np.zeros((rows, blocks, size * options.bits // 8), dtype=np.uint8)
         self.scales = np.zeros((rows, blocks), dtype=np.float32)
         self.zero_points = None if options.symmetric else np.zeros((rows, blocks), dtype=np.uint8)
         self.signal = self.noise = 0.0
@@ -189,11 +265,10 @@ class _Quantized:
         self.noise += float(np.square(made.dequantized(self.options.bits) - values, dtype=np.float64).sum())
 
 
-def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> _Quantized:
+def _by_columns(tensor: ir.TensorProtocol, size: int, options: QuantizeWeights, empty: bool) -> _Quantized:
     """A MatMul's [K, N]: blocks run down each column."""
-    size = options.block_size
     inner, outer = dims(tensor)
-    made = _Quantized(outer, -(-inner // size), options)
+    made = _Quantized(outer, -(-inner // size), size, options)
     if empty:
         return made
     for start, slab in slabs(tensor, size):
@@ -203,11 +278,10 @@ def _by_columns(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool
     return made
 
 
-def _by_rows(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> _Quantized:
+def _by_rows(tensor: ir.TensorProtocol, size: int, options: QuantizeWeights, empty: bool) -> _Quantized:
     """A transposed Gemm's [N, K] or a table [rows, K]: blocks run along each row."""
-    size = options.block_size
     outer, inner = dims(tensor)
-    made = _Quantized(outer, -(-inner // size), options)
+    made = _Quantized(outer, -(-inner // size), size, options)
     if empty:
         return made
     for start, slab in slabs(tensor, 1):
@@ -221,37 +295,53 @@ def replace(
 ) -> float:
     """Put the quantized operator in the node's place; returns the weight's SQNR in dB.
 
-    A weight that several nodes read (both branches of a merged decoder) is stored once where they share `shared`.
+    A weight that several nodes read (both branches of a merged decoder, first and last layer of a language model) is
+    stored once where they share `shared`.
     """
-    gather = node.op_type == "Gather"
-    tensor, by_rows = _weight(node)
-    assert tensor is not None
+    gather, size = node.op_type == "Gather", block_size(node, options)
+    value, by_rows = held(node)
+    assert value is not None
+    assert value.const_value is not None
+    tensor = value.const_value
     outer, inner = dims(tensor) if by_rows else dims(tensor)[::-1]
     shared = {} if shared is None else shared
-    key = (id(tensor), by_rows, gather)
+    key = (id(tensor), by_rows)
     if key not in shared:
-        made = (_by_rows if by_rows else _by_columns)(tensor, options, store.empty)
+        made = (_by_rows if by_rows else _by_columns)(tensor, size, options, store.empty)
+        alone = gather and all(user.op_type == "Gather" for user, _ in value.uses())
         arrays = [
-            ("codes", made.packed.reshape(outer, -1) if gather else made.packed),
+            ("codes", made.packed.reshape(outer, -1) if alone else made.packed),
             ("scales", made.scales.astype(tensor.dtype.numpy())),
         ]
         if made.zero_points is not None:
             arrays.append(("zero_points", blockwise.pack(made.zero_points, options.bits)))
-        held = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
-        shared[key] = held, made.signal, made.noise, tensor
+        values = [editor.constant(f"{node.name}.{suffix}", store.keep(array)) for suffix, array in arrays]
+        shared[key] = values, made.signal, made.noise, tensor
     inputs, signal, noise, _ = shared[key]
-    editor.put(node, _gather(node, inputs, options) if gather else _matmul(node, inputs, options, inner, outer))
+    if (codes := inputs[0].const_value) is not None and len(codes.shape) == 3:  # as its first reader has it
+        size = codes.shape.numpy()[2] * 8 // options.bits
+    if gather:
+        editor.put(node, _gather(editor, node, inputs, size, options))
+    else:
+        editor.put(node, _matmul(node, inputs, {"K": inner, "N": outer, "bits": options.bits, "block_size": size}))
     return store.ratio(signal, noise)
 
 
-def _gather(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights) -> list[ir.Node]:
-    attributes = {"bits": options.bits, "block_size": options.block_size, "gather_axis": 0, "quantize_axis": 1}
-    operands = [inputs[0], node.inputs[1], *inputs[1:]]
+def _gather(
+    editor: Editor, node: ir.Node, inputs: list[ir.Value], size: int, options: QuantizeWeights
+) -> list[ir.Node]:
+    attributes = {"bits": options.bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    codes = inputs[0]
+    if codes.shape is not None and len(codes.shape) == 3:  # as MatMulNBits wants it; computed when the model is loaded
+        flat = editor.constant(f"{codes.name}.shape", np.array([codes.shape[0], -1], np.int64))
+        rows = ir.node("Reshape", [codes, flat], name=f"{codes.name}.rows")
+        editor.insert_before(next(iter(editor.model.graph)), [rows])
+        codes = rows.outputs[0]
+    operands = [codes, node.inputs[1], *inputs[1:]]
     return [ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT, name=node.name)]
 
 
-def _matmul(node: ir.Node, inputs: list[ir.Value], options: QuantizeWeights, inner: int, outer: int) -> list[ir.Node]:
-    attributes = {"K": inner, "N": outer, "bits": options.bits, "block_size": options.block_size}
+def _matmul(node: ir.Node, inputs: list[ir.Value], attributes: dict[str, int]) -> list[ir.Node]:
     made = [ir.node("MatMulNBits", [node.inputs[0], *inputs], attributes, domain=MICROSOFT, name=node.name)]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         made[0].outputs[0].name = f"{node.name}_product"

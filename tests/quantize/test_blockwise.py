@@ -69,7 +69,7 @@ def test_asymmetric_ends_include_zero(bits: int, block: list[float], scale: floa
     np.testing.assert_array_equal(made.dequantized(bits), (np.float32([codes]) - zero) * scale)
 
 
-@pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])
+@pytest.mark.parametrize("method", ["rtn", "k_quant"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_of_zeros_stay_zero(method: str, symmetric: bool, bits: int) -> None:
@@ -102,17 +102,15 @@ def test_every_value_is_within_half_a_step_but_for_the_cut_of_the_shorter_side(v
 def test_searching_never_loses(values: np.ndarray) -> None:
     for symmetric in (True, False):
         plain = error(blockwise.quantize(values, 4, "rtn", symmetric), values, 4)
-        for method in ("hqq", "k_quant"):
-            better = error(blockwise.quantize(values, 4, method, symmetric), values, 4)  # type: ignore[arg-type]
-            assert np.all(better <= plain * 1.0001 + 1e-6)
+        better = error(blockwise.quantize(values, 4, "k_quant", symmetric), values, 4)
+        assert np.all(better <= plain * 1.0001 + 1e-6)
 
 
-@pytest.mark.parametrize("method", ["hqq", "k_quant"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_symmetric_search_finds_the_best_of_its_cuts(method: str, bits: int) -> None:
+def test_the_symmetric_search_finds_the_best_of_its_cuts(bits: int) -> None:
     """The plain scale and 17 of 0.7 to 1.1 times it."""
     blocks = heavy(60, 1)
-    made = blockwise.quantize(blocks, bits, method, True)  # type: ignore[arg-type]
+    made = blockwise.quantize(blocks, bits, "k_quant", True)
     half = 2 ** (bits - 1)
     better = 0
     for i, block in enumerate(blocks):
@@ -178,38 +176,6 @@ def test_k_quant_of_a_constant_block_keeps_the_plain_ends(fill: float) -> None:
     np.testing.assert_allclose(made.dequantized(4), blocks, rtol=1e-6)
 
 
-def hqq(block: np.ndarray, bits: int) -> float:
-    """Least squared error over the zero points of Badri and Shaji's alternation (p = 0.7) for one block."""
-    top = 2**bits - 1
-    low, high = min(float(block.min()), 0.0), max(float(block.max()), 0.0)
-    scale = (high - low) / top
-
-    def loss(zero: float) -> float:
-        codes = np.clip(np.rint(block / scale + zero), 0, top)
-        return float(np.square((codes - zero) * scale - block).sum())
-
-    zero = float(min(max(round(-low / scale), 0), top))
-    found = [loss(zero)]
-    beta = 10.0
-    for _ in range(20):
-        codes = np.clip(np.rint(block / scale + zero), 0, top)
-        rest = block - (codes - zero) * scale
-        shrunk = np.sign(rest) * np.maximum(np.abs(rest) - (np.abs(rest) + 1e-8) ** (0.7 - 1) / beta, 0)
-        zero = float(np.mean(codes - (block - shrunk) / scale))
-        beta *= 1.01
-        found.append(loss(float(min(max(round(zero), 0), top))))
-    return min(found)
-
-
-@pytest.mark.parametrize(("bits", "scale"), [(4, 1.0), (4, 8.0), (8, 200.0)])
-def test_hqq_alternates_the_two_closed_forms(bits: int, scale: float) -> None:
-    blocks = heavy(120, 4, 16) * np.float32(scale)
-    made = error(blockwise.quantize(blocks, bits, "hqq", False), blocks, bits)
-    expected = np.array([hqq(block.astype(float), bits) for block in blocks])
-    close = np.isclose(made, expected, rtol=2e-3)
-    assert close.mean() > 0.97, "float32 may round one zero point the other way"
-
-
 def test_packing_puts_the_even_index_in_the_low_half() -> None:
     codes = np.array([[1, 2, 15, 0, 7], [0, 1, 2, 3, 4]], np.uint8)
     assert blockwise.pack(codes, 4).tolist() == [[0x21, 0x0F, 0x07], [0x10, 0x32, 0x04]]
@@ -218,7 +184,7 @@ def test_packing_puts_the_even_index_in_the_low_half() -> None:
     assert blockwise.pack(codes, 4).dtype == np.uint8
 
 
-@pytest.mark.parametrize("method", ["rtn", "hqq", "k_quant"])
+@pytest.mark.parametrize("method", ["rtn", "k_quant"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_blocks_do_not_know_of_one_another(method: str, symmetric: bool) -> None:
     """As many leading axes as there are: each block gets what it gets alone."""

@@ -90,6 +90,12 @@ def test_wrong_options_of_quantize_weights(wrong: dict[str, object]) -> None:
         QuantizeWeights.model_validate({"step": "quantize.weights", **wrong})
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_would_be_another_method_by_its_name_alone_is_refused(symmetric: bool) -> None:
+    with pytest.raises(ValidationError, match="use k_quant"):
+        QuantizeWeights.model_validate({"step": "quantize.weights", "method": "hqq", "symmetric": symmetric})
+
+
 def test_callers_need_not_change_by_default() -> None:
     assert ConvertFp16(step="convert.fp16").keep_io is True
     with pytest.raises(ValidationError):
