@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from lepton_cli.data.batching import Layout, layout
 from lepton_cli.data.synthetic import usual
-from lepton_cli.graph import shapes
+from lepton_cli.graph import demands, shapes
+from lepton_cli.graph.fitting import fitting
 from lepton_cli.graph.settle import settle
+from lepton_cli.graph.shapes import Shapes
 from lepton_cli.model import io, reads
 from lepton_cli.tensors import Dim, TensorInfo
 
@@ -24,10 +26,7 @@ MOST_BYTES = 1 << 26
 #: No size is halved below this.
 _SMALLEST = 16
 _ROUNDS = 8
-_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "PRelu", "Equal", "Greater", "Less"})
 _ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
-_BY_CHANNEL = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
-_BY_COLUMN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
 
 def sized(
@@ -42,12 +41,7 @@ def sized(
     sizes = _Sizes(model, found, how, given or {})
     sizes.solve()
     sizes.fill(other)
-    known = settle(model, sizes.shapes(1))[0] if sizes.longest() or _points(found) else {}
-    for _ in range(_ROUNDS):
-        if not sizes.longest() or not _starved(model, known):
-            break
-        sizes.double()
-        known = settle(model, sizes.shapes(1))[0]
+    known = sizes.fit() if sizes.longest() or _points(found) else {}
     while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(model, known) / MOST_BYTES) > 1:
         # A value grows with the fourth power at most: attention between all places of a picture.
         sizes.shorten(max(_SMALLEST, 1 << math.ceil(longest / excess**0.25).bit_length() - 1), below=longest)
@@ -65,7 +59,7 @@ def sized(
 
 def default_feeds(
     model: ir.Model, batch: int = 1, other: int | None = None, known: Mapping[str, Sequence[int]] | None = None
-) -> shapes.Shapes:
+) -> Shapes:
     """Input shapes to look at a model with: `known` ones (from data), else `batch` samples of the sizes of `sized`."""
     known = known or {}
     if all(info.name in known for info in io.inputs(model)):
@@ -82,25 +76,14 @@ def _points(inputs: Sequence[TensorInfo]) -> bool:
     return any("int" in info.dtype and info.rows is None for info in inputs)
 
 
-def _largest(model: ir.Model, known: shapes.Shapes) -> int:
+def _largest(model: ir.Model, known: Shapes) -> int:
     """Bytes of the largest value whose size is known, four a number; the scores inside attention are one."""
     values = max((math.prod(shape) for shape in known.values()), default=0)
     scores = max((_scores(node, known) for node in model.graph if node.op_type in _ATTENTION), default=0)
     return 4 * max(values, scores)
 
 
-def _starved(model: ir.Model, known: shapes.Shapes) -> bool:
-    """Does a window reach beyond what it slides over? Then inference tells no size of what is left, or none at all."""
-    for node in model.graph:
-        if node.op_type in shapes.WINDOWS and node.inputs[0] is not None:
-            over, *windows = [known.get(value.name or "", ()) if value else (1,) for value in node.inputs]
-            left = known.get(node.outputs[0].name or "", ())
-            if len(over) > 2 and 0 not in over and (0 in left or (not left and all(windows))):
-                return True
-    return False
-
-
-def _scores(node: ir.Node, known: shapes.Shapes) -> int:
+def _scores(node: ir.Node, known: Shapes) -> int:
     """Samples times heads times queries times keys."""
     shape = [known.get(value.name or "", ()) if value else () for value in node.inputs]
     query, key = shape[0], (*shape, ())[1]
@@ -164,7 +147,7 @@ class _Sizes:
 
         return {info.name: [size(dim) for dim in self._named[info.name]] for info in self._inputs}
 
-    def shapes(self, batch: int) -> shapes.Shapes:
+    def shapes(self, batch: int) -> Shapes:
         """The shapes when all are known."""
         return {name: tuple(dim for dim in dims if isinstance(dim, int)) for name, dims in self.dims(batch).items()}
 
@@ -173,7 +156,7 @@ class _Sizes:
         for _ in range(_ROUNDS if self._names else 0):
             known = shapes.symbolic(self._model, self.dims())
             self._free_counted(known)
-            told = [self._unite(one, two) for node in self._model.graph for one, two in _equal(node, known)]
+            told = [self._unite(one, two) for node in self._model.graph for one, two in demands.equal(node, known)]
             if not any(told):
                 break
 
@@ -210,6 +193,20 @@ class _Sizes:
                 extra = [int(term) if term.isdigit() else sizes.get(term, new) for term in terms]
                 self._taken[name] = sum(extra) if len(terms) > 1 else past + new
 
+    def fit(self) -> Shapes:
+        """Let layers far behind the inputs tell what nothing else told. Returns the shapes of all values."""
+        taken = dict(self._taken)
+        groups = [[dim for one in dims if (dim := self._is(one)) in taken] for dims in self._named.values()]
+
+        def shaped(sizes: Mapping[str, int]) -> Shapes:
+            self._taken = {**taken, **sizes}
+            return self.shapes(1)
+
+        found, known = fitting(self._model, taken, shaped, groups)
+        self._taken = {name: size for name, size in taken.items() if name not in found}
+        self._same |= found
+        return known
+
     def _called(self, name: str) -> list[str]:
         """What a size is called in the file: exporters give axes numbers for names, then the inputs' names tell."""
         own = self._is(name)
@@ -227,10 +224,6 @@ class _Sizes:
         """The largest size that nothing asked for."""
         return max(self._taken.values(), default=0)
 
-    def double(self) -> None:
-        """Every such size."""
-        self._taken = {name: 2 * size for name, size in self._taken.items()}
-
     def shorten(self, most: int, *, below: int) -> None:
         """Every such size down to `most`, or half of `below` where that is less."""
         self._taken = {name: min(size, most, max(below // 2, 1)) for name, size in self._taken.items()}
@@ -242,46 +235,3 @@ def _name(info: TensorInfo, axis: int, dim: Dim) -> Dim:
 
 def _is_sum(name: str) -> bool:
     return "+" in name or "total" in name.lower() or "mask" in name.lower()
-
-
-def _equal(node: ir.Node, known: Mapping[str, Sequence[Dim]]) -> Iterator[tuple[Dim, Dim]]:
-    """Sizes that a node needs to be equal."""
-    shape = [() if value is None else tuple(known.get(value.name or "", ())) for value in node.inputs]
-    shape += [()] * (2 - len(shape))
-    x, w = shape[:2]
-    kind = node.op_type
-    if kind in ("MatMul", "FusedMatMul", "MatMulInteger", "DynamicQuantizeMatMul") and x and w:
-        yield x[-1], w[-2] if len(w) > 1 else w[-1]
-    elif kind == "MatMulNBits" and x:
-        yield x[-1], node.attributes.get_int("K", 0) or None
-    elif kind in ("Gemm", "FusedGemm") and len(x) == len(w) == 2:
-        yield x[0 if node.attributes.get_int("transA", 0) else 1], w[1 if node.attributes.get_int("transB", 0) else 0]
-    elif kind in ("Conv", "FusedConv", "ConvInteger") and len(x) > 2 and len(w) > 2 and isinstance(w[1], int):
-        yield x[1], w[1] * node.attributes.get_int("group", 1)
-    elif kind == "ConvTranspose" and len(x) > 2 and w:
-        yield x[1], w[0]
-    elif kind in reads.RECURRENT and len(x) == len(w) == 3:
-        yield x[2], w[2]
-        first = node.attributes.get_int("layout", 0) == 1
-        for state in shape[5:7]:
-            if len(state) == 3:
-                directions, samples = (state[1], state[0]) if first else state[:2]
-                yield directions, w[0]
-                yield samples, x[0 if first else 1]
-                yield state[2], shape[2][2] if len(shape[2]) == 3 else None
-    elif kind in _BY_CHANNEL and len(x) > 1 and w:
-        yield x[1], w[0]
-    elif kind in _BY_COLUMN and x and w:
-        yield x[-1], w[-1]
-    elif kind in _ELEMENTWISE:
-        yield from ((one, two) for one, two in zip(x[::-1], w[::-1], strict=False) if 1 not in (one, two))
-    elif kind == "Concat" and all(len(part) == len(x) for part in shape):
-        axis = node.attributes.get_int("axis", 0) % max(len(x), 1)
-        yield from (
-            (one, two)
-            for part in shape[1:]
-            for place, (one, two) in enumerate(zip(x, part, strict=True))
-            if place != axis
-        )
-    elif kind == "Split" and x and len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value:
-        yield x[node.attributes.get_int("axis", 0)], int(node.inputs[1].const_value.numpy().sum())

@@ -26,10 +26,10 @@ _LARGE = 1024
 RUN_BELOW = 100_000_000
 #: Values of an input above which a model is not run just to look at it.
 MOST_VALUES = 100_000_000
-#: onnxruntime's own operators whose output is of the first input's shape.
+#: Operators whose output is of the first input's shape: onnxruntime's own, and those that onnx's inference leaves open.
 _SHAPE_KEEPING = frozenset(
     {"BiasGelu", "FastGelu", "QuickGelu", "SimplifiedLayerNormalization", "SkipLayerNormalization", "BiasAdd"}
-    | {"SkipSimplifiedLayerNormalization", "RotaryEmbedding"}
+    | {"SkipSimplifiedLayerNormalization", "RotaryEmbedding", "GroupNormalization"}
 )
 #: Operators that slide a window over their input.
 WINDOWS = frozenset({"AveragePool", "Conv", "ConvInteger", "LpPool", "MaxPool", "QLinearConv"})
