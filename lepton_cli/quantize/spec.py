@@ -78,6 +78,11 @@ class QuantizeWeights(Options):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     method: Literal["rtn", "hqq", "k_quant"] = Field(default="rtn", description="How the values of a block are chosen")
     symmetric: bool = Field(default=True, description="Blocks without zero points")
+    fidelity_guard: bool = Field(
+        default=True,
+        description="With 8 bits and calibration data: return the worst weights to float until all parts of the "
+        "outputs have 20 dB; false: insist",
+    )
 
 
 class ConvertFp16(Options):
