@@ -13,6 +13,7 @@ from lepton_cli.graph import fold, select
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe.factor import inverse_factor
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import recover
 from lepton_cli.prune.details import PrunedTensor, PruneWeightsDetails
@@ -229,7 +230,7 @@ def sparsify(matrix: Matrix, xx: Matrix, share: float | None, pattern: tuple[int
     """SparseGPT (Frantar & Alistarh 2023) on a matrix [inputs, outputs] with Gram matrix `xx` of its inputs."""
     size = len(matrix)
     damped = xx + (0.01 * max(float(np.diag(xx).mean()), 1e-12)) * np.eye(size)
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    upper = inverse_factor(damped)
     work = matrix.copy()
     block = BLOCK if not pattern[1] else max(pattern[1], BLOCK // pattern[1] * pattern[1])
     for start in range(0, size, block):

@@ -55,7 +55,7 @@ class Choice:
         anchors = self.anchors - dropped
         kept = tuple(
             Decision(node=node.name or "", op=node.op_type, action="kept", reason=reason)
-            for node in model.graph
+            for node in model.graph.all_nodes()
             if node.name in dropped & self.anchors
         )
         between = _between(model, anchors, self.between - dropped)

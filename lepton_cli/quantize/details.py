@@ -144,6 +144,8 @@ class QuantizeWeightsDetails(Details):
     method: str = ""
     symmetric: bool | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
+    fidelity_guard: Guard | None = None
+    sqnr_db: float | None = None
 
 
 class ConvertFp16Details(Details):

@@ -17,7 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
-from lepton_cli.quantize import aside, cpu, fates, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import aside, cpu, fates, guard, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare, refuse_quantized
@@ -106,7 +106,10 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         return Outcome(model, 0, tuple(decisions), summary, details)
     if context.dry:
         return Outcome(made, changed, tuple(decisions), summary, details)
-    details = details.model_copy(update={"sqnr_db": round(Reference(model, context).sqnr(made), 2)})
+    if context.check.count:
+        least = Reference(model, context).sqnr(made)
+        details = details.model_copy(update={"sqnr_db": round(least, 2)})
+        warnings += guard.far(least, context)
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, warnings))
 
 

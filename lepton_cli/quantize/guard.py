@@ -14,6 +14,8 @@ from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Guard, GuardTrial
 from lepton_cli.step import Context
 
+#: Outputs further from the float model's than this are repaired, or at least spoken of.
+FLOOR_DB = 20.0
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48
 
@@ -31,7 +33,7 @@ def sensitivity(
     model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
 ) -> list[GroupSensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
-    anchors = [node for node in model.graph if node.name in choice.anchors]
+    anchors = [node for node in model.graph.all_nodes() if node.name in choice.anchors]
     size = -(-len(anchors) // MOST_TRIALS)
     groups = [anchors[start : start + size] for start in range(0, len(anchors), size)]
     found = []
@@ -107,3 +109,44 @@ def hold(
         made,
         Guard(max_drop=float(max_drop), reference=round(reference, 5), holds=holds, trials=tuple(trials)),
     )
+
+
+def hold_fidelity(
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    ranking: list[GroupSensitivity],
+    fidelity: Reference,
+    least: float,
+    what: str,
+    form: str,
+) -> tuple[Choice, ir.Model, Guard, tuple[str, ...]]:
+    """`hold` until all parts of the outputs have `FLOOR_DB`, and a warning where that takes most of the `what`.
+
+    `least`: where the worst part came out, in dB, with all of them in `form`.
+    """
+    floor = f"{FLOOR_DB:.0f} dB"
+    smaller, made, told = hold(
+        model,
+        choice,
+        write,
+        ranking,
+        lambda candidate: min(fidelity.sqnr(candidate), FLOOR_DB),
+        max_drop=0.0,
+        reason=f"returned to float: with it in {form} a part of the outputs came out below {floor}",
+    )
+    before, returned = len(choice.anchors), len(choice.anchors) - len(smaller.anchors)
+    warning = (
+        f"all in {form}, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} {what} are "
+        f"float again, to hold {floor} (`fidelity_guard: false` keeps them in {form})"
+    )
+    return smaller, made, told, (warning,) if 2 * returned > before else ()
+
+
+def far(sqnr_db: float, context: Context) -> tuple[str, ...]:
+    """A warning where the outputs are further than `FLOOR_DB` from those of the model before the step."""
+    if sqnr_db >= FLOOR_DB:
+        return ()
+    where = "made-up inputs, which may say little: give calibration data" if context.calibration is None else "the data"
+    how = f"comes out at {sqnr_db:.1f} dB" if math.isfinite(sqnr_db) else "is not usable"
+    return (f"the worst part of the outputs {how} on {where}",)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph.edit import array_of, set_weight
 from lepton_cli.model import io
+from lepton_cli.probe.factor import inverse_factor
 from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice
 
@@ -126,7 +127,7 @@ def _gptq(rows: Float64Array, covariance: Float64Array, steps: Float64Array, lim
     undo = np.argsort(order, axis=-1, kind="stable")
     left = np.take_along_axis(rows, order[:, None, :], axis=2)
     sorted_ = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
-    factor = np.linalg.cholesky(np.linalg.inv(sorted_)).transpose(0, 2, 1)
+    factor = inverse_factor(sorted_)
     made = np.empty_like(left)
     for start in range(0, left.shape[-1], BLOCK):
         end = min(start + BLOCK, left.shape[-1])

@@ -81,6 +81,11 @@ class QuantizeWeights(Options):
         description="How scales and zero points are chosen: from the ends of a block, or searched for the least error",
     )
     symmetric: bool = Field(default=True, description="Blocks without zero points")
+    fidelity_guard: bool = Field(
+        default=True,
+        description="With 8 bits and calibration data: return the worst weights to float until all parts of the "
+        "outputs have 20 dB; false: insist",
+    )
 
     @field_validator("method", mode="before")
     @classmethod

@@ -40,8 +40,6 @@ from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
 POOR_DB = 30.0
-#: Outputs further from the float model's than this are repaired without being asked for.
-FLOOR_DB = 20.0
 
 
 def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outcome:
@@ -184,7 +182,7 @@ class _Quantization:
             self._rank(best)
         if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
-        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < FLOOR_DB:
+        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < guard.FLOOR_DB:
             made = self._hold_fidelity(best, least)
         if not self.choice.anchors:
             return self._as_it_was("int8 costs too much everywhere", warnings)
@@ -287,23 +285,17 @@ class _Quantization:
 
     def _hold_fidelity(self, best: refine.Best, least: float) -> ir.Model:
         """Outputs far from the float model's: as many layers go back as that takes, the worst first."""
-        floor = f"{FLOOR_DB:.0f} dB"
-        before = len(self.choice.anchors)
-        self.choice, made, self.fidelity_guard = guard.hold(
+        self.choice, made, self.fidelity_guard, warnings = guard.hold_fidelity(
             self.model,
             self.choice,
             best.write,
             self._rank(best),
-            lambda candidate: min(self.fidelity.sqnr(candidate), FLOOR_DB),
-            max_drop=0.0,
-            reason=f"returned to float: with it in int8 a part of the outputs came out below {floor}",
+            self.fidelity,
+            least,
+            "matrix operators",
+            "int8",
         )
-        returned = before - len(self.choice.anchors)
-        if 2 * returned > before:
-            self.warnings.append(
-                f"all in int8, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} matrix "
-                f"operators are float again, to hold {floor} (`fidelity_guard: false` keeps them in int8)"
-            )
+        self.warnings += warnings
         return made
 
     def _warn(self, placed: Placement) -> None:

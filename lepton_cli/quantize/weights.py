@@ -7,8 +7,8 @@ onnxruntime's own MatMulNBitsQuantizer holds the whole model; the format here is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +20,10 @@ from lepton_cli.graph.facts import reads_quantized
 from lepton_cli.graph.held import LEAST_VALUES
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
+from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.rewrites import kept, strayed
-from lepton_cli.quantize import blockwise, fates, stored
+from lepton_cli.quantize import blockwise, fates, guard, stored
+from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
@@ -48,7 +50,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     fold.expose_weights(copy, growth=STORED_SMALL)
     clean.tie_tables(copy)
     decisions = _decided(copy, allowed, options)
-    names = {decision.node for decision in decisions if decision.action == "quantized"}
+    names = _quantized(decisions)
     details = QuantizeWeightsDetails(
         bits=options.bits, block_size=options.block_size, method=options.method, symmetric=options.symmetric
     )
@@ -56,35 +58,91 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
         refuse_quantized(model)
         return Outcome(model, 0, tuple(decisions), f"0 weights to {options.bits} bits", details)
     store = WeightStore(context.workdir if io.weight_bytes(model) > SPILL_ABOVE else None, empty=context.dry)
-    made, errors = _written(copy, names, options, store, context)
+    with context.progress.stage("quantize.weights", len(names)) as stage:
+        made, errors = _written(copy, names, options, store, stage.advance)
     if context.dry:
         return Outcome(made, len(names), tuple(decisions), f"{len(names)} weights to {options.bits} bits", details)
-    if store.path is None and (wrong := strayed(copy, made, names, context)):  # no second run of what fills the memory
-        decisions = _spared(copy, kept(decisions, wrong))
-        names = {decision.node for decision in decisions if decision.action == "quantized"}
-        made, errors = _written(copy, names, options, store, context)
-    details = details.model_copy(update={"sensitivity": tuple(errors)})
+    warnings: tuple[str, ...] = ()
+    left_because = ""
+    if store.path is None:  # no second run of what fills the memory
+        if wrong := strayed(copy, made, names, context):
+            decisions = _spared(copy, kept(decisions, wrong))
+            names = _quantized(decisions)
+            made, errors = _written(copy, names, options, store)
+        if names and context.check.count:
+            made, returned, measured, warnings = _held(copy, made, names, options, store, context)
+            decisions, details = _spared(copy, kept(decisions, returned)), details.model_copy(update=measured)
+            if names - returned.keys() != (names := _quantized(decisions)):
+                made, errors = _written(copy, names, options, store)
+            left_because = "" if names else f"{options.bits} bits cost too much everywhere"
+    details = details.model_copy(update={"sensitivity": tuple(error for error in errors if error.node in names)})
     summary = f"{len(names)} weights to {options.bits} bits in blocks of {options.block_size}"
-    return Outcome(made if names else model, len(names), tuple(decisions), summary, details)
+    return Outcome(
+        made if names else model,
+        len(names),
+        tuple(decisions),
+        left_because or summary,
+        details,
+        warnings,
+        left_because=left_because,
+    )
+
+
+def _quantized(decisions: Sequence[Decision]) -> set[str]:
+    return {decision.node for decision in decisions if decision.action == "quantized"}
+
+
+def _held(
+    model: ir.Model,
+    made: ir.Model,
+    names: set[str],
+    options: QuantizeWeights,
+    store: WeightStore,
+    context: Context,
+) -> tuple[ir.Model, dict[str, str], dict[str, Any], tuple[str, ...]]:
+    """Where the outputs of `made` are too far off, what has fewer weights in 8 bits, and those returned, with a reason.
+
+    Also what was measured, and warnings. 4 bits are a choice for size: they stay where they are asked for.
+    """
+    fidelity = Reference(model, context)
+    least = fidelity.sqnr(made)
+    if options.bits != 8 or least >= guard.FLOOR_DB:
+        return made, {}, {"sqnr_db": round(least, 2)}, ()
+    if context.calibration is None or not options.fidelity_guard:
+        return made, {}, {"sqnr_db": round(least, 2)}, guard.far(least, context)
+
+    def write(choice: Choice) -> ir.Model:
+        return _written(model, choice.anchors, options, store)[0]
+
+    choice = Choice(frozenset(names), frozenset(), ())
+    ranking = guard.sensitivity(model, choice, write, fidelity, context)
+    choice, made, told, warnings = guard.hold_fidelity(
+        model, choice, write, ranking, fidelity, least, "weights", "8 bits"
+    )
+    measured = {"fidelity_guard": told, "sqnr_db": round(fidelity.sqnr(made), 2)}
+    return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
 
 
 def _written(
-    model: ir.Model, names: Collection[str], options: QuantizeWeights, store: WeightStore, context: Context
+    model: ir.Model,
+    names: Collection[str],
+    options: QuantizeWeights,
+    store: WeightStore,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[ir.Model, list[Sensitivity]]:
     """A copy in which the weights of the nodes `names` are stored in fewer bits, and the error of each."""
     copy = io.clone(model)
     editor, errors = Editor(copy), []
     shared: Shared = {}
-    with context.progress.stage("quantize.weights", len(names)) as stage:
-        chosen = [(node, _form(node, options)) for node in copy.graph.all_nodes() if node.name in names]
-        for node, form in chosen:
-            if form == "blocks":
-                ratio = replace(editor, node, options, store, shared)
-                copy.graph.opset_imports[MICROSOFT] = 1
-            else:
-                ratio = stored.replace(editor, node, store, shared)
-            errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
-            stage.advance()
+    chosen = [(node, _form(node, options)) for node in copy.graph.all_nodes() if node.name in names]
+    for node, form in chosen:
+        if form == "blocks":
+            ratio = replace(editor, node, options, store, shared)
+            copy.graph.opset_imports[MICROSOFT] = 1
+        else:
+            ratio = stored.replace(editor, node, store, shared)
+        errors.append(Sensitivity(node=node.name or "", op=node.op_type, sqnr_db=round(ratio, 2)))
+        advance()
     clean.remove_unused(copy)
     return copy, errors
 

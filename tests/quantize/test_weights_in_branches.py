@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli.data.memory import Arrays
+from lepton_cli.data.open import synthetic
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.steps import STEPS
@@ -59,7 +60,8 @@ def merged(inline: bool = False) -> ir.Model:
 def test_both_branches_compute_with_the_rounded_weights(bits: int, inline: bool, tmp_path: Path) -> None:
     model, ids = merged(inline), np.arange(80)
     options = STEPS["quantize.weights"].options.model_validate({"step": "quantize.weights", "bits": bits})
-    outcome = STEPS["quantize.weights"].apply(model, options, context(None, tmp_path))
+    check = synthetic(io.inputs(model), seed=0, samples=1, batch=1)
+    outcome = STEPS["quantize.weights"].apply(model, options, context(None, tmp_path, check=check))
     assert {(one.node, one.action) for one in outcome.decisions} == {
         (name + part, "quantized") for name in "ab" for part in ("embed", "fc", "head")
     }
