@@ -31,6 +31,7 @@ from mutation_faults import PACKAGE, Mutant, sample
 DEFAULT = ("prune", "quantize", "probe", "timing")
 #: Test files that judge a module besides the one of its own name, and why.
 SHARED_TESTS = {
+    "quantize/blocks.py": [("tests/quantize/test_weights.py", "blocks are what the step writes")],
     "quantize/static.py": [("tests/quantize/test_static_guards.py", "the second half of test_static.py")],
 }
 #: Of address space for one test run: an endless loop that collects must not take the machine's memory.

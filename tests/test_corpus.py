@@ -21,7 +21,7 @@ from lepton_cli.commands.init import write_recipe
 from lepton_cli.commands.inspect import inspect
 from lepton_cli.commands.plan import plan
 from lepton_cli.progress import Silent
-from lepton_cli.quantize import weights
+from lepton_cli.quantize import blocks
 from lepton_cli.recipe.load import LoadedRecipe, load_recipe
 from tests.corpus import MEMBERS
 from tests.corpus.language import LANGUAGE
@@ -160,7 +160,7 @@ def _interface(model: Path) -> list[tuple[str, str, int]]:
 def test_a_right_result_or_one_true_sentence(
     name: str, step: str, written: Callable[[str], Written], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "LEAST_SIZE", 512)  # for large models, and these are small
+    monkeypatch.setattr(blocks, "LEAST_SIZE", 512)  # for large models, and these are small
     member, (options, least) = written(name), STEPS[step]
     recipe = member.recipe(step, options, tmp_path)
     result = compress(member.model, recipe, tmp_path / "out", Silent(), allow_code=True)

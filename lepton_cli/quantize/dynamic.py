@@ -17,7 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import channels
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
-from lepton_cli.quantize import aside, cpu, fates, guard, smooth, streamed, tables, targets, weights
+from lepton_cli.quantize import aside, blocks, cpu, fates, guard, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
 from lepton_cli.quantize.prepare import gemm_to_matmul, prepare, refuse_quantized
@@ -185,7 +185,7 @@ def _refused(node: ir.Node, op_types: tuple[str, ...], large: bool) -> str | Non
         return why_computed(node)
     if node.op_type in ("Conv", "LSTM", "EmbedLayerNormalization"):
         return None
-    source = node.inputs[1] if not large or node.op_type == "Attention" else weights.held(node)[0]
+    source = node.inputs[1] if not large or node.op_type == "Attention" else blocks.held(node)[0]
     weight = source.const_value.numpy() if is_constant(source) else None  # type: ignore[union-attr]
     if weight is None:
         return why_computed(node)

@@ -17,12 +17,13 @@ from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize import half
+from lepton_cli.quantize.blocks import LEAST_SIZE
 from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import ConvertFp16
 from lepton_cli.quantize.store import WeightStore
 from lepton_cli.quantize.targets import resolve
-from lepton_cli.quantize.weights import LEAST_SIZE, SPILL_ABOVE
+from lepton_cli.quantize.weights import SPILL_ABOVE
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A margin is kept to the end of float16 because other data reach further than the samples seen.

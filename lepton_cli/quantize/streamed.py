@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
-from lepton_cli.quantize import tables, weights
+from lepton_cli.quantize import blocks, tables
 from lepton_cli.quantize.store import WeightStore
 
 
@@ -49,7 +49,7 @@ def _measured(editor: Editor, before: ir.Node, source: ir.Value) -> list[ir.Valu
 
 def tied(node: ir.Node, lookups: Collection[str]) -> list[ir.Node]:
     """Those Gathers in the weight of a product, where nothing besides them and the product reads it."""
-    weight, by_rows = weights.held(node)
+    weight, by_rows = blocks.held(node)
     readers = [user for user, _ in weight.uses()] if weight is not None and by_rows else []
     others = [reader for reader in readers if reader is not node and reader is not node.inputs[1].producer()]  # type: ignore[union-attr]
     return others if all(tables.is_lookup(reader, lookups) for reader in others) else []
@@ -63,7 +63,7 @@ def _replace(
     store: WeightStore,
     lookups: Collection[str],
 ) -> None:
-    weight, by_rows = weights.held(node)
+    weight, by_rows = blocks.held(node)
     assert weight is not None
     assert weight.const_value is not None
     codes, scales = _codes(weight.const_value, by_rows, limit, store.empty)
@@ -96,19 +96,19 @@ def _codes(
     tensor: ir.TensorProtocol, transposed: bool, limit: int, empty: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Weights [K, N] as int8 and one scale per column, from two passes over slabs of rows; `empty`: only shapes."""
-    rows, columns = weights.dims(tensor)
+    rows, columns = blocks.dims(tensor)
     if empty:
         inner, outer = (columns, rows) if transposed else (rows, columns)
         return np.zeros((inner, outer), np.int8), np.ones(outer, np.float32)
     widest = np.zeros(rows if transposed else columns, dtype=np.float32)
-    for start, slab in weights.slabs(tensor, 1):
+    for start, slab in blocks.slabs(tensor, 1):
         if transposed:
             widest[start : start + len(slab)] = np.abs(slab).max(axis=1)
         else:
             widest = np.maximum(widest, np.abs(slab).max(axis=0))
     scales = np.where(widest > 0, widest / limit, 1).astype(np.float32)
     codes = np.empty((columns, rows) if transposed else (rows, columns), dtype=np.int8)
-    for start, slab in weights.slabs(tensor, 1):
+    for start, slab in blocks.slabs(tensor, 1):
         if transposed:
             codes[:, start : start + len(slab)] = np.rint(slab / scales[start : start + len(slab), None]).T
         else:

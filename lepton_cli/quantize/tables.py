@@ -17,7 +17,7 @@ from lepton_cli.graph import clean
 from lepton_cli.graph.edit import Editor, is_constant
 from lepton_cli.model import io
 from lepton_cli.probe.distances import decibel
-from lepton_cli.quantize import weights
+from lepton_cli.quantize import blocks
 from lepton_cli.quantize.store import WeightStore
 from lepton_cli.step import Decision
 
@@ -41,13 +41,13 @@ def shrink(model: ir.Model, allowed: Collection[str]) -> tuple[ir.Model, list[De
     editor = Editor(copy)
     decisions = _tied(editor, allowed)
     for node in [node for node in copy.graph if node.name in allowed and _large(node)]:
-        if weights.refused(node, options) is not None:
+        if blocks.refused(node, options) is not None:
             continue
-        size = weights.block_size(node, options)
-        ratio = weights.replace(editor, node, options, WeightStore(None))
+        size = blocks.block_size(node, options)
+        ratio = blocks.replace(editor, node, options, WeightStore(None))
         reason = f"table in 8 bits, blocks of {size} ({ratio:.0f} dB)"
         decisions.append(Decision(node=node.name or "", op="Gather", action="quantized", reason=reason))
-        copy.graph.opset_imports[weights.MICROSOFT] = 1
+        copy.graph.opset_imports[blocks.MICROSOFT] = 1
     RemoveUnusedNodesPass()(copy)
     return copy, decisions
 

@@ -19,7 +19,7 @@ from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.model import io
 from lepton_cli.probe import rewrites
 from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
-from lepton_cli.quantize import cpu, dynamic, prepare, static, weights
+from lepton_cli.quantize import blocks, cpu, dynamic, prepare, static
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Decision
@@ -209,16 +209,16 @@ def test_a_node_that_is_written_wrong_goes_back_to_float(
 
 def test_blocks_that_are_written_wrong_go_back_to_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks with scales of half their size, in one of two layers."""
-    real = weights._by_rows
+    real = blocks._by_rows
 
-    def wrong(tensor: ir.TensorProtocol, options: QuantizeWeights, empty: bool) -> Any:
-        made = real(tensor, options, empty)
+    def wrong(tensor: ir.TensorProtocol, size: int, options: QuantizeWeights, empty: bool) -> Any:
+        made = real(tensor, size, options, empty)
         made.scales /= 2
         return made
 
     model = mlp()
     options = STEPS["quantize.weights"].options.model_validate({"step": "quantize.weights", "bits": 8})
-    monkeypatch.setattr(weights, "_by_rows", wrong)
+    monkeypatch.setattr(blocks, "_by_rows", wrong)
     outcome = STEPS["quantize.weights"].apply(model, options, context(rows(), tmp_path))
     told = {one.node: one for one in outcome.decisions}
     assert (told["Gemm_0"].action, told["MatMul_2"].action) == ("kept", "quantized")

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, RecipeError, StepError
 from lepton_cli.model import io
-from lepton_cli.quantize import cpu, dynamic, weights
+from lepton_cli.quantize import blocks, cpu, dynamic, weights
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.step import Decision, Outcome
 from lepton_cli.steps import STEPS
@@ -77,7 +77,7 @@ def test_large_models_are_quantized_tensor_by_tensor(tmp_path: Path, monkeypatch
     usual = quantize(model, tmp_path, data).model
     ir.save(model, tmp_path / "model.onnx", external_data="model.data")
     monkeypatch.setattr(weights, "SPILL_ABOVE", 0)
-    monkeypatch.setattr(weights, "CHUNK", 128 * 40)
+    monkeypatch.setattr(blocks, "CHUNK", 128 * 40)
     outcome = quantize(io.load(tmp_path / "model.onnx").model, tmp_path, data)
     assert ops(outcome.model).count("MatMulInteger") == 2
     assert sqnr(model, outcome.model, data) > 30

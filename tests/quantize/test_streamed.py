@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.model import io
-from lepton_cli.quantize import dynamic, streamed, weights
+from lepton_cli.quantize import blocks, dynamic, streamed
 from lepton_cli.quantize.prepare import gemm_to_matmul
 from lepton_cli.quantize.store import WeightStore
 from lepton_cli.quantize.targets import TARGETS
@@ -45,7 +45,7 @@ ALL = {"MatMul_0", "Gemm_1", "Gemm_4", "Gemm_6"}
 def test_each_column_has_its_own_scale_and_its_greatest_value_the_limit(
     limit: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK", chunk)
+    monkeypatch.setattr(blocks, "CHUNK", chunk)
     model = net()
     before = io.to_bytes(model)
     made = streamed.dynamic(model, ALL, limit, WeightStore(None))

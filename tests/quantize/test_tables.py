@@ -28,7 +28,7 @@ def shrink(model: ir.Model, *allowed: str) -> tuple[ir.Model, list[Decision]]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of weights.LEAST_SIZE do."""
+    """Tables of blocks.LEAST_SIZE do."""
     monkeypatch.setattr(tables, "LEAST_SIZE", 4096)
 
 

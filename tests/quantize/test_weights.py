@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError
 from lepton_cli.model import io
-from lepton_cli.quantize import weights
+from lepton_cli.quantize import blocks, weights
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.quantize.store import WeightStore
 from lepton_cli.runtime import Session
@@ -192,7 +192,7 @@ def refused(kind: str, *operands: Any, options: dict[str, Any] | None = None, **
     x = graph.take("x", ["b", 4], TensorProto.INT64 if kind == "Gather" else TensorProto.FLOAT)
     names = [x if one is None else graph.constant(one) for one in operands]
     node = next(iter(graph.model(graph.op(kind, *names, **attributes)).graph))
-    return weights.refused(node, params(**(options or {})))
+    return blocks.refused(node, params(**(options or {})))
 
 
 def test_each_reason_to_keep_a_weight() -> None:
@@ -292,14 +292,14 @@ def test_weights_that_others_read_too_or_that_are_outputs_stay(tmp_path: Path) -
 def test_slabs_are_consecutive_rows(
     external: int | None, chunk: int, multiple: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK", chunk)
+    monkeypatch.setattr(blocks, "CHUNK", chunk)
     matrix = np.arange(100, dtype=np.float32).reshape(10, 10)
     tensor: ir.TensorProtocol = ir.tensor(matrix)
     if external is not None:
         (tmp_path / "data").write_bytes(b"\0" * external + matrix.tobytes())
         place = {"shape": ir.Shape([10, 10]), "name": "w", "base_dir": tmp_path}
         tensor = ir.ExternalTensor("data", external or None, 400, ir.DataType.FLOAT, **place)  # type: ignore[arg-type]
-    found = list(weights.slabs(tensor, multiple))
+    found = list(blocks.slabs(tensor, multiple))
     assert [start for start, _ in found] == starts
     np.testing.assert_array_equal(np.concatenate([slab for _, slab in found]), matrix)
     for start, slab in found:
@@ -328,7 +328,7 @@ def test_slabs_and_spilling_to_disk_change_nothing(
     model, data = mlp(), rows()
     whole = quantize(model, tmp_path, data, symmetric=symmetric)
     ir.save(model, tmp_path / "model.onnx", external_data="model.data")
-    monkeypatch.setattr(weights, "CHUNK", 128 * 40)
+    monkeypatch.setattr(blocks, "CHUNK", 128 * 40)
     monkeypatch.setattr(weights, "SPILL_ABOVE", io.weight_bytes(model))
     held = quantize(io.load(tmp_path / "model.onnx").model, tmp_path, data, symmetric=symmetric).model
     values = [value.const_value for value in held.graph.initializers.values() if value.name != "w5"]
