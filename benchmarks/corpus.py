@@ -8,7 +8,7 @@ memory. Verdicts:
 
 right     done, and the result loads, has the same interface, is finite where the original is, and every output, and
           (less 10 dB) every column of a narrow one, is as near as it should be, on feeds that calibration did not see
-sentence  unchanged or refused, with the reason; or further off, and the report's own figure says so too
+sentence  unchanged or refused, with the reason; or further off, and a warning or the report's first line says so
 wrong     everything else: another result, a traceback, a crash, a limit
 """
 
@@ -40,16 +40,17 @@ from corpus_models import learned, packaged
 import lepton_cli
 
 #: Step -> its options, and the least SQNR of any output that it should give (None: it takes away what it is told to).
+#: Without the guard of speed all layers are int8, and results do not depend on what else the machine does.
 STEPS: dict[str, tuple[str, float | None]] = {
     "simplify": ("{step: simplify}", 60),
     "fuse": ("{step: fuse, if_possible: true}", 60),
     "prune.channels": ("{step: prune.channels, target: {params: 80 %}}", None),
     "prune.weights": ("{step: prune.weights, sparsity: 50 %}", None),
-    "quantize.static": ("{step: quantize.static}", 12),
-    "quantize.dynamic": ("{step: quantize.dynamic}", 15),
-    "quantize.weights 8": ("{step: quantize.weights, bits: 8}", 30),
+    "quantize.static": ("{step: quantize.static, speed_guard: false}", 20),
+    "quantize.dynamic": ("{step: quantize.dynamic}", 20),
+    "quantize.weights 8": ("{step: quantize.weights, bits: 8}", 20),
     "quantize.weights 4": ("{step: quantize.weights, bits: 4}", 8),
-    "convert.fp16": ("{step: convert.fp16}", 35),
+    "convert.fp16": ("{step: convert.fp16}", 30),
 }
 #: Feeds to calibrate with, and others to judge by.
 CALIBRATION, TEST = 16, 4
@@ -57,6 +58,10 @@ CALIBRATION, TEST = 16, 4
 NARROW = 16
 #: A column may be so many decibels worse than the output should be: its values may happen to be small.
 COLUMN = 10
+#: On feeds that a step did not see its result may be so many decibels worse than it should be, if that is reported.
+NEAR = 3
+#: Words of a warning or a first line that say how far off the outputs are.
+SAID = re.compile(r"-?\d dB|ERRORS of|AGREEMENT|is not usable on")
 MEMORY = 8 << 30
 #: A process may wait this many times as long as it may compute: others need the machine too.
 PATIENCE = 5
@@ -67,6 +72,15 @@ def feeds(path):
     for file in sorted(pathlib.Path(path).glob("*.npz")):
         with numpy.load(file) as arrays:
             yield dict(arrays)
+"""
+
+
+#: `inspect`, and on the last line the most memory it had: what the kernel tells the parent counts the fork before it.
+_INSPECT = """import atexit, pathlib, re, sys
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1], file=sys.stderr))
+from lepton_cli.cli.main import run
+run()
 """
 
 
@@ -142,8 +156,10 @@ class Bench:
     def all(self) -> tuple[dict[str, Cell], Ran]:
         """The table's row, and `inspect` as a process."""
         # From the start, as a user meets it.
-        command = [sys.executable, "-m", "lepton_cli", "inspect", str(self.model)]
+        command = [sys.executable, "-c", _INSPECT, "inspect", str(self.model)]
         inspected = run(lambda: os.execv(sys.executable, command), self.folder, self.limit)
+        if inspected.code == 0:
+            inspected = inspected._replace(peak=int(inspected.error.split()[-1]) * 1024)
         row = {"inspect": self._said(inspected) or Cell("right", f"{inspected.seconds:.1f} s")}
         if inspected.code == 0 and (inspected.seconds > 10 or inspected.peak > 1e9):
             row["inspect"] = Cell("wrong", f"{inspected.seconds:.0f} s, {inspected.peak / 1e6:.0f} MB")
@@ -211,9 +227,11 @@ class Bench:
         if floor is None or worst is None or worst >= floor:
             return Cell("right", text)
         reported = _reported(report)
-        if reported is not None and reported < worst + 6:
+        opening = [report["headline"], *report["warnings"], *report["steps"][0]["warnings"]]
+        honest = reported is not None and reported < worst + 6 and worst > floor - NEAR
+        if honest or any(SAID.search(line) for line in opening):
             return Cell("sentence", f"{text} at {where}, said")
-        return Cell("wrong", f"{text} at {where}, the report says {reported} dB")
+        return Cell("wrong", f"{text} at {where}, the report says {reported} dB and opens: {report['headline']}")
 
 
 def _object(text: str) -> dict[str, Any]:

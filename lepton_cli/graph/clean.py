@@ -55,8 +55,8 @@ def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     return [(node, "computes the same as another node") for node in before if node not in after]
 
 
-def share_initializers(model: ir.Model) -> list[str]:
-    """Initializers with equal content become one; returns the names of those removed.
+def share_initializers(model: ir.Model, least: int = 0) -> list[str]:
+    """Initializers with equal content and at least `least` values become one; returns the names of those removed.
 
     Not onnx-ir's DeduplicateHashedInitializersPass: it maps whole files into memory, copies equal tensors to compare
     them, raises for strings and for arrays that are not contiguous, and does not say what it removed.
@@ -68,6 +68,7 @@ def share_initializers(model: ir.Model) -> list[str]:
             tensor = value.const_value
             if (
                 tensor is None
+                or tensor.size < least
                 or tensor.dtype == ir.DataType.STRING
                 or not is_constant(value)
                 or value.is_graph_output()

@@ -20,7 +20,7 @@ from lepton_cli.probe.rewrites import Rewrite, held, kept, strayed
 from lepton_cli.quantize import aside, blocks, cpu, fates, guard, smooth, streamed, tables, targets, weights
 from lepton_cli.quantize.choose import LEAST_SIDE, Choice, inside_subgraphs, more_than_product
 from lepton_cli.quantize.details import QuantizeDynamicDetails
-from lepton_cli.quantize.prepare import gemm_to_matmul, prepare, refuse_quantized
+from lepton_cli.quantize.prepare import gemm_to_matmul, prepare, refuse_quantized, share
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.quantize.store import WeightStore
 from lepton_cli.runtime import one_line, onnxruntime, quiet
@@ -234,5 +234,6 @@ def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target
     result = io.from_proto(made)
     aside.put_back(result, moved)
     result.graph.sort()
+    share(result)  # of Gemms that read one weight, each has turned its own
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result

@@ -32,6 +32,8 @@ CANDIDATES = frozenset(
 STORED_SMALL = 2
 #: Quantized operators that compute in float.
 _FLOAT_INSIDE = ("MatMulNBits", "Mul")
+#: Tensors with fewer values take no room worth saving.
+LEAST_SHARED = 1024
 #: Folding one thing uncovers another.
 ROUNDS = 8
 
@@ -162,6 +164,11 @@ def matmul_to_gemm(model: ir.Model) -> None:
         if tuple(bias.const_value.shape) != tuple(weight.const_value.shape)[1:]:
             continue
         editor.put(add, [ir.node("Gemm", [data, weight, bias], name=node.name)], also=[node])
+
+
+def share(model: ir.Model) -> None:
+    """Store once, in place, what several nodes read after all: where weights of its own for each came out equal."""
+    clean.share_initializers(model, LEAST_SHARED)
 
 
 def unshare(model: ir.Model, nodes: Collection[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lepton_cli.data.dataset import Dataset
+from lepton_cli.model import io
 from lepton_cli.probe import channels, clipping
 from lepton_cli.probe.calibration import Ranges
 from lepton_cli.probe.calibration import collect as collect_ranges
@@ -27,15 +28,29 @@ SAME_DB = 80.0
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """Everything needed to write the quantized model for any subset of nodes."""
+    """Everything needed to write the quantized model for any subset of nodes; `exact`: the model before rounding."""
 
     model: ir.Model
+    exact: ir.Model
     plan: qdq.Scheme
     details: Repaired
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
-        return qdq.write(self.model, dataclasses.replace(self.plan, choice=choice))
+        return qdq.write(self.floats(choice), dataclasses.replace(self.plan, choice=choice))
+
+    def floats(self, choice: choose.Choice) -> ir.Model:
+        """The model from which that is written: rounded are the weights of the nodes of `choice` alone."""
+        if self.model is self.exact or choice.anchors == self.plan.choice.anchors:
+            return self.model
+        copy, exact = io.clone(self.model), self.exact.graph.initializers
+        for node in copy.graph:
+            if node.name in self.plan.choice.anchors - choice.anchors:
+                for value in node.inputs[1:]:
+                    before = None if value is None else exact.get(value.name or "")
+                    if value is not None and before is not None:
+                        value.const_value = before.const_value
+        return copy
 
 
 def best(
@@ -53,8 +68,9 @@ def best(
     search.equalise()
     search.smooth()
     search.ranges()
+    exact = search.model
     search.round()
-    return Best(search.model, search.plan(), search.details())
+    return Best(search.model, exact, search.plan(), search.details())
 
 
 class _Repairs:

@@ -34,7 +34,7 @@ from lepton_cli.quantize.details import (
     Saturated,
     Speed,
 )
-from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, unshare
+from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, share, unshare
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
 
@@ -97,7 +97,14 @@ def _planned(
     names = choose.activations(model, choice)
     ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
     made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
-    return tables.shrink(made, allowed)
+    return _stored(made, allowed)
+
+
+def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision]]:
+    """With tables in 8 bits, and once what several nodes read: each had got weights of its own to be rounded."""
+    made, decisions = tables.shrink(model, allowed)
+    share(made)
+    return made, decisions
 
 
 def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
@@ -186,7 +193,7 @@ class _Quantization:
             made = self._hold_fidelity(best, least)
         if not self.choice.anchors:
             return self._as_it_was("int8 costs too much everywhere", warnings)
-        made, stored = tables.shrink(made, allowed)
+        made, stored = _stored(made, allowed)
         sqnr_db = round(self.fidelity.sqnr(made), 2)
         placed = speed.placement(made, self.context)
         portability = self._portability(best) if self.target.name == "x86-vnni" else None
@@ -314,7 +321,7 @@ class _Quantization:
     def _portability(self, best: refine.Best) -> Portability:
         """What the same file would lose on an x86 machine without VNNI, simulated."""
         plan = dataclasses.replace(best.plan, choice=self.choice)
-        cut = saturation.simulate(best.model, plan, _data(self.context), self.context)
+        cut = saturation.simulate(best.floats(self.choice), plan, _data(self.context), self.context)
         if not cut or self.options.activations == "int16":
             return Portability(without_vnni="no sum saturated on calibration data")
         worst = cut[0]

@@ -368,3 +368,14 @@ def test_gemms_alone(tmp_path: Path) -> None:
     told = [(one.node, one.action) for one in outcome.decisions]
     assert told == [("Gemm_0", "quantized"), ("MatMul_2", "kept"), ("Gemm_5", "kept")]
     assert ops(outcome.model).count("MatMulInteger") == 1
+
+
+def test_a_weight_that_several_gemms_read_is_stored_once(tmp_path: Path) -> None:
+    """Each Gemm becomes a product with a weight that was turned for it."""
+    graph = Graph()
+    x, weight = graph.take("x", ["n", 64]), graph.constant(np.eye(64, dtype=np.float32))
+    model = graph.model(*(graph.op("Gemm", x, weight, transB=1) for _ in range(3)))
+    outcome = quantize(model, tmp_path, rows())
+    assert outcome.changed == 3
+    assert len(io.to_bytes(outcome.model)) < 0.5 * len(io.to_bytes(model))
+    assert sqnr(model, outcome.model, rows(seed=2)) > 40

@@ -98,3 +98,22 @@ def test_accuracy_guard_may_widen_activations_before_float(tmp_path: Path) -> No
     assert sum("16-bit" in decision.reason for decision in outcome.decisions) == 1
     assert sum(decision.action == "quantized" and decision.op == "Conv" for decision in outcome.decisions) == 5
     assert sqnr(model, outcome.model, images(seed=7)) > 28
+
+
+def test_what_returns_to_float_has_the_weights_it_had_stored_once(tmp_path: Path) -> None:
+    """Differences of large products need float. Left as rounding made them, their weights cost as much as int8."""
+    random = np.random.default_rng(0)
+    weight, delta, other = (random.normal(size=(64, 64)).astype(np.float32) for _ in range(3))
+    weights = [weight, weight + np.float32(0.001) * delta]
+    graph = Graph()
+    inputs = [graph.take(name, ["n", 64]) for name in ("a", "b")]
+    shared = [graph.constant(one) for one in weights]
+    outputs = [graph.op("Sub", *(graph.op("MatMul", x, one) for one in shared)) for x in inputs]
+    model = graph.model(*outputs, graph.op("MatMul", inputs[0], graph.constant(other)))
+    data = Arrays({name: random.normal(size=(16, 64)).astype(np.float32) for name in ("a", "b")})
+    outcome = quantize(model, data, tmp_path, rounding="gptq", calibration="minmax", equalise=False)
+    assert {one.node for one in outcome.decisions if one.action == "quantized"} == {"MatMul_6"}
+    held = [value.const_value for value in outcome.model.graph.initializers.values() if len(value.shape) == 2]
+    floats = sorted((one.numpy() for one in held if one.dtype == ir.DataType.FLOAT), key=np.sum)
+    np.testing.assert_array_equal(floats, sorted(weights, key=np.sum))
+    assert outcome.details.sqnr_db > 30
