@@ -50,7 +50,12 @@ def detect_heads(model: ir.Model) -> tuple[int, int] | None:
 
 
 def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
-    """Run onnxruntime.transformers; `heads` and `hidden` 0 mean unknown. Raises StepError when it fails."""
+    """Run onnxruntime.transformers; `heads` and `hidden` 0 mean unknown. Raises StepError when it fails.
+
+    `auto` looks for attention, which no graph without a Softmax has.
+    """
+    if model_type == "auto" and not any(node.op_type == "Softmax" for node in model.graph):
+        return Fused(io.clone(model), {}, model_type)
     runtime.onnxruntime()
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
@@ -61,6 +66,7 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
             options = FusionOptions(kind)
             # Embeddings stay Gather nodes: int8 shrinks those by four, and the fused operator not at all.
             options.enable_embed_layer_norm = False
+            options.enable_shape_inference = not _sizes_without_end(model)
             # The optimizer logs every pattern it does not find, and prints some.
             with runtime.quiet(), contextlib.redirect_stdout(text_io.StringIO()):
                 result = optimizer.optimize_model(
@@ -82,6 +88,14 @@ def fuse(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:
         if best is None or sum(fused.gained.values()) > sum(best.gained.values()):
             best = fused
     return best or Fused(io.clone(model), {}, model_type)
+
+
+def _sizes_without_end(model: ir.Model) -> bool:
+    """Whether the optimizer's algebra may not come to an end: formulas of sizes that are resized again and again."""
+    open_sizes = any(
+        not isinstance(size, int) for value in model.graph.inputs if value.shape is not None for size in value.shape[1:]
+    )
+    return open_sizes and any(node.op_type in ("Resize", "Upsample") for node in model.graph)
 
 
 def fuse_with_tools(model: ir.Model, model_type: str, heads: int, hidden: int) -> Fused:

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -212,3 +214,30 @@ def test_heads_are_one_at_least() -> None:
     for name in ("heads", "hidden_size"):
         with pytest.raises(ValidationError):
             Fuse.model_validate({"step": "fuse", name: 0})
+
+
+def _resized(size: int | str, *, softmax: bool) -> ir.Model:
+    graph = Graph()
+    x = graph.take("image", ["n", 3, size, size])
+    x = graph.op("Resize", x, "", graph.constant(np.array([1, 1, 2, 2], np.float32)))
+    return graph.model(graph.op("Softmax", x) if softmax else x)
+
+
+@pytest.mark.parametrize(
+    ("size", "softmax", "asked"), [("s", True, [False] * 3), (16, True, [True] * 3), ("s", False, []), (16, False, [])]
+)
+def test_the_algebra_of_sizes_is_left_out_where_it_may_not_end(
+    size: int | str, softmax: bool, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text detector with six Resize kept it busy for more than ten minutes; and it has no attention to look for."""
+    from onnxruntime.transformers import optimizer
+
+    seen = []
+
+    def optimize(proto: object, **options: Any) -> Any:
+        seen.append(options["optimization_options"].enable_shape_inference)
+        return SimpleNamespace(model=proto)
+
+    monkeypatch.setattr(optimizer, "optimize_model", optimize)
+    assert not fusion.fuse(_resized(size, softmax=softmax), "auto", 0, 0).gained
+    assert seen == asked
