@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe import defaults
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
+from lepton_cli.tensors import TensorInfo
 
 _LABEL_NAMES = ("labels", "label", "y", "target", "targets")
 #: Operators behind the one that computes an output, and those that end an embedding.
@@ -47,7 +49,8 @@ def choose(
     if (why := nothing_to_compress(loaded.model)) is not None:
         hint = "train fewer or shallower trees; `lepton bench` and `evaluate` measure the model as it is"
         raise ModelError("model.no-tensors", why, hint=hint)
-    section, labelled = data_section(loaded, data, labels) if data is not None else ({}, False)
+    fitting = pictures(io.inputs(loaded.model), data) if data is not None else None
+    section, labelled = data_section(loaded, data, labels, fitting) if data is not None else ({}, False)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).strip("-.") or "model"
     choice = defaults.choose(
         facts(loaded.model),
@@ -59,7 +62,14 @@ def choose(
     )
     for step, reason in zip(choice.recipe["steps"], choice.reasons, strict=True):
         progress.say(f"chosen: {step['step']}: {reason}")
-    return from_dict(choice.recipe, "(chosen recipe)", overrides)
+    recipe = from_dict(choice.recipe, "(chosen recipe)", overrides)
+    if fitting is None or "scale" not in fitting or any("scale" in override for override in overrides):
+        return recipe
+    warning = (
+        f"pictures are assumed to be read as {fitting.get('channels', 'RGB')} from 0 to 1 (`scale: 1/255`); where the "
+        "model was trained otherwise, say how in the recipe that `lepton init --data` writes"
+    )
+    return dataclasses.replace(recipe, warnings=(warning,))
 
 
 def data_section(
@@ -88,6 +98,23 @@ def data_section(
         }, True
     open_dataset(_spec(source), inputs, name="calibration", base=Path())
     return {"calibration": source}, False
+
+
+def pictures(inputs: Sequence[TensorInfo], data: Path) -> dict[str, Any] | None:
+    """Preprocessing that gives the pictures of a folder the shape of the only input; `None` where it takes none."""
+    shape = inputs[0].shape if len(inputs) == 1 and data.is_dir() else None
+    if shape is None or len(shape) != 4:
+        return None
+    layout = next((name for name, axis in (("nchw", 1), ("nhwc", 3)) if shape[axis] in (1, 3)), None)
+    if layout is None:
+        return None
+    channels, size = (shape[1], shape[2:]) if layout == "nchw" else (shape[3], shape[1:3])
+    found: dict[str, Any] = {"layout": layout}
+    if all(isinstance(side, int) for side in size):
+        found["resize"] = list(size)
+    if channels == 1:
+        found["channels"] = "gray"
+    return found if inputs[0].dtype == "uint8" else {**found, "scale": "1/255"}
 
 
 def _spec(source: Mapping[str, Any]) -> DataSpec:

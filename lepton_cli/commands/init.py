@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
-from lepton_cli.commands.choose import data_section, scores_classes
+from lepton_cli.commands.choose import data_section, pictures, scores_classes
 from lepton_cli.commands.job import check_shapes
 from lepton_cli.data.batching import layout
 from lepton_cli.errors import DataError, OutputError, disk_full
@@ -163,7 +163,7 @@ def _data(
     """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
     if data is None:
         return {}, False, None
-    fitting = _pictures(io.inputs(loaded.model)) if data.is_dir() else None
+    fitting = pictures(io.inputs(loaded.model), data)
     try:
         return *data_section(loaded, data, labels, fitting), None
     except DataError as error:
@@ -171,23 +171,6 @@ def _data(
             raise
         source = {"path": os.path.relpath(data), "preprocess": {}, **({"labels": labels} if labels else {})}
         return {"calibration": source}, False, error
-
-
-def _pictures(inputs: Sequence[TensorInfo]) -> dict[str, Any] | None:
-    """Preprocessing that gives pictures the shape of the only input; `None` where it takes none."""
-    shape = inputs[0].shape if len(inputs) == 1 else None
-    if shape is None or len(shape) != 4:
-        return None
-    layout = next((name for name, axis in (("nchw", 1), ("nhwc", 3)) if shape[axis] in (1, 3)), None)
-    if layout is None:
-        return None
-    channels, size = (shape[1], shape[2:]) if layout == "nchw" else (shape[3], shape[1:3])
-    found: dict[str, Any] = {"layout": layout}
-    if all(isinstance(side, int) for side in size):
-        found["resize"] = list(size)
-    if channels == 1:
-        found["channels"] = "gray"
-    return found if inputs[0].dtype == "uint8" else {**found, "scale": "1/255"}
 
 
 def _batches(inputs: tuple[TensorInfo, ...]) -> list[int]:

@@ -150,7 +150,7 @@ def prepare(
     loaded = io.load(model) if isinstance(model, Path) else model
     inputs = io.inputs(loaded.model)
     section = recipe.recipe.data
-    warnings = [said for said in (loaded.note, nothing_to_compress(loaded.model)) if said]
+    warnings = [said for said in (loaded.note, nothing_to_compress(loaded.model), *recipe.warnings) if said]
     try:
         opened: dict[str, SourceDataset] = {}
         for name, spec in (("calibration", section.calibration), ("evaluation", section.evaluation)):

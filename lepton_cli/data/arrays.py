@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,8 +35,10 @@ class ArraySource:
         self._labels = {label: members[key] for label, key in labels.items()}
         chosen = _choose(spec, inputs, members, set(labels.values()), path)
         found = {name: members[key] for name, key in chosen.items()}
-        axes = batching.layout(inputs).axes
-        self._shared = {name: _value(m) for name, m in found.items() if not m.shape and axes[name] is None}
+        single = {info.name for info in inputs if batching.single(info)}
+        once = {name for name, m in found.items() if not m.shape or (name in single and math.prod(m.shape) == 1)}
+        #: Inputs whose one value goes with every sample of the others.
+        self._shared = {name: _value(found[name]) for name in once if once < found.keys()}
         self._inputs = {name: member for name, member in found.items() if name not in self._shared}
         used = {member.key or path.name: member for member in (*self._inputs.values(), *self._labels.values())}
         for key, member in used.items():
@@ -135,7 +138,7 @@ def _check_usable(member: Member, key: str) -> None:
             "data.scalar",
             f"array `{key}` is a single value, not a list of samples",
             where=member.where,
-            hint="axis 0 of every array counts the samples",
+            hint="axis 0 of an array counts the samples; a single value goes with every sample of the others",
             option=("inputs",),
         )
     if member.row_bytes > MAX_CHUNK_BYTES:

@@ -43,14 +43,14 @@ def layout(inputs: Sequence[TensorInfo]) -> Layout:
         wide = sorted((info.shape for info in inputs if info.shape), key=lambda shape: len(shape) < 2)
         axes = {info.name: _fixed_axis(info, wide[0][0] if wide else None) for info in inputs}
     sizes = {_size(info, axis) for info in inputs if (axis := axes[info.name]) is not None} - {None, 0}
-    unshared = any(axes[info.name] is None and not _single(info) for info in inputs)
+    unshared = any(axes[info.name] is None and not single(info) for info in inputs)
     alone = unshared or len(sizes) > 1
     return Layout(axes, 1 if alone else next(iter(sizes), None), alone)
 
 
 def _beside_open(info: TensorInfo, axis: int | None, inputs: Sequence[TensorInfo]) -> int | None:
     """The axis in a model that leaves the number of samples open for another input at least."""
-    if axis is not None or not info.shape or _single(info) or info.batch_axis == -1:
+    if axis is not None or not info.shape or single(info) or info.batch_axis == -1:
         return axis
     first = any(other.shape and not isinstance(other.shape[0], int) for other in inputs)
     if (first and _state(info.shape)) or (len(info.shape) == 3 and info.shape[0] != 1 == info.shape[1]):
@@ -95,7 +95,7 @@ def _size(info: TensorInfo, axis: int) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
-def _single(info: TensorInfo) -> bool:
+def single(info: TensorInfo) -> bool:
     """Does the input hold one value?"""
     return info.shape is not None and all(dim == 1 for dim in info.shape)
 
@@ -155,10 +155,13 @@ def feed(stack: Array, info: TensorInfo, axis: int | None) -> Array:
         if axis is None or len(stack) == 1:
             return np.asarray(stack[0])
         return np.moveaxis(np.squeeze(stack, axis + 1), 0, axis)
-    if axis is not None and fits(sample, (*wanted[:axis], *wanted[axis + 1 :])):
+    rest = () if axis is None else (*wanted[:axis], *wanted[axis + 1 :])
+    if axis is not None and fits(sample, rest):
         return np.moveaxis(stack, 0, axis)
-    if _single(info) and math.prod(sample) == 1:
+    if math.prod(sample) == 1 and single(info):
         return np.reshape(stack[0], (1,) * len(wanted))
+    if math.prod(sample) == 1 and axis is not None and all(dim == 1 for dim in rest):
+        return np.reshape(stack, [len(stack) if place == axis else 1 for place in range(len(wanted))])
     for place, dim in enumerate(wanted):
         if axis is None and dim == 1 and fits(sample, (*wanted[:place], *wanted[place + 1 :])):
             return np.expand_dims(stack[0], place)

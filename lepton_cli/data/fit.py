@@ -21,12 +21,12 @@ def fit(raw: Callable[[str], Iterator[Raw]], specs: Mapping[str, Preprocess]) ->
     result = {}
     for name, spec in specs.items():
         fitted = Fitted()
-        if isinstance(spec.fill_missing, str):
+        if spec.fill_missing in ("mean", "median"):
             fitted = Fitted(fill=_typical(raw(name), spec.fill_missing))
         if spec.standardise:
             mean, std = _moments(raw(name), spec, fitted)
             fitted = Fitted(fitted.fill, mean, std)
-        if spec.standardise or isinstance(spec.fill_missing, str):
+        if spec.standardise or fitted.fill is not None:
             result[name] = fitted
     return result
 
@@ -49,7 +49,7 @@ def _rows(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1).astype(np.float64)
 
 
-def _typical(chunks: Iterator[Raw], kind: str) -> Array:
+def _typical(chunks: Iterator[Raw], kind: object) -> Array:
     """Mean or median per column of the values that are there."""
     kept: list[Array] = []
     for chunk in chunks:

@@ -88,7 +88,7 @@ class _Memory:
     ) -> None:
         counted = {key: _samples(value, key, name) for key, value in feeds.items() if not _shared(value)}
         many = len(next(iter(counted.values()))) if counted else 0
-        #: Inputs whose one number goes with every sample.
+        #: Inputs whose one value goes with every sample.
         self._single = frozenset(feeds) - frozenset(counted) if counted else frozenset()
         self.feeds: dict[str, Array] = {
             key: _samples(np.broadcast_to(np.asarray(value), (many,)) if key in self._single else value, key, name)
@@ -149,8 +149,8 @@ def _by_label(given: Any) -> Mapping[str, Any]:
 
 
 def _shared(value: ArrayLike) -> bool:
-    """Is this one number for all samples?"""
-    return isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and not value.ndim)
+    """Is this one value for all samples?"""
+    return isinstance(value, (int, float, str, np.generic)) or (isinstance(value, np.ndarray) and not value.ndim)
 
 
 def _samples(value: ArrayLike, key: str, name: str) -> Array:

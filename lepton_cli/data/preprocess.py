@@ -80,7 +80,7 @@ def prepare(array: Array, spec: Preprocess, fitted: Fitted = Fitted()) -> Array:
 
 def fill(array: Array, spec: Preprocess, fitted: Fitted) -> Array:
     """Replace NaN by the number asked for, or by the calibration data's mean or median of the column."""
-    if spec.fill_missing is None or array.dtype.kind != "f":
+    if spec.fill_missing in (None, "keep") or array.dtype.kind != "f":
         return array
     missing = np.isnan(array)
     if not missing.any():

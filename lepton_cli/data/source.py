@@ -81,6 +81,6 @@ def lengths_differ(name: str, lengths: Mapping[str, int], where: str) -> DataErr
         "data.lengths",
         f"the arrays of `{name}` have different numbers of samples: {listed}",
         where=where,
-        hint="axis 0 of every array counts the samples",
+        hint="axis 0 of every array counts the samples; a value that all share is stored as a single one",
         option=("inputs",),
     )

@@ -34,8 +34,9 @@ TypeName = Literal[
 class Preprocess(Strict):
     """From stored sample to model input. Applied in the order of the fields below."""
 
-    fill_missing: Number | Literal["mean", "median"] | None = Field(
-        default=None, description="Replaces missing values (NaN, empty cells) before anything else"
+    fill_missing: Number | Literal["mean", "median", "keep"] | None = Field(
+        default=None,
+        description="Replaces missing values (NaN, empty cells) before anything else; `keep`: the model does it itself",
     )
     resize: Pixels | tuple[Pixels, Pixels] | None = Field(
         default=None, description="[height, width], or one number for the short side (aspect kept)"

@@ -153,7 +153,7 @@ class TableSource:
                 "data.missing",
                 f"column `{column}` has no value here",
                 where=place,
-                hint="add `fill_missing: 0`, `mean` or `median` to `preprocess`",
+                hint="add `fill_missing: 0`, `mean` or `median` to `preprocess`; `keep` where the model fills it in",
                 option=("preprocess", "fill_missing"),
             )
         return number

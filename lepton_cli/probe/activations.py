@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +27,45 @@ def batches(model: ir.Model, data: Dataset, size: int | None = None, limit: int 
     """Batches of about `size` samples (default: the recipe's) of the first `limit`, as the model takes them.
 
     Where its first input has a fixed batch, that decides, and a last batch too small for it is left out. Raises
-    DataError for inputs that contain NaN.
+    DataError for inputs that contain NaN, unless the model fills in what is missing itself: its outputs have none.
     """
     inputs = io.inputs(model)
     first = next(iter(inputs), None)
     axis = None if first is None else layout(inputs).axes[first.name]
     own = None if first is None or first.shape is None or axis is None else first.shape[axis]
     fixed = own if isinstance(own, int) else None
+    session = None
     for batch in data.batches(fixed or size, limit):
-        for name, values in batch.feeds.items():
-            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isnan(values).any():
+        # Other inputs may be states and scalars, whose axes count something else.
+        if (
+            fixed is not None
+            and first is not None
+            and axis is not None
+            and batch.feeds[first.name].shape[axis] != fixed
+        ):
+            continue
+        if (name := _with_nan(batch.feeds)) is not None:
+            session = session or _session(model)
+            if _with_nan(session.run(batch.feeds)) is not None:
                 raise DataError(
                     "data.nan",
-                    f"input `{name}` of `{data.name}` contains NaN in the batch at sample {batch.start}",
+                    f"input `{name}` of `{data.name}` contains NaN in the batch at sample {batch.start}, "
+                    "and so do the outputs",
                     where=data.path,
                     hint="use `preprocess: {fill_missing: mean}`, or leave these samples out",
                 )
-        # Other inputs may be states and scalars, whose axes count something else.
-        if fixed is None or first is None or axis is None or batch.feeds[first.name].shape[axis] == fixed:
-            yield batch
+        yield batch
+
+
+def _with_nan(values: Mapping[str, object]) -> str | None:
+    """The first of the values that holds NaN."""
+    arrays = ((name, value) for name, value in values.items() if isinstance(value, np.ndarray))
+    return next((name for name, array in arrays if array.dtype.kind == "f" and np.isnan(array).any()), None)
+
+
+def _session(model: ir.Model) -> runtime.Session:
+    with tempfile.TemporaryDirectory() as folder:
+        return runtime.Session(io.payload(model, Path(folder)), threads=1)
 
 
 def piece(model: ir.Model, kept: Values, asked: Sequence[str]) -> ir.Model:

@@ -58,9 +58,11 @@ class _Loaded(Generic[_T]):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRecipe(_Loaded[Recipe]):
-    """A recipe and where it came from. `overrides`: what changed it after reading, as written."""
+    """A recipe and where it came from. `overrides`: what changed it after reading, as written. `warnings`: what was
+    assumed in it, for the report."""
 
     overrides: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lepton_cli.commands.choose import choose, scores_classes
 from lepton_cli.commands.init import write_recipe
+from lepton_cli.commands.job import prepare
 from lepton_cli.data.open import open_dataset
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph.facts import facts
@@ -74,6 +75,22 @@ def test_pictures_are_brought_to_the_models_shape_and_the_scale_is_left_to_decid
     if channels == 3:
         red, _, blue = batch.feeds["x"][0, :, 0, 0]
         assert (red, blue) == pytest.approx((1.0, 0.2) if "scale" in preprocess else (255, 51))
+
+
+@pytest.mark.parametrize(("channels", "kind", "told"), [(3, 1, "RGB"), (1, 1, "gray"), (3, TensorProto.UINT8, "")])
+def test_without_a_recipe_pictures_are_read_in_the_same_way_and_what_is_assumed_is_said(
+    channels: int, kind: int, told: str, pictures: Path, tmp_path: Path
+) -> None:
+    model = stored(detector(channels, 24, kind), tmp_path / "m.onnx")
+    write_recipe(model, tmp_path / "r.yaml", pictures, None)
+    chosen, written = choose(model, pictures, None, Silent()), load_recipe(tmp_path / "r.yaml")
+    assert chosen.recipe.data.calibration is not None
+    assert written.recipe.data.calibration is not None
+    assert chosen.recipe.data.calibration.preprocess == written.recipe.data.calibration.preprocess
+    assert [f"read as {told} from 0 to 1 (`scale: 1/255`)" in text for text in chosen.warnings] == [True] * bool(told)
+    assert prepare(model, chosen).warnings == chosen.warnings
+    decided = choose(model, pictures, None, Silent(), overrides=["data.calibration.preprocess.scale=1"])
+    assert decided.warnings == ()
 
 
 def embedding(end: str, name: str = "y") -> ir.Model:

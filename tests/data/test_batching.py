@@ -287,3 +287,40 @@ def test_batches_of_another_size() -> None:
     }
     assert batch.sized(2)["x"].tolist() == [0, 1]
     assert Batch({"sr": np.array(8)}, {}, 0).count == 1
+
+
+@pytest.mark.parametrize("stored", [np.int64(16000), np.array([16000]), np.array([[16000]])])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("samples", ["B", 1])
+def test_a_single_value_in_a_file_goes_with_every_sample(
+    tmp_path: Path, stored: Any, shape: tuple[int, ...], samples: Any
+) -> None:
+    """Whatever it is stored as, and whether the model takes one sample or many."""
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    np.savez(tmp_path / "d.npz", x=x, sr=stored)
+    inputs = (TensorInfo("x", "float32", (samples, 4)), TensorInfo("sr", "int64", shape))
+    spec = DataSpec.model_validate({"path": "d.npz", "batch": 2})
+    found = list(open_dataset(spec, inputs, name="calibration", base=tmp_path).batches())
+    np.testing.assert_array_equal(np.concatenate([batch.feeds["x"] for batch in found]), x)
+    assert [batch.count for batch in found] == ([1] * 5 if samples == 1 else [2, 2, 1])
+    assert all(batch.feeds["sr"].shape == shape and (batch.feeds["sr"] == 16000).all() for batch in found)
+
+
+def test_a_single_value_fills_what_has_one_for_each_sample(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 4), np.float32), flag=np.float32(7), name=np.array("all"))
+    inputs = (
+        TensorInfo("x", "float32", ("B", 4)),
+        TensorInfo("flag", "float32", ("B", 1)),
+        TensorInfo("name", "str", ("B",)),
+    )
+    (batch,) = open_dataset(DataSpec(path="d.npz"), inputs, name="calibration", base=tmp_path).batches()
+    assert batch.feeds["flag"].tolist() == [[7], [7], [7]]
+    assert batch.feeds["name"].tolist() == ["all"] * 3
+
+
+def test_one_sample_is_not_one_value_for_others(tmp_path: Path) -> None:
+    """An array with a single row is a sample too few, unless the input takes one value."""
+    np.savez(tmp_path / "d.npz", input=np.ones((3, 4)), state=np.ones((1, 2, 3)), sr=np.array([16000]))
+    with pytest.raises(DataError, match="different numbers of samples: `input` 3, `state` 1") as caught:
+        open_dataset(DataSpec(path="d.npz"), SPEECH, name="calibration", base=tmp_path)
+    assert "a value that all share is stored as a single one" in (caught.value.hint or "")

@@ -83,6 +83,8 @@ def test_missing_values_name_row_and_column(path: Path) -> None:
     where = {".csv": "data.csv:3", ".jsonl": "data.jsonl:2", ".parquet": "data.parquet: row 2"}[path.suffix]
     assert str(caught.value.where).endswith(where)
     assert caught.value.option == ("data", "evaluation", "preprocess", "fill_missing")
+    kept = open_table(path, labels="kind", preprocess={"fill_missing": "keep"})
+    np.testing.assert_array_equal(next(kept.batches()).feeds["x"], [[1.5, 2], [np.nan, -4], [0.25, 6]])
     filled = open_table(path, labels="kind", preprocess={"fill_missing": 9})
     assert next(filled.batches()).feeds["x"][1].tolist() == [9, -4]
 

@@ -191,6 +191,16 @@ def test_models_without_inputs_take_any_batch() -> None:
     assert len(list(batches(model, asked(), 5))) == 2
 
 
+def test_nan_that_a_model_fills_in_itself_is_fed_as_it_is() -> None:
+    graph = Graph()
+    missing = graph.op("IsNaN", graph.take("x", ["b", 4]))
+    model = graph.model(graph.op("Where", missing, graph.constant(np.ones(4, np.float32)), "x"))
+    given = asked()
+    given.feeds["x"][7, 2] = np.nan
+    fed = np.concatenate([batch.feeds["x"] for batch in batches(model, given, 4)])
+    np.testing.assert_array_equal(fed, given.feeds["x"])
+
+
 def test_nan_in_the_data_is_named_with_its_batch() -> None:
     given = asked()
     given.feeds["x"][7, 2] = np.nan
