@@ -45,10 +45,11 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
                 count += record([(node, "folded into the layer before it") for node in norms.nodes], "folded")
             if not count:
                 break
-        shared = clean.share_initializers(copy) + clean.tie_tables(copy)
+        shared = dict.fromkeys(clean.share_initializers(copy), "equal to another tensor")
+        shared |= dict.fromkeys(clean.tie_tables(copy), "a table that is looked up, turned")
         clean.remove_unused(copy)
         stage.note(f"{sum(1 for _ in model.graph)} -> {sum(1 for _ in copy.graph)} nodes")
-    decisions.extend(Decision(node=name, op="", action="merged", reason="equal to another tensor") for name in shared)
+    decisions.extend(Decision(node=name, op="", action="merged", reason=reason) for name, reason in shared.items())
     changed = len(decisions)
     record(left, "kept")
     actions = Counter(decision.action for decision in decisions if decision.action != "kept")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Coupling, Group, TensorAxis
-from lepton_cli.graph import cost
+from lepton_cli.graph import clean, cost
 
 Widths = NDArray[np.int64]
 
@@ -92,14 +92,32 @@ def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[TensorAxis
 def parameters(
     model: ir.Model, coupling: Coupling, groups: Sequence[Group], *, as_bytes: bool = False, base: float = 0.0
 ) -> CostModel:
-    """Elements (or bytes) of all initializers."""
+    """Elements (or bytes) of all initializers; a table that a product reads turned is one while both lose the same."""
     terms = []
+    atoms = [label for group in groups for label in group.atoms]
+    twice = {
+        value
+        for value, table in clean.turned_tables(model).items()
+        if all(
+            np.array_equal(
+                _own(coupling, (value.name or "", axis), atoms), _own(coupling, (table.name or "", other), atoms)
+            )
+            for axis, other in ((0, 1), (1, 0))
+        )
+    }
     for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.size:
+        if value not in twice and value.const_value is not None and value.const_value.size:
             shape = tuple(int(d) for d in value.const_value.shape.numpy())
             unit = value.const_value.nbytes / value.const_value.size if as_bytes else 1.0
             terms.append((unit * value.const_value.size, [(name, axis) for axis in range(len(shape))], shape))
     return _build(terms, base, coupling, groups)
+
+
+def _own(coupling: Coupling, axis: TensorAxis, atoms: Sequence[int]) -> NDArray[np.int64]:
+    """The labels along an axis that belong to a group, others as -1; empty where none does."""
+    labels = np.asarray(coupling.labels.get(axis, ()), np.int64)
+    found = np.isin(labels, atoms)
+    return np.where(found, labels, -1) if found.any() else labels[:0]
 
 
 def _build(

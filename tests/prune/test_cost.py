@@ -118,6 +118,20 @@ def test_bytes_follow_the_type_of_each_weight() -> None:
     assert cost.parameters(model, found, groups)(np.array([3])) == 3 * 3 + 3 * 5
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_table_that_is_read_turned_is_one_unless_channels_of_one_reader_go(between: bool) -> None:
+    """Rows of 6 for 50 words; the last layer reads them turned, or what another layer makes of them."""
+    n = Network()
+    table = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    x = n.node("Gather", n.weight(values=table), n.node("Cast", n.input("x", 2), to=7))
+    x = n.node("Relu", n.node("MatMul", x, n.weight(6, 6)) if between else x)
+    model, found = analysed(n.model(n.node("MatMul", x, n.weight(values=table.T.copy()))))
+    groups = [group for group in found.groups if group.frozen is None]
+    price = cost.parameters(model, found, groups)
+    assert price(np.full(len(groups), 4)) == (50 * 6 + 6 * 4 + 4 * 50 if between else 50 * 6)
+    assert len(groups) == between
+
+
 def test_without_groups_everything_is_fixed() -> None:
     model, found, _ = prepared("residual")
     none: NDArray[np.int64] = np.zeros(0, np.int64)

@@ -54,7 +54,7 @@ def apply(
     step: str, model: ir.Model, tmp_path: Path, dry: bool = False, data: Arrays = IDS, **options: object
 ) -> Outcome:
     parsed = STEPS[step].options.model_validate({"step": step, **options})
-    return STEPS[step].apply(model, parsed, context(data, tmp_path, dry=dry))
+    return STEPS[step].apply(model, parsed, context(data, tmp_path, dry=dry, original=model))
 
 
 def large(model: ir.Model) -> list[int]:
