@@ -282,7 +282,8 @@ def _check_labels(job: Job, outputs: runtime.Values) -> None:
 
 
 def _payload(loaded: io.LoadedModel) -> bytes | Path:
-    return loaded.payload if loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 else io.to_bytes(loaded.model)
+    large = loaded.bytes >= io.EXTERNAL_ABOVE or len(loaded.files) > 1 or loaded.given is not None
+    return loaded.payload if large else io.to_bytes(loaded.model)
 
 
 def _check_providers(recipe: Recipe) -> None:

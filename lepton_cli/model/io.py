@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -43,10 +45,14 @@ class LoadedModel:
 
     @functools.cached_property
     def payload(self) -> bytes | Path:
-        """What `runtime.Session` takes."""
-        if self.given is not None and weight_bytes(self.model) < EXTERNAL_ABOVE:
+        """What `runtime.Session` takes; a file, where it has to be written, that lives as long as this object."""
+        if self.given is None:
+            return self.stored
+        if not _too_large(self.model):
             return to_bytes(self.model)
-        return self.stored
+        folder = Path(tempfile.mkdtemp(prefix="lepton-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return payload(self.model, folder)
 
     @property
     def stored(self) -> bytes | Path:

@@ -61,7 +61,9 @@ def test_pictures_are_brought_to_the_models_shape_and_the_scale_is_left_to_decid
     model, path = stored(detector(channels, size, kind), tmp_path / "m.onnx"), tmp_path / "r.yaml"
     write_recipe(model, path, pictures, None)
     text = path.read_text()
-    assert yaml.safe_load(text)["data"] == {"calibration": {"path": "pictures", "preprocess": preprocess}}, "no labels"
+    alone = {} if "resize" in preprocess else {"batch": 1}
+    section = {"path": "pictures", "preprocess": preprocess, **alone}
+    assert yaml.safe_load(text)["data"] == {"calibration": section}, "no labels, and any size one by one"
     assert ("DECIDE `scale`" in text) == ("scale" in preprocess)
     assert "top1" not in text
     loaded = load_recipe(path)
@@ -69,9 +71,8 @@ def test_pictures_are_brought_to_the_models_shape_and_the_scale_is_left_to_decid
     data = open_dataset(
         loaded.recipe.data.calibration, io.inputs(io.load(model).model), name="calibration", base=tmp_path
     )
-    (batch,) = data.batches()
-    sides = (24, 24) if size == 24 else (30, 40)
-    assert batch.feeds["x"].shape == (3, channels, *sides)
+    batch, *_ = data.batches()
+    assert batch.feeds["x"].shape == ((3, channels, 24, 24) if size == 24 else (1, channels, 30, 40))
     if channels == 3:
         red, _, blue = batch.feeds["x"][0, :, 0, 0]
         assert (red, blue) == pytest.approx((1.0, 0.2) if "scale" in preprocess else (255, 51))
