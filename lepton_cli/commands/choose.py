@@ -79,7 +79,7 @@ def data_section(
 
     Labels are left out where the first output is no score of classes. `preprocess`: as in a recipe.
     """
-    source = {"path": os.path.relpath(data), **({"preprocess": dict(preprocess)} if preprocess else {})}
+    source: dict[str, Any] = {"path": os.path.relpath(data), **({"preprocess": dict(preprocess)} if preprocess else {})}
     if preprocess and "resize" not in preprocess:  # pictures of any size
         source["batch"] = 1
     inputs = io.inputs(loaded.model)
