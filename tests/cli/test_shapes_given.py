@@ -19,11 +19,9 @@ evaluate: {latency: {batch: 1, time: 0.2 s}, memory: false}
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A classifier of 10 x 10 pictures that says nothing of their size."""
-    monkeypatch.chdir(tmp_path)
-    weights = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
+def _save(pixels: int) -> None:
+    """A classifier of pictures that says nothing of their size, but for the number of their pixels."""
+    weights = np.random.default_rng(0).standard_normal((pixels, 64)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"], name="fc")],
         "g",
@@ -32,6 +30,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         [numpy_helper.from_array(weights, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "m.onnx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The classifier of 10 x 10 pictures and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    _save(100)
     Path("r.yaml").write_text(RECIPE)
     return tmp_path
 
@@ -41,6 +46,8 @@ def words(found: object) -> str:
 
 
 def test_a_guess_that_does_not_fit_is_a_warning(invoke: Invoke, folder: Path) -> None:
+    """Two primes: nobody guesses 97 x 89."""
+    _save(97 * 89)
     found = invoke("plan", "m.onnx", "-r", "r.yaml")
     code, told = found.exit_code, words(found)
     assert code == 0
