@@ -119,3 +119,12 @@ def test_runs_of_any_number_of_boxes_are_joined(tmp_path: Path) -> None:
     feeds = [MEMBERS["detector with nms"].feed(np.random.default_rng(seed)) for seed in range(3)]
     found = activations.outputs(_detector(), feeds, tmp_path, 1)
     assert {array.shape for array in found.values()} == {(3, 64, 4), (3, 3, 64), (3, 64)}
+
+
+def test_another_model_gives_what_is_asked_for_or_nothing() -> None:
+    beside = searched(_detector())
+    assert beside is not None
+    assert beside.only(["of another model"]) is None
+    made = beside.only(beside.searched[1:])
+    assert made is not None
+    assert [value.name for value in made.graph.outputs] == ["boxes", "scores", "labels", *beside.searched[1:]]
