@@ -38,8 +38,6 @@ STEPS: dict[str, tuple[dict[str, Any], float]] = {
     "quantize.weights": ({"bits": 8}, 30),
     "convert.fp16": ({}, 50),
 }
-_NO_EFFECT = "changed nothing"
-_OUTPUT = "is an output of the model"
 #: What has a sentence instead of a result: a part of the sentence or of its cause.
 SENTENCES: dict[tuple[str, str], str] = {
     **{
