@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.facts import reads_quantized
+from lepton_cli.probe.distances import decibel
 from lepton_cli.quantize import blockwise, stored
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.quantize.store import Shared, WeightStore
@@ -203,7 +204,7 @@ def replace(
         editor.put(node, _gather(editor, node, inputs, size, options))
     else:
         editor.put(node, _matmul(node, inputs, {"K": inner, "N": outer, "bits": options.bits, "block_size": size}))
-    return store.ratio(signal, noise)
+    return decibel(signal, noise)
 
 
 def _gather(

@@ -51,8 +51,3 @@ class WeightStore:
             name="",
             base_dir=self.path.parent,
         )
-
-    @staticmethod
-    def ratio(signal: float, noise: float) -> float:
-        """In dB."""
-        return 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

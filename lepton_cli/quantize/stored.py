@@ -17,6 +17,7 @@ import onnx_ir as ir
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.held import FLOATS
 from lepton_cli.model.external import blocks, pieces
+from lepton_cli.probe.distances import decibel
 from lepton_cli.quantize.store import Shared, WeightStore
 
 #: Smaller weights are hardly larger than what is put in their place.
@@ -135,7 +136,7 @@ def replace(editor: Editor, node: ir.Node, store: WeightStore, shared: Shared) -
         else:
             node.replace_input_with(index, made[0])
         signal, noise = signal + own_signal, noise + own_noise
-    return store.ratio(signal, noise)
+    return decibel(signal, noise)
 
 
 def _content(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
