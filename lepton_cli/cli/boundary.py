@@ -30,7 +30,7 @@ def boundary(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        stops = _listen()
         try:
             try:
                 function(*args, **kwargs)
@@ -38,9 +38,11 @@ def boundary(function: F) -> F:
                 # Here, where an error still becomes a message; Python's own flush at exit is too late.
                 sys.stdout.flush()
         except KeyboardInterrupt as error:
-            sys.stderr.write("interrupted\n")
-            raise typer.Exit(ExitCode.INTERRUPTED) from error
+            _interrupted(error)
         except Exception as error:
+            if stops and not isinstance(error, typer.Exit):
+                # Compiled libraries raise an error of their own where the signal met them.
+                _interrupted(error)
             if isinstance(error, typer.Exit) or type(error).__module__.startswith(("typer", "click")):
                 raise
             said = _said(error)
@@ -71,8 +73,23 @@ def _leave(error: BaseException, code: ExitCode, debug: bool) -> None:
     raise typer.Exit(code) from error
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _listen() -> list[int]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt from here on, and are noted in the list that is returned."""
+    stops: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, interrupt)
+    return stops
+
+
+def _interrupted(error: BaseException) -> NoReturn:
+    sys.stderr.write("interrupted\n")
+    raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 def _said(error: Exception) -> LeptonError:

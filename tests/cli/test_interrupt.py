@@ -158,3 +158,20 @@ def test_sigterm_of_a_real_process(pair: tuple[Path, Path], tmp_path: Path) -> N
     assert process.returncode == 130
     assert output.startswith("INTERRUPTED")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["accuracy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own(
+    number: signal.Signals, invoke: Invoke, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pydantic does while it builds a schema."""
+
+    def build(*arguments: object, **options: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            raise ValueError("Error building validator: KeyboardInterrupt:") from error
+
+    monkeypatch.setattr("lepton_cli.model.io.load", build)
+    found = invoke("inspect", pair[0])
+    assert (found.exit_code, found.stdout, found.stderr) == (130, "", "interrupted\n")
