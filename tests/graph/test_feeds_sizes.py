@@ -1,0 +1,184 @@
+"""The sizes that open axes get: told by operators, summed up, or halved until they fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lepton_cli.graph import feeds
+from lepton_cli.model import io
+from tests.graph.test_feeds import N, attention, build, weight
+
+
+def sizes(made: ir.Model, **given: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
+    """Shapes of the inputs, with `None` for samples."""
+    found = feeds.sized(made, given)
+    return {one.name: tuple(dim if isinstance(dim, int) else None for dim in one.shape or ()) for one in found}
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "w", "attributes", "told"),
+    [
+        ("MatMul", ["batch", "f"], (7,), {}, (None, 7)),
+        ("MatMul", ["batch", "t", "f"], (7, 3), {}, (None, 8, 7)),
+        ("Gemm", ["batch", "f"], (13, 4), {}, (None, 13)),
+        ("Gemm", ["f", "batch"], (13, 4), {"transA": 1}, (13, None)),
+        ("Gemm", ["batch", "f"], (4, 13), {"transB": 1}, (None, 13)),
+        ("Conv", ["batch", "c", "l"], (4, 6, 3), {}, (None, 6, 8)),
+        ("Conv", ["batch", "c", "l"], (4, 6, 3), {"group": 2}, (None, 12, 8)),
+        ("ConvTranspose", ["batch", "c", "l"], (6, 4, 3), {}, (None, 6, 8)),
+        ("Add", ["batch", "t", "f"], (1, 5), {}, (None, 8, 5)),
+        ("Add", ["batch", "t", "f"], (7, 5), {}, (None, 7, 5)),
+        ("Mul", ["batch", "f"], (1, 5), {}, (None, 5)),
+        ("LayerNormalization", ["batch", "t", "f"], (9,), {}, (None, 8, 9)),
+        ("InstanceNormalization", ["batch", "c", "l"], (6,), {}, (None, 6, 8)),
+        ("Relu", ["batch", "t", "f"], (9,), {}, (None, 8, 8)),
+    ],
+)
+def test_what_each_operator_tells(op: str, x: Any, w: Any, attributes: Any, told: Any) -> None:
+    inputs = ["x", "w", "b"][: {"Relu": 1, "InstanceNormalization": 3}.get(op, 2)]
+    assert sizes(build([N(op, inputs, ["y"], **attributes)], {"x": x}, ["y"], w=weight(*w), b=weight(6))) == {"x": told}
+
+
+def test_a_weight_may_come_first() -> None:
+    assert sizes(build([N("Mul", ["w", "x"], ["y"])], {"x": ["batch", "f"]}, ["y"], w=weight(11))) == {"x": (None, 11)}
+
+
+def test_four_bits_say_their_width() -> None:
+    for width, told in ((32, 32), (None, 8)):
+        node = N("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", N=4, **({"K": width} if width else {}))
+        made = build([node], {"x": ["batch", "t", "f"]}, ["y"], w=np.zeros((4, 1, 16), np.uint8), s=weight(4))
+        assert sizes(made) == {"x": (None, 8, told)}
+
+
+def test_a_kernel_that_is_fed_tells_what_is_fixed() -> None:
+    for second, told in ((6, 6), ("i", 8)):
+        nodes = [N("Conv", ["x", "w"], ["y"], group=2 if second == "i" else 1)]
+        made = build(nodes, {"x": ["batch", "c", "l"], "w": [4, second, "k"]}, ["y"])
+        assert sizes(made)["x"][1:] == (told, 8)
+
+
+@pytest.mark.parametrize(
+    "op", ["MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "Add", "LayerNormalization", "Concat"]
+)
+@pytest.mark.parametrize("rank", ["rank", 2])
+def test_values_of_which_nothing_is_known_tell_nothing(op: str, rank: Any) -> None:
+    """Neither how many axes they have, or how long these are."""
+    attributes = {"Concat": {"axis": 1}, "LSTM": {"hidden_size": 4}}.get(op, {})
+    for order in (["x", "r"], ["r", "x"], ["r", "r"]):
+        inputs = [*order, "r"] if op == "LSTM" else order
+        nodes = [N("Reshape", ["x", "shape"], ["r"]), N(op, inputs, ["y"], **attributes)]
+        made = build(nodes, {"x": ["batch", "t", "f"], "shape": ([rank], 7)}, ["y"])
+        assert sizes(made)["x"][1:] == (8, 8)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_states_of_recurrent_layers(first: bool) -> None:
+    nodes = [N("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=4, direction="bidirectional", layout=int(first))]
+    inputs = {"x": ["t", "batch", "f"], "h": ["d", "batch", "s"]}
+    if first:
+        inputs = {"x": ["batch", "t", "f"], "h": ["batch", "d", "s"]}
+    found = sizes(build(nodes, inputs, ["y"], w=weight(2, 12, 9), r=weight(2, 12, 4)))
+    assert found == ({"x": (None, 8, 9), "h": (None, 2, 4)} if first else {"x": (8, None, 9), "h": (2, None, 4)})
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_what_is_joined_agrees_elsewhere(axis: int) -> None:
+    inputs = {"a": ["batch", "p", "m"], "b": ["batch", "q", "n"], "c": ["batch", 5, 6]}
+    made = build([N("Concat", ["a", "b", "c"], ["y"], axis=axis)], inputs, ["y"])
+    assert sizes(made, a=(1, 3, 6)) == {"a": (None, 3, 6), "b": (None, 8, 6), "c": (None, 5, 6)}
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_what_is_split_is_as_long_as_its_parts(axis: int) -> None:
+    nodes = [N("Split", ["x", "parts"], ["a", "b"], axis=axis)]
+    assert sizes(build(nodes, {"x": ["batch", "f"]}, ["a", "b"], parts=np.array([2, 5]))) == {"x": (None, 7)}
+    assert sizes(build([N("Split", ["x"], ["a", "b"], axis=1)], {"x": ["batch", "t", "f"]}, ["a", "b"]))["x"][1] == 8
+
+
+def passing(**inputs: Any) -> ir.Model:
+    """Inputs that nothing happens to."""
+    return build(
+        [N("Identity", [name], [f"{name}.out"]) for name in inputs], inputs, [f"{name}.out" for name in inputs]
+    )
+
+
+SEQUENCE, PAST = "sequence_length", "past_length"
+
+
+@pytest.mark.parametrize(
+    ("given", "new", "past"),
+    [
+        ({}, 8, 8),
+        ({"ids": (1, 5)}, 5, 8),
+        ({"past": (1, 2, 3, 4)}, 8, 3),
+        ({"ids": (1, 5), "past": (1, 2, 3, 4)}, 5, 3),
+    ],
+)
+def test_sums_are_those_of_their_parts(given: dict[str, tuple[int, ...]], new: int, past: int) -> None:
+    made = passing(
+        every=(["batch", f"{PAST} + {SEQUENCE}"], 7), ids=(["batch", SEQUENCE], 7), past=["batch", 2, PAST, 4],
+        one=(["batch", f"{PAST} + 1"], 7), three=(["batch", f"{PAST} + {SEQUENCE} + 20"], 7),
+        total=(["batch", "total_length"], 7), mask=(["batch", "mask_length"], 7),
+    )  # fmt: skip
+    found = {name: shape[1] for name, shape in sizes(made, **given).items()}
+    whole = past + new
+    assert found == {
+        "every": whole, "ids": new, "past": 2, "one": past + 1, "three": whole + 20, "total": whole, "mask": whole,
+    }  # fmt: skip
+
+
+def test_a_cache_without_a_new_part_that_has_a_name_is_followed_by_one() -> None:
+    made = passing(past=["batch", 2, PAST, 4], every=(["batch", "total_length"], 7), other=(["batch", "n"], 7))
+    assert sizes(made) == {"past": (None, 2, 8, 4), "every": (None, 9), "other": (None, 8)}
+    made = passing(past=["batch", 2, PAST, 4], every=(["batch", "total_length"], 7), x=(["batch", "input_length"], 7))
+    assert sizes(made, x=(1, 6))["every"] == (None, 14)
+    assert sizes(passing(x=(["batch", SEQUENCE], 7), every=(["batch", "total_length"], 7)), x=(1, 6))["every"] == (
+        None,
+        8,
+    )
+
+
+def test_a_name_has_the_size_of_the_first_that_has_it() -> None:
+    assert sizes(passing(ids=(["batch", "n"], 7), x=["batch", "n"])) == {"ids": (None, 8), "x": (None, 8)}
+    assert sizes(passing(x=["batch", "n"], ids=(["batch", "n"], 7))) == {"x": (None, 512), "ids": (None, 512)}
+    assert feeds.default_feeds(passing(x=["batch", "n"]), 3, 20) == {"x": (3, 20)}
+    assert feeds.default_feeds(passing(x=None, y=[]), 3) == {"x": (), "y": ()}
+
+
+@pytest.mark.parametrize(("width", "length"), [(1 << 15, 512), ((1 << 15) + 1, 256), (1 << 24, 16)])
+def test_sizes_are_halved_until_the_largest_value_fits(width: int, length: int) -> None:
+    """512 rows of 2^15 numbers are 64 MiB."""
+    nodes = [N("Unsqueeze", ["x", "last"], ["u"]), N("Expand", ["u", "shape"], ["y"])]
+    made = build(nodes, {"x": ["batch", "t"]}, ["y"], last=np.array([2]), shape=np.array([1, 1, width]))
+    assert sizes(made) == {"x": (None, length)}
+
+
+def test_what_grows_with_the_fourth_power_fits_at_once() -> None:
+    """4 * 64^4 bytes are 64 MiB; the channels are few already."""
+    assert sizes(attention()) == {"x": (None, 4, 64, 64)}
+    nodes = list(io.to_proto(attention()).graph.node)
+    made = build(nodes, {"x": ["batch", "c", "h", "w"]}, ["y"], ends=np.array([0, 1]), rest=np.array([-1]))
+    assert sizes(made) == {"x": (None, 3, 64, 64)}
+
+
+@pytest.mark.parametrize("axis", [0, -2])
+def test_what_is_counted_is_told_of_every_input(axis: int) -> None:
+    nodes = [N("Gather", ["x", "source"], ["sent"], axis=axis)]
+    found = feeds.sized(build(nodes, {"x": ["n", 3], "source": (["e"], 7)}, ["sent"]))
+    assert [(one.shape, one.batch_axis) for one in found] == [((512, 3), -1), ((8,), -1)]
+    plain = feeds.sized(build([N("Gather", ["w", "ids"], ["y"])], {"ids": (["batch"], 7)}, ["y"], w=weight(4, 2)))
+    assert plain[0].batch_axis is None
+
+
+def test_tables_that_the_graph_computes_have_rows() -> None:
+    """Where no size is open, too."""
+    nodes = [N("Add", ["w", "x"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
+    found = feeds.sized(build(nodes, {"x": [1, 6], "ids": ([1, 3], 7)}, ["y"], w=weight(5, 6)))
+    assert [one.rows for one in found] == [None, 5]
+    nodes = [N("Reshape", ["w", "shape"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
+    (ids,) = feeds.sized(build(nodes, {"ids": ([1, 3], 7)}, ["y"], w=weight(5, 6), shape=np.array([15, 2])))
+    assert ids.rows == 15
