@@ -182,3 +182,79 @@ def test_tables_that_the_graph_computes_have_rows() -> None:
     nodes = [N("Reshape", ["w", "shape"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
     (ids,) = feeds.sized(build(nodes, {"ids": ([1, 3], 7)}, ["y"], w=weight(5, 6), shape=np.array([15, 2])))
     assert ids.rows == 15
+
+
+def scored(op: str, heads: dict[str, int], *shapes: list[int | str], **weights: np.ndarray) -> ir.Model:
+    """Attention between queries and keys, of which no value of the graph holds the scores."""
+    inputs = {f"x{number}": shape for number, shape in enumerate(shapes)}
+    domain = "" if op == "Attention" and not weights else "com.microsoft"
+    return build([N(op, [*inputs, *weights], ["y"], domain=domain, **heads)], inputs, ["y"], opset=23, **weights)
+
+
+T = ["batch", "t", 8]
+
+
+@pytest.mark.parametrize(
+    ("op", "heads", "shapes", "limit"),
+    [
+        ("MultiHeadAttention", {"num_heads": 1}, [T, T, T], 1 << 12),
+        ("MultiHeadAttention", {"num_heads": 4}, [T, T, T], 1 << 11),
+        ("MultiHeadAttention", {"num_heads": 4}, [T], 1 << 11),
+        ("GroupQueryAttention", {"num_heads": 4, "kv_num_heads": 1}, [T, T, T], 1 << 11),
+        ("Attention", {"q_num_heads": 4, "kv_num_heads": 2}, [T, T, T], 1 << 11),
+        ("Attention", {}, [T, T, T], 1 << 12),
+        ("Attention", {}, [["batch", 4, "t", 8]] * 3, 1 << 11),
+        ("Attention", {}, [["batch", 1, "t", 8]] * 3, 1 << 12),
+        ("MultiHeadAttention", {"num_heads": 1}, [["batch", 64, 8], T, T], 1 << 18),
+        ("MultiHeadAttention", {"num_heads": 1}, [T, ["batch", 64, 8], ["batch", 64, 8]], 1 << 18),
+    ],
+)
+def test_scores_are_samples_times_heads_times_queries_times_keys(
+    op: str, heads: dict[str, int], shapes: list[list[int | str]], limit: int
+) -> None:
+    """Four bytes each, 64 MiB of them fit: the limit does, and twice as long is too long."""
+    made = scored(op, heads, *shapes)
+    for other in (limit, 2 * limit):
+        found = [dim for one in feeds.sized(made, other=other) for dim in one.shape or () if dim not in (1, 4, 8, 64)]
+        assert {dim for dim in found if isinstance(dim, int)} == {limit}
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_queries_and_keys_may_come_out_of_one_product(heads: int) -> None:
+    """onnxruntime's Attention has their weight for a second input."""
+    weights = {"w": weight(8, 24), "b": weight(24)}
+    found = feeds.sized(scored("Attention", {"num_heads": heads}, T, **weights), other=1 << 12)
+    assert found[0].shape == ("batch", 4096 if heads == 1 else 2048, 8)
+
+
+def test_scores_of_what_has_no_places_are_none() -> None:
+    found = feeds.sized(scored("MultiHeadAttention", {"num_heads": 4}, ["batch", "t"]), other=1 << 16)
+    assert found[0].shape == ("batch", 1 << 16)
+
+
+def test_shapes_that_are_all_given_need_no_look_at_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(feeds, "sized", fails)
+    assert feeds.default_feeds(attention(), 1, None, {"x": [3, 4, 6, 7]}) == {"x": (3, 4, 6, 7)}
+
+
+def test_a_length_is_a_sum_only_where_every_input_calls_it_one() -> None:
+    made = passing(
+        ids=(["batch", "n"], 7), mask=(["batch", "n"], 7), past=["batch", 2, PAST, 4],
+        total=(["batch", "total_length"], 7),
+    )  # fmt: skip
+    assert sizes(made, ids=(1, 5)) == {"ids": (None, 5), "mask": (None, 5), "past": (None, 2, 8, 4), "total": (None, 9)}
+
+
+def test_names_that_meet_in_either_order_are_one() -> None:
+    nodes = [N("Add", ["a", "b"], ["s"]), N("Add", ["b", "a"], ["y"])]
+    made = build(nodes, {"a": ["batch", "n", 3], "b": ["batch", "m", 3]}, ["s", "y"])
+    assert sizes(made, a=(1, 5, 3)) == {"a": (None, 5, 3), "b": (None, 5, 3)}
+
+
+def test_tables_of_which_nothing_is_known_tell_no_rows() -> None:
+    nodes = [N("Reshape", ["x", "shape"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
+    made = build(nodes, {"x": ["batch", "f"], "shape": (["rank"], 7), "ids": (["batch"], 7)}, ["y"])
+    assert [one.rows for one in feeds.sized(made)] == [None, None, None]
