@@ -39,6 +39,7 @@ SHARED_TESTS = {
         ("tests/probe/test_rewrites_in_steps.py", "errors planted into steps"),
         ("tests/probe/test_rewrites_of_nodes.py", "the second half of test_rewrites.py"),
     ],
+    "prune/allocate.py": [("tests/prune/test_allocate_parts.py", "the parts of the search")],
     "quantize/blocks.py": [("tests/quantize/test_weights.py", "blocks are what the step writes")],
     "quantize/static.py": [("tests/quantize/test_static_guards.py", "the second half of test_static.py")],
 }
