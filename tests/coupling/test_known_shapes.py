@@ -389,10 +389,11 @@ def test_inputs_of_too_many_numbers_are_not_run(most: int, seen: bool, monkeypat
     assert (("x", 0) in facts.open) is seen
 
 
-def test_constant_nodes_become_initializers() -> None:
+def test_weights_in_constant_nodes_and_turned_ones_become_initializers() -> None:
     n = Network()
-    shape = helper.make_tensor("", TensorProto.INT64, [2], [-1, 4])
-    model = n.model(n.node("Reshape", n.input("x", "batch", 8), n.node("Constant", value=shape)))
-    made = prepared(model)
-    assert [node.op_type for node in made.graph] == ["Reshape"]
-    assert literal(made, "Reshape_1", 1)
+    held = helper.make_tensor("", TensorProto.FLOAT, [8, 4], np.arange(32))
+    x = n.node("MatMul", n.input("x", "batch", 8), n.node("Constant", value=held))
+    made = prepared(n.model(n.node("MatMul", x, n.node("Transpose", n.weight(5, 4)))))
+    assert [node.name for node in made.graph] == ["MatMul_1", "MatMul_3"]
+    assert literal(made, "MatMul_1", 1)
+    assert literal(made, "MatMul_3", 1)
