@@ -258,3 +258,13 @@ def test_tables_of_which_nothing_is_known_tell_no_rows() -> None:
     nodes = [N("Reshape", ["x", "shape"], ["table"]), N("Gather", ["table", "ids"], ["y"])]
     made = build(nodes, {"x": ["batch", "f"], "shape": (["rank"], 7), "ids": (["batch"], 7)}, ["y"])
     assert [one.rows for one in feeds.sized(made)] == [None, None, None]
+
+
+def test_what_is_told_tells_more() -> None:
+    """Two names that are one give their sum a length, which is another's: eight times, more than guesses would mend."""
+    nodes, inputs = [], {}
+    for number in map(str, range(8)):
+        nodes += [N("Add", [f"a{number}", f"b{number}"], [f"s{number}"]), N("Add", [f"s{number}", "c"], [f"y{number}"])]
+        inputs |= {f"{name}{number}": ["batch", f"{name}{number}", 3] for name in "ab"}
+    made = build(nodes, {**inputs, "c": ["batch", 5, 3]}, [f"y{number}" for number in range(8)])
+    assert set(sizes(made).values()) == {(None, 5, 3)}

@@ -140,9 +140,16 @@ def test_what_depends_on_an_input_or_computes_stays() -> None:
     assert settled(one(nodes, "y1", zero=[0], four=[4])) == []
 
 
-def test_one_input_of_the_model_is_enough_to_stay() -> None:
-    nodes = [N("Concat", ["w", "xt"], ["m"], axis=1), N("Transpose", ["x"], ["xt"])]
-    assert settled(one([*nodes[::-1], N("MatMul", ["x", "m"], ["y1"])], "y1")) == []
+def test_one_input_of_the_model_is_enough_to_stay_and_keeps_nothing_else() -> None:
+    nodes = [
+        N("Transpose", ["x"], ["xt"]),
+        N("Concat", ["w", "xt"], ["m"], axis=1),
+        N("MatMul", ["x", "m"], ["p"]),
+        N("Identity", ["w"], ["k"]),
+        N("MatMul", ["x", "k"], ["q"]),
+        N("Concat", ["p", "q"], ["y1"], axis=1),
+    ]
+    assert settled(one(nodes, "y1")) == ["k"]
 
 
 def test_what_is_not_used_or_returned_stays() -> None:
@@ -154,9 +161,15 @@ def test_what_is_not_used_or_returned_stays() -> None:
 
 
 def test_operators_of_other_domains_only_have_the_name() -> None:
-    model = one([N("Identity", ["w"], ["m"], domain="own"), N("MatMul", ["x", "m"], ["y1"])], "y1", domain="own")
+    nodes = [
+        N("Identity", ["w"], ["m"], domain="own"),
+        N("Identity", ["w"], ["k"]),
+        N("Add", ["m", "k"], ["sum"]),
+        N("MatMul", ["x", "sum"], ["y1"]),
+    ]
+    model = one(nodes, "y1", domain="own")
     inner.settle(model, ENOUGH)
-    assert "m" not in {name for graph in model.graphs() for name in graph.initializers}
+    assert {name for graph in model.graphs() for name in graph.initializers} == {"w", "k"}
 
 
 def test_the_main_graph_stays() -> None:
