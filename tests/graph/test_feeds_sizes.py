@@ -260,11 +260,21 @@ def test_tables_of_which_nothing_is_known_tell_no_rows() -> None:
     assert [one.rows for one in feeds.sized(made)] == [None, None, None]
 
 
-def test_what_is_told_tells_more() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_told_tells_more(first: bool) -> None:
     """Two names that are one give their sum a length, which is another's: eight times, more than guesses would mend."""
     nodes, inputs = [], {}
     for number in map(str, range(8)):
-        nodes += [N("Add", [f"a{number}", f"b{number}"], [f"s{number}"]), N("Add", [f"s{number}", "c"], [f"y{number}"])]
+        met = ["c", f"s{number}"] if first else [f"s{number}", "c"]
+        nodes += [N("Add", [f"a{number}", f"b{number}"], [f"s{number}"]), N("Add", met, [f"y{number}"])]
         inputs |= {f"{name}{number}": ["batch", f"{name}{number}", 3] for name in "ab"}
     made = build(nodes, {**inputs, "c": ["batch", 5, 3]}, [f"y{number}" for number in range(8)])
     assert set(sizes(made).values()) == {(None, 5, 3)}
+
+
+@pytest.mark.parametrize("met", [["ids", "mask"], ["mask", "ids"]])
+def test_a_length_that_meets_another_is_called_what_both_are(met: list[str]) -> None:
+    nodes = [N("Add", met, ["y"]), N("Identity", ["past"], ["kept"])]
+    inputs = {"ids": (["batch", "n"], 7), "mask": (["batch", "m"], 7), "past": ["batch", 2, PAST, 4]}
+    made = build(nodes, inputs, ["y", "kept"])
+    assert sizes(made) == {"ids": (None, 8), "mask": (None, 8), "past": (None, 2, 8, 4)}
