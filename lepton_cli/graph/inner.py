@@ -66,7 +66,7 @@ def _computed(
     outputs = [onnx.ValueInfoProto(name=name) for name in names]
     graph = onnx.helper.make_graph([ir.serde.serialize_node(node) for node in nodes], "moved", [], outputs, held)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()]
-    made = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version or 8)
+    made = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
     try:
         found = runtime.Session(made.SerializeToString(), threads=1, optimise=False).run({}, list(names))
     except LeptonError:
