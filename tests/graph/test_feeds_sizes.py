@@ -278,3 +278,9 @@ def test_a_length_that_meets_another_is_called_what_both_are(met: list[str]) -> 
     inputs = {"ids": (["batch", "n"], 7), "mask": (["batch", "m"], 7), "past": ["batch", 2, PAST, 4]}
     made = build(nodes, inputs, ["y", "kept"])
     assert sizes(made) == {"ids": (None, 8), "mask": (None, 8), "past": (None, 2, 8, 4)}
+
+
+def test_where_no_size_fits_the_usual_one_stays() -> None:
+    """Twice a length is never five."""
+    nodes = [N("Concat", ["x", "x"], ["two"], axis=1), N("Add", ["two", "c"], ["y"])]
+    assert sizes(build(nodes, {"x": ["batch", "n"], "c": ["batch", 5]}, ["y"])) == {"x": (None, 512), "c": (None, 5)}
