@@ -167,9 +167,10 @@ def test_what_grows_with_the_fourth_power_fits_at_once() -> None:
 
 @pytest.mark.parametrize("axis", [0, -2])
 def test_what_is_counted_is_told_of_every_input(axis: int) -> None:
-    nodes = [N("Gather", ["x", "source"], ["sent"], axis=axis)]
-    found = feeds.sized(build(nodes, {"x": ["n", 3], "source": (["e"], 7)}, ["sent"]))
-    assert [(one.shape, one.batch_axis) for one in found] == [((512, 3), -1), ((8,), -1)]
+    """A single number has no axis to count along."""
+    nodes = [N("Gather", ["x", "source"], ["sent"], axis=axis), N("Mul", ["sent", "number"], ["y"])]
+    found = feeds.sized(build(nodes, {"x": ["n", 3], "source": (["e"], 7), "number": []}, ["y"]))
+    assert [(one.shape, one.batch_axis) for one in found] == [((512, 3), -1), ((8,), -1), ((), None)]
     plain = feeds.sized(build([N("Gather", ["w", "ids"], ["y"])], {"ids": (["batch"], 7)}, ["y"], w=weight(4, 2)))
     assert plain[0].batch_axis is None
 
@@ -227,9 +228,20 @@ def test_queries_and_keys_may_come_out_of_one_product(heads: int) -> None:
     assert found[0].shape == ("batch", 4096 if heads == 1 else 2048, 8)
 
 
-def test_scores_of_what_has_no_places_are_none() -> None:
-    found = feeds.sized(scored("MultiHeadAttention", {"num_heads": 4}, ["batch", "t"]), other=1 << 16)
+def test_scores_of_what_has_no_places_or_an_unknown_shape_are_none() -> None:
+    found = feeds.sized(scored("MultiHeadAttention", {"num_heads": 1 << 26}, ["batch", "t"]), other=1 << 16)
     assert found[0].shape == ("batch", 1 << 16)
+    attend = N("MultiHeadAttention", ["r"], ["y"], domain="com.microsoft", num_heads=1 << 26)
+    nodes = [N("Reshape", ["x", "shape"], ["r"]), attend]
+    found = feeds.sized(build(nodes, {"x": ["batch", "t"], "shape": (["rank"], 7)}, ["y"]), other=1 << 16)
+    assert found[0].shape == ("batch", 1 << 16)
+
+
+@pytest.mark.parametrize("names", [("x0", "x1"), ("x1", "x0")])
+def test_of_several_scores_the_largest_has_to_fit(names: tuple[str, str]) -> None:
+    nodes = [N("MultiHeadAttention", [name], [f"{name}.y"], domain="com.microsoft", num_heads=4) for name in names]
+    made = build(nodes, {"x0": T, "x1": ["batch", 16, 8]}, ["x0.y", "x1.y"])
+    assert feeds.sized(made, other=1 << 12)[0].shape == ("batch", 1 << 11, 8)
 
 
 def test_shapes_that_are_all_given_need_no_look_at_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,16 +254,18 @@ def test_shapes_that_are_all_given_need_no_look_at_the_graph(monkeypatch: pytest
 
 def test_a_length_is_a_sum_only_where_every_input_calls_it_one() -> None:
     made = passing(
-        ids=(["batch", "n"], 7), mask=(["batch", "n"], 7), past=["batch", 2, PAST, 4],
+        input_ids=(["batch", "n"], 7), mask=(["batch", "n"], 7), past=["batch", 2, PAST, 4],
         total=(["batch", "total_length"], 7),
     )  # fmt: skip
-    assert sizes(made, ids=(1, 5)) == {"ids": (None, 5), "mask": (None, 5), "past": (None, 2, 8, 4), "total": (None, 9)}
+    found = {name: shape[1] for name, shape in sizes(made, input_ids=(1, 5)).items()}
+    assert found == {"input_ids": 5, "mask": 5, "past": 2, "total": 8 + 5}
 
 
 def test_names_that_meet_in_either_order_are_one() -> None:
     nodes = [N("Add", ["a", "b"], ["s"]), N("Add", ["b", "a"], ["y"])]
     made = build(nodes, {"a": ["batch", "n", 3], "b": ["batch", "m", 3]}, ["s", "y"])
     assert sizes(made, a=(1, 5, 3)) == {"a": (None, 5, 3), "b": (None, 5, 3)}
+    assert sizes(made) == {"a": (None, 8, 3), "b": (None, 8, 3)}
 
 
 def test_tables_of_which_nothing_is_known_tell_no_rows() -> None:
