@@ -31,6 +31,15 @@ from mutation_faults import PACKAGE, Mutant, sample
 DEFAULT = ("prune", "quantize", "probe", "timing")
 #: Test files that judge a module besides the one of its own name, and why.
 SHARED_TESTS = {
+    "coupling/layout.py": [("tests/coupling/test_layout_cuts.py", "what a cut changes")],
+    "coupling/operators.py": [("tests/coupling/test_operators_in_networks.py", "operators beside others")],
+    "graph/feeds.py": [("tests/graph/test_feeds_sizes.py", "the sizes alone")],
+    "probe/linear.py": [("tests/probe/test_linear_found.py", "which layers are found")],
+    "probe/rewrites.py": [
+        ("tests/probe/test_rewrites_in_steps.py", "errors planted into steps"),
+        ("tests/probe/test_rewrites_of_nodes.py", "the second half of test_rewrites.py"),
+    ],
+    "prune/allocate.py": [("tests/prune/test_allocate_parts.py", "the parts of the search")],
     "quantize/blocks.py": [("tests/quantize/test_weights.py", "blocks are what the step writes")],
     "quantize/static.py": [("tests/quantize/test_static_guards.py", "the second half of test_static.py")],
 }

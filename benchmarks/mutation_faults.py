@@ -165,6 +165,8 @@ def _pointless(name: str, node: Any) -> bool:
     """Whether the fault shows in no result, or another operator makes it too."""
     if name == "AddNot":
         return node.children[2 if node.type == "test" else 1].type in {"comparison", "not_test"}
+    if node.type == "operator" and getattr(node.parent, "type", "") == "parameters":
+        return True  # the star before keywords is no product
     return name == "NumberReplacer" and abs(ast.literal_eval(node.value)) >= LARGE
 
 

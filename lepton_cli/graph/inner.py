@@ -32,7 +32,7 @@ def settle(model: ir.Model, growth: float) -> None:
         nodes = []
         for node in graph:
             values = [value for value in node.inputs if value is not None]
-            if node.op_type in MOVING and not node.domain and all(is_constant(v) or v in made for v in values):
+            if node.op_type in MOVING and not node.domain and all(_numbers(v) or v in made for v in values):
                 nodes.append(node)
                 made.update(node.outputs)
         wanted = [v for v in made if not v.is_graph_output() and any(use.node not in nodes for use in v.uses())]
@@ -43,6 +43,12 @@ def settle(model: ir.Model, growth: float) -> None:
             for value in wanted:
                 if value.name in results:
                     editor.freeze(value, results[value.name])
+
+
+def _numbers(value: ir.Value) -> bool:
+    """Is this a weight? Texts are none."""
+    tensor = value.const_value
+    return is_constant(value) and tensor is not None and tensor.dtype != ir.DataType.STRING
 
 
 def _computed(
@@ -60,7 +66,7 @@ def _computed(
     outputs = [onnx.ValueInfoProto(name=name) for name in names]
     graph = onnx.helper.make_graph([ir.serde.serialize_node(node) for node in nodes], "moved", [], outputs, held)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()]
-    made = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version or 8)
+    made = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
     try:
         found = runtime.Session(made.SerializeToString(), threads=1, optimise=False).run({}, list(names))
     except LeptonError:

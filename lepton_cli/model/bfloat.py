@@ -6,6 +6,8 @@ inputs, outputs, and the attributes that name it.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import onnx
 import onnx_ir as ir
 
@@ -65,6 +67,7 @@ def _retype(value: ir.Value) -> None:
     if value.const_value is not None and value.const_value.dtype == BFLOAT16:
         value.const_value = _wide(value.const_value)
     if value.dtype == BFLOAT16:
+        value.type = deepcopy(value.type)  # the copied model shares it with the given one
         value.dtype = FLOAT
 
 

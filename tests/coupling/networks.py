@@ -121,3 +121,15 @@ def assert_zeroed_equals_cut(model: ir.Model, *, share: float = 0.4, seed: int =
             np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5 * max(1.0, float(np.abs(one).max())))
     assert io.weight_bytes(after) < io.weight_bytes(prepared)
     return after
+
+
+def prunable(model: ir.Model) -> dict[str, int]:
+    """How many channels the groups have that may lose some."""
+    return {group.name: group.channels for group in analysed(model)[1].groups if group.frozen is None}
+
+
+def check(n: Network, output: str, channels: dict[str, int], share: float = 0.4) -> ir.Model:
+    """The network without channels that are zero; these groups may lose some, and no others."""
+    model = n.model(output)
+    assert prunable(model) == channels
+    return assert_zeroed_equals_cut(model, share=share)

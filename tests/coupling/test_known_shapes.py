@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -297,3 +299,101 @@ def test_nothing_runs_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(known_shapes, "_values", fails)
     monkeypatch.setattr(known_shapes.shapes, "concrete", fails)
     assert known_shapes.prepare(model, {"x": (2, 8)}, run=False)[1].open >= {("x", 0)}
+
+
+def odd(n: Network, x: str, axis: int) -> str:
+    """Without its first row where an axis is odd."""
+    rest = n.node("Mod", n.node("Gather", n.node("Shape", x), n.literal(axis)), n.literal(2))
+    return n.node("Slice", n.node("Relu", x), rest, n.literal(9), n.literal(1))
+
+
+def test_a_number_of_samples_is_looked_at_even_and_odd_and_so_is_what_has_its_name() -> None:
+    """Twice as many would be even again."""
+    n = Network()
+    made, facts = known_shapes.prepare(n.model(odd(n, n.input("x", "batch", 8), 0)), {"x": (2, 8)})
+    assert not literal(made, "Slice_4", 1)
+    assert ("Slice_4_out", 1) in facts.open
+    n = Network()
+    x, turned = n.input("x", "batch", 8), n.input("turned", 8, "batch")
+    model = n.model(odd(n, x, 0), n.node("Relu", turned))
+    assert not literal(known_shapes.prepare(model, {"x": (2, 8), "turned": (8, 2)})[0], "Slice_4", 1)
+
+
+def test_other_lengths_are_twice_as_long() -> None:
+    """Pairs are made of a length, which an odd one does not take; one and two are the lengths that fit a pair."""
+    n = Network()
+    model = n.model(n.node("Reshape", n.input("x", 1, "t"), n.literal(1, -1, 2)))
+    assert known_shapes.prepare(model, {"x": (1, 8)})[1].open == {("x", 1), ("Reshape_0_out", 1)}
+    n = Network()
+    model = n.model(n.node("Mul", n.input("x", 1, "t"), n.weight(2)))
+    assert known_shapes.prepare(model, {"x": (1, 1)})[1].open == {("x", 1)}
+
+
+def test_axes_without_a_name_are_changed_one_by_one() -> None:
+    n = Network()
+    n.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None]))
+    model = n.model(n.node("MatMul", "x", n.weight(8, 4)))
+    assert known_shapes.prepare(model, {"x": (2, 8)})[1].open == {("x", 0), ("MatMul_0_out", 0)}
+
+
+def test_axes_that_have_to_be_equal_are_changed_together_whatever_their_names() -> None:
+    n = Network()
+    model = n.model(n.node("Concat", n.input("a", "n", 4), n.input("b", "m", 4), axis=1))
+    assert known_shapes.prepare(model, {"a": (2, 4), "b": (2, 4)})[1].open == {("a", 0), ("b", 0), ("Concat_0_out", 0)}
+
+
+def test_models_are_looked_at_with_zeros() -> None:
+    """A table of one row has no second."""
+    n = Network()
+    n.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"]))
+    model = n.model(n.node("Gather", n.weight(1, 4), "ids"))
+    assert known_shapes.prepare(model, {"ids": (2,)})[1].open == {("ids", 0), ("Gather_0_out", 0)}
+
+
+@pytest.mark.parametrize(("declared", "fed"), [(None, (2, 8)), (["batch", "t", "f"], (2, 8)), (["batch"], (2, 8))])
+def test_inputs_of_unknown_or_of_another_rank_have_no_open_axes(declared: Any, fed: tuple[int, ...]) -> None:
+    n = Network()
+    model = n.model(n.node("Relu", n.input("x", *(declared or [1]))))
+    if declared is None:
+        model.graph.inputs[0].shape = None
+    for run in (True, False):
+        facts = known_shapes.prepare(model, {"x": fed}, run=run)[1]
+        assert facts.open == frozenset()
+        assert facts.shapes["Relu_0_out"] == fed
+
+
+def test_inputs_that_are_not_fed_have_no_open_axes() -> None:
+    n = Network()
+    model = n.model(n.node("Relu", n.input("x", "batch", 8)), n.node("Neg", n.input("other", "n", "m")))
+    opened = known_shapes.prepare(model, {"x": (2, 8)}, run=False)[1].open
+    assert opened == {("x", 0), ("Relu_0_out", 0)}
+
+
+def test_a_model_that_does_not_run_at_all_has_no_literals_of_its_own() -> None:
+    """The two inputs do not fit."""
+    n = Network()
+    x = n.node("Add", n.input("x", "batch", "f"), n.input("other", "batch", "g"))
+    model = n.model(sliced(n, x, 1))
+    made, facts = known_shapes.prepare(model, {"x": (2, 8), "other": (2, 7)})
+    assert not literal(made, "Slice_4", 2)
+    assert facts.open == frozenset()
+
+
+@pytest.mark.parametrize(("most", "seen"), [(40, True), (39, False)])
+def test_inputs_of_too_many_numbers_are_not_run(most: int, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times eight at the second look; a small input beside them changes nothing."""
+    monkeypatch.setattr(known_shapes.shapes, "MOST_VALUES", most)
+    n = Network()
+    model = n.model(sliced(n, n.input("x", "batch", 8), 1), n.node("Relu", n.input("small", 1)))
+    facts = known_shapes.prepare(model, {"x": (2, 8), "small": (1,)})[1]
+    assert (("x", 0) in facts.open) is seen
+
+
+def test_weights_in_constant_nodes_and_turned_ones_become_initializers() -> None:
+    n = Network()
+    held = helper.make_tensor("", TensorProto.FLOAT, [8, 4], np.arange(32))
+    x = n.node("MatMul", n.input("x", "batch", 8), n.node("Constant", value=held))
+    made = prepared(n.model(n.node("MatMul", x, n.node("Transpose", n.weight(5, 4)))))
+    assert [node.name for node in made.graph] == ["MatMul_1", "MatMul_3"]
+    assert literal(made, "MatMul_1", 1)
+    assert literal(made, "MatMul_3", 1)

@@ -105,6 +105,78 @@ def looped() -> onnx.ModelProto:
     return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
 
 
+def looped_without_types() -> onnx.ModelProto:
+    """The same: a file need not say what goes round, onnxruntime knows it from the node around."""
+    proto = looped()
+    body = proto.graph.node[1].attribute[0].g
+    for value in (body.input[2], *body.output):
+        value.ClearField("type")
+    return proto
+
+
+def dynamic() -> onnx.ModelProto:
+    """In a branch, of whose values nobody says a type: int8 with a measured scale, and sequences."""
+    yes = [
+        node("Relu", ["x"], ["r"]),
+        node("DynamicQuantizeLinear", ["r"], ["q", "scale", "zero"]),
+        node("MatMulInteger", ["q", "w8", "zero"], ["i"]),
+        node("Cast", ["i"], ["f"], to=FLOAT),
+        node("Mul", ["f", "scale"], ["m"]),
+        node("SequenceInsert", ["parts", "m"], ["more"]),
+        node("SequenceAt", ["more", "last"], ["at"]),
+        node("Add", ["at", "k"], ["sum"]),
+        node("Neg", ["sum"], ["yes"]),
+    ]
+    branches = [
+        helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=name)])
+        for name, nodes in (("yes", yes), ("no", [node("MatMul", ["x", "w"], ["no"])]))
+    ]
+    nodes = [
+        node("SequenceConstruct", ["x"], ["parts"]),
+        node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    held = [tensor("w8", (np.arange(64) % 15 - 7).astype(np.int8).reshape(8, 8)), tensor("c", np.bool_(True)),
+            tensor("k", weights(8)), tensor("last", np.int64(1)), tensor("w", weights(8, 8))]  # fmt: skip
+    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+
+
+def alike() -> onnx.ModelProto:
+    """A matrix of another's type; sums, of which onnxruntime has no kernel in float16; a place that is left out."""
+    nodes = [
+        node("Mul", ["x", "k"], ["m"]),
+        node("EyeLike", ["m"], ["eye"]),
+        node("MatMul", ["m", "w"], ["p"]),
+        node("Transpose", ["eye"], ["t"]),
+        node("MatMul", ["t", "p"], ["q"]),
+        node("CumSum", ["q", "one"], ["sum"]),
+        node("Dropout", ["sum", "", "no"], ["d", "mask"]),
+        node("Cast", ["mask"], ["ones"], to=FLOAT),
+        node("Mul", ["d", "ones"], ["y"]),
+    ]
+    held = [tensor("k", weights(8)), tensor("w", weights(8, 8)), tensor("one", np.int64(1)),
+            tensor("no", np.bool_(False))]  # fmt: skip
+    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+
+
+def embedded() -> onnx.ModelProto:
+    """Integers, one of them left out, before the first table."""
+    nodes = [
+        node("ReduceSum", ["x", "all"], ["s"], keepdims=0),
+        node("Cast", ["s"], ["i"], to=TensorProto.INT32),
+        node("Mul", ["i", "none"], ["zeros"]),
+        node("Reshape", ["zeros", "row"], ["ids"]),
+        node(
+            "EmbedLayerNormalization", ["ids", "", "words", "places", "", "g", "b"], ["e", "used"],
+            domain="com.microsoft", epsilon=1e-5,
+        ),
+        node("MatMul", ["e", "w"], ["y"]),
+    ]  # fmt: skip
+    held = [tensor("all", np.array([0, 1])), tensor("none", np.int32(0)), tensor("row", np.array([1, 1])),
+            tensor("words", weights(3, 8)), tensor("places", weights(4, 8, seed=1)), tensor("g", 1 + weights(8)),
+            tensor("b", weights(8)), tensor("w", weights(8, 8))]  # fmt: skip
+    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held, domains=("com.microsoft",))
+
+
 def own() -> onnx.ModelProto:
     """onnxruntime's own operators, of which onnx infers no type."""
     nodes = [
@@ -183,7 +255,8 @@ def nested() -> onnx.ModelProto:
     return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
 
 
-GRAPHS = (ranged, resized, mixed, branches, looped, own, sequence, passed_on, integers, nested)
+GRAPHS = (ranged, resized, mixed, branches, looped, looped_without_types, own, sequence, passed_on, integers, nested,
+          dynamic, alike, embedded)  # fmt: skip
 
 
 def run(made: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -262,6 +335,90 @@ def test_names_of_casts_are_new() -> None:
     np.testing.assert_allclose(run(made, X)["y"], np.maximum(-X * weights(8), 0), rtol=2e-3, atol=1e-6)
 
 
+#: What is in float16 inside; `name.half` is a cast of what another node made.
+NARROW = {
+    ranged: "limit positions.half angles x.half y.half",
+    mixed: "x.half f v twos g zeros sum like y.half",
+    looped: "x.half start all.half mean last.half y.half state.half next.half seen.half",
+    looped_without_types: "x.half start all.half mean last.half y.half state.half next.half seen.half",
+    sequence: "x.half m part.half y.half",
+    integers: "d.half dw.half m c.half y.half",
+    # Both outer branches; what an inner one returns is float32, and a cast brings it back.
+    nested: "x.half max h r.half y.half"
+    + "".join(
+        f" {one}.if.half {one}.float {one}.out.half {one}1.m {one}1.o.half {one}2.m {one}2.o.half" for one in "ab"
+    ),
+    # `at` has a type that only a run tells: the sum with it stays in float32, and what reads the sum does not.
+    dynamic: "x.half r f.half scale.half m sum.half yes.half x.half no.half",
+    alike: "x.half m p eye.half t q sum.half d ones y.half",
+    embedded: "x.half s e y.half",
+}
+
+
+@pytest.mark.parametrize("make", NARROW, ids=lambda make: make.__name__)
+def test_what_can_be_in_float16_is_and_nothing_else(make: Any) -> None:
+    made = half.convert(ir.from_proto(make()), [], True)
+    every = [value for graph in made.graphs() for one in graph for value in one.outputs]
+    found = [(value.name or "").split("_")[0] for value in every if value.dtype == ir.DataType.FLOAT16]
+    assert sorted(found) == sorted(NARROW[make].split())
+
+
+def test_a_default_that_callers_override_is_no_weight() -> None:
+    proto = model([node("Mul", ["x", "w"], ["y"])], {"x": (FLOAT, ["n", 8]), "w": (FLOAT, [8])}, {"y": (FLOAT, None)},
+                  [tensor("w", weights(8))])  # fmt: skip
+    made = half.convert(ir.from_proto(proto), [], True)
+    session = Session(io.to_bytes(made), threads=1)
+    (y,) = session.run({"x": X, "w": np.full(8, 2, np.float32)}).values()
+    np.testing.assert_allclose(y, 2 * X, rtol=2e-3, atol=1e-6)
+    (y,) = session.run({"x": np.ones((1, 8), np.float32)}).values()
+    np.testing.assert_allclose(y[0], weights(8), rtol=2e-3, atol=1e-6)
+
+
+def test_a_loop_without_a_count_whose_body_does_not_say_what_counts() -> None:
+    """No input of the node tells the type; it stays open."""
+    proto = looped_without_types()
+    proto.graph.node[1].input[0] = ""
+    proto.graph.node[1].attribute[0].g.input[0].ClearField("type")
+    made = half.convert(ir.from_proto(proto), [], True)
+    assert kinds(made)["w"] == "FLOAT16"
+    body = next(graph for graph in made.graphs() if graph.name == "body")
+    assert [value.dtype for value in body.inputs] == [None, ir.DataType.BOOL, ir.DataType.FLOAT]
+
+
+def test_several_graphs_in_one_attribute_are_converted_too() -> None:
+    """No operator of ONNX has one; the graphs inside a node of their own domain."""
+    parts = [
+        helper.make_graph(
+            [node("Mul", ["x", "w"], [name])], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
+        )
+        for name in ("a", "b")
+    ]
+    one = helper.make_node("Choose", ["x"], ["y"], "choose", domain="own", parts=parts)
+    proto = model([one], {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, [tensor("w", weights(8))], domains=("own",))
+    made = half.convert(ir.from_proto(proto), [], True)
+    assert kinds(made) == {"w": "FLOAT16"}
+    for graph in list(made.graphs())[1:]:
+        assert [one.op_type for one in graph] == ["Cast", "Mul", "Cast"]
+        assert graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_widened_sequences_need_no_types_in_the_file() -> None:
+    """onnx infers what a sequence gives back."""
+    nodes = [
+        node("Cast", ["x"], ["h"], to=HALF),
+        node("SplitToSequence", ["h", "four"], ["parts"], axis=1),
+        node("SequenceAt", ["parts", "one"], ["part"]),
+        node("Mul", ["part", "k"], ["m"]),
+        node("Cast", ["m"], ["y"], to=FLOAT),
+    ]
+    held = [tensor("four", np.int64(4)), tensor("one", np.int64(1)), tensor("k", weights(4, dtype="float16"))]
+    proto = model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, None)}, held)
+    wide = half.widen(ir.from_proto(proto))
+    assert kinds(wide)["k"] == "FLOAT"
+    wanted = X.astype(np.float16)[:, 4:].astype(np.float32) * weights(4, dtype="float16").astype(np.float32)
+    np.testing.assert_array_equal(run(wide, X)["y"], wanted)
+
+
 def product(blocked: tuple[str, ...] = (), keep_io: bool = True) -> ir.Model:
     """Two products that share a weight, one of them with another, in float16."""
     nodes = [node("Mul", ["x", "w"], ["a"]), node("Mul", ["a", "v"], ["b"]), node("Mul", ["b", "w"], ["y"])]
@@ -287,6 +444,7 @@ def test_casts_stand_only_where_types_differ() -> None:
 def test_a_weight_keeps_its_name_in_the_one_type_or_has_two() -> None:
     assert kinds(product()) == {"w": "FLOAT16", "v": "FLOAT16"}
     assert kinds(product(("Mul_a",))) == {"w": "FLOAT", "w.half": "FLOAT16", "v": "FLOAT16"}
+    assert kinds(product(("Mul_y",))) == {"w": "FLOAT", "w.half": "FLOAT16", "v": "FLOAT16"}
     assert kinds(product(("Mul_b",))) == {"w": "FLOAT16", "v": "FLOAT"}
 
 
