@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.hostile.models import mlp
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -23,3 +27,24 @@ def test_a_benchmark_can_be_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -
         for module in set(sys.modules) - before:
             if Path(getattr(sys.modules[module], "__file__", None) or "").parent == FOLDER:
                 del sys.modules[module]
+
+
+@pytest.mark.slow
+def test_the_run_for_a_gpu_does_all_its_parts_on_the_processor(tmp_path: Path) -> None:
+    """One row for each way to make a model, and what fails, here a file that is none, costs no other row."""
+    (tmp_path / "resnet20_cifar10.onnx").write_bytes(mlp(64).SerializeToString())
+    (tmp_path / "squeezenet_v1.1.onnx").write_bytes(b"no model")
+    options = ["--assets", str(tmp_path), "--provider", "cpu", "--seconds", "0.1", "--json", str(tmp_path / "all.json")]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "cuda.py"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert "provider cpu" in found["machine"]["doctor"]
+    assert set(found["resnet20_cifar10"]) == set(found["squeezenet_v1.1"]) > {"advice", "same twice", "fp16", "4 bit"}
+    assert all("failed" in part for part in found["squeezenet_v1.1"].values())
+    assert not any("failed" in part for part in found["resnet20_cifar10"].values())
+    made = found["resnet20_cifar10"]["int8 static"]
+    assert made["nodes"].startswith("CPU ")
+    assert 0.05 < made["ratio"] < 20
+    assert "| resnet20_cifar10 | int8 static |" in done.stdout

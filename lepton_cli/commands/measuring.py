@@ -15,7 +15,7 @@ from lepton_cli.cache import Cache
 from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
-from lepton_cli.measure import accuracy, cost, energy, latency, memory, size
+from lepton_cli.measure import accuracy, cost, energy, latency, memory, meters, nvml, size
 from lepton_cli.measure.arms import InputNames
 from lepton_cli.measure.results import Accuracy, CostTable, EnergyTable, LatencyTable, Size, Skipped
 from lepton_cli.measure.spec import LatencySpec
@@ -127,20 +127,30 @@ def _energy(
     if not wanted:
         return
     asked = wanted is True or any(metrics.of(gate.metric).source == "energy" for gate in job.spec.gates)
-    reason = ""
+    if not spec:
+        if asked:
+            found.skipped += (Skipped(what="energy", reason="it is measured beside the latency"),)
+        return
+    counters: dict[str, meters.Meter] = {}
+    for provider in dict.fromkeys(result.provider for result in (found.latency.results if found.latency else ())):
+        reason = ""
+        try:
+            if (meter := meters.of(provider)) is not None:
+                counters[provider] = meter
+            elif asked:
+                reason = "this machine shows no meter for it (/sys/class/powercap, NVML; virtual machines have none)"
+        except meters.Unreadable as error:
+            reason = str(error)
+        if reason:
+            found.skipped += (Skipped(what=f"energy {provider}", reason=reason),)
+    if not counters:
+        return
     try:
-        if not spec or not any(provider.name == "cpu" for provider in spec.providers):
-            reason = "it is measured beside the latency on the provider cpu" if asked else ""
-        elif (meter := energy.meter()) is not None:
-            found.energy = energy.compare(
-                paths, job.timed, spec, meter, progress=progress, seed=job.spec.seed, input_names=input_names
-            )
-        elif asked:
-            reason = "this machine shows no energy meter (/sys/class/powercap; virtual machines have none)"
-    except energy.Unreadable as error:
-        reason = str(error)
-    if reason:
-        found.skipped += (Skipped(what="energy", reason=reason),)
+        found.energy = energy.compare(
+            paths, job.timed, spec, counters, progress=progress, seed=job.spec.seed, input_names=input_names
+        )
+    except meters.Unreadable as error:  # it could be read a moment ago
+        found.skipped += (Skipped(what="energy", reason=str(error)),)
 
 
 def _variant(name: str, loaded: io.LoadedModel, job: Job, names: Mapping[str, str] | None) -> Variant:
@@ -167,7 +177,7 @@ def _with_memory(
 def _device(found: Measured) -> str | None:
     """The first provider with memory of its own that latency was measured on."""
     used = [result.provider for result in (found.latency.results if found.latency else ())]
-    return next((name for name in used if provider_name(name).startswith(("CUDA", "Tensorrt"))), None)
+    return next((name for name in used if nvml.runs(provider_name(name))), None)
 
 
 def structure(loaded: io.LoadedModel, job: Job, names: Mapping[str, str] | None = None) -> Size:

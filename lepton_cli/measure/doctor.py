@@ -77,7 +77,7 @@ def _software(provider: str | None, cache: Path | None) -> Iterator[Check]:
     yield _governor()
     yield _load()
     yield _timer()
-    yield _energy()
+    yield from _energy()
     yield _cache(cache)
     yield _disk()
     yield from _extras()
@@ -212,18 +212,25 @@ def _timer() -> Check:
     return Check("timer", "ok", found)
 
 
-def _energy() -> Check:
+def _energy() -> Iterator[Check]:
     """Whether joules can be read: an option, so a machine without a meter is not a fault."""
-    from lepton_cli.measure import energy
+    from lepton_cli.measure import meters, nvml
+    from lepton_cli.runtime import onnxruntime
 
-    try:
-        meter = energy.meter()
-    except energy.Unreadable as error:
-        said, _, fix = str(error).partition(": ")
-        return Check("energy", "warn", said, fix)
-    if meter is None:
-        return Check("energy", "ok", "no meter here (virtual machines have none): energy is not measured")
-    return Check("energy", "ok", f"the meter counts {', '.join(domain.name for domain in meter.domains)}")
+    installed = environment.version("onnxruntime-gpu") is not None
+    devices = [name for name in onnxruntime().get_available_providers() if nvml.runs(name)] if installed else []
+    for provider in ("cpu", *devices[:1]):
+        what = "energy" if provider == "cpu" else "energy of the device"
+        try:
+            meter = meters.of(provider)
+        except meters.Unreadable as error:
+            said, _, fix = str(error).partition(": ")
+            yield Check(what, "warn", said, fix)
+            continue
+        if meter is None:
+            yield Check(what, "ok", "no meter here (virtual machines have none): energy is not measured")
+        else:
+            yield Check(what, "ok", f"the meter counts {', '.join(domain.name for domain in meter.domains)}")
 
 
 def _cache(folder: Path | None) -> Check:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from lepton_cli.errors import LeptonError
+from lepton_cli.measure import nvml
 from lepton_cli.measure.arms import feeds_for
 from lepton_cli.runtime import PROVIDERS, Session, onnxruntime
 
@@ -30,12 +30,11 @@ def peak() -> int:
 
 
 def device_memory() -> int | None:
-    """Memory in use on the first NVIDIA device, in bytes; `None` when nvidia-smi cannot tell."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    """Memory in use on the first NVIDIA device, in bytes; `None` when its driver cannot tell."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return int(done.stdout.split()[0]) * 2**20
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        device = nvml.first()
+        return None if device is None else device.memory()
+    except nvml.Unreadable:
         return None
 
 
@@ -45,7 +44,7 @@ def main() -> int:
     with np.load(job["feeds"], allow_pickle=False) as stored:
         feeds = {name: stored[f"feed{i}"] for i, name in enumerate(job["names"])}
     onnxruntime()
-    on_device = PROVIDERS.get(job["provider"], job["provider"]).startswith(("CUDA", "Tensorrt"))
+    on_device = nvml.runs(PROVIDERS.get(job["provider"], job["provider"]))
     device_before = device_memory() if on_device else None
     baseline = peak()
     try:

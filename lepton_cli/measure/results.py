@@ -5,6 +5,7 @@ Times are seconds, sizes bytes, accuracies and differences shares of 1. `low` an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -238,10 +239,10 @@ class Memory(Strict):
 
 
 class Energy(Strict):
-    """What one inference of one variant takes from the processor and its memory, in joules per sample."""
+    """What one inference of one variant takes from the processor or device and its memory, in joules per sample."""
 
     variant: str
-    provider: str = "cpu"
+    provider: str
     batch: int
     threads: int
     #: All that the meter counted while the model ran, and the part of it above a machine at rest.
@@ -249,8 +250,9 @@ class Energy(Strict):
     low: float
     high: float
     above_idle: float
-    #: Mean power while it ran.
+    #: Mean power while it ran, and of the machine at rest.
     watts: float
+    idle_watts: float
     n: int
 
 
@@ -258,7 +260,7 @@ class EnergyChange(Strict):
     """Median of paired ratios, compressed over original energy; below 1 is less."""
 
     variant: str
-    provider: str = "cpu"
+    provider: str
     batch: int
     threads: int
     ratio: float
@@ -267,10 +269,9 @@ class EnergyChange(Strict):
 
 
 class EnergyTable(Strict):
-    """All energy results of a run. `domains`: what the machine's meter counts."""
+    """All energy results of a run. `domains`: what the meter counts, by provider."""
 
-    domains: tuple[str, ...] = ()
-    idle_watts: float
+    domains: Mapping[str, tuple[str, ...]] = {}
     results: tuple[Energy, ...] = ()
     changes: tuple[EnergyChange, ...] = ()
 

@@ -88,6 +88,6 @@ class EvaluateSpec(Strict):
     latency: LatencySpec | Literal[False] = LatencySpec()
     memory: bool = Field(default=True, description="Peak memory of each model in a process of its own")
     energy: bool | Literal["auto"] = Field(
-        default="auto", description="Joules per inference (Linux, RAPL); `auto`: where this machine lets us read them"
+        default="auto", description="Joules per inference (RAPL, NVML); `auto`: where this machine lets us read them"
     )
     cost: CostSpec | None = None

@@ -243,15 +243,15 @@ def _energy(report: Report) -> Iterator[Fact]:
     if table is None or not report.variants:
         return
     last, first = report.variants[-1].name, report.variants[0].name
-    changes = {(change.variant, change.batch, change.threads): change for change in table.changes}
-    before = {(result.variant, result.batch, result.threads): result for result in table.results}
+    changes = {(one.variant, one.provider, one.batch, one.threads): one for one in table.changes}
+    before = {(one.variant, one.provider, one.batch, one.threads): one for one in table.results}
     for result in table.results:
         if result.variant != last:
             continue
         scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
         fact = Fact("energy", BoundedValue(result.joules, result.low, result.high), scope=scope, n=result.n)
-        change = changes.get((last, result.batch, result.threads))
-        original = before.get((first, result.batch, result.threads))
+        key = (result.provider, result.batch, result.threads)
+        change, original = changes.get((last, *key)), before.get((first, *key))
         if change is not None and original is not None:
             fact = scaled(fact, original.joules, BoundedValue(change.ratio, change.low, change.high))
         yield fact

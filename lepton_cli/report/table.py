@@ -255,16 +255,21 @@ def _memory(original: Variant, compressed: Variant | None) -> Iterator[TableRow]
 
 
 def _energy(report: Report) -> Iterator[TableRow]:
-    """Joules of one sample: all that the processor used, and in the note what was above a machine at rest."""
-    above = {(one.variant, one.batch): one.above_idle for one in (report.energy.results if report.energy else ())}
+    """Joules of one sample: all that was used, and in the note what was above a machine at rest."""
+    results = report.energy.results if report.energy else ()
+    above = {(one.variant, one.provider, one.batch): one.above_idle for one in results}
     for fact in facts.find(report, "energy"):
-        batch, now = int(fact.scope["batch"]), words.value(fact.value.value, fact.kind)
-        label, detail = f"{fact.about.label}, {fact.scope['provider']} batch {batch}", "(a sample)"
+        provider, batch = str(fact.scope["provider"]), int(fact.scope["batch"])
+        now, label, detail = (
+            words.value(fact.value.value, fact.kind),
+            f"{fact.about.label}, {provider} batch {batch}",
+            "(a sample)",
+        )
         if fact.reference is None or fact.ratio is None:
             yield TableRow(label, detail, now)
             continue
         ends = (report.variants[0].name, report.variants[-1].name)
-        first, last = (words.value(above.get((name, batch), 0.0), "energy") for name in ends)
+        first, last = (words.value(above.get((name, provider, batch), 0.0), "energy") for name in ends)
         same = fact.ratio.low <= 1 <= fact.ratio.high
         yield TableRow(
             label,

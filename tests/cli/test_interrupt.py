@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lepton_cli.measure import accuracy, energy, interrupt
+from lepton_cli.measure import accuracy, interrupt, meters
 from lepton_cli.timing import compare
 from tests.cli.small import data, model, recipe
 from tests.conftest import Invoke
@@ -136,7 +136,7 @@ def test_energy_that_is_stopped_leaves_the_rest(
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(energy, "meter", stopped)
+    monkeypatch.setattr(meters, "of", stopped)
     assert invoke("compare", *pair, "-r", "recipe.yaml", "-o", "out").exit_code == 130
     assert json.loads((tmp_path / "out" / "report.json").read_text())["latency"]["results"]
 

@@ -12,6 +12,7 @@ import pytest
 
 import lepton_cli as lepton
 from lepton_cli.commands.compress import compress
+from lepton_cli.measure import meters
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import Report
@@ -31,6 +32,29 @@ def measured(tmp_path: Path, **evaluate: Any) -> Report:
 def test_energy_without_latency(energy: object, said: list[str], tmp_path: Path) -> None:
     report = measured(tmp_path, latency=False, energy=energy)
     assert [skipped.what for skipped in report.skipped] == said
+
+
+@pytest.mark.parametrize(("energy", "said"), [(True, ["latency cuda", "energy cpu"]), ("auto", ["latency cuda"])])
+def test_a_machine_without_meters(
+    energy: object, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a provider that was left out nothing more is said."""
+    monkeypatch.setattr(meters, "of", lambda provider: None)
+    latency = {"providers": ["cpu", {"name": "cuda", "optional": True}], "time": "0.5 s"}
+    report = measured(tmp_path, latency=latency, energy=energy)
+    found = (*(report.latency.skipped if report.latency else ()), *report.skipped)
+    assert [skipped.what.partition(" batch")[0] for skipped in found] == said
+
+
+def test_a_meter_that_cannot_be_read_costs_no_other_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(meters.Meter):
+        def read(self) -> float:
+            raise meters.Unreadable("the driver has left")
+
+    monkeypatch.setattr(meters, "of", lambda provider: Gone([]))
+    report = measured(tmp_path, latency={"time": "0.5 s"})
+    assert report.latency is not None
+    assert [(one.what, one.reason) for one in report.skipped] == [("energy", "the driver has left")]
 
 
 def test_of_boxes_that_suppression_leaves_all_boxes_are_compared(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Energy: which counters are read, what happens when they begin again, and joules per inference."""
+"""Joules per inference, from a meter and a clock of our own."""
 
 from __future__ import annotations
 
@@ -9,95 +9,13 @@ import numpy as np
 import pytest
 
 from lepton_cli import units
-from lepton_cli.measure import doctor, energy
+from lepton_cli.measure import energy, meters
 from lepton_cli.measure.case import Case
 from lepton_cli.measure.results import EnergyTable
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.timing.compare import Opener, Warm
 from tests.measure import builders
 from tests.timing.clocks import FakeClock
-
-#: As the kernel numbers them: two packages with their parts, and the whole board.
-TREE = {
-    "intel-rapl:0": "package-0",
-    "intel-rapl:0:0": "core",
-    "intel-rapl:0:1": "dram",
-    "intel-rapl:1": "package-1",
-    "intel-rapl:2": "psys",
-    "intel-rapl-mmio:0": "package-0",
-}
-RANGE = 1_000_000
-
-
-@pytest.fixture(name="tree")
-def _tree(tmp_path: Path) -> Path:
-    for folder, name in TREE.items():
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "name").write_text(f"{name}\n")
-        (tmp_path / folder / "energy_uj").write_text("400000\n")
-        (tmp_path / folder / "max_energy_range_uj").write_text(f"{RANGE}\n")
-    return tmp_path
-
-
-def test_packages_and_their_memory_are_counted_once(tree: Path) -> None:
-    meter = energy.meter(tree)
-    assert meter is not None
-    assert [domain.name for domain in meter.domains] == ["package-0", "dram", "package-1"]
-    for folder in TREE:
-        (tree / folder / "energy_uj").write_text("500000\n")
-    assert meter.read() == pytest.approx(0.3)
-
-
-def test_a_counter_that_begins_again_goes_on(tree: Path) -> None:
-    meter = energy.meter(tree)
-    assert meter is not None
-    (tree / "intel-rapl:0" / "energy_uj").write_text("100000\n")
-    assert meter.read() == pytest.approx(0.7)
-    (tree / "intel-rapl:0" / "energy_uj").write_text("200000\n")
-    assert meter.read() == pytest.approx(0.8)
-
-
-def test_a_machine_without_a_meter(tmp_path: Path) -> None:
-    assert energy.meter(tmp_path) is None
-    assert energy.meter(tmp_path / "missing") is None
-
-
-def test_a_meter_that_only_root_reads_says_what_to_do(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Path.read_text
-
-    def guarded(path: Path) -> str:
-        if path.name == "energy_uj":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_text", guarded)
-    with pytest.raises(energy.Unreadable, match=r"sudo chmod a\+r .*energy_uj"):
-        energy.meter(tree)
-    monkeypatch.setattr(energy, "POWERCAP", tree)
-    monkeypatch.setattr(energy.meter, "__defaults__", (tree,))
-    check = doctor._energy()
-    assert (check.status, check.fix[:4]) == ("warn", "sudo")
-
-
-def test_a_counter_without_a_range_is_unreadable(tree: Path) -> None:
-    """Its beginning again at zero would be a negative amount of energy."""
-    (tree / "intel-rapl:0" / "max_energy_range_uj").unlink()
-    with pytest.raises(energy.Unreadable, match="begins again"):
-        energy.meter(tree)
-
-
-def test_a_meter_that_goes_away_is_unreadable(tree: Path) -> None:
-    counter = energy.meter(tree)
-    assert counter is not None
-    (tree / "intel-rapl:0" / "energy_uj").unlink()
-    with pytest.raises(energy.Unreadable, match="cannot be read"):
-        counter.read()
-
-
-def test_a_counter_that_cannot_be_understood_is_unreadable(tree: Path) -> None:
-    (tree / "intel-rapl:0" / "energy_uj").write_text("much\n")
-    with pytest.raises(energy.Unreadable):
-        energy.meter(tree)
 
 
 class Wound:
@@ -120,17 +38,17 @@ class Wound:
     def sleep(self, seconds: float) -> None:
         self.clock.now += round(seconds * 1e9)
 
-    def measure(self, meter: energy.Meter, batch: int = 1, time: float = 10.0) -> EnergyTable:
+    def measure(self, meter: meters.Meter, batch: int = 1, time: float = 10.0) -> EnergyTable:
         spec = LatencySpec(batch=(batch,), threads=1, time=units.Seconds(time))
         arms = {"original": b"", "compressed": b""}
-        return energy.compare(arms, lambda size: {}, spec, meter, clock=self.clock, sleep=self.sleep)
+        return energy.compare(arms, lambda size: {}, spec, {"cpu": meter}, clock=self.clock, sleep=self.sleep)
 
 
-class Metered(energy.Meter):
+class Metered(meters.Meter):
     """The meter of such a machine."""
 
     def __init__(self, machine: Wound) -> None:
-        self.domains, self.machine = (energy.Domain("package-0", Path(), 1.0),), machine
+        self.domains, self.machine = (meters.Domain("package-0", Path(), 1.0),), machine
 
     def read(self) -> float:
         return 5 * self.machine.clock.now * 1e-9 + 20 * self.machine.busy
@@ -140,9 +58,9 @@ def test_joules_per_sample_follow_the_work(monkeypatch: pytest.MonkeyPatch) -> N
     """25 W while a model runs: 2 ms for four samples take 12.5 mJ each, a fifth of which flows anyway."""
     machine = Wound(monkeypatch, {"original": 2e-3, "compressed": 0.5e-3})
     found = machine.measure(Metered(machine), batch=4)
-    assert found.domains == ("package-0",)
-    assert found.idle_watts == pytest.approx(5)
+    assert found.domains == {"cpu": ("package-0",)}
     before, after = found.results
+    assert (before.provider, before.idle_watts, after.idle_watts) == ("cpu", pytest.approx(5), pytest.approx(5))
     assert (before.joules, after.joules) == pytest.approx((12.5e-3, 3.125e-3))
     assert (before.low, before.high) == pytest.approx((12.5e-3, 12.5e-3))
     assert (before.watts, after.watts) == pytest.approx((25, 25))
@@ -170,15 +88,15 @@ def test_a_counter_that_stands_still_gives_no_numbers(monkeypatch: pytest.Monkey
 
     machine = Wound(monkeypatch, {"original": 1e-3, "compressed": 1e-3})
     found = machine.measure(Still(machine))
-    assert (found.results, found.changes, found.idle_watts) == ((), (), 0)
+    assert (found.results, found.changes) == ((), ())
 
 
 def test_real_models_are_run() -> None:
     """Ten watts by the real clock: energy is time, and the chain takes a hundred times that of one small layer."""
 
-    class Steady(energy.Meter):
+    class Steady(meters.Meter):
         def __init__(self) -> None:
-            self.domains = (energy.Domain("package-0", Path(), 1.0),)
+            self.domains = (meters.Domain("package-0", Path(), 1.0),)
 
         def read(self) -> float:
             return 10 * perf_counter()
@@ -188,6 +106,6 @@ def test_real_models_are_run() -> None:
     spec = LatencySpec(batch=(4,), threads=1, time=units.Seconds(0.5))
     names = {"original": {"x": "wide"}, "compressed": {"x": "narrow"}}
     feeds = {"wide": wide, "narrow": wide[:, :8]}
-    found = energy.compare(arms, lambda batch: feeds, spec, Steady(), input_names=names)
+    found = energy.compare(arms, lambda batch: feeds, spec, {"cpu": Steady()}, input_names=names)
     assert found.results[1].joules < found.results[0].joules
     assert all(result.n > 0 for result in found.results)

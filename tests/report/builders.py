@@ -143,21 +143,35 @@ def latency_table(ratio: float = 0.406, half: float = 0.02) -> LatencyTable:
     return LatencyTable(results=tuple(results), changes=tuple(changes), skipped=skipped)
 
 
-def energy_table(ratio: float = 0.4, half: float = 0.03) -> EnergyTable:
+def energy_table(ratio: float = 0.4, half: float = 0.03, provider: str = "cpu") -> EnergyTable:
     """12 mJ a sample on a processor that rests at 8 W."""
 
     def use(variant: str, joules: float) -> Energy:
         bounds = {"low": joules * (1 - half), "high": joules * (1 + half)}
         return Energy(
-            variant=variant, batch=1, threads=2, joules=joules, above_idle=joules * 0.6, watts=20.0, n=900, **bounds
+            variant=variant,
+            provider=provider,
+            batch=1,
+            threads=2,
+            joules=joules,
+            above_idle=joules * 0.6,
+            watts=20.0,
+            idle_watts=8.0,
+            n=900,
+            **bounds,
         )
 
     change = EnergyChange(
-        variant="compressed", batch=1, threads=2, ratio=ratio, low=ratio * (1 - half), high=ratio * (1 + half)
+        variant="compressed",
+        provider=provider,
+        batch=1,
+        threads=2,
+        ratio=ratio,
+        low=ratio * (1 - half),
+        high=ratio * (1 + half),
     )
     return EnergyTable(
-        domains=("package-0", "dram"),
-        idle_watts=8.0,
+        domains={provider: ("package-0", "dram")},
         results=(use("original", 0.012), use("compressed", 0.012 * ratio)),
         changes=(change,),
     )
