@@ -1,13 +1,18 @@
-"""Writes the quantized graph with onnxruntime's own QDQ writer, from our choice of nodes, ranges and weight scales."""
+"""Writes the quantized graph: QuantizeLinear and DequantizeLinear where onnxruntime fuses them into int8 kernels.
+
+Around a chosen node every float input and output is rounded to its grid and read back. What moves values and computes
+none (MaxPool, Reshape, …) shares the grid of what it reads, as its kernels do; a ReLU or Clip behind a chosen node is a
+limit of that node's grid, and goes. The form is that of onnxruntime's own QDQ writer, whose files the tests hold this
+to; unlike there, an operator that stays in float reads the float tensor wherever one exists.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
@@ -16,16 +21,20 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize import aside
+from lepton_cli.quantize import grid
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
-from lepton_cli.runtime import one_line, onnxruntime, quiet
 
 #: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
 PER_CHANNEL_OPSET = 13
 #: The same for 16 bits.
 WIDE_OPSET = 21
 MICROSOFT = "com.microsoft"
+#: Operators whose result has the grid of their input, and the opset from which their kernels take 8 bits.
+SHARING = {
+    "AveragePool": 1, "Flatten": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11, "Slice": 1, "Squeeze": 1, "Transpose": 1,
+    "Unsqueeze": 1,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,151 +48,269 @@ class Scheme:
     scales: Mapping[str, tuple[int, NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
     activations: Literal["int8", "int16"] = "int8"
 
-    def renamed(self, moved: Mapping[str, str]) -> Scheme:
-        """The same for a model in which names have changed."""
-        choice = self.choice
-        choice = dataclasses.replace(
-            choice,
-            anchors=aside.renamed(choice.anchors, moved),
-            between=aside.renamed(choice.between, moved),
-            wide=aside.renamed(choice.wide, moved),
-        )
-        ranges = {moved.get(name, name): found for name, found in self.ranges.items()}
-        scales = {moved.get(name, name): found for name, found in self.scales.items()}
-        return dataclasses.replace(self, choice=choice, ranges=ranges, scales=scales)
-
 
 def write(model: ir.Model, plan: Scheme) -> ir.Model:
-    """The quantized copy of `model`. Raises StepError when onnxruntime's writer refuses."""
-    apart, moved = aside.set_aside(_typed(model, plan))
-    plan = plan.renamed(moved)
-    proto = io.to_proto(apart)
-    try:
-        with quiet():
-            made = _quantizer(proto, plan).quantize_model()
-    except Exception as error:  # the writer raises whatever its numpy and protobuf code raises
-        raise StepError(
-            "quantize.writer", "onnxruntime's quantizer cannot write this graph", cause=one_line(error)
-        ) from error
-    result = io.from_proto(made)
-    spare_float_users(result, plan.choice, _float_results(apart, plan))
-    aside.put_back(result, moved)
-    result.graph.sort()
-    result.producer_name, result.producer_version = model.producer_name, model.producer_version
-    return result
+    """The quantized copy of `model`. Raises StepError where a tensor that must be rounded has no range."""
+    return _Writer(io.clone(model), plan).written()
 
 
-def _typed(model: ir.Model, plan: Scheme) -> ir.Model:
-    """A copy that names the type of every tensor with a range: the writer passes over tensors it has no type of."""
-    copy = io.clone(model)
-    for node in copy.graph:
-        for value in node.outputs:
-            if value.name in plan.ranges and value.dtype is None:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-    return copy
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A grid in the model: its constants, and their values."""
+
+    scale: ir.Value
+    zero_point: ir.Value
+    grid: grid.Grid
 
 
-def _quantizer(proto: onnx.ModelProto, plan: Scheme) -> Any:
-    onnxruntime()
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+class _Writer:
+    def __init__(self, model: ir.Model, plan: Scheme) -> None:
+        self.model, self.plan, self.editor = model, plan, Editor(model)
+        self.opset = model.graph.opset_imports.get("", 1)
+        self.ranges = dict(plan.ranges)
+        self.wide = _wide(model, plan)
+        sixteen = bool(plan.choice.wide) or plan.activations == "int16"
+        self.domain = MICROSOFT if self.opset < (WIDE_OPSET if sixteen else PER_CHANNEL_OPSET) else ""
+        #: Tensors to round, in the order of the graph; of those that share a grid, with which.
+        self.marked: dict[ir.Value, ir.Value | None] = {}
+        self.grids: dict[ir.Value, _Stored] = {}
+        #: Weights and constants that are integers by now: what is read in their place, and their scales.
+        self.weights: dict[ir.Value, tuple[ir.Value, NDArray[np.float32]]] = {}
+        self.biases: list[ir.Node] = []
+        self.float_results = {
+            node.outputs[0]
+            for node in model.graph
+            if plan.target.float_outputs and node.name in plan.choice.anchors and node.op_type in ("MatMul", "Gemm")
+        }
 
-    ranges = {
-        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in plan.ranges.items()
-    }
-    operators = {node.name: node.op_type for node in proto.graph.node}
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-    wide = QuantType.QInt16 if plan.target.symmetric_activations else QuantType.QUInt16
-    return QDQQuantizer(
-        proto,
-        per_channel=True,
-        reduce_range=plan.target.reduce_range,
-        weight_qType=QuantType.QInt8,
-        activation_qType=wide if plan.activations == "int16" else kinds[plan.target.activation],
-        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-        nodes_to_quantize=sorted(plan.choice.nodes),
-        nodes_to_exclude=[],
-        op_types_to_quantize=sorted({operators[name] for name in plan.choice.nodes}),
-        extra_options={
-            "ActivationSymmetric": plan.target.symmetric_activations,
-            "WeightSymmetric": True,
-            "OpTypesToExcludeOutputQuantization": ["MatMul"],  # no range of theirs is known: nobody needs it
-            "TensorQuantOverrides": _overrides(plan) | {name: [{"quant_type": wide}] for name in _wide(proto, plan)},
-            "UseQDQContribOps": opset < (WIDE_OPSET if plan.choice.wide else PER_CHANNEL_OPSET),
-            "DefaultTensorType": onnx.TensorProto.FLOAT,
-        },
-    )
+    def written(self) -> ir.Model:
+        """All steps, in place."""
+        chosen = [node for node in self.model.graph if node.name in self.plan.choice.nodes]
+        self._narrow_ranges(chosen)
+        for node in chosen:
+            self._mark(node)
+        for value in self.marked:
+            self._grid(value)
+        for node in chosen:
+            if node.name in self.plan.choice.anchors and node.graph is not None:
+                self._weight(node)
+        for value in self.marked:
+            self._round(value)
+        if self.domain:
+            self.model.graph.opset_imports.setdefault(self.domain, 1)
+        common.RemoveUnusedNodesPass()(self.model)
+        self.model.graph.sort()
+        return self.model
+
+    def _narrow_ranges(self, chosen: list[ir.Node]) -> None:
+        """What only a ReLU or Clip reads needs no other range than its result."""
+        for node in chosen:
+            source, result = node.inputs[0], node.outputs[0]
+            if node.op_type not in ("Relu", "Clip") or source is None or len(_readers(source)) != 1:
+                continue
+            if source.name in self.ranges and result.name in self.ranges:
+                self.ranges[source.name] = self.ranges[result.name]
+
+    def _mark(self, node: ir.Node) -> None:
+        """Note which tensors around a chosen node are to be rounded."""
+        source, result = node.inputs[0], node.outputs[0]
+        op = node.op_type
+        if op in ("Relu", "Clip"):
+            if source not in self.marked:
+                return
+            if self._limits(source, result):
+                self._absorb(node, source, result)
+            else:
+                self._activation(result)
+        elif op in SHARING:
+            if self.opset >= SHARING[op] and source in self.marked:
+                self._activation(result, source)
+        elif op == "Split":
+            self._activation(source)
+            for output in node.outputs:
+                self._activation(output, source)
+        elif op == "Pad":
+            for value in node.inputs:
+                self._activation(value)
+            self._activation(result, source if _pads_with_own(node, self.opset) else None)
+        elif op in ("Conv", "Gemm"):
+            self._activation(source)
+            self._activation(result)
+        elif op == "MatMul":
+            self._activation(source)
+        else:
+            for value in (*node.inputs, *node.outputs):
+                self._activation(value)
+
+    def _activation(self, value: ir.Value | None, like: ir.Value | None = None) -> None:
+        """Round this tensor, on a grid of its own unless it is `like` another; not where it holds no float numbers."""
+        if value is None:
+            return
+        constant = value.const_value is not None and value.is_initializer()
+        known = value.dtype == ir.DataType.FLOAT or (value.dtype is None and value.name in self.ranges)
+        if constant:
+            known = value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+        if known and (like is not None or value not in self.marked):
+            self.marked[value] = like
+
+    def _limits(self, source: ir.Value, result: ir.Value) -> bool:
+        """Whether the grid of what a ReLU or Clip reads can do its work: none that is symmetric ends at 0."""
+        return (
+            not self.plan.target.symmetric_activations
+            and result.name in self.ranges
+            and len(_readers(source)) == 1
+            and not source.is_graph_output()
+            and source.producer() is not None
+        )
+
+    def _absorb(self, node: ir.Node, source: ir.Value, result: ir.Value) -> None:
+        """Let the node before give the result of a ReLU or Clip, under its name."""
+        name, self.marked[source] = result.name, None
+        source.type, source.shape = result.type, result.shape
+        self.float_results.discard(source)
+        result.replace_all_uses_with(source, replace_graph_outputs=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        source.name = name
+
+    def _grid(self, value: ir.Value) -> _Stored:
+        """The grid of a marked tensor."""
+        if value in self.grids:
+            return self.grids[value]
+        like = self.marked[value]
+        if like is not None and like.const_value is None:
+            self.grids[value] = found = self._grid(like)
+            return found
+        name, code = value.name or "", self._code(value.name or "")
+        symmetric = self.plan.target.symmetric_activations
+        if value.const_value is not None:
+            numbers = value.const_value.numpy()
+            low, high = float(numbers.min(initial=0)), float(numbers.max(initial=0))
+            made = grid.of_range(low, high, code, symmetric=symmetric, reduced=self.plan.target.reduce_range)
+        else:
+            if name not in self.ranges:
+                raise StepError(
+                    "quantize.range",
+                    f"`{name}` is to be rounded, and its range is not known",
+                    hint="this is a defect of lepton: please report it with the model",
+                )
+            made = grid.of_range(*self.ranges[name], code, symmetric=symmetric)
+        self.grids[value] = found = self._stored(name, made)
+        return found
+
+    def _code(self, name: str) -> grid.Code:
+        target = self.plan.target
+        if self.plan.activations == "int16" or name in self.wide:
+            return "int16" if target.symmetric_activations else "uint16"
+        return target.activation
+
+    def _stored(self, name: str, made: grid.Grid) -> _Stored:
+        return _Stored(
+            self.editor.constant(f"{name}_scale", made.scale),
+            self.editor.constant(f"{name}_zero_point", made.zero_point),
+            made,
+        )
+
+    def _weight(self, node: ir.Node) -> None:
+        """int8 weights, one scale per output channel, and a bias in steps of input times weight."""
+        source, value = node.inputs[0], node.inputs[1]
+        assert source is not None
+        assert value is not None
+        step = self._grid(source).grid.scale
+        bias = node.inputs[2] if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+        held = bias.const_value if bias is not None and bias.is_initializer() else None
+        if value not in self.weights:
+            assert value.const_value is not None
+            weight = value.const_value.numpy()
+            across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
+            axis, scales = self.plan.scales.get(value.name or "", (1 if across else 0, None))
+            if scales is None:
+                scales = grid.per_channel(weight, axis, reduced=self.plan.target.reduce_range)
+            if held is not None:
+                scales = grid.holding_bias(scales, step, held.numpy())
+            own = grid.Grid(scales, np.zeros(scales.shape, np.int8))
+            name = value.name or ""
+            codes = self.editor.constant(f"{name}_quantized", own.codes(weight, axis))
+            read = self._read(name, codes, self._stored(name, own), axis)
+            self.weights[value] = read, scales
+            value.replace_all_uses_with(read)
+        scales = self.weights[value][1]
+        if bias is not None and held is not None:
+            steps = (step * scales).astype(np.float32)
+            name = bias.name or ""
+            codes = self.editor.constant(f"{name}_quantized", grid.bias_codes(held.numpy(), steps))
+            zero = np.zeros(steps.shape, np.int32)
+            stored = self._stored(f"{name}_quantized", grid.Grid(steps, zero))
+            node.replace_input_with(2, self._read(name, codes, stored, 0))
+
+    def _round(self, value: ir.Value) -> None:
+        """Put the pair of QuantizeLinear and DequantizeLinear behind a tensor, for those who are to read it rounded."""
+        stored, name = self.grids[value], value.name or ""
+        if value.const_value is not None:
+            codes = self.editor.constant(f"{name}_quantized", stored.grid.codes(value.const_value.numpy()))
+            value.replace_all_uses_with(self._read(name, codes, stored))
+            return
+        producer = value.producer()
+        # A kernel that returns int8 alone leaves no float tensor for the others.
+        only = producer is not None and producer.name in self.plan.choice.nodes and value not in self.float_results
+        uses = [use for use in value.uses() if only or use.node.name in self.plan.choice.nodes]
+        if not uses and not (only and value.is_graph_output()):
+            return
+        codes = self._node("QuantizeLinear", name, value, stored, ir.DataType.from_numpy(stored.grid.zero_point.dtype))
+        read = self._node("DequantizeLinear", name, codes, stored, ir.DataType.FLOAT)
+        for use in uses:
+            use.node.replace_input_with(use.idx, read)
+        if only and value.is_graph_output():
+            outputs = self.model.graph.outputs
+            for index, output in enumerate(outputs):
+                if output is value:
+                    outputs[index] = read
+            read.type, read.shape = value.type, value.shape
+            value.name = self.editor.name(f"{name}_QuantizeLinear_Input")
+            read.name = name
+
+    def _read(self, name: str, codes: ir.Value, stored: _Stored, axis: int | None = None) -> ir.Value:
+        """Codes of a constant as numbers."""
+        return self._node("DequantizeLinear", name, codes, stored, ir.DataType.FLOAT, axis)
+
+    def _node(
+        self, op: str, name: str, source: ir.Value, stored: _Stored, dtype: ir.DataType, axis: int | None = None
+    ) -> ir.Value:
+        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+        made = ir.Node(self.domain, op, [source, stored.scale, stored.zero_point], attributes)
+        made.name = self.editor.name(f"{name}_{op}")
+        made.outputs[0].name = self.editor.name(f"{name}_{op}_Output")
+        made.outputs[0].dtype = dtype
+        made.outputs[0].shape = None if source.shape is None else source.shape.copy()
+        self.model.graph.append(made)
+        return made.outputs[0]
 
 
-def _overrides(plan: Scheme) -> dict[str, list[dict[str, Any]]]:
-    return {
-        name: [
-            {"axis": axis, "scale": np.float32(scale), "zero_point": np.int8(0)}
-            if i == 0
-            else {"scale": np.float32(scale), "zero_point": np.int8(0)}
-            for i, scale in enumerate(scales)
-        ]
-        for name, (axis, scales) in plan.scales.items()
-    }
-
-
-def _wide(proto: onnx.ModelProto, plan: Scheme) -> list[str]:
+def _wide(model: ir.Model, plan: Scheme) -> frozenset[str]:
     """Activations that the anchors with 16 bits read and write, through an activation function behind them too."""
-    found: dict[str, None] = {}
-    for node in proto.graph.node:
-        follows = node.op_type in ("Relu", "Clip") and node.name in plan.choice.nodes and node.input[0] in found
+    found: set[str] = set()
+    for node in model.graph:
+        source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
+        follows = node.op_type in ("Relu", "Clip") and node.name in plan.choice.nodes and source in found
         if node.name in plan.choice.wide or follows:
-            found |= dict.fromkeys(name for name in (node.input[0], *node.output) if name in plan.ranges)
-    return list(found)
+            names = [source or "", *(value.name or "" for value in node.outputs)]
+            found |= {name for name in names if name in plan.ranges}
+    return frozenset(found)
 
 
-def is_pair(node: ir.Node) -> bool:
-    """Whether a DequantizeLinear directly follows its QuantizeLinear."""
-    source = node.inputs[0]
-    producer = source.producer() if source is not None else None
-    return node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear"
+def _readers(value: ir.Value) -> set[ir.Node]:
+    return {use.node for use in value.uses()}
 
 
-def _float_results(model: ir.Model, plan: Scheme) -> set[str]:
-    """Results of chosen MatMuls and Gemms; the writer renames one whose ReLU it merged into the rounding."""
-    if not plan.target.float_outputs:
-        return set()
-    return {
-        node.outputs[0].name or ""
-        for node in model.graph
-        if node.name in plan.choice.anchors and node.op_type in ("MatMul", "Gemm")
-    }
-
-
-def spare_float_users(model: ir.Model, choice: Choice, float_results: set[str]) -> None:
-    """Give float operators the float tensor again where one exists; pairs that nobody reads then vanish.
-
-    The writer lets every reader of a tensor see its rounded values, residual branches and graph outputs included.
-    A tensor exists in float when a float operator makes it, or a kernel that can return float (`float_results`).
-    """
-    editor = Editor(model)
-    for node in list(model.graph):
-        quantize = node.inputs[0].producer() if is_pair(node) and node.inputs[0] is not None else None
-        source = quantize.inputs[0] if quantize is not None else None
-        if source is None:
-            continue
-        rounded, producer = node.outputs[0], source.producer()
-        if rounded.is_graph_output() and rounded.name in float_results:
-            _return_float(editor, rounded, source)
-        if producer is not None and producer.name in choice.nodes and source.name not in float_results:
-            continue
-        for user, index in tuple(rounded.uses()):
-            if user.name not in choice.nodes:
-                user.replace_input_with(index, source)
-    common.RemoveUnusedNodesPass()(model)
-
-
-def _return_float(editor: Editor, rounded: ir.Value, source: ir.Value) -> None:
-    """Make the float tensor the model's output, under the name that the writer gave to its rounded copy."""
-    name = rounded.name
-    source.type, source.shape = rounded.type, rounded.shape
-    outputs = editor.model.graph.outputs
-    outputs[list(outputs).index(rounded)] = source
-    rounded.name, source.name = editor.name(f"{name}_rounded"), name
+def _pads_with_own(node: ir.Node, opset: int) -> bool:
+    """Whether a Pad adds nothing that the grid of its input does not hold."""
+    mode = node.attributes.get_string("mode", "constant")
+    if mode in ("reflect", "edge", "wrap"):
+        return True
+    if opset < 11:
+        return node.attributes.get_float("value", 0.0) == 0
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return True
+    held = value.const_value
+    return held is not None and held.size == 1 and float(held.numpy().item()) == 0
