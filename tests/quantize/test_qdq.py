@@ -185,6 +185,7 @@ def test_old_opsets_get_the_operators_of_onnxruntime(opset: int, activations: An
     made = write(model, DENSE, choice=choice.widened(choice.anchors) if wide else choice, activations=activations)
     domains = {one.domain for one in made.graph if one.op_type in ("QuantizeLinear", "DequantizeLinear")}
     assert domains == {domain}
+    assert made.graph.opset_imports.get("com.microsoft") == (1 if domain else None)
     feeds = {"x": np.random.default_rng(0).uniform(-1.5, 2, (4, 20)).astype(np.float32)}
     exact = Session(io.to_bytes(model), threads=1).run(feeds)["t2"]
     found = Session(io.to_bytes(made), threads=1).run(feeds)["t2"]
@@ -420,6 +421,12 @@ def test_names_that_are_taken_get_a_number() -> None:
     assert Session(io.to_bytes(made), threads=1).run(feeds)["x_scale"].shape == (1, 16)
 
 
+def _output_before_relu(opset: int) -> ir.Model:
+    graph = Graph(opset)
+    x = graph.conv(graph.take("x", [2, 3, 8, 8]), 3, 16, relu=False)
+    return graph.model(x, graph.conv(graph.op("Relu", x), 16, 16, relu=False))
+
+
 def _between(opset: int) -> Iterator[tuple[str, ir.Model]]:
     """Every operator that may stand between two convolutions, and what shares tensors there."""
 
@@ -465,9 +472,10 @@ def _between(opset: int) -> Iterator[tuple[str, ir.Model]]:
     pads = (0, 0, 1, 1, 0, 0, 1, 1)
     yield around("Pad", lambda graph, x: graph.op("Pad", x, ints(graph, *pads)))
     yield around("Pad by edges", lambda graph, x: graph.op("Pad", x, ints(graph, *pads), mode="edge"))
-    yield around("Pad 0.5", lambda graph, x: graph.op("Pad", x, ints(graph, *pads), graph.constant(np.float32(0.5))))
+    yield around("Pad by 30", lambda graph, x: graph.op("Pad", x, ints(graph, *pads), graph.constant(np.float32(30))))
     graph = Graph(opset)
     x = graph.conv(graph.take("x", [2, 3, 8, 8]), 3, 16)
+    yield "output before a ReLU", _output_before_relu(opset)
     yield "two readers", graph.model(graph.conv(x, 16, 16), graph.conv(x, 16, 20), graph.op("Erf", x))
     yield "linear", dense(opset=opset)
 
