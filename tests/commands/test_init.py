@@ -11,9 +11,10 @@ import yaml
 from onnx import TensorProto
 from PIL import Image
 
-from lepton_cli.commands.choose import choose, scores_classes
+from lepton_cli.commands.choose import choose
 from lepton_cli.commands.init import write_recipe
 from lepton_cli.commands.job import prepare
+from lepton_cli.commands.source import scores_classes
 from lepton_cli.data.open import open_dataset
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph.facts import facts
