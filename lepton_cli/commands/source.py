@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.data import batching
 from lepton_cli.data.open import open_dataset
 from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import DataError
@@ -103,6 +104,10 @@ def scores_classes(model: ir.Model) -> bool:
     if value.dtype is not None and not value.dtype.is_floating_point():
         return True
     if value.shape is not None and sum(dim != 1 for dim in value.shape.dims[1:]) > 1:
+        return False
+    rows = value.shape[0] if value.shape else None
+    samples = batching.layout(io.inputs(model)).fixed
+    if isinstance(rows, int) and samples not in (None, rows):
         return False
     node = value.producer()
     while node is not None and node.op_type in _RESHAPING and node.inputs[0] is not None:

@@ -127,6 +127,15 @@ def test_rows_of_scores_and_classes_are(end: str) -> None:
     assert not scores_classes(embedding(end, "sentence_embedding"))
 
 
+def test_rows_that_are_no_samples_are_no_scores() -> None:
+    """A detector's 25 places, without an axis for its one picture."""
+    graph = Graph()
+    rows = graph.op("Reshape", graph.take("x", [1, 2, 5, 5]), graph.constant(np.array([25, 2])))
+    model = graph.model(rows)
+    model.graph.outputs[0].shape = ir.Shape([25, 2])
+    assert not scores_classes(model)
+
+
 @pytest.mark.parametrize("end", ["scores", "length"])
 def test_top_1_is_for_scores_of_classes(end: str, tmp_path: Path) -> None:
     model = stored(embedding(end), tmp_path / "m.onnx")
