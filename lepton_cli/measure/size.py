@@ -7,7 +7,6 @@ points, shape constants (int64) and settings such as clip limits are not paramet
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from lepton_cli import scratch
 from lepton_cli.graph.cost import multiplies
 from lepton_cli.measure import weights
 from lepton_cli.measure.results import Layer, Size
@@ -34,8 +34,8 @@ def measure(
     `compress=False` leaves the gzip size out (0): compressing takes half a minute for every gigabyte.
     """
     if path is None:
-        with tempfile.TemporaryDirectory(prefix="lepton-size-") as folder:
-            payload = io.payload(model, Path(folder))
+        with scratch.folder() as folder:
+            payload = io.payload(model, folder)
             if isinstance(payload, bytes):
                 return _size([len(payload)], _gzip([payload]), model, macs)
             return _on_disk(payload, ir.load(payload), macs)
