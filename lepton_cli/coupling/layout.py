@@ -57,6 +57,23 @@ def reshape(links: Links, node: ir.Node) -> None:
         elif len(outside) == 1 and inside:
             carrying = [axis for axis in inside if links.is_live(x, axis)]
             _blocks(links, y, outside[0], x, inside, carrying[0] if carrying else inside[0])
+        elif len(inside) == len(outside) == 2:
+            _regroup(links, (x, inside), (y, outside))
+            _regroup(links, (y, outside), (x, inside))
+
+
+def _regroup(links: Links, one: tuple[ir.Value, list[int]], two: tuple[ir.Value, list[int]]) -> None:
+    """Samples and heads in one axis: `[batch, heads * size]` beside `[batch * heads, size]`."""
+    (apart, (samples, whole)), (merged, (both, size)) = one, two
+    before, after = links.shape(apart) or (), links.shape(merged) or ()
+    heads, left = divmod(before[whole], after[size])
+    if left or before[samples] * heads != after[both]:
+        return
+    rows = links.ids(merged, both).reshape(before[samples], heads)
+    blocks = links.ids(apart, whole).reshape(heads, after[size])
+    links.link(rows, np.broadcast_to(rows[0], rows.shape))
+    links.link(blocks, np.broadcast_to(rows[0][:, None], blocks.shape))
+    links.spread((apart, whole), (merged, both))
 
 
 def _blocks(links: Links, whole: ir.Value, axis: int, parts: ir.Value, factors: list[int], chosen: int) -> None:
@@ -82,7 +99,8 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
             return factors[1]
     if len(factors) > 2 and links.taken_apart(node.outputs[0], factors[0]):
         return factors[1]
-    return factors[0]
+    # What the number of samples changes is no head.
+    return next((axis for axis in factors if (node.outputs[0].name or "", axis) not in links.facts.open), factors[0])
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -38,7 +38,8 @@ def synthetic(
     of; inputs with `mask` in their name are all ones, those with
     `token_type` or `segment` zeros, a sample rate is 16000; strings are empty. Dynamic dimensions: the first is the
     batch (the second in recurrent states, `[layers, batch, size]`); of images (rank 4) 3 channels and 224 pixels a
-    side, 64 where there are other channels than of pictures (latents); of volumes 32 a side; of float rows (rank 2, sound) 512; everything else 8. `shapes` gives the whole shape
+    side, 64 where the channels are not those of pictures (latents); of volumes 32 a side; of float rows (rank 2,
+    sound) 512; everything else 8. `shapes` gives the whole shape
     of an input, batch included, instead. Raises DataError for inputs of unknown rank
     that `shapes` does not give.
     """
