@@ -97,7 +97,7 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
         after = [user for user, _ in users[0].outputs[0].uses()]
         if order == swapped and len(after) == 1 and after[0].op_type == "Reshape":
             return factors[1]
-    if len(factors) > 2 and links.taken_apart(node.outputs[0], factors[0]):
+    if links.taken_apart(node.outputs[0], factors[0]):
         return factors[1]
     # What the number of samples changes is no head.
     return next((axis for axis in factors if (node.outputs[0].name or "", axis) not in links.facts.open), factors[0])
