@@ -31,7 +31,10 @@ from mutation_faults import PACKAGE, Mutant, sample
 DEFAULT = ("prune", "quantize", "probe", "timing")
 #: Test files that judge a module besides the one of its own name, and why.
 SHARED_TESTS = {
-    "coupling/layout.py": [("tests/coupling/test_layout_cuts.py", "what a cut changes")],
+    "coupling/layout.py": [
+        ("tests/coupling/test_layout_cuts.py", "what a cut changes"),
+        ("tests/coupling/test_layout_heads.py", "heads in the axis of the samples"),
+    ],
     "coupling/operators.py": [("tests/coupling/test_operators_in_networks.py", "operators beside others")],
     "graph/feeds.py": [("tests/graph/test_feeds_sizes.py", "the sizes alone")],
     "probe/linear.py": [("tests/probe/test_linear_found.py", "which layers are found")],

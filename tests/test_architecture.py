@@ -40,7 +40,7 @@ LAYERS = (
     ("runtime",),
     ("step",),
     ("data",),
-    ("cache", "machine", "metrics", "progress", "tensors", "values"),
+    ("cache", "machine", "metrics", "progress", "scratch", "tensors", "values"),
     ("units",),
     ("errors", "version"),
 )

@@ -27,7 +27,7 @@ def command(
     time: measuring.TimeOption = None,
     precision: measuring.PrecisionOption = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Real inputs; without it they are random.")
+        Path | None, typer.Option("--data", metavar="PATH", help="Real inputs; without it they are random.")
     ] = None,
     shape: options.ShapeOption = None,
     json_output: options.JsonOption = False,

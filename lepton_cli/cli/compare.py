@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lepton_cli.cli import measuring, options
 from lepton_cli.cli.boundary import boundary, conclude, printable
-from lepton_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lepton_cli.recipe.load import LoadedRecipe
     from lepton_cli.report.model import Report
 
 #: Changed layers shown; the rest is in the report.
@@ -28,7 +26,7 @@ def command(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Takes data, metrics and gates from it.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Without a recipe: the data.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="PATH", help="Without a recipe: the data.")] = None,
     labels: options.LabelsOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write report.json, .md and .html here.")
@@ -62,7 +60,7 @@ def command(
     from lepton_cli.report import store
 
     given = measuring.latency_options(provider, batch, threads, time, precision)
-    source = _recipe(first, recipe, data, labels, given, overrides)
+    source = measuring.recipe_or_data(first, recipe, data, labels, given, overrides)
     arguments = Arguments(
         "compare",
         (first, second),
@@ -97,32 +95,6 @@ def command(
     else:
         _show(result.report, make_console(), result.files)
     conclude(result.report, result.error, debug=debug)
-
-
-def _recipe(
-    model: Path,
-    recipe: Path | None,
-    data: Path | None,
-    labels: str | None,
-    latency: dict[str, Any],
-    overrides: list[str] | None,
-) -> LoadedRecipe:
-    """The recipe file with the options put in, or a recipe made of the options alone."""
-    options.check_either(recipe, overrides, data, labels)
-    if recipe is None:
-        from lepton_cli.commands import adhoc
-        from lepton_cli.model import io
-
-        return adhoc.recipe(io.inputs(io.load(model).model), latency, data=data, labels=labels)
-    from lepton_cli.recipe.load import load_recipe
-
-    if latency:
-        raise UsageError(
-            "usage.latency-with-recipe",
-            f"with -r the recipe says how latency is measured, not --{next(iter(latency)).removesuffix('s')}",
-            hint=f"--set evaluate.latency.{next(iter(latency))}=…",
-        )
-    return load_recipe(recipe, overrides or ())
 
 
 def _show(report: Report, console: Console, files: tuple[Path, ...]) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lepton_cli.cli import options
 from lepton_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lepton_cli.recipe.load import LoadedRecipe
 
 ProvidersOption = Annotated[
     list[str] | None,
@@ -44,3 +49,29 @@ def latency_options(
             raise UsageError("usage.batch", f"--batch {batches}: batch sizes are whole numbers such as `1,32`")
         given["batch"] = list(dict.fromkeys(int(size) for size in batches.split(",")))
     return {key: value for key, value in given.items() if value is not None}
+
+
+def recipe_or_data(
+    model: Path,
+    recipe: Path | None,
+    data: Path | None,
+    labels: str | None,
+    latency: dict[str, object],
+    overrides: list[str] | None,
+) -> LoadedRecipe:
+    """The recipe file with the options put in, or a recipe made of the options alone. Raises LeptonError."""
+    options.check_either(recipe, overrides, data, labels)
+    if recipe is None:
+        from lepton_cli.commands import adhoc
+        from lepton_cli.model import io
+
+        return adhoc.recipe(io.load(model).model, latency, data=data, labels=labels)
+    from lepton_cli.recipe.load import load_recipe
+
+    if latency:
+        raise UsageError(
+            "usage.latency-with-recipe",
+            f"with -r the recipe says how latency is measured, not --{next(iter(latency)).removesuffix('s')}",
+            hint=f"--set evaluate.latency.{next(iter(latency))}=…",
+        )
+    return load_recipe(recipe, overrides or ())

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_cli.data.open import open_dataset
-from lepton_cli.data.spec import DataSpec
-from lepton_cli.errors import DataError, ModelError, RecipeError, UsageError
+import onnx_ir as ir
+
+from lepton_cli.commands import source
+from lepton_cli.errors import ModelError, RecipeError, UsageError
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
 from lepton_cli.tensors import TensorInfo
 
-#: What labels are usually called.
-_LABELS = ("labels", "label", "y", "target", "targets")
-
 
 def recipe(
-    inputs: Sequence[TensorInfo],
+    model: ir.Model,
     latency: Mapping[str, Any] | None,
     *,
     data: Path | None = None,
@@ -27,31 +25,27 @@ def recipe(
 ) -> LoadedRecipe:
     """A recipe that only measures. `latency`: options as in `evaluate.latency`, `None` for none.
 
-    Raises UsageError for values that cannot be read, DataError for data that does not fit the inputs.
+    Raises UsageError for values that cannot be read, DataError for data that does not fit the model.
     """
     if labels is not None and data is None:
         raise UsageError("usage.labels-without-data", "--labels names an array of the data, so it needs --data FILE")
-    section = {"evaluation": evaluation(inputs, data, labels)} if data is not None else {}
+    section: dict[str, Any] = {}
+    warning = None
+    if data is not None:
+        described = source.describe(model, data)
+        # Folders of pictures are classes, unless the model scores none.
+        scored = labels is not None or not data.is_dir() or source.scores_classes(model)
+        role = "evaluation" if scored else "calibration"
+        found = source.find_labels(model, described, labels, role)
+        section = {role: {**described, **({"labels": found[0]} if found else {})}}
+        warning = source.assumed(described)
     measured = {"latency": False if latency is None else dict(latency), "memory": memory}
     try:
         # A recipe has steps; these commands run none.
-        return from_dict({"version": 1, "data": section, "steps": [{"step": "simplify"}], "evaluate": measured})
+        made = from_dict({"version": 1, "data": section, "steps": [{"step": "simplify"}], "evaluate": measured})
     except RecipeError as error:
         raise UsageError("usage.wrong-value", error.message, cause=error.cause, hint=error.hint) from error
-
-
-def evaluation(inputs: Sequence[TensorInfo], data: Path, labels: str | None) -> dict[str, Any]:
-    """The `evaluation:` section for a file; labels are looked for under their usual names. Raises DataError."""
-    path = os.path.relpath(data)
-    for name in (labels,) if labels else _LABELS:
-        try:
-            found = open_dataset(DataSpec(path=path, labels=name), inputs, name="evaluation", base=Path())
-        except DataError as error:
-            if labels or error.option[-1:] != ("labels",):
-                raise
-            continue
-        return {"path": path, "labels": name} if found.label_names else {"path": path}
-    return {"path": path}
+    return made if warning is None else dataclasses.replace(made, warnings=(warning,))
 
 
 def match_inputs(ours: Sequence[TensorInfo], theirs: Sequence[TensorInfo], what: str) -> dict[str, str]:

@@ -56,7 +56,7 @@ def bench(
         if not isinstance(stop.partial, LatencyTable):
             raise
         table, stopped = stop.partial, True
-    report = run.report(variants=timing.variants(), latency=table)
+    report = run.report(variants=timing.variants(), latency=table, warnings=timing.warnings)
     if stopped:
         return broken(report, None).model_copy(update={"headline": f"INTERRUPTED, partial: {headline(report)}"})
     return report.model_copy(update={"headline": headline(report)})
@@ -73,8 +73,9 @@ class Timing:
         given: InputShapes | None,
     ) -> None:
         self._models = models
-        inputs = io.inputs(next(iter(models.values())).model)
-        recipe = adhoc.recipe(inputs, options, data=data if isinstance(data, Path) else None, memory=False)
+        first = next(iter(models.values())).model
+        inputs = io.inputs(first)
+        recipe = adhoc.recipe(first, options, data=data if isinstance(data, Path) else None, memory=False)
         spec = recipe.recipe.evaluate.latency
         assert isinstance(spec, LatencySpec)
         self._spec = spec
@@ -85,7 +86,9 @@ class Timing:
             if (names := adhoc.match_inputs(inputs, io.inputs(other.model), str(other.path)))
         }
         arrays = data if not isinstance(data, Path) else None
-        made = inputs if data is not None else feeds.sized(next(iter(models.values())).model, given)
+        made = inputs if data is not None else feeds.sized(first, given)
+        #: For the report.
+        self.warnings = recipe.warnings
         self._feeds = _Feeds(made, recipe, max(spec.batch), given, arrays)
 
     def table(self, progress: Progress) -> LatencyTable:
@@ -141,7 +144,8 @@ class _Feeds:
         given: InputShapes | None,
         arrays: Arrays | None,
     ) -> None:
-        spec = recipe.recipe.data.evaluation
+        section = recipe.recipe.data
+        spec = section.evaluation or section.calibration
         try:
             self._data: Dataset = (
                 arrays.of(inputs, "data")

@@ -45,7 +45,7 @@ def measure(job: Job, progress: Progress) -> Accuracy:
     if data is None:
         raise DataError(
             "data.no-evaluation",
-            "the recipe has no evaluation data",
+            "there is no evaluation data to measure accuracy on",
             where=job.recipe.source.key_place(("data",)) or str(job.recipe.path or ""),
             hint="add `data: {evaluation: {path: …, labels: …}}`",
         )

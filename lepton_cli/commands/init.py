@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 import yaml
 
-from lepton_cli.commands.choose import data_section, pictures, scores_classes
+from lepton_cli.commands.choose import data_section
 from lepton_cli.commands.job import check_shapes
+from lepton_cli.commands.source import scores_classes
 from lepton_cli.data.batching import layout
 from lepton_cli.errors import DataError, OutputError, disk_full
 from lepton_cli.graph.facts import facts
@@ -163,9 +164,8 @@ def _data(
     """The data section, whether it is labelled, and what is still wrong: shapes are for the user to settle."""
     if data is None:
         return {}, False, None
-    fitting = pictures(io.inputs(loaded.model), data)
     try:
-        return *data_section(loaded, data, labels, fitting), None
+        return *data_section(loaded, data, labels), None
     except DataError as error:
         if error.code != "data.shape":
             raise

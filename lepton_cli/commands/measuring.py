@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
 
-from lepton_cli import metrics
+from lepton_cli import metrics, scratch
 from lepton_cli.cache import Cache
 from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
@@ -96,12 +95,9 @@ def _accuracy(
     own = next(iter(beside.values()))
     chosen = {name: made.only(own.searched) if made and own else None for name, made in beside.items()}
     own = own if all(chosen.values()) else None
-    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+    with scratch.folder() as folder:
         return accuracy.evaluate(
-            {
-                name: io.payload(made, Path(folder)) if own and made else models[name].payload
-                for name, made in chosen.items()
-            },
+            {name: io.payload(made, folder) if own and made else models[name].payload for name, made in chosen.items()},
             job.evaluation or job.check,
             job.spec.evaluate.accuracy,
             threads=job.threads,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
+from lepton_cli import scratch
 from lepton_cli.cache import Cache
 from lepton_cli.commands import measuring, runner
 from lepton_cli.commands.job import prepare
@@ -49,10 +49,8 @@ def plan(
     """
     job = prepare(model, recipe, allow_code=allow_code, shapes_given=given, run=_runs)
     records: list[StepRecord] = []
-    with tempfile.TemporaryDirectory(prefix="lepton-plan-") as folder:
-        context = dataclasses.replace(
-            measuring.context(job, Path(folder), progress), score=None, cache=Cache(None), dry=True
-        )
+    with scratch.folder() as folder:
+        context = dataclasses.replace(measuring.context(job, folder, progress), score=None, cache=Cache(None), dry=True)
         small = _runs(job.loaded.model)
         runs = small and not job.misfit
         current = runner.reference(job.loaded.model, context) if runs else runner.Checked(job.loaded.model, None)

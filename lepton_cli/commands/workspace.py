@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lepton_cli import scratch
 from lepton_cli.errors import OutputError, disk_full
 
 #: What lepton itself writes besides the model.
@@ -126,7 +127,7 @@ def temporary() -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-"))
+            folder = stack.enter_context(scratch.folder())
         except OSError as error:
             raise disk_full(error, None, begun=False) or OutputError(
                 "output.write",

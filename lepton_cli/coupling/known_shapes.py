@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lepton_cli import scratch
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import fold, shapes
 from lepton_cli.graph.edit import Editor
@@ -142,8 +141,8 @@ def _values(model: ir.Model, feeds: Mapping[str, Sequence[int]], names: Sequence
         if info.name in feeds
     }
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            session = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False)
+        with scratch.folder() as folder:
+            session = runtime.Session(io.payload(copy, folder), threads=1, optimise=False)
             return dict(session.run(zeros, names))
     except LeptonError:
         return {}

@@ -57,6 +57,23 @@ def reshape(links: Links, node: ir.Node) -> None:
         elif len(outside) == 1 and inside:
             carrying = [axis for axis in inside if links.is_live(x, axis)]
             _blocks(links, y, outside[0], x, inside, carrying[0] if carrying else inside[0])
+        elif len(inside) == len(outside) == 2:
+            _regroup(links, (x, inside), (y, outside))
+            _regroup(links, (y, outside), (x, inside))
+
+
+def _regroup(links: Links, one: tuple[ir.Value, list[int]], two: tuple[ir.Value, list[int]]) -> None:
+    """Samples and heads in one axis: `[batch, heads * size]` beside `[batch * heads, size]`."""
+    (apart, (samples, whole)), (merged, (both, size)) = one, two
+    before, after = links.shape(apart) or (), links.shape(merged) or ()
+    heads, left = divmod(before[whole], after[size])
+    if left or before[samples] * heads != after[both]:
+        return
+    rows = links.ids(merged, both).reshape(before[samples], heads)
+    blocks = links.ids(apart, whole).reshape(heads, after[size])
+    links.link(rows, np.broadcast_to(rows[0], rows.shape))
+    links.link(blocks, np.broadcast_to(rows[0][:, None], blocks.shape))
+    links.spread((apart, whole), (merged, both))
 
 
 def _blocks(links: Links, whole: ir.Value, axis: int, parts: ir.Value, factors: list[int], chosen: int) -> None:
@@ -80,9 +97,10 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
         after = [user for user, _ in users[0].outputs[0].uses()]
         if order == swapped and len(after) == 1 and after[0].op_type == "Reshape":
             return factors[1]
-    if len(factors) > 2 and links.taken_apart(node.outputs[0], factors[0]):
+    if links.taken_apart(node.outputs[0], factors[0]):
         return factors[1]
-    return factors[0]
+    # What the number of samples changes is no head.
+    return next((axis for axis in factors if (node.outputs[0].name or "", axis) not in links.facts.open), factors[0])
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -372,27 +390,3 @@ def tile(links: Links, node: ir.Node) -> None:
     for axis, (before, after) in enumerate(zip(links.shape(x) or (), links.shape(y) or (), strict=True)):
         if before == after and before > 1:
             links.join(x, axis, y, axis)
-
-
-def depth_to_space(links: Links, node: ir.Node) -> None:
-    """Every output channel is made of blocksize^2 input channels."""
-    x, y = source(node), node.outputs[0]
-    crd = node.attributes.get_string("mode") == "CRD"
-    _blocked(links, x, y, node.attributes.get_int("blocksize", 1) ** 2, inner=crd)
-
-
-def space_to_depth(links: Links, node: ir.Node) -> None:
-    """Every input channel becomes blocksize^2 output channels."""
-    x, y = source(node), node.outputs[0]
-    _blocked(links, y, x, node.attributes.get_int("blocksize", 1) ** 2, inner=False)
-
-
-def _blocked(links: Links, deep: ir.Value, flat: ir.Value, block: int, *, inner: bool) -> None:
-    links.join(deep, 0, flat, 0)
-    channels = links.ids(flat, 1)
-    ids = links.ids(deep, 1)
-    if inner:
-        links.link(ids.reshape(-1, block), np.broadcast_to(channels[:, None], (len(channels), block)))
-    else:
-        links.link(ids.reshape(block, -1), np.broadcast_to(channels, (block, len(channels))))
-    links.spread((deep, 1), (flat, 1))

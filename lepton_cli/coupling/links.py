@@ -138,11 +138,15 @@ class Links:
     def taken_apart(self, value: ir.Value, axis: int) -> bool:
         """Is every position of this axis read alone, such as query, key and value in `[batch, n, 3, heads, size]`?"""
         users = [user for user, _ in value.uses()]
-        while len(users) == 1 and users[0].op_type == "Transpose":
-            order = users[0].attributes.get_ints("perm", None)
-            if order is None:
+        while len(users) == 1 and users[0].op_type in ("Transpose", "Squeeze", "Unsqueeze"):
+            before, after = self.shape(value) or (), self.shape(users[0].outputs[0]) or ()
+            order = list(users[0].attributes.get_ints("perm", range(len(before))[::-1]))
+            if users[0].op_type != "Transpose":  # the axes that are longer than 1 keep their order
+                longer = iter(place for place, size in enumerate(before) if size > 1)
+                order = [next(longer, -1) if size > 1 else -1 for size in after]
+            if axis not in order:
                 return False
-            value, axis = users[0].outputs[0], list(order).index(axis)
+            value, axis = users[0].outputs[0], order.index(axis)
             users = [user for user, _ in value.uses()]
         for user in users:
             shape = self.shape(user.outputs[0]) or ()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.coupling import layout
+from lepton_cli.coupling import blocks, layout
 from lepton_cli.coupling.layout import optional, source
 from lepton_cli.coupling.links import Links
 from lepton_cli.coupling.surgery import Surgery
@@ -368,6 +368,6 @@ OPERATORS: dict[str, Operator] = {
     "Pad": Operator(layout.pad, layout.mend_pad),
     "Expand": Operator(layout.expand, layout.mend_expand),
     "Tile": Operator(layout.tile),
-    "DepthToSpace": Operator(layout.depth_to_space),
-    "SpaceToDepth": Operator(layout.space_to_depth),
+    "DepthToSpace": Operator(blocks.depth_to_space),
+    "SpaceToDepth": Operator(blocks.space_to_depth),
 }

@@ -93,7 +93,7 @@ def _hint(sample: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> str 
 def _image_hint(sample: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> str | None:
     """For three axes on both sides: is it the size, the layout, or the channels?"""
     if sample[0] == wanted[0] and sample[0] in (1, 3, 4):
-        return f"add{_resize(wanted[1:])[4:]}" if all(isinstance(size, int) for size in wanted[1:]) else None
+        return f"add{_resize(wanted[1:])[4:]}" if any(isinstance(size, int) for size in wanted[1:]) else None
     if sample[2] == wanted[0]:
         return "add `layout: nchw`" + _resize(wanted[1:])
     if sample[2] == wanted[2] and sample[2] in (1, 3, 4):
@@ -106,9 +106,9 @@ def _image_hint(sample: tuple[int, ...], wanted: tuple[int | str | None, ...]) -
 
 
 def _resize(size: Sequence[int | str | None]) -> str:
-    if not all(isinstance(part, int) for part in size):
+    if not any(isinstance(part, int) for part in size):
         return ""
-    return f" and `resize: [{', '.join(str(part) for part in size)}]`"
+    return f" and `resize: [{', '.join(str(part) if isinstance(part, int) else 'auto' for part in size)}]`"
 
 
 def check_labels(labels: NDArray[Any], classes: int, *, name: str = "evaluation") -> None:

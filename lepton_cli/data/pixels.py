@@ -28,8 +28,8 @@ def require_images(array: Array, option: str) -> None:
         )
 
 
-def resize(array: Array, size: int | tuple[int, int], interpolation: str) -> Array:
-    """Resize with Pillow. `size` is (height, width), or the new short side.
+def resize(array: Array, size: int | tuple[int | str, int | str], interpolation: str) -> Array:
+    """Resize with Pillow. `size` is (height, width), `auto` for one that keeps the aspect, or the new short side.
 
     Colour uint8 images are resized as uint8, as Pillow does it with an opened image; gray and float arrays in
     float32 without rounding (Pillow's mode `F`).
@@ -59,12 +59,14 @@ def resize(array: Array, size: int | tuple[int, int], interpolation: str) -> Arr
     return resized[..., 0] if array.ndim == 3 else resized
 
 
-def _target(height: int, width: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(size, int):
-        return size
-    if height <= width:
-        return size, max(1, int(size * width / height))
-    return max(1, int(size * height / width)), size
+def _target(height: int, width: int, size: int | tuple[int | str, int | str]) -> tuple[int, int]:
+    if isinstance(size, int):
+        size = (size, "auto") if height <= width else ("auto", size)
+    new_height, new_width = size
+    if isinstance(new_height, int):
+        return new_height, new_width if isinstance(new_width, int) else max(1, int(new_height * width / height))
+    assert isinstance(new_width, int)
+    return max(1, int(new_width * height / width)), new_width
 
 
 def centre_crop(array: Array, size: int | tuple[int, int]) -> Array:

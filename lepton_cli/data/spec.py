@@ -23,8 +23,16 @@ def _no_zero(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+def _one_given(size: tuple[int | str, int | str] | int | None) -> tuple[int | str, int | str] | int | None:
+    if size == ("auto", "auto"):
+        raise ValueError("one side is a number: the other one follows")
+    return size
+
+
 #: A width or height.
 Pixels = Annotated[int, Field(ge=1, le=1 << 16)]
+#: One that may follow from the other, as the picture has them.
+PixelsOrAuto = Pixels | Literal["auto"]
 TypeName = Literal[
     "float32", "float64", "float16", "bfloat16",
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", "str",
@@ -38,8 +46,9 @@ class Preprocess(Strict):
         default=None,
         description="Replaces missing values (NaN, empty cells) before anything else; `keep`: the model does it itself",
     )
-    resize: Pixels | tuple[Pixels, Pixels] | None = Field(
-        default=None, description="[height, width], or one number for the short side (aspect kept)"
+    resize: Annotated[Pixels | tuple[PixelsOrAuto, PixelsOrAuto] | None, AfterValidator(_one_given)] = Field(
+        default=None,
+        description="[height, width], `auto` for one that keeps the aspect; or one number for the short side",
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop: Pixels | tuple[Pixels, Pixels] | None = Field(

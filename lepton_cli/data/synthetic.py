@@ -20,7 +20,7 @@ from lepton_cli.tensors import TensorInfo
 MAX_INDEX = 100
 #: Values of one input; more would not fit the memory of most machines.
 MOST_VALUES = 1_000_000_000
-_SEQUENCE, _SOUND, _CHANNELS, _HEIGHT, _VOLUME = 8, 512, 3, 224, 32
+_SEQUENCE, _SOUND, _CHANNELS, _HEIGHT, _LATENT, _VOLUME = 8, 512, 3, 224, 64, 32
 _SAMPLE_RATES = {"sr": 16_000, "sample_rate": 16_000, "sampling_rate": 16_000}
 
 
@@ -38,7 +38,8 @@ def synthetic(
     of; inputs with `mask` in their name are all ones, those with
     `token_type` or `segment` zeros, a sample rate is 16000; strings are empty. Dynamic dimensions: the first is the
     batch (the second in recurrent states, `[layers, batch, size]`); of images (rank 4) 3 channels and 224 pixels a
-    side; of volumes 32 a side; of float rows (rank 2, sound) 512; everything else 8. `shapes` gives the whole shape
+    side, 64 where the channels are not those of pictures (latents); of volumes 32 a side; of float rows (rank 2,
+    sound) 512; everything else 8. `shapes` gives the whole shape
     of an input, batch included, instead. Raises DataError for inputs of unknown rank
     that `shapes` does not give.
     """
@@ -147,7 +148,11 @@ def usual(info: TensorInfo, axis: int) -> int:
         return _SEQUENCE
     if len(shape) == 4:
         channels_last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
-        return _CHANNELS if axis == (3 if channels_last else 1) else _HEIGHT
+        channels = shape[3 if channels_last else 1]
+        if axis == (3 if channels_last else 1):
+            return _CHANNELS
+        # Latents and feature maps are smaller than the pictures that they stand for.
+        return _LATENT if isinstance(channels, int) and channels not in (1, 3) else _HEIGHT
     if len(shape) == 5 and axis > 1:
         return _VOLUME
     return _SOUND if len(shape) == 2 and info.dtype.startswith("float") else _SEQUENCE

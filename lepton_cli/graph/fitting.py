@@ -26,6 +26,9 @@ _STRIDE, _STRIDES = 4, 4
 #: and looks at one size end after so many.
 _TRIES = 24
 
+#: A size is free where so much more fits too: one, for joins behind pools; and what no pool takes away.
+_MORE = (1, 32)
+
 #: Sizes by name -> the shapes of the inputs.
 Shaped = Callable[[Mapping[str, int]], shapes.Shapes]
 
@@ -54,6 +57,22 @@ def fitting(
             break
         found |= better
     return found, known
+
+
+def flexible(model: ir.Model, feeds: shapes.Shapes, name: str, axis: int) -> bool:
+    """Whether the input `name` may have any size on this axis, as far as shapes tell. Nothing is run.
+
+    `feeds`: shapes of the inputs that fit; where they do not, nothing is told.
+    """
+    longer = [
+        {**feeds, name: tuple(size + more * (at == axis) for at, size in enumerate(feeds[name]))} for more in _MORE
+    ]
+    return not _fits(model, feeds) or all(_fits(model, other) for other in longer)
+
+
+def _fits(model: ir.Model, feeds: shapes.Shapes) -> bool:
+    known, values = settle(model, feeds)
+    return not any(demands.unmet(node, known, values) for node in model.graph)
 
 
 class _Look:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lepton_cli import runtime
+from lepton_cli import runtime, scratch
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import clean, inner, shapes
 from lepton_cli.graph.edit import Editor, is_constant
@@ -197,8 +195,8 @@ def _run(model: ir.Model, names: list[str]) -> dict[str, np.ndarray] | None:
     # Nothing that is computed here reads a graph input.
     copy.graph.inputs.clear()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            results = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False).run({}, names)
+        with scratch.folder() as folder:
+            results = runtime.Session(io.payload(copy, folder), threads=1, optimise=False).run({}, names)
     except LeptonError:
         return None
     return {name: value for name, value in results.items() if isinstance(value, np.ndarray) and value.dtype != object}

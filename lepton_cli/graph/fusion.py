@@ -8,14 +8,12 @@ import io as text_io
 import json
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from lepton_cli import runtime
+from lepton_cli import runtime, scratch
 from lepton_cli.errors import MissingExtraError, StepError, cause_of
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.graph.settle import settle
@@ -104,8 +102,8 @@ def fuse_with_tools(model: ir.Model, model_type: str, heads: int, hidden: int) -
     Raises MissingExtraError or StepError.
     """
     kind = "bert" if model_type == "auto" else model_type
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+    with scratch.folder() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
         source.write_bytes(io.to_bytes(model))
         arguments = json.dumps([str(source), str(target), kind, heads, hidden])
         worker = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from lepton_cli import scratch
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
 from lepton_cli.tensors import Dim
@@ -223,8 +223,8 @@ def _by_running(model: ir.Model, feeds: Mapping[str, Sequence[int]], missing: Se
         info.name: np.zeros(feeds[info.name], _dtype(info.dtype)) for info in io.inputs(model) if info.name in feeds
     }
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            session = runtime.Session(io.payload(copy, Path(folder)), threads=1, optimise=False)
+        with scratch.folder() as folder:
+            session = runtime.Session(io.payload(copy, folder), threads=1, optimise=False)
             results = session.run(zeros, wanted)
     except LeptonError:
         return {}
@@ -248,9 +248,9 @@ def calls(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> list[NodeRun]:
     if not names or any(math.prod(shape) > MOST_VALUES for shape in feeds.values()):
         return []
     zeros = {i.name: np.zeros(feeds[i.name], _dtype(i.dtype)) for i in io.inputs(model) if i.name in feeds}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         try:
-            source, prefix = io.payload(model, Path(folder)), Path(folder) / "profile"
+            source, prefix = io.payload(model, folder), folder / "profile"
             session = runtime.Session(source, threads=1, optimise=False, profile_prefix=prefix)
             session.run(zeros)
             events = json.loads(Path(session.raw.end_profiling()).read_text())

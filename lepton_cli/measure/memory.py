@@ -7,12 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lepton_cli import scratch
 from lepton_cli.errors import MeasurementError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure.arms import Payload
@@ -35,11 +35,11 @@ def measure(
     from nvidia-smi before and after: it includes what other processes allocate meanwhile. Raises MeasurementError when
     the process fails (also when the system ends it for lack of memory).
     """
-    with tempfile.TemporaryDirectory(prefix="lepton-memory-") as folder:
-        path = model if isinstance(model, Path) else Path(folder) / "model.onnx"
+    with scratch.folder() as folder:
+        path = model if isinstance(model, Path) else folder / "model.onnx"
         if isinstance(model, bytes):
             path.write_bytes(model)
-        feeds_path = Path(folder) / "feeds.npz"
+        feeds_path = folder / "feeds.npz"
         numbered: dict[str, Any] = {f"feed{i}": array for i, array in enumerate(feeds.values())}
         np.savez(feeds_path, **numbered)
         job = {

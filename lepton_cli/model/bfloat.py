@@ -6,6 +6,7 @@ inputs, outputs, and the attributes that name it.
 
 from __future__ import annotations
 
+import contextlib
 from copy import deepcopy
 
 import onnx
@@ -72,5 +73,11 @@ def _retype(value: ir.Value) -> None:
 
 
 def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(lambda: ir.tensor(tensor.numpy().astype("float32")), FLOAT, shape, name=tensor.name)
+    def read() -> ir.TensorProtocol:
+        values = ir.tensor(tensor.numpy().astype("float32"))
+        if isinstance(tensor, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # someone else still reads it
+                tensor.release()  # what is mapped counts as memory of the process
+        return values
+
+    return ir.LazyTensor(read, FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)

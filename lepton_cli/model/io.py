@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from lepton_cli import scratch
 from lepton_cli.errors import ModelError
 from lepton_cli.model import bfloat, check, external, functions, reads
 from lepton_cli.tensors import TensorInfo
@@ -50,8 +51,9 @@ class LoadedModel:
             return self.stored
         if not _too_large(self.model):
             return to_bytes(self.model)
-        folder = Path(tempfile.mkdtemp(prefix="lepton-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        stack = contextlib.ExitStack()
+        folder = stack.enter_context(scratch.folder())
+        weakref.finalize(self, stack.close)
         return payload(self.model, folder)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lepton_cli import runtime
+from lepton_cli import runtime, scratch
 from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError
@@ -64,8 +63,8 @@ def _with_nan(values: Mapping[str, object]) -> str | None:
 
 
 def _session(model: ir.Model) -> runtime.Session:
-    with tempfile.TemporaryDirectory() as folder:
-        return runtime.Session(io.payload(model, Path(folder)), threads=1)
+    with scratch.folder() as folder:
+        return runtime.Session(io.payload(model, folder), threads=1)
 
 
 def piece(model: ir.Model, kept: Values, asked: Sequence[str]) -> ir.Model:

@@ -176,7 +176,7 @@ class Division:
         widest, found = 1.0, [Part("", self.signal, self.noise)]
         for way, (signal, noise, squares), largest in zip(self._ways, self._sums, self._largest, strict=True):
             level = np.sqrt(squares / np.diff(way.edges))
-            gap, kinds = _kinds(np.where(self._bounded & (largest < CERTAIN), 0.0, level), way.apart)
+            gap, kinds = kinds_of(np.where(self._bounded & (largest < CERTAIN), 0.0, level), way.apart)
             if gap > widest:
                 widest = gap
                 found = [
@@ -186,7 +186,7 @@ class Division:
         return found
 
 
-def _kinds(level: NDArray[np.float64], apart: float) -> tuple[float, list[list[int]]]:
+def kinds_of(level: NDArray[np.float64], apart: float) -> tuple[float, list[list[int]]]:
     """The widest of these gaps (1 without any), and segments sorted by level, parted where the next is `apart` as high.
 
     Silent segments, of level 0, belong to the lowest kind.

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Group
-from lepton_cli.probe import activations, linear, moments
+from lepton_cli.probe import activations, linear, moments, parts
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.prune import hessian, recover
 from lepton_cli.prune.hessian import Ranking, Side
@@ -102,11 +102,13 @@ def with_data(
 ) -> Ranking:
     """`hessian` or `activation` ranking of one group."""
     sides = []
+    last = _last(model, layers)
     for layer, blocks in consumers(group, layers):
         weight = linear.matrix_of(model, layer)
         bias = linear.bias_of(model, layer)
         row = np.zeros((1, weight.shape[1])) if bias is None else bias[None]
-        sides.append(Side(grams[layer.node], np.concatenate([weight, row]), blocks))
+        gram, weight = grams[layer.node], np.concatenate([weight, row])
+        sides.append(Side(gram, _weighed(gram, weight) if layer.node in last else weight, blocks))
     if kind == "hessian":
         return hessian.rank(sides, least)
     scores = np.zeros(group.channels)
@@ -114,3 +116,37 @@ def with_data(
         energy = np.diag(side.gram) * np.sum(side.weight**2, axis=1)
         scores += energy[side.blocks].sum(axis=1) / hessian.energy(side.gram, side.weight)
     return by_scores(scores, least)
+
+
+def _last(model: ir.Model, layers: Mapping[str, Linear]) -> set[str]:
+    """Layers with no other one between them and an output: their columns may be of different kinds, as outputs are."""
+    found, seen = set[str](), set[ir.Node]()
+    waiting = [output.producer() for output in model.graph.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (name := node.name or "") in layers:
+            found.add(name)
+        else:
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def _weighed(gram: Matrix, weight: Matrix) -> Matrix:
+    """Weights for outputs over the spread of their kind (boxes, scores), so that every kind counts alike.
+
+    `weight`: [features + 1, outputs]. Kinds are told apart by what is computed, as in the model's outputs.
+    """
+    if not 1 < weight.shape[1] <= parts.NARROW:
+        return weight
+    rows = max(float(gram[-1, -1]), 1.0)
+    squares = np.sum(weight * (gram @ weight), axis=0)
+    spread = squares - np.square(gram[-1] @ weight) / rows
+    _, kinds = parts.kinds_of(np.sqrt(np.maximum(squares, 0.0) / rows), parts.COLUMNS_APART)
+    power = np.ones(len(squares))
+    for kind in kinds:
+        # What never changes has no spread: it counts as if it did a little.
+        power[kind] = max(float(spread[kind].sum()), hessian.RIDGE * float(squares[kind].sum()), 1e-12)
+    return weight if len(kinds) == 1 else np.asarray(weight / np.sqrt(power))

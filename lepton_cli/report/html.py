@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,17 +148,35 @@ def cards(report: Report) -> list[dict[str, Any]]:
         small = f"{words.value(change.original, metric.kind)} → {words.value(change.compressed, metric.kind)}"
         label = f"Accuracy, {metric.label}"
         made.append({"label": label, "big": big, "small": small, "note": f"n = {change.n:,}"})
-    for close in (report.accuracy.fidelity if report.accuracy else ())[:1]:
-        fidelity = "identical" if close.sqnr_db is None else words.value(close.sqnr_db, "decibel")
-        if close.agreement is not None:
-            big, note = words.value(close.agreement, "share"), "" if close.sqnr_db is None else f"SQNR {fidelity}"
-            made.append({"label": "Agreement", "big": big, "small": "same answer as the original", "note": note})
-        elif close.sqnr_db is not None or close.max_abs_error == 0:
-            share = words.error_share(close.sqnr_db) if close.sqnr_db is not None else "0 %"
-            made.append(
-                {"label": "Fidelity", "big": fidelity, "small": f"errors are {share} of the output", "note": "SQNR"}
-            )
-    return made
+    return made + _closeness(report)
+
+
+def _closeness(report: Report) -> list[dict[str, Any]]:
+    """Agreement and fidelity where they are worst: the first output may be the one that lost nothing."""
+    agreed, close = facts.find(report, "agreement"), facts.find(report, "fidelity.sqnr")
+    in_parts = {fact.scope["output"] for fact in close if "part" in fact.scope}
+    close = tuple(fact for fact in close if "part" in fact.scope or fact.scope["output"] not in in_parts)
+    cards = []
+    for label, found, small in (("Agreement", agreed, "same answer as the original"), ("Fidelity", close, "")):
+        if found:
+            worst = min(found, key=lambda fact: fact.value.value)
+            value = worst.value.value
+            note = _which(worst, len(found))
+            if worst.metric == "fidelity.sqnr":
+                small = f"errors are {words.error_share(value) if value < math.inf else '0 %'} of the output"
+                note = f"SQNR, {note}" if note else "SQNR"
+            big = words.value(value, worst.kind) if value < math.inf else "identical"
+            cards.append({"label": label, "big": big, "small": small, "note": note})
+    if len(agreed) == len(close) == 1:
+        agreement, fidelity = cards
+        return [agreement | {"note": f"SQNR {fidelity['big']}" if close[0].value.value < math.inf else ""}]
+    return cards
+
+
+def _which(worst: facts.Fact, count: int) -> str:
+    """Which output, or part of one, is the worst of several."""
+    name = words.printable(f"{worst.scope['output']}{worst.scope.get('part', '')}", 60)
+    return f"worst of {count}: {name}" if count > 1 else ""
 
 
 def _unbroken(text: str) -> str:

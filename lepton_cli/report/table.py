@@ -98,7 +98,7 @@ def _amount(label: str, kind: Kind, before: float, after: float | None, detail: 
     if after is None:
         return TableRow(label, detail, shown(before, kind))
     change = (after - before) / before if before else 0.0
-    tone = _tone(after - before)
+    tone = _tone(after - before) if before or not after else ""
     note = "larger" if tone == "worse" and abs(change) >= 0.0005 else ""
     said = words.percent(change) if before or not after else "-"
     return TableRow(label, detail, shown(before, kind), shown(after, kind), said, "", note, tone)

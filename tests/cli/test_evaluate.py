@@ -27,6 +27,12 @@ def test_value_interval_and_count(invoke: Invoke, float_model: Path) -> None:
     assert "latency" not in found.stdout
 
 
+def test_without_a_recipe_on_labelled_data(invoke: Invoke, float_model: Path) -> None:
+    found = invoke("evaluate", float_model, "--data", "data.npz")
+    assert found.stdout.splitlines()[0] == "100.00 % top-1 (n = 60)", found.output
+    assert "give -r RECIPE or --data PATH" in invoke("evaluate", float_model).output
+
+
 def test_json_is_a_report_that_gate_takes(invoke: Invoke, float_model: Path, tmp_path: Path) -> None:
     found = invoke("evaluate", float_model, "-r", "recipe.yaml", "--json")
     (tmp_path / "report.json").write_text(found.stdout)

@@ -23,9 +23,9 @@ from tests.report import builders
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.chdir(tmp_path)
     first = model(tmp_path / "a.onnx")
-    inputs = io.inputs(io.load(first).model)
+    loaded = io.load(first)
     options = {"time": "20 ms", "threads": 1}
-    return prepare(first, adhoc.recipe(inputs, options, data=data(tmp_path / "data.npz"), memory=False))
+    return prepare(loaded, adhoc.recipe(loaded.model, options, data=data(tmp_path / "data.npz"), memory=False))
 
 
 def test_renamed_inputs_get_the_same_samples(job: Job, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import yaml
 from onnx import TensorProto
 from PIL import Image
 
-from lepton_cli.commands.choose import choose, scores_classes
+from lepton_cli.commands.choose import choose
 from lepton_cli.commands.init import write_recipe
 from lepton_cli.commands.job import prepare
+from lepton_cli.commands.source import scores_classes
 from lepton_cli.data.open import open_dataset
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph.facts import facts
@@ -124,6 +125,15 @@ def test_embeddings_are_no_scores_of_classes(end: str) -> None:
 def test_rows_of_scores_and_classes_are(end: str) -> None:
     assert scores_classes(embedding(end))
     assert not scores_classes(embedding(end, "sentence_embedding"))
+
+
+def test_rows_that_are_no_samples_are_no_scores() -> None:
+    """A detector's 25 places, without an axis for its one picture."""
+    graph = Graph()
+    rows = graph.op("Reshape", graph.take("x", [1, 2, 5, 5]), graph.constant(np.array([25, 2])))
+    model = graph.model(rows)
+    model.graph.outputs[0].shape = ir.Shape([25, 2])
+    assert not scores_classes(model)
 
 
 @pytest.mark.parametrize("end", ["scores", "length"])

@@ -32,6 +32,8 @@ def test_the_message_says_both_shapes() -> None:
     ("shape", "wanted", "hint"),
     [
         ((1, 3, 32, 32), ("n", 32, 32, 3), "channels first"),
+        ((1, 64, 64, 3), ("n", 3, 48, "w"), "add `layout: nchw` and `resize: [48, auto]`"),
+        ((1, 3, 64, 64), ("n", 3, "h", 32), "add `resize: [auto, 32]`"),
         ((1, 64, 64, 3), ("n", 3, 32, 32), "add `layout: nchw` and `resize: [32, 32]`"),
         ((1, 3, 64, 64), ("n", 3, 32, 32), "add `resize: [32, 32]`"),
         ((1, 64, 64, 3), ("n", 32, 32, 3), "add `resize: [32, 32]`"),

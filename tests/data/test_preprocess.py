@@ -100,6 +100,15 @@ def test_short_side_keeps_the_aspect() -> None:
     assert apply(np.zeros((1, 20, 10), np.uint8), spec(resize=5), "float32").shape == (1, 10, 5)
 
 
+def test_one_side_keeps_the_aspect_too() -> None:
+    pixels = np.zeros((1, 10, 25, 3), np.uint8)
+    assert apply(pixels, spec(resize=[4, "auto"]), "uint8").shape == (1, 4, 10, 3)
+    assert apply(pixels, spec(resize=["auto", 50]), "uint8").shape == (1, 20, 50, 3)
+    assert apply(pixels, spec(resize=["auto", 1]), "uint8").shape == (1, 1, 1, 3), "no side becomes 0"
+    with pytest.raises(ValueError, match="one side is a number"):
+        spec(resize=["auto", "auto"])
+
+
 def test_gray_from_colour_is_pillows_luma() -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
     result = apply(images, spec(channels="gray"), "uint8")

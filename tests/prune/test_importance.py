@@ -226,3 +226,34 @@ def test_hessian_removes_the_channel_that_the_others_stand_for(least: int) -> No
     assert found.order[0] == np.argmin(missed) != 2
     assert found.loss[0] == pytest.approx(min(missed) / np.square(outputs - outputs.mean(axis=0)).sum(), rel=1e-4)
     assert len(found.loss) == 3 - least
+
+
+@pytest.mark.parametrize("kind", ["hessian", "activation"])
+def test_pixels_beside_scores_count_no_more_than_scores(kind: str) -> None:
+    """A hundred pixels and a score, of inputs that are 1 or -1 and know nothing of each other: by hand.
+
+    The pixels have the spread 100² * (4 + 1 + 0), the score 1 + 1 + 9: channel 2 moves the score alone, which is
+    nothing beside the pixels, and 9/11 of its own kind.
+    """
+    model, group = mlp(last=np.array([[200, 1], [100, 1], [0, 3]]), bias=np.zeros(2))
+    signs = np.array([[a, b, c, 1] for a in (1, -1) for b in (1, -1) for c in (1, -1)], np.float64)
+    grams = {group.consumers[0].node: signs.T @ signs}
+    found = importance.with_data(kind, model, group, linear.find(model), grams, 1)
+    shares = np.array([4 / 5 + 1 / 11, 1 / 5 + 1 / 11, 9 / 11]) / 2
+    assert found.order.tolist() == [1, 2, 0]
+    # The ridge adds a thousandth to what a removal costs.
+    factor = 1.001 if kind == "hessian" else 1
+    assert found.loss == pytest.approx(factor * np.cumsum(shares[[1, 2]]), rel=1e-4)
+
+
+def test_what_is_no_output_is_of_one_kind() -> None:
+    """The same layer with another one behind it: channel 2 is all but nothing."""
+    n = Network()
+    hidden = n.node("Relu", n.node("Gemm", n.input("x", "batch", 2), n.weight(2, 3), n.weight(3)))
+    last = n.weight(values=np.array([[200, 1], [100, 1], [0, 3]], np.float32))
+    inner = n.node("Relu", n.node("Gemm", hidden, last, n.weight(2)))
+    model, found = analysed(n.model(n.node("Gemm", inner, n.weight(2, 5), n.weight(5))))
+    group = next(group for group in found.groups if group.channels == 3)
+    signs = np.array([[a, b, c, 1] for a in (1, -1) for b in (1, -1) for c in (1, -1)], np.float64)
+    grams = {group.consumers[0].node: signs.T @ signs}
+    assert importance.with_data("hessian", model, group, linear.find(model), grams, 1).order.tolist() == [2, 1, 0]
