@@ -10,12 +10,14 @@ from lepton_cli.graph.edit import array_of, weight_of
 from lepton_cli.graph.fold import ALLOWED_GROWTH
 from lepton_cli.simplify.found import Found, before, held, only_reader
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
 
 def into_conv(_: ir.Model, node: ir.Node) -> Found | None:
-    """Conv, then one addend or factor a channel (Add, Sub, Mul, Div by a constant)."""
+    """Conv, then one addend or factor a channel (Add, Sub, Mul, Div by a constant); ConvTranspose, then an addend."""
     if node.op_type not in ("Add", "Sub", "Mul", "Div"):
         return None
-    at = next((i for i in (0, 1) if (one := before(node, i)) is not None and one.op_type == "Conv"), None)
+    at = next((i for i in (0, 1) if (one := before(node, i)) is not None and one.op_type in _CONVOLUTIONS), None)
     if at is None or (at == 1 and node.op_type in ("Sub", "Div")):
         return None
     conv = before(node, at)
@@ -27,11 +29,13 @@ def into_conv(_: ir.Model, node: ir.Node) -> Found | None:
     if bias is None and len(conv.inputs) > 2 and conv.inputs[2] is not None:
         return None
     shared = (value := weight_of(conv)) is not None and len(value.uses()) > 1 and weight.nbytes > ALLOWED_GROWTH
-    number = _by_channel(other, weight)
-    if number is None or (shared and node.op_type in ("Mul", "Div")):
+    plain = conv.op_type == "Conv"
+    channels = weight.shape[0] if plain else weight.shape[1] * conv.attributes.get_int("group", 1)
+    number = _by_channel(other, weight, channels)
+    if number is None or (node.op_type in ("Mul", "Div") and (shared or not plain)):
         return None
-    shift = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
-    factor = np.ones(weight.shape[0])
+    shift = np.zeros(channels) if bias is None else bias.astype(np.float64)
+    factor = np.ones(channels)
     with np.errstate(all="ignore"):
         match node.op_type:
             case "Add":
@@ -41,7 +45,8 @@ def into_conv(_: ir.Model, node: ir.Node) -> Found | None:
             case _:
                 factor = number if node.op_type == "Mul" else 1 / number
                 shift = shift * factor
-        scaled = (weight.astype(np.float64) * factor.reshape(-1, *(1,) * (weight.ndim - 1))).astype(weight.dtype)
+        along = factor.reshape(-1, *(1,) * (weight.ndim - 1)) if plain else 1.0
+        scaled = (weight.astype(np.float64) * along).astype(weight.dtype)
         new = shift.astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(new).all()):
         return None
@@ -49,12 +54,12 @@ def into_conv(_: ir.Model, node: ir.Node) -> Found | None:
     inputs = [conv.inputs[0], kept, held(f"{conv.name}/bias_joined", new)]
     if bias is None and not new.any():
         inputs.pop()
-    return Found([ir.Node("", "Conv", inputs, list(conv.attributes.values()), name=conv.name)], [conv, node])
+    return Found([ir.Node("", conv.op_type, inputs, list(conv.attributes.values()), name=conv.name)], [conv, node])
 
 
-def _by_channel(array: NDArray[np.generic], weight: NDArray[np.generic]) -> NDArray[np.float64] | None:
-    """One number for each output channel of a Conv, if that is what broadcasting makes of an array."""
-    rank, channels = weight.ndim, weight.shape[0]
+def _by_channel(array: NDArray[np.generic], weight: NDArray[np.generic], channels: int) -> NDArray[np.float64] | None:
+    """One number for each output channel of a convolution, if that is what broadcasting makes of an array."""
+    rank = weight.ndim
     if array.dtype != weight.dtype or array.ndim > rank:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape

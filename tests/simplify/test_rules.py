@@ -83,6 +83,11 @@ def per_channel(g: Graph, x: str) -> str:
     return str(g.op("Sub", g.op("Add", weight(g, 1, 3, 1, 1), y), g.constant(np.float32(0.5))))
 
 
+def per_channel_transposed(g: Graph, x: str) -> str:
+    y = g.op("ConvTranspose", x, weight(g, 4, 3, 2, 2), group=2, strides=[2, 2])
+    return str(g.op("Add", y, weight(g, 6, 1, 1)))
+
+
 def matmul_add(g: Graph, x: str) -> str:
     y = g.op("Add", weight(g, 6), g.op("MatMul", g.op("Flatten", x), weight(g, 256, 6)))
     return str(g.op("Relu", y))
@@ -99,6 +104,7 @@ CASES: list[tuple[Callable[[Graph, str], str], list[str]]] = [
     (cut_twice, ["Slice"]),
     (joined_twice, ["Relu", "Concat"]),
     (per_channel, ["Conv"]),
+    (per_channel_transposed, ["ConvTranspose"]),
     (matmul_add, ["Flatten", "Gemm", "Relu"]),
     (clipped_twice, ["Clip"]),
     (lambda g, x: g.op("Transpose", g.op("Transpose", x, perm=[0, 2, 3, 1]), perm=[0, 2, 1, 3]), ["Transpose"]),
