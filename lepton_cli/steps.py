@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 STEPS: dict[str, Step] = {
-    "simplify": Step(Simplify, "graph.simplify:simplify"),
+    "simplify": Step(Simplify, "simplify.simplify:simplify"),
     "fuse": Step(Fuse, "graph.fuse:fuse", FuseDetails),
     "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),
     "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),

@@ -33,6 +33,7 @@ LAYERS = (
     ("prune",),
     ("quantize",),
     ("timing",),
+    ("simplify",),
     ("probe",),
     ("coupling",),
     ("graph",),
@@ -44,7 +45,7 @@ LAYERS = (
     ("units",),
     ("errors", "version"),
 )
-HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "PIL", "pyarrow", "optuna", "torch"}
+HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "pyarrow", "optuna", "torch"}
 
 
 def _modules() -> list[Path]:

@@ -23,11 +23,14 @@ def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str
     for node in list(model.graph):
         rule = _NO_OPS.get(node.op_type) if node.domain == "" else None
         reason = rule(node) if rule is not None and node.name in allowed else None
-        if reason is None or not node.inputs or node.inputs[0] is None or node.outputs[0].is_graph_output():
+        if reason is None or not node.inputs or node.inputs[0] is None:
             continue
-        if any(output.uses() for output in node.outputs[1:]):
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             continue
-        bypass(node)
+        try:
+            bypass(node)
+        except ValueError:  # an output of the graph that is an input too, or another output
+            continue
         removed.append((node, reason))
     return removed
 

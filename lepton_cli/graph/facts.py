@@ -152,6 +152,11 @@ def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
     )  # fmt: skip
     if unfolded:
         found.append(f"{unfolded} BatchNormalization nodes can be folded: `simplify` first, or int8 will be slow")
+    fused = operators["FusedConv"] + operators["FusedGemm"] + operators["FusedMatMul"]
+    if fused:
+        found.append(
+            f"{fused} layers are onnxruntime's own fused operators: `simplify` first, or most steps pass them by"
+        )
     variable = sum(1 for node in model.graph if node.op_type in ("Conv", "Gemm") and weight_of(node) is None)
     if variable:
         found.append(f"{variable} Conv or Gemm nodes have computed weights: they are left as they are")

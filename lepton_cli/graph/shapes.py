@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,26 @@ def annotate(model: ir.Model) -> None:
                 value.type = ir.TensorType(known.dtype)
             if known is not None and value.shape is None and known.shape is not None:
                 value.shape = ir.Shape(known.shape)
+
+
+@contextlib.contextmanager
+def inferred_only(model: ir.Model) -> Iterator[None]:
+    """Values of the main graph with the types and shapes that inference finds, named sizes included, in place.
+
+    At the end values of the same names have again what was stored of them.
+    """
+    found = _inferred(model, None)
+    stored = {}
+    for value in [value for node in model.graph for value in node.outputs]:
+        stored[value.name] = value.type, value.shape
+        dims, dtype = found.get(value.name or "", (None, None))
+        value.shape = None if dims is None else ir.Shape(dims)
+        value.type = value.type if dtype is None else ir.TensorType(dtype)
+    try:
+        yield
+    finally:
+        for value in [value for node in model.graph for value in node.outputs if value.name in stored]:
+            value.type, value.shape = stored[value.name]
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

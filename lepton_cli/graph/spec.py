@@ -10,9 +10,10 @@ from lepton_cli.step import Options
 
 
 class Simplify(Options):
-    """Fold constants and BatchNorm, remove what is dead or held twice; outputs stay the same.
+    """Fold constants and BatchNorm, join operators, remove what is dead or held twice; outputs stay the same.
 
-    Only standard operators are written: the result runs on every machine the original ran on.
+    Only standard operators are written: the result runs on every machine the original ran on. What onnxruntime fused is
+    written as standard operators again, unless `fuse` made attention of it.
     """
 
     cleaning: ClassVar[bool] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -12,6 +13,7 @@ from lepton_cli.graph.facts import QUANTIZED, facts
 from lepton_cli.model import io
 from lepton_cli.quantize.prepare import refuse_quantized
 from tests.hostile.models import mlp, save
+from tests.quantize.builders import Graph
 
 
 def _with(op: str, folder: Path) -> ir.Model:
@@ -33,3 +35,10 @@ def test_tables_in_blocks_leave_a_float_model(op: str, tmp_path: Path) -> None:
     model = _with(op, tmp_path)
     assert not facts(model).quantized
     refuse_quantized(model)
+
+
+def test_fused_layers_are_told() -> None:
+    graph = Graph()
+    weight = graph.constant(np.ones((4, 3, 1, 1), np.float32))
+    fused = graph.op("FusedConv", graph.take("x", ["b", 3, 4, 4]), weight, domain="com.microsoft", activation="Relu")
+    assert any("1 layers are onnxruntime's own fused operators" in one for one in facts(graph.model(fused)).hazards)

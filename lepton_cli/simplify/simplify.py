@@ -1,0 +1,108 @@
+"""`simplify`: fold constants, join operators, remove what is dead or held twice; outputs stay the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
+
+from lepton_cli.graph import batch_norm, clean, fold
+from lepton_cli.graph.select import select
+from lepton_cli.graph.spec import Simplify
+from lepton_cli.model import io
+from lepton_cli.probe.rewrites import Given
+from lepton_cli.simplify import rules
+from lepton_cli.simplify.rules import RULES, Rule
+from lepton_cli.step import Context, Decision, Outcome
+
+#: Folding one thing uncovers another; real models settle in two or three rounds.
+ROUNDS = 8
+
+
+@dataclasses.dataclass
+class _Made:
+    """A copy that is worked on, what was done so far, the rules that did some of it, and what was left and why."""
+
+    model: ir.Model
+    decisions: list[Decision] = dataclasses.field(default_factory=list)
+    used: set[Rule] = dataclasses.field(default_factory=set)
+    left: list[tuple[ir.Node, str]] = dataclasses.field(default_factory=list)
+
+    def record(self, nodes: Sequence[tuple[ir.Node, str]], action: str) -> int:
+        """Note nodes with reasons; how many."""
+        self.decisions += [
+            Decision(node=node.name or "", op=node.op_type, action=action, reason=reason) for node, reason in nodes
+        ]
+        return len(nodes)
+
+
+def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
+    """Repeat folding, cleaning and rewriting until nothing changes, without rules that change what is computed."""
+    select([node.name or "" for node in model.graph], options.include, options.exclude)
+    with context.progress.stage("simplify") as stage:
+        made, warnings = _proved(model, options, context)
+        shared = dict.fromkeys(clean.share_initializers(made.model), "equal to another tensor")
+        shared |= dict.fromkeys(clean.tie_tables(made.model), "a table that is looked up, turned")
+        clean.remove_unused(made.model)
+        RemoveUnusedOpsetsPass()(made.model)
+        stage.note(f"{sum(1 for _ in model.graph)} -> {sum(1 for _ in made.model.graph)} nodes")
+    decisions = made.decisions
+    decisions += [Decision(node=name, op="", action="merged", reason=reason) for name, reason in shared.items()]
+    changed = len(decisions)
+    made.record(made.left, "kept")
+    actions = Counter(decision.action for decision in decisions if decision.action != "kept")
+    summary = ", ".join(f"{count} {action}" for action, count in actions.items()) or "nothing to simplify"
+    return Outcome(made.model, changed, tuple(decisions), summary, warnings=warnings, tolerance=1e-3)
+
+
+def _proved(model: ir.Model, options: Simplify, context: Context) -> tuple[_Made, tuple[str, ...]]:
+    """The model in its simplest form, with those rules that compute the same on the check samples, and a warning for
+    each other one."""
+    made = _rounds(model, options, RULES)
+    if context.dry or not made.used:
+        return made, ()
+    plain = _rounds(model, options, ())
+    given = Given(plain.model, context)
+    difference = given.difference(made.model)
+    if difference is None:
+        return made, ()
+    kept, warnings = [], []
+    for rule in (rule for rule in RULES if rule in made.used):
+        wrong = given.difference(_rounds(model, options, [rule]).model)
+        if wrong is None:
+            kept.append(rule)
+        else:
+            warnings.append(f"left out, as it does not compute the same here: {rule.name}, {rule.does} ({wrong})")
+    made = _rounds(model, options, kept)
+    difference = given.difference(made.model)
+    if difference is None:
+        return made, tuple(warnings)
+    names = ", ".join(rule.name for rule in kept)
+    return plain, (*warnings, f"left out, as they do not compute the same together here: {names} ({difference})")
+
+
+def _rounds(model: ir.Model, options: Simplify, with_rules: Sequence[Rule]) -> _Made:
+    """A copy that was folded, cleaned and rewritten until nothing changes."""
+    made = _Made(io.clone(model))
+    copy, record = made.model, made.record
+    allowed = select([node.name or "" for node in model.graph], options.include, options.exclude)
+    for name in clean.fix_default_inputs(copy):
+        made.decisions.append(Decision(node=name, op="", action="fixed", reason="was an input with a default value"))
+    for _ in range(ROUNDS):
+        count = record(clean.remove_unused(copy), "removed")
+        count += record(clean.remove_no_ops(copy, allowed), "removed")
+        count += record(fold.fold_constants(copy, allowed - clean.table_turns(copy)), "folded")
+        count += record(clean.merge_equal(copy, allowed), "merged")
+        if options.fold_batch_norm:
+            norms = batch_norm.fold_batch_norm(copy, allowed)
+            made.left = norms.left
+            count += record([(node, "folded into the layer before it") for node in norms.nodes], "folded")
+        gone, used = rules.apply(copy, with_rules, allowed)
+        made.used |= used
+        record(gone, "joined")
+        if not count and not used:
+            break
+    return made
