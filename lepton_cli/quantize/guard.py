@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from lepton_cli.probe.distances import Reference
+from lepton_cli.data.dataset import Dataset, Share
+from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import details
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Guard, GuardTrial
@@ -16,6 +17,11 @@ from lepton_cli.step import Context
 
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
 FLOOR_DB = 20.0
+#: One calibration sample in so many is kept apart to judge by, where there are at least `FEWEST` of them.
+EVERY, FEWEST = 4, 16
+#: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
+#: floor on, nothing is fitted anew to find out.
+OPTIMISM_DB = 6.0
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48
 
@@ -27,6 +33,26 @@ class GroupSensitivity:
     nodes: tuple[str, ...]
     op: str
     sqnr_db: float
+
+
+def split(context: Context) -> tuple[Context, Dataset | None]:
+    """The calibration data cut in two: a context with what to fit to, and what to judge by, which nothing is fitted to.
+
+    What is fitted to samples comes out closer on them than on any others. `None`: there are too few to keep some apart,
+    and what is fitted is judged by the same.
+    """
+    data = context.calibration
+    if data is None or data.count // (data.fixed_batch or 1) < FEWEST:
+        return context, None
+    return dataclasses.replace(context, calibration=Share(data, EVERY, rest=True)), Share(data, EVERY)
+
+
+def too_few(data: Dataset) -> str:
+    """A warning for whoever gives too few samples to `split`."""
+    return (
+        f"`{data.name}` has {data.count} samples, too few to keep some apart: how close the outputs come is known of "
+        f"these only, and of others perhaps not ({FEWEST} are needed)"
+    )
 
 
 def sensitivity(
@@ -117,13 +143,13 @@ def hold_fidelity(
     write: Callable[[Choice], ir.Model],
     ranking: list[GroupSensitivity],
     fidelity: Reference,
-    least: float,
+    came: Closeness,
     what: str,
     form: str,
 ) -> tuple[Choice, ir.Model, Guard, tuple[str, ...]]:
-    """`hold` until all parts of the outputs have `FLOOR_DB`, and a warning where that takes most of the `what`.
+    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence.
 
-    `least`: where the worst part came out, in dB, with all of them in `form`.
+    And a warning where that takes most of the `what`. `came`: how the outputs came out with all of them in `form`.
     """
     floor = f"{FLOOR_DB:.0f} dB"
     smaller, made, told = hold(
@@ -131,16 +157,22 @@ def hold_fidelity(
         choice,
         write,
         ranking,
-        lambda candidate: min(fidelity.sqnr(candidate), FLOOR_DB),
+        lambda candidate: min(fidelity.closeness(candidate).assured_db, FLOOR_DB),
         max_drop=0.0,
-        reason=f"returned to float: with it in {form} a part of the outputs came out below {floor}",
+        reason=f"returned to float: with it in {form} a part of the outputs may come out below {floor}",
     )
     before, returned = len(choice.anchors), len(choice.anchors) - len(smaller.anchors)
     warning = (
-        f"all in {form}, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} {what} are "
-        f"float again, to hold {floor} (`fidelity_guard: false` keeps them in {form})"
+        f"all in {form}, the worst part of the outputs came out at {came.sqnr_db:.1f} dB{_at_worst(came)}: {returned} "
+        f"of {before} {what} are float again, to hold {floor} (`fidelity_guard: false` keeps them in {form})"
     )
     return smaller, made, told, (warning,) if 2 * returned > before else ()
+
+
+def _at_worst(came: Closeness) -> str:
+    """What samples that nobody has seen may have, where that is why."""
+    known = came.sqnr_db >= FLOOR_DB and math.isfinite(came.assured_db)
+    return f" (others like these samples may have {came.assured_db:.1f})" if known else ""
 
 
 def far(sqnr_db: float, context: Context) -> tuple[str, ...]:

@@ -174,23 +174,14 @@ class _Quantization:
             self._spare_slow_layers()
             if not self.choice.anchors:
                 return self._as_it_was("int8 pays nowhere on this machine", warnings)
-        best = refine.best(
-            self.model,
-            self.choice,
-            self.found,
-            self.target,
-            self.options,
-            self.fidelity,
-            _data(self.context),
-            self.context,
-        )
+        best = self._best(self.found, self.fidelity, self.context)
         made = best.write(self.choice)
         if self.options.sensitivity or self.options.accuracy_guard is not None:
             self._rank(best)
         if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
-        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < guard.FLOOR_DB:
-            made = self._hold_fidelity(best, least)
+        elif self.options.fidelity_guard:
+            made = self._hold_fidelity(best, made)
         if not self.choice.anchors:
             return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = _stored(made, allowed)
@@ -284,26 +275,47 @@ class _Quantization:
         )
         return made
 
+    def _best(self, found: calibration.Ranges, fidelity: Reference, context: Context) -> refine.Best:
+        """The repairs that help, fitted to the context's data and judged by `fidelity`."""
+        data = _data(context)
+        return refine.best(self.model, self.choice, found, self.target, self.options, fidelity, data, context)
+
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
         """Every layer alone, worst first; measured once."""
         if self.ranking is None:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
         return self.ranking
 
-    def _hold_fidelity(self, best: refine.Best, least: float) -> ir.Model:
-        """Outputs far from the float model's: as many layers go back as that takes, the worst first."""
+    def _hold_fidelity(self, best: refine.Best, made: ir.Model) -> ir.Model:
+        """Outputs far from the float model's: as many layers go back as that takes, the worst first.
+
+        Which, is decided by samples that what decides is not fitted to; what is written is fitted to all of them.
+        """
+        came, trial, fidelity = self.fidelity.closeness(made), best, self.fidelity
+        if came.assured_db >= guard.FLOOR_DB + guard.OPTIMISM_DB:
+            return made
+        apart, judging = guard.split(self.context)
+        if judging is not None:
+            fidelity = Reference(self.model, apart, data=judging)
+            found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
+            trial = self._best(found, Reference(self.model, apart), apart)
+            came = fidelity.closeness(trial.write(self.choice))
+        else:
+            self.warnings.append(guard.too_few(_data(self.context)))
+        if came.assured_db >= guard.FLOOR_DB:
+            return made
         self.choice, made, self.fidelity_guard, warnings = guard.hold_fidelity(
             self.model,
             self.choice,
-            best.write,
+            trial.write,
             self._rank(best),
-            self.fidelity,
-            least,
+            fidelity,
+            came,
             "matrix operators",
             "int8",
         )
         self.warnings += warnings
-        return made
+        return best.write(self.choice) if self.choice.anchors and trial is not best else made
 
     def _warn(self, placed: Placement) -> None:
         if not self.target.int8_kernels:

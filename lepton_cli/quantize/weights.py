@@ -91,11 +91,11 @@ def _held(
     Also what was measured, and warnings. 4 bits are a choice for size: they stay where they are asked for.
     """
     fidelity = Reference(model, context)
-    least = fidelity.sqnr(made)
-    if options.bits != 8 or least >= guard.FLOOR_DB:
-        return made, {}, {"sqnr_db": round(least, 2)}, ()
-    if context.calibration is None or not options.fidelity_guard:
-        return made, {}, {"sqnr_db": round(least, 2)}, guard.far(least, context)
+    came = fidelity.closeness(made)
+    insists = context.calibration is None or not options.fidelity_guard
+    if options.bits != 8 or insists or came.assured_db >= guard.FLOOR_DB:
+        warnings = guard.far(came.sqnr_db, context) if options.bits == 8 else ()
+        return made, {}, {"sqnr_db": round(came.sqnr_db, 2)}, warnings
 
     def write(choice: Choice) -> ir.Model:
         return _written(model, choice.anchors, options, store)[0]
@@ -103,7 +103,7 @@ def _held(
     choice = Choice(frozenset(names), frozenset(), ())
     ranking = guard.sensitivity(model, choice, write, fidelity, context)
     choice, made, told, warnings = guard.hold_fidelity(
-        model, choice, write, ranking, fidelity, least, "weights", "8 bits"
+        model, choice, write, ranking, fidelity, came, "weights", "8 bits"
     )
     measured = {"fidelity_guard": told, "sqnr_db": round(fidelity.sqnr(made), 2)}
     return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
