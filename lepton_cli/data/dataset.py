@@ -112,7 +112,7 @@ class First:
         return self._whole.sample_hashes()[: self.count]
 
 
-class Share:
+class Slice:
     """Every `every`-th sample of a data set, or all the others: evenly spread, because stored samples may be sorted.
 
     Batches of a fixed size, and feeds that are no batch, are taken or left as they are.

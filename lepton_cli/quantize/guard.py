@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from lepton_cli.data.dataset import Dataset, Share
+from lepton_cli.data.dataset import Dataset, Slice
 from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import details
 from lepton_cli.quantize.choose import Choice
@@ -44,7 +44,7 @@ def split(context: Context) -> tuple[Context, Dataset | None]:
     data = context.calibration
     if data is None or data.count // (data.fixed_batch or 1) < FEWEST:
         return context, None
-    return dataclasses.replace(context, calibration=Share(data, EVERY, rest=True)), Share(data, EVERY)
+    return dataclasses.replace(context, calibration=Slice(data, EVERY, rest=True)), Slice(data, EVERY)
 
 
 def too_few(data: Dataset) -> str:

@@ -194,7 +194,8 @@ class _Quantization:
         kept = sum(1 for decision in decisions if decision.action == "kept")
         summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
         changed = len(self.choice.nodes) + len(stored)
-        return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings))
+        speedup = None if self.speed is None else self.speed.speedup
+        return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings), speedup=speedup)
 
     def _as_it_was(self, why: str, warnings: tuple[str, ...]) -> Outcome:
         """What a guard made of it that returned every layer: the model that was given."""
