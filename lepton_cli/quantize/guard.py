@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
 from lepton_cli.data.dataset import Dataset, Slice
 from lepton_cli.probe.distances import Closeness, Reference
-from lepton_cli.quantize import details
+from lepton_cli.quantize import details, stored
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Guard, GuardTrial
+from lepton_cli.quantize.prepare import LEAST_SHARED
 from lepton_cli.step import Context
 
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
@@ -59,9 +60,9 @@ def sensitivity(
     model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
 ) -> list[GroupSensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
-    anchors = [node for node in model.graph.all_nodes() if node.name in choice.anchors]
+    anchors = _bound([node for node in model.graph.all_nodes() if node.name in choice.anchors])
     size = -(-len(anchors) // MOST_TRIALS)
-    groups = [anchors[start : start + size] for start in range(0, len(anchors), size)]
+    groups = [sum(anchors[start : start + size], []) for start in range(0, len(anchors), size)]
     found = []
     with context.progress.stage("sensitivity", len(groups)) as stage:
         for group in groups:
@@ -70,6 +71,25 @@ def sensitivity(
             found.append(GroupSensitivity(names, group[0].op_type, fidelity.sqnr(made)))
             stage.advance()
     return sorted(found, key=lambda entry: entry.sqnr_db)
+
+
+def _bound(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """The nodes, those together that read one weight: with some of them in float it would be stored in both forms."""
+    groups: list[tuple[set[ir.Value], list[ir.Node]]] = []
+    for node in nodes:
+        weights, members = set(_weights(node)), [node]
+        for group in [group for group in groups if group[0] & weights]:
+            groups.remove(group)
+            weights, members = group[0] | weights, [*group[1], *members]
+        groups.append((weights, members))
+    return [members for _, members in groups]
+
+
+def _weights(node: ir.Node) -> Iterator[ir.Value]:
+    for value in node.inputs:
+        source, _ = stored.behind(value)
+        if source is not None and source.const_value is not None and source.const_value.size >= LEAST_SHARED:
+            yield source
 
 
 def table(ranking: list[GroupSensitivity]) -> tuple[details.Sensitivity, ...]:

@@ -20,7 +20,7 @@ from lepton_cli.probe.rewrites import kept, strayed
 from lepton_cli.quantize import blocks, fates, guard, stored
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
-from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
+from lepton_cli.quantize.prepare import LEAST_SHARED, STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.quantize.store import Shared, WeightStore
 from lepton_cli.step import Context, Decision, Outcome
@@ -35,6 +35,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     copy = io.clone(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
     clean.tie_tables(copy)
+    clean.share_initializers(copy, LEAST_SHARED, across=True)  # what stays float for one stays so for all: `_spared`
     decisions = _decided(copy, allowed, options)
     names = _quantized(decisions)
     details = QuantizeWeightsDetails(
