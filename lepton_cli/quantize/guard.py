@@ -62,7 +62,10 @@ def sensitivity(
     """Every anchor (or group of neighbours) quantized alone, worst first."""
     anchors = _bound([node for node in model.graph.all_nodes() if node.name in choice.anchors])
     size = -(-len(anchors) // MOST_TRIALS)
-    groups = [sum(anchors[start : start + size], []) for start in range(0, len(anchors), size)]
+    groups = [
+        [node for members in anchors[start : start + size] for node in members]
+        for start in range(0, len(anchors), size)
+    ]
     found = []
     with context.progress.stage("sensitivity", len(groups)) as stage:
         for group in groups:
