@@ -99,17 +99,18 @@ def test_zeros_are_what_pruned_weights_gain(sparsity: str, kept: bool, tmp_path:
 
 
 def test_less_to_compute_is_what_pruned_channels_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A net whose weights are all in its last layer: a narrower first one is no smaller file."""
+    """A net most of whose bytes are no weights of a layer: with one channel less, it is as large as before."""
     graph = Graph()
-    x = graph.op("GlobalAveragePool", graph.conv(graph.take("x", ["n", 3, 8, 8]), 3, 16))
-    wide = graph.linear(graph.op("Flatten", x), 16, 2048)
-    model, narrow = graph.model(wide), io.clone(graph.model(wide))
+    image = graph.take("x", ["n", 3, 8, 8])
+    y = graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", graph.conv(image, 3, 16))), 16, 4)
+    shown = graph.op("Add", graph.op("ReduceSum", image, keepdims=0), graph.constant(np.ones(20000, np.float32)))
+    model, narrow = graph.model(y, shown), io.clone(graph.model(y, shown))
     for name, axis in (("w0", 0), ("w1", 0), ("w3", 1)):
         value = narrow.graph.initializers[name]
         assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy().take(range(15), axis), name=name)
     saved = 1 - size(narrow) / size(model)
-    assert saved < 0.055, "one of 16 channels: 6 % of the MACs"
+    assert saved < 0.01, "one of 16 channels: 6 % of the MACs"
     monkeypatch.setattr(Step, "apply", lambda *_: Outcome(narrow, 1))
     made, record = step(model, tmp_path, step="prune.channels", target={"macs": "60 %"}, least_gain="5.9 %")
     assert made is narrow
