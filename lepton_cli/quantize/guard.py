@@ -166,30 +166,29 @@ def hold_fidelity(
     write: Callable[[Choice], ir.Model],
     ranking: list[GroupSensitivity],
     fidelity: Reference,
-    came: Closeness,
-    what: str,
     form: str,
-) -> tuple[Choice, ir.Model, Guard, tuple[str, ...]]:
-    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence.
-
-    And a warning where that takes most of the `what`. `came`: how the outputs came out with all of them in `form`.
-    """
-    floor = f"{FLOOR_DB:.0f} dB"
-    smaller, made, told = hold(
+) -> tuple[Choice, ir.Model, Guard]:
+    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence."""
+    return hold(
         model,
         choice,
         write,
-        ranking,
+        [group for group in ranking if choice.anchors & set(group.nodes)],
         lambda candidate: min(fidelity.closeness(candidate).assured_db, FLOOR_DB),
         max_drop=0.0,
-        reason=f"returned to float: with it in {form} a part of the outputs may come out below {floor}",
+        reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
     )
-    before, returned = len(choice.anchors), len(choice.anchors) - len(smaller.anchors)
-    warning = (
+
+
+def mostly_returned(before: Choice, after: Choice, came: Closeness, what: str, form: str) -> tuple[str, ...]:
+    """A warning where most of the `what` are float again. `came`: how the outputs were with all of them in `form`."""
+    whole, returned = len(before.anchors), len(before.anchors) - len(after.anchors)
+    if 2 * returned <= whole:
+        return ()
+    return (
         f"all in {form}, the worst part of the outputs came out at {came.sqnr_db:.1f} dB{_at_worst(came)}: {returned} "
-        f"of {before} {what} are float again, to hold {floor} (`fidelity_guard: false` keeps them in {form})"
+        f"of {whole} {what} are float again, to hold {FLOOR_DB:.0f} dB (`fidelity_guard: false` keeps them in {form})",
     )
-    return smaller, made, told, (warning,) if 2 * returned > before else ()
 
 
 def _at_worst(came: Closeness) -> str:

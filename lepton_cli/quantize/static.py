@@ -290,33 +290,28 @@ class _Quantization:
     def _hold_fidelity(self, best: refine.Best, made: ir.Model) -> ir.Model:
         """Outputs far from the float model's: as many layers go back as that takes, the worst first.
 
-        Which, is decided by samples that what decides is not fitted to; what is written is fitted to all of them.
+        What is written is fitted to all samples, and has to hold on them. Near the floor that says too little: a fit
+        without some of the samples has to hold on these, with the same layers.
         """
-        came, trial, fidelity = self.fidelity.closeness(made), best, self.fidelity
+        came, before = self.fidelity.closeness(made), self.choice
         if came.assured_db >= guard.FLOOR_DB + guard.OPTIMISM_DB:
             return made
+        self._return_layers(best, best, self.fidelity)
         apart, judging = guard.split(self.context)
-        if judging is not None:
-            fidelity = Reference(self.model, apart, data=judging)
+        if judging is None:
+            self.warnings.append(guard.too_few(_data(self.context)))
+        elif self.choice.anchors:
             found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
             trial = self._best(found, Reference(self.model, apart), apart)
-            came = fidelity.closeness(trial.write(self.choice))
-        else:
-            self.warnings.append(guard.too_few(_data(self.context)))
-        if came.assured_db >= guard.FLOOR_DB:
-            return made
-        self.choice, made, self.fidelity_guard, warnings = guard.hold_fidelity(
-            self.model,
-            self.choice,
-            trial.write,
-            self._rank(best),
-            fidelity,
-            came,
-            "matrix operators",
-            "int8",
-        )
-        self.warnings += warnings
-        return best.write(self.choice) if self.choice.anchors and trial is not best else made
+            self._return_layers(best, trial, Reference(self.model, apart, data=judging))
+        self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
+        return best.write(self.choice) if self.choice.anchors else self.model
+
+    def _return_layers(self, best: refine.Best, fit: refine.Best, fidelity: Reference) -> None:
+        if fidelity.closeness(fit.write(self.choice)).assured_db < guard.FLOOR_DB:
+            self.choice, _, self.fidelity_guard = guard.hold_fidelity(
+                self.model, self.choice, fit.write, self._rank(best), fidelity, "int8"
+            )
 
     def _warn(self, placed: Placement) -> None:
         if not self.target.int8_kernels:

@@ -101,11 +101,10 @@ def _held(
     def write(choice: Choice) -> ir.Model:
         return _written(model, choice.anchors, options, store)[0]
 
-    choice = Choice(frozenset(names), frozenset(), ())
-    ranking = guard.sensitivity(model, choice, write, fidelity, context)
-    choice, made, told, warnings = guard.hold_fidelity(
-        model, choice, write, ranking, fidelity, came, "weights", "8 bits"
-    )
+    before = Choice(frozenset(names), frozenset(), ())
+    ranking = guard.sensitivity(model, before, write, fidelity, context)
+    choice, made, told = guard.hold_fidelity(model, before, write, ranking, fidelity, "8 bits")
+    warnings = guard.mostly_returned(before, choice, came, "weights", "8 bits")
     measured = {"fidelity_guard": told, "sqnr_db": round(fidelity.sqnr(made), 2)}
     return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
 

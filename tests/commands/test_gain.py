@@ -105,7 +105,7 @@ def test_less_to_compute_is_what_pruned_channels_gain(tmp_path: Path, monkeypatc
     y = graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", graph.conv(image, 3, 16))), 16, 4)
     shown = graph.op("Add", graph.op("ReduceSum", image, keepdims=0), graph.constant(np.ones(20000, np.float32)))
     model, narrow = graph.model(y, shown), io.clone(graph.model(y, shown))
-    for name, axis in (("w0", 0), ("w1", 0), ("w3", 1)):
+    for name, axis in (("w0", 0), ("w1", 0), ("w3", 1)):  # w2 is the bias of the last layer
         value = narrow.graph.initializers[name]
         assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy().take(range(15), axis), name=name)
