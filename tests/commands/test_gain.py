@@ -22,13 +22,7 @@ from lepton_cli.step import Outcome, Step
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context
 
-QUICK = {
-    "speed_guard": False,
-    "equalise": False,
-    "rounding": "nearest",
-    "bias_correction": False,
-    "calibration": "minmax",
-}
+QUICK = {"speed_guard": False, "fidelity_guard": False, "equalise": False, "rounding": "nearest"}
 STATIC = {"step": "quantize.static", "target": "x86-vnni", **QUICK}
 IMAGES = Arrays({"x": np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)})
 
@@ -109,6 +103,9 @@ def test_less_to_compute_is_what_pruned_channels_gain(tmp_path: Path, monkeypatc
         value = narrow.graph.initializers[name]
         assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy().take(range(15), axis), name=name)
+    for node in narrow.graph:
+        if not node.outputs[0].is_graph_output():
+            node.outputs[0].shape = node.outputs[0].type = None
     saved = 1 - size(narrow) / size(model)
     assert saved < 0.01, "one of 16 channels: 6 % of the MACs"
     monkeypatch.setattr(Step, "apply", lambda *_: Outcome(narrow, 1))
