@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from lepton_cli import units
 from lepton_cli.cache import Cache
 from lepton_cli.progress import Progress
-from lepton_cli.values import Strict
+from lepton_cli.values import Percent, Strict
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,6 +65,19 @@ class Options(Strict):
     def kept_share(self) -> float | None:
         """Share of the model's bytes that is left; `None` where the options do not say it."""
         return None
+
+
+class Lossy(Options):
+    """Of steps that change results: what they must gain by it."""
+
+    #: Takes weights out: what is left to compute and to hold counts as well as the file.
+    cuts: ClassVar[bool] = False
+
+    least_gain: Percent | Literal[False] = Field(
+        default=units.Share(0.05),
+        description="Leave the model as it was where the result is neither so much smaller nor so much faster (as far "
+        "as the step measures that); false: insist on the result",
+    )
 
 
 class Details(Strict):
@@ -126,6 +140,8 @@ class Outcome:
     #: Absolute-relative tolerance of the outputs against the step's input on the check batches; `None`: the step
     #: changes results by design and only finiteness, names, shapes and types are checked.
     tolerance: float | None = None
+    #: Speed relative to the step's input, where the step measured it.
+    speedup: float | None = None
     #: Why a step that could have changed the model left it as it was, by what it measured: then that is no error.
     left_because: str = ""
 

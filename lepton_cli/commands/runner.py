@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from lepton_cli import runtime
+from lepton_cli.commands.gain import no_gain
 from lepton_cli.errors import LeptonError, ModelError, StepError, cause_of, disk_full
 from lepton_cli.graph.held import nothing_to_compress
 from lepton_cli.model import io
@@ -91,7 +92,13 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
     step out is no error."""
     try:
         outcome = _apply(before.model, options, context)
-        return outcome, *_check(before, outcome, options, context)
+        outputs, resized = _check(before, outcome, options, context)
+        if (why := no_gain(before.model, outcome, options, context)) is None:
+            return outcome, outputs, resized
+        if context.dry and getattr(options, "speed_guard", False):  # it may be faster, which is not measured now
+            said = f"compress leaves the model as it was unless this makes it faster: {why}"
+            return dataclasses.replace(outcome, warnings=(*outcome.warnings, said)), outputs, resized
+        return _left_as_it_was(before.model, outcome, why), before.outputs, []
     except Exception as caught:
         if (full := disk_full(caught, context.workdir.parent, None)) is not None:
             raise full from caught
@@ -103,6 +110,18 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
             raise error from (caught.__cause__ if error is caught else caught)
         reason = error.message + (f": {error.cause}" if error.cause else "")
         return Outcome(before.model, 0, summary="left out", warnings=(f"left out: {reason}",)), before.outputs, []
+
+
+def _left_as_it_was(model: ir.Model, outcome: Outcome, why: str) -> Outcome:
+    """What a step that gained nothing made of the model, in place of its result."""
+    decisions = tuple(
+        one.model_copy(update={"action": "kept", "reason": f"was {one.action}, but the step as a whole gained nothing"})
+        if one.action != "kept"
+        else one
+        for one in outcome.decisions
+    )
+    said = f"left the model as it was: {why} (`least_gain: false` insists)"
+    return Outcome(model, 0, decisions, why, warnings=(said,), left_because=why)
 
 
 def _own_fault(error: Exception, before: Checked, options: Options) -> Exception:

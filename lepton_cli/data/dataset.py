@@ -36,10 +36,11 @@ class Batch:
         As they are where no input has an axis for samples.
         """
         have = self.count
-        if not have or have == count:
-            return self.feeds
-        rows = np.arange(count) % have
-        found = {}
+        return self.feeds if not have or have == count else self.rows(np.arange(count) % have)
+
+    def rows(self, rows: NDArray[np.intp]) -> dict[str, np.ndarray]:
+        """The feeds with the samples at these positions; what all samples share stays."""
+        have, found = self.count, {}
         for name, array in self.feeds.items():
             axis = self._axis(name)
             found[name] = array if axis is None or array.shape[axis] != have else array.take(rows, axis)
@@ -109,3 +110,46 @@ class First:
     def sample_hashes(self) -> list[str]:
         """Of these samples."""
         return self._whole.sample_hashes()[: self.count]
+
+
+class Slice:
+    """Every `every`-th sample of a data set, or all the others: evenly spread, because stored samples may be sorted.
+
+    Batches of a fixed size, and feeds that are no batch, are taken or left as they are.
+    """
+
+    def __init__(self, whole: Dataset, every: int, *, rest: bool = False) -> None:
+        """`rest`: the others."""
+        self._whole, self._every, self._rest = whole, every, rest
+        self.name, self.path, self.notes, self.fixed_batch = whole.name, whole.path, whole.notes, whole.fixed_batch
+        self.label_names, self.class_names = whole.label_names, whole.class_names
+        self.count = len(self._rows(0, whole.count))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole, and which samples."""
+        return f"{self._whole.fingerprint}-{'rest' if self._rest else 'each'}-{self._every}"
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """What the whole's batches hold of these samples."""
+        start, most = 0, self.count if limit is None else limit
+        for batch in self._whole.batches(size):
+            rows = self._rows(batch.start, batch.count)
+            rows = rows if self.fixed_batch else rows[: most - start]
+            if not len(rows):
+                continue
+            labels = {name: array[rows] for name, array in batch.labels.items()}
+            yield Batch(batch.feeds if len(rows) == batch.count else batch.rows(rows), labels, start, batch.axes)
+            start += len(rows)
+            if start >= most:
+                return
+
+    def sample_hashes(self) -> list[str]:
+        """Of these samples."""
+        hashes = self._whole.sample_hashes()
+        return [hashes[index] for index in self._rows(0, len(hashes))]
+
+    def _rows(self, start: int, count: int) -> NDArray[np.intp]:
+        """Positions of these samples among `count` that begin at `start`."""
+        numbers = (start + np.arange(count)) // (self.fixed_batch or 1)
+        return np.flatnonzero((numbers % self._every == 0) != self._rest)

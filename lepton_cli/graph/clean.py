@@ -58,15 +58,19 @@ def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     return [(node, "computes the same as another node") for node in before if node not in after]
 
 
-def share_initializers(model: ir.Model, least: int = 0) -> list[str]:
+def share_initializers(model: ir.Model, least: int = 0, *, across: bool = False) -> list[str]:
     """Initializers with equal content and at least `least` values become one; returns the names of those removed.
+
+    `across`: also those of different branches and loop bodies, which then stand in the graph around all of them.
 
     Not onnx-ir's DeduplicateHashedInitializersPass: it maps whole files into memory, copies equal tensors to compare
     them, raises for strings and for arrays that are not contiguous, and does not say what it removed.
     """
     removed: list[str] = []
+    kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
     for graph in model.graphs():
-        kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+        if not across:
+            kept = {}
         for value in list(graph.initializers.values()):
             tensor = value.const_value
             if (
@@ -80,8 +84,14 @@ def share_initializers(model: ir.Model, least: int = 0) -> list[str]:
             digest = hashlib.sha256()
             for block in blocks(tensor):
                 digest.update(block)
-            first = kept.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), digest.digest()), value)
+            key = (tensor.dtype, tuple(tensor.shape.numpy()), digest.digest())
+            first = kept.setdefault(key, value)
             if first is not value:
+                if first.graph not in (graph, model.graph):
+                    own, first = first, Editor(model).constant(first.name or "", tensor)
+                    own.replace_all_uses_with(first)
+                    del own.graph.initializers[own.name or ""]  # type: ignore[union-attr]
+                    kept[key] = first
                 value.replace_all_uses_with(first)
                 del graph.initializers[value.name or ""]
                 removed.append(value.name or "")

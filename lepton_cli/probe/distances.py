@@ -5,6 +5,7 @@ All of them weigh the parts of an output that have ranges of their own (`probe.p
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,18 +13,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.model import io
 from lepton_cli.probe import parts
 from lepton_cli.probe.activations import batches
 from lepton_cli.probe.comparable import comparable
-from lepton_cli.probe.parts import Division, Segments
+from lepton_cli.probe.parts import Division, Part, Segments
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
 
 #: Signal-to-noise ratios are cut here: beyond it float rounding decides.
 CEILING_DB = 140.0
 
+
+#: 95 % quantiles: of the normal distribution, and of Student's t with 0 (no bound) to 2 degrees of freedom.
+_Z95, _T95 = 1.6448536269514722, (math.inf, 6.313751514675043, 2.919985580355516)
 
 #: Outputs by name, all samples on axis 0.
 Outputs = Mapping[str, NDArray[np.float64]]
@@ -44,18 +48,35 @@ def relative_error(found: Outputs, wanted: Outputs, ways: Ways) -> float:
     return float(np.mean(shares)) if shares else 0.0
 
 
-class Reference:
-    """The float model's outputs (`comparable`) on the first `most` calibration samples, to compare candidates with."""
+@dataclasses.dataclass(frozen=True)
+class Closeness:
+    """SQNR in dB of the worst part of the outputs.
 
-    def __init__(self, model: ir.Model, context: Context, most: int = 64, batch: int = 16) -> None:
+    `sqnr_db`: on the samples seen. `assured_db`: what other samples like them hold with 95 % confidence, from the
+    spread over the samples; the same where one says nothing about others.
+    """
+
+    sqnr_db: float
+    assured_db: float
+
+
+class Reference:
+    """The float model's outputs (`comparable`) on the first `most` samples, to compare candidates with.
+
+    `data`: where they are from; calibration data by default, made-up inputs without any.
+    """
+
+    def __init__(
+        self, model: ir.Model, context: Context, most: int = 64, batch: int = 16, data: Dataset | None = None
+    ) -> None:
         self.context = context
-        data = context.calibration if context.calibration is not None else context.check
+        data = data or (context.calibration if context.calibration is not None else context.check)
         self.batches: list[Batch] = []
-        seen = 0
+        self.samples = 0
         for part in batches(model, data, batch):
             self.batches.append(part)
-            seen += part.count
-            if seen >= most:
+            self.samples += part.count
+            if self.samples >= most:
                 break
         self._ways = parts.segments(comparable(model))
         session = self._session(model)
@@ -75,34 +96,70 @@ class Reference:
 
         A batch in which its size changed counts as lost.
         """
-        return min(self.by_output(self.run(model)).values(), default=CEILING_DB)
+        return self.closeness(model).sqnr_db
+
+    def closeness(self, model: ir.Model) -> Closeness:
+        """How close the worst part of the outputs is on these samples, and on others like them."""
+        return self._worst(self.run(model), self.names)
 
     def by_output(self, found: Sequence[Values]) -> dict[str, float]:
         """SQNR in dB of the worst part of every float output."""
-        return {
-            name: _sqnr([a[name] for a in self.reference], [b[name] for b in found], self._ways.get(name, ()))
-            for name in self.names
-        }
+        return {name: self._worst(found, [name]).sqnr_db for name in self.names}
+
+    def _worst(self, found: Sequence[Values], names: Sequence[str]) -> Closeness:
+        parts = [part for name in names for part in self._parts(name, found)]
+        return Closeness(
+            min((decibel(part.signal, part.noise) for part in parts), default=CEILING_DB),
+            min((_assured(part) for part in parts), default=CEILING_DB),
+        )
+
+    def _parts(self, name: str, found: Sequence[Values]) -> list[Part]:
+        return _parts(
+            [batch[name] for batch in self.reference],
+            [batch[name] for batch in found],
+            [batch.count for batch in self.batches],
+            self._ways.get(name, ()),
+        )
 
 
-def _sqnr(reference: Sequence[np.ndarray], found: Sequence[np.ndarray], ways: Sequence[Segments]) -> float:
+def _parts(
+    reference: Sequence[np.ndarray], found: Sequence[np.ndarray], counts: Sequence[int], ways: Sequence[Segments]
+) -> list[Part]:
+    """The parts of one output; noise without end for one that is not finite, or of another size in all batches."""
+    broken = [Part("", 1.0, math.inf)]
     if all(a.shape != b.shape for a, b in zip(reference, found, strict=True)):
-        return -math.inf
+        return broken
     division = Division(ways)
-    for a, b in zip(reference, found, strict=True):
+    for a, b, samples in zip(reference, found, counts, strict=True):
         exact = a.astype(np.float64)
         usable = np.isfinite(exact)
         if a.shape != b.shape:  # as many detections as there are: what cannot be compared counts as lost
             lost = np.where(usable, exact, 0.0)
-            division.add(lost, lost)
+            division.add(lost, lost, samples=samples)
             continue
         if not np.isfinite(b[usable]).all():
-            return -math.inf
+            return broken
         exact = np.where(usable, exact, 0.0)
-        division.add(exact, exact - np.where(usable, b, 0.0))
-    return min(decibel(part.signal, part.noise) for part in division.parts())
+        division.add(exact, exact - np.where(usable, b, 0.0), samples=samples)
+    return division.parts()
+
+
+def _assured(part: Part) -> float:
+    """SQNR in dB of a part at the upper end of its noise, where that is known."""
+    margin = 0.0 if part.spread is None else _student(part.units - 1) * part.spread
+    return decibel(part.signal, part.noise + margin)
+
+
+def _student(freedom: int) -> float:
+    """95 % quantile of Student's t: closed forms, and from 3 degrees of freedom Cornish and Fisher's (within 2 %)."""
+    if freedom < len(_T95):
+        return _T95[freedom]
+    z = _Z95
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def decibel(signal: float, noise: float) -> float:
-    """`10 log10(signal / noise)` of two sums of squares, at most `CEILING_DB`."""
+    """`10 log10(signal / noise)` of two sums of squares, at most `CEILING_DB`; -inf for noise without end."""
+    if math.isinf(noise):
+        return -math.inf
     return min(CEILING_DB, 10 * math.log10(max(signal, 1e-300) / noise)) if noise else CEILING_DB

@@ -41,9 +41,9 @@ class Segments:
     apart: float = APART
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum of an output's values in every segment."""
-        others = tuple(axis for axis in range(values.ndim) if axis != self.axis)
-        return np.asarray(np.add.reduceat(values.sum(axis=others), self.edges[:-1]))
+        """Sum of an output's values in every segment, by position of the first axis: `[positions, segments]`."""
+        others = tuple(axis for axis in range(1, values.ndim) if axis != self.axis)
+        return np.asarray(np.add.reduceat(values.sum(axis=others), self.edges[:-1], axis=1))
 
     def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Largest of an output's values in every segment."""
@@ -134,11 +134,17 @@ def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[in
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Segments of one kind: which, in the notation of Python, with the sums over them."""
+    """Segments of one kind: which, in the notation of Python, with the sums over them.
+
+    `spread`: standard error of `noise` at this signal, from `units` that stand for all there could be (samples, or
+    batches where an output does not show its samples); `None` where there is one only.
+    """
 
     where: str
     signal: float
     noise: float
+    spread: float | None = None
+    units: int = 1
 
 
 class Division:
@@ -147,43 +153,68 @@ class Division:
     def __init__(self, ways: Sequence[Segments] = ()) -> None:
         """`ways`: as the graph cuts it; columns where there is none."""
         self._ways, self._shape = ways, tuple[int, ...]()
-        self._sums: list[NDArray[np.float64]] = []
+        #: Of the whole output `[2, units]`, and of each way `[3, units, segments]`: sums of squares of the signal, of
+        #: the difference, and of the values as they are; one array a batch.
+        self._whole: list[NDArray[np.float64]] = []
+        self._sums: list[list[NDArray[np.float64]]] = []
         self._largest: list[NDArray[np.float64]] = []
         self._bounded = True
-        #: Sums of squares of the values and of the difference.
-        self.signal = self.noise = 0.0
 
     def add(
-        self, values: NDArray[np.float64], error: NDArray[np.float64], centre: NDArray[np.float64] | float = 0.0
+        self,
+        values: NDArray[np.float64],
+        error: NDArray[np.float64],
+        centre: NDArray[np.float64] | float = 0.0,
+        samples: int = 1,
     ) -> None:
-        """One batch, in the shape of the output; all numbers finite. The signal is what lies around `centre`."""
+        """One batch, in the shape of the output; all numbers finite. The signal is what lies around `centre`.
+
+        `samples`: how many there are in it; where the first axis has as many positions, each is a unit of its own.
+        """
         squares, errors = np.square(values - centre), np.square(error)
+        apart = values.ndim > 0 and values.shape[0] == samples
+
+        def units(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+            return sums if apart else sums.sum(axis=0, keepdims=True)
+
         if not self._shape:
             self._shape = values.shape
             self._ways = [way for way in self._ways if way.fits(values.shape)] or columns(values.shape)
-            self._sums = [np.zeros((3, len(way.edges) - 1)) for way in self._ways]
+            self._sums = [[] for _ in self._ways]
             self._largest = [np.zeros(len(way.edges) - 1) for way in self._ways]
-        self.signal += float(squares.sum())
-        self.noise += float(errors.sum())
+        whole = (np.atleast_1d(part).sum(axis=tuple(range(1, part.ndim))) for part in (squares, errors))
+        self._whole.append(np.stack([units(part) for part in whole]))
         self._bounded &= bool(((values >= 0.0) & (values <= 1.0)).all())
         for way, sums, largest in zip(self._ways, self._sums, self._largest, strict=True):
             if way.fits(values.shape):
                 np.maximum(largest, way.largest(values), out=largest)
-                sums += way.sums(squares), way.sums(errors), way.sums(np.square(values))
+                sums.append(np.stack([units(way.sums(part)) for part in (squares, errors, np.square(values))]))
 
     def parts(self) -> list[Part]:
         """The parts along the axis where kinds differ most; the whole output as one where nothing differs."""
-        widest, found = 1.0, [Part("", self.signal, self.noise)]
-        for way, (signal, noise, squares), largest in zip(self._ways, self._sums, self._largest, strict=True):
-            level = np.sqrt(squares / np.diff(way.edges))
+        if not self._whole:
+            return [Part("", 0.0, 0.0)]
+        widest, found = 1.0, [_part("", *np.concatenate(self._whole, axis=1))]
+        for way, batches, largest in zip(self._ways, self._sums, self._largest, strict=True):
+            signal, noise, squares = np.concatenate(batches, axis=1)
+            level = np.sqrt(squares.sum(axis=0) / np.diff(way.edges))
             gap, kinds = kinds_of(np.where(self._bounded & (largest < CERTAIN), 0.0, level), way.apart)
             if gap > widest:
                 widest = gap
                 found = [
-                    Part(_where(way, kind, len(self._shape)), float(signal[kind].sum()), float(noise[kind].sum()))
+                    _part(_where(way, kind, len(self._shape)), signal[:, kind].sum(axis=1), noise[:, kind].sum(axis=1))
                     for kind in kinds
                 ]
         return found
+
+
+def _part(where: str, signal: NDArray[np.float64], noise: NDArray[np.float64]) -> Part:
+    """Of sums by unit. The noise is a ratio's numerator: a unit is far off where its noise is not as its signal is."""
+    whole, error, units = float(signal.sum()), float(noise.sum()), len(signal)
+    if units < 2:
+        return Part(where, whole, error)
+    off = noise - signal * (error / whole) if whole else noise
+    return Part(where, whole, error, float(np.sqrt(np.square(off).sum() * units / (units - 1))), units)
 
 
 def kinds_of(level: NDArray[np.float64], apart: float) -> tuple[float, list[list[int]]]:

@@ -14,7 +14,7 @@ from lepton_cli.graph.held import scales_stored, stored_in_8_bits
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Reference
+from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.probe.histogram import MASK
 from lepton_cli.quantize import half
 from lepton_cli.quantize.blocks import LEAST_SIZE
@@ -56,9 +56,9 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     if options.repair:
         kept |= _beyond_range(work, context, run=looked_at and not context.dry)
     conversion = _Conversion(work, context)
-    score = None
+    came = None
     if looked_at and not context.dry:
-        score, found = conversion.repaired(kept, options.repair)
+        came, found = conversion.repaired(kept, options.repair)
         kept |= found
     made = conversion.made(kept, options.keep_io)
     left = sum(node.name in kept for node in work.graph.all_nodes())
@@ -68,8 +68,8 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
         changed=sum(1 for _ in work.graph.all_nodes()) - left,
         decisions=_decisions(work, kept),
         summary=f"{halves} tensors in float16, {left} operators kept in float32",
-        details=ConvertFp16Details(sqnr_db=None if score is None else round(score, 2), kept=left),
-        warnings=_warnings(options.keep_io, score, context),
+        details=ConvertFp16Details(sqnr_db=None if came is None else round(came.sqnr_db, 2), kept=left),
+        warnings=_warnings(options.keep_io, came, context),
     )
 
 
@@ -97,45 +97,46 @@ class _Conversion:
     def made(self, kept: dict[str, str], keep_io: bool = True) -> ir.Model:
         return half.convert(self._model, {*kept, *self._scaled}, keep_io, self._store.keep)
 
-    def repaired(self, kept: dict[str, str], repair: bool) -> tuple[float, dict[str, str]]:
-        """The fidelity in dB, and the nodes kept in float32 because float16 costs too much there, with the reason.
+    def repaired(self, kept: dict[str, str], repair: bool) -> tuple[Closeness, dict[str, str]]:
+        """How close it comes, and the nodes kept in float32 because float16 costs too much there, with the reason.
 
         Inputs and outputs are float32 while this is measured, also where they will not be.
         """
         fidelity = Reference(self._model, self._context, most=16, batch=4)
         nodes = [node for node in self._model.graph.all_nodes() if node.name not in kept]
         found: dict[str, str] = {}
-        score = _sqnr(fidelity, self.made(kept))
+        came = _closeness(fidelity, self.made(kept))
         kinds = {node.op_type for node in nodes} if repair else set()
         for _ in range(MOST_REPAIRS):
-            if score >= LEAST_DB or not kinds:
+            if came.assured_db >= LEAST_DB or not kinds:
                 break
             trials = {}
             for kind in sorted(kinds):
                 more = {node.name or "": "" for node in nodes if node.op_type == kind}
-                trials[kind] = _sqnr(fidelity, self.made(kept | found | more))
-            best = max(trials, key=lambda kind: trials[kind])
-            if trials[best] < score + WORTH_DB or trials[best] == -math.inf:
+                trials[kind] = _closeness(fidelity, self.made(kept | found | more))
+            best = max(trials, key=lambda kind: trials[kind].sqnr_db)
+            reached, before = trials[best].sqnr_db, came.sqnr_db
+            if reached < before + WORTH_DB or reached == -math.inf:
                 break
-            was = "not usable" if score == -math.inf else f"at {score:.0f} dB"
-            reason = f"with `{best}` in float32 the outputs are at {trials[best]:.0f} dB, in float16 {was} (measured)"
+            was = "not usable" if before == -math.inf else f"at {before:.0f} dB"
+            reason = f"with `{best}` in float32 the outputs are at {reached:.0f} dB, in float16 {was} (measured)"
             found |= {node.name or "": reason for node in nodes if node.op_type == best}
-            score = trials[best]
+            came = trials[best]
             kinds.discard(best)
-        return score, found
+        return came, found
 
 
-def _sqnr(fidelity: Reference, made: ir.Model) -> float:
+def _closeness(fidelity: Reference, made: ir.Model) -> Closeness:
     try:
-        return fidelity.sqnr(made)
+        return fidelity.closeness(made)
     except ModelError:  # some kernels refuse what the definition of their operator allows
-        return -math.inf
+        return Closeness(-math.inf, -math.inf)
 
 
-def _warnings(keep_io: bool, score: float | None, context: Context) -> tuple[str, ...]:
+def _warnings(keep_io: bool, came: Closeness | None, context: Context) -> tuple[str, ...]:
     found = []
-    if score is not None and score < LEAST_DB:
-        found.append(f"float16 changes the outputs much: {score:.1f} dB")
+    if came is not None and came.sqnr_db < LEAST_DB:
+        found.append(f"float16 changes the outputs much: {came.sqnr_db:.1f} dB")
     if context.provider == "cpu" and resolve("auto").name.startswith("x86"):
         found.append(
             "onnxruntime computes float16 on x86 CPUs in float32 with casts: expect half the size, not more speed"

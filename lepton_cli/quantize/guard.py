@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import details
+from lepton_cli.data.dataset import Dataset, Slice
+from lepton_cli.probe.distances import Closeness, Reference
+from lepton_cli.quantize import details, stored
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Guard, GuardTrial
+from lepton_cli.quantize.prepare import LEAST_SHARED
 from lepton_cli.step import Context
 
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
 FLOOR_DB = 20.0
+#: One calibration sample in so many is kept apart to judge by, where there are at least `FEWEST` of them.
+EVERY, FEWEST = 4, 16
+#: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
+#: floor on, nothing is fitted anew to find out.
+OPTIMISM_DB = 6.0
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48
 
@@ -29,13 +36,36 @@ class GroupSensitivity:
     sqnr_db: float
 
 
+def split(context: Context) -> tuple[Context, Dataset | None]:
+    """The calibration data cut in two: a context with what to fit to, and what to judge by, which nothing is fitted to.
+
+    What is fitted to samples comes out closer on them than on any others. `None`: there are too few to keep some apart,
+    and what is fitted is judged by the same.
+    """
+    data = context.calibration
+    if data is None or data.count // (data.fixed_batch or 1) < FEWEST:
+        return context, None
+    return dataclasses.replace(context, calibration=Slice(data, EVERY, rest=True)), Slice(data, EVERY)
+
+
+def too_few(data: Dataset) -> str:
+    """A warning for whoever gives too few samples to `split`."""
+    return (
+        f"`{data.name}` has {data.count} samples, too few to keep some apart: how close the outputs come is known of "
+        f"these only, and of others perhaps not ({FEWEST} are needed)"
+    )
+
+
 def sensitivity(
     model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
 ) -> list[GroupSensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
-    anchors = [node for node in model.graph.all_nodes() if node.name in choice.anchors]
+    anchors = _bound([node for node in model.graph.all_nodes() if node.name in choice.anchors])
     size = -(-len(anchors) // MOST_TRIALS)
-    groups = [anchors[start : start + size] for start in range(0, len(anchors), size)]
+    groups = [
+        [node for members in anchors[start : start + size] for node in members]
+        for start in range(0, len(anchors), size)
+    ]
     found = []
     with context.progress.stage("sensitivity", len(groups)) as stage:
         for group in groups:
@@ -44,6 +74,25 @@ def sensitivity(
             found.append(GroupSensitivity(names, group[0].op_type, fidelity.sqnr(made)))
             stage.advance()
     return sorted(found, key=lambda entry: entry.sqnr_db)
+
+
+def _bound(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """The nodes, those together that read one weight: with some of them in float it would be stored in both forms."""
+    groups: list[tuple[set[ir.Value], list[ir.Node]]] = []
+    for node in nodes:
+        weights, members = set(_weights(node)), [node]
+        for group in [group for group in groups if group[0] & weights]:
+            groups.remove(group)
+            weights, members = group[0] | weights, [*group[1], *members]
+        groups.append((weights, members))
+    return [members for _, members in groups]
+
+
+def _weights(node: ir.Node) -> Iterator[ir.Value]:
+    for value in node.inputs:
+        source, _ = stored.behind(value)
+        if source is not None and source.const_value is not None and source.const_value.size >= LEAST_SHARED:
+            yield source
 
 
 def table(ranking: list[GroupSensitivity]) -> tuple[details.Sensitivity, ...]:
@@ -117,30 +166,35 @@ def hold_fidelity(
     write: Callable[[Choice], ir.Model],
     ranking: list[GroupSensitivity],
     fidelity: Reference,
-    least: float,
-    what: str,
     form: str,
-) -> tuple[Choice, ir.Model, Guard, tuple[str, ...]]:
-    """`hold` until all parts of the outputs have `FLOOR_DB`, and a warning where that takes most of the `what`.
-
-    `least`: where the worst part came out, in dB, with all of them in `form`.
-    """
-    floor = f"{FLOOR_DB:.0f} dB"
-    smaller, made, told = hold(
+) -> tuple[Choice, ir.Model, Guard]:
+    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence."""
+    return hold(
         model,
         choice,
         write,
-        ranking,
-        lambda candidate: min(fidelity.sqnr(candidate), FLOOR_DB),
+        [group for group in ranking if choice.anchors & set(group.nodes)],
+        lambda candidate: min(fidelity.closeness(candidate).assured_db, FLOOR_DB),
         max_drop=0.0,
-        reason=f"returned to float: with it in {form} a part of the outputs came out below {floor}",
+        reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
     )
-    before, returned = len(choice.anchors), len(choice.anchors) - len(smaller.anchors)
-    warning = (
-        f"all in {form}, the worst part of the outputs came out at {least:.1f} dB: {returned} of {before} {what} are "
-        f"float again, to hold {floor} (`fidelity_guard: false` keeps them in {form})"
+
+
+def mostly_returned(before: Choice, after: Choice, came: Closeness, what: str, form: str) -> tuple[str, ...]:
+    """A warning where most of the `what` are float again. `came`: how the outputs were with all of them in `form`."""
+    whole, returned = len(before.anchors), len(before.anchors) - len(after.anchors)
+    if 2 * returned <= whole:
+        return ()
+    return (
+        f"all in {form}, the worst part of the outputs came out at {came.sqnr_db:.1f} dB{_at_worst(came)}: {returned} "
+        f"of {whole} {what} are float again, to hold {FLOOR_DB:.0f} dB (`fidelity_guard: false` keeps them in {form})",
     )
-    return smaller, made, told, (warning,) if 2 * returned > before else ()
+
+
+def _at_worst(came: Closeness) -> str:
+    """What samples that nobody has seen may have, where that is why."""
+    known = came.sqnr_db >= FLOOR_DB and math.isfinite(came.assured_db)
+    return f" (others like these samples may have {came.assured_db:.1f})" if known else ""
 
 
 def far(sqnr_db: float, context: Context) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from lepton_cli.step import Options
+from lepton_cli.step import Lossy
 from lepton_cli.values import Points, Strict
 
 
@@ -21,7 +21,7 @@ class AccuracyGuard(Strict):
     )
 
 
-class QuantizeStatic(Options):
+class QuantizeStatic(Lossy):
     """Quantize weights and activations to int8, with ranges from calibration data."""
 
     needs_data: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class QuantizeStatic(Options):
     )
 
 
-class QuantizeDynamic(Options):
+class QuantizeDynamic(Lossy):
     """Quantize MatMul and Gemm weights to int8, activations while running; needs no data."""
 
     for_machine: ClassVar[bool] = True
@@ -68,7 +68,7 @@ class QuantizeDynamic(Options):
     )
 
 
-class QuantizeWeights(Options):
+class QuantizeWeights(Lossy):
     """Store MatMul weights in 4 or 8 bits by blocks (MatMulNBits), in 8 all others too; activations stay float."""
 
     step: Literal["quantize.weights"] = "quantize.weights"
@@ -98,7 +98,7 @@ class QuantizeWeights(Options):
         return method
 
 
-class ConvertFp16(Options):
+class ConvertFp16(Lossy):
     """Convert float32 to float16: half the size; fast on GPUs, not on most CPUs."""
 
     step: Literal["convert.fp16"] = "convert.fp16"

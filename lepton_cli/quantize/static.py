@@ -174,23 +174,14 @@ class _Quantization:
             self._spare_slow_layers()
             if not self.choice.anchors:
                 return self._as_it_was("int8 pays nowhere on this machine", warnings)
-        best = refine.best(
-            self.model,
-            self.choice,
-            self.found,
-            self.target,
-            self.options,
-            self.fidelity,
-            _data(self.context),
-            self.context,
-        )
+        best = self._best(self.found, self.fidelity, self.context)
         made = best.write(self.choice)
         if self.options.sensitivity or self.options.accuracy_guard is not None:
             self._rank(best)
         if self.options.accuracy_guard is not None:
             made = self._hold_accuracy(best)
-        elif self.options.fidelity_guard and (least := self.fidelity.sqnr(made)) < guard.FLOOR_DB:
-            made = self._hold_fidelity(best, least)
+        elif self.options.fidelity_guard:
+            made = self._hold_fidelity(best, made)
         if not self.choice.anchors:
             return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = _stored(made, allowed)
@@ -203,7 +194,8 @@ class _Quantization:
         kept = sum(1 for decision in decisions if decision.action == "kept")
         summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
         changed = len(self.choice.nodes) + len(stored)
-        return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings))
+        speedup = None if self.speed is None else self.speed.speedup
+        return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings), speedup=speedup)
 
     def _as_it_was(self, why: str, warnings: tuple[str, ...]) -> Outcome:
         """What a guard made of it that returned every layer: the model that was given."""
@@ -284,26 +276,42 @@ class _Quantization:
         )
         return made
 
+    def _best(self, found: calibration.Ranges, fidelity: Reference, context: Context) -> refine.Best:
+        """The repairs that help, fitted to the context's data and judged by `fidelity`."""
+        data = _data(context)
+        return refine.best(self.model, self.choice, found, self.target, self.options, fidelity, data, context)
+
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
         """Every layer alone, worst first; measured once."""
         if self.ranking is None:
             self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
         return self.ranking
 
-    def _hold_fidelity(self, best: refine.Best, least: float) -> ir.Model:
-        """Outputs far from the float model's: as many layers go back as that takes, the worst first."""
-        self.choice, made, self.fidelity_guard, warnings = guard.hold_fidelity(
-            self.model,
-            self.choice,
-            best.write,
-            self._rank(best),
-            self.fidelity,
-            least,
-            "matrix operators",
-            "int8",
-        )
-        self.warnings += warnings
-        return made
+    def _hold_fidelity(self, best: refine.Best, made: ir.Model) -> ir.Model:
+        """Outputs far from the float model's: as many layers go back as that takes, the worst first.
+
+        What is written is fitted to all samples, and has to hold on them. Near the floor that says too little: a fit
+        without some of the samples has to hold on these, with the same layers.
+        """
+        came, before = self.fidelity.closeness(made), self.choice
+        if came.assured_db >= guard.FLOOR_DB + guard.OPTIMISM_DB:
+            return made
+        self._return_layers(best, best, self.fidelity)
+        apart, judging = guard.split(self.context)
+        if judging is None:
+            self.warnings.append(guard.too_few(_data(self.context)))
+        elif self.choice.anchors:
+            found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
+            trial = self._best(found, Reference(self.model, apart), apart)
+            self._return_layers(best, trial, Reference(self.model, apart, data=judging))
+        self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
+        return best.write(self.choice) if self.choice.anchors else self.model
+
+    def _return_layers(self, best: refine.Best, fit: refine.Best, fidelity: Reference) -> None:
+        if fidelity.closeness(fit.write(self.choice)).assured_db < guard.FLOOR_DB:
+            self.choice, _, self.fidelity_guard = guard.hold_fidelity(
+                self.model, self.choice, fit.write, self._rank(best), fidelity, "int8"
+            )
 
     def _warn(self, placed: Placement) -> None:
         if not self.target.int8_kernels:

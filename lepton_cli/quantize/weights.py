@@ -20,7 +20,7 @@ from lepton_cli.probe.rewrites import kept, strayed
 from lepton_cli.quantize import blocks, fates, guard, stored
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import QuantizeWeightsDetails, Sensitivity
-from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
+from lepton_cli.quantize.prepare import LEAST_SHARED, STORED_SMALL, refuse_quantized
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.quantize.store import Shared, WeightStore
 from lepton_cli.step import Context, Decision, Outcome
@@ -35,6 +35,7 @@ def quantize(model: ir.Model, options: QuantizeWeights, context: Context) -> Out
     copy = io.clone(model)
     fold.expose_weights(copy, growth=STORED_SMALL)
     clean.tie_tables(copy)
+    clean.share_initializers(copy, LEAST_SHARED, across=True)  # what stays float for one stays so for all: `_spared`
     decisions = _decided(copy, allowed, options)
     names = _quantized(decisions)
     details = QuantizeWeightsDetails(
@@ -91,20 +92,19 @@ def _held(
     Also what was measured, and warnings. 4 bits are a choice for size: they stay where they are asked for.
     """
     fidelity = Reference(model, context)
-    least = fidelity.sqnr(made)
-    if options.bits != 8 or least >= guard.FLOOR_DB:
-        return made, {}, {"sqnr_db": round(least, 2)}, ()
-    if context.calibration is None or not options.fidelity_guard:
-        return made, {}, {"sqnr_db": round(least, 2)}, guard.far(least, context)
+    came = fidelity.closeness(made)
+    insists = context.calibration is None or not options.fidelity_guard
+    if options.bits != 8 or insists or came.assured_db >= guard.FLOOR_DB:
+        warnings = guard.far(came.sqnr_db, context) if options.bits == 8 else ()
+        return made, {}, {"sqnr_db": round(came.sqnr_db, 2)}, warnings
 
     def write(choice: Choice) -> ir.Model:
         return _written(model, choice.anchors, options, store)[0]
 
-    choice = Choice(frozenset(names), frozenset(), ())
-    ranking = guard.sensitivity(model, choice, write, fidelity, context)
-    choice, made, told, warnings = guard.hold_fidelity(
-        model, choice, write, ranking, fidelity, least, "weights", "8 bits"
-    )
+    before = Choice(frozenset(names), frozenset(), ())
+    ranking = guard.sensitivity(model, before, write, fidelity, context)
+    choice, made, told = guard.hold_fidelity(model, before, write, ranking, fidelity, "8 bits")
+    warnings = guard.mostly_returned(before, choice, came, "weights", "8 bits")
     measured = {"fidelity_guard": told, "sqnr_db": round(fidelity.sqnr(made), 2)}
     return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
 

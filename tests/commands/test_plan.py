@@ -82,7 +82,7 @@ def _mixed() -> onnx.ModelProto:
     return ir.to_proto(graph.model(graph.linear(x, 32, 512, gemm=False)))
 
 
-STATIC, DYNAMIC = {"step": "quantize.static", "speed_guard": False}, {"step": "quantize.dynamic"}
+STATIC, DYNAMIC = {"step": "quantize.static", "speed_guard": False, "least_gain": False}, {"step": "quantize.dynamic"}
 WEIGHTS = {"step": "quantize.weights", "bits": 8}
 
 

@@ -75,7 +75,9 @@ def _run(
     apply: Apply, context: Context, monkeypatch: pytest.MonkeyPatch, step: str = "quantize.dynamic", **options: bool
 ) -> tuple[runner.Checked, runner.Checked, object]:
     monkeypatch.setattr(Step, "apply", lambda self, *arguments: apply(*arguments))
-    params = STEPS[step].options.model_validate({"step": step, **options})
+    params = STEPS[step].options.model_validate(
+        {"step": step, **({} if step == "simplify" else {"least_gain": False}), **options}
+    )
     before = runner.reference(context.original, context)
     after, record = runner.run_step(before, params, 3, context, context.workdir / "failed")
     return before, after, record

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto
 
 from lepton_cli.data.memory import Arrays
-from lepton_cli.probe.distances import Reference, relative_error
-from lepton_cli.probe.parts import Segments
+from lepton_cli.probe.distances import Closeness, Reference, _assured, relative_error
+from lepton_cli.probe.parts import Division, Segments
 from tests.quantize.builders import Graph, Scalars, WithConstants, context
 
 
@@ -196,3 +196,41 @@ def test_every_part_of_an_output_has_its_share_of_the_error() -> None:
         for cut in (slice(0, 4), slice(4, 8))
     ]
     assert relative_error({"y": found}, {"y": wanted}, ways) == pytest.approx(np.mean(shares))
+
+
+#: 95 % quantiles of Student's t, from the tables, by the number of samples.
+STUDENT = {2: 6.3138, 3: 2.9200, 4: 2.3534, 8: 1.8946, 16: 1.7531, 40: 1.6849}
+
+
+@pytest.mark.parametrize("count", STUDENT)
+def test_what_other_samples_hold_follows_from_the_spread(count: int, tmp_path: Path) -> None:
+    """`z` is off by the same in every sample: the error of the ratio of two means, written out."""
+    data = samples(count)
+    here = context(data, tmp_path)
+    found = Reference(net(), here).closeness(net(shift=0.1))
+    signal = np.square(data.feeds["x"].astype(np.float64)).sum(axis=1)
+    noise = np.full(count, 4 * 0.01)
+    ratio = noise.sum() / signal.sum()
+    error = math.sqrt(((noise - ratio * signal) ** 2).sum() / (count - 1) / count) / signal.mean()
+    assert found.sqnr_db == pytest.approx(-10 * math.log10(ratio), abs=1e-4)
+    assert found.assured_db == pytest.approx(-10 * math.log10(ratio + STUDENT[count] * error), abs=0.1)
+
+
+def test_one_sample_says_nothing_of_others(tmp_path: Path) -> None:
+    found = Reference(net(), context(samples(1), tmp_path)).closeness(net(shift=0.1))
+    assert found.assured_db == found.sqnr_db < 140
+    assert Reference(net(), context(samples(), tmp_path)).closeness(net()) == Closeness(140, 140)
+
+
+def test_nineteen_of_twenty_bounds_hold(tmp_path: Path) -> None:
+    """Of 200 draws of 16 samples: how often what all samples have is below the bound."""
+    whole = np.random.default_rng(5).normal(0.5, 1, (3200, 4)).astype(np.float32)
+    true = -10 * math.log10(0.04 * len(whole) / np.square(whole.astype(np.float64)).sum())
+    missed = 0
+    for rows in whole.reshape(200, 16, 4):
+        signal, noise = np.square(rows.astype(np.float64)), np.full((16, 4), 0.01)
+        division = Division()
+        division.add(np.sqrt(signal), np.sqrt(noise), samples=16)
+        (part,) = division.parts()
+        missed += true < _assured(part)
+    assert 2 <= missed <= 20

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError
 from lepton_cli.model import io
+from lepton_cli.probe.distances import Closeness
 from lepton_cli.quantize import fp16
 from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.spec import ConvertFp16
@@ -214,7 +215,7 @@ class Judged:
     def __init__(self, model: ir.Model, context: object, most: int, batch: int) -> None:
         assert (most, batch) == (16, 4)
 
-    def sqnr(self, model: ir.Model) -> float:
+    def closeness(self, model: ir.Model) -> Closeness:
         kept = frozenset(
             node.op_type
             for node in model.graph
@@ -223,7 +224,8 @@ class Judged:
             if value.const_value.dtype == ir.DataType.FLOAT
         )
         self.asked.append(kept)
-        return self.scores.get(kept, 1.0)
+        score = self.scores.get(kept, 1.0)
+        return Closeness(score, score)
 
 
 @pytest.fixture
@@ -291,17 +293,17 @@ def test_a_repair_that_does_not_help_is_not_kept(judged: type[Judged], tmp_path:
 def test_what_onnxruntime_cannot_run_counts_as_nothing(judged: type[Judged], tmp_path: Path) -> None:
     judged.scores = {kinds("Mul"): 40.0}
 
-    def refuse(self: Judged, model: ir.Model, score=judged.sqnr) -> float:
+    def refuse(self: Judged, model: ir.Model, score=judged.closeness) -> Closeness:
         found = score(self, model)
         if not self.asked[-1]:
             raise ModelError("model.runtime", "no")
         return found
 
-    judged.sqnr, kept = refuse, judged.sqnr  # type: ignore[method-assign]
+    judged.closeness, kept = refuse, judged.closeness  # type: ignore[method-assign]
     try:
         told = reasons(convert(arithmetic(), tmp_path, rows()))
     finally:
-        judged.sqnr = kept  # type: ignore[method-assign]
+        judged.closeness = kept  # type: ignore[method-assign]
     assert told == {"Mul_1": "with `Mul` in float32 the outputs are at 40 dB, in float16 not usable (measured)"}
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.memory import Arrays
-from lepton_cli.quantize import speed
+from lepton_cli.probe import calibration
+from lepton_cli.quantize import guard, refine, speed
 from lepton_cli.quantize.details import GuardTrial, Speed
 from lepton_cli.quantize.spec import QuantizeStatic
-from lepton_cli.step import Outcome
+from lepton_cli.step import Context, Outcome
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import (
     Graph,
@@ -117,3 +119,33 @@ def test_what_returns_to_float_has_the_weights_it_had_stored_once(tmp_path: Path
     floats = sorted((one.numpy() for one in held if one.dtype == ir.DataType.FLOAT), key=np.sum)
     np.testing.assert_array_equal(floats, sorted(weights, key=np.sum))
     assert outcome.details.sqnr_db > 30
+
+
+def test_near_the_floor_the_samples_that_judge_are_none_of_those_fitted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    collect, best = calibration.collect, refine.best
+
+    def collected(model: ir.Model, names: list[str], data: Dataset, told: Context) -> calibration.Ranges:
+        fitted.append(data.count)
+        return collect(model, names, data, told)
+
+    def found(*given: object) -> refine.Best:
+        fitted.append(-given[6].count)  # type: ignore[attr-defined]
+        return best(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibration, "collect", collected)
+    monkeypatch.setattr(refine, "best", found)
+    monkeypatch.setattr(guard, "FLOOR_DB", 30.0)
+    outcome = quantize(mlp(), rows(40), tmp_path, equalise=False, rounding="nearest", bias_correction=False)
+    assert fitted == [40, -40, 30, -30], "all samples, and without those that judge"
+    unseen = sqnr(mlp(), outcome.model, rows(400))
+    assert outcome.details.fidelity_guard is None or unseen > 30
+
+
+def test_too_few_samples_to_judge_by_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "OPTIMISM_DB", 100.0)
+    said, quick = "`arrays` has 15 samples, too few to keep some apart", {"equalise": False, "rounding": "nearest"}
+    assert any(one.startswith(said) for one in quantize(mlp(), rows(15), tmp_path, **quick).warnings)
+    assert not any("too few" in one for one in quantize(mlp(), rows(16), tmp_path, **quick).warnings)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from lepton_cli.data.memory import Arrays
 from lepton_cli.quantize.spec import QuantizeDynamic, QuantizeWeights
@@ -41,9 +44,9 @@ def quantize(folder: Path, *, data: bool = True, step: str = "quantize.weights",
     return STEPS[step].apply(cancelling(), chosen, context(made if data else None, folder, check=made))
 
 
-def decibel(model: ir.Model) -> float:
+def decibel(model: ir.Model, feeds: dict[str, np.ndarray] | None = None) -> float:
     """Of the first output, by plain onnxruntime on samples that the step did not see, against the closed form."""
-    feeds = samples(2)
+    feeds = feeds or samples(2)
     exact = feeds["x"].astype(float) @ (-0.001 * _DELTA.astype(float))
     return float(10 * np.log10(np.sum(exact**2) / np.sum((run(model, feeds) - exact) ** 2)))
 
@@ -82,3 +85,46 @@ def test_4_bits_are_a_choice_for_size(tmp_path: Path) -> None:
     assert outcome.changed == 2
     assert not outcome.warnings
     assert outcome.details.sqnr_db < 0
+
+
+def in_branches(second: np.ndarray) -> ir.Model:
+    """`x @ w` where `sum(x) > 0`, `x @ second` elsewhere."""
+
+    def branch(name: str, array: np.ndarray) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+        node = helper.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_y"], name=name)
+        return helper.make_graph([node], name, [], [out], [numpy_helper.from_array(array, f"{name}_w")])
+
+    graph = Graph()
+    total = graph.op("ReduceSum", graph.take("x", ["n", 64]), keepdims=0)
+    positive = graph.op("Greater", total, graph.constant(np.float32(0)))
+    branches = {"then_branch": branch("yes", _WEIGHT), "else_branch": branch("no", second)}
+    return graph.model(graph.op("If", positive, **branches))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_weight_of_two_branches_is_stored_in_one_form(equal: bool, tmp_path: Path) -> None:
+    model = in_branches(_WEIGHT if equal else _WEIGHT + _DELTA)
+    options = QuantizeWeights.model_validate({"step": "quantize.weights", "bits": 8, "exclude": ["no"]})
+    outcome = STEPS["quantize.weights"].apply(model, options, context(Arrays({"x": samples(1)["x"]}), tmp_path))
+    fates = {one.node: one.action for one in outcome.decisions if one.op == "MatMul"}
+    assert fates == {"yes": "kept" if equal else "quantized", "no": "kept"}
+    sizes = [v.const_value.nbytes for graph in outcome.model.graphs() for v in graph.initializers.values()]
+    assert sum(size for size in sizes if size > 4000) == 4 * 64 * 64 + 64 * 64 * (4 if equal else 1)
+    assert (outcome.model is model) == equal
+
+
+def test_what_reads_one_weight_goes_back_together(tmp_path: Path) -> None:
+    """Two products by the cancelling weights share one of them; in float both, or none."""
+    graph = Graph()
+    x, other = graph.take("x", ["n", 64]), graph.take("image", ["n", 64])
+    weights = [graph.constant(w) for w in (_WEIGHT, _WEIGHT + np.float32(0.001) * _DELTA)]
+    first, second = (graph.op("MatMul", x, w) for w in weights)
+    again = graph.op("MatMul", other, weights[0])
+    model = graph.model(graph.op("Sub", first, second), again)
+    feeds = {"x": samples(1)["x"], "image": samples(3)["x"]}
+    options = QuantizeWeights.model_validate({"step": "quantize.weights", "bits": 8})
+    outcome = STEPS["quantize.weights"].apply(model, options, context(Arrays(feeds), tmp_path))
+    fates = {one.node: one.action for one in outcome.decisions}
+    assert fates["MatMul_0"] == fates["MatMul_2"] == "kept"
+    assert decibel(outcome.model, {"x": samples(2)["x"], "image": samples(4)["x"]}) > 20
