@@ -68,10 +68,7 @@ class Options(Strict):
 
 
 class Lossy(Options):
-    """Of steps that change results: what they must gain by it."""
-
-    #: Takes weights out: what is left to compute and to hold counts as well as the file.
-    cuts: ClassVar[bool] = False
+    """Of steps that store or compute in fewer bits: what they must gain by it. Pruning has a target of its own."""
 
     least_gain: Percent | Literal[False] = Field(
         default=units.Share(0.05),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from lepton_cli.report.model import Report
 
 _LONGEST = 1000
+#: Seconds until a signal that met an import comes again.
+_SOON = 0.02
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,7 +82,12 @@ def _listen() -> list[int]:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt from here on, and are noted in the list that is returned."""
     stops: list[int] = []
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            later = threading.Timer(_SOON, _thread.interrupt_main, [number])
+            later.daemon = True
+            later.start()
+            return
         stops.append(number)
         raise KeyboardInterrupt
 
@@ -85,6 +95,15 @@ def _listen() -> list[int]:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, interrupt)
     return stops
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded: compiled ones end the process when an exception meets them there."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _interrupted(error: BaseException) -> NoReturn:

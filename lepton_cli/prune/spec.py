@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lepton_cli import units
-from lepton_cli.step import Lossy
+from lepton_cli.step import Options
 from lepton_cli.values import Percent, Strict
 
 
@@ -35,10 +35,8 @@ class PruneTarget(Strict):
         return {name: float(share) for name, share in given.items() if share is not None}
 
 
-class PruneChannels(Lossy):
+class PruneChannels(Options):
     """Remove whole channels, heads and residual branches, and repair what is left without training."""
-
-    cuts: ClassVar[bool] = True
 
     step: Literal["prune.channels"] = "prune.channels"
     target: PruneTarget = Field(
@@ -79,10 +77,8 @@ class PruneChannels(Lossy):
         return shares.get("params") or shares.get("size")
 
 
-class PruneWeights(Lossy):
+class PruneWeights(Options):
     """Set single weights to zero: shrinks the compressed file only, speeds nothing up in onnxruntime."""
-
-    cuts: ClassVar[bool] = True
 
     step: Literal["prune.weights"] = "prune.weights"
     sparsity: Percent | None = Field(default=None, description="Share of the weights to zero, such as `80 %`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -175,3 +176,26 @@ def test_a_signal_that_a_library_turns_into_an_error_of_its_own(
     monkeypatch.setattr("lepton_cli.model.io.load", build)
     found = invoke("inspect", pair[0])
     assert (found.exit_code, found.stdout, found.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_an_import_waits_for_its_end(
+    number: signal.Signals, invoke: Invoke, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled modules end the process (nanobind: SIGABRT) when an exception meets them while they are loaded."""
+    module = tmp_path / "loaded_slowly.py"
+    module.write_text(
+        f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(0.1)\nsignal.loaded = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(signal, "loaded", False, raising=False)
+
+    def load(*arguments: object, **options: object) -> None:
+        importlib.import_module("loaded_slowly")
+        time.sleep(60)
+
+    monkeypatch.setattr("lepton_cli.model.io.load", load)
+    sys.modules.pop("loaded_slowly", None)
+    found = invoke("inspect", pair[0])
+    assert (found.exit_code, found.stderr) == (130, "interrupted\n")
+    assert signal.loaded  # type: ignore[attr-defined]

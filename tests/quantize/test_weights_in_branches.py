@@ -71,7 +71,7 @@ def test_both_branches_compute_with_the_rounded_weights(bits: int, inline: bool,
         found = session.run({"ids": ids, "flag": np.array(flag)})["y"]
         np.testing.assert_allclose(found, sign * (table @ middle @ table.T), rtol=1e-3, atol=1e-2)
     held = [name for name in outcome.model.graph.initializers if name.endswith(".codes")]
-    assert len(held) == (3 if inline else 2), "one table for the lookups and the last layers, and the middle"
+    assert len(held) == 2, "one table for the lookups and the last layers, and the middle"
     assert len(io.to_bytes(outcome.model)) < 0.6 * len(io.to_bytes(model))
     assert not {"table", "middle"} & set(outcome.model.graph.initializers)
 
