@@ -45,7 +45,9 @@ def run(
     sessions = {name: _open(name, payload, provider, threads) for name, payload in arms.items()}
     reference = next(iter(sessions.values()))
     names = {arm: output_names(reference, session) for arm, session in sessions.items()}
-    size = next((fixed for s in sessions.values() if (fixed := layout(s.inputs).fixed) is not None), None)
+    size = dataset.fixed_batch  # known from the graph, which a session does not show
+    if size is None:
+        size = next((fixed for s in sessions.values() if (fixed := layout(s.inputs).fixed) is not None), None)
     total = min(dataset.count, limit) if limit else dataset.count
     with (progress or Silent()).stage("accuracy", total) as stage:
         for batch in dataset.batches(size, limit):

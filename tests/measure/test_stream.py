@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.memory import Arrays
+from lepton_cli.data.open import open_dataset
+from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import LeptonError, MeasurementError
 from lepton_cli.measure import stream
+from lepton_cli.model import io
+from lepton_cli.runtime import Session
+from tests.coupling.networks import Network
 from tests.measure import builders
 
 SAME = builders.identity("N, 3")
@@ -66,3 +73,32 @@ def test_inputs_and_outputs_that_do_not_match() -> None:
     two = builders.model("g (float[N, 3] x) => (float[N, 3] p, float[N, 3] q) { p = Identity (x) q = Identity (x) }")
     with pytest.raises(MeasurementError, match="outputs y against p, q"):
         list(stream.run({"a": SAME, "b": two}, DATA))
+
+
+def test_feeds_of_samples_that_only_the_graph_shows_stay_whole(tmp_path: Path) -> None:
+    """Time first, three sequences a feed, all sizes fixed: a session knows no axis of samples."""
+    graph = Network()
+    frames, state = graph.input("frames", 7, 3, 5), graph.input("state", 1, 3, 4)
+    weights = [graph.weight(1, 12, 5), graph.weight(1, 12, 4)]
+    output = graph.node("Squeeze", graph.node("GRU", frames, *weights, "", "", state, hidden_size=4), graph.literal(1))
+    model = graph.model(output)
+    path = tmp_path / "load.py"
+    path.write_text(
+        "import numpy as np\n\ndef feeds(path):\n    for seed in range(2):\n"
+        "        random = np.random.default_rng(seed)\n"
+        "        yield {'frames': random.normal(size=(7, 3, 5)).astype('f'), "
+        "'state': random.normal(size=(1, 3, 4)).astype('f')}\n"
+    )
+    spec = DataSpec.model_validate({"path": ".", "loader": "load.py:feeds"})
+    data = open_dataset(spec, io.inputs(model), name="evaluation", base=tmp_path, allow_code=True)
+    assert (data.count, data.fixed_batch) == (6, 3)
+    found = list(stream.run({"a": io.to_bytes(model)}, data))
+    session = Session(io.to_bytes(model), threads=1)
+    for seed, results in enumerate(found):
+        random = np.random.default_rng(seed)
+        feed = {
+            "frames": random.normal(size=(7, 3, 5)).astype("f"),
+            "state": random.normal(size=(1, 3, 4)).astype("f"),
+        }
+        np.testing.assert_array_equal(results.outputs["a"][output], session.run(feed)[output])
+    assert [results.count for results in found] == [3, 3]
