@@ -1,0 +1,131 @@
+"""What int8 costs to make: CPU seconds and peak memory of lepton beside onnxruntime's `quantize_static`.
+
+    python benchmarks/quantization_cost.py MODEL.onnx... [--samples 32]
+
+Both calibrate on the same made-up samples, each in a process of its own; imports count. onnxruntime does its own
+pre-processing first and takes weights per channel. Models are read as files of one sample at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOOLS = ("onnxruntime", "lepton")
+MEGABYTE = 1024  # of kilobytes, as the kernel counts
+
+
+def make_samples(model: Path, count: int, out: Path) -> None:
+    """Write made-up inputs, samples on axis 0."""
+    from lepton_cli.data.open import synthetic
+    from lepton_cli.graph.feeds import sized
+    from lepton_cli.model import io
+
+    parts = [batch.feeds for batch in synthetic(sized(io.load(model).model), seed=1, samples=count, batch=1).batches()]
+    np.savez(out, allow_pickle=False, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def with_lepton(model: Path, samples: Path) -> str:
+    """`simplify` and `quantize.static` with their defaults; what the step said."""
+    import lepton_cli as lepton
+    from lepton_cli.graph.spec import Simplify
+    from lepton_cli.quantize.spec import QuantizeStatic
+
+    with np.load(samples) as arrays:
+        data = lepton.Arrays(dict(arrays))
+    return lepton.apply(model, Simplify(), QuantizeStatic(if_possible=True), data=data).steps[-1].summary
+
+
+def with_onnxruntime(model: Path, samples: Path) -> str:
+    """Pre-processing and `quantize_static`, one scale per channel."""
+    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with np.load(samples) as arrays:
+        feeds = [
+            {name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(arrays[arrays.files[0]]))
+        ]
+    waiting = iter(feeds)
+
+    class Reader:
+        def get_next(self) -> Any:
+            return next(waiting, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(model, prepared)
+        quantize_static(prepared, Path(folder) / "made.onnx", Reader(), per_channel=True)
+    return ""
+
+
+WORK: dict[str, Callable[[Path, Path], str]] = {"onnxruntime": with_onnxruntime, "lepton": with_lepton}
+
+
+def worker(tool: str, model: Path, samples: Path) -> None:
+    """One run of one tool, told as JSON on the last line."""
+    started = time.perf_counter()
+    said = WORK[tool](model, samples)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(
+        json.dumps(
+            {
+                "cpu": used.ru_utime + used.ru_stime,
+                "wall": time.perf_counter() - started,
+                "peak": used.ru_maxrss / MEGABYTE,
+                "said": said,
+            }
+        )
+    )
+
+
+def measure(tool: str, model: Path, samples: Path) -> dict[str, Any]:
+    """CPU and wall seconds, megabytes, and what was said; or why it failed."""
+    command = [sys.executable, __file__, "--worker", tool, str(model), str(samples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no word"])[-1][:160]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Print a row for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        tool, model, samples = arguments.worker
+        return worker(tool, Path(model), Path(samples))
+    print("| model | onnxruntime, CPU s | MB | lepton, CPU s | MB | at most 3 times + 10 s | lepton says |")
+    print("|---|---|---|---|---|---|---|")
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            samples = Path(folder) / "samples.npz"
+            make_samples(model, arguments.samples, samples)
+            theirs, ours = (measure(tool, model, samples) for tool in TOOLS)
+        cells = [
+            cell
+            for found in (theirs, ours)
+            for cell in ([f"{found['cpu']:.1f}", f"{found['peak']:.0f}"] if "cpu" in found else [found["failed"], "-"])
+        ]
+        held = "-"
+        if "cpu" in theirs and "cpu" in ours:
+            held = "yes" if ours["cpu"] <= 3 * theirs["cpu"] + 10 else "no"
+        print(f"| {model.stem} | {' | '.join(cells)} | {held} | {ours.get('said', '')} |", flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
