@@ -64,16 +64,24 @@ def compare(
     context: Context,
     seconds: float = SECONDS,
     quantile: float = 0.5,
+    wanted: float = 0.0,
     clock: Clock = perf_counter_ns,
 ) -> list[float]:
-    """Speed of each model relative to the first: the median (or `quantile`) over all visits."""
+    """Speed of each model relative to the first: the median (or `quantile`) over all visits.
+
+    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits.
+    """
+
+    def hopeless(found: timing.Rounds) -> bool:
+        return all(found.ratio_quantile(index, CAUTIOUS) * wanted > 1 for index in range(1, found.count))
 
     def opener(model: ir.Model) -> timing.Opener:
         session = Session(io.payload(model, context.workdir), threads=context.threads)
         return lambda: timing.Warm(session.caller(feeds))
 
     rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
-    rounds = timing.compare([opener(model) for model in models], rule, np.random.default_rng(context.seed), clock=clock)
+    random = np.random.default_rng(context.seed)
+    rounds = timing.compare([opener(model) for model in models], rule, random, clock=clock, answered=hopeless)
     return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
 
 
@@ -255,7 +263,7 @@ class _Search:
             return False
         trial = self.choice.without(names, "float is faster here (measured)", self.model)
         made = self.write(trial)
-        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS)[1]
+        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=GAIN)[1]
         if gain < GAIN:
             return False
         # onnxruntime quantizes the weights of a float layer between two int8 ones by itself: that one stays ours.

@@ -161,17 +161,18 @@ def compare(
     clock: Clock = perf_counter_ns,
     gauge: Gauge | None = None,
     advance: Callable[[int], None] = lambda visits: None,
+    answered: Callable[[Rounds], bool] = lambda found: False,
     into: Rounds | None = None,
 ) -> Rounds:
     """Time the models, the first being the reference, until `rule` says stop.
 
     `gauge`: what bursts read instead of the clock; seconds are joules then, in all that is found. `advance` is told how
-    many visits were made after every round. `into` is filled and returned: whoever gives it has what was measured when
-    an interrupt ends the rest.
+    many visits were made after every round. `answered` ends it early, once the fewest rounds are made. `into` is filled
+    and returned: whoever gives it has what was measured when an interrupt ends the rest.
     """
     found = into if into is not None else Rounds(len(openers))
     with _no_collection():
-        _until(rule, openers, generator, clock, gauge or clock, advance, found)
+        _until(rule, openers, generator, clock, gauge or clock, advance, answered, found)
     return found
 
 
@@ -182,6 +183,7 @@ def _until(
     clock: Clock,
     gauge: Gauge,
     advance: Callable[[int], None],
+    answered: Callable[[Rounds], bool],
     found: Rounds,
 ) -> None:
     started, setup = clock(), 0.0
@@ -200,6 +202,8 @@ def _until(
         found.rounds.append(_round(opened, max(0.02, rule.share * rule.seconds), generator, clock, gauge))
         advance(len(found.rounds[-1].visits))
         late = passed() >= rule.seconds
+        if len(found.rounds) >= rule.fewest and answered(found):
+            return
         if len(found.rounds) >= (rule.fewest if late else rule.rounds) and (
             late or found.half_width() <= rule.precision
         ):

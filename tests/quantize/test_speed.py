@@ -96,6 +96,24 @@ def test_a_comparison_ends_when_it_is_precise_or_out_of_time(wind: Wind, here: C
     assert 2.0e9 <= clock.now < 2.3e9
 
 
+@pytest.mark.parametrize(("seconds", "early"), [(1.2e-3, True), (1.0e-3, True), (0.96e-3, False), (0.8e-3, False)])
+def test_what_is_not_wanted_ends_it_early(seconds: float, early: bool, wind: Wind, here: Context) -> None:
+    """3 % faster is wanted; times scatter by 2 %, so that precision takes longer."""
+    noise = np.random.default_rng(0)
+    clock = wind(1e-3, lambda: seconds * float(noise.uniform(0.98, 1.02)))
+    whole = compare(clock, here, 2)[1]
+    spent, clock = clock.now, wind(1e-3, lambda: seconds * float(noise.uniform(0.98, 1.02)))
+    found = compare(clock, here, 2, wanted=1.03)[1]
+    assert (clock.now < 0.7 * spent) == early
+    assert found == pytest.approx(whole, rel=0.02)
+
+
+def test_an_early_end_has_its_fewest_visits(wind: Wind, here: Context) -> None:
+    clock = wind(0.1, 0.2)
+    compare(clock, here, 2, wanted=1.03)
+    assert clock.calls.count("1") >= speed.LEAST
+
+
 def test_a_profile_is_the_median_of_each_kernel(tmp_path: Path, here: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[dict[str, Any]] = [
         {"cat": "Node", "name": "a_kernel_time", "dur": duration, "args": {"op_name": "Conv"}}
@@ -295,7 +313,10 @@ class Trial:
     def time(self, model: ir.Model) -> float:
         return self.cost(model.choice.anchors) if isinstance(model, Model) else self.float_cost
 
-    def compare(self, models: list[ir.Model], feeds: Any, context: Context, quantile: float = 0.5) -> list[float]:
+    def compare(
+        self, models: list[ir.Model], feeds: Any, context: Context, quantile: float = 0.5, wanted: float = 0.0
+    ) -> list[float]:
+        assert wanted == (speed.GAIN if quantile == speed.CAUTIOUS else 0)
         self.compared.append((len(models), quantile))
         first, second = map(self.time, models)
         return [1.0, first / second]
