@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -209,12 +210,20 @@ class Division:
 
 
 def _part(where: str, signal: NDArray[np.float64], noise: NDArray[np.float64]) -> Part:
-    """Of sums by unit. The noise is a ratio's numerator: a unit is far off where its noise is not as its signal is."""
+    """Of sums by unit; the spread is the jackknife's (Quenouille, Tukey).
+
+    That is, of the noise at this signal when each unit in turn is left out: where one of them holds most of the signal,
+    little is known of the others, which a variance around the common ratio does not show.
+    """
     whole, error, units = float(signal.sum()), float(noise.sum()), len(signal)
     if units < 2:
         return Part(where, whole, error)
-    off = noise - signal * (error / whole) if whole else noise
-    return Part(where, whole, error, float(np.sqrt(np.square(off).sum() * units / (units - 1))), units)
+    left, wrong = np.maximum(whole - signal, 0.0), np.maximum(error - noise, 0.0)
+    silent = left <= whole * np.finfo(np.float64).eps * units
+    if (silent & (wrong > error * np.finfo(np.float64).eps * units)).any():
+        return Part(where, whole, error, math.inf, units)
+    found = whole * np.divide(wrong, left, out=np.zeros(units), where=~silent)
+    return Part(where, whole, error, float(np.sqrt((units - 1) / units * np.square(found - found.mean()).sum())), units)
 
 
 def kinds_of(level: NDArray[np.float64], apart: float) -> tuple[float, list[list[int]]]:

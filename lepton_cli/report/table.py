@@ -84,7 +84,7 @@ def _counted(name: str, before: Size, after: Size | None) -> TableRow:
 
 
 #: Identical weights below this share of the file are not worth a line.
-_WASTE = 0.005
+_WASTE = 0.01
 
 
 def _has_zeros(size: Size | None) -> bool:

@@ -204,14 +204,15 @@ STUDENT = {2: 6.3138, 3: 2.9200, 4: 2.3534, 8: 1.8946, 16: 1.7531, 40: 1.6849}
 
 @pytest.mark.parametrize("count", STUDENT)
 def test_what_other_samples_hold_follows_from_the_spread(count: int, tmp_path: Path) -> None:
-    """`z` is off by the same in every sample: the error of the ratio of two means, written out."""
+    """`z` is off by the same in every sample: each left out in turn, written out."""
     data = samples(count)
     here = context(data, tmp_path)
     found = Reference(net(), here).closeness(net(shift=0.1))
     signal = np.square(data.feeds["x"].astype(np.float64)).sum(axis=1)
     noise = np.full(count, 4 * 0.01)
     ratio = noise.sum() / signal.sum()
-    error = math.sqrt(((noise - ratio * signal) ** 2).sum() / (count - 1) / count) / signal.mean()
+    others = [np.delete(noise, i).sum() / np.delete(signal, i).sum() for i in range(count)]
+    error = math.sqrt((count - 1) / count * sum((one - np.mean(others)) ** 2 for one in others))
     assert found.sqnr_db == pytest.approx(-10 * math.log10(ratio), abs=1e-4)
     assert found.assured_db == pytest.approx(-10 * math.log10(ratio + STUDENT[count] * error), abs=0.1)
 
@@ -234,3 +235,26 @@ def test_nineteen_of_twenty_bounds_hold(tmp_path: Path) -> None:
         (part,) = division.parts()
         missed += true < _assured(part)
     assert 2 <= missed <= 20
+
+
+def test_a_sample_that_holds_most_of_the_signal_says_little_of_the_others() -> None:
+    """The whole is at 23 dB, by one loud sample; the 15 others, which are most of what there is, at 13 dB."""
+    signal, noise = np.full((16, 1), 0.01), np.full((16, 1), 0.0005)
+    signal[3], noise[3] = 10, 0.05
+    division = Division()
+    division.add(np.sqrt(signal), np.sqrt(noise), samples=16)
+    (part,) = division.parts()
+    assert -10 * math.log10(part.noise / part.signal) == pytest.approx(22.5, abs=0.1)
+    assert _assured(part) < 16
+
+
+def test_a_sample_that_holds_all_of_the_signal_says_nothing_of_the_others() -> None:
+    signal, noise = np.zeros((4, 1)), np.full((4, 1), 0.001)
+    signal[0] = 10
+    division = Division()
+    division.add(np.sqrt(signal), np.sqrt(noise), samples=4)
+    assert _assured(division.parts()[0]) == -math.inf
+    noise[1:] = 0
+    division = Division()
+    division.add(np.sqrt(signal), np.sqrt(noise), samples=4)
+    assert _assured(division.parts()[0]) > 20
