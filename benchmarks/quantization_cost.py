@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -88,10 +89,16 @@ def worker(tool: str, model: Path, samples: Path) -> None:
     )
 
 
+def _environment() -> dict[str, str]:
+    """With this repository's lepton, from whatever folder."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+
 def measure(tool: str, model: Path, samples: Path) -> dict[str, Any]:
     """CPU and wall seconds, megabytes, and what was said; or why it failed."""
-    command = [sys.executable, __file__, "--worker", tool, str(model), str(samples)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", tool, str(model.resolve()), str(samples)]
+    # Where its pre-processing fails, onnxruntime leaves a copy of the model in the working folder.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=samples.parent, env=_environment())
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no word"])[-1][:160]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
