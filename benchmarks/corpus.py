@@ -60,6 +60,8 @@ NARROW = 16
 COLUMN = 10
 #: On feeds that a step did not see its result may be so many decibels worse than it should be, if that is reported.
 NEAR = 3
+#: What a warning says of other samples.
+ASSURED = re.compile(r"no more than (-?[\d.]+) dB is assured")
 #: Words of a warning or a first line that say how far off the outputs are.
 SAID = re.compile(r"the outputs (came out|comes out|is not usable|much)|ERRORS of|AGREEMENT|dB SQNR")
 MEMORY = 8 << 30
@@ -242,8 +244,9 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _reported(report: Mapping[str, Any]) -> float | None:
-    """The least SQNR of an output or of a part of one that a report admits."""
+    """The least SQNR of an output or of a part of one that a report admits, of other samples where it warns of that."""
     ratios = [entry.get("sqnr_db") for output in report["accuracy"]["fidelity"] for entry in (output, *output["parts"])]
+    ratios += [float(less[1]) for line in report["steps"][0]["warnings"] if (less := ASSURED.search(line))]
     return min((ratio for ratio in ratios if ratio is not None), default=None)
 
 

@@ -1,6 +1,7 @@
 """What the quantization steps say about their work: the parts of a report that they fill. Light: no numpy here.
 
 `sqnr_db`: 10 log10(signal / quantization error) of the outputs, `None` where it is not finite.
+`assured_db`: what other samples like those seen hold with 95 % confidence (`probe.distances.Closeness`).
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class QuantizeStaticDetails(Repaired, OnTarget):
     fidelity_guard: Guard | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
     sqnr_db: float | None = None
+    assured_db: float | None = None
     placement: Placement | None = None
     portability: Portability | None = None
 
@@ -134,6 +136,7 @@ class QuantizeDynamicDetails(OnTarget):
     repairs: dict[str, float | None] = {}
     smoothed: int | None = None
     sqnr_db: float | None = None
+    assured_db: float | None = None
 
 
 class QuantizeWeightsDetails(Details):
@@ -146,10 +149,12 @@ class QuantizeWeightsDetails(Details):
     sensitivity: tuple[Sensitivity, ...] = ()
     fidelity_guard: Guard | None = None
     sqnr_db: float | None = None
+    assured_db: float | None = None
 
 
 class ConvertFp16Details(Details):
     """How close the outputs are, and how many operators stayed in float32."""
 
     sqnr_db: float | None = None
+    assured_db: float | None = None
     kept: int | None = None

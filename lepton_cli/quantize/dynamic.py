@@ -107,9 +107,9 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     if context.dry:
         return Outcome(made, changed, tuple(decisions), summary, details)
     if context.check.count:
-        least = Reference(model, context).sqnr(made)
-        details = details.model_copy(update={"sqnr_db": round(least, 2)})
-        warnings += guard.far(least, context)
+        came = Reference(model, context).closeness(made)
+        details = details.model_copy(update=guard.told(came))
+        warnings += guard.far(came, context)
     return Outcome(made, changed, tuple(decisions), summary, details, _warnings(chosen, target, warnings))
 
 

@@ -16,7 +16,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import calibration
 from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.probe.histogram import MASK
-from lepton_cli.quantize import half
+from lepton_cli.quantize import guard, half
 from lepton_cli.quantize.blocks import LEAST_SIZE
 from lepton_cli.quantize.details import ConvertFp16Details
 from lepton_cli.quantize.prepare import STORED_SMALL, refuse_quantized
@@ -68,7 +68,7 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
         changed=sum(1 for _ in work.graph.all_nodes()) - left,
         decisions=_decisions(work, kept),
         summary=f"{halves} tensors in float16, {left} operators kept in float32",
-        details=ConvertFp16Details(sqnr_db=None if came is None else round(came.sqnr_db, 2), kept=left),
+        details=ConvertFp16Details(**({} if came is None else guard.told(came)), kept=left),
         warnings=_warnings(options.keep_io, came, context),
     )
 

@@ -23,6 +23,8 @@ EVERY, FEWEST = 4, 16
 #: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
 #: floor on, nothing is fitted anew to find out.
 OPTIMISM_DB = 6.0
+#: Where what is assured is so much less than what was seen, the samples seen say little about others.
+UNLIKE_DB = 3.0
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48
 
@@ -197,10 +199,25 @@ def _at_worst(came: Closeness) -> str:
     return f" (others like these samples may have {came.assured_db:.1f})" if known else ""
 
 
-def far(sqnr_db: float, context: Context) -> tuple[str, ...]:
-    """A warning where the outputs are further than `FLOOR_DB` from those of the model before the step."""
+def told(came: Closeness) -> dict[str, float]:
+    """What the details of a step say about how close it came."""
+    return {"sqnr_db": round(came.sqnr_db, 2), "assured_db": round(came.assured_db, 2)}
+
+
+def far(came: Closeness, context: Context) -> tuple[str, ...]:
+    """A warning where the outputs are further than `FLOOR_DB` from those of the model before the step.
+
+    Or where they are near it, and of other samples so much less is assured that these say little about them.
+    """
+    sqnr_db = came.sqnr_db
     if sqnr_db >= FLOOR_DB:
-        return ()
+        near = came.assured_db < FLOOR_DB + OPTIMISM_DB and math.isfinite(came.assured_db)
+        if not near or sqnr_db - came.assured_db < UNLIKE_DB:
+            return ()
+        return (
+            f"the samples are unlike each other: the worst part of the outputs has {sqnr_db:.1f} dB on these, and of "
+            f"others no more than {came.assured_db:.1f} dB is assured (more calibration samples tell more)",
+        )
     where = "made-up inputs, which may say little: give calibration data" if context.calibration is None else "the data"
     how = f"comes out at {sqnr_db:.1f} dB" if math.isfinite(sqnr_db) else "is not usable"
     return (f"the worst part of the outputs {how} on {where}",)

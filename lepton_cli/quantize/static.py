@@ -11,7 +11,7 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
-from lepton_cli.probe.distances import Reference
+from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.probe.rewrites import Rewrite
 from lepton_cli.quantize import (
     alternatives,
@@ -185,14 +185,17 @@ class _Quantization:
         if not self.choice.anchors:
             return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = _stored(made, allowed)
-        sqnr_db = round(self.fidelity.sqnr(made), 2)
+        came = self.fidelity.closeness(made)
         placed = speed.placement(made, self.context)
         portability = self._portability(best) if self.target.name == "x86-vnni" else None
         self._warn(placed)
-        told = self._told(best, sqnr_db=sqnr_db, placement=placed, portability=portability)
+        self.warnings += guard.far(came, self.context)
+        told = self._told(best, came=came, placement=placed, portability=portability)
         decisions = (*_decisions(self.model, self.choice, self.target), *stored)
         kept = sum(1 for decision in decisions if decision.action == "kept")
-        summary = f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {sqnr_db} dB"
+        summary = (
+            f"{len(self.choice.anchors)} matrix operators in int8, {kept} kept in float, fidelity {came.sqnr_db:.2f} dB"
+        )
         changed = len(self.choice.nodes) + len(stored)
         speedup = None if self.speed is None else self.speed.speedup
         return Outcome(made, changed, decisions, summary, told, (*warnings, *self.warnings), speedup=speedup)
@@ -207,7 +210,7 @@ class _Quantization:
         self,
         best: refine.Best | None = None,
         *,
-        sqnr_db: float | None = None,
+        came: Closeness | None = None,
         placement: Placement | None = None,
         portability: Portability | None = None,
     ) -> QuantizeStaticDetails:
@@ -220,7 +223,7 @@ class _Quantization:
             accuracy_guard=self.accuracy_guard,
             fidelity_guard=self.fidelity_guard,
             sensitivity=() if self.ranking is None else guard.table(self.ranking),
-            sqnr_db=sqnr_db,
+            **({} if came is None else guard.told(came)),
             placement=placement,
             portability=portability,
         )

@@ -95,8 +95,8 @@ def _held(
     came = fidelity.closeness(made)
     insists = context.calibration is None or not options.fidelity_guard
     if options.bits != 8 or insists or came.assured_db >= guard.FLOOR_DB:
-        warnings = guard.far(came.sqnr_db, context) if options.bits == 8 else ()
-        return made, {}, {"sqnr_db": round(came.sqnr_db, 2)}, warnings
+        warnings = guard.far(came, context) if options.bits == 8 else ()
+        return made, {}, guard.told(came), warnings
 
     def write(choice: Choice) -> ir.Model:
         return _written(model, choice.anchors, options, store)[0]
@@ -104,8 +104,9 @@ def _held(
     before = Choice(frozenset(names), frozenset(), ())
     ranking = guard.sensitivity(model, before, write, fidelity, context)
     choice, made, told = guard.hold_fidelity(model, before, write, ranking, fidelity, "8 bits")
-    warnings = guard.mostly_returned(before, choice, came, "weights", "8 bits")
-    measured = {"fidelity_guard": told, "sqnr_db": round(fidelity.sqnr(made), 2)}
+    holds = fidelity.closeness(made)
+    warnings = (*guard.mostly_returned(before, choice, came, "weights", "8 bits"), *guard.far(holds, context))
+    measured = {"fidelity_guard": told, **guard.told(holds)}
     return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
 
 

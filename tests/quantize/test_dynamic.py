@@ -1,5 +1,6 @@
 """`quantize.dynamic`: MatMul, Gemm and tables, never Conv unless asked."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, RecipeError, StepError
 from lepton_cli.model import io
+from lepton_cli.probe.distances import Closeness
 from lepton_cli.quantize import blocks, cpu, dynamic, weights
 from lepton_cli.quantize.spec import QuantizeDynamic
 from lepton_cli.step import Decision, Outcome
@@ -260,6 +262,9 @@ class Judged:
 
     def sqnr(self, model: ir.Model) -> float:
         return self.scores.pop(0)
+
+    def closeness(self, model: ir.Model) -> Closeness:
+        return Closeness(self.sqnr(model), math.inf)
 
 
 @pytest.mark.parametrize(

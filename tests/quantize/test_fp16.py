@@ -253,7 +253,7 @@ def test_good_outputs_are_not_repaired(judged: type[Judged], tmp_path: Path) -> 
     judged.scores = {kinds(): 30.0}
     outcome = convert(arithmetic(), tmp_path, rows())
     assert judged.asked == [kinds()]
-    assert (outcome.details, outcome.changed) == (ConvertFp16Details(sqnr_db=30.0, kept=0), 5)
+    assert (outcome.details, outcome.changed) == (ConvertFp16Details(sqnr_db=30.0, assured_db=30.0, kept=0), 5)
     assert not any("changes the outputs" in warning for warning in outcome.warnings)
 
 
@@ -268,7 +268,7 @@ def test_the_kinds_that_ruin_outputs_go_back_one_after_the_other_the_best_first(
     outcome = convert(arithmetic(), tmp_path, rows())
     assert set(reasons(outcome)) == {"Mul_1", "Sub_2", "Add_0"}, "three kinds at most"
     assert reasons(outcome)["Mul_1"] == "with `Mul` in float32 the outputs are at 10 dB, in float16 at 3 dB (measured)"
-    assert outcome.details == ConvertFp16Details(sqnr_db=30.0, kept=3)
+    assert outcome.details == ConvertFp16Details(sqnr_db=30.0, assured_db=30.0, kept=3)
     assert outcome.changed == 2
     assert outcome.warnings[0] == "float16 changes the outputs much: 30.0 dB"
     assert array(outcome.model, "w1").dtype == np.float32
@@ -322,7 +322,7 @@ def test_half_inputs_and_outputs_are_judged_as_float_ones(judged: type[Judged], 
     judged.scores = {kinds(): 33.0}
     outcome = convert(arithmetic(), tmp_path, rows(), keep_io=False)
     assert judged.asked == [kinds()]
-    assert outcome.details == ConvertFp16Details(sqnr_db=33.0, kept=0)
+    assert outcome.details == ConvertFp16Details(sqnr_db=33.0, assured_db=33.0, kept=0)
     assert [value.dtype for value in (*outcome.model.graph.inputs, *outcome.model.graph.outputs)] == [
         ir.DataType.FLOAT16, ir.DataType.FLOAT16
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from lepton_cli.model import io
+from lepton_cli.probe.distances import Closeness
 from lepton_cli.quantize import choose, details, guard
 from lepton_cli.quantize.details import Guard, GuardTrial
 from lepton_cli.quantize.guard import GroupSensitivity
@@ -263,3 +264,23 @@ def test_the_table_joins_neighbours_and_rounds() -> None:
         details.Sensitivity(node="a, b", op="Conv", sqnr_db=12.35),
         details.Sensitivity(node="c", op="Conv", sqnr_db=-1.0),
     )
+
+
+@pytest.mark.parametrize(
+    ("came", "said"),
+    [
+        (Closeness(19.9, 19.0), "comes out at 19.9 dB"),
+        (Closeness(-math.inf, -math.inf), "is not usable"),
+        (Closeness(25.7, 20.1), "25.7 dB on these, and of others no more than 20.1 dB is assured"),
+        (Closeness(40.0, 25.9), "no more than 25.9 dB"),
+        (Closeness(25.7, 22.8), ""),
+        (Closeness(40.0, 26.1), ""),
+        (Closeness(40.0, -math.inf), ""),
+    ],
+)
+def test_outputs_far_off_or_known_of_these_samples_only_are_spoken_of(
+    came: Closeness, said: str, tmp_path: Path
+) -> None:
+    found = guard.far(came, context(None, tmp_path))
+    assert all(said in one for one in found)
+    assert len(found) == bool(said)
