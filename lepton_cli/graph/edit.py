@@ -100,7 +100,10 @@ def _names(model: ir.Model) -> Iterator[str]:
 
 def _initializer(name: str, held: Held) -> ir.Value:
     if isinstance(held, np.ndarray | np.generic):  # arithmetic turns arrays without axes into numpy's scalars
-        tensor: ir.TensorProtocol = ir.tensor(np.asarray(held, order="C"), name=name)
+        array = np.asarray(held, order="C")
+        # `ir.tensor` finds out what it was given, which takes longer than all else where a graph gets many constants.
+        plain = array.dtype.kind in "biuf"
+        tensor: ir.TensorProtocol = ir.Tensor(array, name=name) if plain else ir.tensor(array, name=name)
     else:
         tensor = _renamed(held, name)
     kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())

@@ -25,6 +25,8 @@ EVERY, FEWEST = 4, 16
 OPTIMISM_DB = 6.0
 #: Where what is assured is so much less than what was seen, the samples seen say little about others.
 UNLIKE_DB = 3.0
+#: Samples that tell which layers cost most, and which trials are hopeless.
+FEW = 8
 #: More layers than this are measured in groups of neighbours.
 MOST_TRIALS = 48
 
@@ -170,13 +172,22 @@ def hold_fidelity(
     fidelity: Reference,
     form: str,
 ) -> tuple[Choice, ir.Model, Guard]:
-    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence."""
+    """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence.
+
+    A trial that is far off on the first few samples is not run on the others.
+    """
+    few = fidelity.first(FEW)
+
+    def closeness(candidate: ir.Model) -> float:
+        rough = few.sqnr(candidate) if few.samples < fidelity.samples else FLOOR_DB
+        return rough if rough < FLOOR_DB - OPTIMISM_DB else min(fidelity.closeness(candidate).assured_db, FLOOR_DB)
+
     return hold(
         model,
         choice,
         write,
         [group for group in ranking if choice.anchors & set(group.nodes)],
-        lambda candidate: min(fidelity.closeness(candidate).assured_db, FLOOR_DB),
+        closeness,
         max_drop=0.0,
         reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import onnx_ir as ir
@@ -34,6 +35,8 @@ class Best:
     exact: ir.Model
     plan: qdq.Scheme
     details: Repaired
+    #: Names of the repairs that it is made by.
+    repairs: frozenset[str]
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
@@ -62,15 +65,19 @@ def best(
     fidelity: Reference,
     data: Dataset,
     context: Context,
+    repairs: frozenset[str] | None = None,
 ) -> Best:
-    """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs."""
-    search = _Repairs(model, choice, found, target, options, fidelity, data, context)
+    """Equalise, smooth, choose ranges, round: in this order, each judged by the SQNR of the outputs.
+
+    `repairs`: which of them, decided before; then nothing is judged.
+    """
+    search = _Repairs(model, choice, found, target, options, fidelity, data, context, repairs)
     search.equalise()
     search.smooth()
     search.ranges()
     exact = search.model
     search.round()
-    return Best(search.model, exact, search.plan(), search.details())
+    return Best(search.model, exact, search.plan(), search.details(), frozenset(search.kept))
 
 
 class _Repairs:
@@ -84,10 +91,12 @@ class _Repairs:
         fidelity: Reference,
         data: Dataset,
         context: Context,
+        decided: frozenset[str] | None = None,
     ) -> None:
         self.model, self.choice, self.found = model, choice, found
         self.target, self.options, self.fidelity = target, options, fidelity
         self.data, self.context = data, context
+        self.decided, self.kept = decided, set[str]()
         self.levels = 65536 if options.activations == "int16" else 256
         self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
@@ -114,17 +123,26 @@ class _Repairs:
         return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
     def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
+        if self.decided is not None:
+            return math.nan
         plan = qdq.Scheme(self.target, self.choice, ends, scales, self.options.activations)
         return self.fidelity.sqnr(qdq.write(model, plan))
 
-    def _kept(self, name: str, score: float) -> bool:
-        """Record a trial; whether it is worth keeping."""
+    def _kept(self, name: str, score: float, insists: bool = False) -> bool:
+        """Record a trial; whether it is worth keeping, or must be kept."""
         self.repairs[name] = round(score, 2)
-        return score > self.score + WORTH_DB
+        worth = score > self.score + WORTH_DB if self.decided is None else name in self.decided
+        if worth or insists:
+            self.kept.add(name)
+        return worth or insists
+
+    def _dropped(self, *names: str) -> bool:
+        """Whether it was decided before to do without all of these."""
+        return self.decided is not None and not self.decided & set(names)
 
     def equalise(self) -> None:
         """Cross-layer equalisation of Conv pairs."""
-        if self.options.equalise is False:
+        if self.options.equalise is False or self._dropped("equalise"):
             return
         pairs = equalise.pairs(self.model, self.choice)
         if clipped := equalise.clipped(self.model, self.choice):
@@ -136,24 +154,25 @@ class _Repairs:
         if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
         trial, count = equalise.equalise(self.model, pairs, ends, 0.5)
-        if not count or self.fidelity.sqnr(trial) < SAME_DB:
+        if not count or (self.decided is None and self.fidelity.sqnr(trial) < SAME_DB):
             return
         names = choose.activations(trial, self.choice)
         found = collect_ranges(trial, names, self.data, self.context)
         ends_ = found.limits(self.method, self.levels)
         score = self._score(trial, ends_, {})
-        if self._kept("equalise", score) or self.options.equalise:
+        if self._kept("equalise", score, insists=self.options.equalise is True):
             self.model, self.found, self.limits, self.score = trial, found, ends_, score
             self.equalised = count
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""
         names = smooth.readers(self.model, self.choice)
-        if not names or self.options.equalise is False:
+        strengths = [strength for strength in smooth.STRENGTHS if not self._dropped(f"smooth {strength}")]
+        if not names or self.options.equalise is False or not strengths:
             return
         ends = channels.collect(self.model, dict.fromkeys(names, -1), self.data, self.context)
         kept: tuple[ir.Model, dict[str, Range]] | None = None
-        for strength in smooth.STRENGTHS:
+        for strength in strengths:
             trial, made = smooth.smooth(self.model, self.choice, ends, strength)
             if not made:
                 return
@@ -172,7 +191,7 @@ class _Repairs:
         tried: tuple[clipping.Method, ...] = (
             () if self.options.calibration or self.levels > 256 else ("percentile", "mse")
         )
-        for method in tried:
+        for method in [method for method in tried if not self._dropped(method)]:
             ends = self.found.limits(method, self.levels)
             score = self._score(self.model, ends, {})
             if self._kept(method, score):
@@ -181,6 +200,9 @@ class _Repairs:
     def round(self) -> None:
         """Optimal-brain rounding with bias correction, from the covariance of every layer's input."""
         if self.options.rounding == "nearest" and self.options.bias_correction is False:
+            return
+        if self._dropped("nearest", "gptq"):
+            self.rounding = "nearest"
             return
         known = moments.collect(self.model, self.choice, self.data, self.context)
         made = rounding.apply(
@@ -193,7 +215,7 @@ class _Repairs:
         )
         name = "nearest" if self.options.rounding == "nearest" else "gptq"
         score = self._score(made.model, self.limits, made.scales)
-        if self._kept(name, score) or self.options.rounding == "gptq":
+        if self._kept(name, score, insists=self.options.rounding == "gptq"):
             self.model, self.scales, self.score = made.model, made.scales, score
             self.rounding = name
         else:

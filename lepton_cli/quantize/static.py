@@ -279,15 +279,18 @@ class _Quantization:
         )
         return made
 
-    def _best(self, found: calibration.Ranges, fidelity: Reference, context: Context) -> refine.Best:
-        """The repairs that help, fitted to the context's data and judged by `fidelity`."""
+    def _best(
+        self, found: calibration.Ranges, fidelity: Reference, context: Context, repairs: frozenset[str] | None = None
+    ) -> refine.Best:
+        """The repairs that help, judged by `fidelity` unless they are named, fitted to the context's data."""
         data = _data(context)
-        return refine.best(self.model, self.choice, found, self.target, self.options, fidelity, data, context)
+        return refine.best(self.model, self.choice, found, self.target, self.options, fidelity, data, context, repairs)
 
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
-        """Every layer alone, worst first; measured once."""
+        """Every layer alone, worst first; measured once. For the order alone few samples will do."""
         if self.ranking is None:
-            self.ranking = guard.sensitivity(self.model, self.choice, best.write, self.fidelity, self.context)
+            fidelity = self.fidelity if self.options.sensitivity else self.fidelity.first(guard.FEW)
+            self.ranking = guard.sensitivity(self.model, self.choice, best.write, fidelity, self.context)
         return self.ranking
 
     def _hold_fidelity(self, best: refine.Best, made: ir.Model) -> ir.Model:
@@ -305,8 +308,9 @@ class _Quantization:
             self.warnings.append(guard.too_few(_data(self.context)))
         elif self.choice.anchors:
             found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
-            trial = self._best(found, Reference(self.model, apart), apart)
-            self._return_layers(best, trial, Reference(self.model, apart, data=judging))
+            # By the repairs that helped on all samples: to try the others again costs more than it tells.
+            judge = Reference(self.model, apart, data=judging)
+            self._return_layers(best, self._best(found, judge, apart, best.repairs), judge)
         self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
         return best.write(self.choice) if self.choice.anchors else self.model
 

@@ -128,6 +128,16 @@ def test_batches_go_on_until_enough_samples_are_seen(wanted: int, batches: int, 
     assert len(fidelity.batches) == batches
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 12), (40, 12)])
+def test_the_first_samples_are_those_of_whole_batches(asked: int, kept: int, tmp_path: Path) -> None:
+    data = samples(12)
+    whole = Reference(net(), context(data, tmp_path), batch=4)
+    few = whole.first(asked)
+    assert (few.samples, whole.samples) == (kept, 12)
+    x = data.feeds["x"][:kept]
+    assert few.sqnr(net(shift=0.25)) == pytest.approx(decibel(x, (x + np.float32(0.25)) - x), abs=1e-6)
+
+
 def test_samples_are_counted_by_the_longest_input(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.op("Add", graph.take("x", ["b", 4]), graph.take("one", [1])))

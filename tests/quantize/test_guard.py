@@ -266,6 +266,58 @@ def test_the_table_joins_neighbours_and_rounds() -> None:
     )
 
 
+class Close:
+    """Stands for the fidelity: so many dB of a model on the first samples, on all, and what is assured of others."""
+
+    def __init__(self, written: Written, tables: tuple[list[float], ...], samples: int, asked: list[str]) -> None:
+        self.written, self.tables, self.samples, self.asked = written, tables, samples, asked
+
+    def first(self, samples: int) -> "Close":
+        assert samples == guard.FEW == 8
+        return Close(self.written, self.tables[:1], min(16, self.samples), self.asked)
+
+    def sqnr(self, model: ir.Model) -> float:
+        self.asked.append("few")
+        return self.tables[0][self._left(model)]
+
+    def closeness(self, model: ir.Model) -> Closeness:
+        self.asked.append("all")
+        left = self._left(model)
+        return Closeness(self.tables[1][left], self.tables[2][left])
+
+    def _left(self, model: ir.Model) -> int:
+        return len(self.written.choices[id(model)].anchors) if id(model) in self.written.choices else 0
+
+
+@pytest.mark.parametrize(
+    ("few", "assured", "samples", "kept", "asked"),
+    [
+        # By how many are in int8: the model itself, 4, 3, 2, and 3 others. 13.9 dB on few samples are too little.
+        ([99, 30, 14, 14, 13.9], [99, 30, 20, 19.9, 30], 64, 2, "few all, few, few all, few all, few all"),
+        # 0, 4, 3, 2, 0, 1, and 2 others twice.
+        (
+            [99, 30, 13, 14, 14],
+            [99, 30, 20, 19.9, 19.9],
+            64,
+            1,
+            "few all, few all, few all, few, few all, few all, few, few",
+        ),
+        ([0, 0, 0, 0, 0], [99, 30, 20, 19.9, 30], 16, 4, "all, all"),  # few are all: none is asked twice
+    ],
+)
+def test_trials_far_off_on_the_first_samples_are_not_run_on_all(
+    few: list[float], assured: list[float], samples: int, kept: int, asked: str, tmp_path: Path
+) -> None:
+    model, choice, names = chain(4)
+    written = Written(model)
+    heard: list[str] = []
+    fidelity = Close(written, (few, [99.0] * 5, assured), samples, heard)
+    found, _, report = guard.hold_fidelity(model, choice, written, ranked(names), fidelity, "int8")  # type: ignore[arg-type]
+    assert len(found.anchors) == kept
+    assert report.holds
+    assert heard == asked.replace(",", "").split()
+
+
 @pytest.mark.parametrize(
     ("came", "said"),
     [

@@ -445,3 +445,41 @@ def test_any_part_of_the_choice_can_be_written(tmp_path: Path) -> None:
     assert counts[0] > counts[1] > 0
     expected = qdq.write(model, qdq.Scheme(TARGETS["x86-vnni"], choice, made.plan.ranges))
     assert np.array_equal(outputs(made.write(choice), data), outputs(expected, data))
+
+
+class Unasked(Reference):
+    """A fidelity that must not be asked."""
+
+    def sqnr(self, model: ir.Model) -> float:
+        raise AssertionError
+
+
+def clipped() -> Arrays:
+    """An input with a rare value that only samples which are not compared have."""
+    data = table(100, 256)
+    data.feeds["x"][90, 7] = 100
+    return data
+
+
+@pytest.mark.parametrize("kept", ["equalise", "smooth", "percentile", "gptq", "nothing"])
+def test_repairs_decided_before_are_made_without_judging(kept: str, tmp_path: Path) -> None:
+    given: dict[str, tuple[ir.Model, Arrays, dict[str, Any]]] = {
+        "equalise": (pair(WIDE, 1 / WIDE), pictures(), ALONE),
+        "smooth": (product(BROAD, 1 / BROAD), table(), ALONE),
+        "percentile": (exact_product(), clipped(), RANGES_ALONE),
+        "gptq": (dense(irregular()), mixtures(), ROUNDING_ALONE),
+        "nothing": (dense(codes(irregular())), mixtures(), ROUNDING_ALONE),
+    }
+    model, data, options = given[kept]
+    first = best(model, data, tmp_path, **options)
+    assert {name.split()[0] for name in first.repairs} == ({kept} - {"nothing"})
+    choice, here = everything(model), context(data, tmp_path)
+    found = calibration.collect(model, choose.activations(model, choice), data, here)
+    params = QuantizeStatic.model_validate({"step": "quantize.static", "target": "x86-vnni", **options})
+    again = refine.best(
+        model, choice, found, TARGETS["x86-vnni"], params, Unasked(model, here), data, here, first.repairs
+    )
+    assert again.repairs == first.repairs
+    assert io.to_bytes(again.write(choice)) == io.to_bytes(first.write(choice))
+    assert (again.details.equalised, again.details.smoothed) == (first.details.equalised, first.details.smoothed)
+    assert (again.details.calibration, again.details.rounding) == (first.details.calibration, first.details.rounding)
