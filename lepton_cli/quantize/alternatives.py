@@ -21,7 +21,8 @@ def measure(model: ir.Model, feeds: Values, context: Context) -> dict[str, float
     """Speed of each way that is possible, relative to the float model `model`; `float` itself is 1."""
     from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic
 
-    quiet = dataclasses.replace(context, progress=Silent())
+    # Speed does not depend on the values, so that nothing is tried to make them better.
+    quiet = dataclasses.replace(context, progress=Silent(), dry=True)
     made: dict[str, ir.Model] = {"float": model}
     ways: dict[str, Callable[[], Outcome]] = {
         "quantize.dynamic": lambda: dynamic.quantize(model, QuantizeDynamic(step="quantize.dynamic"), quiet),

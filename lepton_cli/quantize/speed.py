@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 
 import numpy as np
 import onnx
@@ -39,6 +39,8 @@ CAUTIOUS = 0.25
 SECONDS, PRECISION = 2.0, 0.02
 #: Visits at least, and runs of a burst.
 LEAST, RUNS = 5, 10
+#: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
+DOUBT = 1.2
 #: Numbers of first layers to try in float.
 PREFIXES = (1, 2, 3, 4, 6, 8)
 
@@ -65,12 +67,15 @@ def compare(
     seconds: float = SECONDS,
     quantile: float = 0.5,
     wanted: float = 0.0,
-    clock: Clock = perf_counter_ns,
+    clock: Clock | None = None,
 ) -> list[float]:
     """Speed of each model relative to the first: the median (or `quantile`) over all visits.
 
-    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits.
+    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits. On one CPU thread
+    its own time counts, which others that use the machine cannot lengthen by taking turns.
     """
+    alone = context.threads == 1 and context.provider == "cpu"
+    clock = clock or (thread_time_ns if alone else perf_counter_ns)
 
     def hopeless(found: timing.Rounds) -> bool:
         return all(found.ratio_quantile(index, CAUTIOUS) * wanted > 1 for index in range(1, found.count))
@@ -122,12 +127,12 @@ def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
-def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Values, context: Context) -> dict[str, float]:
+def losing(model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> dict[str, float]:
     """Anchors whose int8 kernel takes longer than the float one: name -> microseconds lost.
 
-    Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
+    `slow`, `fast`: profiles of the quantized and of the float model. Kernels are matched by name: int8 ones keep the
+    node's, float ones carry the node's or its output tensor's.
     """
-    slow, fast = profile(quantized, feeds, context), profile(model, feeds, context)
     lost = {}
     for node in model.graph:
         if node.name not in choice.anchors:
@@ -137,6 +142,25 @@ def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Values, 
         if int8 is not None and plain is not None and int8 > 1.1 * plain:
             lost[node.name or ""] = int8 - plain
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
+
+def _may_gain(slow: float | None, fast: float | None, whole: float) -> bool:
+    """Whether microseconds `fast` in the place of `slow` could be a gain, if profiles are wrong by `DOUBT`."""
+    if slow is None or fast is None:
+        return True
+    return whole > GAIN * (whole - (DOUBT * slow - fast))
+
+
+def _until(kernels: Mapping[str, Kernel], node: ir.Node, int8: bool) -> float | None:
+    """Microseconds of all that runs up to the kernel made from a node, that included: profiles are in order."""
+    spent = 0.0
+    for name, kernel in kernels.items():
+        spent += kernel.microseconds
+        one = {name: kernel}
+        found = _int8(one, node.name or "") if int8 else _plain(one, [node.name or "", *_tensors(node)])
+        if found is not None:
+            return spent
+    return None
 
 
 def _int8(kernels: Mapping[str, Kernel], name: str) -> float | None:
@@ -221,13 +245,18 @@ def faster_choice(
     if not choice.anchors:
         return choice, Speed(speedup=1.0)
     search = _Search(model, choice, write, feeds, context)
-    lost = losing(model, search.made, choice, feeds, context)
+    slow, fast = profile(search.made, feeds, context), profile(model, feeds, context)
+    whole = sum(kernel.microseconds for kernel in slow.values())
+    lost = losing(model, choice, slow, fast)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
         search.attempt(list(lost)[:1])
-    order = [node.name or "" for node in model.graph if node.name in choice.anchors and node.op_type == "Conv"]
+    order = [node for node in model.graph if node.name in choice.anchors and node.op_type == "Conv"]
     for count in PREFIXES:
-        if count < len(order) and set(order[:count]) & search.choice.anchors:
-            search.attempt(order[:count])
+        first = order[:count]
+        if count == len(first) < len(order) and _may_gain(
+            _until(slow, first[-1], int8=True), _until(fast, first[-1], int8=False), whole
+        ):
+            search.attempt([node.name or "" for node in first])
     speedup = compare([model, search.made], feeds, context)[1]
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
@@ -259,7 +288,7 @@ class _Search:
 
     def attempt(self, names: list[str]) -> bool:
         """Return anchors `names` to float if that is faster."""
-        if not self.choice.anchors - set(names):
+        if not self.choice.anchors - set(names) or not self.choice.anchors & set(names):
             return False
         trial = self.choice.without(names, "float is faster here (measured)", self.model)
         made = self.write(trial)

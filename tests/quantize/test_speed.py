@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,14 +228,14 @@ def test_layers_slower_by_more_than_a_tenth_lose_the_worst_first(
     model = mlp()
     choice = dataclasses.replace(chosen(model), anchors=frozenset({"Gemm_0", "MatMul_2"}))
     profiles += [kernels(Gemm_0=15.0, MatMul_2=30.0, Gemm_5=90.0), floats(Gemm_0=10.0, MatMul_2=10.0, Gemm_5=1.0)]
-    lost = speed.losing(model, model, choice, FEEDS, here)
+    lost = speed.losing(model, choice, profiles.pop(0), profiles.pop(0))
     assert list(lost.items()) == [("MatMul_2", 20.0), ("Gemm_0", 5.0)]
     profiles += [kernels(Gemm_0=11.0, MatMul_2=11.1), floats(Gemm_0=10.0, MatMul_2=10.0)]
-    assert list(speed.losing(model, model, choice, FEEDS, here)) == ["MatMul_2"]
+    assert list(speed.losing(model, choice, profiles.pop(0), profiles.pop(0))) == ["MatMul_2"]
     profiles += [kernels(Gemm_0=9.0), floats(Gemm_0=10.0, MatMul_2=1.0)]
-    assert speed.losing(model, model, choice, FEEDS, here) == {}, "faster, and one without an int8 kernel"
+    assert speed.losing(model, choice, profiles.pop(0), profiles.pop(0)) == {}, "faster, and one without an int8 kernel"
     profiles += [kernels(Gemm_0=9.0, MatMul_2=100.0), floats(Gemm_0=10.0)]
-    assert speed.losing(model, model, choice, FEEDS, here) == {}, "none without a float kernel"
+    assert speed.losing(model, choice, profiles.pop(0), profiles.pop(0)) == {}, "none without a float kernel"
 
 
 @pytest.mark.parametrize(
@@ -367,12 +368,13 @@ def test_layers_that_pay_are_kept(decide: Callable[..., Any], net: ir.Model) -> 
     assert choice == chosen(net)
     assert measured == Speed(speedup=2.0)
     assert trial.compared[-1] == (2, 0.5), "the median in the end"
-    assert {quantile for _, quantile in trial.compared[:-1]} == {0.25}, "trials must gain in three of four rounds"
+    assert len(trial.compared) == 1, "where every kernel gains there is nothing to try"
 
 
 def test_layers_that_lose_are_returned(decide: Callable[..., Any], net: ir.Model) -> None:
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
-    choice, measured, _ = decide(net, times)
+    choice, measured, trial = decide(net, times)
+    assert {quantile for _, quantile in trial.compared[:-1]} == {0.25}, "trials must gain in three of four rounds"
     assert choice.anchors == set(CONVS) - {"Conv_4", "Conv_9"}
     assert measured == Speed(
         speedup=round(100 / 70, 3), returned=(Returned(nodes=("Conv_4", "Conv_9"), gain=round(120 / 70, 3)),)
@@ -401,8 +403,7 @@ def test_a_single_loser_is_tried_once(decide: Callable[..., Any], net: ir.Model)
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
     _, measured, trial = decide(net, times, cost=lambda anchors: 100.0)
     assert measured.returned == ()
-    prefixes = [count for count in speed.PREFIXES if count < len(CONVS)]
-    assert len(trial.compared) == 1 + len(prefixes) + 1
+    assert len(trial.compared) == 1 + 1, "the loser alone, and the end: no prefix is promising"
 
 
 @pytest.mark.parametrize(("better", "returned"), [(100 / 1.03, True), (100 / 1.029, False)])
@@ -424,6 +425,55 @@ def test_the_first_layers_are_tried_in_float_together(decide: Callable[..., Any]
     choice, measured, _ = decide(net, times, cost=cost)
     assert choice.anchors == {"Conv_7", "Conv_9"}
     assert [entry.nodes for entry in measured.returned] == [("Conv_0", "Conv_2"), ("Conv_4",)]
+
+
+@pytest.mark.parametrize(
+    ("slow", "fast", "whole", "may"),
+    [
+        # 20 us of 100 may be 24, so that 20 in their place leave 96: 4.2 % faster. With 22 it is 2 %, with 24 nothing.
+        (20.0, 20.0, 100.0, True),
+        (20.0, 21.08, 100.0, True),
+        (20.0, 21.1, 100.0, False),
+        (20.0, 30.0, 100.0, False),
+        (20.0, 20.0, 300.0, False),
+        (None, 20.0, 100.0, True),
+        (20.0, None, 100.0, True),
+    ],
+)
+def test_trials_that_cannot_gain_are_not_made(slow: float | None, fast: float | None, whole: float, may: bool) -> None:
+    assert speed._may_gain(slow, fast, whole) == may
+
+
+def test_what_runs_up_to_a_layer_counts_all_before_it(net: ir.Model) -> None:
+    int8 = {
+        "a": Kernel("QuantizeLinear", 1.0),
+        "Conv_0": Kernel("QLinearConv", 2.0),
+        "b": Kernel("ReorderInput", 4.0),
+        "Conv_2_token_7": Kernel("QLinearConv", 8.0),
+        "Conv_4": Kernel("Conv", 16.0),
+    }
+    plain = {"r": Kernel("ReorderInput", 1.0), "Conv_0_nchwc": Kernel("Conv", 3.0), "Conv_2_nchwc": Kernel("Conv", 5.0)}
+    nodes = {node.name: node for node in net.graph}
+    assert [speed._until(int8, nodes[name], int8=True) for name in ("Conv_0", "Conv_2", "Conv_4")] == [3.0, 15.0, None]
+    assert [speed._until(plain, nodes[name], int8=False) for name in ("Conv_0", "Conv_2", "Conv_4")] == [4.0, 9.0, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "own"), [({"threads": 1}, True), ({"threads": 2}, False), ({"provider": "cuda"}, False)]
+)
+def test_one_thread_is_timed_by_its_own_clock(
+    options: dict[str, Any], own: bool, here: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks: list[object] = []
+
+    def compare(openers: Any, rule: Any, random: Any, *, clock: object, answered: Any) -> Any:
+        clocks.append(clock)
+        raise InterruptedError
+
+    monkeypatch.setattr(speed.timing, "compare", compare)
+    with pytest.raises(InterruptedError):
+        speed.compare([], FEEDS, dataclasses.replace(here, **options))
+    assert clocks == [time.thread_time_ns if own else time.perf_counter_ns]
 
 
 def test_the_last_layer_is_never_returned_by_a_prefix(decide: Callable[..., Any], net: ir.Model) -> None:
