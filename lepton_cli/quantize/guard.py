@@ -13,9 +13,11 @@ from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import details, stored
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Guard, GuardTrial
+from lepton_cli.quantize.effort import EFFORTS, Effort
 from lepton_cli.quantize.prepare import LEAST_SHARED
 from lepton_cli.step import Context
 
+NORMAL = EFFORTS["normal"]
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
 FLOOR_DB = 20.0
 #: One calibration sample in so many is kept apart to judge by, where there are at least `FEWEST` of them.
@@ -25,10 +27,6 @@ EVERY, FEWEST = 4, 16
 OPTIMISM_DB = 6.0
 #: Where what is assured is so much less than what was seen, the samples seen say little about others.
 UNLIKE_DB = 3.0
-#: Samples that tell which layers cost most, and which trials are hopeless.
-FEW = 8
-#: More layers than this are measured in groups of neighbours.
-MOST_TRIALS = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +59,16 @@ def too_few(data: Dataset) -> str:
 
 
 def sensitivity(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], fidelity: Reference, context: Context
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    fidelity: Reference,
+    context: Context,
+    effort: Effort = NORMAL,
 ) -> list[GroupSensitivity]:
     """Every anchor (or group of neighbours) quantized alone, worst first."""
     anchors = _bound([node for node in model.graph.all_nodes() if node.name in choice.anchors])
-    size = -(-len(anchors) // MOST_TRIALS)
+    size = -(-len(anchors) // effort.groups)
     groups = [
         [node for members in anchors[start : start + size] for node in members]
         for start in range(0, len(anchors), size)
@@ -115,11 +118,12 @@ def hold(
     max_drop: float,
     reason: str = "returned to float by accuracy_guard",
     wide_first: bool = False,
+    effort: Effort = NORMAL,
 ) -> tuple[Choice, ir.Model, Guard]:
     """Return groups to float, worst first, until at most `max_drop` is lost: all of them, and `model` itself, at last.
 
-    Their number is doubled until the limit holds, and then halved towards the least that does; of these the mildest are
-    quantized again where that costs nothing. `wide_first`: activations of 16 bits are tried before float.
+    Their number is doubled until the limit holds, and then halved towards the least that does; of these a few of the
+    mildest are quantized again where that costs nothing. `wide_first`: activations of 16 bits are tried before float.
     """
     reference = score(model)
     trials: list[GuardTrial] = []
@@ -150,9 +154,8 @@ def hold(
         else:
             failed = middle
     dropped = ranking[:count]
-    for entry in reversed(ranking[: count - 1]) if holds and count else ():
-        if len(trials) > 3 * count.bit_length() + 6:
-            break
+    mildest = ranking[: count - 1][::-1] if holds and count else []
+    for entry in mildest[: effort.second_tries]:
         fewer = [other for other in dropped if other is not entry]
         again, choice_again, made_again = attempt(fewer, wide)
         if again:
@@ -171,12 +174,13 @@ def hold_fidelity(
     ranking: list[GroupSensitivity],
     fidelity: Reference,
     form: str,
+    effort: Effort = NORMAL,
 ) -> tuple[Choice, ir.Model, Guard]:
     """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence.
 
     A trial that is far off on the first few samples is not run on the others.
     """
-    few = fidelity.first(FEW)
+    few = fidelity.first(effort.few)
 
     def closeness(candidate: ir.Model) -> float:
         rough = few.sqnr(candidate) if few.samples < fidelity.samples else FLOOR_DB
@@ -190,6 +194,7 @@ def hold_fidelity(
         closeness,
         max_drop=0.0,
         reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
+        effort=effort,
     )
 
 

@@ -17,6 +17,7 @@ from lepton_cli.probe.clipping import Range
 from lepton_cli.probe.distances import Reference
 from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
 from lepton_cli.quantize.details import EqualiseSkipped, Repaired
+from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import Target
 from lepton_cli.step import Context
@@ -188,9 +189,8 @@ class _Repairs:
 
     def ranges(self) -> None:
         """The calibration method with the least output error, unless the recipe names one."""
-        tried: tuple[clipping.Method, ...] = (
-            () if self.options.calibration or self.levels > 256 else ("percentile", "mse")
-        )
+        settled = self.options.calibration or self.levels > 256 or not EFFORTS[self.options.effort].clips
+        tried: tuple[clipping.Method, ...] = () if settled else ("percentile", "mse")
         for method in [method for method in tried if not self._dropped(method)]:
             ends = self.found.limits(method, self.levels)
             score = self._score(self.model, ends, {})

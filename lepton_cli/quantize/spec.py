@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from lepton_cli.quantize.effort import Name
 from lepton_cli.step import Lossy
 from lepton_cli.values import Points, Strict
 
@@ -42,6 +43,10 @@ class QuantizeStatic(Lossy):
     )
     accuracy_guard: AccuracyGuard | None = Field(
         default=None, description="Return the worst layers to float until the accuracy holds"
+    )
+    effort: Name = Field(
+        default="normal",
+        description="How long to search: quick takes what is found at once, thorough tries every layer alone",
     )
     sensitivity: bool = Field(
         default=False, description="Measure the error of every layer alone: a table and a plot in the report"

@@ -20,6 +20,7 @@ from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Placement, Returned, Speed
+from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
 from lepton_cli.timing import compare as timing
@@ -41,8 +42,6 @@ SECONDS, PRECISION = 2.0, 0.02
 LEAST, RUNS = 5, 10
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
 DOUBT = 1.2
-#: Numbers of first layers to try in float.
-PREFIXES = (1, 2, 3, 4, 6, 8)
 
 
 def placement(model: ir.Model, context: Context) -> Placement:
@@ -197,7 +196,13 @@ Decided = tuple[Choice, Speed]
 
 
 def decided_once(
-    model: ir.Model, choice: Choice, target: str, activations: str, context: Context, decide: Callable[[], Decided]
+    model: ir.Model,
+    choice: Choice,
+    target: str,
+    activations: str,
+    context: Context,
+    decide: Callable[[], Decided],
+    prefixes: Sequence[int] = EFFORTS["normal"].prefixes,
 ) -> Decided:
     """What `decide` says, or what it said before where everything that it depends on was the same.
 
@@ -211,6 +216,7 @@ def decided_once(
         between=choice.between,
         target=target,
         activations=activations,
+        prefixes=list(prefixes),
         machine=machine(),
         provider=context.provider,
         batch=context.batch,
@@ -234,12 +240,17 @@ def decided_once(
 
 
 def faster_choice(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    feeds: Values,
+    context: Context,
+    prefixes: Sequence[int] = EFFORTS["normal"].prefixes,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
 
-    Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, where
-    images are large and channels few.
+    Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, so many as
+    `prefixes` says, where images are large and channels few.
     """
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
@@ -251,7 +262,7 @@ def faster_choice(
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
         search.attempt(list(lost)[:1])
     order = [node for node in model.graph if node.name in choice.anchors and node.op_type == "Conv"]
-    for count in PREFIXES:
+    for count in prefixes:
         first = order[:count]
         if count == len(first) < len(order) and _may_gain(
             _until(slow, first[-1], int8=True), _until(fast, first[-1], int8=False), whole

@@ -34,6 +34,7 @@ from lepton_cli.quantize.details import (
     Saturated,
     Speed,
 )
+from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, share, unshare
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
@@ -161,6 +162,7 @@ class _Quantization:
         #: `given` is the user's model, `model` the same prepared for int8.
         self.given, self.model, self.choice, self.found = given, model, choice, found
         self.target, self.options, self.context = target, options, context
+        self.effort = EFFORTS[options.effort]
         self.fidelity = Reference(model, context)
         self.warnings: list[str] = []
         self.ranking: list[guard.GroupSensitivity] | None = None
@@ -246,6 +248,7 @@ class _Quantization:
                 self.options.activations,
                 self.context,
                 self._measure_speed,
+                self.effort.prefixes,
             )
             stage.note(f"{self.speed.speedup}x")
         if self.speed.verdict:
@@ -254,7 +257,9 @@ class _Quantization:
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
-        choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+        choice, measured = speed.faster_choice(
+            self.model, self.choice, self._write, feeds, self.context, self.effort.prefixes
+        )
         if measured.speedup >= 1:
             return choice, measured
         found = alternatives.measure(self.given, feeds, self.context)
@@ -276,6 +281,7 @@ class _Quantization:
             score,
             wanted.max_drop,
             wide_first=wanted.fallback == "int16",
+            effort=self.effort,
         )
         return made
 
@@ -289,8 +295,9 @@ class _Quantization:
     def _rank(self, best: refine.Best) -> list[guard.GroupSensitivity]:
         """Every layer alone, worst first; measured once. For the order alone few samples will do."""
         if self.ranking is None:
-            fidelity = self.fidelity if self.options.sensitivity else self.fidelity.first(guard.FEW)
-            self.ranking = guard.sensitivity(self.model, self.choice, best.write, fidelity, self.context)
+            fidelity = self.fidelity if self.options.sensitivity else self.fidelity.first(self.effort.few)
+            write, context = best.write, self.context
+            self.ranking = guard.sensitivity(self.model, self.choice, write, fidelity, context, self.effort)
         return self.ranking
 
     def _hold_fidelity(self, best: refine.Best, made: ir.Model) -> ir.Model:
@@ -317,7 +324,7 @@ class _Quantization:
     def _return_layers(self, best: refine.Best, fit: refine.Best, fidelity: Reference) -> None:
         if fidelity.closeness(fit.write(self.choice)).assured_db < guard.FLOOR_DB:
             self.choice, _, self.fidelity_guard = guard.hold_fidelity(
-                self.model, self.choice, fit.write, self._rank(best), fidelity, "int8"
+                self.model, self.choice, fit.write, self._rank(best), fidelity, "int8", self.effort
             )
 
     def _warn(self, placed: Placement) -> None:

@@ -102,7 +102,7 @@ def _held(
         return _written(model, choice.anchors, options, store)[0]
 
     before = Choice(frozenset(names), frozenset(), ())
-    ranking = guard.sensitivity(model, before, write, fidelity.first(guard.FEW), context)
+    ranking = guard.sensitivity(model, before, write, fidelity.first(guard.NORMAL.few), context)
     choice, made, told = guard.hold_fidelity(model, before, write, ranking, fidelity, "8 bits")
     holds = fidelity.closeness(made)
     warnings = (*guard.mostly_returned(before, choice, came, "weights", "8 bits"), *guard.far(holds, context))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -12,6 +13,7 @@ from lepton_cli.model import io
 from lepton_cli.probe.distances import Closeness
 from lepton_cli.quantize import choose, details, guard
 from lepton_cli.quantize.details import Guard, GuardTrial
+from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.guard import GroupSensitivity
 from tests.quantize.builders import Graph, Told, context, rows
 
@@ -154,12 +156,13 @@ def test_a_score_that_is_no_number_ends_with_the_model_itself() -> None:
     assert [trial.drop for trial in report.trials][:2] == [None, None]
 
 
-def test_trials_for_giving_back_are_limited() -> None:
+@pytest.mark.parametrize(("effort", "tries"), [("quick", 0), ("normal", 8), ("thorough", 19)])
+def test_trials_for_giving_back_are_limited(effort: Any, tries: int) -> None:
     costs = [0.1 - 0.001 * i for i in range(20)]
-    dropped, _, report, _ = held(costs, 0.0)
+    dropped, _, report, _ = held(costs, 0.0, effort=EFFORTS[effort])
     assert dropped == set(range(20))
-    # 7 trials on the way to all, 2 between, then no more than 3 * 5 + 6 in all before the last.
-    assert counts(report) == [0, 1, 2, 4, 8, 16, 20, 18] + [19] * 14
+    # 7 trials on the way to all, 2 between, then all but one, the mildest first.
+    assert counts(report) == [0, 1, 2, 4, 8, 16, 20, 18, 19] + [19] * tries
 
 
 def test_wide_activations_are_tried_before_float() -> None:
@@ -204,11 +207,13 @@ class Ratio:
         return sum(self.costs[name] for name in self.written.choices[id(model)].anchors)
 
 
-def ranking(costs: list[float], tmp_path: Path) -> tuple[list[GroupSensitivity], list[str], Told]:
+def ranking(costs: list[float], tmp_path: Path, groups: int = 48) -> tuple[list[GroupSensitivity], list[str], Told]:
     model, choice, names = chain(len(costs))
     written, told = Written(model), Told()
     ratio = Ratio(written, dict(zip(names, costs, strict=True)))
-    found = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path, progress=told))  # type: ignore[arg-type]
+    effort = dataclasses.replace(EFFORTS["quick"], groups=groups)
+    here = context(rows(), tmp_path, progress=told)
+    found = guard.sensitivity(model, choice, written, ratio, here, effort)  # type: ignore[arg-type]
     return found, names, told
 
 
@@ -222,27 +227,22 @@ def test_sensitivity_quantizes_every_layer_alone_and_names_the_worst_first(tmp_p
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(7, [1] * 7), (6, [2, 2, 2, 1]), (4, [2, 2, 2, 1]), (3, [3, 3, 1])])
-def test_many_layers_are_measured_in_groups_of_neighbours(
-    most: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "MOST_TRIALS", most)
-    found, names, _ = ranking([float(2**i) for i in range(7)], tmp_path)
+def test_many_layers_are_measured_in_groups_of_neighbours(most: int, sizes: list[int], tmp_path: Path) -> None:
+    found, names, _ = ranking([float(2**i) for i in range(7)], tmp_path, most)
     assert [len(one.nodes) for one in found] == sizes
     assert [name for one in found for name in one.nodes] == names
     assert [one.sqnr_db for one in found] == [sum(2.0 ** names.index(name) for name in one.nodes) for one in found]
 
 
-def test_a_group_is_named_after_the_operator_of_its_first_layer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "MOST_TRIALS", 1)
+def test_a_group_is_named_after_the_operator_of_its_first_layer(tmp_path: Path) -> None:
     graph = Graph()
     x = graph.linear(graph.take("x", ["b", 16]), 16, 16, gemm=False)
     model = graph.model(graph.linear(x, 16, 16))
     choice = choose.candidates(model, {node.name or "" for node in model.graph})
     written = Written(model)
     ratio = Ratio(written, dict.fromkeys(choice.anchors, 1.0))
-    (found,) = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path))  # type: ignore[arg-type]
+    effort = dataclasses.replace(EFFORTS["quick"], groups=1)
+    (found,) = guard.sensitivity(model, choice, written, ratio, context(rows(), tmp_path), effort)  # type: ignore[arg-type]
     assert (len(found.nodes), found.op) == (2, "MatMul")
 
 
@@ -252,10 +252,6 @@ def test_drops_are_reported_to_five_digits() -> None:
     model, choice, names = chain(1)
     report = guard.hold(model, choice, Written(model), ranked(names), lambda made: 0.123456789, 0.0)[2]
     assert report.reference == 0.12346
-
-
-def test_at_most_48_trials() -> None:
-    assert guard.MOST_TRIALS == 48
 
 
 def test_the_table_joins_neighbours_and_rounds() -> None:
@@ -273,7 +269,7 @@ class Close:
         self.written, self.tables, self.samples, self.asked = written, tables, samples, asked
 
     def first(self, samples: int) -> "Close":
-        assert samples == guard.FEW == 8
+        assert samples == guard.NORMAL.few == 8
         return Close(self.written, self.tables[:1], min(16, self.samples), self.asked)
 
     def sqnr(self, model: ir.Model) -> float:

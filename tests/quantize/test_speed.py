@@ -560,6 +560,7 @@ class Asked:
     context: Context
     calls: int = 0
     activations: str = "int8"
+    prefixes: tuple[int, ...] = (1, 2)
     drop: tuple[tuple[str, str], ...] = (("Gemm_0", "slower in int8"), ("MatMul_2", "no kernel"))
 
     def measure(self) -> speed.Decided:
@@ -572,7 +573,7 @@ class Asked:
 
     def decide(self) -> speed.Decided:
         return speed.decided_once(
-            self.model, self.choice, self.target.name, self.activations, self.context, self.measure
+            self.model, self.choice, self.target.name, self.activations, self.context, self.measure, self.prefixes
         )
 
 
@@ -663,6 +664,7 @@ CHANGES: dict[str, Callable[[Asked], None]] = {
     "choice": _choice,
     "target": _target,
     "activations": lambda asked: setattr(asked, "activations", "int16"),
+    "prefixes": lambda asked: setattr(asked, "prefixes", (1, 2, 3)),
     "provider": _context(provider="openvino"),
     "batch": _context(batch=2),
     "threads": _context(threads=2),
