@@ -44,7 +44,7 @@ def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) ->
                 name = (node.inputs[0].name if node.inputs[0] is not None else "") or ""
                 if node.op_type != "Conv" and name in shared:
                     continue  # its moments are those of the layer that read the same tensor before
-                rows = rows_of(node, values[name], random)
+                rows = rows_of(node, values[name], random, batch.count)
                 shared[name] = rows
                 key = node.name or ""
                 if key not in found:
@@ -72,21 +72,25 @@ def row_length(node: ir.Node) -> int:
     return int(weight.shape[1 if node.attributes.get_int("transB", 0) == 1 else 0])
 
 
-def rows_of(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """What the node multiplies its weights with, [groups, n, K]; a random part of it."""
+def rows_of(
+    node: ir.Node, values: NDArray[np.float32], random: np.random.Generator, samples: int = BATCH
+) -> NDArray[np.float32]:
+    """What the node multiplies its weights with in so many samples, [groups, n, K]; a random part of it."""
     if node.op_type != "Conv":
         flat = values.reshape(-1, values.shape[-1])
-        return flat[_some(len(flat), flat.shape[1], random)][None]
-    return _patches(node, values, random)
+        return flat[_some(len(flat), flat.shape[1], random, samples)][None]
+    return _patches(node, values, random, samples)
 
 
-def _some(total: int, length: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Which of `total` rows of one batch to use."""
-    wanted = min(total, max(128, ROWS_PER_WEIGHT * length * BATCH // SAMPLES))
+def _some(total: int, length: int, random: np.random.Generator, samples: int) -> NDArray[np.int64]:
+    """Which of the `total` rows of a batch of so many samples to use."""
+    wanted = min(total, max(32 * samples, ROWS_PER_WEIGHT * length * samples // SAMPLES))
     return np.sort(random.choice(total, wanted, replace=False))
 
 
-def _patches(node: ir.Node, values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def _patches(
+    node: ir.Node, values: NDArray[np.float32], random: np.random.Generator, samples: int
+) -> NDArray[np.float32]:
     weight = array_of(node)
     assert weight is not None
     kernel = weight.shape[2:]
@@ -102,7 +106,7 @@ def _patches(node: ir.Node, values: NDArray[np.float32], random: np.random.Gener
     )
     spatial = seen.shape[2 : 2 + len(kernel)]
     total = int(np.prod((seen.shape[0], *spatial)))
-    chosen = _some(total, int(np.prod(weight.shape[1:])), random)
+    chosen = _some(total, int(np.prod(weight.shape[1:])), random, samples)
     at = np.unravel_index(chosen, (seen.shape[0], *spatial))
     index: tuple[Any, ...] = (at[0], slice(None), *at[1:])
     rows = seen[index]  # [n, channels, *kernel]

@@ -282,14 +282,14 @@ def test_products_with_a_computed_weight_are_left_out(tmp_path: Path) -> None:
 )
 def test_a_random_part_of_the_rows_is_used(total: int, length: int, wanted: int) -> None:
     # 12 rows for each weight of a row over 24 batches of 4: half as many in each as a row is long, but at least 128.
-    found = moments._some(total, length, np.random.default_rng(0)).tolist()
+    found = moments._some(total, length, np.random.default_rng(0), 4).tolist()
     assert len(set(found)) == len(found) == wanted
     assert found == sorted(found)
     assert set(found) <= set(range(total))
     if total == 5000:
         assert found[0] < 500
         assert found[-1] > 4500
-        assert found != moments._some(total, length, np.random.default_rng(1)).tolist()
+        assert found != moments._some(total, length, np.random.default_rng(1), 4).tolist()
 
 
 def test_chosen_rows_are_rows_of_the_whole(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_chosen_rows_are_rows_of_the_whole(tmp_path: Path) -> None:
     every = patches(x, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1).astype(np.float32)
     assert rows.shape == (1, 180, 360)
     places = [int(np.flatnonzero((every[0] == row).all(axis=1))[0]) for row in rows[0]]
-    assert places == moments._some(4 * 144, 360, np.random.default_rng(0)).tolist()
+    assert places == moments._some(4 * 144, 360, np.random.default_rng(0), 4).tolist()
 
 
 def test_the_seed_decides_which_rows(tmp_path: Path) -> None:
@@ -315,3 +315,8 @@ def test_the_seed_decides_which_rows(tmp_path: Path) -> None:
 
 def test_the_constants_documented() -> None:
     assert (moments.LONGEST_ROW, moments.ROWS_PER_WEIGHT, moments.SAMPLES, moments.BATCH) == (2400, 12, 96, 4)
+
+
+@pytest.mark.parametrize(("samples", "length", "count"), [(1, 8, 32), (1, 256, 32), (1, 264, 33), (2, 2400, 600)])
+def test_a_sample_gives_as_many_rows_alone_as_among_others(samples: int, length: int, count: int) -> None:
+    assert len(moments._some(5000, length, np.random.default_rng(0), samples)) == count
