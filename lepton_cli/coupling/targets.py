@@ -53,14 +53,10 @@ def entries(node: ir.Node, shapes: Mapping[str, Lengths]) -> list[Entry] | None:
     joined = producer is not None and producer.op_type == "Concat" and producer.domain in ("", "ai.onnx")
     found: list[Entry] = []
     for part in producer.inputs if joined and producer is not None else [target]:
-        if part is None:
-            return None
-        if is_constant(part) and part.const_value is not None:
+        if is_constant(part) and part is not None and part.const_value is not None:
             found += [int(number) for number in np.ravel(part.const_value.numpy())]
-        elif joined and shapes.get(part.name or "") == (1,):
+        elif joined and part is not None and shapes.get(part.name or "") == (1,):
             found.append(part)
-        else:
-            return None
     if len(found) != len(after):
         return None
     return [after[axis] if isinstance(one, int) and one > 0 else one for axis, one in enumerate(found)]
@@ -175,16 +171,14 @@ class _Writer:
             places = [None if a in fixed and self._number(target, a) is None else p for a, p in enumerate(places)]
         left = [axis for axis in moving if places[axis] is None]
         if left:  # several axes in one can hold heads: the size follows by itself
-            merged = [outside[0] for inside, outside in segments(before, after) if len(inside) > 1 and outside]
-            merged += [axis for inside, outside in segments(before, after) if len(inside) > 1 for axis in outside]
+            merged = [axis for inside, outside in segments(before, after) if len(inside) > 1 for axis in outside]
             places[next((axis for axis in merged if axis in left), left[0])] = -1
         return places
 
     def _number(self, target: ir.Value, place: int) -> int | None:
         value, at = _origin(target, place, self._looks.here)
-        if not is_constant(value) or value.const_value is None:
-            return None
-        return int(np.ravel(value.const_value.numpy())[at])
+        held = value.const_value if is_constant(value) else None
+        return None if held is None else int(np.ravel(held.numpy())[at])
 
     def _entry(self, node: ir.Node, target: ir.Value, place: int) -> ir.Value:
         """The value that says entry number `place`: read where its size is measured, where that is known."""

@@ -112,8 +112,8 @@ def test_the_size_of_a_head_stays() -> None:
     assert [group.channels for group in found.groups] == [4, 2]
 
 
-def test_attention_of_another_domain_is_not_this_one() -> None:
-    """It has the name, and projects its input itself."""
+def test_attention_of_another_domain_or_of_unknown_heads_stays() -> None:
+    """onnxruntime's own has the name, and projects its input itself."""
     n = Network(opset=23)
     parts = [n.linear(n.input(name, "batch", "length", 5), 5, 2 * SIZE) for name in ("q", "k", "v")]
     mixed = n.node("Attention", *parts, q_num_heads=2, kv_num_heads=2)
@@ -121,5 +121,9 @@ def test_attention_of_another_domain_is_not_this_one() -> None:
     assert next(group.frozen for group in found.groups) is None
     (node,) = (node for node in prepared.graph if node.op_type == "Attention")
     node.domain = "com.microsoft"
-    found = analyse.analyse(prepared, found.facts)
-    assert next(group.frozen for group in found.groups) == "Attention fixes this axis"
+    again = analyse.analyse(prepared, found.facts)
+    assert next(group.frozen for group in again.groups) == "Attention fixes this axis"
+    node.domain = ""
+    del node.attributes["kv_num_heads"]
+    again = analyse.analyse(prepared, found.facts)
+    assert next(group.frozen for group in again.groups) == "Attention fixes this axis"

@@ -8,31 +8,35 @@ import pytest
 
 from lepton_cli.coupling import known_shapes, targets
 from lepton_cli.coupling.targets import Looks, segments
-from lepton_cli.graph.edit import Editor
+from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.graph.feeds import default_feeds
 from tests.coupling.networks import Network, run
 
 
 def written(model: ir.Model, feeds: dict[str, tuple[int, ...]] | None = None) -> ir.Model:
-    return known_shapes.prepare(model, feeds or default_feeds(model, 2, 8))[0]
+    """Prepared; whatever was written can be read again."""
+    made, facts = known_shapes.prepare(model, feeds or default_feeds(model, 2, 8))
+    for node in made.graph:
+        assert node.op_type != "Reshape" or targets.entries(node, facts.shapes) is not None
+    return made
 
 
 def told(model: ir.Model, number: int = 0) -> list[int | str]:
     """The target of a Reshape: numbers, and what says an entry: a name, or the place in the Shape of a value."""
-    node = [node for node in model.graph if node.op_type == "Reshape"][number]
-    target = node.inputs[1]
+    target = [node for node in model.graph if node.op_type == "Reshape"][number].inputs[1]
     assert target is not None
     producer = target.producer()
-    parts = [target] if producer is None or producer.op_type != "Concat" else list(producer.inputs)
+    parts = [target] if producer is None or producer.op_type != "Concat" else producer.inputs
     found: list[int | str] = []
     for part in parts:
         assert part is not None
         before = part.producer()
+        index = None if before is None or before.op_type != "Gather" else array_of(before)
+        shape = None if index is None or before is None or before.inputs[0] is None else before.inputs[0].producer()
         if part.const_value is not None:
             found += part.const_value.numpy().tolist()
-        elif before is not None and before.op_type == "Gather" and before.inputs[0].producer().op_type == "Shape":
-            place = before.inputs[1].const_value.numpy().item()
-            found.append(f"{before.inputs[0].producer().inputs[0].name}[{place}]")
+        elif index is not None and shape is not None and shape.inputs[0] is not None and shape.op_type == "Shape":
+            found.append(f"{shape.inputs[0].name}[{index.item()}]")
         else:
             found.append(part.name or "")
     return found
@@ -129,7 +133,8 @@ def test_a_size_that_is_computed_is_taken_from_the_target() -> None:
     n = Network()
     x = n.input("x", "batch", "length", 6)
     y = n.node("Reshape", x, n.literal(-1, 6))
-    half = n.node("Div", n.node("Mul", size(n, x, 1), n.literal(3)), n.literal(3))
+    length = n.node("Gather", n.node("Shape", x), n.weight(values=np.array(1, np.int64)), axis=0)
+    half = n.node("Unsqueeze", n.node("Mul", length, n.weight(values=np.array(1, np.int64))), n.literal(0))
     alone = n.node("Concat", size(n, x, 0), half, n.literal(6), axis=0)
     vector = n.node("Mul", n.node("Shape", x), n.literal(1, 1, 1))
     one = n.node("Reshape", y, alone)
@@ -179,7 +184,14 @@ def test_what_keeps_no_width_stays() -> None:
     x = n.input("x", "batch", "length")
     target = n.node("Concat", size(n, x, 1), size(n, x, 0), axis=0)
     model = n.model(n.node("Reshape", x, target))
-    assert [node.op_type for node in written(model).graph] == [node.op_type for node in model.graph]
+    made = known_shapes.prepare(model, {"x": (2, 8)})[0]
+    assert [node.op_type for node in made.graph] == [node.op_type for node in model.graph]
+
+
+def test_a_literal_target_stays() -> None:
+    n = Network()
+    model = n.model(n.node("Reshape", n.input("x", "batch", 12), n.literal(-1, 3, 4)))
+    assert told(written(model)) == [-1, 3, 4]
 
 
 def test_without_open_sizes_nothing_is_written() -> None:
@@ -214,6 +226,38 @@ def test_a_target_is_given_as_numbers_or_joined(dims: list[int | str], concat: l
     assert (made.dtype, made.shape) == (ir.DataType.INT64, ir.Shape([len(dims)]))
 
 
+@pytest.mark.parametrize("kind", ["ends", "steps", "indices", "attributes"])
+def test_what_is_taken_at_computed_places_is_not_followed(kind: str) -> None:
+    """The places happen to be the first one; another size would have them elsewhere."""
+    n = Network(opset=9 if kind == "attributes" else 17)
+    x = n.input("x", "batch", "length", 6)
+    shape, one = n.node("Shape", x), n.node("Div", size(n, x, 0), size(n, x, 0))
+    zero = n.node("Sub", one, one)
+    if kind == "indices":
+        taken = n.node("Gather", shape, zero, axis=0)
+    elif kind == "attributes":
+        taken = n.node("Slice", shape, starts=[0], ends=[1])
+    else:
+        ends = one if kind == "ends" else n.literal(1)
+        taken = n.node("Slice", shape, n.literal(0), ends, n.literal(0), *([one] if kind == "steps" else []))
+    turned = n.node("Transpose", x, perm=[2, 0, 1])
+    target = n.node("Concat", n.literal(1), size(n, x, 1), taken, n.literal(6), axis=0)
+    y = n.node("Reshape", turned, target)
+    model = n.model(n.node("Relu", x))
+    here = {node.outputs[0].name or "": (1,) for node in model.graph} | {shape: (3,), target: (4,)}
+    here = {key: (3,) if "Shape" in key else value for key, value in here.items()}
+    looks = Looks({**here, turned: (6, 2, 8), y: (1, 8, 2, 6)}, {turned: (6, 5, 16), y: (1, 16, 5, 6)}, whole=True)
+    assert targets.write(model, looks)
+    assert told(model) == [1, -1, taken, 6]
+
+
+def test_shapes_are_those_of_both_looks() -> None:
+    value, looks = ir.Value(name="x"), Looks({"x": (2, 3), "y": (1,)}, {"x": (5, 3), "z": (1,)}, whole=True)
+    assert looks.both(value) == ((2, 3), (5, 3))
+    assert looks.both(None) is looks.both(ir.Value(name="y")) is looks.both(ir.Value(name="z")) is None
+    assert Looks({"x": (2, 3)}, {"x": (2,)}, whole=True).both(value) is None
+
+
 def entries_of(n: Network, target: str, rank: int, **shapes: tuple[int, ...]) -> list[targets.Entry] | None:
     n.node("Reshape", n.inputs[0].name, target)
     node = n.model(n.node("Relu", n.inputs[0].name)).graph[-2]
@@ -237,6 +281,7 @@ def test_entries_of_another_target_are_unknown() -> None:
     n = Network()
     x = n.input("x", "batch", 42)
     assert entries_of(n, n.node("Shape", x), 2) is None
+    assert targets.entries(ir.node("Reshape", [ir.Value(name="x")]), {}) is None
     n = Network()
     joined = n.node("Concat", n.node("Shape", n.input("x", "batch", 42)), n.literal(1), axis=0)
     assert entries_of(n, joined, 2, Shape_0_out=(2,)) is None
