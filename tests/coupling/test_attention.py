@@ -103,7 +103,7 @@ def test_heads_of_a_cache_go_unless_they_come_or_leave_by_themselves(kept: str) 
         "`old_keys` is an input of the model" if kept == "past" else f"`{[*more, ''][0]}` is an output of the model"
     )
     assert [(group.frozen, group.channels) for group in heads] == [(None if kept == "none" else reason, 2)]
-    assert len(heads[0].producers) == (3 if kept == "past" else 5)
+    assert (len(heads[0].producers), len(heads[0].consumers)) == (3 if kept == "past" else 5, 1)
     np.testing.assert_array_equal(found.labels[present, 1], heads[0].atoms)
 
 
