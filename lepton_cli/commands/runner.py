@@ -21,7 +21,7 @@ from lepton_cli.errors import LeptonError, ModelError, StepError, cause_of, disk
 from lepton_cli.graph.held import nothing_to_compress
 from lepton_cli.model import io
 from lepton_cli.report.model import RECORDS, StepRecord
-from lepton_cli.step import Context, Options, Outcome
+from lepton_cli.step import Context, Decision, Options, Outcome
 from lepton_cli.steps import STEPS
 
 #: Samples the outputs are compared on.
@@ -113,15 +113,17 @@ def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outco
 
 
 def _left_as_it_was(model: ir.Model, outcome: Outcome, why: str) -> Outcome:
-    """What a step that gained nothing made of the model, in place of its result."""
-    decisions = tuple(
-        one.model_copy(update={"action": "kept", "reason": f"was {one.action}, but the step as a whole gained nothing"})
-        if one.action != "kept"
-        else one
-        for one in outcome.decisions
-    )
+    """What a step that gained nothing made, in place of its result: what it tried is told, as not applied."""
+    decisions = tuple(_not_applied(one) if one.action != "kept" else one for one in outcome.decisions)
     said = f"left the model as it was: {why} (`least_gain: false` insists)"
-    return Outcome(model, 0, decisions, why, warnings=(said,), left_because=why)
+    return Outcome(model, 0, decisions, why, outcome.details, warnings=(said,), left_because=why)
+
+
+def _not_applied(tried: Decision) -> Decision:
+    how = f"{tried.action} ({tried.reason})" if tried.reason else tried.action
+    return tried.model_copy(
+        update={"action": "kept", "reason": f"tried as {how}, not applied: the step as a whole gained nothing"}
+    )
 
 
 def _own_fault(error: Exception, before: Checked, options: Options) -> Exception:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lepton_cli import scratch
+from lepton_cli.coupling import targets
+from lepton_cli.coupling.targets import Looks
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import fold, shapes
 from lepton_cli.graph.edit import Editor
@@ -56,6 +58,8 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
                 _make_literal(editor, computed[name], one[name])
         RemoveUnusedNodesPass()(copy)
     here = _followed(here)
+    if targets.write(copy, Looks(here, there, _all_changed(copy, first, second))):
+        RemoveUnusedNodesPass()(copy)
     opened = {
         (name, axis)
         for name, shape in here.items()
@@ -119,6 +123,18 @@ def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool)
         if _runs(model, changed([*accepted, name])):
             accepted.append(name)
     return changed(accepted) if accepted else None
+
+
+def _all_changed(
+    model: ir.Model, first: Mapping[str, Sequence[int]], second: Mapping[str, Sequence[int]] | None
+) -> bool:
+    """Does every size that is open differ between these feeds?"""
+    return second is not None and all(
+        isinstance(dim, int) or first[info.name][axis] != second[info.name][axis]
+        for info in io.inputs(model)
+        if info.name in first and info.shape is not None
+        for axis, dim in enumerate(info.shape)
+    )
 
 
 def _runs(model: ir.Model, feeds: Mapping[str, Sequence[int]]) -> bool:

@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lepton_cli.coupling import targets
 from lepton_cli.coupling.links import Links
 from lepton_cli.coupling.surgery import Surgery
+from lepton_cli.coupling.targets import Entry, segments
 
 
 def source(node: ir.Node, index: int = 0) -> ir.Value:
@@ -47,16 +49,19 @@ def squeeze(links: Links, node: ir.Node) -> None:
 def reshape(links: Links, node: ir.Node) -> None:
     """Axes that stay whole join; a split or merged axis joins in blocks with the factor that carries channels."""
     x, y = source(node), node.outputs[0]
-    if node.op_type == "Reshape" and target_dims(links, node) is None:
+    dims = target(links, node) if node.op_type == "Reshape" else []
+    if dims is None:
         return
+    for axis, dim in enumerate(dims):
+        if isinstance(dim, ir.Value):
+            links.freeze(y, axis, "Reshape fixes this axis", node.name or "")
     for inside, outside in segments(links.shape(x) or (), links.shape(y) or ()):
         if len(inside) == len(outside) == 1:
             links.join(x, inside[0], y, outside[0])
         elif len(inside) == 1 and outside:
-            _blocks(links, x, inside[0], y, outside, _split_factor(links, node, outside))
+            _blocks(links, x, inside[0], y, outside, _split_factor(links, node, inside[0], outside))
         elif len(outside) == 1 and inside:
-            carrying = [axis for axis in inside if links.is_live(x, axis)]
-            _blocks(links, y, outside[0], x, inside, carrying[0] if carrying else inside[0])
+            _blocks(links, y, outside[0], x, inside, _merged_factor(links, x, inside))
         elif len(inside) == len(outside) == 2:
             _regroup(links, (x, inside), (y, outside))
             _regroup(links, (y, outside), (x, inside))
@@ -73,6 +78,7 @@ def _regroup(links: Links, one: tuple[ir.Value, list[int]], two: tuple[ir.Value,
     blocks = links.ids(apart, whole).reshape(heads, after[size])
     links.link(rows, np.broadcast_to(rows[0], rows.shape))
     links.link(blocks, np.broadcast_to(rows[0][:, None], blocks.shape))
+    links.merge((merged, both), (before[samples], heads), 1)
     links.spread((apart, whole), (merged, both))
 
 
@@ -83,11 +89,26 @@ def _blocks(links: Links, whole: ir.Value, axis: int, parts: ir.Value, factors: 
     place = factors.index(chosen)
     line = links.ids(parts, chosen).reshape([-1 if k == place else 1 for k in range(len(sizes))])
     links.link(ids, np.broadcast_to(line, ids.shape))
+    links.merge((whole, axis), tuple(sizes), place)
     links.spread((whole, axis), (parts, chosen))
 
 
-def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
-    """Which factor of a split channel axis is pruned: heads (the outer one), except in a channel shuffle."""
+def _merged_factor(links: Links, x: ir.Value, factors: list[int]) -> int:
+    """Which of the axes that become one is pruned: one that carries channels; samples only where there is no other."""
+    live = [axis for axis in factors if links.is_live(x, axis)]
+    fixed = [axis for axis in factors if axis and (x.name or "", axis) not in links.facts.open]
+    return [*live, *fixed, *factors][0]
+
+
+def _split_factor(links: Links, node: ir.Node, axis: int, factors: list[int]) -> int:
+    """Which factor of a split channel axis is pruned: heads (the outer one), except in a channel shuffle.
+
+    What was merged before is split as it was merged.
+    """
+    sizes = tuple((links.shape(node.outputs[0]) or ())[factor] for factor in factors)
+    place = links.merged(source(node), axis, sizes)
+    if place is not None:
+        return factors[place]
     users = [user for user, _ in node.outputs[0].uses()]
     if len(users) == 1 and users[0].op_type == "Transpose" and len(factors) == 2:
         order = list(users[0].attributes.get_ints("perm", []))
@@ -103,55 +124,20 @@ def _split_factor(links: Links, node: ir.Node, factors: list[int]) -> int:
     return next((axis for axis in factors if (node.outputs[0].name or "", axis) not in links.facts.open), factors[0])
 
 
-def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes with equal products; axes of size 1 are left out."""
-    one, two = [a for a, d in enumerate(before) if d != 1], [a for a, d in enumerate(after) if d != 1]
-    found: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(one) and j < len(two):
-        inside, outside = [one[i]], [two[j]]
-        left, right = before[one[i]], after[two[j]]
-        i, j = i + 1, j + 1
-        while left != right:
-            if left < right and i < len(one):
-                left, i = left * before[one[i]], i + 1
-                inside.append(one[i - 1])
-            elif right < left and j < len(two):
-                right, j = right * after[two[j]], j + 1
-                outside.append(two[j - 1])
-            else:
-                return found
-        found.append((inside, outside))
-    return found
-
-
-def target_dims(links: Links, node: ir.Node) -> list[int] | None:
-    """A literal shape for a Reshape that holds at every input size (with 0 and -1); `None` when there is none."""
-    x, y = source(node), node.outputs[0]
-    before, after = links.shape(x) or (), links.shape(y) or ()
-    literal = links.constant(optional(node, 1))
-    if literal is not None:
-        return [int(d) if d <= 0 else after[axis] for axis, d in enumerate(np.ravel(literal))]
-    dims = list(after)
-    moving = [axis for axis in range(len(after)) if (y.name or "", axis) in links.facts.open]
-    for axis in moving[:-1] if len(moving) > 1 else []:
-        same = axis < len(before) and before[axis] == after[axis] and (x.name or "", axis) in links.facts.open
-        if not same:
-            return None
-        dims[axis] = 0
-    if moving:
-        dims[moving[-1]] = -1
-    return dims
+def target(links: Links, node: ir.Node) -> list[Entry] | None:
+    """What a Reshape makes of its input, entry by entry; `None` where that is not known for every input size."""
+    return targets.entries(node, links.facts.shapes)
 
 
 def mend_reshape(surgery: Surgery, node: ir.Node) -> None:
-    """A literal shape with the new widths."""
+    """A target with the new widths; entries that are no widths stay."""
     y = node.outputs[0]
     if not surgery.touches(y) and not surgery.touches(source(node)):
         return
-    dims = target_dims(surgery.links, node)
+    dims = target(surgery.links, node)
     if dims is not None:
-        surgery.set_input(node, 1, [d if d <= 0 else surgery.width(y, axis) for axis, d in enumerate(dims)])
+        new = [surgery.width(y, axis) if isinstance(d, int) and d > 0 else d for axis, d in enumerate(dims)]
+        targets.give(surgery.editor, node, new)
 
 
 def concat(links: Links, node: ir.Node) -> None:
@@ -361,14 +347,16 @@ def mend_pad(surgery: Surgery, node: ir.Node) -> None:
 
 
 def expand(links: Links, node: ir.Node) -> None:
-    """Axes that keep their size pass; new sizes are frozen."""
+    """Axes that keep their size pass; where one position becomes many, they are equal, and as many as anyone wants."""
     x, y = source(node), node.outputs[0]
     if links.constant(optional(node, 1)) is None:
         return
     shift = len(links.shape(y) or ()) - len(links.shape(x) or ())
-    for axis, size in enumerate(links.shape(x) or ()):
-        if size > 1:
-            links.join(x, axis, y, axis + shift)
+    for axis in range(len(links.shape(y) or ())):
+        if axis >= shift and (links.shape(x) or ())[axis - shift] > 1:
+            links.join(x, axis - shift, y, axis)
+        else:
+            links.ids(y, axis)
 
 
 def mend_expand(surgery: Surgery, node: ir.Node) -> None:

@@ -86,6 +86,7 @@ class Links:
         self._edges: list[tuple[Ids, Ids]] = []
         self._frozen: list[tuple[Ids, str, str]] = []
         self._touched: set[TensorAxis] = set()
+        self._merged: dict[TensorAxis, tuple[tuple[int, ...], int]] = {}
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Concrete shape, or `None` when unknown."""
@@ -130,6 +131,19 @@ class Links:
         keys = {(v.name or "", axis % max(len(self.shape(v) or ()), 1)) for v, axis in ends}
         if keys & self.live:
             self.live |= keys
+        known = next((self._merged[key] for key in keys if key in self._merged), None)
+        if known is not None:
+            self._merged |= dict.fromkeys(keys - self._merged.keys(), known)
+
+    def merge(self, whole: tuple[ir.Value, int], sizes: tuple[int, ...], place: int) -> None:
+        """This axis consists of factors of these sizes, of which the one at `place` carries channels."""
+        value, axis = whole
+        self._merged.setdefault((value.name or "", axis), (sizes, place))
+
+    def merged(self, value: ir.Value, axis: int, sizes: tuple[int, ...]) -> int | None:
+        """Which of the factors of these sizes carries channels in an axis that was merged from such."""
+        known = self._merged.get((value.name or "", axis))
+        return known[1] if known is not None and known[0] == sizes else None
 
     def is_live(self, value: ir.Value, axis: int) -> bool:
         """Does this axis carry channels that a weight produced?"""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.coupling import blocks, layout
+from lepton_cli.coupling import attention, blocks, layout
 from lepton_cli.coupling.layout import optional, source
 from lepton_cli.coupling.links import Links
 from lepton_cli.coupling.surgery import Surgery
@@ -302,19 +302,19 @@ def shape_of(links: Links, node: ir.Node) -> None:
 
 def _axes_read(links: Links, node: ir.Node, rank: int) -> set[int]:
     """Axes whose size leaves the `Shape` node through constant Gathers and Slices."""
-    if "start" in node.attributes or "end" in node.attributes:
-        return set(range(rank))
+    first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+    measured = range(rank)[first:last]
     read: set[int] = set()
     for user, _ in node.outputs[0].uses():
         literals = [links.constant(value) for value in user.inputs[1:]]
         known = [int(number) for literal in literals if literal is not None for number in np.ravel(literal)]
         if user.op_type == "Gather" and literals[0] is not None:
-            read |= {axis % rank for axis in known}
+            read |= {measured[place] for place in known if -len(measured) <= place < len(measured)}
         elif user.op_type == "Slice" and len(literals) >= 2 and len(known) == len(literals):
-            read |= set(range(rank)[known[0] : known[1] : known[3] if len(known) > 3 else 1])
+            read |= set(measured[known[0] : known[1] : known[3] if len(known) > 3 else 1])
         else:
-            return set(range(rank))
-    return read if not node.outputs[0].is_graph_output() else set(range(rank))
+            return set(measured)
+    return read if not node.outputs[0].is_graph_output() else set(measured)
 
 
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc")
@@ -341,6 +341,7 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": Operator(matmul),
     "FusedMatMul": Operator(matmul),
     "Einsum": Operator(einsum),
+    "Attention": Operator(attention.attention, attention.mend_attention),
     "BatchNormalization": Operator(per_channel),
     "InstanceNormalization": Operator(per_channel),
     **dict.fromkeys(_POOLS.split(), Operator(pool)),

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import layout
+from lepton_cli.coupling import targets
 from lepton_cli.coupling.operators import OPERATORS, elementwise
 from lepton_cli.graph import shapes
 
@@ -128,7 +128,7 @@ def _place(node: ir.Node, source: ir.Value, axis: int, known: dict[str, tuple[in
         return place if place >= 0 else None
     if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
         after = known[node.outputs[0].name or ""]
-        pairs = layout.segments(shape, after) if source is node.inputs[0] else []
+        pairs = targets.segments(shape, after) if source is node.inputs[0] else []
         return next((inside[0] for inside, outside in pairs if outside == [axis]), None)
     return axis if node.op_type in ("Softmax", "LogSoftmax") else None
 

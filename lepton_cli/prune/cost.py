@@ -79,8 +79,11 @@ def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> CostMo
 
 
 def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[TensorAxis], tuple[int, ...]]:
-    """Axes that a product of two activations loops over: the output's and the contracted one."""
-    output, left = node.outputs[0], node.inputs[0]
+    """Axes that a product of two activations loops over: the output's and the contracted one.
+
+    The latter is of one head in attention, and stays.
+    """
+    output, left = node.outputs[0], node.inputs[0] if node.op_type != "Attention" else None
     shape = coupling.facts.shapes.get(output.name or "", ())
     axes = [(output.name or "", axis) for axis in range(len(shape))]
     inner = coupling.facts.shapes.get((left.name or "") if left is not None else "", ())

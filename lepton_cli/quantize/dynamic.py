@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -86,12 +88,13 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         warnings += left
         given, unsmoothed = ready, details
 
-        def smoothed() -> tuple[ir.Model, QuantizeDynamicDetails]:
-            return _smoothed(
-                given, names, lambda trial: _written(trial, names, options.op_types, target), unsmoothed, context
-            )
+        def write(trial: ir.Model) -> ir.Model:
+            return _written(trial, names, options.op_types, target, context.workdir)
 
-        made, details = (_written(ready, names, options.op_types, target), details) if context.dry else smoothed()
+        def smoothed() -> tuple[ir.Model, QuantizeDynamicDetails]:
+            return _smoothed(given, names, write, unsmoothed, context)
+
+        made, details = (write(ready), details) if context.dry else smoothed()
         if not context.dry and (wrong := strayed(given, made, names, context)):
             names -= wrong.keys()
             decisions = kept(decisions, wrong)
@@ -196,18 +199,24 @@ def _refused(node: ir.Node, op_types: tuple[str, ...], large: bool) -> str | Non
     return more_than_product(node) if node.op_type == "Gemm" else None
 
 
-def _written(model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target: targets.Target) -> ir.Model:
+def _written(
+    model: ir.Model, nodes: set[str], op_types: tuple[str, ...], target: targets.Target, workdir: Path
+) -> ir.Model:
     onnxruntime()
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-    from onnxruntime.quantization.quant_utils import QuantizationMode
+    from onnxruntime.quantization.quant_utils import QuantizationMode, load_model_with_shape_infer
 
     apart, moved = aside.set_aside(model)
     proto = io.to_proto(apart)
     try:
-        with quiet():
+        # Left to infer shapes itself, the quantizer does so in a folder of its own, which a killed process leaves.
+        with quiet(), tempfile.TemporaryDirectory(dir=workdir) as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save_model(proto, path, save_as_external_data=True)
+            del proto
             quantizer = ONNXQuantizer(
-                proto,
+                load_model_with_shape_infer(path),
                 per_channel=True,
                 reduce_range=target.reduce_range,
                 mode=QuantizationMode.IntegerOps,

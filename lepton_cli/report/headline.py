@@ -91,7 +91,8 @@ def _good(report: Report) -> list[str]:
 
 def _no_gain(report: Report) -> list[str]:
     """What a step measured itself: that its kind of model does not pay on this machine, and what does."""
-    found = [step.details.speed for step in report.steps if isinstance(step.details, QuantizeStaticDetails)]
+    applied = [step.details for step in report.steps if not step.left_because]
+    found = [details.speed for details in applied if isinstance(details, QuantizeStaticDetails)]
     return [speed.verdict for speed in found if speed is not None and speed.verdict]
 
 

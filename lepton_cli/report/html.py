@@ -221,7 +221,7 @@ def _step(step: StepRecord, listed: int) -> dict[str, Any]:
     return {
         "record": step,
         "title": words.printable(step.summary) or words.plural(step.changed, "change"),
-        "settings": words.settings(step.details),
+        "settings": words.settings(step.details, tried=bool(step.left_because)),
         "actions": [(action, len(group)) for action, group in by_action.items()],
         "decisions": shown,
         "more": len(step.decisions) - len(shown),

@@ -176,7 +176,9 @@ def _search(report: Report) -> str:
 def _step(step: StepRecord) -> str:
     title = f"{step.index + 1}. {step.step}: {step.summary or words.plural(step.changed, 'change')}"
     lines = [f"{words.plural(step.changed, 'change')} in {step.seconds:.1f} s", ""]
-    lines += [f"- {text(key)}: {text(chosen)}" for key, chosen in words.settings(step.details)]
+    lines += [
+        f"- {text(key)}: {text(chosen)}" for key, chosen in words.settings(step.details, tried=bool(step.left_because))
+    ]
     for (action, reason), nodes in grouped(step).items():
         shown = ", ".join(code(node) for node in nodes[:_NODES_SHOWN])
         more = f" and {len(nodes) - _NODES_SHOWN} more" if len(nodes) > _NODES_SHOWN else ""

@@ -60,7 +60,8 @@ class StepRecord(ReportPart):
     changed: int
     seconds: float
     summary: str
-    #: Why a step that could have changed the model left it as it was; empty where it did not.
+    #: Why a step that could have changed the model left it as it was: then `details` and the reasons of `decisions` say
+    #: what it tried. Empty where it did not.
     left_because: str = ""
     decisions: tuple[Decision, ...] = ()
     details: Details = Details()

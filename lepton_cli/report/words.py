@@ -103,9 +103,13 @@ def significant(amount: float) -> str:
     return f"{amount:,.{max(0, 2 - size)}f}"
 
 
-def settings(details: Details) -> list[tuple[str, str]]:
-    """What a step chose, from its details: single values, short lists and tables of single values, as text."""
+def settings(details: Details, *, tried: bool = False) -> list[tuple[str, str]]:
+    """What a step chose, from its details: single values, short lists and tables of single values, as text.
+
+    `tried`: the step left the model as it was in the end.
+    """
     listed = []
+    before = "tried, not applied: " if tried else ""
     for key, found in details.model_dump(exclude_none=True).items():
         if isinstance(found, Mapping) and 0 < len(found) <= 8 and all(_single(one) for one in found.values()):
             listed.append((key, ", ".join(f"{name} {_setting(one)}" for name, one in found.items())))
@@ -113,7 +117,8 @@ def settings(details: Details) -> list[tuple[str, str]]:
             listed.append((key, ", ".join(_setting(one) for one in found)))
         elif _single(found) and found != "":
             listed.append((key, _setting(found)))
-    return [(printable(key, 60).replace("_db", " (dB)").replace("_", " "), printable(text)) for key, text in listed]
+    labels = [before + printable(key, 60).replace("_db", " (dB)").replace("_", " ") for key, _ in listed]
+    return [(label, printable(text)) for label, (_, text) in zip(labels, listed, strict=True)]
 
 
 def _single(found: object) -> bool:

@@ -18,7 +18,7 @@ from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import StepRecord
-from lepton_cli.step import Step
+from lepton_cli.step import Decision, Outcome, Step
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context
 
@@ -56,8 +56,25 @@ def test_a_file_that_grows_is_not_written(tmp_path: Path) -> None:
     assert record.left_because == f"its result is {share:.1%} larger"
     assert record.warnings == (f"left the model as it was: {record.left_because} (`least_gain: false` insists)",)
     assert record.changed == 0 < other.changed
-    assert {one.action for one in record.decisions} == {"kept"}
     assert other.left_because == ""
+    assert [(one.action, one.reason) for one in record.decisions] == [
+        ("kept", f"tried as {one.action} ({one.reason}), not applied: the step as a whole gained nothing")
+        for one in other.decisions
+    ]
+    assert {one.action for one in other.decisions} == {"quantized"}
+    assert record.details == other.details != type(other.details)()
+
+
+def test_what_was_left_alone_anyway_and_what_gives_no_reason_are_told_as_they_are(tmp_path: Path) -> None:
+    model = net(4)
+    first = next(node.name or "" for node in model.graph if node.op_type == "Conv")
+    _, record = step(model, tmp_path, **STATIC, exclude=[first])
+    reasons = {one.node: one.reason for one in record.decisions}
+    assert record.left_because
+    assert not reasons[first].startswith("tried")
+    made = Outcome(model, 1, (Decision(node="a", op="Conv", action="rounded", reason=""),))
+    (told,) = runner._left_as_it_was(model, made, "why").decisions
+    assert told.reason == "tried as rounded, not applied: the step as a whole gained nothing"
 
 
 @pytest.mark.parametrize("least", ["5 %", "70 %", "80 %"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lepton_cli import runtime
 from lepton_cli.coupling import analyse
 from lepton_cli.coupling.known_shapes import KnownShapes
-from lepton_cli.coupling.layout import segments
+from lepton_cli.coupling.targets import segments
 from lepton_cli.model import io
 from tests.coupling.networks import Network, analysed
 

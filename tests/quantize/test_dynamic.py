@@ -1,7 +1,9 @@
 """`quantize.dynamic`: MatMul, Gemm and tables, never Conv unless asked."""
 
 import math
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from lepton_cli import scratch
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError, RecipeError, StepError
 from lepton_cli.model import io
@@ -358,6 +361,22 @@ def test_a_graph_that_the_writer_refuses(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StepError) as caught:
         quantize(mlp(), tmp_path, rows())
     assert (caught.value.code, caught.value.cause) == ("quantize.writer", "first second")
+
+
+def test_every_folder_lies_where_the_next_process_clears_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process removes nothing itself: `scratch` and the run's own folder are cleared by those that follow."""
+    made: list[Path] = []
+    plain = tempfile.mkdtemp
+
+    def noted(*arguments: Any, **named: Any) -> str:
+        made.append(Path(plain(*arguments, **named)))
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    assert quantize(mlp(), tmp_path, rows()).changed
+    assert any(folder.is_relative_to(tmp_path) for folder in made)
+    assert [f for f in made if not f.is_relative_to(tmp_path) and not f.name.startswith(scratch.PREFIX)] == []
+    assert not any(folder.exists() for folder in made if folder.parent == tmp_path)
 
 
 def test_the_producer_stays(tmp_path: Path) -> None:

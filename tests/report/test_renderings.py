@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lepton_cli.errors import OutputError
 from lepton_cli.measure.results import ClassChange, Flip
 from lepton_cli.prune.details import PruneChannelsDetails, Width
-from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity
+from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity, Speed
 from lepton_cli.report import charts, github, junit, markdown, render, store
 from lepton_cli.report import html as page
 from lepton_cli.report.model import RECORDS, Failure, Report, StepRecord
@@ -225,6 +225,21 @@ def test_every_rendering_of_partial_reports(changes: dict[str, object]) -> None:
     for kind in render.FILES:
         assert isinstance(render.render(report, kind), str)
     assert report.headline in Page(page.render(report)).text.replace("\N{NON-BREAKING HYPHEN}", "-")
+
+
+def test_a_step_that_left_the_model_tells_what_it_tried_as_not_applied() -> None:
+    speed = Speed(speedup=0.8, verdict="int8 does not pay here")
+    details = QuantizeStaticDetails(target="x86-vnni", speed=speed)
+    told = {}
+    for why in ("", "its result is as large as before"):
+        record = RECORDS["quantize.static"](
+            index=0, step="quantize.static", changed=0, seconds=0.1, summary=why, left_because=why, details=details
+        )
+        report = builders.report(steps=(record,))
+        told[bool(why)] = [markdown.render(report), page.render(report)]
+        assert ("int8 does not pay here" in report.headline) == (not why)
+    assert all("tried, not applied: target" in text and "x86-vnni" in text for text in told[True])
+    assert not any("tried" in text for text in told[False])
 
 
 def test_markdown_starts_with_marker_and_verdict() -> None:
