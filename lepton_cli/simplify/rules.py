@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter.rules import common
 
-from lepton_cli.graph import shapes
+from lepton_cli.graph import batch_norm, clean, fold, shapes
 from lepton_cli.graph.edit import Editor, bypass, is_constant
 from lepton_cli.simplify import affine, moves, unfuse
 from lepton_cli.simplify.found import Find, Found, drop
@@ -35,6 +35,8 @@ def _theirs(*rules: RewriteRule) -> Find:
     return find
 
 
+#: Rounds of `join`: what one rule made another may take.
+ROUNDS = 8
 #: Values of a constant up to which it is looked for among those that are there.
 _SMALL = 16
 
@@ -113,6 +115,24 @@ def apply(model: ir.Model, rules: Sequence[Rule], allowed: set[str]) -> tuple[li
                         gone += [(one, rule.does) for one in _put(editor, constants, node, found)]
                         used.add(rule)
     return gone, used
+
+
+def join(model: ir.Model, allowed: set[str]) -> None:
+    """Apply all rules until none fits, in place, with what they leave to compute, to fold and to remove.
+
+    The names of the nodes that are made are added to `allowed`.
+    """
+    for _ in range(ROUNDS):
+        before = {node.name or "" for node in model.graph}
+        _, used = apply(model, RULES, allowed)
+        allowed |= {node.name or "" for node in model.graph} - before
+        if not used:
+            break
+        clean.remove_unused(model)
+        clean.remove_no_ops(model, allowed)
+        fold.fold_constants(model, allowed)
+        batch_norm.fold_batch_norm(model, allowed)
+    shapes.annotate(model)
 
 
 class _Constants:

@@ -393,6 +393,29 @@ def test_a_shortcut_by_slice_and_pad_becomes_a_convolution_for_cpus_only(tmp_pat
     assert "Pad" in ops(quick(model, tmp_path, images(2), exclude=["Pad_*"]).model)
 
 
+def test_padding_and_what_onnxruntime_fused_become_int8_convolutions(tmp_path: Path) -> None:
+    graph = Graph(13)
+    x = graph.op("Pad", graph.take("x", ["b", 3, 16, 16]), graph.constant(np.array([0, 0, 0, 0, 0, 0, 1, 1])))
+    x = graph.op("Relu", graph.op("Conv", x, *_weights(graph, 16, 3), strides=[2, 2]))
+    fused = {"domain": "com.microsoft", "activation": "Relu", "pads": [1] * 4}
+    x = graph.op(
+        "FusedConv", graph.op("FusedConv", x, *_weights(graph, 16, 16), **fused), *_weights(graph, 16, 16), **fused
+    )
+    model = graph.model(x)
+    outcome = quick(model, tmp_path, images())
+    assert set(ops(outcome.model)) == {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    int8 = [d.node for d in outcome.decisions if d.op == "Conv" and d.action == "quantized"]
+    assert int8 == ["Conv_1", "FusedConv_3", "FusedConv_4"]
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+    assert "FusedConv" in ops(quick(model, tmp_path, images(), exclude=["FusedConv_4"]).model)
+
+
+def _weights(graph: Graph, cout: int, cin: int) -> list[str]:
+    """Of a 3x3 convolution, with its bias."""
+    weight = graph.random.normal(0, (2 / (cin * 9)) ** 0.5, (cout, cin, 3, 3)).astype(np.float32)
+    return [graph.constant(weight), graph.constant(graph.random.normal(0, 0.1, cout).astype(np.float32))]
+
+
 def test_speed_is_not_measured_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: object) -> None:
         raise AssertionError
