@@ -39,6 +39,8 @@ CAUTIOUS = 0.25
 SECONDS, PRECISION = 2.0, 0.02
 #: Visits at least, and runs of a burst.
 LEAST, RUNS = 5, 10
+#: What a layer must lose at least to be returned, as a share of the float model's time: less is noise of the profiler.
+LEAST_LOSS = 0.005
 #: Numbers of first layers to try in float.
 PREFIXES = (1, 2, 3, 4, 6, 8)
 
@@ -134,9 +136,13 @@ def losing(model: ir.Model, quantized: ir.Model, choice: Choice, feeds: Values, 
             continue
         int8 = _int8(slow, node.name or "")
         plain = _plain(fast, [node.name or "", *_tensors(node)])
-        if int8 is not None and plain is not None and int8 > 1.1 * plain:
+        if int8 is not None and plain is not None and int8 - plain > max(0.1 * plain, LEAST_LOSS * _whole(fast)):
             lost[node.name or ""] = int8 - plain
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
+
+def _whole(kernels: Mapping[str, Kernel]) -> float:
+    return sum(kernel.microseconds for kernel in kernels.values())
 
 
 def _int8(kernels: Mapping[str, Kernel], name: str) -> float | None:
@@ -266,15 +272,7 @@ class _Search:
         gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=GAIN)[1]
         if gain < GAIN:
             return False
-        # onnxruntime quantizes the weights of a float layer between two int8 ones by itself: that one stays ours.
-        kernels = profile(made, self.feeds, self.context)
-        requantized = {name for name in names if _int8(kernels, name) is not None}
-        names = [name for name in names if name not in requantized and name in self.choice.anchors]
-        if not names:
-            return False
-        if requantized:
-            trial = self.choice.without(names, "float is faster here (measured)", self.model)
-            made = self.write(trial)
+        names = [name for name in names if name in self.choice.anchors]
         self.choice, self.made = trial, made
         self.returned.append(Returned(nodes=tuple(names), gain=round(gain, 3)))
         return True
