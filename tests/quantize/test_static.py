@@ -164,7 +164,7 @@ def test_dry_run_needs_no_data(tmp_path: Path) -> None:
     model = residual_net()
     outcome = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert ops(outcome.model).count("DequantizeLinear") > 0, "what will be written, but for the values"
-    assert outcome.changed == 10
+    assert outcome.changed == 12
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_plan_says_what_would_become_int8_and_nothing_to_do_is_told(tmp_path: 
     plan = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert plan.summary == "5 of 6 matrix operators to int8"
     assert plan.details == QuantizeStaticDetails(target="x86", why=TARGETS["x86"].why)
-    assert len(plan.decisions) == 5 + 5 + 1
+    assert len(plan.decisions) == 5 + 7 + 1
     small = Graph()
     tiny = small.model(small.linear(small.take("x", ["b", 8]), 8, 8))
     outcome = quantize(tiny, rows(8, 8), tmp_path)
@@ -355,7 +355,7 @@ def test_labels_are_needed_for_the_guard_but_not_for_a_plan(tmp_path: Path) -> N
         STEPS["quantize.static"]
         .apply(residual_net(), params, context(None, tmp_path, dry=True, check=images()))
         .changed
-        == 10
+        == 12
     )
     with pytest.raises(DataError) as caught:
         STEPS["quantize.static"].apply(residual_net(), params, context(images(), tmp_path))
