@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a model may take")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each of the two latency comparisons")
     parser.add_argument("--scratch", type=Path, help="folder for what is temporary")
+    parser.add_argument("--keep", type=Path, help="folder that receives the models of all arms")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)

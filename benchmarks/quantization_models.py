@@ -33,6 +33,7 @@ from lepton_cli.graph.feeds import sized
 from lepton_cli.model import io
 from lepton_cli.probe import parts
 from lepton_cli.quantize import speed
+from lepton_cli.quantize.prepare import lifted
 from lepton_cli.runtime import Session, onnxruntime
 from lepton_cli.tensors import TensorInfo
 from lepton_cli.timing import compare as timing
@@ -77,7 +78,7 @@ def unsuited(model: ir.Model) -> str:
         return "quantized already"
     held = [
         node.inputs[1].const_value.dtype
-        for node in model.graph.all_nodes()
+        for node in lifted(model).graph.all_nodes()
         if node.op_type in ("Conv", "FusedConv")
         if node.inputs[1] is not None and node.inputs[1].const_value is not None
     ]
@@ -259,6 +260,10 @@ def measure(path: Path, options: Any) -> dict[str, Any]:
                 arm.size, arm.int8, arm.in_float = len(io.to_bytes(arm.model)) / original, placed.int8, placed.in_float
             except Exception as error:
                 arm.model, arm.failed = None, " ".join(f"{type(error).__name__}: {error}".split())[:CAUSE]
+        if options.keep:
+            for name, arm in made.items():
+                if arm.model is not None:
+                    (options.keep / f"{path.stem}-{name}.onnx").write_bytes(io.to_bytes(arm.model))
         ready = {name: arm for name, arm in made.items() if arm.model is not None}
         heads = {}
         for batch in batches:
