@@ -15,7 +15,7 @@ from onnxscript.rewriter.rules import common
 
 from lepton_cli.graph import batch_norm, clean, fold, shapes
 from lepton_cli.graph.edit import Editor, bypass, is_constant
-from lepton_cli.simplify import affine, moves, unfuse
+from lepton_cli.simplify import affine, focus, moves, unfuse
 from lepton_cli.simplify.found import Find, Found, drop
 
 
@@ -62,6 +62,7 @@ RULES = (
     Rule("moved", "moves values that are moved again", moves.joined, 5),
     Rule("slice_nothing", "cuts nothing off", moves.nothing_cut, 10),
     Rule("slice_slice", "cuts what is cut again", moves.slices, 10),
+    Rule("focus", "every second row and column is what the Conv reads by itself", focus.joined, 10),
     Rule("concat_concat", "joined with what it is joined to", moves.concats, 4),
     Rule("transpose_transpose", "two Transposes in one", _theirs(common.transpose_transpose_rule)),
     Rule("no_op_expand", "expands nothing", _theirs(common.no_op_expand_rule), 8),
