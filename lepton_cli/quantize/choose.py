@@ -165,7 +165,10 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) -> frozenset[str]:
-    """Eligible nodes all of whose inputs are int8 and whose result reaches an anchor through such nodes."""
+    """Eligible nodes all of whose inputs are int8 and whose result reaches an anchor through such nodes.
+
+    Of a Concat one is enough: what it joins is rounded anyway, and pieces are rounded no worse than the whole.
+    """
     eligible = set(eligible)
     ready: set[str] = set()
     forward: list[ir.Node] = []
@@ -175,7 +178,8 @@ def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) 
                 ready.update(value.name or "" for value in node.outputs)
         elif node.name in eligible:
             inputs = data_inputs(node)
-            if inputs and all(value.name in ready for value in inputs) and _constants_fit(node):
+            int8 = [value.name in ready for value in inputs]
+            if inputs and (any(int8) if node.op_type == "Concat" else all(int8)) and _constants_fit(node):
                 forward.append(node)
                 ready.update(value.name or "" for value in node.outputs)
     chosen: set[str] = set()

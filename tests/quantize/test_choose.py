@@ -181,6 +181,18 @@ def test_every_input_of_a_joining_node_must_be_int8() -> None:
         assert joined(False, True, kind) == frozenset()
 
 
+def test_a_concat_with_an_int8_input_is_int8() -> None:
+    def concat(first: bool, second: bool, end: bool = True) -> Choice:
+        graph = Graph()
+        x = graph.take("x", ["b", 8, 6, 6])
+        branches = [graph.conv(x, 8, 8, relu=False) if int8 else graph.op("Tanh", x) for int8 in (first, second)]
+        y = graph.op("Concat", *branches, axis=1)
+        return candidates(graph.model(graph.conv(y, 16, 8, relu=False) if end else graph.op("Tanh", y)))
+
+    assert concat(True, True).between == concat(False, True).between == concat(True, False).between == {"Concat_2"}
+    assert concat(False, False).between == concat(True, False, end=False).between == frozenset()
+
+
 @pytest.mark.parametrize(
     ("constant", "fits"),
     [
