@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from quantization_arms import CAUSE, context, lepton, prepared, with_onnxruntime, with_onnxruntime_dynamic, with_peer
 from quantization_cases import Feeds
 
+from lepton_cli.data.batching import layout
 from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import synthetic
 from lepton_cli.graph.feeds import sized
@@ -236,6 +237,8 @@ def measure(path: Path, options: Any) -> dict[str, Any]:
     model = io.load(path).model
     if reason := unsuited(model):
         return {"model": path.stem, "left": reason}
+    if layout(sized(model)).alone:
+        return {"model": path.stem, "left": "its inputs have no axis of samples"}
     first = io.inputs(model)[0].shape or ()
     fixed = first[0] if first and isinstance(first[0], int) else None
     size = fixed or 1
