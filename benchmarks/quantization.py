@@ -3,6 +3,8 @@
     python benchmarks/quantization.py --assets DIR [--only resnet20,minilm] [--threads 1] [--json FILE]
         [--peer nncf=PYTHON] [--peer neural-compressor=PYTHON] [--peer onnx-neural-compressor=PYTHON]
     python benchmarks/quantization.py --only memory,calibration
+    python benchmarks/quantization.py --models FILE_OR_FOLDER... [--data NPZ_OR_PICTURES] [--pixels -1 1]
+        [--batch 1 32] [--arms TEXT,...] [--limit 900] [--seconds 6]
 
 DIR holds the models and data named in `quantization_cases.py`. Accuracy is paired on the same samples; latency is at
 batch 1, all arms of a model interleaved in random order, the median of paired ratios. A peer is a tool of
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import quantization_models
 import quantization_scale
 from numpy.typing import NDArray
 from quantization_arms import arms, context
@@ -36,8 +39,8 @@ from lepton_cli.model import io
 from lepton_cli.quantize import speed
 from lepton_cli.runtime import Session
 
-#: The latency comparison of one model: rounds at most, and seconds for all of them.
-ROUNDS, SECONDS = 100, 90.0
+#: Seconds that the latency comparison of one model may take.
+SECONDS = 90.0
 EXTRA = ("memory", "calibration")
 
 
@@ -58,11 +61,11 @@ def measure(name: str, case: Case, assets: Path, threads: int, peers: Mapping[st
     calibration, test = case.data(assets, io.inputs(model)[0].name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        made = arms(case, path, model, calibration, threads, folder, peers)
+        made = arms(case, path, calibration, threads, folder, peers)
         reference = outputs(model, test, case.batch, threads)
         one = {key: array[:1] for key, array in test.feeds.items()}
         ratios = speed.compare(
-            [model, *made.values()], one, context(model, calibration, threads, folder), rounds=ROUNDS, seconds=SECONDS
+            [model, *made.values()], one, context(model, calibration, threads, folder), seconds=SECONDS
         )
         rows = []
         for (arm, candidate), ratio in zip(made.items(), ratios[1:], strict=True):
@@ -112,8 +115,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="TOOL=PYTHON")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", type=Path, nargs="+", help="compare on these, whatever they are")
+    parser.add_argument("--data", type=Path, help="NPZ with arrays by input, or pictures for inputs that take some")
+    parser.add_argument("--pixels", type=float, nargs=2, default=[-1.0, 1.0], help="what black and white are")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--arms", default="", help="only arms whose name contains one of these texts")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds a model may take")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each of the two latency comparisons")
+    parser.add_argument("--scratch", type=Path, help="folder for what is temporary")
+    parser.add_argument("--keep", type=Path, help="folder that receives the models of all arms")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    if options.models:
+        quantization_models.compare(options)
+        return
     rows = []
     for name in options.only.split(","):
         if name == "memory":

@@ -12,11 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from quantization_cases import Case, Feeds
 
+import lepton_cli
+from lepton_cli.cache import Cache
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.runtime import onnxruntime
-from lepton_cli.step import Context, Outcome
+from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 
 #: What a tool prints last when it fails is as long as this at most.
@@ -25,18 +27,29 @@ CAUSE = 160
 
 def context(model: ir.Model, data: Arrays, threads: int, folder: Path) -> Context:
     """What a step works with: batch 1 on the CPU."""
-    return Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, None)
+    return Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, Cache(None))
 
 
-def lepton(name: str, model: ir.Model, data: Arrays, threads: int, folder: Path) -> Outcome:
-    """One step with nothing but its defaults, told on the way."""
-    step = STEPS[name]
-    started = time.perf_counter()
-    outcome = step.apply(model, step.params.model_validate({"step": name}), context(model, data, threads, folder))
-    print(f"  lepton {name}: {outcome.summary} ({time.perf_counter() - started:.0f} s)", flush=True)
-    for warning in outcome.warnings:
-        print(f"    warning: {warning}")
-    return outcome
+def lepton(name: str, path: Path, data: Arrays, threads: int) -> tuple[ir.Model, str]:
+    """One step with nothing but its defaults, and what it said."""
+    made = lepton_cli.apply(path, STEPS[name].options(step=name), data=data, threads=threads)
+    last = made.steps[-1]
+    return made.model, "; ".join((last.summary, *last.warnings))
+
+
+def prepared(path: Path, folder: Path) -> Path:
+    """The model after onnxruntime's own pre-processing, or itself where that fails."""
+    onnxruntime()
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    out = folder / "prepared.onnx"
+    for skipped in (False, True):  # the symbolic inference of shapes fails more often than the rest
+        try:
+            quant_pre_process(str(path), str(out), skip_symbolic_shape=skipped)
+            return out
+        except Exception as error:
+            print(f"  onnxruntime's pre-processing: {type(error).__name__}: {str(error)[:CAUSE]}", flush=True)
+    return path
 
 
 def with_onnxruntime(path: Path, data: Arrays, out: Path, options: dict[str, Any]) -> ir.Model:
@@ -91,10 +104,13 @@ def with_peer(tool: str, python: Path, path: Path, data: Arrays, out: Path, tran
 
 
 def arms(
-    case: Case, path: Path, model: ir.Model, data: Arrays, threads: int, folder: Path, peers: Mapping[str, Path]
+    case: Case, path: Path, data: Arrays, threads: int, folder: Path, peers: Mapping[str, Path]
 ) -> dict[str, ir.Model]:
     """The quantized models to compare, by name."""
-    made = {f"lepton {name}": lepton(name, model, data, threads, folder).model for name in case.steps}
+    made = {}
+    for name in case.steps:
+        made[f"lepton {name}"], said = lepton(name, path, data, threads)
+        print(f"  lepton {name}: {said}", flush=True)
     from onnxruntime.quantization import QuantType
 
     unsigned = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}

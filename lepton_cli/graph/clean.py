@@ -58,8 +58,8 @@ def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]
     return [(node, "computes the same as another node") for node in before if node not in after]
 
 
-def share_initializers(model: ir.Model, least: int = 0, *, across: bool = False) -> list[str]:
-    """Initializers with equal content and at least `least` values become one; returns the names of those removed.
+def share_initializers(model: ir.Model, least: int = 0, most: int | None = None, *, across: bool = False) -> list[str]:
+    """Initializers with equal content and `least` to `most` values become one; returns the names of those removed.
 
     `across`: also those of different branches and loop bodies, which then stand in the graph around all of them.
 
@@ -76,6 +76,7 @@ def share_initializers(model: ir.Model, least: int = 0, *, across: bool = False)
             if (
                 tensor is None
                 or tensor.size < least
+                or (most is not None and tensor.size > most)
                 or tensor.dtype == ir.DataType.STRING
                 or not is_constant(value)
                 or value.is_graph_output()

@@ -165,7 +165,10 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) -> frozenset[str]:
-    """Eligible nodes all of whose inputs are int8 and whose result reaches an anchor through such nodes."""
+    """Eligible nodes all of whose inputs are int8 and whose result reaches an anchor through such nodes.
+
+    Of a Concat one is enough: what it joins is rounded anyway, and pieces are rounded no worse than the whole.
+    """
     eligible = set(eligible)
     ready: set[str] = set()
     forward: list[ir.Node] = []
@@ -175,7 +178,8 @@ def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) 
                 ready.update(value.name or "" for value in node.outputs)
         elif node.name in eligible:
             inputs = data_inputs(node)
-            if inputs and all(value.name in ready for value in inputs) and _constants_fit(node):
+            int8 = [value.name in ready for value in inputs]
+            if inputs and (any(int8) if node.op_type == "Concat" else all(int8)) and _constants_fit(node):
                 forward.append(node)
                 ready.update(value.name or "" for value in node.outputs)
     chosen: set[str] = set()
@@ -187,7 +191,8 @@ def _between(model: ir.Model, anchors: frozenset[str], eligible: Iterable[str]) 
         if any(value.name in wanted for value in node.outputs):
             chosen.add(node.name or "")
             wanted.update(value.name or "" for value in data_inputs(node))
-    return frozenset(chosen) | _trailing_activations(model, anchors, forward, chosen)
+    chosen |= _trailing_activations(model, anchors, forward, chosen)
+    return frozenset(chosen | _trailing_sums(model, anchors, forward, chosen))
 
 
 def _constants_fit(node: ir.Node) -> bool:
@@ -198,6 +203,41 @@ def _constants_fit(node: ir.Node) -> bool:
         value.const_value.numpy() for value in node.inputs if value is not None and value.const_value is not None
     ]
     return all(constant.dtype == np.float32 and np.isfinite(constant).all() for constant in constants)
+
+
+def _trailing_sums(model: ir.Model, anchors: frozenset[str], forward: list[ir.Node], chosen: set[str]) -> set[str]:
+    """The last Add of two int8 results, one of a Conv, with its activation: less to read back than its two operands."""
+    outputs = {value.name for value in model.graph.outputs}
+    found: set[str] = set()
+    for node in forward:
+        if (
+            node.op_type != "Add"
+            or node.name in chosen
+            or None in (made := [_producer(value) for value in node.inputs])
+        ):
+            continue
+        int8 = all(one is not None and one.name in anchors | chosen | found for one in made)
+        if not int8 or not any(map(_gives_convolution, made)):
+            continue
+        result, names = node.outputs[0], [node.name or ""]
+        user = next(iter(result.uses())).node if len(result.uses()) == 1 else None
+        if user is not None and user.op_type in ("Relu", "Clip") and user in forward and result.name not in outputs:
+            result = user.outputs[0]
+            names.append(user.name or "")
+        if result.name not in outputs:
+            found.update(names)
+    return found
+
+
+def _gives_convolution(node: ir.Node | None) -> bool:
+    """A Conv's result, perhaps summed or activated; those of a Gemm are kept as they are for what transformers add."""
+    while node is not None and node.op_type in ("Add", "Relu", "Clip"):
+        node = _producer(node.inputs[0])
+    return node is not None and node.op_type == "Conv"
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
 
 
 def _trailing_activations(

@@ -21,7 +21,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize import grid
+from lepton_cli.quantize import cpu, grid
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
 
@@ -35,6 +35,10 @@ SHARING = {
     "AveragePool": 1, "Flatten": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11, "Slice": 1, "Squeeze": 1, "Transpose": 1,
     "Unsqueeze": 1,
 }  # fmt: skip
+
+
+#: Float layers that onnxruntime quantizes by itself where they stand between two int8 ones.
+REQUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +254,12 @@ class _Writer:
             codes = self.editor.constant(f"{name}_quantized", stored.grid.codes(value.const_value.numpy()))
             value.replace_all_uses_with(self._read(name, codes, stored))
             return
-        producer = value.producer()
-        # A kernel that returns int8 alone leaves no float tensor for the others.
-        only = producer is not None and producer.name in self.plan.choice.nodes and value not in self.float_results
+        only = self._int8_alone(value)
         uses = [use for use in value.uses() if only or use.node.name in self.plan.choice.nodes]
         if not uses and not (only and value.is_graph_output()):
             return
-        codes = self._node("QuantizeLinear", name, value, stored, ir.DataType.from_numpy(stored.grid.zero_point.dtype))
+        source = self._guarded(value)
+        codes = self._node("QuantizeLinear", name, source, stored, ir.DataType.from_numpy(stored.grid.zero_point.dtype))
         read = self._node("DequantizeLinear", name, codes, stored, ir.DataType.FLOAT)
         for use in uses:
             use.node.replace_input_with(use.idx, read)
@@ -268,6 +271,31 @@ class _Writer:
             read.type, read.shape = value.type, value.shape
             value.name = self.editor.name(f"{name}_QuantizeLinear_Input")
             read.name = name
+
+    def _int8_alone(self, value: ir.Value) -> bool:
+        """Whether the kernel that makes it returns int8 and leaves no float tensor for the others."""
+        producer = value.producer()
+        return producer is not None and producer.name in self.plan.choice.nodes and value not in self.float_results
+
+    def _guarded(self, value: ir.Value) -> ir.Value:
+        """The tensor, or its copy where onnxruntime would quantize the layer that makes it.
+
+        It does so to float layers between two int8 ones, with one scale for all channels, also through a ReLU or Clip;
+        a Sum of one tensor stands in its way.
+        """
+        made = value
+        while (node := made.producer()) is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+            made = node.inputs[0]
+        if node is None or node.op_type not in REQUANTIZED or node.name in self.plan.choice.nodes:
+            return value
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if not cpu.suits(self.plan.target) or source is None or source.op_type != "DequantizeLinear":
+            return value
+        copy = ir.node("Sum", [value], name=self.editor.name(f"{value.name}_in_float"))
+        copy.outputs[0].name = self.editor.name(f"{value.name}_copy")
+        copy.outputs[0].type, copy.outputs[0].shape = value.type, None if value.shape is None else value.shape.copy()
+        self.model.graph.append(copy)
+        return copy.outputs[0]
 
     def _read(self, name: str, codes: ir.Value, stored: _Stored, axis: int | None = None) -> ir.Value:
         """Codes of a constant as numbers."""

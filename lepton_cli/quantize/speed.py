@@ -42,6 +42,8 @@ SECONDS, PRECISION = 2.0, 0.02
 LEAST, RUNS = 5, 10
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
 DOUBT = 1.2
+#: What a layer must lose at least to be returned, as a share of the float model's time: less is noise of the profiler.
+LEAST_LOSS = 0.005
 
 
 def placement(model: ir.Model, context: Context) -> Placement:
@@ -138,7 +140,7 @@ def losing(model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Ma
             continue
         int8 = _int8(slow, node.name or "")
         plain = _plain(fast, [node.name or "", *_tensors(node)])
-        if int8 is not None and plain is not None and int8 > 1.1 * plain:
+        if int8 is not None and plain is not None and int8 - plain > max(0.1 * plain, LEAST_LOSS * _whole(fast)):
             lost[node.name or ""] = int8 - plain
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
@@ -160,6 +162,10 @@ def _until(kernels: Mapping[str, Kernel], node: ir.Node, int8: bool) -> float | 
         if found is not None:
             return spent
     return None
+
+
+def _whole(kernels: Mapping[str, Kernel]) -> float:
+    return sum(kernel.microseconds for kernel in kernels.values())
 
 
 def _int8(kernels: Mapping[str, Kernel], name: str) -> float | None:
@@ -257,7 +263,7 @@ def faster_choice(
         return choice, Speed(speedup=1.0)
     search = _Search(model, choice, write, feeds, context)
     slow, fast = profile(search.made, feeds, context), profile(model, feeds, context)
-    whole = sum(kernel.microseconds for kernel in slow.values())
+    whole = _whole(slow)
     lost = losing(model, choice, slow, fast)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
         search.attempt(list(lost)[:1])
@@ -306,15 +312,7 @@ class _Search:
         gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=GAIN)[1]
         if gain < GAIN:
             return False
-        # onnxruntime quantizes the weights of a float layer between two int8 ones by itself: that one stays ours.
-        kernels = profile(made, self.feeds, self.context)
-        requantized = {name for name in names if _int8(kernels, name) is not None}
-        names = [name for name in names if name not in requantized and name in self.choice.anchors]
-        if not names:
-            return False
-        if requantized:
-            trial = self.choice.without(names, "float is faster here (measured)", self.model)
-            made = self.write(trial)
+        names = [name for name in names if name in self.choice.anchors]
         self.choice, self.made = trial, made
         self.returned.append(Returned(nodes=tuple(names), gain=round(gain, 3)))
         return True

@@ -37,6 +37,7 @@ from lepton_cli.quantize.details import (
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, share, unshare
 from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.simplify.rules import join
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
@@ -110,7 +111,10 @@ def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision
 
 def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
     """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
-    found = [Rewrite("MatMul and Add as Gemm", matmul_to_gemm)]
+    found = [
+        Rewrite("operators joined", lambda model: join(model, allowed)),
+        Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
+    ]
     if cpu.suits(target):
         found += [
             Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),

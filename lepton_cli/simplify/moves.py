@@ -122,7 +122,7 @@ def _moved(node: ir.Node, values: NDArray[np.int64]) -> NDArray[np.int64] | None
         ):
             return None
         return np.take(values, index, axis)
-    cut = _cut(node)
+    cut = slice_ranges(node)
     if cut is None:
         return None
     where = [slice(None)] * values.ndim
@@ -160,7 +160,7 @@ def _slice(source: ir.Value, cut: dict[int, tuple[int, int, int]]) -> ir.Node:
     return ir.node("Slice", [source, *(held(f"{source.name}/{name}", array) for name, array in named.items())])
 
 
-def _cut(node: ir.Node) -> dict[int, tuple[int, int, int]] | None:
+def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int, int]] | None:
     """Start, end and step by axis of a Slice whose inputs are constant and whose axes are counted from the front."""
     starts, ends = array_of(node, 1), array_of(node, 2)
     count = 0 if starts is None else starts.size
@@ -178,7 +178,7 @@ def _cut(node: ir.Node) -> dict[int, tuple[int, int, int]] | None:
 
 def nothing_cut(_: ir.Model, node: ir.Node) -> Found | None:
     """A Slice from the first to the last."""
-    cut = _cut(node) if node.op_type == "Slice" else None
+    cut = slice_ranges(node) if node.op_type == "Slice" else None
     if cut is None:
         return None
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
@@ -197,7 +197,7 @@ def slices(_: ir.Model, node: ir.Node) -> Found | None:
     first = before(node)
     if node.op_type != "Slice" or first is None or first.op_type != "Slice" or first.inputs[0] is None:
         return None
-    one, other = _cut(first), _cut(node)
+    one, other = slice_ranges(first), slice_ranges(node)
     if one is None or other is None or set(one) & set(other) or first.inputs[0].shape is None:
         return None
     kinds = {

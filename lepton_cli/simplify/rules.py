@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter.rules import common
 
-from lepton_cli.graph import shapes
+from lepton_cli.graph import batch_norm, clean, fold, shapes
 from lepton_cli.graph.edit import Editor, bypass, is_constant
-from lepton_cli.simplify import affine, moves, unfuse
+from lepton_cli.simplify import affine, focus, moves, unfuse
 from lepton_cli.simplify.found import Find, Found, drop
 
 
@@ -35,6 +35,8 @@ def _theirs(*rules: RewriteRule) -> Find:
     return find
 
 
+#: Rounds of `join`: what one rule made another may take.
+ROUNDS = 8
 #: Values of a constant up to which it is looked for among those that are there.
 _SMALL = 16
 
@@ -60,6 +62,7 @@ RULES = (
     Rule("moved", "moves values that are moved again", moves.joined, 5),
     Rule("slice_nothing", "cuts nothing off", moves.nothing_cut, 10),
     Rule("slice_slice", "cuts what is cut again", moves.slices, 10),
+    Rule("focus", "every second row and column is what the Conv reads by itself", focus.joined, 10),
     Rule("concat_concat", "joined with what it is joined to", moves.concats, 4),
     Rule("transpose_transpose", "two Transposes in one", _theirs(common.transpose_transpose_rule)),
     Rule("no_op_expand", "expands nothing", _theirs(common.no_op_expand_rule), 8),
@@ -113,6 +116,24 @@ def apply(model: ir.Model, rules: Sequence[Rule], allowed: set[str]) -> tuple[li
                         gone += [(one, rule.does) for one in _put(editor, constants, node, found)]
                         used.add(rule)
     return gone, used
+
+
+def join(model: ir.Model, allowed: set[str]) -> None:
+    """Apply all rules until none fits, in place, with what they leave to compute, to fold and to remove.
+
+    The names of the nodes that are made are added to `allowed`.
+    """
+    for _ in range(ROUNDS):
+        before = {node.name or "" for node in model.graph}
+        _, used = apply(model, RULES, allowed)
+        allowed |= {node.name or "" for node in model.graph} - before
+        if not used:
+            break
+        clean.remove_unused(model)
+        clean.remove_no_ops(model, allowed)
+        fold.fold_constants(model, allowed)
+        batch_norm.fold_batch_norm(model, allowed)
+    shapes.annotate(model)
 
 
 class _Constants:

@@ -20,6 +20,8 @@ from lepton_cli.step import Context, Decision, Outcome
 
 #: Folding one thing uncovers another; real models settle in two or three rounds.
 ROUNDS = 8
+#: Values of a constant up to which equal ones are looked for before the last round; of larger ones only at the end.
+SMALL = 16
 
 
 @dataclasses.dataclass
@@ -30,6 +32,8 @@ class _Made:
     decisions: list[Decision] = dataclasses.field(default_factory=list)
     used: set[Rule] = dataclasses.field(default_factory=set)
     left: list[tuple[ir.Node, str]] = dataclasses.field(default_factory=list)
+    #: Names of constants that were equal to others.
+    shared: list[str] = dataclasses.field(default_factory=list)
 
     def record(self, nodes: Sequence[tuple[ir.Node, str]], action: str) -> int:
         """Note nodes with reasons; how many."""
@@ -44,7 +48,7 @@ def simplify(model: ir.Model, options: Simplify, context: Context) -> Outcome:
     select([node.name or "" for node in model.graph], options.include, options.exclude)
     with context.progress.stage("simplify") as stage:
         made, warnings = _proved(model, options, context)
-        shared = dict.fromkeys(clean.share_initializers(made.model), "equal to another tensor")
+        shared = dict.fromkeys([*made.shared, *clean.share_initializers(made.model)], "equal to another tensor")
         shared |= dict.fromkeys(clean.tie_tables(made.model), "a table that is looked up, turned")
         clean.remove_unused(made.model)
         RemoveUnusedOpsetsPass()(made.model)
@@ -104,5 +108,8 @@ def _rounds(model: ir.Model, options: Simplify, with_rules: Sequence[Rule]) -> _
         made.used |= used
         record(gone, "joined")
         if not count and not used:
-            break
+            same = clean.share_initializers(copy, most=SMALL)  # nodes that read equal numbers are equal
+            made.shared += same
+            if not same:
+                break
     return made

@@ -181,6 +181,18 @@ def test_every_input_of_a_joining_node_must_be_int8() -> None:
         assert joined(False, True, kind) == frozenset()
 
 
+def test_a_concat_with_an_int8_input_is_int8() -> None:
+    def concat(first: bool, second: bool, end: bool = True) -> Choice:
+        graph = Graph()
+        x = graph.take("x", ["b", 8, 6, 6])
+        branches = [graph.conv(x, 8, 8, relu=False) if int8 else graph.op("Tanh", x) for int8 in (first, second)]
+        y = graph.op("Concat", *branches, axis=1)
+        return candidates(graph.model(graph.conv(y, 16, 8, relu=False) if end else graph.op("Tanh", y)))
+
+    assert concat(True, True).between == concat(False, True).between == concat(True, False).between == {"Concat_2"}
+    assert concat(False, False).between == concat(True, False, end=False).between == frozenset()
+
+
 @pytest.mark.parametrize(
     ("constant", "fits"),
     [
@@ -303,6 +315,45 @@ def test_an_activation_behind_a_node_between_is_not_trailing() -> None:
     graph = Graph()
     x = graph.op("Sigmoid", graph.linear(graph.take("x", ["b", 32]), 32, 32))
     assert candidates(graph.model(graph.op("Relu", x))).between == frozenset()
+
+
+def residual(activation: str = "", end: str = "Tanh", skip: str = "conv") -> frozenset[str]:
+    """Conv_0, and what is added to its result: that of Conv_1, of the input, of a Gemm, or a constant."""
+    graph = Graph()
+    x = graph.take("x", ["b", 16, 8, 8])
+    y = graph.conv(x, 16, 16, relu=False)
+    other = {
+        "conv": lambda: graph.conv(x, 16, 16, relu=False),
+        "input": lambda: x,
+        "constant": lambda: graph.constant(ones(1, 16, 1, 1)),
+        "same": lambda: y,
+    }[skip]()
+    z = graph.op("Add", y, other)
+    z = graph.op(activation, z) if activation else z
+    return candidates(graph.model(graph.op(end, z) if end else z)).between
+
+
+def test_the_last_sum_of_two_int8_results_is_int8_unless_it_is_an_output() -> None:
+    assert residual() == {"Add_2"}
+    assert residual("Relu") == {"Add_2", "Relu_3"}
+    assert residual("Sigmoid") == {"Add_2"}
+    assert residual(skip="same") == {"Add_1"}
+    assert residual(end="") == frozenset(), "an output would be rounded"
+    assert residual("Relu", end="") == frozenset()
+    assert residual(skip="input") == frozenset()
+    assert residual(skip="constant") == frozenset()
+    graph = Graph()
+    x = graph.take("x", ["b", 32])
+    sums = graph.op("Add", graph.linear(x, 32, 32), graph.linear(x, 32, 32))
+    assert candidates(graph.model(graph.op("Tanh", sums))).between == frozenset(), "of transformers it is kept exact"
+
+
+def test_sums_of_sums_are_int8_to_the_last() -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 16, 8, 8])
+    y = graph.op("Add", graph.conv(x, 16, 16, relu=False), graph.conv(x, 16, 16, relu=False))
+    y = graph.op("Relu", graph.op("Add", y, graph.conv(x, 16, 16)))
+    assert candidates(graph.model(graph.op("Tanh", y))).between == {"Add_2", "Relu_4", "Add_5", "Relu_6"}
 
 
 def test_regions_shrink_when_an_anchor_goes() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -524,3 +527,46 @@ def test_the_result_of_a_matmul_needs_no_range() -> None:
     made = write(model, {"x": (-1.0, 1.0), "t1": (-1.0, 1.0)})
     assert ops(made).count("QuantizeLinear") == 2
     assert source(made, "Tanh_1") == "MatMul"
+
+
+def three(kind: str, activation: str | None) -> ir.Model:
+    """Three layers, named L0 to L2 by their place in the graph, the second with an activation."""
+    graph = Graph()
+    x = graph.take("x", ["b", 20] if kind == "Gemm" else ["b", 16, 6, 6])
+    for number in range(3):
+        x = graph.linear(x, 20, 20) if kind == "Gemm" else graph.conv(x, 16, 16, relu=False)
+        if number == 1 and activation is not None:
+            x = graph.op(activation, x)
+    return graph.model(x)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "Conv"])
+@pytest.mark.parametrize("activation", [None, "Relu", "Tanh"])
+def test_a_float_layer_between_int8_ones_is_computed_in_float(
+    kind: str, activation: str | None, tmp_path: Path
+) -> None:
+    model = three(kind, activation)
+    names = [node.name or "" for node in model.graph if node.op_type == kind]
+    ranges: dict[str, Range] = dict.fromkeys((v.name or "" for n in model.graph for v in n.outputs), (-3.0, 3.0))
+    choice = chosen(model).without([names[1]], "", model)
+    made = write(model, ranges | {"x": (-3.0, 3.0)}, choice=choice)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 4
+    onnxruntime.InferenceSession(io.to_bytes(made), options, providers=["CPUExecutionProvider"])
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert found["QLinearConv"] + found["QGemm"] == 2
+    assert found[kind] + found[f"Fused{kind}"] == 1
+    needed = kind == "Conv" and activation != "Tanh"  # a Gemm leaves float numbers, onnxruntime sees no int8 before
+    assert found["Sum"] == needed
+    read = {value.name for one in made.graph if one.op_type == kind for value in one.inputs if value is not None}
+    assert read & set(model.graph.initializers) == {"w2", "w3"}
+
+
+def test_nothing_is_copied_where_no_int8_layer_stands_before_or_on_other_targets() -> None:
+    model = three("Conv", "Relu")
+    ranges: dict[str, Range] = dict.fromkeys(("x", "t0", "t1", "t2", "t3"), (-3.0, 3.0))
+    first = chosen(model).without(["Conv_0"], "", model)
+    assert "Sum" not in ops(write(model, ranges, choice=first))
+    second = chosen(model).without(["Conv_1"], "", model)
+    assert "Sum" in ops(write(model, ranges, choice=second, target=ARM))
+    assert "Sum" not in ops(write(model, ranges, choice=second, target=TENSORRT))

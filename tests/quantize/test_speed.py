@@ -300,9 +300,8 @@ class Trial:
     model: ir.Model
     cost: Callable[[frozenset[str]], float]
     float_cost: float
-    #: Anchors without a kernel of 8 bits, and those that onnxruntime quantizes though they are float.
+    #: Anchors without a kernel of 8 bits.
     unfused: frozenset[str] = frozenset()
-    requantized: frozenset[str] = frozenset()
     times: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     compared: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
@@ -325,7 +324,7 @@ class Trial:
     def profile(self, model: ir.Model, feeds: Any, context: Context, runs: int = 20) -> dict[str, Kernel]:
         if not isinstance(model, Model):
             return {name: Kernel("Conv", plain) for name, (_, plain) in self.times.items()}
-        int8 = (model.choice.anchors | self.requantized) - self.unfused
+        int8 = model.choice.anchors - self.unfused
         return {
             name: Kernel("QLinearConv", slow) if name in int8 else Kernel("Conv", plain)
             for name, (slow, plain) in self.times.items()
@@ -340,8 +339,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]
         """Each layer costs its int8 time when chosen and its float time otherwise, unless `cost` is given."""
 
         def cost(anchors: frozenset[str]) -> float:
-            int8 = anchors | options.get("requantized", frozenset())
-            return sum(slow if name in int8 else plain for name, (slow, plain) in times.items())
+            return sum(slow if name in anchors else plain for name, (slow, plain) in times.items())
 
         trial = Trial(
             model, options.pop("cost", cost), sum(plain for _, plain in times.values()), times=times, **options
@@ -529,14 +527,17 @@ def test_layers_without_an_int8_kernel_gain_nothing_from_the_rounding(
     assert "Conv_4" in choice.anchors, "a layer that is nowhere to be found says nothing"
 
 
-def test_layers_that_onnxruntime_quantizes_by_itself_stay_ours(decide: Callable[..., Any], net: ir.Model) -> None:
-    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_4": (50.0, 20.0), "Conv_9": (40.0, 20.0)}
-    choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9"}))
-    assert choice.anchors == set(CONVS) - {"Conv_4"}
-    assert measured.returned[0].nodes == ("Conv_4",)
-    assert [one.node for one in choice.kept if one.op == "Conv"] == ["Conv_4"]
-    choice, measured, _ = decide(net, times, requantized=frozenset({"Conv_9", "Conv_4"}))
-    assert (choice, measured.returned) == (chosen(net), ())
+@pytest.mark.parametrize(
+    ("float_time", "loss", "returned"), [(1.0, 0.51, True), (1.0, 0.49, False), (20.0, 2.1, True), (20.0, 1.9, False)]
+)
+def test_a_layer_is_returned_only_where_its_loss_shows(
+    decide: Callable[..., Any], net: ir.Model, float_time: float, loss: float, returned: bool
+) -> None:
+    """All take 100 in float: half of one must be lost, and a tenth of what the layer itself takes."""
+    times = dict.fromkeys(CONVS, (5.0, (80 - float_time) / 3))
+    times |= {"Conv_4": (50.0, 20.0), "Conv_9": (float_time + loss, float_time)}
+    _, measured, _ = decide(net, times)
+    assert measured.returned[0].nodes == (("Conv_4", "Conv_9") if returned else ("Conv_4",))
 
 
 def test_the_real_measurements_fit_together(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_dry_run_needs_no_data(tmp_path: Path) -> None:
     model = residual_net()
     outcome = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert ops(outcome.model).count("DequantizeLinear") > 0, "what will be written, but for the values"
-    assert outcome.changed == 10
+    assert outcome.changed == 12
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_plan_says_what_would_become_int8_and_nothing_to_do_is_told(tmp_path: 
     plan = STEPS["quantize.static"].apply(model, params, context(None, tmp_path, dry=True, check=images()))
     assert plan.summary == "5 of 6 matrix operators to int8"
     assert plan.details == QuantizeStaticDetails(target="x86", why=TARGETS["x86"].why)
-    assert len(plan.decisions) == 5 + 5 + 1
+    assert len(plan.decisions) == 5 + 7 + 1
     small = Graph()
     tiny = small.model(small.linear(small.take("x", ["b", 8]), 8, 8))
     outcome = quantize(tiny, rows(8, 8), tmp_path)
@@ -355,7 +355,7 @@ def test_labels_are_needed_for_the_guard_but_not_for_a_plan(tmp_path: Path) -> N
         STEPS["quantize.static"]
         .apply(residual_net(), params, context(None, tmp_path, dry=True, check=images()))
         .changed
-        == 10
+        == 12
     )
     with pytest.raises(DataError) as caught:
         STEPS["quantize.static"].apply(residual_net(), params, context(images(), tmp_path))
@@ -391,6 +391,29 @@ def test_a_shortcut_by_slice_and_pad_becomes_a_convolution_for_cpus_only(tmp_pat
     assert "Pad" not in ops(quick(model, tmp_path, images(2)).model)
     assert "Pad" in ops(quick(model, tmp_path, images(2), target="tensorrt").model)
     assert "Pad" in ops(quick(model, tmp_path, images(2), exclude=["Pad_*"]).model)
+
+
+def test_padding_and_what_onnxruntime_fused_become_int8_convolutions(tmp_path: Path) -> None:
+    graph = Graph(13)
+    x = graph.op("Pad", graph.take("x", ["b", 3, 16, 16]), graph.constant(np.array([0, 0, 0, 0, 0, 0, 1, 1])))
+    x = graph.op("Relu", graph.op("Conv", x, *_weights(graph, 16, 3), strides=[2, 2]))
+    fused = {"domain": "com.microsoft", "activation": "Relu", "pads": [1] * 4}
+    x = graph.op(
+        "FusedConv", graph.op("FusedConv", x, *_weights(graph, 16, 16), **fused), *_weights(graph, 16, 16), **fused
+    )
+    model = graph.model(x)
+    outcome = quick(model, tmp_path, images())
+    assert set(ops(outcome.model)) == {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    int8 = [d.node for d in outcome.decisions if d.op == "Conv" and d.action == "quantized"]
+    assert int8 == ["Conv_1", "FusedConv_3", "FusedConv_4"]
+    assert sqnr(model, outcome.model, images(seed=7)) > 28
+    assert "FusedConv" in ops(quick(model, tmp_path, images(), exclude=["FusedConv_4"]).model)
+
+
+def _weights(graph: Graph, cout: int, cin: int) -> list[str]:
+    """Of a 3x3 convolution, with its bias."""
+    weight = graph.random.normal(0, (2 / (cin * 9)) ** 0.5, (cout, cin, 3, 3)).astype(np.float32)
+    return [graph.constant(weight), graph.constant(graph.random.normal(0, 0.1, cout).astype(np.float32))]
 
 
 def test_speed_is_not_measured_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

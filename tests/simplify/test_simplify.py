@@ -15,7 +15,7 @@ from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Outcome
 from lepton_cli.steps import STEPS
-from tests.quantize.builders import Graph, context
+from tests.quantize.builders import Graph, context, ops, rows, run
 
 
 def _simplify(path: Path, tmp_path: Path, **options: object) -> Outcome:
@@ -165,3 +165,17 @@ def test_folding_one_thing_uncovers_another(tmp_path: Path) -> None:
     graph.take("x", ["b", 8])
     outcome = simplify(graph.model(graph.op("Add", *ends)), tmp_path)
     assert [node.op_type for node in outcome.model.graph] == ["Tanh", "Relu", "Sigmoid", "Add"]
+
+
+def test_nodes_that_read_equal_numbers_are_one(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", ["b", 4])
+    halves = [graph.op("Div", x, graph.constant(np.float32(2))) for _ in range(2)]
+    other = graph.op("Div", x, graph.constant(np.float32(3)))
+    model = graph.model(graph.op("Sum", graph.op("Sin", halves[0]), graph.op("Cos", halves[1]), other))
+    outcome = simplify(model, tmp_path)
+    assert sorted(ops(outcome.model)) == ["Cos", "Div", "Div", "Sin", "Sum"]
+    feeds = rows(4, 4)
+    values = feeds.feeds["x"]
+    np.testing.assert_allclose(run(outcome.model, feeds), np.sin(values / 2) + np.cos(values / 2) + values / 3, 1e-5)
+    assert "w1" in {decision.node for decision in outcome.decisions if decision.action == "merged"}
