@@ -21,7 +21,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
-from lepton_cli.quantize import grid
+from lepton_cli.quantize import cpu, expand, grid
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.targets import Target
 
@@ -71,8 +71,13 @@ class _Writer:
         self.wide = _wide(model, plan)
         sixteen = bool(plan.choice.wide) or plan.activations == "int16"
         self.domain = MICROSOFT if self.opset < (WIDE_OPSET if sixteen else PER_CHANNEL_OPSET) else ""
+        #: Names of the nodes to quantize, with those that operators without a kernel are written as.
+        self.chosen = set(plan.choice.nodes)
         #: Tensors to round, in the order of the graph; of those that share a grid, with which.
         self.marked: dict[ir.Value, ir.Value | None] = {}
+        #: Results that have the codes of another tensor, which is multiplied by a number: with another scale.
+        self.scaled: dict[ir.Value, tuple[ir.Value, float]] = {}
+        self.codes: dict[ir.Value, ir.Value] = {}
         self.grids: dict[ir.Value, _Stored] = {}
         #: Weights and constants that are integers by now: what is read in their place, and their scales.
         self.weights: dict[ir.Value, tuple[ir.Value, NDArray[np.float32]]] = {}
@@ -86,6 +91,8 @@ class _Writer:
     def written(self) -> ir.Model:
         """All steps, in place."""
         chosen = [node for node in self.model.graph if node.name in self.plan.choice.nodes]
+        if cpu.suits(self.plan.target) and not (self.wide or self.plan.activations == "int16"):
+            chosen = [made for node in chosen for made in self._expanded(node)]
         self._narrow_ranges(chosen)
         for node in chosen:
             self._mark(node)
@@ -98,9 +105,15 @@ class _Writer:
             self._round(value)
         if self.domain:
             self.model.graph.opset_imports.setdefault(self.domain, 1)
-        common.RemoveUnusedNodesPass()(self.model)
         self.model.graph.sort()
+        common.RemoveUnusedNodesPass()(self.model)
         return self.model
+
+    def _expanded(self, node: ir.Node) -> list[ir.Node]:
+        limits = not self.plan.target.symmetric_activations
+        made = expand.expand(node, self.editor, self.ranges, limits=limits)
+        self.chosen.update(part.name or "" for part in made)
+        return made
 
     def _narrow_ranges(self, chosen: list[ir.Node]) -> None:
         """What only a ReLU or Clip reads needs no other range than its result."""
@@ -138,6 +151,11 @@ class _Writer:
             self._activation(result)
         elif op == "MatMul":
             self._activation(source)
+        elif op == "Mul" and (found := self._factor(node, result)) is not None:
+            self._activation(found[0])
+            self._activation(result)
+            if found[0] in self.marked and result in self.marked:
+                self.scaled[result] = found
         else:
             for value in (*node.inputs, *node.outputs):
                 self._activation(value)
@@ -163,11 +181,27 @@ class _Writer:
             and source.producer() is not None
         )
 
+    def _factor(self, node: ir.Node, result: ir.Value) -> tuple[ir.Value, float] | None:
+        """What a Mul by a number multiplies where reading it with another scale is all that it takes."""
+        found = expand.factor(node)
+        source = None if found is None else node.inputs[found[0]]
+        if found is None or source is None or source.is_initializer() or result.is_graph_output():
+            return None
+        limited = any(use.op_type in ("Relu", "Clip") and use.name in self.chosen for use in _readers(result))
+        return None if limited or not cpu.suits(self.plan.target) else (source, found[1])
+
     def _absorb(self, node: ir.Node, source: ir.Value, result: ir.Value) -> None:
-        """Let the node before give the result of a ReLU or Clip, under its name."""
-        name, self.marked[source] = result.name, None
+        """Let the node before give the result of a ReLU or Clip, under its name; through nodes that only move values,
+        all of them."""
+        root = source
+        while (like := self.marked[root]) is not None and _lets_limits_pass(root.producer(), like):
+            root = like
+        if root is not source:
+            self.ranges[root.name or ""] = self.ranges[result.name or ""]
+        self.marked[root] = None
+        self.float_results.discard(root)
+        name = result.name
         source.type, source.shape = result.type, result.shape
-        self.float_results.discard(source)
         result.replace_all_uses_with(source, replace_graph_outputs=True)
         assert node.graph is not None
         node.graph.remove(node, safe=True)
@@ -177,6 +211,12 @@ class _Writer:
         """The grid of a marked tensor."""
         if value in self.grids:
             return self.grids[value]
+        if value in self.scaled:
+            source, factor = self.scaled[value]
+            made = self._grid(source).grid
+            scale = np.asarray(made.scale * np.float32(factor), np.float32)
+            self.grids[value] = found = self._stored(value.name or "", grid.Grid(scale, made.zero_point))
+            return found
         like = self.marked[value]
         if like is not None and like.const_value is None:
             self.grids[value] = found = self._grid(like)
@@ -246,17 +286,22 @@ class _Writer:
     def _round(self, value: ir.Value) -> None:
         """Put the pair of QuantizeLinear and DequantizeLinear behind a tensor, for those who are to read it rounded."""
         stored, name = self.grids[value], value.name or ""
+        if value in self.scaled:
+            self.codes[value] = codes = self.codes[self.scaled[value][0]]
+            value.replace_all_uses_with(self._read(name, codes, stored))
+            return
         if value.const_value is not None:
             codes = self.editor.constant(f"{name}_quantized", stored.grid.codes(value.const_value.numpy()))
             value.replace_all_uses_with(self._read(name, codes, stored))
             return
         producer = value.producer()
         # A kernel that returns int8 alone leaves no float tensor for the others.
-        only = producer is not None and producer.name in self.plan.choice.nodes and value not in self.float_results
-        uses = [use for use in value.uses() if only or use.node.name in self.plan.choice.nodes]
+        only = producer is not None and producer.name in self.chosen and value not in self.float_results
+        uses = [use for use in value.uses() if only or use.node.name in self.chosen]
         if not uses and not (only and value.is_graph_output()):
             return
         codes = self._node("QuantizeLinear", name, value, stored, ir.DataType.from_numpy(stored.grid.zero_point.dtype))
+        self.codes[value] = codes
         read = self._node("DequantizeLinear", name, codes, stored, ir.DataType.FLOAT)
         for use in uses:
             use.node.replace_input_with(use.idx, read)
@@ -296,6 +341,12 @@ def _wide(model: ir.Model, plan: Scheme) -> frozenset[str]:
             names = [source or "", *(value.name or "" for value in node.outputs)]
             found |= {name for name in names if name in plan.ranges}
     return frozenset(found)
+
+
+def _lets_limits_pass(node: ir.Node | None, source: ir.Value) -> bool:
+    """Whether a limit behind a node may as well stand before it, at `source`."""
+    moves = node is not None and node.op_type in ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+    return moves and len(_readers(source)) == 1 and not source.is_graph_output() and source.producer() is not None
 
 
 def _readers(value: ir.Value) -> set[ir.Node]:

@@ -65,6 +65,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
     prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
+    allowed |= {node.name or "" for node in work.graph} - set(prepared.names)
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:

@@ -275,43 +275,37 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "Conv1d": (_sequence, "DQ, 2 QLinearConv, Q, 2 Transpose"),
     "hard-swish, operator": (
         _between(_hard_swish("HardSwish")),
-        "2 DQ, HardSigmoid, Mul, 2 QLinearConv, 2 Q, 2 Transpose",
+        "DQ, QLinearAdd, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
     ),
     "hard-swish by HardSigmoid": (
         _between(_hard_swish("HardSigmoid")),
-        "3 DQ, HardSigmoid, Mul, 2 QLinearConv, 2 Q, 2 Transpose",
+        "DQ, QLinearAdd, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
     ),
     "hard-swish by Clip and Div": (
         _between(_hard_swish("Div")),
-        "Add, Clip, 3 DQ, Div, Mul, 2 QLinearConv, 2 Q, 2 Transpose",
+        "DQ, QLinearAdd, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
     ),
     "hard-swish by Clip and Mul": (
         _between(_hard_swish("Mul")),
-        "DQ, QLinearAdd, 2 QLinearConv, 2 QLinearMul, Q, 2 Transpose",
+        "DQ, QLinearAdd, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
     ),
-    "hard-sigmoid, operator": (
-        _between(_hard_sigmoid("HardSigmoid")),
-        "2 DQ, HardSigmoid, 2 QLinearConv, 2 Q, 2 Transpose",
-    ),
-    "hard-sigmoid by Clip and Div": (
-        _between(_hard_sigmoid("Div")),
-        "Add, Clip, 2 DQ, Div, 2 QLinearConv, 2 Q, 2 Transpose",
-    ),
+    "hard-sigmoid, operator": (_between(_hard_sigmoid("HardSigmoid")), "DQ, QLinearAdd, 2 QLinearConv, Q, 2 Transpose"),
+    "hard-sigmoid by Clip and Div": (_between(_hard_sigmoid("Div")), "DQ, QLinearAdd, 2 QLinearConv, Q, 2 Transpose"),
     "squeeze-and-excite": (
         _between(_excited("GlobalAveragePool", "Sigmoid")),
         "DQ, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, QLinearSigmoid, Q, 2 Transpose",
     ),
     "squeeze-and-excite by ReduceMean": (
         _between(_excited("ReduceMean", "Sigmoid")),
-        "2 DQ, 4 QLinearConv, QLinearMul, QLinearSigmoid, 2 Q, ReduceMean, 2 Transpose",
+        "DQ, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, QLinearSigmoid, Q, 2 Transpose",
     ),
     "squeeze-and-excite with hard-sigmoid": (
         _between(_excited("GlobalAveragePool", "", "HardSigmoid")),
-        "3 DQ, HardSigmoid, Mul, 4 QLinearConv, QLinearGlobalAveragePool, 2 Q, 2 Transpose",
+        "DQ, QLinearAdd, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, Q, 2 Transpose",
     ),
     "squeeze-and-excite with Clip and Div": (
         _between(_excited("GlobalAveragePool", "", "Div")),
-        "Add, Clip, 3 DQ, Div, Mul, 4 QLinearConv, QLinearGlobalAveragePool, 2 Q, 2 Transpose",
+        "DQ, QLinearAdd, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, Q, 2 Transpose",
     ),
     "Concat": (
         _between(lambda graph, x: graph.op("Concat", _conv(graph, x), x, axis=2)),
@@ -339,7 +333,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     ),
     "ReduceMean over positions": (
         _between(_with("ReduceMean", axes=[2, 3])),
-        "2 DQ, 2 QLinearConv, 2 Q, ReduceMean, 2 Transpose",
+        "DQ, 2 QLinearConv, QLinearGlobalAveragePool, Q, 2 Transpose",
     ),
     "GlobalAveragePool + Flatten + Gemm": (
         _classifier,
@@ -398,8 +392,8 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "MatMul + Add, 4-D fixed": (lambda graph: _matmul(graph, graph.take("x", [1, 2, 5, 32])), "QGemm, Q, 2 Reshape"),
     "MatMul + Relu": (_products(_with("Relu"), "b"), "2 QGemm, Q"),
     "MatMul + Relu, 3-D": (_products(_with("Relu"), "b", "s"), "2 Add, 2 MatMulIntegerToFloat, 2 Q, Relu"),
-    "MatMul + Relu, 3-D fixed": (_products(_with("Relu"), 2, 5), "2 QGemm, 2 Q, Relu, 4 Reshape"),
-    "MatMul + Sigmoid, 3-D fixed": (_products(_with("Sigmoid"), 2, 5), "2 QGemm, 2 Q, 4 Reshape, Sigmoid"),
+    "MatMul + Relu, 3-D fixed": (_products(_with("Relu"), 2, 5), "2 QGemm, Q, 4 Reshape"),
+    "MatMul + Sigmoid, 3-D fixed": (_products(_with("Sigmoid"), 2, 5), "2 QGemm, QLinearSigmoid, Q, 4 Reshape"),
     "MatMul + GELU, 3-D": (_products(_gelu, "b", "s"), "Add, BiasGelu, 2 MatMulIntegerToFloat, 2 Q"),
     "MatMul + GELU, 3-D fixed": (_products(_gelu, 2, 5), "Gelu, 2 QGemm, 2 Q, 4 Reshape"),
     "MatMul + LayerNormalization, 3-D": (
@@ -412,7 +406,10 @@ PATTERNS: dict[str, tuple[Build, str]] = {
         _block("b", "s"),
         "3 Add, BiasGelu, LayerNormalization, 4 MatMulIntegerToFloat, 4 Q, Sum",
     ),
-    "feed-forward with shortcut, 3-D fixed": (_block(2, 5), "Gelu, LayerNormalization, 4 QGemm, 4 Q, 8 Reshape, Sum"),
+    "feed-forward with shortcut, 3-D fixed": (
+        _block(2, 5),
+        "DQ, Gelu, LayerNormalization, 4 QGemm, 3 Q, 8 Reshape, Sum",
+    ),
     "attention": (
         _attention("b", "s"),
         "4 Add, FusedMatMul, MatMul, 4 MatMulIntegerToFloat, 2 Q, 4 Reshape, Softmax, 4 Transpose",
