@@ -35,6 +35,8 @@ SHARING = {
     "AveragePool": 1, "Flatten": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11, "Slice": 1, "Squeeze": 1, "Transpose": 1,
     "Unsqueeze": 1,
 }  # fmt: skip
+#: Those behind which onnxruntime rounds what is rounded before them.
+PASSING = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,8 @@ class _Writer:
         self._narrow_ranges(chosen)
         for node in chosen:
             self._mark(node)
+        if self.plan.target.symmetric_activations and self.opset >= WIDE_OPSET:
+            self._pass_on()
         for value in self.marked:
             self._grid(value)
         for node in chosen:
@@ -159,6 +163,21 @@ class _Writer:
         else:
             for value in (*node.inputs, *node.outputs):
                 self._activation(value)
+
+    def _pass_on(self) -> None:
+        """Round behind operators that move rounded values too, which changes nothing.
+
+        onnxruntime does so by itself and notes the type of the codes (opset 21), which it then forgets to change where
+        it turns int8 into uint8 on x86: it would not load the model.
+        """
+        for node in self.model.graph:
+            source, result = (node.inputs[0], node.outputs[0]) if node.op_type in PASSING else (None, None)
+            if source not in self.marked or result in self.marked or node.name in self.chosen or len(node.outputs) > 1:
+                continue
+            producer = None if source is None else source.producer()
+            if producer is not None and producer.name in self.chosen and source not in self.float_results:
+                self.chosen.add(node.name or "")
+                self._activation(result, source)
 
     def _activation(self, value: ir.Value | None, like: ir.Value | None = None) -> None:
         """Round this tensor, on a grid of its own unless it is `like` another; not where it holds no float numbers."""
