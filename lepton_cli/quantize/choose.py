@@ -22,8 +22,9 @@ from lepton_cli.step import Decision
 
 #: Operators that onnxruntime's x86 provider runs in int8 between two int8 neighbours; the moving ones share one scale.
 MOVING = frozenset(
-    {"MaxPool", "Resize", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split"}
-)
+    {"DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split",
+     "Squeeze", "Transpose", "Unsqueeze"}
+)  # fmt: skip
 COMPUTING = frozenset(
     {"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "AveragePool", "GlobalAveragePool", "Concat"}
 )

@@ -32,8 +32,8 @@ WIDE_OPSET = 21
 MICROSOFT = "com.microsoft"
 #: Operators whose result has the grid of their input, and the opset from which their kernels take 8 bits.
 SHARING = {
-    "AveragePool": 1, "Flatten": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11, "Slice": 1, "Squeeze": 1, "Transpose": 1,
-    "Unsqueeze": 1,
+    "AveragePool": 1, "DepthToSpace": 1, "Flatten": 1, "Gather": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11,
+    "Slice": 1, "SpaceToDepth": 1, "Squeeze": 1, "Transpose": 1, "Unsqueeze": 1,
 }  # fmt: skip
 #: Those behind which onnxruntime rounds what is rounded before them.
 PASSING = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
@@ -80,6 +80,8 @@ class _Writer:
         #: Results that have the codes of another tensor, which is multiplied by a number: with another scale.
         self.scaled: dict[ir.Value, tuple[ir.Value, float]] = {}
         self.codes: dict[ir.Value, ir.Value] = {}
+        #: Results of operators that onnxruntime computes on codes as they are, but does not put there by itself.
+        self.direct: dict[ir.Value, tuple[ir.Node, ir.Value]] = {}
         self.grids: dict[ir.Value, _Stored] = {}
         #: Weights and constants that are integers by now: what is read in their place, and their scales.
         self.weights: dict[ir.Value, tuple[ir.Value, NDArray[np.float32]]] = {}
@@ -139,6 +141,11 @@ class _Writer:
                 self._absorb(node, source, result)
             else:
                 self._activation(result)
+        elif self._direct(node):
+            self._activation(source)
+            if source is not None and source in self.marked:
+                self._activation(result, source)
+                self.direct[result] = node, source
         elif op in SHARING:
             if self.opset >= SHARING[op] and source in self.marked:
                 self._activation(result, source)
@@ -209,6 +216,24 @@ class _Writer:
         limited = any(use.op_type in ("Relu", "Clip") and use.name in self.chosen for use in _readers(result))
         return None if limited or not cpu.suits(self.plan.target) else (source, found[1])
 
+    def _direct(self, node: ir.Node) -> bool:
+        """Whether to write a node that moves values on codes: a SpaceToDepth, or a Pad with nothing but zeros."""
+        fits = node.op_type == "SpaceToDepth" or (node.op_type == "Pad" and _pads_with_own(node, self.opset))
+        usable = fits and self.opset >= PER_CHANNEL_OPSET and cpu.suits(self.plan.target) and not self.wide
+        return usable and self.plan.activations == "int8" and not node.outputs[0].is_graph_output()
+
+    def _on_codes(self, node: ir.Node, source: ir.Value) -> ir.Value:
+        codes = self.codes[source]
+        inputs = [codes, *node.inputs[1:]]
+        if node.op_type == "Pad":
+            inputs[2:3] = [self.grids[source].zero_point]
+        made = ir.Node("", node.op_type, inputs, list(node.attributes.values()))
+        made.name = self.editor.name(f"{node.name}_codes")
+        made.outputs[0].name = self.editor.name(f"{node.outputs[0].name}_codes")
+        made.outputs[0].type = codes.type
+        self.model.graph.append(made)
+        return made.outputs[0]
+
     def _absorb(self, node: ir.Node, source: ir.Value, result: ir.Value) -> None:
         """Let the node before give the result of a ReLU or Clip, under its name; through nodes that only move values,
         all of them."""
@@ -218,6 +243,7 @@ class _Writer:
         if root is not source:
             self.ranges[root.name or ""] = self.ranges[result.name or ""]
         self.marked[root] = None
+        self.direct.pop(root, None)
         self.float_results.discard(root)
         name = result.name
         source.type, source.shape = result.type, result.shape
@@ -305,6 +331,10 @@ class _Writer:
     def _round(self, value: ir.Value) -> None:
         """Put the pair of QuantizeLinear and DequantizeLinear behind a tensor, for those who are to read it rounded."""
         stored, name = self.grids[value], value.name or ""
+        if value in self.direct:
+            self.codes[value] = codes = self._on_codes(*self.direct[value])
+            value.replace_all_uses_with(self._read(name, codes, stored))
+            return
         if value in self.scaled:
             self.codes[value] = codes = self.codes[self.scaled[value][0]]
             value.replace_all_uses_with(self._read(name, codes, stored))
