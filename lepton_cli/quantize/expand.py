@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli.graph.edit import Editor, array_of
 from lepton_cli.probe.clipping import Range
@@ -88,8 +89,8 @@ def _put(node: ir.Node, editor: Editor, made: list[ir.Node]) -> list[ir.Node]:
     return made
 
 
-def _number(value: float) -> np.generic:
-    return np.float32(value)
+def _number(value: float) -> NDArray[np.float32]:
+    return np.array(value, np.float32)
 
 
 def _float(op: str, *inputs: ir.Value) -> ir.Node:

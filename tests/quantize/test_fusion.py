@@ -388,7 +388,26 @@ PATTERNS: dict[str, tuple[Build, str]] = {
         lambda graph: _matmul(graph, graph.take("x", [2, 5, 32]), (1, 24)),
         "Add, MatMulIntegerToFloat, Q",
     ),
-    "MatMul + Add of a matrix": (lambda graph: _matmul(graph, graph.take("x", [4, 32]), (4, 24)), "2 DQ, Gemm, Q"),
+    "MatMul + Add of a matrix": (
+        lambda graph: _matmul(graph, graph.take("x", [4, 32]), (4, 24)),
+        "MatMulIntegerToFloat, Q, Sum",
+    ),
+    "MatMul + shortcut": (
+        _products(lambda graph, x: graph.op("Add", _matmul(graph, x, None, 24), x), "b"),
+        "2 MatMulIntegerToFloat, QGemm, 3 Q, 2 Sum",
+    ),
+    "MatMul + shortcut, fixed": (
+        _products(lambda graph, x: graph.op("Add", _matmul(graph, x, None, 24), x), 4),
+        "2 MatMulIntegerToFloat, QGemm, 3 Q, 2 Sum",
+    ),
+    "MatMul + shortcut, 3-D fixed": (
+        _products(lambda graph, x: graph.op("Add", _matmul(graph, x, None, 24), x), 2, 5),
+        "Add, DQ, MatMulIntegerToFloat, 2 QGemm, 2 Q, 4 Reshape",
+    ),
+    "MatMul + computed row, 3-D fixed": (
+        lambda graph: str(graph.op("Add", _matmul(graph, graph.take("x", [2, 5, 32]), None), graph.take("row", [24]))),
+        "MatMulIntegerToFloat, Q, Sum",
+    ),
     "MatMul + Add, 4-D fixed": (lambda graph: _matmul(graph, graph.take("x", [1, 2, 5, 32])), "QGemm, Q, 2 Reshape"),
     "MatMul + Relu": (_products(_with("Relu"), "b"), "2 QGemm, Q"),
     "MatMul + Relu, 3-D": (_products(_with("Relu"), "b", "s"), "2 Add, 2 MatMulIntegerToFloat, 2 Q, Relu"),
