@@ -210,9 +210,16 @@ def decided_once(
 
 
 def faster_choice(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    feeds: Values,
+    context: Context,
+    given: ir.Model | None = None,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
+
+    `given`: the model that `model` was prepared from, to which the speed is told; not what suits int8 better.
 
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, where
     images are large and channels few.
@@ -228,7 +235,7 @@ def faster_choice(
     for count in PREFIXES:
         if count < len(order) and set(order[:count]) & search.choice.anchors:
             search.attempt(order[:count])
-    speedup = compare([model, search.made], feeds, context)[1]
+    speedup = compare([model if given is None else given, search.made], feeds, context)[1]
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 

@@ -25,6 +25,7 @@ from lepton_cli.quantize import (
     speed,
     tables,
     targets,
+    upsampling,
 )
 from lepton_cli.quantize.details import (
     Guard,
@@ -122,6 +123,7 @@ def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
     if cpu.suits(target):
         found += [
             Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
             Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
             Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
@@ -278,7 +280,7 @@ class _Quantization:
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
-        choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+        choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context, self.given)
         if measured.speedup >= 1:
             return choice, measured
         found = alternatives.measure(self.given, feeds, self.context)

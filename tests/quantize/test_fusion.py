@@ -340,7 +340,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
         "Flatten, QGemm, QLinearConv, QLinearGlobalAveragePool, Q, 2 Transpose",
     ),
     "MaxPool + Flatten + Gemm": (_flattened, "Flatten, NhwcMaxPool, QGemm, QLinearConv, Q, 2 Transpose"),
-    "ConvTranspose, kernel as stride": (_between(_transposed), "ConvTranspose, 4 DQ, 2 QLinearConv, 2 Q, 4 Transpose"),
+    "ConvTranspose, kernel as stride": (_between(_transposed), "DQ, 3 QLinearConv, Q, 2 Reshape, 3 Transpose"),
     "ConvTranspose, overlapping": (
         _between(lambda graph, x: _transposed(graph, x, 2, 4)),
         "ConvTranspose, 4 DQ, 2 QLinearConv, 2 Q, 4 Transpose",
