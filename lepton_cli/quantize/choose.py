@@ -17,16 +17,20 @@ from lepton_cli.graph.edit import array_of
 from lepton_cli.graph.facts import why_computed
 from lepton_cli.model.external import pieces
 from lepton_cli.probe.clipping import Range
+from lepton_cli.quantize import expand
 from lepton_cli.step import Decision
 
 #: Operators that onnxruntime's x86 provider runs in int8 between two int8 neighbours; the moving ones share one scale.
 MOVING = frozenset(
-    {"MaxPool", "Resize", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split"}
-)
+    {"DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split",
+     "Squeeze", "Transpose", "Unsqueeze"}
+)  # fmt: skip
 COMPUTING = frozenset(
     {"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "AveragePool", "GlobalAveragePool", "Concat"}
 )
-BETWEEN = MOVING | COMPUTING
+#: Those without a kernel of their own that are written as others, see `expand`.
+WRITTEN = frozenset({"Div", "HardSigmoid", "HardSwish", "ReduceMean"})
+BETWEEN = MOVING | COMPUTING | WRITTEN
 ANCHORS = frozenset({"Conv", "Gemm", "MatMul"})
 #: ModelOpt's rule: below this, a matrix product is too small for int8 to pay or to keep its accuracy.
 LEAST_SIDE = 16
@@ -142,6 +146,10 @@ def _may_stand_between(node: ir.Node) -> bool:
         return False
     if node.op_type == "Clip":
         return _clip_holds_zero(node)
+    if node.op_type == "Div":
+        return expand.factor(node) is not None
+    if node.op_type == "ReduceMean":
+        return expand.over_positions(node)
     if node.op_type in ("Pad", "Resize"):
         mode = node.attributes.get_string("mode", "constant" if node.op_type == "Pad" else "nearest")
         return mode in ("constant", "nearest", "linear", "reflect", "edge")

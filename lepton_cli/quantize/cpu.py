@@ -5,10 +5,13 @@ take a hundred times longer for those: softmax over a padded sentence took six t
 of -65 gives weights below 1e-28, which vanish beside 1 in float32 just the same, and are normal numbers.
 
 Sums: onnxruntime joins Add and LayerNormalization into a kernel that is three times slower than the two. It does not
-do so for Sum, the same operator under another name.
+do so for Sum, the same operator under another name. It joins MatMul and Add into Gemm too, also where what is added is
+no row of constants: no int8 kernel takes that, and the product would be computed in float from rounded numbers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -101,6 +104,22 @@ def spare_slow_sums(model: ir.Model) -> None:
         if add is None or add.op_type != "Add" or add.domain or any(_constant(value) for value in add.inputs):
             continue
         editor.put(add, [ir.node("Sum", list(add.inputs), name=add.name)])
+
+
+def spare_products(model: ir.Model, names: Collection[str]) -> None:
+    """Write Add behind the MatMuls `names` as Sum, in place, where onnxruntime would make one Gemm of the two."""
+    editor = Editor(model)
+    for node in list(model.graph):
+        result = node.outputs[0]
+        if node.op_type != "MatMul" or node.name not in names or len(result.uses()) != 1 or result.is_graph_output():
+            continue
+        add, data = next(iter(result.uses())).node, node.inputs[0]
+        if add.op_type != "Add" or add.domain or add.graph is not node.graph or data is None or data.shape is None:
+            continue
+        others = [value for value in add.inputs if value is not result]
+        row = bool(others) and others[0] is not None and others[0].shape is not None and len(others[0].shape) == 1
+        if len(data.shape) == 2 or (row and all(isinstance(dim, int) for dim in data.shape)):
+            editor.put(add, [ir.node("Sum", list(add.inputs), name=add.name)])
 
 
 def _constant(value: ir.Value | None) -> bool:

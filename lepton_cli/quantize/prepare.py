@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
@@ -145,25 +146,51 @@ def _modern(model: ir.Model) -> ir.Model:
 
 
 def matmul_to_gemm(model: ir.Model) -> None:
-    """Join MatMul + bias of two dimensions into Gemm, in place; the Gemm keeps the MatMul's name.
+    """Join MatMul + bias into Gemm, in place; the Gemm keeps the MatMul's name.
 
-    onnxruntime does so by itself, but before it looks for int8, and then finds a Gemm whose bias is not quantized.
+    onnxruntime does so by itself, but before it looks for int8, and then finds a Gemm whose bias is not quantized. That
+    includes inputs of more dimensions where all are known: it puts a Reshape before and behind, and so does this, also
+    where one dimension is open. All that read one tensor read it through one Reshape, to be rounded once.
     """
     editor = Editor(model)
+    flat: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
         data, weight = (node.inputs[0], node.inputs[1]) if node.op_type == "MatMul" else (None, None)
         result = node.outputs[0]
         if data is None or weight is None or weight.const_value is None or len(result.uses()) != 1:
             continue
-        if data.shape is None or len(data.shape) != 2 or len(weight.const_value.shape) != 2 or result.is_graph_output():
+        shape = None if data.shape is None else [dim if isinstance(dim, int) else -1 for dim in data.shape]
+        if shape is None or len(weight.const_value.shape) != 2 or result.is_graph_output():
+            continue
+        if len(shape) < 2 or (len(shape) > 2 and (0 in shape or shape[:-1].count(-1) > 1)):
             continue
         add = next(iter(result.uses())).node
         bias = next((value for value in add.inputs if value is not result), None) if add.op_type == "Add" else None
         if bias is None or bias.const_value is None or add.graph is not node.graph:
             continue
-        if tuple(bias.const_value.shape) != tuple(weight.const_value.shape)[1:]:
+        inner, outer = weight.const_value.shape.numpy()
+        if tuple(bias.const_value.shape) != (outer,):
             continue
-        editor.put(add, [ir.node("Gemm", [data, weight, bias], name=node.name)], also=[node])
+        if len(shape) == 2:
+            editor.put(add, [ir.node("Gemm", [data, weight, bias], name=node.name)], also=[node])
+            continue
+        if data not in flat:
+            flat[data] = _reshaped(editor, data, [-1, inner], f"{node.name}_rows")
+            rows = flat[data].producer()
+            assert rows is not None
+            editor.insert_before(node, [rows])
+        gemm = ir.node("Gemm", [flat[data], weight, bias], name=node.name)
+        gemm.outputs[0].type = result.type
+        back = _reshaped(editor, gemm.outputs[0], [*shape[:-1], outer], f"{node.name}_back").producer()
+        assert back is not None
+        editor.put(add, [gemm, back], also=[node])
+
+
+def _reshaped(editor: Editor, value: ir.Value, shape: list[int], name: str) -> ir.Value:
+    """The result of a Reshape that is not in the graph yet."""
+    node = ir.node("Reshape", [value, editor.constant(f"{name}_shape", np.array(shape, np.int64))], name=name)
+    node.outputs[0].type = value.type
+    return node.outputs[0]
 
 
 def share(model: ir.Model) -> None:

@@ -252,8 +252,11 @@ def faster_choice(
     feeds: Values,
     context: Context,
     prefixes: Sequence[int] = EFFORTS["normal"].prefixes,
+    given: ir.Model | None = None,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
+
+    `given`: the model that `model` was prepared from, to which the speed is told; not what suits int8 better.
 
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, so many as
     `prefixes` says, where images are large and channels few.
@@ -274,7 +277,7 @@ def faster_choice(
             _until(slow, first[-1], int8=True), _until(fast, first[-1], int8=False), whole
         ):
             search.attempt([node.name or "" for node in first])
-    speedup = compare([model, search.made], feeds, context)[1]
+    speedup = compare([model if given is None else given, search.made], feeds, context)[1]
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 

@@ -25,6 +25,7 @@ from lepton_cli.quantize import (
     speed,
     tables,
     targets,
+    upsampling,
 )
 from lepton_cli.quantize.details import (
     Guard,
@@ -35,7 +36,15 @@ from lepton_cli.quantize.details import (
     Speed,
 )
 from lepton_cli.quantize.effort import EFFORTS
-from lepton_cli.quantize.prepare import cleaned, matmul_to_gemm, prepare, refuse_quantized, share, unshare
+from lepton_cli.quantize.prepare import (
+    cleaned,
+    gemm_to_matmul,
+    matmul_to_gemm,
+    prepare,
+    refuse_quantized,
+    share,
+    unshare,
+)
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.simplify.rules import join
 from lepton_cli.step import Context, Decision, Outcome
@@ -67,6 +76,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
     prepared = prepare(model, context, *_rewrites(allowed, target))
     work = prepared.model
+    allowed |= {node.name or "" for node in work.graph} - set(prepared.names)
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
@@ -118,10 +128,29 @@ def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
     if cpu.suits(target):
         found += [
             Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
+            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
+            Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
         ]
     found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
     return found
+
+
+def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
+    """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
+    choice = choose.candidates(model, allowed)
+
+    def mixed(value: ir.Value) -> bool:
+        chosen = {use.node.name in choice.nodes for use in value.uses()}
+        return True in chosen and (False in chosen or value.is_graph_output())
+
+    gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
+    gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
+
+
+def _spare_products(model: ir.Model, allowed: set[str]) -> None:
+    cpu.spare_products(model, choose.candidates(model, allowed).anchors)
 
 
 def _unshare(model: ir.Model, allowed: set[str]) -> None:
@@ -262,7 +291,7 @@ class _Quantization:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(
-            self.model, self.choice, self._write, feeds, self.context, self.effort.prefixes
+            self.model, self.choice, self._write, feeds, self.context, self.effort.prefixes, self.given
         )
         if measured.speedup >= 1:
             return choice, measured

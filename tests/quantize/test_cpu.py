@@ -300,3 +300,50 @@ def test_models_without_masks_are_left(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.linear(graph.take("x", ["b", 64]), 64, 64))
     assert cpu.soften_masks(model, context(rows(), tmp_path)) == (model, [])
+
+
+def _added(x_shape: list[int | str], other: list[int | str] | np.ndarray, *, swapped: bool = False) -> ir.Model:
+    """A product of 20 columns and what is added to it, computed (a shape) or constant."""
+    graph = Graph()
+    weight = graph.constant(np.ones((20, 20), np.float32))
+    y = graph.op("MatMul", graph.take("x", x_shape), weight)
+    given = graph.constant(other) if isinstance(other, np.ndarray) else graph.op("Tanh", graph.take("y", other))
+    return graph.model(graph.op("Add", *([given, y] if swapped else [y, given])))
+
+
+def test_what_is_added_to_a_product_is_summed_where_onnxruntime_would_join_the_two() -> None:
+    """Rows of two dimensions, whatever is added; of more where all are known and a row is added."""
+    matrix, row = np.ones((4, 20), np.float32), np.ones(20, np.float32)
+    found = {
+        "matrix": _added([4, 20], matrix),
+        "in front": _added([4, 20], matrix, swapped=True),
+        "open": _added(["b", 20], ["b", 20]),
+        "row of three dimensions": _added([2, 3, 20], [20]),
+        "constant row of three": _added([2, 3, 20], row),
+        "three dimensions": _added([2, 3, 20], [2, 3, 20]),
+        "open, of three": _added(["b", 3, 20], [20]),
+    }
+    made = {}
+    for name, model in found.items():
+        cpu.spare_products(model, {"MatMul_0"})
+        made[name] = [node.op_type for node in model.graph if node.op_type in ("Add", "Sum")]
+        assert [node.name for node in model.graph][-1].startswith("Add_"), name
+    assert made == {
+        "matrix": ["Sum"], "in front": ["Sum"], "open": ["Sum"], "row of three dimensions": ["Sum"],
+        "constant row of three": ["Sum"], "three dimensions": ["Add"], "open, of three": ["Add"],
+    }  # fmt: skip
+
+
+def test_additions_behind_other_products_stay() -> None:
+    graph = Graph()
+    x, weight = graph.take("x", [4, 20]), graph.constant(np.ones((20, 20), np.float32))
+    other = graph.op("Add", graph.op("MatMul", x, weight), x)
+    twice = graph.op("MatMul", x, weight)
+    model = graph.model(other, graph.op("Add", twice, x), graph.op("Tanh", twice))
+    output = Graph()
+    x, weight = output.take("x", [4, 20]), output.constant(np.ones((20, 20), np.float32))
+    product = output.op("MatMul", x, weight)
+    given = output.model(output.op("Add", product, x), product)
+    cpu.spare_products(model, {"MatMul_2"})
+    cpu.spare_products(given, {"MatMul_0"})
+    assert "Sum" not in [*ops(model), *ops(given)]

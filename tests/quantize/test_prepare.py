@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import ModelError
 from lepton_cli.model import io
 from lepton_cli.quantize import prepare
@@ -66,7 +67,9 @@ def test_products_that_are_no_gemm_stay() -> None:
         "no bias but itself": product(None).model("t1"),
         "not an addition": product(reader="Mul").model("t1"),
         "an output of the model": product().model("t1", "t0"),
-        "three dimensions": product(x_shape=("b", 3, 20)).model("t1"),
+        "two open dimensions of three": product(x_shape=("b", "s", 20)).model("t1"),
+        "no rows": product(x_shape=(2, 0, 20)).model("t1"),
+        "a vector": product(x_shape=(20,)).model("t1"),
     }
     graph = product()
     graph.op("Tanh", "t0")
@@ -90,6 +93,41 @@ def test_products_that_are_no_gemm_stay() -> None:
         before = ops(model)
         prepare.matmul_to_gemm(model)
         assert ops(model) == before, why
+
+
+@pytest.mark.parametrize("x_shape", [("b", 3, 20), (2, "s", 20), (2, 3, 20), (1, 2, 3, 20)])
+def test_products_of_more_dimensions_read_rows_and_give_their_dimensions_back(x_shape: tuple[Any, ...]) -> None:
+    """At most one may be open: a Reshape can find out one."""
+    model = product(x_shape=x_shape).model("t1")
+    sizes = [2 if isinstance(dim, str) else dim for dim in x_shape]
+    data = Arrays({"x": np.random.default_rng(0).normal(size=sizes).astype(np.float32)})
+    before = run(model, data)
+    prepare.matmul_to_gemm(model)
+    assert ops(model) == ["Reshape", "Gemm", "Reshape"]
+    rows, gemm, back = model.graph
+    assert (rows.name, gemm.name, back.name) == ("MatMul_0_rows", "MatMul_0", "MatMul_0_back")
+    assert array(model, rows.inputs[1].name or "").tolist() == [-1, 20]  # type: ignore[union-attr]
+    given = [-1 if isinstance(dim, str) else dim for dim in x_shape[:-1]]
+    assert array(model, back.inputs[1].name or "").tolist() == [*given, 24]  # type: ignore[union-attr]
+    assert {value.dtype for node in model.graph for value in node.outputs} == {ir.DataType.FLOAT}
+    np.testing.assert_allclose(run(model, data), before, atol=1e-5)
+    assert list(model.graph.outputs[0].shape or ()) == [*x_shape[:-1], 24]
+
+
+def test_products_of_one_tensor_share_its_rows() -> None:
+    """So that it is rounded once. The second addition stands before the first."""
+    graph = Graph()
+    x = graph.take("x", [2, 3, 20])
+    first, second = (graph.op("MatMul", x, graph.constant(graph.random.normal(size=(20, 20)).astype(np.float32)))
+                     for _ in range(2))  # fmt: skip
+    biases = [graph.constant(graph.random.normal(size=20).astype(np.float32)) for _ in range(2)]
+    later = graph.op("Add", second, biases[1])
+    model = graph.model(graph.op("Sub", graph.op("Add", first, biases[0]), later))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(2, 3, 20)).astype(np.float32)})
+    before = run(model, data)
+    prepare.matmul_to_gemm(model)
+    assert ops(model) == ["Reshape", "Gemm", "Reshape", "Gemm", "Reshape", "Sub"]
+    np.testing.assert_allclose(run(model, data), before, atol=1e-5)
 
 
 def test_every_product_of_a_model_is_looked_at() -> None:

@@ -733,3 +733,22 @@ def test_a_model_is_known_by_its_bytes_not_by_its_object(asked: Asked) -> None:
     asked.drop = ()
     asked.decide()
     assert asked.calls == 2
+
+
+def test_the_speed_told_is_over_the_model_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, here: Context, net: ir.Model
+) -> None:
+    """What suits int8 better need not be as fast in float."""
+    asked: list[list[ir.Model]] = []
+
+    def compare(models: list[ir.Model], *_: Any, **__: Any) -> list[float]:
+        asked.append(models)
+        return [1.0, 1.5]
+
+    monkeypatch.setattr(speed, "compare", compare)
+    monkeypatch.setattr(speed, "profile", lambda *_, **__: {})
+    given = mlp()
+    for told, base in ((given, given), (None, net)):
+        _, measured = speed.faster_choice(net, chosen(net), lambda choice: quantized(net, choice), FEEDS, here, given=told)
+        assert asked[-1][0] is base
+        assert measured.speedup == 1.5
