@@ -1,13 +1,15 @@
-"""Latency targets: widths in the machine's vector blocks and whole branches, chosen by measured times together.
+"""Widths in the machine's vector blocks and whole branches, chosen by measured times together.
 
-Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose, the whole
-model is timed beside the original, and the tables' scale is corrected until the measured ratio is the one asked for.
+Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose. For a latency
+target the whole model is timed beside the original, and the tables' scale is corrected until the measured ratio is the
+one asked for. For other targets, of a model whose later kernels are known, the tables decide between widths that hold
+them: where the best of them takes longer than others that lose little more, it is one of those.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +40,25 @@ Parts = Sequence[tuple[allocate.Price, float]]
 CLOSE = 0.02
 #: Candidates that are built and timed as a whole at most.
 TRIES = 8
+#: Where time is no target: seconds of timing layers, prices of time that are tried (times the loss without one), and
+#: what is no loss to speak of.
+ASIDE = 20.0
+PRICES = tuple(2.0**power for power in range(-2, 5))
+LITTLE = 0.01
+#: Per cent of the loss that a per cent of time is worth: with multiply-accumulates speed is meant, and the last of them
+#: cost 4 to 6 per cent each; with parameters and bytes it is not.
+WORTH = {"macs": 2.0}
+BESIDES = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Met:
-    """What a latency target was met with."""
+    """What a target was met with."""
 
     #: Widths of the plan's groups, full inside dropped branches; `None` when nothing is fast enough.
     widths: Widths | None
     dropped: tuple[Branch, ...]
-    #: Measured time as a share of the original's, and what the tables had predicted.
+    #: Measured time as a share of the original's, and what the tables had predicted: both that where time is no target.
     ratio: float
     predicted: float
 
@@ -70,7 +81,8 @@ def choose(
     tables: Sequence[Table],
     quantize: Quantize | None = None,
 ) -> Met:
-    """Widths and branches whose measured latency is what `options` ask for; decided once for a machine.
+    """Widths and branches whose measured latency is what `options` ask for, or by time beside other targets; decided
+    once for a machine.
 
     `others`: further costs of the plan's groups, each with what may be spent.
     """
@@ -112,8 +124,12 @@ def _decide(
     batch = next(iter(context.check.batches(context.batch, context.batch)))
     shown = batch.sized(context.check.fixed_batch or context.batch)
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
+    target = options.target.latency
     cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
+    if target is None:
+        widths = thrifty(offered, cost, rest, options.target.shares)
+        return _stored(columns, Met(widths, (), cost(widths), cost(widths)))
     orders = [rank.order for rank in rankings]
     with context.progress.stage("measuring latency", TRIES) as stage:
 
@@ -121,8 +137,13 @@ def _decide(
             stage.advance()
             return watch.ratio(columns.cut(widths, orders))
 
-        result = search(float(options.target.latency or 1), offered, cost, rest, options.scope, measure)
+        result = search(float(target), offered, cost, rest, options.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
+    return _stored(columns, result)
+
+
+def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
+    """What the cache keeps of a choice of widths of all columns."""
     widths = result.widths
     return {
         "widths": None if widths is None else columns.kept(widths).tolist(),
@@ -139,13 +160,16 @@ def _times(
     options: PruneChannels,
     context: Context,
 ) -> times.Times:
-    """What every width costs on this machine; measured once for all targets."""
-    trials = times.trials(columns, levels, watch.once)
-    key = cache.key(**_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials)
+    """What every width costs on this machine; measured once for all targets, more coarsely where time is none."""
+    seconds = ASIDE if options.target.latency is None else times.SECONDS
+    trials = times.trials(columns, levels, watch.once, seconds)
+    key = cache.key(
+        **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds
+    )
     stored = context.cache.get("times", key, "ratios", "errors")
     if stored is None:
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
-            ratios, errors = times.measure(columns, trials, watch, stage.advance)
+            ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
         stored = {"ratios": ratios, "errors": errors}
         context.cache.put("times", key, stored)
     return times.fitted(columns, trials, stored["ratios"], stored["errors"])
@@ -158,7 +182,7 @@ def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:
         "provider": context.provider,
         "threads": context.threads,
         "batch": context.batch,
-        "precision": options.timed_as,
+        "precision": "float" if options.timed_as == "auto" else options.timed_as,
         "original": io.fingerprint(context.original),
         "inputs": context.check.fingerprint,
     }
@@ -239,3 +263,27 @@ def search(
     if best is None:
         return Met(None, (), min(seen.values()), predicted)
     return best[1]
+
+
+def thrifty(tables: Sequence[Table], cost: allocate.Price, others: Parts, shares: Mapping[str, float]) -> Widths:
+    """Widths that hold `others`: those of least loss, or others with less time where that is worth what they lose.
+
+    `shares`: what is asked for, by metric. Less of the time than of what was asked for is worth nothing.
+    """
+    limits = allocate.Limits(others)
+    worth = max(WORTH.get(metric, BESIDES) for metric in shares)
+    least = min(shares.values())
+
+    def value(widths: Widths) -> float:
+        return float((allocate.total(tables, widths) + LITTLE) * max(cost(widths), least) ** worth)
+
+    best = allocate.choose(tables, limits, "global")
+    loss = max(allocate.total(tables, best), LITTLE)
+    full = np.array([table.levels[0] for table in tables], np.int64)
+    saved = [cost.table(full, column, table.levels) - cost(full) for column, table in enumerate(tables)]
+    for price in PRICES:
+        priced = [Table(table.levels, table.loss + price * loss * s) for table, s in zip(tables, saved, strict=True)]
+        widths = allocate.choose(priced, limits, "global")
+        if limits(widths) <= 1 and value(widths) < value(best):
+            best = widths
+    return best
