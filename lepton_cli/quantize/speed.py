@@ -173,7 +173,13 @@ Decided = tuple[Choice, Speed]
 
 
 def decided_once(
-    model: ir.Model, choice: Choice, target: str, activations: str, context: Context, decide: Callable[[], Decided]
+    model: ir.Model,
+    choice: Choice,
+    target: str,
+    activations: str,
+    context: Context,
+    decide: Callable[[], Decided],
+    prefer: str = "speed",
 ) -> Decided:
     """What `decide` says, or what it said before where everything that it depends on was the same.
 
@@ -187,6 +193,7 @@ def decided_once(
         between=choice.between,
         target=target,
         activations=activations,
+        prefer=prefer,
         machine=machine(),
         provider=context.provider,
         batch=context.batch,
@@ -210,9 +217,17 @@ def decided_once(
 
 
 def faster_choice(
-    model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
+    model: ir.Model,
+    choice: Choice,
+    write: Callable[[Choice], ir.Model],
+    feeds: Values,
+    context: Context,
+    *,
+    bytes_count: bool = False,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
+
+    `bytes_count`: layers stay in int8 where that saves a greater share of the bytes than it costs of the time.
 
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, where
     images are large and channels few.
@@ -220,7 +235,7 @@ def faster_choice(
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
         return choice, Speed(speedup=1.0)
-    search = _Search(model, choice, write, feeds, context)
+    search = _Search(model, choice, write, feeds, context, bytes_count)
     lost = losing(model, search.made, choice, feeds, context)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
         search.attempt(list(lost)[:1])
@@ -251,20 +266,29 @@ class _Search:
     """The fastest choice so far."""
 
     def __init__(
-        self, model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
+        self,
+        model: ir.Model,
+        choice: Choice,
+        write: Callable[[Choice], ir.Model],
+        feeds: Values,
+        context: Context,
+        bytes_count: bool,
     ) -> None:
+        self.bytes_count = bytes_count
         self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
         self.made = write(choice)
         self.returned: list[Returned] = []
 
     def attempt(self, names: list[str]) -> bool:
-        """Return anchors `names` to float if that is faster."""
+        """Return anchors `names` to float if that is faster; where bytes count, by more than it adds of them."""
         if not self.choice.anchors - set(names):
             return False
         trial = self.choice.without(names, "float is faster here (measured)", self.model)
         made = self.write(trial)
-        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=GAIN)[1]
-        if gain < GAIN:
+        larger = io.weight_bytes(made) / io.weight_bytes(self.made) if self.bytes_count else 1.0
+        wanted = GAIN * max(larger, 1.0)
+        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=wanted)[1]
+        if gain < wanted:
             return False
         # onnxruntime quantizes the weights of a float layer between two int8 ones by itself: that one stays ours.
         kernels = profile(made, self.feeds, self.context)

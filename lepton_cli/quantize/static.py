@@ -170,7 +170,7 @@ class _Quantization:
 
     def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
         """Quantize, and say all that happened."""
-        if self.options.speed_guard:
+        if self.options.speed_guard and self.options.prefer != "size":
             self._spare_slow_layers()
             if not self.choice.anchors:
                 return self._as_it_was("int8 pays nowhere on this machine", warnings)
@@ -243,6 +243,7 @@ class _Quantization:
                 self.options.activations,
                 self.context,
                 self._measure_speed,
+                self.options.prefer,
             )
             stage.note(f"{self.speed.speedup}x")
         if self.speed.verdict:
@@ -251,7 +252,9 @@ class _Quantization:
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
-        choice, measured = speed.faster_choice(self.model, self.choice, self._write, feeds, self.context)
+        choice, measured = speed.faster_choice(
+            self.model, self.choice, self._write, feeds, self.context, bytes_count=self.options.prefer == "balance"
+        )
         if measured.speedup >= 1:
             return choice, measured
         found = alternatives.measure(self.given, feeds, self.context)
