@@ -35,9 +35,11 @@ def compare(
     progress: Progress | None = None,
     seed: int = 0,
     input_names: InputNames | None = None,
+    beside: Mapping[str, Payload] | None = None,
 ) -> LatencyTable:
     """Time all arms on every provider and batch size; the first arm is the reference of the changes.
 
+    `beside`: further arms on the first provider at the first batch size alone; those that do not run are left out.
     `feeds_for_batch` gives model inputs of a batch size. Providers that are optional and missing, and batch sizes
     that the reference cannot run, are listed as skipped. Raises ProviderError for a missing provider that is not
     optional, MeasurementError when a model fails to run where the reference does, or nowhere, and Interrupted with
@@ -47,10 +49,14 @@ def compare(
     measured: list[_Measured] = []
     skipped: list[Skipped] = []
     try:
+        more = beside or {}
         for provider in spec.providers:
             cases = (
-                Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {})
+                Case(
+                    all_arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {}, frozenset(more)
+                )
                 for batch in spec.batch
+                for all_arms in [{**arms, **more} if (provider, batch) == (spec.providers[0], spec.batch[0]) else arms]
             )
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
@@ -117,7 +123,8 @@ class _Measured:
         """What a reader of these numbers must know."""
         case, found = self.case, []
         where = f"latency on {case.provider}, batch {case.batch}"
-        if (width := self.rounds.half_width()) > self.rule.precision:
+        own = len(case.arms) - len(case.optional & case.arms.keys())
+        if (width := self.rounds.half_width(own)) > self.rule.precision:
             waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
             found.append(f"{where}: ±{100 * width:.2g} % after {waited}, wanted ±{wanted:.2g} %: measure longer")
         if (share := self.rounds.undisturbed_share(0)) < _BUSY:
