@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -50,14 +51,15 @@ def compare(
     skipped: list[Skipped] = []
     try:
         more = beside or {}
+
+        def case(provider: ProviderSpec, batch: int) -> Case:
+            first = (provider, batch) == (spec.providers[0], spec.batch[0])
+            chosen = {**arms, **more} if first else arms
+            feeds, names = feeds_for_batch(batch), input_names or {}
+            return Case(chosen, provider.name, batch, threads, feeds, names, frozenset(more))
+
         for provider in spec.providers:
-            cases = (
-                Case(
-                    all_arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {}, frozenset(more)
-                )
-                for batch in spec.batch
-                for all_arms in [{**arms, **more} if (provider, batch) == (spec.providers[0], spec.batch[0]) else arms]
-            )
+            cases = map(case, itertools.repeat(provider), spec.batch)
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
         enough = [one for one in measured if len(one.rounds.rounds) >= one.rule.fewest]
