@@ -40,9 +40,9 @@ Parts = Sequence[tuple[allocate.Price, float]]
 CLOSE = 0.02
 #: Candidates that are built and timed as a whole at most.
 TRIES = 8
-#: Where time is no target: seconds of timing layers, prices of time that are tried (times the loss without one), and
-#: what is no loss to speak of.
-ASIDE = 20.0
+#: Where time is no target: the share of the seconds of timing layers, prices of time that are tried (times the loss
+#: without one), and what is no loss to speak of.
+ASIDE = 1 / 3
 PRICES = tuple(2.0**power for power in range(-2, 5))
 LITTLE = 0.01
 #: Per cent of the loss that a per cent of time is worth: with multiply-accumulates speed is meant, and the last of them
@@ -161,7 +161,7 @@ def _times(
     context: Context,
 ) -> times.Times:
     """What every width costs on this machine; measured once for all targets, more coarsely where time is none."""
-    seconds = ASIDE if options.target.latency is None else times.SECONDS
+    seconds = times.SECONDS * (ASIDE if options.target.latency is None else 1)
     trials = times.trials(columns, levels, watch.once, seconds)
     key = cache.key(
         **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds

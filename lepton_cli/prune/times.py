@@ -108,7 +108,7 @@ def measure(
     chosen: Sequence[Timed],
     watch: Stopwatch,
     done: Callable[[], object],
-    seconds: float = SECONDS,
+    seconds: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ratios to the original's time and their standard errors: of the analysed model as it is, then of every trial.
 

@@ -222,7 +222,6 @@ def faster_choice(
     write: Callable[[Choice], ir.Model],
     feeds: Values,
     context: Context,
-    *,
     bytes_count: bool = False,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.

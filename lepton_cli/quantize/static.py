@@ -253,7 +253,7 @@ class _Quantization:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(
-            self.model, self.choice, self._write, feeds, self.context, bytes_count=self.options.prefer == "balance"
+            self.model, self.choice, self._write, feeds, self.context, self.options.prefer == "balance"
         )
         if measured.speedup >= 1:
             return choice, measured
