@@ -124,7 +124,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
                 ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
             )
         else:
-            time = choice.predicted
+            time = choice.ratio
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
     leaving = _leaving(plan, rankings, widths)
@@ -144,7 +144,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
     text += "; " + ", ".join(f"{one.metric} {one.reached:.1%}" for one in reached) + " of the original"
-    text += "" if time is None else f", about {time:.0%} of its time in {options.timed_as}"
+    text += "" if time is None else f", {time:.0%} of its time in {options.timed_as}"
     changed = cuts + len(dropped) + len(plan.rewritten)
     found = details(plan, widths, repairs, reached, dropped)
     if time is not None:

@@ -2,14 +2,15 @@
 
 Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose. For a latency
 target the whole model is timed beside the original, and the tables' scale is corrected until the measured ratio is the
-one asked for. For other targets, of a model whose later kernels are known, the tables decide between widths that hold
-them: where the best of them takes longer than others that lose little more, it is one of those.
+one asked for. For other targets, of a model whose later kernels are known, whole models with widths that hold them are
+timed: where the best takes longer than others that lose little more, it is one of those.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ LITTLE = 0.01
 #: cost 4 to 6 per cent each; with parameters and bytes it is not.
 WORTH = {"macs": 2.0}
 BESIDES = 0.5
+#: Of each kind, so many are timed as whole models.
+PROPOSALS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Met:
     #: Widths of the plan's groups, full inside dropped branches; `None` when nothing is fast enough.
     widths: Widths | None
     dropped: tuple[Branch, ...]
-    #: Measured time as a share of the original's, and what the tables had predicted: both that where time is no target.
+    #: Measured time as a share of the original's, and what the tables had predicted.
     ratio: float
     predicted: float
 
@@ -127,10 +130,10 @@ def _decide(
     target = options.target.latency
     cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
-    if target is None:
-        widths = thrifty(offered, cost, rest, options.target.shares)
-        return _stored(columns, Met(widths, (), cost(widths), cost(widths)))
     orders = [rank.order for rank in rankings]
+    if target is None:
+        result = _thrifty(offered, cost, rest, options, lambda widths: columns.cut(widths, orders), watch)
+        return _stored(columns, result)
     with context.progress.stage("measuring latency", TRIES) as stage:
 
         def measure(widths: Widths) -> float:
@@ -140,6 +143,23 @@ def _decide(
         result = search(float(target), offered, cost, rest, options.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
     return _stored(columns, result)
+
+
+def _thrifty(
+    tables: Sequence[Table],
+    cost: allocate.Price,
+    others: Parts,
+    options: PruneChannels,
+    cut: Callable[[Widths], ir.Model],
+    watch: Stopwatch,
+) -> Met:
+    """What tables of layers propose, decided by whole models beside each other."""
+    worth = Worth(options.target.shares)
+    offered = proposals(tables, cost, others, worth)
+    ratios = watch.ratios([partial(cut, widths) for widths in offered], times.SECONDS * ASIDE / 2)[0].tolist()
+    values = [worth.value(allocate.total(tables, w), ratio) for w, ratio in zip(offered, ratios, strict=True)]
+    best = int(np.argmin(values))
+    return Met(offered[best], (), ratios[best], cost(offered[best]))
 
 
 def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
@@ -265,25 +285,43 @@ def search(
     return best[1]
 
 
-def thrifty(tables: Sequence[Table], cost: allocate.Price, others: Parts, shares: Mapping[str, float]) -> Widths:
-    """Widths that hold `others`: those of least loss, or others with less time where that is worth what they lose.
+def proposals(tables: Sequence[Table], cost: allocate.Price, others: Parts, worth: Worth) -> list[Widths]:
+    """Widths that hold `others`: those of least loss, then others with less time, as many as are worth timing.
 
-    `shares`: what is asked for, by metric. Less of the time than of what was asked for is worth nothing.
+    Times of single layers are noisy, and half-filled blocks are what they are most often wrong about: half of the
+    proposals are without any.
     """
     limits = allocate.Limits(others)
-    worth = max(WORTH.get(metric, BESIDES) for metric in shares)
-    least = min(shares.values())
-
-    def value(widths: Widths) -> float:
-        return float((allocate.total(tables, widths) + LITTLE) * max(cost(widths), least) ** worth)
-
-    best = allocate.choose(tables, limits, "global")
+    found = {tuple(best.tolist()): best for best in [allocate.choose(tables, limits, "global")]}
+    best = next(iter(found.values()))
     loss = max(allocate.total(tables, best), LITTLE)
     full = np.array([table.levels[0] for table in tables], np.int64)
-    saved = [cost.table(full, column, table.levels) - cost(full) for column, table in enumerate(tables)]
-    for price in PRICES:
-        priced = [Table(table.levels, table.loss + price * loss * s) for table, s in zip(tables, saved, strict=True)]
-        widths = allocate.choose(priced, limits, "global")
-        if limits(widths) <= 1 and value(widths) < value(best):
-            best = widths
-    return best
+    for offered in (tables, [_whole_blocks(table) for table in tables]):
+        saved = [cost.table(full, column, table.levels) - cost(full) for column, table in enumerate(offered)]
+        several: dict[tuple[int, ...], Widths] = {}
+        for price in PRICES:
+            priced = [Table(one.levels, one.loss + price * loss * s) for one, s in zip(offered, saved, strict=True)]
+            widths = allocate.choose(priced, limits, "global")
+            if limits(widths) <= 1:
+                several[tuple(widths.tolist())] = widths
+        ordered = sorted(several.values(), key=lambda widths: worth.value(allocate.total(tables, widths), cost(widths)))
+        found.update((tuple(widths.tolist()), widths) for widths in ordered[:PROPOSALS])
+    return list(found.values())
+
+
+def _whole_blocks(table: Table) -> Table:
+    """The levels that fill the machine's vector blocks, the full width and a dropped branch among them."""
+    kept = (table.levels % machine().vector_block == 0) | (table.levels == table.levels[0])
+    return Table(table.levels[kept], table.loss[kept])
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What time is worth beside other targets. `shares`: what those ask for, by metric."""
+
+    shares: Mapping[str, float]
+
+    def value(self, loss: float, time: float) -> float:
+        """Less is better. Less of the time than of what was asked for is worth nothing."""
+        power = max(WORTH.get(metric, BESIDES) for metric in self.shares)
+        return float((loss + LITTLE) * max(time, *self.shares.values()) ** power)

@@ -643,6 +643,7 @@ CHANGES: dict[str, Callable[[Asked], None]] = {
     "choice": _choice,
     "target": _target,
     "activations": lambda asked: setattr(asked, "activations", "int16"),
+    "prefer": lambda asked: setattr(asked, "prefer", "balance"),
     "provider": _context(provider="openvino"),
     "batch": _context(batch=2),
     "threads": _context(threads=2),
