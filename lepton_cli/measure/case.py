@@ -25,10 +25,10 @@ class Case:
     threads: int
     feeds: Values
     input_names: InputNames
-    #: Arms that are left out where they do not run.
-    optional: frozenset[str] = frozenset()
     placement: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     fallback: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Arms that are left out where they do not run.
+    optional: frozenset[str] = frozenset()
 
     def check(self) -> None:
         """One run of every arm; optional ones that do not run are dropped. Raises ProviderError, Unsupported for the

@@ -56,7 +56,7 @@ def compare(
             first = (provider, batch) == (spec.providers[0], spec.batch[0])
             chosen = {**arms, **more} if first else arms
             feeds, names = feeds_for_batch(batch), input_names or {}
-            return Case(chosen, provider.name, batch, threads, feeds, names, frozenset(more))
+            return Case(chosen, provider.name, batch, threads, feeds, names, optional=frozenset(more))
 
         for provider in spec.providers:
             cases = map(case, itertools.repeat(provider), spec.batch)
