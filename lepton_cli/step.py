@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -55,6 +55,10 @@ class Options(Strict):
     def _with_its_name(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written down, a step begins with its name, also where defaults are left out."""
         return {"step": self.step, **plain(self)}
+
+    def knowing(self, later: Sequence[Options]) -> Options:
+        """The step with what it leaves open (`auto`) decided by the steps behind it."""
+        return self
 
     @property
     def changes_types(self) -> bool:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lepton_cli.cli.boundary import printable
 from lepton_cli.progress import Stage
+from lepton_cli.report import bought
 from lepton_cli.report.model import Report, Verdict, VerdictWord
 from lepton_cli.report.table import rows as table_rows
 from lepton_cli.units import format_duration
@@ -162,6 +163,10 @@ STYLES = {"worse": "yellow"}
 _VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim"}
 
 
+#: Of the table of what each step bought: each row is what the steps until then made of the original.
+BOUGHT = ("after step", "file", "speed", "exactness")
+
+
 def show_report(report: Report, console: Console) -> None:
     """What a command prints about a report: the worst news first, the table, the gates."""
     show_headline(report, console)
@@ -170,6 +175,10 @@ def show_report(report: Report, console: Console) -> None:
     for row in table_rows(report):
         if row.skipped:
             console.print(f"{printable(row.label)}   skipped: {printable(row.skipped)}", style="dim")
+    if listed := bought.rows(report):
+        console.print()
+        cells = [[row.name, row.size, row.speed, row.exactness] for row in listed]
+        console.print(plain_table([(heading, "left") for heading in BOUGHT], cells))
     show_gates(report, console)
     for warning in report.warnings:
         console.print(f"warning: {printable(warning)}", style="yellow")

@@ -14,6 +14,7 @@ import yaml
 from lepton_cli import gates
 from lepton_cli.cache import Cache
 from lepton_cli.commands import measuring, runner, workspace
+from lepton_cli.commands.apart import Trail
 from lepton_cli.commands.assemble import broken, recipe_facts, variant
 from lepton_cli.commands.job import NOTHING, Job, must_run, place_text, prepare
 from lepton_cli.commands.judge import check_baseline, judged
@@ -108,10 +109,11 @@ def run_steps(
     records: list[StepRecord],
     start: ir.Model,
     failed: Path | None = None,
+    trail: Trail | None = None,
 ) -> ir.Model:
     """Run the recipe's steps behind those that `records` holds, each checked; `records` grows.
 
-    `failed`: folder for the model that made a step fail.
+    `failed`: folder for the model that made a step fail. `trail`: what keeps the models between the steps.
     """
     steps = job.spec.steps
     current = runner.reference(start, context) if job.runs else runner.Checked(start, None)
@@ -121,6 +123,8 @@ def run_steps(
         for warning in record.warnings:
             context.progress.warn(f"{steps[index].step}: {warning}")
         current = kept.keep(current, records)
+        if trail is not None and record.changed and index < len(steps) - 1:
+            trail.keep(index, current.model)
     return current.model
 
 
@@ -144,14 +148,17 @@ class _Compression:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
         kept = Kept(self.output, self.job, context)
         try:
-            compressed = self._steps(context, kept, resume)
+            trail = Trail(self.job, context)
+            compressed = self._steps(context, kept, resume, trail)
             saved = self._save(compressed, context)
+            beside = trail.parts(self.records)
             measuring.measure(
                 {"original": self.job.loaded, "compressed": saved},
                 self.job,
                 self.progress,
                 seed=self.job.spec.seed,
                 found=self.run.measured,
+                beside=beside,
             )
         except KeyboardInterrupt:
             self._partial(None)
@@ -188,7 +195,7 @@ class _Compression:
             steps = "1 finished step is" if kept.count == 1 else f"{kept.count} finished steps are"
             self.progress.say(f"{steps} kept: the same command with --resume goes on")
 
-    def _steps(self, context: Context, kept: Kept, resume: bool) -> ir.Model:
+    def _steps(self, context: Context, kept: Kept, resume: bool, trail: Trail) -> ir.Model:
         model = self.job.loaded.model
         if resume and (found := kept.latest()) is not None:
             model, self.records = found
@@ -196,7 +203,7 @@ class _Compression:
         elif resume:
             self.progress.say("nothing to resume for this model, recipe and data: starting with the first step")
         failed = self.output / workspace.FAILED if self.output is not None else None
-        return run_steps(self.job, context, kept, self.records, model, failed)
+        return run_steps(self.job, context, kept, self.records, model, failed, trail)
 
     def _save(self, model: ir.Model, context: Context) -> io.LoadedModel:
         metadata = {

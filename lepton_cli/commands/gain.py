@@ -13,18 +13,20 @@ def no_gain(before: ir.Model, outcome: Outcome, options: Options, context: Conte
     """Why the model before the step is the better one, in words; `None` where the step gained what it should.
 
     Of a machine that is not this one no speed is known, so that nothing is said. A step that is for speed and did not
-    measure it must make nothing larger.
+    measure it must make nothing larger. Where the step knows what is preferred, only that counts.
     """
     if not isinstance(options, Lossy) or not options.least_gain or not outcome.changed:
         return None
-    if options.for_machine and runs_here(resolve(getattr(options, "target", "auto"), context.provider)) is not None:
+    prefer = getattr(options, "prefer", "balance")
+    target = resolve(getattr(options, "target", "auto"), context.provider)
+    if options.for_machine and prefer != "size" and runs_here(target) is not None:
         return None
     first, last = _bytes(before, outcome.model)
     smaller = 1 - last / first
-    unknown = options.for_machine and outcome.speedup is None
-    if smaller >= options.least_gain or (unknown and smaller > 0):
+    unknown = options.for_machine and outcome.speedup is None and prefer != "size"
+    if (smaller >= options.least_gain and prefer != "speed") or (unknown and smaller > 0):
         return None
-    if outcome.speedup is not None and outcome.speedup >= 1 + options.least_gain:
+    if prefer != "size" and outcome.speedup is not None and outcome.speedup >= 1 + options.least_gain:
         return None
     told = f"{abs(smaller):.1%} {'smaller' if smaller > 0 else 'larger'}"
     told = told if abs(smaller) >= 0.0005 else "as large as before"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from lepton_cli import metrics, scratch
 from lepton_cli.cache import Cache
+from lepton_cli.commands import apart
+from lepton_cli.commands.apart import Apart
 from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
@@ -22,7 +24,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import parts
 from lepton_cli.probe.comparable import searched
 from lepton_cli.progress import Progress
-from lepton_cli.report.model import Variant
+from lepton_cli.report.model import Bought, Variant
 from lepton_cli.runtime import provider_name
 from lepton_cli.step import Context
 
@@ -37,6 +39,7 @@ class Measured:
     energy: EnergyTable | None = None
     skipped: tuple[Skipped, ...] = ()
     cost: CostTable | None = None
+    bought: tuple[Bought, ...] = ()
 
     def parts(self) -> dict[str, object]:
         """What was measured, as fields of a report."""
@@ -51,9 +54,11 @@ def measure(
     seed: int,
     input_names: InputNames | None = None,
     found: Measured | None = None,
+    beside: Sequence[Apart] = (),
 ) -> Measured:
     """Measure models of the same task, the reference first. Raises MeasurementError, Interrupted.
 
+    `beside`: what parts of the steps made, measured with them as far as speed and accuracy go.
     `input_names`: of models whose inputs are named otherwise than the data, by variant: input -> name in the data.
     `found` is filled and returned: whoever gives it has what was measured when an error ends the rest.
     """
@@ -68,15 +73,23 @@ def measure(
         return found
     paths = {name: loaded.payload for name, loaded in models.items()}
     try:
-        found.accuracy = _accuracy(models, job, progress, input_names)
+        judged = {part.name: part.loaded for part in beside if not part.equal}
+        close = _accuracy({**models, **judged}, job, progress, input_names)
+        found.accuracy = apart.only(close, models)
+        times: LatencyTable | None = None
         if spec.latency:
-            found.latency = latency.compare(
-                paths, job.timed, spec.latency, progress=progress, seed=seed, input_names=input_names
+            more = {part.name: part.loaded.payload for part in beside}
+            times = latency.compare(
+                paths, job.timed, spec.latency, progress=progress, seed=seed, input_names=input_names, beside=more
             )
+            found.latency = apart.only_timed(times, models)
+        found.bought = tuple(part.bought(close, times) for part in beside)
         _energy(paths, job, spec.latency, progress, input_names, found)
     except Interrupted as stop:
-        found.accuracy = stop.partial if isinstance(stop.partial, Accuracy) else found.accuracy
-        found.latency = stop.partial if isinstance(stop.partial, LatencyTable) else found.latency
+        if isinstance(stop.partial, Accuracy):
+            found.accuracy = apart.only(stop.partial, models)
+        if isinstance(stop.partial, LatencyTable):
+            found.latency = apart.only_timed(stop.partial, models)
         raise
     if spec.cost is not None and found.latency is not None:
         found.cost = cost.cost(found.latency, spec.cost)

@@ -27,21 +27,34 @@ class Case:
     input_names: InputNames
     placement: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     fallback: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Arms that are left out where they do not run.
+    optional: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """One run of every arm. Raises ProviderError, Unsupported for the reference, MeasurementError for others."""
+        """One run of every arm; optional ones that do not run are dropped. Raises ProviderError, Unsupported for the
+        reference, MeasurementError for others.
+        """
         provider_name(self.provider)
         if not self.feeds and self.batch > 1:
             raise Unsupported("measure.batch", "the model takes one sample at a time")
-        for position, (name, payload) in enumerate(self.arms.items()):
-            session = self.session(payload)
-            feeds = feeds_for(session, self.feeds, self.input_names.get(name))
+        for position, (name, payload) in enumerate(list(self.arms.items())):
+            try:
+                session = self.session(payload)
+                feeds = feeds_for(session, self.feeds, self.input_names.get(name))
+            except (ModelError, MeasurementError):
+                if name not in self.optional:
+                    raise
+                self._drop(name)
+                continue
             reason = misfit(session.inputs, feeds)
             if not reason:
                 try:
                     session.run(feeds)
                 except ModelError as error:
                     reason = error.cause or error.message
+            if reason and name in self.optional:
+                self._drop(name)
+                continue
             if reason and position == 0:
                 raise Unsupported("measure.batch", reason)
             if reason:
@@ -52,6 +65,9 @@ class Case:
                 )
             self.placement[name] = session.placement()
             self.fallback[name] = () if session.provider_name == CPU else session.fallback()
+
+    def _drop(self, name: str) -> None:
+        self.arms = {arm: payload for arm, payload in self.arms.items() if arm != name}
 
     def session(self, payload: Payload) -> Session:
         return Session(payload, provider=self.provider, threads=self.threads)

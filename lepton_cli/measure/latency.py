@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -35,9 +36,11 @@ def compare(
     progress: Progress | None = None,
     seed: int = 0,
     input_names: InputNames | None = None,
+    beside: Mapping[str, Payload] | None = None,
 ) -> LatencyTable:
     """Time all arms on every provider and batch size; the first arm is the reference of the changes.
 
+    `beside`: further arms on the first provider at the first batch size alone; those that do not run are left out.
     `feeds_for_batch` gives model inputs of a batch size. Providers that are optional and missing, and batch sizes
     that the reference cannot run, are listed as skipped. Raises ProviderError for a missing provider that is not
     optional, MeasurementError when a model fails to run where the reference does, or nowhere, and Interrupted with
@@ -47,11 +50,16 @@ def compare(
     measured: list[_Measured] = []
     skipped: list[Skipped] = []
     try:
+        more = beside or {}
+
+        def case(provider: ProviderSpec, batch: int) -> Case:
+            first = (provider, batch) == (spec.providers[0], spec.batch[0])
+            chosen = {**arms, **more} if first else arms
+            feeds, names = feeds_for_batch(batch), input_names or {}
+            return Case(chosen, provider.name, batch, threads, feeds, names, optional=frozenset(more))
+
         for provider in spec.providers:
-            cases = (
-                Case(arms, provider.name, batch, threads, feeds_for_batch(batch), input_names or {})
-                for batch in spec.batch
-            )
+            cases = map(case, itertools.repeat(provider), spec.batch)
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
         enough = [one for one in measured if len(one.rounds.rounds) >= one.rule.fewest]
@@ -117,7 +125,8 @@ class _Measured:
         """What a reader of these numbers must know."""
         case, found = self.case, []
         where = f"latency on {case.provider}, batch {case.batch}"
-        if (width := self.rounds.half_width()) > self.rule.precision:
+        own = len(case.arms) - len(case.optional & case.arms.keys())
+        if (width := self.rounds.half_width(own)) > self.rule.precision:
             waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
             found.append(f"{where}: ±{100 * width:.2g} % after {waited}, wanted ±{wanted:.2g} %: measure longer")
         if (share := self.rounds.undisturbed_share(0)) < _BUSY:

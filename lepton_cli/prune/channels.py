@@ -63,6 +63,8 @@ class Goal:
 def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     """Remove channels until the targets hold; times are those of models in the precision of `timed_as`.
 
+    Where that is not float and time is no target, widths are chosen that save time too.
+
     Raises StepError when the targets cannot be reached, ModelError for models that are quantized already.
     """
     refuse_quantized(model, weights_only=True)
@@ -80,6 +82,10 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     ]
     levels = [_levels(group, options) for group in plan.groups]
     floors = np.array([level[-1] for level in levels])
+    if fast is None and not all(goal.holds(floors) for goal in goals):  # whole blocks are no target
+        options = options.model_copy(update={"timed_as": "float"})
+        levels = [_levels(group, options) for group in plan.groups]
+        floors = np.array([level[-1] for level in levels])
     for goal in goals:
         if not goal.holds(floors):
             raise _unreachable(plan, goal.metric, goal.share, goal.of(floors))
@@ -106,15 +112,19 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     rankings, tables = ranking.ranked_groups(plan, options, context, levels, warnings)
     parts = [goal.part for goal in goals if goal.whole]
     dropped: tuple[Branch, ...] = ()
+    time: float | None = None
     reached: list[ReachedTarget] = []
-    if fast is not None:
+    if options.timed:
         choice = latency.choose(plan, options, parts, context, rankings, tables, drafter(options.timed_as, context))
         if choice.widths is None:
-            raise _unreachable(plan, "latency", float(fast), choice.ratio)
+            raise _unreachable(plan, "latency", float(fast or 1), choice.ratio)
         widths, dropped = choice.widths, choice.dropped
-        reached.append(
-            ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
-        )
+        if fast is not None:
+            reached.append(
+                ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
+            )
+        else:
+            time = choice.ratio
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
     leaving = _leaving(plan, rankings, widths)
@@ -134,8 +144,11 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     text = f"{gone} of {int(full.sum())} channels removed in {cuts} groups"
     text += f" and {len(dropped)} {'branch' if len(dropped) == 1 else 'branches'}" if dropped else ""
     text += "; " + ", ".join(f"{one.metric} {one.reached:.1%}" for one in reached) + " of the original"
+    text += "" if time is None else f", {time:.0%} of its time in {options.timed_as}"
     changed = cuts + len(dropped) + len(plan.rewritten)
     found = details(plan, widths, repairs, reached, dropped)
+    if time is not None:
+        found = found.model_copy(update={"timed_as": options.timed_as, "time": round(time, 3)})
     return Outcome(result, changed, decisions(plan, widths, dropped), text, found, tuple(warnings))
 
 
@@ -173,11 +186,11 @@ def _recoveries(options: PruneChannels, context: Context) -> tuple[str, ...]:
 
 
 def _levels(group: Group, options: PruneChannels) -> Widths:
-    """Widths a group may have. For latency they fill the machine's vector blocks, half a block for narrow layers."""
+    """Widths a group may have. For time they fill the machine's vector blocks, half a block for narrow layers."""
     least = max(1, int(np.ceil(float(options.min_width) * group.channels)))
     multiple = options.round_to
     if multiple is None:
-        block = machine().vector_block if options.target.latency is not None else 1
+        block = machine().vector_block if options.timed else 1
         each = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
         narrow = group.channels * each < 2 * block
         multiple = max(1, (block // 2 if narrow else block) // each)

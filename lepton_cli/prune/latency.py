@@ -1,13 +1,16 @@
-"""Latency targets: widths in the machine's vector blocks and whole branches, chosen by measured times together.
+"""Widths in the machine's vector blocks and whole branches, chosen by measured times together.
 
-Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose, the whole
-model is timed beside the original, and the tables' scale is corrected until the measured ratio is the one asked for.
+Fewer multiply-accumulates can even be slower, so no formula is trusted: tables of measured times propose. For a latency
+target the whole model is timed beside the original, and the tables' scale is corrected until the measured ratio is the
+one asked for. For other targets, of a model whose later kernels are known, whole models with widths that hold them are
+timed: where the best takes longer than others that lose little more, it is one of those.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,11 +41,22 @@ Parts = Sequence[tuple[allocate.Price, float]]
 CLOSE = 0.02
 #: Candidates that are built and timed as a whole at most.
 TRIES = 8
+#: Where time is no target: the share of the seconds of timing layers, prices of time that are tried (times the loss
+#: without one), and what is no loss to speak of.
+ASIDE = 1 / 3
+PRICES = tuple(2.0**power for power in range(-2, 5))
+LITTLE = 0.01
+#: Per cent of the loss that a per cent of time is worth: with multiply-accumulates speed is meant, and the last of them
+#: cost 4 to 6 per cent each; with parameters and bytes it is not.
+WORTH = {"macs": 2.0}
+BESIDES = 0.5
+#: Of each kind, so many are timed as whole models.
+PROPOSALS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Met:
-    """What a latency target was met with."""
+    """What a target was met with."""
 
     #: Widths of the plan's groups, full inside dropped branches; `None` when nothing is fast enough.
     widths: Widths | None
@@ -70,7 +84,8 @@ def choose(
     tables: Sequence[Table],
     quantize: Quantize | None = None,
 ) -> Met:
-    """Widths and branches whose measured latency is what `options` ask for; decided once for a machine.
+    """Widths and branches whose measured latency is what `options` ask for, or by time beside other targets; decided
+    once for a machine.
 
     `others`: further costs of the plan's groups, each with what may be spent.
     """
@@ -112,17 +127,43 @@ def _decide(
     batch = next(iter(context.check.batches(context.batch, context.batch)))
     shown = batch.sized(context.check.fixed_batch or context.batch)
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
+    target = options.target.latency
     cost = _times(columns, [table.levels for table in offered], watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
+    if target is None:
+        result = _thrifty(offered, cost, rest, options, lambda widths: columns.cut(widths, orders), watch)
+        return _stored(columns, result)
     with context.progress.stage("measuring latency", TRIES) as stage:
 
         def measure(widths: Widths) -> float:
             stage.advance()
             return watch.ratio(columns.cut(widths, orders))
 
-        result = search(float(options.target.latency or 1), offered, cost, rest, options.scope, measure)
+        result = search(float(target), offered, cost, rest, options.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
+    return _stored(columns, result)
+
+
+def _thrifty(
+    tables: Sequence[Table],
+    cost: allocate.Price,
+    others: Parts,
+    options: PruneChannels,
+    cut: Callable[[Widths], ir.Model],
+    watch: Stopwatch,
+) -> Met:
+    """What tables of layers propose, decided by whole models beside each other."""
+    worth = Worth(options.target.shares)
+    offered = proposals(tables, cost, others, worth)
+    ratios = watch.ratios([partial(cut, widths) for widths in offered], times.SECONDS * ASIDE / 2)[0].tolist()
+    values = [worth.value(allocate.total(tables, w), ratio) for w, ratio in zip(offered, ratios, strict=True)]
+    best = int(np.argmin(values))
+    return Met(offered[best], (), ratios[best], cost(offered[best]))
+
+
+def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
+    """What the cache keeps of a choice of widths of all columns."""
     widths = result.widths
     return {
         "widths": None if widths is None else columns.kept(widths).tolist(),
@@ -139,13 +180,16 @@ def _times(
     options: PruneChannels,
     context: Context,
 ) -> times.Times:
-    """What every width costs on this machine; measured once for all targets."""
-    trials = times.trials(columns, levels, watch.once)
-    key = cache.key(**_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials)
+    """What every width costs on this machine; measured once for all targets, more coarsely where time is none."""
+    seconds = times.SECONDS * (ASIDE if options.target.latency is None else 1)
+    trials = times.trials(columns, levels, watch.once, seconds)
+    key = cache.key(
+        **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds
+    )
     stored = context.cache.get("times", key, "ratios", "errors")
     if stored is None:
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
-            ratios, errors = times.measure(columns, trials, watch, stage.advance)
+            ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
         stored = {"ratios": ratios, "errors": errors}
         context.cache.put("times", key, stored)
     return times.fitted(columns, trials, stored["ratios"], stored["errors"])
@@ -158,7 +202,7 @@ def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:
         "provider": context.provider,
         "threads": context.threads,
         "batch": context.batch,
-        "precision": options.timed_as,
+        "precision": "float" if options.timed_as == "auto" else options.timed_as,
         "original": io.fingerprint(context.original),
         "inputs": context.check.fingerprint,
     }
@@ -239,3 +283,45 @@ def search(
     if best is None:
         return Met(None, (), min(seen.values()), predicted)
     return best[1]
+
+
+def proposals(tables: Sequence[Table], cost: allocate.Price, others: Parts, worth: Worth) -> list[Widths]:
+    """Widths that hold `others`: those of least loss, then others with less time, as many as are worth timing.
+
+    Times of single layers are noisy, and half-filled blocks are what they are most often wrong about: half of the
+    proposals are without any.
+    """
+    limits = allocate.Limits(others)
+    found = {tuple(best.tolist()): best for best in [allocate.choose(tables, limits, "global")]}
+    best = next(iter(found.values()))
+    loss = max(allocate.total(tables, best), LITTLE)
+    full = np.array([table.levels[0] for table in tables], np.int64)
+    for offered in (tables, [_whole_blocks(table) for table in tables]):
+        saved = [cost.table(full, column, table.levels) - cost(full) for column, table in enumerate(offered)]
+        several: dict[tuple[int, ...], Widths] = {}
+        for price in PRICES:
+            priced = [Table(one.levels, one.loss + price * loss * s) for one, s in zip(offered, saved, strict=True)]
+            widths = allocate.choose(priced, limits, "global")
+            if limits(widths) <= 1:
+                several[tuple(widths.tolist())] = widths
+        ordered = sorted(several.values(), key=lambda widths: worth.value(allocate.total(tables, widths), cost(widths)))
+        found.update((tuple(widths.tolist()), widths) for widths in ordered[:PROPOSALS])
+    return list(found.values())
+
+
+def _whole_blocks(table: Table) -> Table:
+    """The levels that fill the machine's vector blocks, the full width and a dropped branch among them."""
+    kept = (table.levels % machine().vector_block == 0) | (table.levels == table.levels[0])
+    return Table(table.levels[kept], table.loss[kept])
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What time is worth beside other targets. `shares`: what those ask for, by metric."""
+
+    shares: Mapping[str, float]
+
+    def value(self, loss: float, time: float) -> float:
+        """Less is better. Less of the time than of what was asked for is worth nothing."""
+        power = max(WORTH.get(metric, BESIDES) for metric in self.shares)
+        return float((loss + LITTLE) * max(time, *self.shares.values()) ** power)

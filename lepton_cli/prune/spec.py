@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lepton_cli import units
+from lepton_cli.quantize.targets import resolve, runs_here
 from lepton_cli.step import Options
 from lepton_cli.values import Percent, Strict
+
+#: The precision that later steps bring.
+_KERNELS = {"quantize.static": "int8", "quantize.dynamic": "dynamic", "convert.fp16": "fp16"}
 
 
 class PruneTarget(Strict):
@@ -42,10 +47,12 @@ class PruneChannels(Options):
     target: PruneTarget = Field(
         default=PruneTarget(macs=units.Share(0.6)), description="What remains of the original; several all hold"
     )
-    timed_as: Literal["float", "int8", "dynamic"] = Field(
-        default="float",
-        description="Precision that `target.latency` is a share in, on both sides: what a later step quantizes to "
-        "(`int8`: quantize.static, `dynamic`: quantize.dynamic) is fast at other widths",
+    timed_as: Literal["auto", "float", "int8", "dynamic", "fp16"] = Field(
+        default="auto",
+        description="Precision that the result will run in, as what is fast in float is not what is fast in int8: "
+        "`target.latency` is a share in it, and for other targets, but in float, widths are chosen that also save time "
+        "in it; auto: what a later step makes (`int8`: quantize.static, `dynamic`: quantize.dynamic, `fp16`: "
+        "convert.fp16), else float",
     )
     importance: Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"] | None = Field(
         default=None, description="Ranking of channels; default: hessian with calibration data, else l2"
@@ -59,17 +66,24 @@ class PruneChannels(Options):
     )
     drop_branches: bool = Field(
         default=True,
-        description="Latency targets may drop whole residual branches (global scope, calibration data, recovery)",
+        description="Where models are timed, whole residual branches may go (global scope, calibration data, recovery)",
     )
     recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
         default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
     )
 
-    @model_validator(mode="after")
-    def _timed(self) -> PruneChannels:
-        if self.timed_as != "float" and self.target.latency is None:
-            raise ValueError("timed_as is about target.latency, which is not given")
-        return self
+    def knowing(self, later: Sequence[Options]) -> PruneChannels:
+        """Timed as the first later step that decides about kernels leaves the model, if it is one for this machine."""
+        if self.timed_as != "auto":
+            return self
+        made = next((step for step in later if step.step in _KERNELS), None)
+        here = made is not None and runs_here(resolve(getattr(made, "target", "auto"))) is None
+        return self.model_copy(update={"timed_as": _KERNELS[made.step] if made is not None and here else "float"})
+
+    @property
+    def timed(self) -> bool:
+        """Whether widths are chosen by measured times."""
+        return self.target.latency is not None or (self.timed_as not in ("auto", "float") and self.scope == "global")
 
     @property
     def kept_share(self) -> float | None:

@@ -88,13 +88,13 @@ class Timed:
     width: int
 
 
-def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list[Timed]:
+def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0, seconds: float = SECONDS) -> list[Timed]:
     """What to time so that every kind of layer is known. `levels`: a column's widths, widest first.
 
-    `run`: seconds that one run of the model takes.
+    `run`: seconds that one run of the model takes; `seconds`: of all timing, about.
     """
     kinds = _kinds(columns, levels)
-    most = min(MODELS, int(PATIENCE * SECONDS / (2 * LEAST * run))) if run > 0 else MODELS
+    most = min(MODELS, int(PATIENCE * seconds / (2 * LEAST * run))) if run > 0 else MODELS
     points = max(1, min(POINTS, most // max(len(kinds), 1)))
     found = []
     for members, choice in kinds:
@@ -104,7 +104,11 @@ def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0) -> list
 
 
 def measure(
-    columns: Columns, chosen: Sequence[Timed], watch: Stopwatch, done: Callable[[], object]
+    columns: Columns,
+    chosen: Sequence[Timed],
+    watch: Stopwatch,
+    done: Callable[[], object],
+    seconds: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ratios to the original's time and their standard errors: of the analysed model as it is, then of every trial.
 
@@ -117,7 +121,7 @@ def measure(
         widths[list(trial.members)] = trial.width
         return lambda: columns.cut(widths, orders)
 
-    return watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], SECONDS, done)
+    return watch.ratios([lambda: columns.plan.model, *map(candidate, chosen)], seconds, done)
 
 
 def fitted(

@@ -11,23 +11,28 @@ import onnx_ir as ir
 from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import First
 from lepton_cli.progress import Silent
-from lepton_cli.quantize import dynamic, static
-from lepton_cli.quantize.spec import QuantizeDynamic, QuantizeStatic
+from lepton_cli.quantize import dynamic, fp16, static
+from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic
 from lepton_cli.step import Context
 
 #: Samples that drafts are calibrated with.
 _FEW = 16
 
 
-def drafter(precision: Literal["float", "int8", "dynamic"], context: Context) -> Callable[[ir.Model], ir.Model] | None:
-    """What makes a draft of a model in this precision; `None` for float."""
-    if precision == "float":
+def drafter(
+    precision: Literal["auto", "float", "int8", "dynamic", "fp16"], context: Context
+) -> Callable[[ir.Model], ir.Model] | None:
+    """What makes a draft of a model in this precision; `None` for float (`auto`: nothing else is known)."""
+    if precision in ("auto", "float"):
         return None
     few = First(context.check, _FEW)
     quick = dataclasses.replace(context, calibration=few, check=few, cache=Cache(None), progress=Silent())
     if precision == "dynamic":
         plain = QuantizeDynamic(step="quantize.dynamic")
         return lambda model: dynamic.quantize(model, plain, dataclasses.replace(quick, calibration=None)).model
+    if precision == "fp16":
+        half = ConvertFp16(repair=False)
+        return lambda model: fp16.convert(model, half, dataclasses.replace(quick, calibration=None)).model
     nearest = QuantizeStatic(
         step="quantize.static",
         calibration="minmax",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lepton_cli.quantize.effort import Name
 from lepton_cli.step import Lossy
@@ -51,11 +51,23 @@ class QuantizeStatic(Lossy):
     sensitivity: bool = Field(
         default=False, description="Measure the error of every layer alone: a table and a plot in the report"
     )
+    prefer: Literal["balance", "speed", "size"] = Field(
+        default="balance",
+        description="What may leave layers in float besides accuracy, and what `least_gain` counts: speed: time alone; "
+        "balance: a greater share of the time saved than of bytes added, and either gain; size: nothing, and bytes "
+        "alone",
+    )
     speed_guard: bool = Field(default=True, description="Return int8 regions that lose time to float, by measurement")
     fidelity_guard: bool = Field(
         default=True,
         description="Return the worst layers to float until all parts of the outputs have 20 dB; false: insist on int8",
     )
+
+    @model_validator(mode="after")
+    def _measured(self) -> QuantizeStatic:
+        if self.prefer == "speed" and not self.speed_guard:
+            raise ValueError("prefer: speed needs the speed_guard, which measures it")
+        return self
 
 
 class QuantizeDynamic(Lossy):

@@ -209,6 +209,7 @@ def decided_once(
     context: Context,
     decide: Callable[[], Decided],
     prefixes: Sequence[int] = EFFORTS["normal"].prefixes,
+    prefer: str = "speed",
 ) -> Decided:
     """What `decide` says, or what it said before where everything that it depends on was the same.
 
@@ -223,6 +224,7 @@ def decided_once(
         target=target,
         activations=activations,
         prefixes=list(prefixes),
+        prefer=prefer,
         machine=machine(),
         provider=context.provider,
         batch=context.batch,
@@ -253,10 +255,12 @@ def faster_choice(
     context: Context,
     prefixes: Sequence[int] = EFFORTS["normal"].prefixes,
     given: ir.Model | None = None,
+    bytes_count: bool = False,
 ) -> Decided:
     """The choice without the layers that measurably lose time, and what was measured.
 
     `given`: the model that `model` was prepared from, to which the speed is told; not what suits int8 better.
+    `bytes_count`: layers stay in int8 where that saves a greater share of the bytes than it costs of the time.
 
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, so many as
     `prefixes` says, where images are large and channels few.
@@ -264,7 +268,7 @@ def faster_choice(
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
         return choice, Speed(speedup=1.0)
-    search = _Search(model, choice, write, feeds, context)
+    search = _Search(model, choice, write, feeds, context, bytes_count)
     slow, fast = profile(search.made, feeds, context), profile(model, feeds, context)
     whole = _whole(slow)
     lost = losing(model, choice, slow, fast)
@@ -300,20 +304,29 @@ class _Search:
     """The fastest choice so far."""
 
     def __init__(
-        self, model: ir.Model, choice: Choice, write: Callable[[Choice], ir.Model], feeds: Values, context: Context
+        self,
+        model: ir.Model,
+        choice: Choice,
+        write: Callable[[Choice], ir.Model],
+        feeds: Values,
+        context: Context,
+        bytes_count: bool,
     ) -> None:
+        self.bytes_count = bytes_count
         self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
         self.made = write(choice)
         self.returned: list[Returned] = []
 
     def attempt(self, names: list[str]) -> bool:
-        """Return anchors `names` to float if that is faster."""
+        """Return anchors `names` to float if that is faster; where bytes count, by more than it adds of them."""
         if not self.choice.anchors - set(names) or not self.choice.anchors & set(names):
             return False
         trial = self.choice.without(names, "float is faster here (measured)", self.model)
         made = self.write(trial)
-        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=GAIN)[1]
-        if gain < GAIN:
+        larger = io.weight_bytes(made) / io.weight_bytes(self.made) if self.bytes_count else 1.0
+        wanted = GAIN * max(larger, 1.0)
+        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=wanted)[1]
+        if gain < wanted:
             return False
         names = [name for name in names if name in self.choice.anchors]
         self.choice, self.made = trial, made

@@ -205,7 +205,7 @@ class _Quantization:
 
     def outcome(self, allowed: set[str], warnings: tuple[str, ...]) -> Outcome:
         """Quantize, and say all that happened."""
-        if self.options.speed_guard:
+        if self.options.speed_guard and self.options.prefer != "size":
             self._spare_slow_layers()
             if not self.choice.anchors:
                 return self._as_it_was("int8 pays nowhere on this machine", warnings)
@@ -282,6 +282,7 @@ class _Quantization:
                 self.context,
                 self._measure_speed,
                 self.effort.prefixes,
+                self.options.prefer,
             )
             stage.note(f"{self.speed.speedup}x")
         if self.speed.verdict:
@@ -291,7 +292,14 @@ class _Quantization:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
         feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
         choice, measured = speed.faster_choice(
-            self.model, self.choice, self._write, feeds, self.context, self.effort.prefixes, self.given
+            self.model,
+            self.choice,
+            self._write,
+            feeds,
+            self.context,
+            self.effort.prefixes,
+            self.given,
+            self.options.prefer == "balance",
         )
         if measured.speedup >= 1:
             return choice, measured

@@ -13,6 +13,7 @@ from pydantic import (
     PlainValidator,
     ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -219,6 +220,12 @@ class Recipe(Strict):
         if isinstance(data, dict) and data.get("tune") is not None and "steps" not in data:
             return {**data, "steps": ({"step": "simplify"},)}
         return data
+
+    @field_validator("steps")
+    @classmethod
+    def _know_each_other(cls, steps: tuple[Options, ...]) -> tuple[Options, ...]:
+        """What a step leaves to those behind it is decided here, so that the recipe as it was run says it."""
+        return tuple(step.knowing(steps[index + 1 :]) for index, step in enumerate(steps))
 
     @property
     def only_tunes(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lepton_cli.quantize.details import QuantizeStaticDetails
-from lepton_cli.report import facts, words
+from lepton_cli.report import bought, facts, words
 from lepton_cli.report.model import Report, Verdict
 
 #: Losses of shares below this are not worth leading with (0.5 percentage points).
@@ -72,6 +72,7 @@ def _bad(report: Report) -> list[str]:
     losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
     return [
         *(f"{step.step} LEFT THE MODEL AS IT WAS ({step.left_because})" for step in report.steps if step.left_because),
+        *filter(None, [bought.said(report)]),
         *_no_gain(report),
         *_other_answers(report),
         *_poor_parts(report),

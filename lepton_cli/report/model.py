@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 from pydantic import BaseModel, ConfigDict, Discriminator, JsonValue, Tag, TypeAdapter, create_model, model_validator
 
 from lepton_cli.graph.details import GraphDiff
-from lepton_cli.measure.results import Accuracy, Costs, EnergyTable, Environment, LatencyTable, Memory, Size, Skipped
+from lepton_cli.measure.results import (
+    Accuracy,
+    Costs,
+    EnergyTable,
+    Environment,
+    Fidelity,
+    LatencyChange,
+    LatencyTable,
+    Memory,
+    MetricChange,
+    Size,
+    Skipped,
+)
 from lepton_cli.quantize.details import QuantizeStaticDetails, QuantizeWeightsDetails
 from lepton_cli.report.trial import Trial, Value
 from lepton_cli.step import Decision, Details, Step
 from lepton_cli.steps import STEPS
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 
 
 class ReportPart(BaseModel):
@@ -104,6 +116,22 @@ else:
 
 #: Reads the records of steps outside a report.
 STEP_RECORDS: TypeAdapter[tuple[StepRecord, ...]] = TypeAdapter(tuple[AnyRecord, ...])
+
+
+class Bought(ReportPart):
+    """A model that a part of the steps made of the original, measured beside the result."""
+
+    #: `after 1. simplify`, or what was left out: `without prune.channels`.
+    name: str
+    #: The steps behind it, numbered from 0.
+    steps: tuple[int, ...]
+    #: Bytes of its file.
+    file: int
+    #: Beside the original in the comparison that timed the result, on the first provider at the first batch size.
+    latency: LatencyChange | None = None
+    #: Paired differences from the original; none where it computes the same.
+    changes: tuple[MetricChange, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
 
 
 class Variant(ReportPart):
@@ -230,6 +258,8 @@ class Report(ReportPart):
     recipe: RecipeFacts | None = None
     data: tuple[DataFacts, ...] = ()
     steps: tuple[AnyRecord, ...] = ()
+    #: What each of several steps made, and what the others make without `prune.channels`.
+    bought: tuple[Bought, ...] = ()
     #: `original` first.
     variants: tuple[Variant, ...] = ()
     accuracy: Accuracy | None = None

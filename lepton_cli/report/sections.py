@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from lepton_cli.graph.details import GraphDiff, LayerChange
-from lepton_cli.report import words
+from lepton_cli.report import bought, words
 from lepton_cli.report.model import Report
 
 
@@ -80,6 +80,15 @@ def _pair(before: str | None, after: str | None) -> str:
     return before or "-" if before == after else f"{before or '-'} → {after or '-'}"
 
 
+def steps(report: Report, longest: int) -> Section | None:
+    """What each step bought, all steps until then together, against the original."""
+    listed = bought.rows(report)
+    if not listed:
+        return None
+    shown = tuple((row.name, f"{row.size}; {row.speed}; {row.exactness}") for row in listed[:longest])
+    return Section("What each step bought", (("after the step", "file; speed; exactness"), *shown))
+
+
 def environment(report: Report) -> Section:
     """Where and with what the numbers were made: the last section."""
     here = report.environment
@@ -106,4 +115,4 @@ def environment(report: Report) -> Section:
 
 
 #: In reading order.
-SECTIONS: tuple[Callable[[Report, int], Section | None], ...] = (graph,)
+SECTIONS: tuple[Callable[[Report, int], Section | None], ...] = (steps, graph)

@@ -137,9 +137,12 @@ class Rounds:
         bursts = [burst for round_ in self.rounds for burst in round_.device[model]]
         return np.concatenate(bursts) if bursts else None
 
-    def half_width(self) -> float:
-        """Relative half-width of the widest ratio's interval; of the time itself when there is one model only."""
-        estimates = [self.ratio(model) for model in range(1, self.count)] or [self.absolute(0)]
+    def half_width(self, count: int | None = None) -> float:
+        """Relative half-width of the widest ratio's interval; of the time itself when there is one model only.
+
+        `count`: of the first models alone.
+        """
+        estimates = [self.ratio(model) for model in range(1, count or self.count)] or [self.absolute(0)]
         return max(estimate.half_width / estimate.value for estimate in estimates)
 
     def _bursts(self, model: int) -> list[NDArray[np.float64]]:

@@ -250,7 +250,7 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             "importance": point["importance"],
         }
         if "latency" not in shares:  # by time, widths are those that the machine is fast at
-            prune["round_to"] = point["round_to"]
+            prune |= {"round_to": point["round_to"], "timed_as": "float"}
         elif point["precision"] in _TIMED:
             prune["timed_as"] = _TIMED[str(point["precision"])]
         if min(shares.values()) < _DEEP:

@@ -16,6 +16,7 @@ from lepton_cli.commands.plan import plan
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
+from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import StepRecord
 from lepton_cli.step import Decision, Outcome, Step
@@ -102,6 +103,37 @@ def test_speed_is_a_gain_too(
     made, record = step(model, tmp_path, **STATIC)
     assert (made is model) == kept
     assert (f"{speedup:.2f}x as fast" if speedup and kept else "") in record.left_because
+
+
+@pytest.mark.parametrize(
+    ("width", "speedup", "prefer", "kept"),
+    [
+        (64, 0.8, "balance", False),
+        (64, 0.8, "size", False),
+        (64, 0.8, "speed", True),
+        (64, 1.05, "speed", False),
+        (64, None, "speed", False),
+        (4, 2.0, "balance", False),
+        (4, 2.0, "speed", False),
+        (4, 2.0, "size", True),
+        (4, None, "size", True),
+    ],
+)
+def test_only_what_is_preferred_counts(
+    width: int, speedup: float | None, prefer: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 channels: much smaller in int8; 4 channels: larger."""
+    apply = Step.apply
+    monkeypatch.setattr(Step, "apply", lambda *given: dataclasses.replace(apply(*given), speedup=speedup))
+    model, here = net(width), context(IMAGES, tmp_path)
+    options = QuantizeStatic.model_validate(STATIC).model_copy(update={"prefer": prefer})
+    made, record = runner.run_step(runner.reference(model, here), options, 0, here, None)
+    assert (made.model is model) == kept == bool(record.left_because)
+
+
+def test_a_size_is_known_of_any_machine(tmp_path: Path) -> None:
+    _, record = step(net(4), tmp_path, **{**STATIC, "target": "tensorrt", "prefer": "size"})
+    assert "larger" in record.left_because
 
 
 def test_of_another_machine_no_speed_is_known(tmp_path: Path) -> None:

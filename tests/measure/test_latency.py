@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import Any
 
@@ -51,6 +52,42 @@ def test_a_busy_machine_is_worth_a_warning() -> None:
     ]
     assert [result.undisturbed for result in found.latencies()] == pytest.approx([1 / 3, 1.0])
     assert [result.median for result in found.latencies()] == [1.0, 1.0]
+
+
+def test_further_arms_are_timed_in_the_first_comparison_alone() -> None:
+    """Without the one that takes no such input, and the one that is no model."""
+    more = {"part": SMALL, "other": builders.chain(2, 8), "none": b"nothing"}
+    asked = spec(batch=(2, 1), providers=("cpu", {"name": "cuda", "optional": True}))
+    found = latency.compare({"original": SMALL, "compressed": SMALL}, feeds, asked, beside=more)
+    both = ["original", "compressed"]
+    assert [(one.variant, one.batch) for one in found.results] == [
+        *((name, 2) for name in (*both, "part")),
+        *((name, 1) for name in both),
+    ]
+    assert [(one.variant, one.batch) for one in found.changes] == [("compressed", 2), ("part", 2), ("compressed", 1)]
+    assert len({one.rounds for one in found.changes if one.batch == 2}) == 1
+    assert [one.what for one in found.skipped] == ["latency cuda"]
+
+
+def test_an_arm_that_is_asked_for_has_to_run() -> None:
+    with pytest.raises(MeasurementError):
+        latency.compare({"original": SMALL, "other": builders.chain(2, 8)}, feeds, spec(), beside={"part": SMALL})
+
+
+def test_how_precise_it_is_says_what_was_asked_for() -> None:
+    """A part of the steps whose times scatter is no reason to measure longer."""
+    found = measured([[1.0] * 3] * 6)
+    noisy = latency._Measured(
+        Case({**found.case.arms, "part": b""}, "cpu", 4, 1, {}, {}, optional=frozenset({"part"})), found.rule, Rounds(3)
+    )
+    for sign in (1, -1) * 3:
+        logs = np.zeros((3, 3, 3))
+        logs[:, 2] = 0.2 * sign * np.array([-1 / 3, 2 / 3, -1 / 3])
+        noisy.rounds.rounds.append(Round([[np.ones(1)]] * 3, [[]] * 3, logs))
+    assert noisy.rounds.half_width() > 0.02 > noisy.rounds.half_width(2)
+    assert noisy.warnings() == []
+    required = latency._Measured(dataclasses.replace(noisy.case, optional=frozenset()), noisy.rule, noisy.rounds)
+    assert "wanted ±2 %" in required.warnings()[0]
 
 
 def test_two_models_on_two_batch_sizes() -> None:

@@ -354,6 +354,7 @@ def test_widths_fill_vector_blocks_for_latency_and_half_blocks_in_narrow_layers(
     model = n.model(n.conv(n.node("Relu", x), width, 4))
     (group,) = analysis.analysed(model, params(), {"x": (2, 3, 8, 8)}).groups
     assert channels._levels(group, params(target={"latency": "80 %"})).tolist() == wanted
+    assert channels._levels(group, params(timed_as="int8")).tolist() == wanted
     assert channels._levels(group, params(target={"latency": "80 %"}, round_to=width // 2)).tolist() == (
         [width, *range((width - 1) // (width // 2) * (width // 2), 0, -(width // 2))]
     )

@@ -15,9 +15,9 @@ from lepton_cli import cache
 from lepton_cli.coupling import branches
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
-from lepton_cli.machine import machine
+from lepton_cli.machine import Machine, machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity
+from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity, times
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
@@ -274,6 +274,7 @@ class Counted:
     def __init__(self, reference: ir.Model, feeds: Values, *settings: object) -> None:
         self.whole = self.count(reference)
         self.feeds, self.settings, self.last = feeds, settings, None
+        self.seconds: list[float] = []
         Counted.made.append(self)
 
     def count(self, model: ir.Model) -> float:
@@ -284,8 +285,12 @@ class Counted:
         return self.count(model) / self.whole
 
     def ratios(
-        self, candidates: Sequence[Callable[[], ir.Model]], seconds: float, done: Callable[[], object]
+        self,
+        candidates: Sequence[Callable[[], ir.Model]],
+        seconds: float,
+        done: Callable[[], object] = lambda: None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        self.seconds.append(seconds)
         return np.array([self.ratio(candidate()) for candidate in candidates]), np.zeros(len(candidates))
 
 
@@ -379,6 +384,124 @@ def test_other_limits_are_those_of_the_groups(
     choice, _ = chosen(tmp_path, [0.0, 0.0], monkeypatch, "90 %", others=[(Linear(1.0, 0.0, 0.0), 3.0)])
     assert choice.widths is not None
     assert choice.widths[0] <= 3
+
+
+def priced(*weights: float) -> list[Table]:
+    """Groups of ten channels, of which two stay, that lose so much for each that goes."""
+    return [Table(np.arange(10, 1, -1), weight * np.arange(9.0)) for weight in weights]
+
+
+class Clock:
+    """Whole models are as fast as `time` says; the widths stand for the models."""
+
+    def __init__(self, time: Linear) -> None:
+        self.time, self.timed = time, 0
+
+    def ratios(self, candidates: Sequence[Callable[[], Any]], seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        assert seconds == times.SECONDS / 6
+        self.timed = len(candidates)
+        return np.array([self.time(candidate()) for candidate in candidates]), np.zeros(len(candidates))
+
+
+def thrifty(
+    tables: list[Table], time: Linear, others: latency.Parts, shares: dict[str, float], told: Linear | None = None
+) -> tuple[list[int], Clock]:
+    """The widths taken where `time` is true; `told`: what the tables of layers say."""
+    clock = Clock(time)
+    options = params(target={metric: f"{100 * share} %" for metric, share in shares.items()}, timed_as="int8")
+    found = latency._thrifty(tables, told or time, others, options, lambda widths: widths, clock)  # type: ignore
+    assert found.widths is not None
+    assert found.ratio == time(found.widths)
+    assert found.predicted == (told or time)(found.widths)
+    return found.widths.tolist(), clock
+
+
+def test_of_equally_good_widths_the_fastest_are_taken() -> None:
+    """Both groups cost the same multiply-accumulates and lose the same; only the second saves time."""
+    macs, time = Linear(1.0, 1.0), Linear(0.0, 0.1)
+    widths, _ = thrifty(priced(0.02, 0.02), time, [(macs, 12.0)], {"macs": 0.1})
+    assert widths == [10, 2]
+
+
+def test_whole_models_decide_and_not_the_tables() -> None:
+    """The tables have it the wrong way round: all that they propose is slower than the best without them."""
+    time, told = Linear(0.0, 0.1), Linear(0.1, 0.0)
+    widths, clock = thrifty(priced(0.021, 0.02), time, [(Linear(1.0, 1.0), 12.0)], {"macs": 0.1}, told)
+    assert widths == [10, 2]
+    assert 1 < clock.timed <= 1 + 2 * latency.PROPOSALS
+
+
+def test_half_of_the_proposals_are_of_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables say that half a block saves time, and it does not; a whole one costs a little more and does."""
+    monkeypatch.setattr(latency, "machine", lambda: Machine("a processor", "x86", ("avx512f",), 2))
+    offered = [Table(np.arange(64, 0, -8), 0.01 * np.arange(8.0)) for _ in range(2)]
+
+    class Blocks(Linear):
+        def __call__(self, widths: Widths) -> float:
+            return super().__call__(np.ceil(widths / 16) * 16)
+
+    widths, _ = thrifty(offered, Blocks(0.001, 0.001), [(Linear(1.0, 1.0), 88.0)], {"macs": 0.05}, Linear(1e-3, 1e-3))
+    assert sum(widths) <= 88
+    assert all(width % 16 == 0 for width in widths)
+
+
+@pytest.mark.parametrize(
+    ("dearer", "metric", "wanted"),
+    [
+        (9.0, "macs", [10, 2]),
+        (30.0, "macs", [2, 10]),
+        (2.2, "params", [10, 2]),
+        (2.4, "params", [2, 10]),
+    ],
+)
+def test_time_is_worth_some_loss_and_more_where_speed_is_asked_for(
+    dearer: float, metric: str, wanted: list[int]
+) -> None:
+    """A choice between a fifth of the time at a loss of 0.16 x `dearer` and all of it at 0.16, to which 0.01 is added:
+    5 times the speed is worth 25 times the loss where multiply-accumulates are asked for, and 2.24 times else."""
+    tables = priced(0.02, 0.02 * dearer)
+    time, cost = Linear(0.0, 0.1), Linear(1.0, 1.0)
+    assert thrifty(tables, time, [(cost, 12.0)], {metric: 0.1})[0] == wanted
+
+
+def test_less_of_the_time_than_of_what_was_asked_for_is_worth_nothing() -> None:
+    """Where nine tenths are asked for, the second group loses one channel for time, and not all that would save it."""
+    macs, time = Linear(1.0, 1.0), Linear(0.0, 0.1)
+    assert thrifty(priced(0.02, 0.021), time, [(macs, 19.0)], {"macs": 0.9})[0] == [10, 9]
+    assert thrifty(priced(0.02, 0.021), time, [(macs, 19.0)], {"macs": 0.1})[0] == [10, 2]
+
+
+def test_a_loss_that_is_none_to_speak_of_is_worth_any_time() -> None:
+    tables = priced(1e-9, 1e-4)
+    assert thrifty(tables, Linear(0.0, 0.1), [(Linear(1.0, 1.0), 12.0)], {"size": 0.1})[0] == [10, 2]
+
+
+@pytest.mark.parametrize("metric", ["macs", "params"])
+def test_without_a_latency_time_decides_between_widths_and_branches(
+    metric: str, tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are those of multiply-accumulates here; layers are timed once, and then some whole models."""
+    monkeypatch.setattr(latency, "_losses", lambda *_: [0.0, 1e9])
+    wanted = params(target={metric: "50 %"}, timed_as="int8")
+    found = analysis.analysed(redundant(), wanted, {"x": (2, 3, 8, 8)})
+    rankings = [Ranking(np.arange(group.channels), np.arange(1.0, group.channels)) for group in found.groups]
+    tables = [
+        Table(levels, 0.1 * (levels[0] - levels) ** 2.0)
+        for levels in (np.arange(g.channels, 0, -3) for g in found.groups)
+    ]
+    goal = channels._goal(found, metric, 0.5, context(redundant(), tmp_path, images(16)))
+    here = context(redundant(), tmp_path, images(16), cache=tmp_path)
+    choice = latency.choose(found, wanted, [goal.part], here, rankings, tables, None)
+    assert choice.widths is not None
+    assert len(choice.dropped) == 1
+    assert choice.ratio < 1
+    assert choice.predicted == pytest.approx(choice.ratio, abs=0.1)
+    (watch,) = counted.made
+    assert watch.seconds == [times.SECONDS / 3, times.SECONDS / 6]
+    again = latency.choose(found, wanted, [goal.part], here, rankings, tables, None)
+    assert len(counted.made) == 1
+    assert again.widths is not None
+    assert again.widths.tolist() == choice.widths.tolist()
 
 
 def test_losses_of_branches_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,12 @@ import onnx_ir as ir
 import pytest
 from pydantic import ValidationError
 
+from lepton_cli.machine import Machine
 from lepton_cli.prune import latency, stopwatch
 from lepton_cli.prune.spec import PruneChannels, PruneWeights
+from lepton_cli.quantize import targets
+from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
+from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
 from tests.prune.context import context, images, redundant
 
@@ -56,9 +60,53 @@ def test_times_are_those_of_the_later_precision(tmp_path: Path, monkeypatch: pyt
     assert "QuantizeLinear" not in {node.op_type for node in outcome.model.graph}
 
 
-def test_a_precision_to_time_needs_a_latency_target() -> None:
-    with pytest.raises(ValidationError, match="timed_as"):
-        PruneChannels.model_validate({"step": "prune.channels", "target": {"macs": "50 %"}, "timed_as": "int8"})
+@pytest.mark.parametrize(
+    ("target", "timed_as", "scope", "timed"),
+    [
+        ("macs", "auto", "global", False),
+        ("macs", "float", "global", False),
+        ("params", "int8", "global", True),
+        ("size", "dynamic", "global", True),
+        ("macs", "fp16", "global", True),
+        ("macs", "int8", "layer", False),
+        ("latency", "auto", "global", True),
+        ("latency", "int8", "layer", True),
+    ],
+)
+def test_times_are_looked_at_for_a_latency_or_other_kernels_than_float(
+    target: str, timed_as: str, scope: str, timed: bool
+) -> None:
+    options = {"step": "prune.channels", "target": {target: "50 %"}, "timed_as": timed_as, "scope": scope}
+    assert PruneChannels.model_validate(options).timed == timed
+
+
+STATIC, DYNAMIC, HALF = QuantizeStatic(), QuantizeDynamic(), ConvertFp16()
+
+
+@pytest.mark.parametrize(
+    ("later", "timed_as"),
+    [
+        ((), "float"),
+        ((QuantizeWeights(),), "float"),
+        ((QuantizeWeights(), STATIC), "int8"),
+        ((STATIC, DYNAMIC), "int8"),
+        ((DYNAMIC, STATIC), "dynamic"),
+        ((HALF,), "fp16"),
+        ((STATIC.model_copy(update={"target": "arm"}),), "float"),
+        ((STATIC.model_copy(update={"target": "x86"}),), "int8"),
+    ],
+)
+def test_what_follows_decides_about_the_kernels(
+    later: tuple[Options, ...], timed_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as they are those of this machine."""
+    monkeypatch.setattr(targets, "machine", lambda: Machine("a processor", "x86", ("avx512_vnni",), 2))
+    step = PruneChannels()
+    assert step.knowing(later).timed_as == timed_as
+    assert step.knowing(later).target == step.target
+    for said in ("float", "int8", "dynamic"):
+        given = PruneChannels.model_validate({"step": "prune.channels", "timed_as": said})
+        assert given.knowing(later) is given
 
 
 @pytest.mark.parametrize(
@@ -102,7 +150,7 @@ def test_a_threshold_of_zero_is_allowed() -> None:
 def test_the_defaults() -> None:
     given = PruneChannels(step="prune.channels")
     assert given.target.shares == {"macs": pytest.approx(0.6)}
-    assert (given.timed_as, given.importance, given.scope, given.round_to) == ("float", None, "global", None)
+    assert (given.timed_as, given.importance, given.scope, given.round_to) == ("auto", None, "global", None)
     assert float(given.min_width) == pytest.approx(0.05)
     assert (given.drop_branches, given.recover) == (True, None)
 

@@ -43,7 +43,7 @@ def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[N
     levels = [np.append(level, 0) if k in columns.branches else level for k, level in enumerate(levels)]
     clock = Clock(found.model)
     trials = times.trials(columns, levels)
-    ratios, errors = times.measure(columns, trials, clock, lambda: None)  # type: ignore[arg-type]
+    ratios, errors = times.measure(columns, trials, clock, lambda: None, 7.0)  # type: ignore[arg-type]
     return columns, times.fitted(columns, trials, ratios, errors), clock, levels
 
 
@@ -176,13 +176,13 @@ def straight(
     levels[0] = levels[0][:-1]
     clock = Straight(found.model, first, error)
     trials = times.trials(columns, levels)
-    ratios, errors = times.measure(columns, trials, clock, lambda: None)  # type: ignore[arg-type]
+    ratios, errors = times.measure(columns, trials, clock, lambda: None, 7.0)  # type: ignore[arg-type]
     return columns, trials, clock, times.fitted(columns, trials, ratios, errors), levels
 
 
 def test_each_trial_narrows_its_columns_and_nothing_else() -> None:
     columns, trials, clock, _, _ = straight()
-    assert clock.seconds == times.SECONDS
+    assert clock.seconds == 7.0
     assert clock.asked[0] == clock.full
     names = [{port.node for port in group.producers} for group in columns.plan.groups]
     for trial, sizes in zip(trials, clock.asked[1:], strict=True):
@@ -280,6 +280,14 @@ def test_widths_to_time_are_spread_over_the_levels(
     assert [(trial.members, trial.width) for trial in trials] == [
         (members, width) for members in ((0,), (1, 2)) for width in wanted[::-1]
     ]
+
+
+def test_fewer_seconds_time_fewer_models() -> None:
+    """A model of a second takes 10 visits: in 20 seconds (three times as many at most) six models are timed."""
+    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    columns, levels = depth.columns(found, ()), [np.array([20, *range(11, 0, -1)])] * 3
+    assert len(times.trials(columns, levels, 1.0, 20.0)) == 6
+    assert len(times.trials(columns, levels, 1.0)) == 12
 
 
 def test_at_most_72_models_are_timed() -> None:

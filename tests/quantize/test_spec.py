@@ -24,6 +24,8 @@ def test_nothing_but_the_name_is_needed(name: str) -> None:
         ("quantize.static", {"calibration": "maximum"}),
         ("quantize.static", {"target": "riscv"}),
         ("quantize.static", {"accuracy_guard": {"max_drop": 0.5}}),
+        ("quantize.static", {"prefer": "accuracy"}),
+        ("quantize.static", {"prefer": "speed", "speed_guard": False}),
         ("quantize.weights", {"bits": 3}),
         ("quantize.weights", {"block_size": 24}),
         ("convert.fp16", {"keep": True}),
@@ -37,6 +39,7 @@ def test_wrong_values_are_refused(name: str, wrong: dict[str, object]) -> None:
 def test_the_defaults_leave_the_choice_to_measurements() -> None:
     given = QuantizeStatic(step="quantize.static")
     assert (given.target, given.calibration, given.activations) == ("auto", None, "int8")
+    assert (given.prefer, given.speed_guard) == ("balance", True)
     assert (given.equalise, given.bias_correction, given.rounding) == (None, None, None)
     assert (given.accuracy_guard, given.sensitivity, given.speed_guard) == (None, False, True)
 

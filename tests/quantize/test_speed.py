@@ -302,6 +302,8 @@ class Trial:
     float_cost: float
     #: Anchors without a kernel of 8 bits.
     unfused: frozenset[str] = frozenset()
+    #: The gain that a trial must show.
+    wanted: float = speed.GAIN
     times: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     compared: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
@@ -316,7 +318,7 @@ class Trial:
     def compare(
         self, models: list[ir.Model], feeds: Any, context: Context, quantile: float = 0.5, wanted: float = 0.0
     ) -> list[float]:
-        assert wanted == (speed.GAIN if quantile == speed.CAUTIOUS else 0)
+        assert wanted == (self.wanted if quantile == speed.CAUTIOUS else 0)
         self.compared.append((len(models), quantile))
         first, second = map(self.time, models)
         return [1.0, first / second]
@@ -334,7 +336,7 @@ class Trial:
 @pytest.fixture
 def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]:
     def run(
-        model: ir.Model, times: dict[str, tuple[float, float]], **options: Any
+        model: ir.Model, times: dict[str, tuple[float, float]], bytes_count: bool = False, **options: Any
     ) -> tuple[Choice, dict[str, Any], Trial]:
         """Each layer costs its int8 time when chosen and its float time otherwise, unless `cost` is given."""
 
@@ -346,7 +348,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]
         )
         monkeypatch.setattr(speed, "compare", trial.compare)
         monkeypatch.setattr(speed, "profile", trial.profile)
-        choice, measured = speed.faster_choice(model, chosen(model), trial.write, FEEDS, here)
+        choice, measured = speed.faster_choice(model, chosen(model), trial.write, FEEDS, here, bytes_count)
         return choice, measured, trial
 
     return run
@@ -411,6 +413,33 @@ def test_a_layer_is_returned_for_three_percent(
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
     choice, _, _ = decide(net, times, cost=lambda anchors: 100.0 if "Conv_9" in anchors else better - 1e-9)
     assert ("Conv_9" not in choice.anchors) == returned
+
+
+@pytest.mark.parametrize(("better", "returned"), [(100 / 1.03 / 1.2, True), (100 / 1.029 / 1.2, False)])
+def test_where_bytes_count_time_must_be_worth_them(
+    better: float, returned: bool, decide: Callable[..., Any], net: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is 1.2 times as large with this layer in float: it must be 1.2 times 1.03 as fast."""
+    monkeypatch.setattr(speed.io, "weight_bytes", lambda made: 100 if "Conv_9" in made.choice.anchors else 120)
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
+    monkeypatch.setattr(speed, "PREFIXES", ())
+
+    def cost(anchors: frozenset[str]) -> float:
+        return 100.0 if "Conv_9" in anchors else better - 1e-9
+
+    choice, _, _ = decide(net, times, True, cost=cost, wanted=speed.GAIN * 1.2)
+    assert ("Conv_9" not in choice.anchors) == returned
+    choice, _, _ = decide(net, times, cost=cost)
+    assert "Conv_9" not in choice.anchors
+
+
+def test_a_smaller_model_must_be_faster_too(
+    decide: Callable[..., Any], net: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed.io, "weight_bytes", lambda made: 100 if "Conv_9" in made.choice.anchors else 50)
+    times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
+    choice, _, _ = decide(net, times, True, cost=lambda anchors: 100.0)
+    assert "Conv_9" in choice.anchors
 
 
 def test_the_first_layers_are_tried_in_float_together(decide: Callable[..., Any], net: ir.Model) -> None:
@@ -562,6 +591,7 @@ class Asked:
     calls: int = 0
     activations: str = "int8"
     prefixes: tuple[int, ...] = (1, 2)
+    prefer: str = "speed"
     drop: tuple[tuple[str, str], ...] = (("Gemm_0", "slower in int8"), ("MatMul_2", "no kernel"))
 
     def measure(self) -> speed.Decided:
@@ -574,7 +604,14 @@ class Asked:
 
     def decide(self) -> speed.Decided:
         return speed.decided_once(
-            self.model, self.choice, self.target.name, self.activations, self.context, self.measure, self.prefixes
+            self.model,
+            self.choice,
+            self.target.name,
+            self.activations,
+            self.context,
+            self.measure,
+            self.prefixes,
+            self.prefer,
         )
 
 
@@ -666,6 +703,7 @@ CHANGES: dict[str, Callable[[Asked], None]] = {
     "target": _target,
     "activations": lambda asked: setattr(asked, "activations", "int16"),
     "prefixes": lambda asked: setattr(asked, "prefixes", (1, 2, 3)),
+    "prefer": lambda asked: setattr(asked, "prefer", "balance"),
     "provider": _context(provider="openvino"),
     "batch": _context(batch=2),
     "threads": _context(threads=2),
@@ -749,6 +787,8 @@ def test_the_speed_told_is_over_the_model_that_was_given(
     monkeypatch.setattr(speed, "profile", lambda *_, **__: {})
     given = mlp()
     for told, base in ((given, given), (None, net)):
-        _, measured = speed.faster_choice(net, chosen(net), lambda choice: quantized(net, choice), FEEDS, here, given=told)
+        _, measured = speed.faster_choice(
+            net, chosen(net), lambda choice: quantized(net, choice), FEEDS, here, given=told
+        )
         assert asked[-1][0] is base
         assert measured.speedup == 1.5

@@ -4,7 +4,7 @@ import pytest
 
 from lepton_cli.errors import RecipeError
 from lepton_cli.metrics import METRICS
-from lepton_cli.recipe.schema import Gate
+from lepton_cli.recipe.schema import Gate, Recipe
 
 
 def test_a_gate_holds_its_limit_in_base_units():
@@ -42,3 +42,18 @@ def test_every_metric_has_its_difference_on_one_side(name):
     assert Gate(metric=name, **{right: text}).comparison == right
     with pytest.raises(RecipeError):
         Gate(metric=name, **{wrong: text})
+
+
+@pytest.mark.parametrize(("later", "timed_as"), [("quantize.dynamic", "dynamic"), ("quantize.weights", "float")])
+def test_a_step_knows_what_follows_and_the_recipe_says_it(later, timed_as):
+    steps = ({"step": "simplify"}, {"step": "prune.channels"}, {"step": later})
+    recipe = Recipe(version=1, steps=steps)
+    assert [step.step for step in recipe.steps] == ["simplify", "prune.channels", later]
+    assert recipe.steps[1].timed_as == timed_as
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert again.steps == recipe.steps
+
+
+def test_what_is_in_front_decides_nothing():
+    recipe = Recipe(version=1, steps=({"step": "convert.fp16"}, {"step": "prune.channels"}))
+    assert recipe.steps[1].timed_as == "float"
