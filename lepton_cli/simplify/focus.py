@@ -76,8 +76,8 @@ def _offsets(pieces: Sequence[ir.Node]) -> tuple[ir.Value, tuple[int, int], list
         if not ranges.keys() <= {2, 3}:
             return None
         rows, columns = (ranges.get(axis, (0, 2**31, 1)) for axis in (2, 3))
-        for (start, end, step), size in zip((rows, columns), sizes, strict=True):
-            if not isinstance(size, int) or step < 1 or size % step or not 0 <= start < step or end < size:
+        for (start, end, apart), size in zip((rows, columns), sizes, strict=True):
+            if not isinstance(size, int) or apart < 1 or size % apart or not 0 <= start < apart or end < size:
                 return None
         steps.add((rows[2], columns[2]))
         offsets.append((rows[0], columns[0]))
