@@ -49,7 +49,7 @@ class Checked:
 
 def reference(model: ir.Model, context: Context) -> Checked:
     """The outputs the first step is compared with. Raises ModelError when onnxruntime cannot run the model."""
-    return Checked(model, _run(model, context))
+    return Checked(model, _run(io.payload(model, context.workdir), context))
 
 
 def run_step(
@@ -186,8 +186,8 @@ def _keep_input(model: ir.Model, index: int, folder: Path | None) -> str | None:
     return f"the model before this step is kept as {path}"
 
 
-def _run(model: ir.Model, context: Context) -> BatchOutputs:
-    session = runtime.Session(io.payload(model, context.workdir), threads=context.threads)
+def _run(payload: bytes | Path, context: Context) -> BatchOutputs:
+    session = runtime.Session(payload, threads=context.threads)
     found: BatchOutputs = []
     for batch in context.check.batches(limit=CHECK_SAMPLES):
         results = session.run(batch.feeds)
@@ -205,14 +205,15 @@ def _check(
         _check_loads(before.model, outcome.model, options, context)
     if before.outputs is None or (context.dry and outcome.tolerance is None):  # a plan rounds nothing
         return None, []
+    payload = io.payload(outcome.model, context.workdir)
     if io.weight_bytes(outcome.model) < io.EXTERNAL_ABOVE:
         try:
-            onnx.checker.check_model(io.to_bytes(outcome.model))
+            onnx.checker.check_model(payload)
         except onnx.checker.ValidationError as error:
-            if _passes_checker(before.model):
+            if _passes_checker(before.model, context):
                 raise _changed(options, f"made an invalid model: {cause_of(error)}") from error
     try:
-        outputs = _run(outcome.model, context)
+        outputs = _run(payload, context)
     except LeptonError as error:
         raise StepError(
             "step.broken-model",
@@ -279,10 +280,10 @@ def _resized(old: np.ndarray, new: np.ndarray, free: frozenset[int]) -> bool:
     return all(a == b or axis in free for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)))
 
 
-def _passes_checker(model: ir.Model) -> bool:
+def _passes_checker(model: ir.Model, context: Context) -> bool:
     """The ONNX checker also refuses models that every runtime accepts: outputs without shape, mixed versions."""
     try:
-        onnx.checker.check_model(io.to_bytes(model))
+        onnx.checker.check_model(io.payload(model, context.workdir))
     except onnx.checker.ValidationError:
         return False
     return True

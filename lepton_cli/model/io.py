@@ -164,12 +164,12 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def _too_large(model: ir.Model) -> bool:
-    """Whether a session gets its weights in a file: beyond protobuf's limit, or large and on disk already."""
+    """Whether a session gets its weights in a file: beyond protobuf's limit, or large and not in memory yet."""
     size = weight_bytes(model)
     if size >= EXTERNAL_ABOVE:
         return True
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    return size > STREAMED_ABOVE and any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return size > STREAMED_ABOVE and any(isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) for tensor in tensors)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -213,3 +214,19 @@ def test_a_broken_graph_is_the_steps_error_where_the_model_cannot_be_fed(
         runner.run_step(runner.Checked(context.original, None), options, 0, context, None)
     assert (raised.value.code, raised.value.exit_code) == ("step.broken-model", 3)
     assert raised.value.cause
+
+
+def test_a_large_result_is_checked_and_run_from_one_file(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one message it would be in memory twice more."""
+    kinds = []
+    checked = onnx.checker.check_model
+
+    def noted(given: object, *more: object) -> None:
+        kinds.append(type(given))
+        checked(given, *more)
+
+    monkeypatch.setattr(onnx.checker, "check_model", noted)
+    _run(_edited(_scaled), context, monkeypatch)
+    monkeypatch.setattr(io, "_too_large", lambda model: True)
+    _run(_edited(_scaled), context, monkeypatch)
+    assert [issubclass(kind, Path) for kind in kinds] == [False, True]

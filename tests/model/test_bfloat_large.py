@@ -1,4 +1,4 @@
-"""A bfloat16 model whose float32 form is beyond protobuf's limit (here: a lowered one) runs from a file of its own."""
+"""A bfloat16 model whose float32 form is large (here: beyond a lowered limit) runs from a file of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from onnx import TensorProto, helper
 from lepton_cli.model import io
 
 
-def test_the_float32_form_of_a_large_model_is_a_file_that_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["EXTERNAL_ABOVE", "STREAMED_ABOVE"])
+def test_the_float32_form_of_a_large_model_is_a_file_that_goes_with_it(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what one message holds, and where a message and its copy would take several times the model."""
     weight = np.random.default_rng(0).integers(-8, 8, (6, 5)).astype(np.float32) / 4
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -24,7 +28,7 @@ def test_the_float32_form_of_a_large_model_is_a_file_that_goes_with_it(monkeypat
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     loaded = io.read(proto.SerializeToString())
-    monkeypatch.setattr(io, "EXTERNAL_ABOVE", 100)
+    monkeypatch.setattr(io, limit, 100)
     file = loaded.payload
     assert isinstance(file, Path)
     assert loaded.payload == file
