@@ -47,6 +47,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("LEPTON_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing of layers is short in tests: they do not look at its results."""
+    monkeypatch.setattr("lepton_cli.prune.stopwatch.LIMIT", 0.1)
+    monkeypatch.setattr("lepton_cli.prune.times.SECONDS", 0.2)
+
+
 @pytest.fixture
 def samples() -> Path:
     """The folder of the bundled models and their data."""

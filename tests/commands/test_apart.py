@@ -18,7 +18,6 @@ from lepton_cli.errors import StepError
 from lepton_cli.measure.results import Accuracy, Fidelity, LatencyChange, LatencyTable
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
-from lepton_cli.prune import stopwatch, times
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context
@@ -31,12 +30,6 @@ STATIC = {
     "rounding": "nearest", "calibration": "minmax", "least_gain": False,
 }  # fmt: skip
 NAMES = ["after 1. simplify", "after 2. prune.channels", "without prune.channels"]
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "LIMIT", 0.1)
-    monkeypatch.setattr(times, "SECONDS", 0.2)
 
 
 def net() -> ir.Model:

@@ -121,9 +121,9 @@ def test_a_failed_step_can_be_corrected(model: Path, tmp_path: Path, steps: Step
     assert (tmp_path / "out" / workspace.FAILED).is_dir()
     steps.stop_at = None
     steps.ran.clear()
-    corrected = [*STEP_LIST[:2], {"step": "quantize.weights", "if_possible": True}]
+    corrected = [*STEP_LIST[:2], {"step": "quantize.dynamic", "op_types": ["MatMul", "Gemm"], "if_possible": True}]
     assert _run(model, tmp_path / "out", corrected, resume=True).error is None
-    assert steps.ran == ["quantize.weights"]
+    assert steps.ran == ["quantize.dynamic"]
     assert not (tmp_path / "out" / workspace.FAILED).exists()
 
 
