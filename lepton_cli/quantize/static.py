@@ -6,26 +6,24 @@ import dataclasses
 
 import onnx_ir as ir
 
-from lepton_cli.coupling import shortcuts
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
 from lepton_cli.probe.distances import Closeness, Reference
-from lepton_cli.probe.rewrites import Rewrite
 from lepton_cli.quantize import (
     alternatives,
     choose,
     cpu,
     fates,
     guard,
+    prepare_static,
     qdq,
     refine,
     saturation,
     speed,
     tables,
     targets,
-    upsampling,
 )
 from lepton_cli.quantize.details import (
     Guard,
@@ -36,17 +34,8 @@ from lepton_cli.quantize.details import (
     Speed,
 )
 from lepton_cli.quantize.effort import EFFORTS
-from lepton_cli.quantize.prepare import (
-    cleaned,
-    gemm_to_matmul,
-    matmul_to_gemm,
-    prepare,
-    refuse_quantized,
-    share,
-    unshare,
-)
+from lepton_cli.quantize.prepare import cleaned, prepare, refuse_quantized, share
 from lepton_cli.quantize.spec import QuantizeStatic
-from lepton_cli.simplify.rules import join
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
@@ -74,7 +63,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         anchors = choose.candidates(clean := cleaned(model), allowed).anchors
         if anchors:
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
-    prepared = prepare(model, context, *_rewrites(allowed, target))
+    prepared = prepare(model, context, *prepare_static.rewrites(allowed, target))
     work = prepared.model
     allowed |= {node.name or "" for node in work.graph} - set(prepared.names)
     choice = choose.candidates(work, allowed)
@@ -117,48 +106,6 @@ def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision
     made, decisions = tables.shrink(model, allowed)
     share(made)
     return made, decisions
-
-
-def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
-    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
-    found = [
-        Rewrite("operators joined", lambda model: join(model, allowed)),
-        Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
-    ]
-    if cpu.suits(target):
-        found += [
-            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
-            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
-            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
-            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
-            Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
-        ]
-    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
-    return found
-
-
-def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
-    """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
-    choice = choose.candidates(model, allowed)
-
-    def mixed(value: ir.Value) -> bool:
-        chosen = {use.node.name in choice.nodes for use in value.uses()}
-        return True in chosen and (False in chosen or value.is_graph_output())
-
-    gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
-    gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
-
-
-def _spare_products(model: ir.Model, allowed: set[str]) -> None:
-    cpu.spare_products(model, choose.candidates(model, allowed).anchors)
-
-
-def _unshare(model: ir.Model, allowed: set[str]) -> None:
-    unshare(model, choose.candidates(model, allowed).anchors)
-
-
-def _convolutions(model: ir.Model, allowed: set[str]) -> None:
-    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
 
 
 def _complete(outcome: Outcome, model: ir.Model) -> Outcome:

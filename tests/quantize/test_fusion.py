@@ -238,11 +238,11 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "Conv + Relu at the end": (lambda graph: graph.conv(_image(graph), 16, 16), "DQ, 2 QLinearConv, Q, 2 Transpose"),
     "Pad + Conv + Clip": (
         _between(_chain(_with("Clip", 0, 6), _with("Pad", (0, 0, 1, 1, 0, 0, 1, 1)))),
-        "DQ, Pad, 2 QLinearConv, Q, 2 Transpose",
+        "DQ, 2 QLinearConv, Q, 2 Transpose",
     ),
     "Pad at the input + Conv": (
         lambda graph: _conv(graph, _with("Pad", (0, 0, 0, 0, 0, 0, 1, 1))(graph, graph.take("x", [1, 16, 8, 8]))),
-        "DQ, Pad, QLinearConv, Q, 2 Transpose",
+        "DQ, QLinearConv, Q, 2 Transpose",
     ),
     "Conv + Add + Relu": (_between(_residual), "DQ, QLinearAdd, 4 QLinearConv, Q, 2 Transpose"),
     "Conv + LeakyRelu": (
@@ -258,7 +258,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "SiLU": (_between(_silu), "DQ, 2 QLinearConv, QLinearMul, QLinearSigmoid, Q, 2 Transpose"),
     "Conv + Mul by constants": (
         _between(_with("Mul", np.linspace(0.5, 2, 16).reshape(16, 1, 1))),
-        "DQ, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
+        "DQ, 2 QLinearConv, Q, 2 Transpose",
     ),
     "depthwise Conv": (
         lambda graph: _conv(graph, _conv(graph, _image(graph), group=16)),
@@ -290,7 +290,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
         "DQ, QLinearAdd, 2 QLinearConv, QLinearMul, Q, 2 Transpose",
     ),
     "hard-sigmoid, operator": (_between(_hard_sigmoid("HardSigmoid")), "DQ, QLinearAdd, 2 QLinearConv, Q, 2 Transpose"),
-    "hard-sigmoid by Clip and Div": (_between(_hard_sigmoid("Div")), "DQ, QLinearAdd, 2 QLinearConv, Q, 2 Transpose"),
+    "hard-sigmoid by Clip and Div": (_between(_hard_sigmoid("Div")), "DQ, 2 QLinearConv, Q, 2 Transpose"),
     "squeeze-and-excite": (
         _between(_excited("GlobalAveragePool", "Sigmoid")),
         "DQ, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, QLinearSigmoid, Q, 2 Transpose",
@@ -305,7 +305,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     ),
     "squeeze-and-excite with Clip and Div": (
         _between(_excited("GlobalAveragePool", "", "Div")),
-        "DQ, QLinearAdd, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, Q, 2 Transpose",
+        "DQ, 4 QLinearConv, QLinearGlobalAveragePool, QLinearMul, Q, 2 Transpose",
     ),
     "Concat": (
         _between(lambda graph, x: graph.op("Concat", _conv(graph, x), x, axis=2)),
@@ -343,7 +343,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "ConvTranspose, kernel as stride": (_between(_transposed), "DQ, 3 QLinearConv, Q, 2 Reshape, 3 Transpose"),
     "ConvTranspose, overlapping": (
         _between(lambda graph, x: _transposed(graph, x, 2, 4)),
-        "ConvTranspose, 4 DQ, 2 QLinearConv, 2 Q, 4 Transpose",
+        "ConvTranspose, 2 DQ, 2 QLinearConv, 2 Q, Sum, 4 Transpose",
     ),
     "DepthToSpace": (
         lambda graph: graph.conv(graph.op("DepthToSpace", _image(graph), blocksize=2), 4, 16, relu=False),
@@ -357,7 +357,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "Reshape": (_between(_with("Reshape", (1, 16, 4, 16))), "DQ, 2 QLinearConv, Q, Reshape, 4 Transpose"),
     "Squeeze, Unsqueeze": (
         _between(_chain(_with("Squeeze", (0,)), _with("Unsqueeze", (0,)))),
-        "DQ, 2 QLinearConv, Q, Squeeze, 2 Transpose, Unsqueeze",
+        "DQ, 2 QLinearConv, Q, 2 Transpose",
     ),
     "channel shuffle": (_between(_shuffle), "DQ, 2 QLinearConv, Q, 2 Reshape, 4 Transpose"),
     "Split + Concat": (_between(_halves), "DQ, QLinearConcat, 2 QLinearConv, Q, Split, 2 Transpose"),

@@ -348,7 +348,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]
         )
         monkeypatch.setattr(speed, "compare", trial.compare)
         monkeypatch.setattr(speed, "profile", trial.profile)
-        choice, measured = speed.faster_choice(model, chosen(model), trial.write, FEEDS, here, bytes_count)
+        choice, measured = speed.faster_choice(model, chosen(model), trial.write, FEEDS, here, bytes_count=bytes_count)
         return choice, measured, trial
 
     return run
@@ -422,7 +422,6 @@ def test_where_bytes_count_time_must_be_worth_them(
     """The model is 1.2 times as large with this layer in float: it must be 1.2 times 1.03 as fast."""
     monkeypatch.setattr(speed.io, "weight_bytes", lambda made: 100 if "Conv_9" in made.choice.anchors else 120)
     times = dict.fromkeys(CONVS, (10.0, 20.0)) | {"Conv_9": (40.0, 20.0)}
-    monkeypatch.setattr(speed, "PREFIXES", ())
 
     def cost(anchors: frozenset[str]) -> float:
         return 100.0 if "Conv_9" in anchors else better - 1e-9

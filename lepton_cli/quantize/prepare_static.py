@@ -1,0 +1,53 @@
+"""Rewrites that only static int8 makes, before layers are chosen: what suits its kernels, or is more exact in them."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lepton_cli.coupling import shortcuts
+from lepton_cli.probe.rewrites import Rewrite
+from lepton_cli.quantize import choose, cpu, targets, upsampling
+from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
+from lepton_cli.simplify.rules import join
+
+
+def rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
+    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+    found = [
+        Rewrite("operators joined", lambda model: join(model, allowed)),
+        Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
+    ]
+    if cpu.suits(target):
+        found += [
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
+            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
+            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
+            Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
+        ]
+    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
+    return found
+
+
+def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
+    """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
+    choice = choose.candidates(model, allowed)
+
+    def mixed(value: ir.Value) -> bool:
+        chosen = {use.node.name in choice.nodes for use in value.uses()}
+        return True in chosen and (False in chosen or value.is_graph_output())
+
+    gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
+    gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
+
+
+def _spare_products(model: ir.Model, allowed: set[str]) -> None:
+    cpu.spare_products(model, choose.candidates(model, allowed).anchors)
+
+
+def _unshare(model: ir.Model, allowed: set[str]) -> None:
+    unshare(model, choose.candidates(model, allowed).anchors)
+
+
+def _convolutions(model: ir.Model, allowed: set[str]) -> None:
+    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
