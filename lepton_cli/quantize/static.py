@@ -72,9 +72,11 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         anchors = choose.candidates(clean := cleaned(model), allowed).anchors
         if anchors:
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
-    prepared = prepare(model, context, *_rewrites(allowed, target))
+    excluded = _names(model) - allowed
+    prepared = prepare(model, context, *_rewrites(excluded, target))
     work = prepared.model
-    allowed |= {node.name or "" for node in work.graph} - set(prepared.names)
+    # What preparation makes of allowed nodes is allowed too.
+    allowed = _names(work) - excluded
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
@@ -117,24 +119,32 @@ def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision
     return made, decisions
 
 
-def _rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
+def _rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
     """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+
+    def candidates(model: ir.Model) -> choose.Choice:
+        return choose.candidates(model, _names(model) - excluded)
+
     found = [Rewrite("MatMul and Add as Gemm", matmul_to_gemm)]
     if cpu.suits(target):
         found += [
-            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
-            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, _names(model) - excluded)),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
+            Rewrite("GELU by its half last", cpu.order_gelu),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
-            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
-            Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
+            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split(model, candidates(model))),
+            Rewrite("Add behind MatMul as Sum", lambda model: cpu.spare_products(model, candidates(model).anchors)),
         ]
-    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
+    found.append(Rewrite("weights of its own for each node", lambda model: unshare(model, candidates(model).anchors)))
     return found
 
 
-def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
+def _names(model: ir.Model) -> set[str]:
+    return {node.name or "" for node in model.graph.all_nodes()}
+
+
+def _split(model: ir.Model, choice: choose.Choice) -> None:
     """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
-    choice = choose.candidates(model, allowed)
 
     def mixed(value: ir.Value) -> bool:
         chosen = {use.node.name in choice.nodes for use in value.uses()}
@@ -142,14 +152,6 @@ def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
 
     gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
     gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
-
-
-def _spare_products(model: ir.Model, allowed: set[str]) -> None:
-    cpu.spare_products(model, choose.candidates(model, allowed).anchors)
-
-
-def _unshare(model: ir.Model, allowed: set[str]) -> None:
-    unshare(model, choose.candidates(model, allowed).anchors)
 
 
 def _convolutions(model: ir.Model, allowed: set[str]) -> None:
