@@ -160,7 +160,7 @@ def _convolutions(model: ir.Model, allowed: set[str]) -> None:
 
 def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
     """With a decision for every other node that holds weights."""
-    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul")
+    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul", fates.STATIC)
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
