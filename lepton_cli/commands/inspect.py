@@ -103,7 +103,7 @@ def _quantizable(model: ir.Model, found: Facts, small: bool) -> tuple[str, dict[
     choice = choose.candidates(seen, {node.name or "" for node in seen.graph})
     taken = [Decision(node=name, op="", action="quantized", reason="yes") for name in choice.anchors]
     told = (*taken, *choice.kept)
-    rest = fates.left_alone(seen, told, "static int8 is for Conv, Gemm and MatMul")
+    rest = fates.left_alone(seen, told, "static int8 is for Conv, Gemm and MatMul", fates.STATIC)
     total = len(choice.anchors) + len(choice.kept)
     reasons = sorted({decision.reason for decision in choice.kept})
     text = f"{len(choice.anchors)} of {total} Conv, Gemm and MatMul nodes"

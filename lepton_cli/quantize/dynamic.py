@@ -117,8 +117,9 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
 
 
 def _left_alone(model: ir.Model, decisions: list[Decision], options: QuantizeDynamic) -> tuple[Decision, ...]:
-    reasons = fates.TABLES if "Gather" in options.op_types else {"Gather": "Gather is not among op_types"}
-    return fates.left_alone(model, decisions, f"dynamic int8 is for {', '.join(options.op_types)}", reasons)
+    tables = fates.TABLES if "Gather" in options.op_types else {"Gather": "Gather is not among op_types"}
+    takes = f"dynamic int8 is for {', '.join(options.op_types)}"
+    return fates.left_alone(model, decisions, takes, {**fates.NO_KERNEL, **tables})
 
 
 def _smoothed(

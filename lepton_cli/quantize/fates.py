@@ -16,6 +16,16 @@ TABLES = {
     "whole rows reads"
 }
 
+#: For what onnxruntime has no int8 kernel for, by the steps that need one.
+NO_KERNEL = {
+    "ConvTranspose": "ConvTranspose stays float: onnxruntime has no int8 kernel for it; only one whose kernel is its "
+    "stride, between int8 convolutions, can be written as Conv",
+    "GRU": "GRU stays float: onnxruntime has no int8 kernel for it",
+    "RNN": "RNN stays float: onnxruntime has no int8 kernel for it",
+}
+#: What `quantize.static` says.
+STATIC = {**TABLES, **NO_KERNEL, "LSTM": "LSTM stays float: `quantize.dynamic` has an int8 form of it"}
+
 
 def left_alone(
     model: ir.Model, decided: Iterable[Decision], takes: str, reasons: Mapping[str, str] = TABLES

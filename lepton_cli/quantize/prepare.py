@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from lepton_cli.errors import ModelError
 from lepton_cli.graph import batch_norm, clean, fold, shapes
-from lepton_cli.graph.edit import Editor, weight_of
+from lepton_cli.graph.edit import Editor, array_of, weight_of
 from lepton_cli.graph.facts import quantized_nodes
 from lepton_cli.graph.shapes import opset
 from lepton_cli.model import io
@@ -175,7 +175,11 @@ def matmul_to_gemm(model: ir.Model) -> None:
             editor.put(add, [ir.node("Gemm", [data, weight, bias], name=node.name)], also=[node])
             continue
         if data not in flat:
-            flat[data] = _reshaped(editor, data, [-1, inner], f"{node.name}_rows")
+            before = data.producer()
+            alone = before is not None and before.op_type == "Reshape" and len(data.uses()) == 1
+            source = before.inputs[0] if before is not None and alone and not data.is_graph_output() else data
+            assert source is not None
+            flat[data] = _reshaped(editor, source, [-1, inner], f"{node.name}_rows")
             rows = flat[data].producer()
             assert rows is not None
             editor.insert_before(node, [rows])
@@ -184,6 +188,11 @@ def matmul_to_gemm(model: ir.Model) -> None:
         back = _reshaped(editor, gemm.outputs[0], [*shape[:-1], outer], f"{node.name}_back").producer()
         assert back is not None
         editor.put(add, [gemm, back], also=[node])
+        for use in [use for use in back.outputs[0].uses() if use.node.op_type == "Reshape" and use.idx == 0]:
+            wanted = array_of(use.node)
+            if wanted is not None and 0 not in wanted:
+                use.node.replace_input_with(0, gemm.outputs[0])
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _reshaped(editor: Editor, value: ir.Value, shape: list[int], name: str) -> ir.Value:

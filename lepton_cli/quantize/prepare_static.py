@@ -11,27 +11,39 @@ from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
 from lepton_cli.simplify.rules import join
 
 
-def rewrites(allowed: set[str], target: targets.Target) -> list[Rewrite]:
-    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
+    """In this order, on top of what every quantization prepares. `excluded`: names of the nodes to leave alone."""
+
+    def allowed(model: ir.Model) -> set[str]:
+        return names(model) - excluded
+
+    def candidates(model: ir.Model) -> choose.Choice:
+        return choose.candidates(model, allowed(model))
+
     found = [
-        Rewrite("operators joined", lambda model: join(model, allowed)),
+        Rewrite("operators joined", lambda model: join(model, allowed(model))),
         Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
     ]
     if cpu.suits(target):
         found += [
-            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed)),
-            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, allowed)),
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed(model))),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
+            Rewrite("GELU by its half last", cpu.order_gelu),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
-            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split_gemms(model, allowed)),
-            Rewrite("Add behind MatMul as Sum", lambda model: _spare_products(model, allowed)),
+            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split(model, candidates(model))),
+            Rewrite("Add behind MatMul as Sum", lambda model: cpu.spare_products(model, candidates(model).anchors)),
         ]
-    found.append(Rewrite("weights of its own for each node", lambda model: _unshare(model, allowed)))
+    found.append(Rewrite("weights of its own for each node", lambda model: unshare(model, candidates(model).anchors)))
     return found
 
 
-def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
+def names(model: ir.Model) -> set[str]:
+    """Of all nodes, those in graphs of other nodes included."""
+    return {node.name or "" for node in model.graph.all_nodes()}
+
+
+def _split(model: ir.Model, choice: choose.Choice) -> None:
     """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
-    choice = choose.candidates(model, allowed)
 
     def mixed(value: ir.Value) -> bool:
         chosen = {use.node.name in choice.nodes for use in value.uses()}
@@ -39,14 +51,6 @@ def _split_gemms(model: ir.Model, allowed: set[str]) -> None:
 
     gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
     gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
-
-
-def _spare_products(model: ir.Model, allowed: set[str]) -> None:
-    cpu.spare_products(model, choose.candidates(model, allowed).anchors)
-
-
-def _unshare(model: ir.Model, allowed: set[str]) -> None:
-    unshare(model, choose.candidates(model, allowed).anchors)
 
 
 def _convolutions(model: ir.Model, allowed: set[str]) -> None:

@@ -63,9 +63,11 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         anchors = choose.candidates(clean := cleaned(model), allowed).anchors
         if anchors:
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
-    prepared = prepare(model, context, *prepare_static.rewrites(allowed, target))
+    excluded = prepare_static.names(model) - allowed
+    prepared = prepare(model, context, *prepare_static.rewrites(excluded, target))
     work = prepared.model
-    allowed |= {node.name or "" for node in work.graph} - set(prepared.names)
+    # What preparation makes of allowed nodes is allowed too.
+    allowed = prepare_static.names(work) - excluded
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
@@ -110,7 +112,7 @@ def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision
 
 def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
     """With a decision for every other node that holds weights."""
-    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul")
+    rest = fates.left_alone(model, outcome.decisions, "static int8 is for Conv, Gemm and MatMul", fates.STATIC)
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 

@@ -19,16 +19,15 @@ from lepton_cli.quantize import choose
 LEAST = 8
 
 
-def as_convolutions(model: ir.Model, allowed: Collection[str]) -> None:
-    """Rewrite, in place, those of the nodes `allowed` that stand between int8 convolutions then."""
-    names = {node.name or "" for node in model.graph if node.name in allowed and fits(node)}
+def as_convolutions(model: ir.Model, excluded: Collection[str]) -> None:
+    """Rewrite, in place, those that are not `excluded` and stand between int8 convolutions then."""
+    names = {node.name or "" for node in model.graph if node.name not in excluded and fits(node)}
     if not names:
         return
     trial = io.clone(model)
-    before = {node.name for node in trial.graph}
     _rewrite(trial, names)
-    made = {node.name or "" for node in trial.graph if node.name not in before}
-    chosen = choose.candidates(trial, {*allowed, *made}).between
+    allowed = {node.name or "" for node in trial.graph} - set(excluded)
+    chosen = choose.candidates(trial, allowed).between
     _rewrite(model, {name for name in names if f"{name}_channels" in chosen})
 
 

@@ -347,3 +347,44 @@ def test_additions_behind_other_products_stay() -> None:
     cpu.spare_products(model, {"MatMul_2"})
     cpu.spare_products(given, {"MatMul_0"})
     assert "Sum" not in [*ops(model), *ops(given)]
+
+
+def _gelu(
+    *, half: float = 0.5, swapped: bool = False, of: str = "x", op: str = "Div", shown: bool = False, kind: str = "Erf"
+) -> ir.Model:
+    """x times half of one more than its error function."""
+    graph = Graph()
+    x, other = graph.take("x", ["b", 32]), graph.take("other", ["b", 32])
+    number = np.float32(2**0.5 if op == "Div" else 0.5**0.5)
+    y = graph.op(kind, graph.op(op, x if of == "x" else other, graph.constant(number)))
+    inner = [graph.constant(np.float32(half)), graph.op("Add", y, graph.constant(np.float32(1)))]
+    product = graph.op("Mul", *(inner[::-1] if swapped else inner))
+    last = graph.op("Mul", *([product, x] if swapped else [x, product]))
+    return graph.model(last, *([product] if shown else []))
+
+
+@pytest.mark.parametrize("options", [{}, {"swapped": True}])
+def test_gelu_is_multiplied_by_its_half_last(options: dict[str, object], tmp_path: Path) -> None:
+    """For onnxruntime it is one kernel then, and the numbers are the same."""
+    model = _gelu(**options)  # type: ignore[arg-type]
+    feed = {name: np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32) for name in ("x", "other")}
+    before = Session(io.to_bytes(model), threads=1, optimise=False).run(feed)
+    cpu.order_gelu(model)
+    last = list(model.graph)[-1]
+    assert (last.op_type, last.name, last.outputs[0].is_graph_output()) == ("Mul", "Mul_4", True)
+    assert last.inputs[0].producer().inputs[0].name == "x"  # type: ignore[union-attr]
+    after = Session(io.to_bytes(model), threads=1, optimise=False).run(feed)
+    np.testing.assert_array_equal(after[last.outputs[0].name or ""], before[last.outputs[0].name or ""])
+    path = tmp_path / "optimised.onnx"
+    Session(io.to_bytes(model), threads=1, optimised_path=path)
+    assert "Gelu" in ops(io.load(path).model)
+
+
+@pytest.mark.parametrize(
+    "options", [{"half": 0.25}, {"of": "other"}, {"shown": True}, {"kind": "Tanh"}, {"op": "Add"}, {"op": "Mul"}]
+)
+def test_what_is_no_gelu_stays(options: dict[str, object]) -> None:
+    model = _gelu(**options)  # type: ignore[arg-type]
+    before = [(node.name, [value.name for value in node.inputs if value is not None]) for node in model.graph]
+    cpu.order_gelu(model)
+    assert before == [(node.name, [value.name for value in node.inputs if value is not None]) for node in model.graph]

@@ -84,3 +84,26 @@ def test_what_is_said_of_an_operator_names_its_set() -> None:
         ("Gather_4", "Gather", "kept", "other.Gather stays float: the step takes MatMul"),
         ("Einsum_5", "Einsum", "kept", "Einsum stays float: the step takes MatMul"),
     ]
+
+
+@pytest.mark.parametrize("step", ["static", "dynamic"])
+def test_what_has_no_int8_kernel_is_told_so(step: str, tmp_path: Path) -> None:
+    """A GRU and a ConvTranspose have none; an LSTM has one, which only the dynamic step reaches."""
+    graph = Graph()
+    x = graph.take("x", [5, 1, 32])
+    for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+        weights = [graph.random.normal(size=(1, gates * 32, 32)).astype(np.float32) for _ in range(2)]
+        y = graph.op(op, x, *(graph.constant(weight) for weight in weights), hidden_size=32)
+        x = graph.op("Squeeze", y, graph.constant(np.array([1])))
+    x = graph.op("Unsqueeze", graph.linear(x, 32, 32, gemm=False), graph.constant(np.array([0])))
+    model = graph.model(graph.op("ConvTranspose", x, graph.constant(np.ones((5, 64, 9), np.float32))))
+    given = context(None, tmp_path, dry=True)
+    made = STEPS[f"quantize.{step}"]
+    outcome = made.apply(model, made.options.model_validate({"step": f"quantize.{step}"}), given)
+    said = {decision.op: (decision.action, decision.reason) for decision in outcome.decisions}
+    none = "onnxruntime has no int8 kernel for it"
+    assert said["GRU"] == ("kept", f"GRU stays float: {none}")
+    assert said["RNN"] == ("kept", f"RNN stays float: {none}")
+    assert said["ConvTranspose"][1].startswith(f"ConvTranspose stays float: {none}")
+    assert said["LSTM"][0] == ("kept" if step == "static" else "quantized")
+    assert step == "dynamic" or "quantize.dynamic" in said["LSTM"][1]

@@ -198,6 +198,11 @@ def _gelu(graph: Graph, x: str) -> str:
     return str(graph.op("Mul", graph.op("Mul", x, graph.op("Add", y, _number(graph, 1))), _number(graph, 0.5)))
 
 
+def _gelu_of_dynamo(graph: Graph, x: str) -> str:
+    y = graph.op("Erf", graph.op("Div", x, _number(graph, 2**0.5)))
+    return str(graph.op("Mul", x, graph.op("Mul", _number(graph, 0.5), graph.op("Add", y, _number(graph, 1)))))
+
+
 def _norm(graph: Graph, x: str) -> str:
     ones = graph.constant(np.linspace(0.5, 1.5, 24, dtype=np.float32))
     return str(graph.op("LayerNormalization", x, ones, graph.constant(np.ones(24, np.float32)), axis=-1))
@@ -415,6 +420,14 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "MatMul + Sigmoid, 3-D fixed": (_products(_with("Sigmoid"), 2, 5), "2 QGemm, QLinearSigmoid, Q, 4 Reshape"),
     "MatMul + GELU, 3-D": (_products(_gelu, "b", "s"), "Add, BiasGelu, 2 MatMulIntegerToFloat, 2 Q"),
     "MatMul + GELU, 3-D fixed": (_products(_gelu, 2, 5), "Gelu, 2 QGemm, 2 Q, 4 Reshape"),
+    "MatMul + GELU of the newer exporter, 3-D": (
+        _products(_gelu_of_dynamo, "b", "s"),
+        "Add, BiasGelu, 2 MatMulIntegerToFloat, 2 Q",
+    ),
+    "MatMul + GELU of the newer exporter, 3-D fixed": (
+        _products(_gelu_of_dynamo, 2, 5),
+        "Gelu, 2 QGemm, 2 Q, 4 Reshape",
+    ),
     "MatMul + LayerNormalization, 3-D": (
         _products(_norm, "b", "s"),
         "2 Add, LayerNormalization, 2 MatMulIntegerToFloat, 2 Q",

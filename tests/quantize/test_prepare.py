@@ -130,6 +130,26 @@ def test_products_of_one_tensor_share_its_rows() -> None:
     np.testing.assert_allclose(run(model, data), before, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_reshape_in_front_and_one_behind_are_not_done_twice(zero: bool) -> None:
+    """One that copies a dimension needs what it copies it from; one with other readers stays for them."""
+    graph = Graph()
+    x = graph.op("Reshape", graph.op("Tanh", graph.take("x", [2, 3, 4, 5])), graph.constant(np.array([2, 3, 20])))
+    y = graph.linear(x, 20, 24, gemm=False)
+    heads = graph.op("Reshape", y, graph.constant(np.array([0 if zero else 2, 3, 2, 12])))
+    model = graph.model(graph.op("Exp", heads))
+    data = Arrays({"x": np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)})
+    before = run(model, data)
+    prepare.matmul_to_gemm(model)
+    assert ops(model) == ["Tanh", "Reshape", "Gemm", *["Reshape"] * (2 if zero else 1), "Exp"]
+    np.testing.assert_allclose(run(model, data), before, rtol=1e-5)
+    graph = Graph()
+    x = graph.op("Reshape", graph.op("Tanh", graph.take("x", [2, 3, 4, 5])), graph.constant(np.array([2, 3, 20])))
+    model = graph.model(graph.op("Add", graph.linear(x, 20, 20, gemm=False), x))
+    prepare.matmul_to_gemm(model)
+    assert ops(model) == ["Tanh", "Reshape", "Reshape", "Gemm", "Reshape", "Add"]
+
+
 def test_every_product_of_a_model_is_looked_at() -> None:
     graph = Graph()
     x = graph.op("Tanh", graph.take("x", ["b", 20]))
