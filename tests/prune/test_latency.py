@@ -467,8 +467,8 @@ def test_time_is_worth_some_loss_and_more_where_speed_is_asked_for(
 def test_less_of_the_time_than_of_what_was_asked_for_is_worth_nothing() -> None:
     """Where nine tenths are asked for, the second group loses one channel for time, and not all that would save it."""
     macs, time = Linear(1.0, 1.0), Linear(0.0, 0.1)
-    assert thrifty(priced(0.02, 0.021), time, [(macs, 19.0)], {"macs": 0.9})[0] == [10, 9]
-    assert thrifty(priced(0.02, 0.021), time, [(macs, 19.0)], {"macs": 0.1})[0] == [10, 2]
+    assert thrifty(priced(0.005, 0.00525), time, [(macs, 19.0)], {"macs": 0.9})[0] == [10, 9]
+    assert thrifty(priced(0.005, 0.00525), time, [(macs, 19.0)], {"macs": 0.1})[0] == [10, 2]
 
 
 def test_a_loss_that_is_none_to_speak_of_is_worth_any_time() -> None:
