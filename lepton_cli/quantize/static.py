@@ -6,18 +6,17 @@ import dataclasses
 
 import onnx_ir as ir
 
-from lepton_cli.coupling import shortcuts
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
 from lepton_cli.probe.distances import Reference
-from lepton_cli.probe.rewrites import Rewrite
 from lepton_cli.quantize import (
     alternatives,
     choose,
     cpu,
     fates,
+    forms,
     guard,
     qdq,
     refine,
@@ -25,7 +24,6 @@ from lepton_cli.quantize import (
     speed,
     tables,
     targets,
-    upsampling,
 )
 from lepton_cli.quantize.details import (
     Guard,
@@ -37,12 +35,9 @@ from lepton_cli.quantize.details import (
 )
 from lepton_cli.quantize.prepare import (
     cleaned,
-    gemm_to_matmul,
-    matmul_to_gemm,
     prepare,
     refuse_quantized,
     share,
-    unshare,
 )
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context, Decision, Outcome
@@ -72,11 +67,11 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         anchors = choose.candidates(clean := cleaned(model), allowed).anchors
         if anchors:
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
-    excluded = _names(model) - allowed
-    prepared = prepare(model, context, *_rewrites(excluded, target))
+    excluded = forms.names(model) - allowed
+    prepared = prepare(model, context, *forms.rewrites(excluded, target))
     work = prepared.model
     # What preparation makes of allowed nodes is allowed too.
-    allowed = _names(work) - excluded
+    allowed = forms.names(work) - excluded
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:
@@ -117,45 +112,6 @@ def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision
     made, decisions = tables.shrink(model, allowed)
     share(made)
     return made, decisions
-
-
-def _rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
-    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
-
-    def candidates(model: ir.Model) -> choose.Choice:
-        return choose.candidates(model, _names(model) - excluded)
-
-    found = [Rewrite("MatMul and Add as Gemm", matmul_to_gemm)]
-    if cpu.suits(target):
-        found += [
-            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, _names(model) - excluded)),
-            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
-            Rewrite("GELU by its half last", cpu.order_gelu),
-            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
-            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split(model, candidates(model))),
-            Rewrite("Add behind MatMul as Sum", lambda model: cpu.spare_products(model, candidates(model).anchors)),
-        ]
-    found.append(Rewrite("weights of its own for each node", lambda model: unshare(model, candidates(model).anchors)))
-    return found
-
-
-def _names(model: ir.Model) -> set[str]:
-    return {node.name or "" for node in model.graph.all_nodes()}
-
-
-def _split(model: ir.Model, choice: choose.Choice) -> None:
-    """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
-
-    def mixed(value: ir.Value) -> bool:
-        chosen = {use.node.name in choice.nodes for use in value.uses()}
-        return True in chosen and (False in chosen or value.is_graph_output())
-
-    gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
-    gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
-
-
-def _convolutions(model: ir.Model, allowed: set[str]) -> None:
-    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
 
 
 def _complete(outcome: Outcome, model: ir.Model) -> Outcome:

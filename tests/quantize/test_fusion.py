@@ -243,11 +243,15 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     "Conv + Relu at the end": (lambda graph: graph.conv(_image(graph), 16, 16), "DQ, 2 QLinearConv, Q, 2 Transpose"),
     "Pad + Conv + Clip": (
         _between(_chain(_with("Clip", 0, 6), _with("Pad", (0, 0, 1, 1, 0, 0, 1, 1)))),
-        "DQ, Pad, 2 QLinearConv, Q, 2 Transpose",
+        "DQ, 2 QLinearConv, Q, 2 Transpose",
     ),
     "Pad at the input + Conv": (
         lambda graph: _conv(graph, _with("Pad", (0, 0, 0, 0, 0, 0, 1, 1))(graph, graph.take("x", [1, 16, 8, 8]))),
-        "DQ, Pad, QLinearConv, Q, 2 Transpose",
+        "DQ, QLinearConv, Q, 2 Transpose",
+    ),
+    "reflecting Pad + Conv": (
+        _between(_with("Pad", (0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")),
+        "DQ, Pad, 2 QLinearConv, Q, 2 Transpose",
     ),
     "Conv + Add + Relu": (_between(_residual), "DQ, QLinearAdd, 4 QLinearConv, Q, 2 Transpose"),
     "Conv + LeakyRelu": (

@@ -1,0 +1,58 @@
+"""The forms in which onnxruntime's int8 kernels are reached: what `quantize.static` rewrites before it rounds."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lepton_cli.coupling import shortcuts
+from lepton_cli.probe.rewrites import Rewrite
+from lepton_cli.quantize import choose, cpu, targets, upsampling
+from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
+from lepton_cli.simplify import rules
+
+
+def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
+    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
+
+    def candidates(model: ir.Model) -> choose.Choice:
+        return choose.candidates(model, names(model) - excluded)
+
+    found = [
+        Rewrite("Pad as the Conv's own", lambda model: _pad_convs(model, names(model) - excluded)),
+        Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
+    ]
+    if cpu.suits(target):
+        found += [
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, names(model) - excluded)),
+            Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
+            Rewrite("GELU by its half last", cpu.order_gelu),
+            Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
+            Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split(model, candidates(model))),
+            Rewrite("Add behind MatMul as Sum", lambda model: cpu.spare_products(model, candidates(model).anchors)),
+        ]
+    found.append(Rewrite("weights of its own for each node", lambda model: unshare(model, candidates(model).anchors)))
+    return found
+
+
+def names(model: ir.Model) -> set[str]:
+    """Names of all nodes, those of branches too."""
+    return {node.name or "" for node in model.graph.all_nodes()}
+
+
+def _pad_convs(model: ir.Model, allowed: set[str]) -> None:
+    rules.apply(model, [rule for rule in rules.RULES if rule.name == "fuse_pad_into_conv"], allowed)
+
+
+def _split(model: ir.Model, choice: choose.Choice) -> None:
+    """onnxruntime's int8 kernel returns int8 or float, not both; what an addition behind it gives is read as both."""
+
+    def mixed(value: ir.Value) -> bool:
+        chosen = {use.node.name in choice.nodes for use in value.uses()}
+        return True in chosen and (False in chosen or value.is_graph_output())
+
+    gemms = [node for node in model.graph if node.op_type == "Gemm" and node.name in choice.anchors]
+    gemm_to_matmul(model, {node.name or "" for node in gemms if mixed(node.outputs[0])})
+
+
+def _convolutions(model: ir.Model, allowed: set[str]) -> None:
+    shortcuts.as_convolutions(model, shortcuts.facts(model), allowed)
