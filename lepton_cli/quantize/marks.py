@@ -10,19 +10,13 @@ from lepton_cli.graph.edit import Editor
 from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize import cpu, expand
 from lepton_cli.quantize.choose import Choice
+from lepton_cli.quantize.sharing import PASSING, SHARING, lets_limits_pass, pads_with_own, readers
 from lepton_cli.quantize.targets import Target
 
 #: onnx has per-channel DequantizeLinear from this opset on; older graphs get onnxruntime's own operator.
 PER_CHANNEL_OPSET = 13
 #: The same for 16 bits.
 WIDE_OPSET = 21
-#: Operators whose result has the grid of their input, and the opset from which their kernels take 8 bits.
-SHARING = {
-    "AveragePool": 1, "DepthToSpace": 1, "Flatten": 1, "Gather": 1, "MaxPool": 12, "Reshape": 1, "Resize": 11,
-    "Slice": 1, "SpaceToDepth": 1, "Squeeze": 1, "Transpose": 1, "Unsqueeze": 1,
-}  # fmt: skip
-#: Those behind which onnxruntime rounds what is rounded before them.
-PASSING = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 class Marks:
@@ -70,7 +64,7 @@ class Marks:
         """What only a ReLU or Clip reads needs no other range than its result."""
         for node in chosen:
             source, result = node.inputs[0], node.outputs[0]
-            if node.op_type not in ("Relu", "Clip") or source is None or len(_readers(source)) != 1:
+            if node.op_type not in ("Relu", "Clip") or source is None or len(readers(source)) != 1:
                 continue
             if source.name in self.ranges and result.name in self.ranges:
                 self.ranges[source.name] = self.ranges[result.name]
@@ -101,7 +95,7 @@ class Marks:
         elif op == "Pad":
             for value in node.inputs:
                 self._activation(value)
-            self._activation(result, source if _pads_with_own(node, self.opset) else None)
+            self._activation(result, source if pads_with_own(node, self.opset) else None)
         elif op in ("Conv", "Gemm"):
             self._activation(source)
             self._activation(result)
@@ -147,7 +141,7 @@ class Marks:
         return (
             not self.target.symmetric_activations
             and result.name in self.ranges
-            and len(_readers(source)) == 1
+            and len(readers(source)) == 1
             and not source.is_graph_output()
             and source.producer() is not None
         )
@@ -158,12 +152,12 @@ class Marks:
         source = None if found is None else node.inputs[found[0]]
         if found is None or source is None or source.is_initializer() or result.is_graph_output():
             return None
-        limited = any(use.op_type in ("Relu", "Clip") and use.name in self.chosen for use in _readers(result))
+        limited = any(use.op_type in ("Relu", "Clip") and use.name in self.chosen for use in readers(result))
         return None if limited or not cpu.suits(self.target) else (source, found[1])
 
     def _direct(self, node: ir.Node) -> bool:
         """Whether to write a node that moves values on codes: a SpaceToDepth, or a Pad with nothing but zeros."""
-        fits = node.op_type == "SpaceToDepth" or (node.op_type == "Pad" and _pads_with_own(node, self.opset))
+        fits = node.op_type == "SpaceToDepth" or (node.op_type == "Pad" and pads_with_own(node, self.opset))
         usable = fits and self.opset >= PER_CHANNEL_OPSET and cpu.suits(self.target) and self.narrow
         return usable and not node.outputs[0].is_graph_output()
 
@@ -171,7 +165,7 @@ class Marks:
         """Let the node before give the result of a ReLU or Clip, under its name; through nodes that only move values,
         all of them."""
         root = source
-        while (like := self.marked[root]) is not None and _lets_limits_pass(root.producer(), like):
+        while (like := self.marked[root]) is not None and lets_limits_pass(root.producer(), like):
             root = like
         if root is not source:
             self.ranges[root.name or ""] = self.ranges[result.name or ""]
@@ -184,27 +178,3 @@ class Marks:
         assert node.graph is not None
         node.graph.remove(node, safe=True)
         source.name = name
-
-
-def _lets_limits_pass(node: ir.Node | None, source: ir.Value) -> bool:
-    """Whether a limit behind a node may as well stand before it, at `source`."""
-    moves = node is not None and node.op_type in ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-    return moves and len(_readers(source)) == 1 and not source.is_graph_output() and source.producer() is not None
-
-
-def _readers(value: ir.Value) -> set[ir.Node]:
-    return {use.node for use in value.uses()}
-
-
-def _pads_with_own(node: ir.Node, opset: int) -> bool:
-    """Whether a Pad adds nothing that the grid of its input does not hold."""
-    mode = node.attributes.get_string("mode", "constant")
-    if mode in ("reflect", "edge", "wrap"):
-        return True
-    if opset < 11:
-        return node.attributes.get_float("value", 0.0) == 0
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    if value is None:
-        return True
-    held = value.const_value
-    return held is not None and held.size == 1 and float(held.numpy().item()) == 0

@@ -16,8 +16,8 @@ from lepton_cli.quantize import (
     choose,
     cpu,
     fates,
+    forms,
     guard,
-    prepare_static,
     qdq,
     refine,
     saturation,
@@ -63,11 +63,11 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         anchors = choose.candidates(clean := cleaned(model), allowed).anchors
         if anchors:
             _data(context, dynamic=any(node.name in anchors and node.op_type != "Conv" for node in clean.graph))
-    excluded = prepare_static.names(model) - allowed
-    prepared = prepare(model, context, *prepare_static.rewrites(excluded, target))
+    excluded = forms.names(model) - allowed
+    prepared = prepare(model, context, *forms.rewrites(excluded, target))
     work = prepared.model
     # What preparation makes of allowed nodes is allowed too.
-    allowed = prepare_static.names(work) - excluded
+    allowed = forms.names(work) - excluded
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
     if context.dry or not choice.anchors:

@@ -249,6 +249,10 @@ PATTERNS: dict[str, tuple[Build, str]] = {
         lambda graph: _conv(graph, _with("Pad", (0, 0, 0, 0, 0, 0, 1, 1))(graph, graph.take("x", [1, 16, 8, 8]))),
         "DQ, QLinearConv, Q, 2 Transpose",
     ),
+    "reflecting Pad + Conv": (
+        _between(_with("Pad", (0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")),
+        "DQ, Pad, 2 QLinearConv, Q, 2 Transpose",
+    ),
     "Conv + Add + Relu": (_between(_residual), "DQ, QLinearAdd, 4 QLinearConv, Q, 2 Transpose"),
     "Conv + LeakyRelu": (
         _between(_with("LeakyRelu", alpha=0.1)),

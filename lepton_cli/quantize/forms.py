@@ -1,4 +1,4 @@
-"""Rewrites that only static int8 makes, before layers are chosen: what suits its kernels, or is more exact in them."""
+"""The forms in which onnxruntime's int8 kernels are reached: what `quantize.static` rewrites before it rounds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from lepton_cli.simplify.rules import join
 
 
 def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
-    """In this order, on top of what every quantization prepares. `excluded`: names of the nodes to leave alone."""
-
-    def allowed(model: ir.Model) -> set[str]:
-        return names(model) - excluded
+    """What makes int8 cheaper or more exact, on top of what every quantization prepares."""
 
     def candidates(model: ir.Model) -> choose.Choice:
-        return choose.candidates(model, allowed(model))
+        return choose.candidates(model, names(model) - excluded)
 
     found = [
-        Rewrite("operators joined", lambda model: join(model, allowed(model))),
+        Rewrite("operators joined", lambda model: join(model, names(model) - excluded)),
         Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
     ]
     if cpu.suits(target):
         found += [
-            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, allowed(model))),
+            Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, names(model) - excluded)),
             Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
             Rewrite("GELU by its half last", cpu.order_gelu),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
@@ -38,7 +35,7 @@ def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
 
 
 def names(model: ir.Model) -> set[str]:
-    """Of all nodes, those in graphs of other nodes included."""
+    """Names of all nodes, those of branches too."""
     return {node.name or "" for node in model.graph.all_nodes()}
 
 
