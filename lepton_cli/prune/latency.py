@@ -9,7 +9,7 @@ timed: where the best takes longer than others that lose little more, it is one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,10 +46,9 @@ TRIES = 8
 ASIDE = 1 / 3
 PRICES = tuple(2.0**power for power in range(-2, 5))
 LITTLE = 0.01
-#: Per cent of the loss that a per cent of time is worth: with multiply-accumulates speed is meant, with parameters and
-#: bytes it is not. At 2 a ResNet-56 of 60 % ran 1.8 times as fast in int8 as unpruned, and lost 1.4 points.
-WORTH = {"macs": 1.0}
-BESIDES = 0.5
+#: Per cent of the loss that a per cent of time is worth: at 1 and 2 a ResNet-56 of 60 % of its MACs ran 1.8 times as
+#: fast in int8 as unpruned and lost 1.4 points, where 0.8 was what the MACs alone cost.
+WORTH = 0.5
 #: Of each kind, so many are timed as whole models.
 PROPOSALS = 3
 
@@ -154,7 +153,7 @@ def _thrifty(
     watch: Stopwatch,
 ) -> Met:
     """What tables of layers propose, decided by whole models beside each other."""
-    worth = Worth(options.target.shares)
+    worth = Worth(tuple(options.target.shares.values()))
     offered = proposals(tables, cost, others, worth)
     ratios = watch.ratios([partial(cut, widths) for widths in offered], times.SECONDS * ASIDE / 2)[0].tolist()
     values = [worth.value(allocate.total(tables, w), ratio) for w, ratio in zip(offered, ratios, strict=True)]
@@ -317,11 +316,10 @@ def _whole_blocks(table: Table) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class Worth:
-    """What time is worth beside other targets. `shares`: what those ask for, by metric."""
+    """What time is worth beside other targets. `shares`: what those ask for."""
 
-    shares: Mapping[str, float]
+    shares: tuple[float, ...]
 
     def value(self, loss: float, time: float) -> float:
         """Less is better. Less of the time than of what was asked for is worth nothing."""
-        power = max(WORTH.get(metric, BESIDES) for metric in self.shares)
-        return float((loss + LITTLE) * max(time, *self.shares.values()) ** power)
+        return float((loss + LITTLE) * max(time, *self.shares) ** WORTH)

@@ -38,12 +38,10 @@ def _on_the_way(report: Report) -> Iterator[Bought]:
     """After each step; what was not measured has its size alone, as far as it is known."""
     measured = {part.steps[-1]: part for part in report.bought if part not in _left_out(report)}
     changed = [step for step in report.steps if step.changed]
-    for number, step in enumerate(changed):
-        done = tuple(one.index for one in changed[: number + 1])
-        if number == len(changed) - 1:
-            yield result(report).model_copy(update={"name": f"{step.index + 1}. {step.step}", "steps": done})
-        elif step.index in measured:
-            yield measured[step.index].model_copy(update={"name": f"{step.index + 1}. {step.step}"})
+    for step in changed:
+        found = result(report) if step is changed[-1] else measured.get(step.index)
+        if found is not None:
+            yield found.model_copy(update={"name": f"{step.index + 1}. {step.step}"})
 
 
 def _left_out(report: Report) -> list[Bought]:

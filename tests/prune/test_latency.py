@@ -432,13 +432,13 @@ def test_whole_models_decide_and_not_the_tables() -> None:
 
 
 def test_half_of_the_proposals_are_of_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables say that half a block saves time, and it does not; a whole one costs a little more and does."""
+    """The tables say that half a block saves time, and it is slow; a whole one costs a little more."""
     monkeypatch.setattr(latency, "machine", lambda: Machine("a processor", "x86", ("avx512f",), 2))
     offered = [Table(np.arange(64, 0, -8), 0.01 * np.arange(8.0)) for _ in range(2)]
 
     class Blocks(Linear):
         def __call__(self, widths: Widths) -> float:
-            return super().__call__(np.ceil(widths / 16) * 16)
+            return super().__call__(np.where(widths % 16, 4, 1) * widths)
 
     widths, _ = thrifty(offered, Blocks(0.001, 0.001), [(Linear(1.0, 1.0), 88.0)], {"macs": 0.05}, Linear(1e-3, 1e-3))
     assert sum(widths) <= 88
@@ -448,17 +448,15 @@ def test_half_of_the_proposals_are_of_whole_blocks(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("dearer", "metric", "wanted"),
     [
-        (5.2, "macs", [10, 2]),
-        (5.3, "macs", [2, 10]),
-        (2.2, "params", [10, 2]),
-        (2.4, "params", [2, 10]),
+        (2.3, "macs", [10, 2]),
+        (2.32, "macs", [2, 10]),
+        (2.3, "params", [10, 2]),
+        (2.32, "params", [2, 10]),
     ],
 )
-def test_time_is_worth_some_loss_and_more_where_speed_is_asked_for(
-    dearer: float, metric: str, wanted: list[int]
-) -> None:
+def test_time_is_worth_some_loss(dearer: float, metric: str, wanted: list[int]) -> None:
     """A choice between a fifth of the time at a loss of 0.16 x `dearer` and all of it at 0.16, to which 0.01 is added:
-    5 times the speed is worth 5 times the loss where multiply-accumulates are asked for, and 2.24 times else."""
+    5 times the speed is worth 2.24 times the loss."""
     tables = priced(0.02, 0.02 * dearer)
     time, cost = Linear(0.0, 0.1), Linear(1.0, 1.0)
     assert thrifty(tables, time, [(cost, 12.0)], {metric: 0.1})[0] == wanted
@@ -467,8 +465,8 @@ def test_time_is_worth_some_loss_and_more_where_speed_is_asked_for(
 def test_less_of_the_time_than_of_what_was_asked_for_is_worth_nothing() -> None:
     """Where nine tenths are asked for, the second group loses one channel for time, and not all that would save it."""
     macs, time = Linear(1.0, 1.0), Linear(0.0, 0.1)
-    assert thrifty(priced(0.005, 0.00525), time, [(macs, 19.0)], {"macs": 0.9})[0] == [10, 9]
-    assert thrifty(priced(0.005, 0.00525), time, [(macs, 19.0)], {"macs": 0.1})[0] == [10, 2]
+    assert thrifty(priced(0.001, 0.00105), time, [(macs, 19.0)], {"macs": 0.9})[0] == [10, 9]
+    assert thrifty(priced(0.001, 0.00105), time, [(macs, 19.0)], {"macs": 0.1})[0] == [10, 2]
 
 
 def test_a_loss_that_is_none_to_speak_of_is_worth_any_time() -> None:

@@ -61,6 +61,7 @@ def test_a_row_for_each_step_and_for_what_was_left_out() -> None:
         "equal outputs", "-0.20 pp top-1, 34.0 dB SQNR", "-0.36 pp top-1, 30.2 dB SQNR", "-0.10 pp top-1, 34.0 dB SQNR"
     ]  # fmt: skip
     assert rows[1].size == f"700 kB ({100 * (700_000 / size - 1):+.1f} %)"
+    assert rows[2].size.endswith(f"({100 * (made.variants[1].size.file / size - 1):+.1f} %)")
 
 
 def test_a_step_that_changed_nothing_has_no_row() -> None:
@@ -119,6 +120,33 @@ def test_the_headline_names_the_part_that_is_better() -> None:
 def test_better_is_clearly_faster_and_as_exact(changes: dict[str, Any], better: bool) -> None:
     made = report(part(**changes))
     assert (bought.beaten(made) is not None) == better
+
+
+@pytest.mark.parametrize(("ratio", "better"), [(0.39, True), (0.396, True), (0.399, False), (0.4, False)])
+def test_sessions_of_one_model_differ_by_two_per_cent(ratio: float, better: bool) -> None:
+    """All steps take 0.406 of the time, and no interval is wide."""
+    made = report(part(ratio=ratio, half=0.001), latency=builders.latency_table(half=0.001))
+    assert (bought.beaten(made) is not None) == better
+
+
+def test_intervals_that_touch_do_not_lie_apart() -> None:
+    (whole, *_) = builders.latency_table(half=0.1).changes
+    touching = whole.model_copy(update={"ratio": 0.3, "low": 0.2, "high": whole.low})
+    made = report(part(latency=touching), latency=builders.latency_table(half=0.1))
+    assert bought.beaten(made) is None
+    below = touching.model_copy(update={"high": whole.low - 1e-9})
+    assert bought.beaten(report(part(latency=below), latency=builders.latency_table(half=0.1))) is not None
+
+
+def test_two_targets_for_speed_are_none_for_size() -> None:
+    made = report(part())
+    steps = list(made.steps)
+    both = tuple(ReachedTarget(metric=metric, target=0.6, reached=0.6) for metric in ("macs", "latency"))
+    steps[1] = steps[1].model_copy(update={"details": PruneChannelsDetails(targets=both)})
+    assert bought.beaten(report(part(file=10**6), steps=tuple(steps))) is not None
+    three = (*both, ReachedTarget(metric="params", target=0.6, reached=0.6))
+    steps[1] = steps[1].model_copy(update={"details": PruneChannelsDetails(targets=three)})
+    assert bought.beaten(report(part(file=10**6), steps=tuple(steps))) is None
 
 
 @pytest.mark.parametrize(
