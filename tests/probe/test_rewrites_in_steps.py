@@ -14,7 +14,7 @@ from lepton_cli.coupling import shortcuts
 from lepton_cli.errors import StepError
 from lepton_cli.graph import batch_norm
 from lepton_cli.graph.edit import Editor, array_of
-from lepton_cli.quantize import blocks, cpu, dynamic, static
+from lepton_cli.quantize import blocks, cpu, dynamic, forms
 from lepton_cli.quantize.spec import QuantizeWeights
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context, images, mlp, ops, rows, sqnr
@@ -44,8 +44,8 @@ def doubled(model: ir.Model) -> None:
 
 
 PLANTS = [
-    ("quantize.static", static, "matmul_to_gemm"),
-    ("quantize.static", static, "unshare"),
+    ("quantize.static", forms, "matmul_to_gemm"),
+    ("quantize.static", forms, "unshare"),
     ("quantize.static", shortcuts, "as_convolutions"),
     ("quantize.static", cpu, "spare_slow_sums"),
     ("quantize.static", batch_norm, "fold_batch_norm"),
