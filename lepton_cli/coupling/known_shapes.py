@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from lepton_cli.coupling import targets
 from lepton_cli.coupling.targets import Looks
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph import fold, shapes
-from lepton_cli.graph.edit import Editor
+from lepton_cli.graph.edit import Editor, is_constant, weight_of
 from lepton_cli.graph.settle import settle
 from lepton_cli.graph.sized import SHAPE_INPUTS, from_data, steering
 from lepton_cli.model import io
@@ -47,6 +47,7 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
     """
     copy = io.clone(model)
     fold.expose_weights(copy)
+    _own_biases(copy)
     wanted = _computed_shape_inputs(copy)
     first, second = dict(feeds), _other_sizes(copy, feeds, run)
     here, one = _looked(copy, first, wanted, run)
@@ -68,6 +69,30 @@ def prepare(model: ir.Model, feeds: Mapping[str, Sequence[int]], *, run: bool = 
         if there[name][axis] != size
     }
     return copy, KnownShapes(here, frozenset(opened))
+
+
+def _own_biases(model: ir.Model) -> None:
+    """A bias for every layer that reads one, in place: exporters store equal ones (zeros) once for layers that share
+    nothing else, and for normalisations. Layers that share their weights keep what they share.
+    """
+    editor = Editor(model)
+    for name, value in list(model.graph.initializers.items()):
+        tensor, uses = value.const_value, list(value.uses())
+        if len(uses) < 2 or tensor is None or not is_constant(value) or len(tensor.shape) != 1:
+            continue
+        layers = [(node, index, weight) for node, index in uses if (weight := _weight_beside(node, index)) is not None]
+        if len({weight for *_, weight in layers}) == len(layers):
+            for node, index, _ in layers[len(layers) == len(uses) :]:
+                editor.give(node, index, tensor, f"{name}__{node.name}")
+
+
+def _weight_beside(node: ir.Node, index: int) -> ir.Value | None:
+    """The weight of the layer to which this input is a bias."""
+    if node.op_type == "Add" and len(node.inputs) == 2:
+        other = node.inputs[1 - index]
+        producer = None if other is None else other.producer()
+        return weight_of(producer) if producer is not None and producer.op_type == "MatMul" else None
+    return weight_of(node) if node.op_type in ("Conv", "ConvTranspose", "Gemm") and index == 2 else None
 
 
 def _looked(
@@ -98,7 +123,8 @@ def _computed_shape_inputs(model: ir.Model) -> list[str]:
 def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool) -> dict[str, tuple[int, ...]] | None:
     """Input shapes that differ from `feeds` in every open dimension the model really accepts; `None` without any.
 
-    Axes of one name stay equal. Where the model does not run with all of them changed, each is tried for itself.
+    Axes of one name stay equal. Larger sizes are tried first, then shorter lengths (a table may end where the data
+    does); where the model does not run with all of them changed, each is tried for itself.
     """
     places: dict[object, list[tuple[str, int]]] = {}
     for info in io.inputs(model):
@@ -107,22 +133,31 @@ def _other_sizes(model: ir.Model, feeds: Mapping[str, Sequence[int]], run: bool)
                 if not isinstance(dim, int):
                     places.setdefault(dim or (info.name, axis), []).append((info.name, axis))
 
-    def changed(names: Sequence[object]) -> dict[str, tuple[int, ...]]:
+    batch = {name for name, held in places.items() if any(axis == 0 for _, axis in held)}
+
+    def changed(names: Iterable[object], smaller: Collection[object] = ()) -> dict[str, tuple[int, ...]]:
         sizes = {name: list(shape) for name, shape in feeds.items()}
         for name in names:
-            # Twice and one where it can be a number of samples: half of it is another number too.
-            first = any(axis == 0 for _, axis in places[name])
             for held, axis in places[name]:
-                sizes[held][axis] = 2 * sizes[held][axis] + first
+                size = sizes[held][axis]
+                # Twice and one where it can be a number of samples: half of it is another number too.
+                sizes[held][axis] = max(1, size // 2) if name in smaller else 2 * size + (name in batch)
         return {name: tuple(shape) for name, shape in sizes.items()}
 
-    if not places or not run or _runs(model, changed(list(places))):
-        return changed(list(places)) if places else None
+    if not places or not run or _runs(model, changed(places)):
+        return changed(places) if places else None
+    lengths = places.keys() - batch
+    if lengths and _runs(model, changed(places, lengths)):
+        return changed(places, lengths)
     accepted: list[object] = []
+    smaller: set[object] = set()
     for name in places:
-        if _runs(model, changed([*accepted, name])):
+        if _runs(model, changed([*accepted, name], smaller)):
             accepted.append(name)
-    return changed(accepted) if accepted else None
+        elif _runs(model, changed([*accepted, name], {*smaller, name})):
+            accepted.append(name)
+            smaller.add(name)
+    return changed(accepted, smaller) if accepted else None
 
 
 def _all_changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -379,9 +380,9 @@ def test_a_model_that_does_not_run_at_all_has_no_literals_of_its_own() -> None:
     assert facts.open == frozenset()
 
 
-@pytest.mark.parametrize(("most", "seen"), [(40, True), (39, False)])
+@pytest.mark.parametrize(("most", "seen"), [(40, True), (8, True), (7, False)])
 def test_inputs_of_too_many_numbers_are_not_run(most: int, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five times eight at the second look; a small input beside them changes nothing."""
+    """Five times eight at the second look, or once; a small input beside them changes nothing."""
     monkeypatch.setattr(known_shapes.shapes, "MOST_VALUES", most)
     n = Network()
     model = n.model(sliced(n, n.input("x", "batch", 8), 1), n.node("Relu", n.input("small", 1)))
@@ -397,3 +398,78 @@ def test_weights_in_constant_nodes_and_turned_ones_become_initializers() -> None
     assert [node.name for node in made.graph] == ["MatMul_1", "MatMul_3"]
     assert literal(made, "MatMul_1", 1)
     assert literal(made, "MatMul_3", 1)
+
+
+@pytest.mark.parametrize("shared", ["norm", "layers", "weights"])
+def test_a_bias_stored_once_for_layers_that_share_nothing_else_ties_none(shared: str) -> None:
+    n = Network()
+    x, bias = n.input("x", "batch", 6), n.weight(6)
+    first = n.weight(6, 6)
+    one = n.node("Add", n.node("MatMul", x, first), bias)
+    two = n.node("Gemm", n.node("Relu", one), first if shared == "weights" else n.weight(6, 6), bias)
+    y = n.node("MatMul", n.node("Relu", two), n.weight(6, 3))
+    outputs = [n.node("LayerNormalization", x, n.weight(6), bias)] if shared == "norm" else []
+    model = n.model(y, *outputs)
+    made = known_shapes.prepare(model, {"x": (2, 6)})[0]
+    add, gemm = (next(node for node in made.graph if node.op_type == op) for op in ("Add", "Gemm"))
+    names = [add.inputs[1].name, gemm.inputs[2].name]
+    assert (
+        names
+        == {
+            "norm": [f"{bias}__{add.name}", f"{bias}__{gemm.name}"],
+            "layers": [bias, f"{bias}__{gemm.name}"],
+            "weights": [bias, bias],
+        }[shared]
+    )
+    feed = {"x": np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)}
+    for before, after in zip(
+        *(runtime.Session(io.to_bytes(m), threads=1).run(feed).values() for m in (model, made)), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_vector_that_is_no_bias_of_a_layer_stays_shared() -> None:
+    """Added to what no stored weight made, or multiplied."""
+    n = Network()
+    x, vector = n.input("x", "batch", 6), n.weight(6)
+    y = n.node("Add", n.node("Mul", n.node("MatMul", x, n.weight(6, 6)), vector), vector)
+    made = known_shapes.prepare(n.model(n.node("Add", y, n.node("MatMul", x, n.weight(6, 6)))), {"x": (2, 6)})[0]
+    assert vector in made.graph.initializers
+    assert len(made.graph.initializers[vector].uses()) == 2
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch, accepts: Callable[[dict[str, tuple[int, ...]]], bool]) -> Any:
+    """The second look at a model that runs with the sizes that `accepts` says."""
+    n = Network()
+    x, past, mask = n.input("x", "batch", "now", 4), n.input("p", "batch", "past", 4), n.input("m", "batch", "all", 1)
+    model = n.model(n.node("Mul", n.node("Concat", past, x, axis=1), mask))
+    monkeypatch.setattr(known_shapes, "_runs", lambda model, feeds: accepts(feeds))
+    feeds = {"x": (2, 8, 4), "p": (2, 6, 4), "m": (2, 14, 1)}
+    made = known_shapes._other_sizes(model, feeds, run=True)
+    return None if made is None else [made[name][:2] for name in feeds]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "found"),
+    [
+        (lambda f: f["x"][1] + f["p"][1] == f["m"][1], [(5, 16), (5, 12), (5, 28)]),
+        (lambda f: f["x"][1] + f["p"][1] == f["m"][1] <= 14, [(5, 4), (5, 3), (5, 7)]),
+        (lambda f: f["x"][0] <= 2 and f["m"][1] == 14, [(1, 16), (1, 12), (1, 14)]),
+        (lambda f: f["x"][1] == 8 and f["p"][1] <= 6, [(5, 8), (5, 3), (5, 28)]),
+        (lambda f: f["x"][0] == 2 and f["x"][1] == 8 and f["p"][1] == 6 and f["m"][1] == 14, None),
+    ],
+)
+def test_other_sizes_are_larger_else_smaller_all_at_once_else_one_by_one(
+    accepts: Callable[[dict[str, tuple[int, ...]]], bool], found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert looked_at(monkeypatch, accepts) == found
+
+
+def test_where_a_table_ends_with_the_data_shorter_lengths_still_run() -> None:
+    n = Network()
+    x = n.input("x", 1, "length", 4)
+    end = n.node("Slice", n.node("Shape", x), n.literal(1), n.literal(2))
+    y = n.node("Add", x, n.node("Slice", n.weight(8, 4), n.literal(0), end, n.literal(0)))
+    made = known_shapes.prepare(n.model(y), {"x": (1, 8, 4)})[0]
+    feed = {"x": np.zeros((1, 5, 4), np.float32)}
+    assert next(iter(runtime.Session(io.to_bytes(made), threads=1).run(feed).values())).shape == (1, 5, 4)

@@ -161,17 +161,18 @@ def test_equal_targets_and_sizes_are_written_once() -> None:
     assert_same(model, after, (1, 5), (3, 2))
 
 
-def test_a_size_that_cannot_be_tried_otherwise_is_no_number() -> None:
-    """There is a table of eight places, so no other length can be looked at; shorter ones work all the same."""
+@pytest.mark.parametrize("length", [1, 8])
+def test_a_size_that_cannot_be_tried_larger_or_smaller_is_no_number(length: int) -> None:
+    """The table of places ends with the data, so that only shorter ones can be looked at, or none."""
     n = Network()
     x = n.input("x", "batch", "length", 6)
-    places = n.node("Gather", n.weight(8, 6), n.node("Range", *_range(n, x)), axis=0)
+    places = n.node("Gather", n.weight(length, 6), n.node("Range", *_range(n, x)), axis=0)
     y = n.node("Add", x, places)
     target = n.node("Concat", size(n, x, 0), size(n, x, 1), n.literal(2, 3), axis=0)
     model = n.model(n.node("Reshape", y, target))
-    after = written(model, {"x": (2, 8, 6)})
-    assert told(after) == [0, "x[1]", 2, 3]
-    assert_same(model, after, (1, 5), (3, 8))
+    after = written(model, {"x": (2, length, 6)})
+    assert told(after) == [0, 0 if length == 8 else "x[1]", 2, 3]
+    assert_same(model, after, (3, length), (1, max(1, length - 3)))
 
 
 def _range(n: Network, x: str) -> tuple[str, str, str]:
