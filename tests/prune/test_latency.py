@@ -373,6 +373,7 @@ def test_models_are_timed_as_they_will_run(
     chosen(tmp_path, [0.0, 0.0], monkeypatch, quantize=quantize)
     (watch,) = counted.made
     assert watch.settings == ("cpu", 1, tmp_path, quantize)
+    assert watch.seconds == [times.SECONDS]
     np.testing.assert_array_equal(watch.feeds["x"], images(16).feeds["x"][:1])
 
 
