@@ -65,12 +65,12 @@ def test_each_column_has_its_own_scale_and_its_greatest_value_the_limit(
             np.testing.assert_array_equal(codes[:, column], np.rint(matrix[:, column] / scales[column]))
 
 
-def test_the_outputs_are_those_of_onnxruntimes_writer() -> None:
+def test_the_outputs_are_those_of_onnxruntimes_writer(tmp_path: Path) -> None:
     model, data = net(), rows(16, 20)
     made = streamed.dynamic(model, ALL, 127, WeightStore(None))
     products = io.clone(model)
     gemm_to_matmul(products, set(ALL))
-    written = dynamic._written(products, ALL, ("MatMul", "Gemm"), TARGETS["x86-vnni"])
+    written = dynamic._written(products, ALL, ("MatMul", "Gemm"), TARGETS["x86-vnni"], tmp_path)
     np.testing.assert_array_equal(array(made, "MatMul_0.codes"), array(written, "w0_quantized"))
     np.testing.assert_allclose(array(made, "Gemm_4.scales"), array(written, "w3_scale"), rtol=1e-6)
     np.testing.assert_allclose(run(made, data), run(written, data), atol=1e-5)
