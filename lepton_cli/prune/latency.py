@@ -43,7 +43,7 @@ CLOSE = 0.02
 TRIES = 8
 #: Where time is no target: the share of the seconds of timing layers, prices of time that are tried (times the loss
 #: without one), and what is no loss to speak of.
-ASIDE = 1 / 3
+ASIDE = 0.1
 PRICES = tuple(2.0**power for power in range(-2, 5))
 LITTLE = 0.01
 #: Per cent of the loss that a per cent of time is worth: at 1 and 2 a ResNet-56 of 60 % of its MACs ran 1.8 times as

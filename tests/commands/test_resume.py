@@ -251,7 +251,7 @@ name: small
 data: {calibration: {path: DIGITS, inputs: {pixels: images}, samples: 64, preprocess: {scale: 1/16, shape: [64]}}}
 steps:
   - {step: simplify}
-  - {step: prune.channels, target: {params: 60 %}, importance: hessian, recover: [least_squares]}
+  - {step: prune.channels, target: {params: 60 %}, importance: hessian, recover: [least_squares], timed_as: float}
   - {step: quantize.static, calibration: entropy, speed_guard: false}
 evaluate: {latency: false, memory: false}
 """
