@@ -56,11 +56,13 @@ class Trail:
     def keep(self, index: int, model: ir.Model) -> None:
         """The model after a step that changed something. One too large, or without room on the disk, is not kept."""
         path = self._context.workdir / f"after-{index + 1}.onnx"
-        if self._job.runs and self._save(model, path):
+        if self._save(model, path):
             self._after[index] = path
 
     def parts(self, records: Sequence[StepRecord]) -> list[Apart]:
         """The models between the steps, the result excepted, and the result without what chose widths for it."""
+        if not self._job.runs:
+            return []
         changed = [record.index for record in records if record.changed]
         found = []
         for index in changed[:-1]:
@@ -79,6 +81,8 @@ class Trail:
         done again.
         """
         left_out = [index for index in changed if records[index].step in CHOOSING]
+        if not self._job.spec.evaluate.latency:  # nothing could be said of its speed
+            return None
         if not left_out or not any(records[i].step in COMPUTING for i in changed if i > left_out[0]):
             return None
         first = left_out[0]

@@ -123,7 +123,7 @@ def run_steps(
         for warning in record.warnings:
             context.progress.warn(f"{steps[index].step}: {warning}")
         current = kept.keep(current, records)
-        if trail is not None and record.changed and index < len(steps) - 1:
+        if trail is not None and job.runs and record.changed and index < len(steps) - 1:
             trail.keep(index, current.model)
     return current.model
 

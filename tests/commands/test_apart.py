@@ -18,7 +18,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.measure.results import Accuracy, Fidelity, LatencyChange, LatencyTable
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
-from lepton_cli.recipe.load import from_dict
+from lepton_cli.recipe.load import from_dict, from_recipe
 from lepton_cli.report.model import RECORDS, StepRecord
 from lepton_cli.step import Context
 from tests.quantize.builders import Graph
@@ -146,6 +146,12 @@ def test_large_models_and_those_that_are_not_run_are_not_kept(
         assert len(kept(job, context, 0).parts(records(1, 0, 0, 1))) == count
     misfit = dataclasses.replace(job, calibration=None, misfit="no input fits")
     assert kept(misfit, context, 0).parts(records(1, 0, 0, 1)) == []
+
+
+def test_without_a_latency_nothing_is_made_for_it(job: Job, context: Context) -> None:
+    spec = job.spec.model_copy(update={"evaluate": job.spec.evaluate.model_copy(update={"latency": False})})
+    untimed = dataclasses.replace(job, recipe=from_recipe(spec))
+    assert [one.name for one in kept(untimed, context, 0, 1).parts(records(1, 1, 0, 1))] == NAMES[:2]
 
 
 def test_a_disk_without_room_costs_the_comparison_alone(job: Job, context: Context) -> None:

@@ -406,3 +406,34 @@ def test_why_nothing_can_go_is_said(tmp_path: Path) -> None:
     outcome = channels.prune(model, params(), context(model, tmp_path, images(4)))
     assert outcome.model is model
     assert "all 1 groups are frozen (`Conv_0`: `Conv_0_out` is an output of the model)" in outcome.summary
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_widths_for_later_kernels_hold_the_target_and_say_their_time(dry: bool, tmp_path: Path) -> None:
+    model = redundant()
+    given = context(model, tmp_path, images(16), dry=dry)
+    outcome = channels.prune(model, params(target={"macs": "70 %"}, timed_as="int8", recover=[]), given)
+    assert outcome.details.timed_as == (None if dry else "int8")
+    if not dry:
+        (reached,) = outcome.details.targets
+        assert (reached.metric, reached.predicted) == ("macs", None)
+        assert reached.reached <= 0.7
+        assert outcome.details.time > 0
+        assert f", {outcome.details.time:.0%} of its time in int8" in outcome.summary
+        assert "QuantizeLinear" not in {node.op_type for node in outcome.model.graph}
+
+
+def test_a_target_that_whole_blocks_do_not_reach_is_reached_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of 8 and 12 channels keep 4 each in halves of a block of 8, and 1 in channels."""
+    monkeypatch.setattr(channels, "machine", lambda: Machine("a processor", "x86", (), 2))
+    model = redundant()
+    given = context(model, tmp_path, images(16))
+    options = {"timed_as": "int8", "recover": [], "target": {"params": "15 %"}}
+    outcome = channels.prune(model, params(**options), given)
+    assert outcome.details.targets[0].reached <= 0.15
+    assert outcome.details.timed_as is None
+    assert any(group.kept % 4 for group in outcome.details.groups if not group.frozen)
+    with pytest.raises(StepError, match=r"not to 1.0%"):
+        channels.prune(model, params(**options | {"target": {"params": "1 %"}}), given)
