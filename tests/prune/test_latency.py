@@ -496,7 +496,7 @@ def test_without_a_latency_time_decides_between_widths_and_branches(
     assert choice.ratio < 1
     assert choice.predicted == pytest.approx(choice.ratio, abs=0.1)
     (watch,) = counted.made
-    assert watch.seconds == [times.SECONDS / 3, times.SECONDS / 6]
+    assert watch.seconds == pytest.approx([times.SECONDS / 10, times.SECONDS / 20])
     again = latency.choose(found, wanted, [goal.part], here, rankings, tables, None)
     assert len(counted.made) == 1
     assert again.widths is not None
