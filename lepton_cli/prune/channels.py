@@ -133,6 +133,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     proof.same(proof.zeroed(plan.model, leaving), thinner, "removing channels", context)
     thinner, stand_ins = branches.drop(thinner, dropped)
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
+    clean.remove_unused(result)  # dropped branches leave their weights
     clean.tie_tables(result)
     reached += [
         ReachedTarget(

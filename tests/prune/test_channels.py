@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lepton_cli.coupling import cut
+from lepton_cli.coupling import branches, cut
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph import cost, edit, shapes
@@ -115,6 +115,24 @@ def test_targets_that_cannot_hold_together_say_so(tmp_path: Path, monkeypatch: p
         channels.prune(model, params(target={"latency": "80 %", "params": "90 %"}), context(model, tmp_path, data))
     with pytest.raises(StepError, match="not to 50"):
         channels.prune(model, params(target={"latency": "50 %"}), context(model, tmp_path, data))
+
+
+def test_dropped_branches_take_their_weights_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two: 8 to 12 channels and back, 3x3, with biases. Left in the file they would break a target of bytes."""
+    model, data = redundant(), images(32)
+    found = analysis.analysed(model, params(), {"x": (2, 3, 8, 8)})
+    full = np.array([group.channels for group in found.groups])
+    dropped = branches.find(found.model, found.coupling.facts)[:1]
+    monkeypatch.setattr(latency, "choose", lambda *_: latency.Met(full, tuple(dropped), 0.7, 0.7))
+    given = params(target={"latency": "90 %", "params": "90 %"}, recover=["bias"])
+    outcome = channels.prune(model, given, context(model, tmp_path, data))
+    kept = outcome.model.graph.initializers.values()
+    assert all(value.uses() for value in kept)
+    before = sum(v.const_value.size for v in found.model.graph.initializers.values() if v.const_value is not None)
+    after = sum(value.const_value.size for value in kept if value.const_value is not None)
+    assert before - after == 2 * 8 * 12 * 9 + 12 + 8
+    reached = {one.metric: one.reached for one in outcome.details.targets}
+    assert reached["params"] == pytest.approx(after / before, rel=0.03)  # before folding the BatchNormalization
 
 
 def test_latency_is_searched_with_measured_times(tmp_path: Path) -> None:
