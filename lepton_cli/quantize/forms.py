@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from lepton_cli.coupling import shortcuts
+from lepton_cli.graph.edit import Editor, array_of, weight_of
 from lepton_cli.probe.rewrites import Rewrite
 from lepton_cli.quantize import choose, cpu, targets, upsampling
 from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
@@ -20,6 +22,7 @@ def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
     found = [
         Rewrite("operators joined", lambda model: join(model, names(model) - excluded)),
         Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
+        Rewrite("a Gemm's bias as a vector", _vectors),
     ]
     if cpu.suits(target):
         found += [
@@ -37,6 +40,20 @@ def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
 def names(model: ir.Model) -> set[str]:
     """Names of all nodes, those of branches too."""
     return {node.name or "" for node in model.graph.all_nodes()}
+
+
+def _vectors(model: ir.Model) -> None:
+    """onnxruntime's int8 kernel wants a number for each column; files hold rows `[1, N]` and single numbers too."""
+    editor = Editor(model)
+    for node in model.graph:
+        weight, bias = weight_of(node), array_of(node, 2)
+        if node.op_type != "Gemm" or node.domain or weight is None or weight.shape is None or bias is None:
+            continue
+        columns = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
+        if not isinstance(columns, int) or bias.shape == (columns,):
+            continue
+        if bias.size in (1, columns) and bias.shape[:-1] in ((), (1,)):
+            editor.give(node, 2, np.broadcast_to(bias.reshape(-1), (columns,)), f"{node.name}_bias")
 
 
 def _split(model: ir.Model, choice: choose.Choice) -> None:

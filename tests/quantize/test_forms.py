@@ -63,3 +63,34 @@ def test_other_targets_get_what_every_int8_needs() -> None:
 
 def test_names_are_those_of_branches_too() -> None:
     assert forms.names(read_twice()) == {"Gemm_0", "Gemm_1", "Tanh_2"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((1, 32), (32,)),
+        ((), (32,)),
+        ((1,), (32,)),
+        ((1, 1), (32,)),
+        ((32,), (32,)),
+        ((4, 1), (4, 1)),
+        ((4, 32), (4, 32)),
+    ],
+)
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_bias_is_a_vector(shape: tuple[int, ...], wanted: tuple[int, ...], transposed: int) -> None:
+    """Whatever broadcasts to one number for each column; not what differs from row to row."""
+    random = np.random.default_rng(1)
+    graph = Graph()
+    weight = graph.constant(random.normal(size=(32, 16) if transposed else (16, 32)).astype(np.float32))
+    bias = graph.constant(random.normal(size=shape).astype(np.float32))
+    x = graph.take("x", [4, 16])
+    model = graph.model(graph.op("Gemm", x, weight, bias, transB=transposed))
+    made = rewritten(model)
+    gemm = next(node for node in made.graph if node.op_type == "Gemm")
+    held = gemm.inputs[2]
+    assert held is not None
+    assert held.const_value is not None
+    assert held.const_value.numpy().shape == wanted
+    data = Arrays({"x": random.normal(size=(4, 16)).astype(np.float32)})
+    np.testing.assert_allclose(run(made, data), run(model, data), atol=1e-5)
