@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns, thread_time_ns
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -34,6 +35,10 @@ INT8 = (
 MATRIX = frozenset({"Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvTranspose", "Attention"})
 #: Least gain for a layer to be returned to float.
 GAIN = 1.03
+#: Of choices that are as fast as the fastest, within this, the one with the fewest layers in float is taken.
+NEAR = 1.02
+#: So many of the kinds that lose are tried, those that lose most, before all of them.
+SHARES = (1, 2, 4)
 #: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck.
 CAUTIOUS = 0.25
 #: Seconds that one comparison may take; it ends before at this half-width of the intervals.
@@ -42,7 +47,7 @@ SECONDS, PRECISION = 2.0, 0.02
 LEAST, RUNS = 5, 10
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
 DOUBT = 1.2
-#: What a layer must lose at least to be returned, as a share of the float model's time: less is noise of the profiler.
+#: What layers must lose at least to be tried, as a share of the float model's time: less is noise of the profiler.
 LEAST_LOSS = 0.005
 
 
@@ -128,21 +133,36 @@ def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
-def losing(model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> dict[str, float]:
-    """Anchors whose int8 kernel takes longer than the float one: name -> microseconds lost.
+def losing(
+    model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]
+) -> list[tuple[str, ...]]:
+    """Anchors whose int8 kernel takes longer than the float one, kind by kind, what loses most of the time first.
 
     `slow`, `fast`: profiles of the quantized and of the float model. Kernels are matched by name: int8 ones keep the
-    node's, float ones carry the node's or its output tensor's.
+    node's, float ones carry the node's or its output tensor's. Layers of one kind compute the same on other weights:
+    the medians of their times decide for all of them, as those of a single one are noisy.
     """
-    lost = {}
+    kinds: dict[object, list[tuple[str, float, float]]] = defaultdict(list)
     for node in model.graph:
         if node.name not in choice.anchors:
             continue
         int8 = _int8(slow, node.name or "")
         plain = _plain(fast, [node.name or "", *_tensors(node)])
-        if int8 is not None and plain is not None and int8 - plain > max(0.1 * plain, LEAST_LOSS * _whole(fast)):
-            lost[node.name or ""] = int8 - plain
-    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+        if int8 is not None and plain is not None:
+            kinds[_kind(node)].append((node.name or "", int8, plain))
+    lost: dict[tuple[str, ...], float] = {}
+    for layers in kinds.values():
+        names, *times = zip(*layers, strict=True)
+        int8, plain = map(float, np.median(times, axis=1))
+        if int8 - plain > 0.1 * plain and len(names) * (int8 - plain) > LEAST_LOSS * _whole(fast):
+            lost[names] = len(names) * (int8 - plain)
+    return sorted(lost, key=lambda names: -lost[names])
+
+
+def _kind(node: ir.Node) -> object:
+    """What the time of a layer depends on: operator, attributes and shapes."""
+    shapes = [None if value is None or value.shape is None else str(value.shape) for value in node.inputs]
+    return node.op_type, *shapes, *sorted(str(attribute) for attribute in node.attributes.values())
 
 
 def _may_gain(slow: float | None, fast: float | None, whole: float) -> bool:
@@ -262,8 +282,9 @@ def faster_choice(
     `given`: the model that `model` was prepared from, to which the speed is told; not what suits int8 better.
     `bytes_count`: layers stay in int8 where that saves a greater share of the bytes than it costs of the time.
 
-    Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, so many as
-    `prefixes` says, where images are large and channels few.
+    Tried: the kinds of layers whose int8 kernel is slower than the float one, those that lose most and more and more of
+    the others with them, as each layer in float costs conversions at its ends; then the first few layers of the graph,
+    so many as `prefixes` says, where images are large and channels few.
     """
     choice = _without_unfused(model, choice, write(choice), feeds, context)
     if not choice.anchors:
@@ -272,15 +293,15 @@ def faster_choice(
     slow, fast = profile(search.made, feeds, context), profile(model, feeds, context)
     whole = _whole(slow)
     lost = losing(model, choice, slow, fast)
-    if lost and not search.attempt(list(lost)) and len(lost) > 1:
-        search.attempt(list(lost)[:1])
+    search.attempt([[name for names in lost[:count] for name in names] for count in (*SHARES, len(lost))])
     order = [node for node in model.graph if node.name in choice.anchors and node.op_type == "Conv"]
-    for count in prefixes:
-        first = order[:count]
-        if count == len(first) < len(order) and _may_gain(
-            _until(slow, first[-1], int8=True), _until(fast, first[-1], int8=False), whole
-        ):
-            search.attempt([node.name or "" for node in first])
+    first = [
+        order[:count]
+        for count in prefixes
+        if count < len(order)
+        and _may_gain(_until(slow, order[count - 1], int8=True), _until(fast, order[count - 1], int8=False), whole)
+    ]
+    search.attempt([[node.name or "" for node in nodes] for nodes in first])
     speedup = compare([model if given is None else given, search.made], feeds, context)[1]
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
@@ -300,6 +321,15 @@ def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Val
     )
 
 
+class _Trial(NamedTuple):
+    """A choice with anchors `names` in float. `larger`: its bytes over those before."""
+
+    names: tuple[str, ...]
+    choice: Choice
+    made: ir.Model
+    larger: float
+
+
 class _Search:
     """The fastest choice so far."""
 
@@ -317,18 +347,26 @@ class _Search:
         self.made = write(choice)
         self.returned: list[Returned] = []
 
-    def attempt(self, names: list[str]) -> bool:
-        """Return anchors `names` to float if that is faster; where bytes count, by more than it adds of them."""
-        if not self.choice.anchors - set(names) or not self.choice.anchors & set(names):
-            return False
-        trial = self.choice.without(names, "float is faster here (measured)", self.model)
-        made = self.write(trial)
-        larger = io.weight_bytes(made) / io.weight_bytes(self.made) if self.bytes_count else 1.0
-        wanted = GAIN * max(larger, 1.0)
-        gain = compare([self.made, made], self.feeds, self.context, quantile=CAUTIOUS, wanted=wanted)[1]
-        if gain < wanted:
-            return False
-        names = [name for name in names if name in self.choice.anchors]
-        self.choice, self.made = trial, made
-        self.returned.append(Returned(nodes=tuple(names), gain=round(gain, 3)))
-        return True
+    def attempt(self, sets: Sequence[Sequence[str]]) -> None:
+        """Return one of `sets` of anchors, each within the next, to float: the fastest one, or the smallest that is
+        about as fast. Where bytes count, only for more than it adds of them."""
+        trials: dict[frozenset[str], _Trial] = {}
+        for names in sets:
+            names = [name for name in names if name in self.choice.anchors]
+            if names and self.choice.anchors - set(names) and frozenset(names) not in trials:
+                choice = self.choice.without(names, "float is faster here (measured)", self.model)
+                made = self.write(choice)
+                larger = io.weight_bytes(made) / io.weight_bytes(self.made) if self.bytes_count else 1.0
+                trials[frozenset(names)] = _Trial(tuple(names), choice, made, max(larger, 1.0))
+        if not trials:
+            return
+        tried = list(trials.values())
+        models, wanted = [self.made, *(trial.made for trial in tried)], GAIN * min(trial.larger for trial in tried)
+        seconds = SECONDS * len(tried)
+        gains = compare(models, self.feeds, self.context, seconds, quantile=CAUTIOUS, wanted=wanted)[1:]
+        worth = [gain / trial.larger for gain, trial in zip(gains, tried, strict=True)]
+        if max(worth) < GAIN:
+            return
+        at = next(at for at, value in enumerate(worth) if value >= max(GAIN, max(worth) / NEAR))
+        self.choice, self.made = tried[at].choice, tried[at].made
+        self.returned.append(Returned(nodes=tried[at].names, gain=round(gains[at], 3)))
