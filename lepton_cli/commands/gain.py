@@ -13,7 +13,8 @@ def no_gain(before: ir.Model, outcome: Outcome, options: Options, context: Conte
     """Why the model before the step is the better one, in words; `None` where the step gained what it should.
 
     Of a machine that is not this one no speed is known, so that nothing is said. A step that is for speed and did not
-    measure it must make nothing larger. Where the step knows what is preferred, only that counts.
+    measure it must make nothing larger. Where the step knows what is preferred, only that counts; in balance one gain
+    must outweigh the loss in the other: bytes times seconds get less.
     """
     if not isinstance(options, Lossy) or not options.least_gain or not outcome.changed:
         return None
@@ -24,14 +25,18 @@ def no_gain(before: ir.Model, outcome: Outcome, options: Options, context: Conte
     first, last = _bytes(before, outcome.model)
     smaller = 1 - last / first
     unknown = options.for_machine and outcome.speedup is None and prefer != "size"
-    if (smaller >= options.least_gain and prefer != "speed") or (unknown and smaller > 0):
+    faster = outcome.speedup is not None and outcome.speedup >= 1 + options.least_gain
+    worse = prefer == "balance" and outcome.speedup is not None and last / first >= outcome.speedup
+    if (smaller >= options.least_gain and prefer != "speed" and not worse) or (unknown and smaller > 0):
         return None
-    if prefer != "size" and outcome.speedup is not None and outcome.speedup >= 1 + options.least_gain:
+    if prefer != "size" and faster and not worse:
         return None
     told = f"{abs(smaller):.1%} {'smaller' if smaller > 0 else 'larger'}"
     told = told if abs(smaller) >= 0.0005 else "as large as before"
     told += "" if outcome.speedup is None else f", {outcome.speedup:.2f}x as fast"
     wanted = "" if unknown else f": less than the {options.least_gain:.0%} that a loss should buy"
+    if worse and (faster or smaller >= options.least_gain):
+        wanted = ": one does not outweigh the other (`prefer: speed` or `prefer: size` counts one alone)"
     return f"its result is {told}{wanted}"
 
 

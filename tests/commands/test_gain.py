@@ -97,12 +97,35 @@ def test_what_is_for_speed_and_was_not_timed_must_only_be_smaller(tmp_path: Path
 def test_speed_is_a_gain_too(
     speedup: float | None, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made, record = timed(net(4), speedup, "speed" if speedup else "balance", tmp_path, monkeypatch)
+    assert (made is None) == kept
+    assert (f"{speedup:.2f}x as fast" if speedup and kept else "") in record.left_because
+
+
+def timed(
+    model: ir.Model, speedup: float | None, prefer: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ir.Model | None, StepRecord]:
+    """`quantize.static` that measured this speed; no model where it left the given one."""
     apply = Step.apply
     monkeypatch.setattr(Step, "apply", lambda *given: dataclasses.replace(apply(*given), speedup=speedup))
-    model = net(4)
-    made, record = step(model, tmp_path, **STATIC)
-    assert (made is model) == kept
-    assert (f"{speedup:.2f}x as fast" if speedup and kept else "") in record.left_because
+    here = context(IMAGES, folder)
+    options = QuantizeStatic.model_validate(STATIC).model_copy(update={"prefer": prefer})
+    made, record = runner.run_step(runner.reference(model, here), options, 0, here, None)
+    return (None if made.model is model else made.model), record
+
+
+@pytest.mark.parametrize("width", [4, 64])
+@pytest.mark.parametrize(("more", "kept"), [(0.98, True), (1.02, False)])
+def test_in_balance_a_gain_outweighs_the_loss_beside_it(
+    width: int, more: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is 1.4 times as large must be more than 1.4 times as fast, one of a third no slower than a third."""
+    insisted, _ = step(net(width), tmp_path, **STATIC, least_gain=False)
+    ratio = size(insisted) / size(net(width))
+    assert ratio > 1.05 if width == 4 else ratio < 0.95
+    made, record = timed(net(width), ratio * more, "balance", tmp_path, monkeypatch)
+    assert (made is None) == kept
+    assert ("one does not outweigh the other" in record.left_because) == kept
 
 
 @pytest.mark.parametrize(
@@ -113,7 +136,8 @@ def test_speed_is_a_gain_too(
         (64, 0.8, "speed", True),
         (64, 1.05, "speed", False),
         (64, None, "speed", False),
-        (4, 2.0, "balance", False),
+        (4, 2.0, "balance", True),
+        (4, 4.0, "balance", False),
         (4, 2.0, "speed", False),
         (4, 2.0, "size", True),
         (4, None, "size", True),
@@ -123,12 +147,8 @@ def test_only_what_is_preferred_counts(
     width: int, speedup: float | None, prefer: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 channels: much smaller in int8; 4 channels: larger."""
-    apply = Step.apply
-    monkeypatch.setattr(Step, "apply", lambda *given: dataclasses.replace(apply(*given), speedup=speedup))
-    model, here = net(width), context(IMAGES, tmp_path)
-    options = QuantizeStatic.model_validate(STATIC).model_copy(update={"prefer": prefer})
-    made, record = runner.run_step(runner.reference(model, here), options, 0, here, None)
-    assert (made.model is model) == kept == bool(record.left_because)
+    made, record = timed(net(width), speedup, prefer, tmp_path, monkeypatch)
+    assert (made is None) == kept == bool(record.left_because)
 
 
 def test_a_size_is_known_of_any_machine(tmp_path: Path) -> None:
