@@ -59,12 +59,12 @@ def status(verdicts: Sequence[Verdict]) -> Literal["ok", "gate_failed"]:
 
 
 def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) -> list[Verdict]:
-    found = facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output)
+    found = facts.find(report, gate.metric, **gate.scope)
     if not found:
         notice = facts.skipped(report, gate.metric, gate.provider, gate.batch)
         if notice is None:
             raise _missing(gate, report, where)
-        return [_skipped(gate, None, f"{notice.what}: {notice.reason}", where)]
+        return [_skipped(gate, None, f"{notice.what}: {notice.reason}", where, report)]
     if gate.against == "baseline" and baseline is None:
         raise ReportError(
             "gate.no-baseline",
@@ -77,7 +77,7 @@ def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) 
         if baseline is not None and gate.against == "baseline":
             reason, fact = baselines.against(fact, report, baseline)
             if reason:
-                verdicts.append(_skipped(gate, fact, reason, where))
+                verdicts.append(_skipped(gate, fact, reason, where, report))
                 continue
         verdicts.append(_verdict(gate, fact, report, where))
     return verdicts
@@ -107,7 +107,7 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
     outcome = _decide(observed, limit, upper, by_interval=fact.about.varies)
     return Verdict(
         metric=gate.metric,
-        scope=_scope(gate, fact),
+        scope=_scope(gate, fact, report),
         level=gate.level,
         limit=_limit_words(gate),
         verdict=outcome,
@@ -203,16 +203,17 @@ def _reason(outcome: GateOutcome, observed: BoundedValue, limit: float, upper: b
     return "beyond on these samples; the 95 % interval reaches within the limit: more samples would tell"
 
 
-def _scope(gate: Gate, fact: Fact | None) -> dict[str, str | int]:
-    named = {key: value for key in ("provider", "batch", "output") if (value := getattr(gate, key)) is not None}
-    measured = {key: value for key, value in (fact.scope if fact else {}).items() if key != "threads"}
-    return {**measured, **named}
+def _scope(gate: Gate, fact: Fact | None, report: Report) -> dict[str, str | int]:
+    """What the verdict is about; the number of threads where several were measured."""
+    several = facts.several_threads(report)
+    measured = fact.scope if fact else {}
+    return {**{key: value for key, value in measured.items() if several or key != "threads"}, **gate.scope}
 
 
-def _skipped(gate: Gate, fact: Fact | None, reason: str, where: str) -> Verdict:
+def _skipped(gate: Gate, fact: Fact | None, reason: str, where: str, report: Report) -> Verdict:
     return Verdict(
         metric=gate.metric,
-        scope=_scope(gate, fact),
+        scope=_scope(gate, fact, report),
         level=gate.level,
         limit=_limit_words(gate),
         verdict="skipped",
@@ -230,7 +231,7 @@ def _strict(verdict: Verdict) -> Verdict:
 
 
 def _missing(gate: Gate, report: Report, where: str) -> ReportError:
-    scope = ", ".join(f"{key} {getattr(gate, key)}" for key in ("provider", "batch", "output") if getattr(gate, key))
+    scope = ", ".join(f"{key} {value}" for key, value in gate.scope.items())
     same = facts.find(report, gate.metric)
     if same:
         described = ("/".join(str(value) for value in fact.scope.values()) or "once" for fact in same)

@@ -133,7 +133,7 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     providers: Sequence[str] = ("cpu",),
     batch: int | Sequence[int] = 1,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     time: str = "10 s",
     precision: str = "2 %",
     progress: Progress | None = None,
@@ -148,7 +148,7 @@ def bench(
     options = {
         "providers": tuple(providers),
         "batch": batch if isinstance(batch, int) else tuple(batch),
-        "threads": threads,
+        "threads": () if threads is None else threads if isinstance(threads, int) else tuple(threads),
         "time": time,
         "precision": precision,
     }

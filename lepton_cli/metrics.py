@@ -31,6 +31,10 @@ UNITS: dict[Kind, str] = {
 }
 
 
+#: What chooses between several values of a metric, in the order in which it is told.
+SCOPE = ("provider", "batch", "threads", "output")
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """One row. `label`: what people call it. `scope`: the keys of a gate that choose between several of its values."""
@@ -77,7 +81,7 @@ _graph = functools.partial(Metric, source="structure")
 _memory = functools.partial(Metric, source="memory")
 _accuracy = functools.partial(Metric, source="accuracy", scope=("output",))
 _agreement = functools.partial(Metric, source="agreement", scope=("output",))
-_speed = functools.partial(Metric, source="latency", scope=("provider", "batch"))
+_speed = functools.partial(Metric, source="latency", scope=("provider", "batch", "threads"))
 _energy = functools.partial(Metric, source="energy", scope=("provider", "batch"))
 
 #: Name, kind, better, label, meaning; in the order in which they are listed.

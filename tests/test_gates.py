@@ -336,3 +336,26 @@ def test_agreement_of_an_output_that_decides_nothing_was_never_measured(report: 
         judge(gate("agreement", min="98 %"), report)
     assert raised.value.code == "gate.metric-missing"
     assert "fidelity.sqnr" in f"{raised.value.cause} {raised.value.hint}"
+
+
+def test_times_with_several_threads_are_judged_each_and_told_apart(report: Report) -> None:
+    report = report.model_copy(update={"latency": builders.on_threads(two=0.5, one=0.8)})
+    both = gates.judge([gate("latency.median", max_ratio=0.6)], report)
+    assert [(one.scope, one.verdict) for one in both] == [
+        ({"provider": "cpu", "batch": 1, "threads": 2}, "pass"), ({"provider": "cpu", "batch": 1, "threads": 1}, "fail")
+    ]  # fmt: skip
+    assert judge(gate("latency.median", max_ratio=0.6, threads=2), report).verdict == "pass"
+    assert judge(gate("latency.median", max="1.59 ms", threads=1), report).verdict == "inconclusive"
+    alone = builders.report()
+    assert {frozenset(one.scope) for one in gates.judge([gate("latency.median", max="1 s")], alone)} == {
+        frozenset({"provider", "batch"})
+    }, "one number of threads is not told"
+    assert judge(gate("latency.median", max="1 s", batch=1, threads=2), alone).scope["threads"] == 2
+
+
+def test_times_are_compared_with_those_of_as_many_threads(report: Report) -> None:
+    report = report.model_copy(update={"latency": builders.on_threads(two=0.5, one=0.8)})
+    before = report.model_copy(update={"latency": builders.on_threads(two=0.5, one=0.4)})
+    one = gates.judge([gate("latency.median", max_ratio=1.1, against="baseline")], report, baseline=before)
+    assert [verdict.verdict for verdict in one] == ["pass", "fail"]
+    assert one[1].observed.startswith("2.00 ")

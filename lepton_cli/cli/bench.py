@@ -76,9 +76,9 @@ def _show(report: Report, console: Console) -> None:
     show_headline(report, console)
     table = report.latency
     assert table is not None
-    for provider, batch in dict.fromkeys((result.provider, result.batch) for result in table.results):
+    for setting in dict.fromkeys(result.setting for result in table.results):
         console.print()
-        _show_case(table, [r for r in table.results if (r.provider, r.batch) == (provider, batch)], console)
+        _show_case(table, [result for result in table.results if result.setting == setting], console)
     for notice in table.skipped:
         console.print(printable(f"\n{notice.what}: skipped: {notice.reason}"), style="dim")
     for warning in report.warnings:
@@ -86,12 +86,12 @@ def _show(report: Report, console: Console) -> None:
 
 
 def _show_case(table: LatencyTable, results: list[Latency], console: Console) -> None:
-    """One table for a provider and batch size."""
+    """One table for a provider, batch size and number of threads."""
     from lepton_cli.cli.console import plain_table
     from lepton_cli.report import words
 
     first = results[0]
-    changes = {c.variant: c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)}
+    changes = {c.variant: c for c in table.changes if c.setting == first.setting}
     with_p99 = any(result.p99 is not None for result in results)
     columns = [("model", "left"), ("median", "right"), ("95 % interval", "left")]
     columns += [("p99", "right")] if with_p99 else []

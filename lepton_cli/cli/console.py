@@ -16,6 +16,7 @@ from rich.table import Table
 from lepton_cli.cli.boundary import printable
 from lepton_cli.progress import Stage
 from lepton_cli.report import bought
+from lepton_cli.report.markdown import gate_name
 from lepton_cli.report.model import Report, Verdict, VerdictWord
 from lepton_cli.report.table import rows as table_rows
 from lepton_cli.units import format_duration
@@ -214,12 +215,11 @@ def show_gates(report: Report, console: Console, *, every: bool = False) -> None
 
 def _gate_cells(verdict: Verdict) -> tuple[str, str, str]:
     """Verdict, gate, what was found and where the limit is set, with the reason and what to try below."""
-    scope = [f"{key} {value}" if key == "batch" else str(value) for key, value in verdict.scope.items()]
     word = "warn" if verdict.verdict == "fail" and verdict.level == "warn" else verdict.verdict
     found = [f"limit {verdict.limit}", *([f"found {verdict.observed}"] if verdict.observed not in ("", "-") else [])]
     where = f"   {verdict.where}" if verdict.where else ""
     lines = [", ".join([*found, *filter(None, [verdict.excess])]) + where, verdict.reason, verdict.hint]
-    return f"  {word}", " ".join([verdict.metric, *scope]), "\n".join(filter(None, lines))
+    return f"  {word}", gate_name(verdict), "\n".join(filter(None, lines))
 
 
 VERDICT_WORDS: tuple[tuple[VerdictWord, str], ...] = (

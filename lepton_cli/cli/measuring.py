@@ -24,7 +24,9 @@ ProvidersOption = Annotated[
     ),
 ]
 BatchOption = Annotated[str | None, typer.Option("--batch", metavar="N,N", help="Batch sizes, as in `1,32`.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the usable cores.")]
+ThreadsOption = Annotated[
+    str | None, typer.Option("--threads", metavar="N,N", help="Threads, as in `2` or `2,1`; default: the usable cores.")
+]
 TimeOption = Annotated[
     str | None, typer.Option("--time", metavar="TIME", help="Longest time for one provider and batch size: `10 s`.")
 ]
@@ -36,19 +38,25 @@ PrecisionOption = Annotated[
 def latency_options(
     providers: Sequence[str] | None,
     batches: str | None,
-    threads: int | None,
+    threads: str | None,
     time: str | None,
     precision: str | None,
 ) -> dict[str, object]:
-    """What was given, as the keys of `evaluate.latency`. Raises UsageError for batch sizes that are no numbers."""
-    given: dict[str, object] = {"threads": threads, "time": time, "precision": precision}
+    """What was given, as the keys of `evaluate.latency`. Raises UsageError for lists of what is no number."""
+    given: dict[str, object] = {"time": time, "precision": precision}
     if providers:
         given["providers"] = [{"name": name.removesuffix("?"), "optional": name.endswith("?")} for name in providers]
     if batches is not None:
-        if not re.fullmatch(r" *[1-9][0-9]{0,8}( *, *[1-9][0-9]{0,8})* *", batches):
-            raise UsageError("usage.batch", f"--batch {batches}: batch sizes are whole numbers such as `1,32`")
-        given["batch"] = list(dict.fromkeys(int(size) for size in batches.split(",")))
+        given["batch"] = _numbers("batch", batches, "batch sizes are whole numbers such as `1,32`")
+    if threads is not None:
+        given["threads"] = _numbers("threads", threads, "threads are whole numbers such as `2` or `2,1`")
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _numbers(option: str, text: str, meant: str) -> list[int]:
+    if not re.fullmatch(r" *[1-9][0-9]{0,8}( *, *[1-9][0-9]{0,8})* *", text):
+        raise UsageError(f"usage.{option}", f"--{option} {text}: {meant}")
+    return list(dict.fromkeys(int(number) for number in text.split(",")))
 
 
 def recipe_or_data(

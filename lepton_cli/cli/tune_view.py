@@ -145,7 +145,7 @@ def _front(judge: Judge, axes: tuple[Objective, Objective] | None, trials: Seque
 
 
 def _number(report: Report, axis: Objective) -> str:
-    found = facts.find(report, axis.metric, provider=axis.provider, batch=axis.batch, output=axis.output)
+    found = facts.find(report, axis.metric, **axis.scope)
     if not found:
         return ""
     fact = found[0]

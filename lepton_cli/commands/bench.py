@@ -21,7 +21,7 @@ from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
 from lepton_cli.recipe.load import LoadedRecipe
-from lepton_cli.report import words
+from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Variant
 from lepton_cli.runtime import Values
 from lepton_cli.tensors import TensorInfo
@@ -108,13 +108,15 @@ class Timing:
 
 
 def headline(report: Report) -> str:
-    """Each model against the first, at the first provider and batch size; the worst news first."""
+    """Each model against the first, at the first provider, batch size and number of threads; the worst news first."""
     table = report.latency
     if table is None or not table.results:
         return "nothing could be measured"
     first = table.results[0]
-    where = f"({first.provider}, batch {first.batch})"
-    changes = [c for c in table.changes if (c.provider, c.batch) == (first.provider, first.batch)]
+    several = facts.several_threads(report)
+    threads = f" on {words.plural(first.threads, 'thread')}" if several else ""
+    where = f"({first.provider}, batch {first.batch}{threads})"
+    changes = [c for c in table.changes if c.setting == first.setting]
     if not changes:
         return f"{first.variant}: {words.value(first.median, 'time')} {where}"
     name = first.variant if len(changes) == 1 else ""

@@ -181,7 +181,7 @@ def prepare(
     given = shapes_given or {}
     check_shapes(given, inputs)
     check = evaluation or calibration or _made_up(loaded.model, recipe.recipe.seed, samples, given)
-    threads = (latency.threads if latency else None) or usable_threads()
+    threads = latency.threads[0] if latency and latency.threads else usable_threads()
     job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
     if not run(loaded.model):
         return job

@@ -35,7 +35,7 @@ class Arguments:
     baseline: Path | None = None
     provider: tuple[str, ...] = ()
     batch: str | None = None
-    threads: int | None = None
+    threads: str | None = None
     time: str | None = None
     precision: str | None = None
     shape: tuple[str, ...] = ()

@@ -234,20 +234,22 @@ def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[
 
 
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:
-    """Coarser and on the providers and batch sizes that limits and goal name; `None` when nothing is timed."""
+    """Coarser, and of providers, batch sizes and threads what limits and goal name; `None` when nothing is timed."""
     spec = job.spec.evaluate.latency
     if not spec or not judge.needs("latency"):
         return None
     timed = [gate for gate in judge.limits if metrics.of(gate.metric).source == "latency"]
-    batches = {batch for gate in timed for batch in ((gate.batch,) if gate.batch else spec.batch)}
-    names = {
-        name for gate in timed for name in ([gate.provider] if gate.provider else [p.name for p in spec.providers])
-    }
-    batches.add(judge.goal.batch or spec.batch[0])
-    names.add(judge.goal.provider or spec.providers[0].name)
+
+    def named(key: str, measured: Sequence[str | int]) -> set[str | int]:
+        every = [value for gate in timed for value in ([gate.scope[key]] if key in gate.scope else measured)]
+        return {*every, judge.goal.scope.get(key, measured[0])} if measured else set()
+
+    names = named("provider", [provider.name for provider in spec.providers])
+    batches, threads = named("batch", spec.batch), named("threads", spec.threads)
     return spec.model_copy(
         update={
             "batch": tuple(batch for batch in spec.batch if batch in batches),
+            "threads": tuple(count for count in spec.threads if count in threads),
             "providers": tuple(provider for provider in spec.providers if provider.name in names),
             "time": units.Seconds(min(float(spec.time), TRIAL_SECONDS)),
             "precision": units.Share(max(float(spec.precision), TRIAL_PRECISION)),

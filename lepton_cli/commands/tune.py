@@ -176,7 +176,7 @@ class _Tuning:
         self.judge = self.lab.judge = dataclasses.replace(self.judge, memory=original.memory)
         report = self.judge.report(original)
         for index, gate in enumerate(self.limits):
-            if not facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
+            if not facts.find(report, gate.metric, **gate.scope):
                 if facts.skipped(report, gate.metric, gate.provider, gate.batch):
                     continue
                 raise _not_measured(gate.metric, (*self.limits_at.split("."), index), report)
@@ -330,8 +330,9 @@ class _Tuning:
         paths = {trial.key: self.lab.build(_candidate(trial), trial.key).path for trial in ranked}
         spec = spec.model_copy(update={"time": full.time, "precision": full.precision})
         table = self.lab.race(paths, spec)
-        provider, batch = goal.provider or spec.providers[0].name, goal.batch or spec.batch[0]
-        ratio = {c.variant: c.ratio for c in table.changes if c.provider == provider and c.batch == batch}
+        first = {"provider": spec.providers[0].name, "batch": spec.batch[0], "threads": table.changes[0].threads}
+        asked = {**first, **goal.scope}
+        ratio = {c.variant: c.ratio for c in table.changes if all(getattr(c, key) == asked[key] for key in first)}
         return sorted(ranked, key=lambda trial: ratio.get(trial.key, float("inf")))
 
     def _interrupted(self, bench: Bench) -> Tuned:

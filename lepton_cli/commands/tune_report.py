@@ -241,7 +241,7 @@ def _measured(metric: str, report: Report) -> bool:
 def _axis(objective: Objective) -> Axis:
     metric = metrics.of(objective.metric)
     return Axis(
-        **objective.model_dump(include={"metric", "provider", "batch", "output"}),
+        **objective.model_dump(include={"metric", *metrics.SCOPE}),
         higher_is_better=metric.better == "higher",
         kind="ratio" if metric.varies else metric.kind,
     )

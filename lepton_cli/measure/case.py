@@ -29,6 +29,8 @@ class Case:
     fallback: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     #: Arms that are left out where they do not run.
     optional: frozenset[str] = frozenset()
+    #: What tells it from others besides provider and batch size, in words.
+    beside: str = ""
 
     def check(self) -> None:
         """One run of every arm; optional ones that do not run are dropped. Raises ProviderError, Unsupported for the

@@ -51,7 +51,7 @@ def compare(
     What the reference cannot run is left out: the latency table names it. A processor's meter does not see a device,
     nor a device's the processor that feeds it. Raises MeasurementError.
     """
-    threads = spec.threads or usable_threads()
+    threads = spec.threads[0] if spec.threads else usable_threads()
     tables = []
     for provider, batch in itertools.product(counters, spec.batch):
         case = Case(arms, provider, batch, threads, feeds_for_batch(batch), input_names or {})

@@ -17,7 +17,7 @@ from lepton_cli.measure.case import Case, Unsupported
 from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable, Skipped
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent
-from lepton_cli.runtime import Values
+from lepton_cli.runtime import CPU, PROVIDERS, Values
 from lepton_cli.timing import compare as timing
 from lepton_cli.timing.compare import Rounds, StopRule
 from lepton_cli.timing.intervals import percentile
@@ -38,33 +38,36 @@ def compare(
     input_names: InputNames | None = None,
     beside: Mapping[str, Payload] | None = None,
 ) -> LatencyTable:
-    """Time all arms on every provider and batch size; the first arm is the reference of the changes.
+    """Time all arms on every provider, batch size and, on the CPU, number of threads; the first arm is the reference of
+    the changes.
 
-    `beside`: further arms on the first provider at the first batch size alone; those that do not run are left out.
+    `beside`: further arms on the first of each alone; those that do not run are left out.
     `feeds_for_batch` gives model inputs of a batch size. Providers that are optional and missing, and batch sizes
     that the reference cannot run, are listed as skipped. Raises ProviderError for a missing provider that is not
     optional, MeasurementError when a model fails to run where the reference does, or nowhere, and Interrupted with
     the table so far.
     """
-    threads = spec.threads or usable_threads()
+    counts = spec.threads or (usable_threads(),)
     measured: list[_Measured] = []
     skipped: list[Skipped] = []
     try:
         more = beside or {}
 
-        def case(provider: ProviderSpec, batch: int) -> Case:
-            first = (provider, batch) == (spec.providers[0], spec.batch[0])
+        def case(provider: ProviderSpec, threads: int, batch: int) -> Case:
+            first = (provider, threads, batch) == (spec.providers[0], counts[0], spec.batch[0])
             chosen = {**arms, **more} if first else arms
             feeds, names = feeds_for_batch(batch), input_names or {}
-            return Case(chosen, provider.name, batch, threads, feeds, names, optional=frozenset(more))
+            told = f", {threads} {'thread' if threads == 1 else 'threads'}" if len(counts) > 1 else ""
+            return Case(chosen, provider.name, batch, threads, feeds, names, optional=frozenset(more), beside=told)
 
         for provider in spec.providers:
-            cases = map(case, itertools.repeat(provider), spec.batch)
+            used = counts if PROVIDERS.get(provider.name, provider.name) == CPU else counts[:1]
+            cases = itertools.starmap(case, itertools.product((provider,), used, spec.batch))
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
         enough = [one for one in measured if len(one.rounds.rounds) >= one.rule.fewest]
-        raise Interrupted(_table(enough, skipped, threads) if enough else None) from stop
-    return _table(measured, skipped, threads)
+        raise Interrupted(_table(enough, skipped, counts) if enough else None) from stop
+    return _table(measured, skipped, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ class _Measured:
     def warnings(self) -> list[str]:
         """What a reader of these numbers must know."""
         case, found = self.case, []
-        where = f"latency on {case.provider}, batch {case.batch}"
+        where = f"latency on {case.provider}, batch {case.batch}{case.beside}"
         own = len(case.arms) - len(case.optional & case.arms.keys())
         if (width := self.rounds.half_width(own)) > self.rule.precision:
             waited, wanted = units.write_duration(units.Seconds(self.rule.seconds)), 100 * self.rule.precision
@@ -142,10 +145,10 @@ class _Measured:
         return found
 
 
-def _table(measured: Sequence[_Measured], skipped: Sequence[Skipped], threads: int) -> LatencyTable:
+def _table(measured: Sequence[_Measured], skipped: Sequence[Skipped], counts: Sequence[int]) -> LatencyTable:
     warnings = [warning for one in measured for warning in one.warnings()]
-    if threads > usable_threads():
-        warnings.insert(0, f"{threads} threads were asked for but only {usable_threads()} cores are usable")
+    if max(counts) > usable_threads():
+        warnings.insert(0, f"{max(counts)} threads were asked for but only {usable_threads()} cores are usable")
     return LatencyTable(
         results=tuple(result for one in measured for result in one.latencies()),
         changes=tuple(change for one in measured for change in one.changes()),
@@ -170,7 +173,7 @@ def _on_provider(
     failure: Unsupported | None = None
     before = len(measured)
     for case in cases:
-        label = f"latency {provider.name} batch {case.batch}"
+        label = f"latency {provider.name} batch {case.batch}{case.beside}"
         try:
             case.check()
         except ProviderError as error:

@@ -148,13 +148,23 @@ class Accuracy(Strict):
     warnings: tuple[str, ...] = ()
 
 
-class Latency(Strict):
-    """Latency of one variant on one provider at one batch size, in seconds per run (not per sample)."""
+class Setting(Strict):
+    """On what, at which batch size and with how many threads something was measured."""
 
-    variant: str
     provider: str
     batch: int
     threads: int
+
+    @property
+    def setting(self) -> tuple[str, int, int]:
+        """All three: measurements with the same ones are compared."""
+        return self.provider, self.batch, self.threads
+
+
+class Latency(Setting):
+    """Latency of one variant on one provider at one batch size, in seconds per run (not per sample)."""
+
+    variant: str
     #: Of the bursts in which nothing else slowed the machine, and their share of all.
     median: float
     low: float
@@ -174,12 +184,9 @@ class Latency(Strict):
     placement: dict[str, int] = {}
 
 
-class LatencyChange(Strict):
+class LatencyChange(Setting):
     """Median of paired ratios, compressed over original time; below 1 is faster."""
 
-    provider: str
-    batch: int
-    threads: int
     original: float
     compressed: float
     ratio: float
@@ -207,13 +214,10 @@ class LatencyTable(Strict):
     warnings: tuple[str, ...] = ()
 
 
-class Cost(Strict):
+class Cost(Setting):
     """What a million samples cost for one variant, provider and batch size."""
 
     variant: str
-    provider: str
-    batch: int
-    threads: int
     per_million: float
 
 
@@ -238,13 +242,10 @@ class Memory(Strict):
     device: int | None = None
 
 
-class Energy(Strict):
+class Energy(Setting):
     """What one inference of one variant takes from the processor or device and its memory, in joules per sample."""
 
     variant: str
-    provider: str
-    batch: int
-    threads: int
     #: All that the meter counted while the model ran, and the part of it above a machine at rest.
     joules: float
     low: float
@@ -256,13 +257,10 @@ class Energy(Strict):
     n: int
 
 
-class EnergyChange(Strict):
+class EnergyChange(Setting):
     """Median of paired ratios, compressed over original energy; below 1 is less."""
 
     variant: str
-    provider: str
-    batch: int
-    threads: int
     ratio: float
     low: float
     high: float

@@ -44,7 +44,7 @@ def _provider(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _batches(value: object) -> object:
+def _several(value: object) -> object:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -53,20 +53,27 @@ Provider = Annotated[ProviderSpec, BeforeValidator(_provider, json_schema_input_
 MAX_THREADS = 1024
 PositiveInt = Annotated[int, Field(ge=1)]
 Batches = Annotated[
-    tuple[PositiveInt, ...], BeforeValidator(_batches, json_schema_input_type=int | tuple[PositiveInt, ...])
+    tuple[PositiveInt, ...], BeforeValidator(_several, json_schema_input_type=int | tuple[PositiveInt, ...])
+]
+ThreadCount = Annotated[int, Field(ge=1, le=MAX_THREADS)]
+ThreadCounts = Annotated[
+    tuple[ThreadCount, ...], BeforeValidator(_several, json_schema_input_type=int | tuple[ThreadCount, ...])
 ]
 
 
 class LatencySpec(Strict):
-    """Latency measurement: original and result interleaved, on every provider and batch size."""
+    """Latency measurement: original and result interleaved, on every provider, batch size and number of threads."""
 
     providers: tuple[Provider, ...] = Field(default=(ProviderSpec(name="cpu"),), min_length=1)
     batch: Batches = Field(default=(1,), description="Batch sizes, all measured")
-    threads: int | None = Field(
-        default=None, ge=1, le=MAX_THREADS, description="Threads per session; default: the usable cores"
+    threads: ThreadCounts = Field(
+        default=(),
+        description="Threads per session, all measured; steps decide for the first; default: the usable cores",
     )
     precision: Percent = Field(default=units.Share(0.02), description="Half-width of the interval to stop at")
-    time: Duration = Field(default=units.Seconds(10.0), description="Longest time for one provider and batch size")
+    time: Duration = Field(
+        default=units.Seconds(10.0), description="Longest time for one provider, batch size and number of threads"
+    )
 
 
 class CostSpec(Strict):

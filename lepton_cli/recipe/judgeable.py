@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lepton_cli import metrics
 from lepton_cli.errors import RecipeError
+from lepton_cli.machine import usable_threads
 from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.scalars import printable
 from lepton_cli.recipe.schema import Gate
@@ -19,7 +20,7 @@ def check_repeated(gates: tuple[Gate, ...], source: SourceMap, at: Path = _GATES
     """
     seen: dict[tuple[object, ...], int] = {}
     for index, gate in enumerate(gates):
-        key = (gate.metric, gate.comparison, gate.against, gate.provider, gate.batch, gate.output, gate.level)
+        key = (gate.metric, gate.comparison, gate.against, *gate.scope.items(), gate.level)
         if key in seen:
             first = source.place((*at, seen[key]))
             raise RecipeError(
@@ -65,6 +66,14 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
         if gate.batch is not None and gate.batch not in latency.batch:
             listed = ", ".join(map(str, latency.batch))
             return "batch", f"latency is measured at batch {listed} only", "add the size to `evaluate.latency.batch`"
+        counts = latency.threads or (usable_threads(),)
+        if gate.threads is not None and gate.threads not in counts:
+            listed = ", ".join(map(str, counts))
+            return (
+                "threads",
+                f"latency is measured with {listed} threads only",
+                "add the number to `evaluate.latency.threads`",
+            )
     if metric.kind == "money" and evaluate.cost is None:
         return "metric", "no price is given", "add `evaluate: {cost: {per_hour: 0.40 USD}}`"
     if metric.source == "energy" and not (evaluate.energy and evaluate.latency):

@@ -62,7 +62,9 @@ def _limit(value: object, info: ValidationInfo) -> Limit | None:
 def _scope(value: object, info: ValidationInfo) -> object:
     metric = metrics.find(info.data.get("metric", ""))
     if value is not None and metric is not None and info.field_name not in metric.scope:
-        takes = " and ".join(f"`{key}`" for key in metric.scope) or "neither `provider` nor `batch` nor `output`"
+        takes = (
+            " and ".join(f"`{key}`" for key in metric.scope) or "neither `provider` nor `batch`, `threads`, `output`"
+        )
         raise _wrong_key(f"a gate on `{metric.name}` takes {takes}")
     return value
 
@@ -103,6 +105,9 @@ class Gate(Strict):
     batch: Annotated[int | None, Field(ge=1), _Scope] = Field(
         default=None, description="Only this batch size (latency)"
     )
+    threads: Annotated[int | None, Field(ge=1), _Scope] = Field(
+        default=None, description="Only this number of threads (latency)"
+    )
     output: Annotated[str | None, _Scope] = Field(default=None, description="Only this model output (accuracy)")
     level: Literal["error", "warn"] = Field(default="error", description="`warn` is reported and fails nothing")
 
@@ -114,6 +119,11 @@ class Gate(Strict):
                 f"give exactly one of {', '.join(COMPARISONS)}" + (f", not {' and '.join(given)}" if given else "")
             )
         return self
+
+    @property
+    def scope(self) -> dict[str, str | int]:
+        """What of `metrics.SCOPE` is given: which of several values of the metric it judges."""
+        return {key: value for key in metrics.SCOPE if (value := getattr(self, key)) is not None}
 
     @property
     def comparison(self) -> str:

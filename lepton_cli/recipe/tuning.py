@@ -26,6 +26,9 @@ class Objective(Strict):
     metric: Annotated[str, BeforeValidator(_metric)] = Field(description="Such as `latency.median` or `size.file`")
     provider: str | None = Field(default=None, description="Which provider (latency); default: the first measured")
     batch: int | None = Field(default=None, ge=1, description="Which batch size (latency); default: the first measured")
+    threads: int | None = Field(
+        default=None, ge=1, description="How many threads (latency); default: the first measured"
+    )
     output: str | None = Field(default=None, description="Which model output (accuracy); default: the first")
 
     @model_validator(mode="after")
@@ -34,10 +37,15 @@ class Objective(Strict):
         if metric is None:
             near = metrics.nearest(self.metric)
             raise ValueError(f"there is no metric `{self.metric}`" + (f": did you mean `{near}`?" if near else ""))
-        for key in ("provider", "batch", "output"):
-            if getattr(self, key) is not None and key not in metric.scope:
+        for key in self.scope:
+            if key not in metric.scope:
                 raise ValueError(f"`{self.metric}` takes no `{key}`")
         return self
+
+    @property
+    def scope(self) -> dict[str, str | int]:
+        """Which of several values of the metric it is about."""
+        return {key: value for key in metrics.SCOPE if (value := getattr(self, key)) is not None}
 
 
 ObjectiveField = Annotated[Objective, BeforeValidator(_mapping, json_schema_input_type=str | Objective)]

@@ -73,8 +73,8 @@ def check(report: Report, baseline: Report, where: str | None = None) -> None:
 def against(fact: Fact, report: Report, baseline: Report) -> tuple[str, Fact]:
     """The fact compared with the baseline's, or the reason why the two cannot be compared. Raises ReportError."""
     check(report, baseline)
-    scope = {key: value for key, value in fact.scope.items() if key != "threads"}
-    found = facts.find(baseline, fact.metric, **scope)  # type: ignore[arg-type]
+    rest = {key: value for key, value in fact.scope.items() if key != "threads"}
+    found = facts.find(baseline, fact.metric, **fact.scope) or facts.find(baseline, fact.metric, **rest)
     if not found:
         return "the baseline does not hold this metric", fact
     stored = found[0]

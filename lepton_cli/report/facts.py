@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from lepton_cli import metrics
-from lepton_cli.measure.results import Latency, MetricChange, Skipped
+from lepton_cli.measure.results import Latency, MetricChange, Setting, Skipped
 from lepton_cli.metrics import Kind, Metric
 from lepton_cli.report.model import Report
 
@@ -83,15 +83,13 @@ class Fact:
         )
 
 
-def find(
-    report: Report, metric: str, *, provider: str | None = None, batch: int | None = None, output: str | None = None
-) -> tuple[Fact, ...]:
-    """All facts of that metric within the scope: one for each provider and batch size, or each output."""
-    wanted = {key: value for key, value in (("provider", provider), ("batch", batch), ("output", output)) if value}
+def find(report: Report, metric: str, **scope: str | int) -> tuple[Fact, ...]:
+    """All facts of that metric within the scope: one for each provider, batch size and number of threads, or each
+    output."""
     return tuple(
         fact
         for fact in facts(report)
-        if fact.metric == metric and all(fact.scope.get(key) == value for key, value in wanted.items())
+        if fact.metric == metric and all(fact.scope.get(key) == value for key, value in scope.items())
     )
 
 
@@ -103,6 +101,11 @@ def facts(report: Report) -> Iterator[Fact]:
     yield from _latency(report)
     yield from _energy(report)
     yield from _cost(report)
+
+
+def several_threads(report: Report) -> bool:
+    """Whether times were taken with more than one number of threads, so that it has to be told beside them."""
+    return len({one.threads for one in report.latency.results} if report.latency else ()) > 1
 
 
 def names(report: Report) -> tuple[str, ...]:
@@ -183,12 +186,12 @@ def _latency(report: Report) -> Iterator[Fact]:
     if table is None:
         return
     name = report.variants[-1].name if report.variants else None
-    changes = {(change.provider, change.batch, change.threads): change for change in table.changes}
+    changes = {change.setting: change for change in table.changes}
     for result in table.results:
         if name is not None and result.variant != name:
             continue
-        scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
-        change = changes.get((result.provider, result.batch, result.threads))
+        scope = _scope(result)
+        change = changes.get(result.setting)
         paired = None if change is None else BoundedValue(change.ratio, change.low, change.high)
         time = Fact("latency.median", BoundedValue(result.median, result.low, result.high), scope=scope, n=result.n)
         if change is not None and paired is not None:
@@ -208,6 +211,10 @@ def scaled(fact: Fact, original: float, ratio: BoundedValue) -> Fact:
     return dataclasses.replace(fact, reference=BoundedValue.exact(original), ratio=ratio, difference=difference)
 
 
+def _scope(measured: Setting) -> dict[str, str | int]:
+    return {"provider": measured.provider, "batch": measured.batch, "threads": measured.threads}
+
+
 def _percentiles(result: Latency, before: Latency | None, scope: dict[str, str | int]) -> Iterator[Fact]:
     """p90 and p99 have no interval of their own: they are judged as they are."""
     for name in ("p90", "p99"):
@@ -221,9 +228,9 @@ def _percentiles(result: Latency, before: Latency | None, scope: dict[str, str |
 def original_latency(report: Report, result: Latency) -> Latency | None:
     """The original's result on the same provider, batch size and threads."""
     first = report.variants[0].name if len(report.variants) > 1 else None
-    key = (first, result.provider, result.batch, result.threads)
+    key = (first, result.setting)
     for other in report.latency.results if report.latency else ():
-        if (other.variant, other.provider, other.batch, other.threads) == key:
+        if (other.variant, other.setting) == key:
             return other
     return None
 
@@ -243,15 +250,14 @@ def _energy(report: Report) -> Iterator[Fact]:
     if table is None or not report.variants:
         return
     last, first = report.variants[-1].name, report.variants[0].name
-    changes = {(one.variant, one.provider, one.batch, one.threads): one for one in table.changes}
-    before = {(one.variant, one.provider, one.batch, one.threads): one for one in table.results}
+    changes = {(one.variant, one.setting): one for one in table.changes}
+    before = {(one.variant, one.setting): one for one in table.results}
     for result in table.results:
         if result.variant != last:
             continue
-        scope: dict[str, str | int] = {"provider": result.provider, "batch": result.batch, "threads": result.threads}
+        scope = _scope(result)
         fact = Fact("energy", BoundedValue(result.joules, result.low, result.high), scope=scope, n=result.n)
-        key = (result.provider, result.batch, result.threads)
-        change, original = changes.get((last, *key)), before.get((first, *key))
+        change, original = changes.get((last, result.setting)), before.get((first, result.setting))
         if change is not None and original is not None:
             fact = scaled(fact, original.joules, BoundedValue(change.ratio, change.low, change.high))
         yield fact
@@ -266,14 +272,14 @@ def _cost(report: Report) -> Iterator[Fact]:
     for row in report.cost.entries:
         if row.variant != last:
             continue
-        scope: dict[str, str | int] = {"provider": row.provider, "batch": row.batch, "threads": row.threads}
+        scope = _scope(row)
         price, time = row.per_million, times.get(tuple(sorted(scope.items())))
         bounds = (time.value.low / time.value.value, time.value.high / time.value.value) if time else (1.0, 1.0)
         value = BoundedValue(price, price * bounds[0], price * bounds[1])
         fact = Fact("cost.per_million", value, scope=scope, unit=report.cost.currency)
         first = report.variants[0].name if len(report.variants) > 1 else None
-        measured = (first, row.provider, row.batch, row.threads)
-        before = [o.per_million for o in report.cost.entries if (o.variant, o.provider, o.batch, o.threads) == measured]
+        measured = (first, row.setting)
+        before = [o.per_million for o in report.cost.entries if (o.variant, o.setting) == measured]
         if before and time and time.ratio:
             yield scaled(fact, before[0], time.ratio)
         else:

@@ -117,8 +117,8 @@ def _layer_cells(layer: Layer | None) -> tuple[str, str]:
 def _latencies(report: Report) -> Iterator[Figure]:
     """One figure for each provider and batch size with raw times."""
     results = [result for result in (report.latency.results if report.latency else ()) if result.times]
-    for key in dict.fromkeys((result.provider, result.batch, result.threads) for result in results):
-        arms = [result for result in results if (result.provider, result.batch, result.threads) == key]
+    for key in dict.fromkeys(result.setting for result in results):
+        arms = [result for result in results if result.setting == key]
         provider, batch, threads = key
         title = f"Latency, {provider} batch {batch}"
         counts = ", ".join(f"{arm.variant} {arm.n:,}" for arm in arms)

@@ -84,7 +84,7 @@ def _bad(report: Report) -> list[str]:
 
 def _good(report: Report) -> list[str]:
     size = _size(report)
-    speeds = [_not_slower(fact) for fact in facts.find(report, "latency.median")]
+    speeds = [_not_slower(report, fact) for fact in facts.find(report, "latency.median")]
     told = [speed for speed in speeds if speed][:1]
     small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
     return [*([size] if size and not size.endswith("LARGER") else []), *told, *small]
@@ -132,7 +132,8 @@ def _slower(report: Report) -> list[str]:
     slower: dict[str, list[tuple[float, str]]] = {}
     for fact in facts.find(report, "latency.median"):
         if fact.ratio is not None and _speed(fact.ratio) == "slower":
-            slower.setdefault(str(fact.scope["provider"]), []).append((fact.ratio.value, str(fact.scope["batch"])))
+            where = f"{fact.scope['batch']}{_threads(report, fact)}"
+            slower.setdefault(str(fact.scope["provider"]), []).append((fact.ratio.value, where))
     lines = []
     for provider, found in slower.items():
         batches = " and ".join(batch for _, batch in found)
@@ -140,15 +141,22 @@ def _slower(report: Report) -> list[str]:
     return lines
 
 
-def _not_slower(fact: facts.Fact) -> str:
+def _not_slower(report: Report, fact: facts.Fact) -> str:
     """A clear gain in speed, or the absence of a difference."""
     found = _speed(fact.ratio) if fact.ratio is not None else "slower"
     if fact.ratio is None or found == "slower":
         return ""
-    where = f"({fact.scope['provider']}, batch {fact.scope['batch']})"
+    where = f"({fact.scope['provider']}, batch {fact.scope['batch']}{_threads(report, fact)})"
     if found == "faster":
         return f"{_short(1 / fact.ratio.value)} faster {where}"
     return f"{'same speed' if found == 'same' else 'no clear difference in speed'} {where}"
+
+
+def _threads(report: Report, fact: facts.Fact) -> str:
+    """With how many threads, where that has to be told."""
+    if not facts.several_threads(report):
+        return ""
+    return f" on {words.plural(int(fact.scope['threads']), 'thread')}"
 
 
 def _speed(ratio: facts.BoundedValue) -> words.SpeedWord:

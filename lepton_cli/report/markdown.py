@@ -127,8 +127,7 @@ def severity(gate: Verdict) -> int:
 
 def gate_name(gate: Verdict) -> str:
     """The metric with its scope: `latency.median cpu batch 32`."""
-    scope = [f"{key} {value}" if key == "batch" else str(value) for key, value in gate.scope.items()]
-    return " ".join([gate.metric, *scope])
+    return " ".join(filter(None, (gate.metric, words.scope(gate.scope))))
 
 
 def warnings(report: Report) -> list[str]:

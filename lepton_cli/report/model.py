@@ -150,7 +150,7 @@ class Verdict(ReportPart):
     """One judged gate. Only `fail` at level `error` turns into exit code 1."""
 
     metric: str
-    #: `provider`, `batch`, `output` where the gate names them.
+    #: `provider`, `batch`, `threads`, `output`: what tells it from others of its metric.
     scope: dict[str, str | int] = {}
     level: Literal["error", "warn"]
     #: The comparison in words: `max 1 MB`, `max_drop 0.5 pp`.
@@ -182,6 +182,7 @@ class Narrowed(ReportPart):
     metric: str
     provider: str | None = None
     batch: int | None = None
+    threads: int | None = None
     output: str | None = None
 
 

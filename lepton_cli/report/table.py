@@ -187,17 +187,17 @@ def _latency(report: Report) -> Iterator[TableRow]:
             "worse" if found == "slower" else "better" if found == "faster" else "same",
         )
     yield from _throughput(report)
-    compared = {(change.provider, change.batch, change.threads) for change in table.changes}
+    compared = {change.setting for change in table.changes}
     for result in table.results:
-        if (result.provider, result.batch, result.threads) not in compared:
+        if result.setting not in compared:
             yield _single_latency(result)
     yield from (TableRow(label=_said(notice.what), skipped=notice.reason) for notice in table.skipped)
 
 
 def _on_device(table: LatencyTable, change: LatencyChange) -> str:
     """Time on the device alone, where it can be told from the host's."""
-    key = (change.provider, change.batch, change.threads)
-    same = [one for one in table.results if (one.provider, one.batch, one.threads) == key]
+    key = change.setting
+    same = [one for one in table.results if one.setting == key]
     after = next((one for one in same if one.variant == change.variant), None)
     if after is None or after.device_median is None or same[0].device_median is None:
         return ""
@@ -287,14 +287,16 @@ def _cost(report: Report) -> Iterator[TableRow]:
     for fact in facts.find(report, "cost.per_million"):
         label = f"{fact.about.label}, {fact.scope.get('provider', '')} batch {fact.scope.get('batch', '')}"
         now = words.value(fact.value.value, fact.kind, fact.unit)
+        threads = words.plural(int(fact.scope["threads"]), "thread")
+        detail = f"({threads})" if facts.several_threads(report) else ""
         if fact.reference is None or fact.ratio is None:
-            yield TableRow(label, "", now)
+            yield TableRow(label, detail, now)
             continue
         speed = words.speed(fact.ratio.value, fact.ratio.low, fact.ratio.high)
         clear = speed in ("faster", "slower")
         yield TableRow(
             label,
-            "",
+            detail,
             words.value(fact.reference.value, fact.kind, fact.unit),
             now,
             words.percent(fact.ratio.value - 1),

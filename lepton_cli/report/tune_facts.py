@@ -71,6 +71,5 @@ def axis_value(value: float | None, axis: Axis) -> str:
 
 def label(axis: Axis) -> str:
     """The metric with what narrows it down."""
-    narrowed = (("provider", axis.provider), ("batch", axis.batch), ("output", axis.output))
-    where = " ".join(f"{key} {value}" for key, value in narrowed if value)
+    where = " ".join(f"{key} {value}" for key in metrics.SCOPE if (value := getattr(axis, key)))
     return f"{axis.metric}{f' ({where})' if where else ''}"

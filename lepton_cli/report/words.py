@@ -131,6 +131,16 @@ def _setting(found: object) -> str:
     return f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
+def scope(given: Mapping[str, str | int]) -> str:
+    """What tells a metric from others of its name: `cpu batch 32 2 threads`."""
+    said = {key: str(value) for key, value in given.items()}
+    if "batch" in given:
+        said["batch"] = f"batch {given['batch']}"
+    if "threads" in given:
+        said["threads"] = plural(int(given["threads"]), "thread")
+    return " ".join(said.values())
+
+
 def plural(count: int, noun: str) -> str:
     """`1 gate`, `3 gates`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -98,7 +98,7 @@ class Judge:
         for index, gate in enumerate(self.limits):
             if gate.level != "error" or gate.against != "original":
                 continue
-            for fact in facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
+            for fact in facts.find(report, gate.metric, **gate.scope):
                 breach = _breach(gate, fact, index, partial=trial.reached == "proxy")
                 if breach is not None:
                     found.append(breach)
@@ -107,13 +107,11 @@ class Judge:
     def value(self, trial: Trial, goal: Objective | None = None) -> float | None:
         """The goal as a number that is better when lower; for times the paired ratio to the original."""
         goal = goal or self.goal
-        question = ("value", goal.metric, goal.provider, goal.batch, goal.output)
+        question = ("value", goal.metric, *goal.scope.items())
         return self._once(trial, question, lambda: self._value(trial, goal))
 
     def _value(self, trial: Trial, goal: Objective) -> float | None:
-        found = facts.find(
-            self.report(trial), goal.metric, provider=goal.provider, batch=goal.batch, output=goal.output
-        )
+        found = facts.find(self.report(trial), goal.metric, **goal.scope)
         if not found:
             return None
         fact = found[0]
@@ -176,7 +174,7 @@ def check_contradictions(limits: Sequence[Gate], judge: Judge, original: Trial) 
     report = judge.report(original)
     bounds: dict[tuple[object, ...], dict[bool, tuple[float, int]]] = {}
     for index, gate in enumerate(limits):
-        for fact in facts.find(report, gate.metric, provider=gate.provider, batch=gate.batch, output=gate.output):
+        for fact in facts.find(report, gate.metric, **gate.scope):
             key = (gate.metric, *sorted(fact.scope.items()))
             upper, bound = _absolute(gate, fact.value.value)
             known = bounds.setdefault(key, {}).get(upper)

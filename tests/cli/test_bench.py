@@ -88,6 +88,9 @@ def test_inputs_that_are_single_values(invoke: Invoke, tmp_path: Path) -> None:
         ("--precision", "2"),
         ("--data", "missing.npz"),
         ("--threads", "0"),
+        ("--threads", "2,"),
+        ("--threads", "2,99999"),
+        ("--threads", "two"),
     ],
 )
 def test_wrong_options_end_in_2(invoke: Invoke, tmp_path: Path, wrong: tuple[str, str]) -> None:

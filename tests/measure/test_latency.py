@@ -26,7 +26,7 @@ def feeds(batch: int) -> dict[str, Any]:
 
 
 def spec(**options: Any) -> LatencySpec:
-    return LatencySpec(threads=1, time=units.Seconds(0.2), **options)
+    return LatencySpec(**{"threads": 1, "time": units.Seconds(0.2), **options})
 
 
 def measured(ratios: list[list[float]], runs: int = 1) -> latency._Measured:
@@ -67,6 +67,18 @@ def test_further_arms_are_timed_in_the_first_comparison_alone() -> None:
     assert [(one.variant, one.batch) for one in found.changes] == [("compressed", 2), ("part", 2), ("compressed", 1)]
     assert len({one.rounds for one in found.changes if one.batch == 2}) == 1
     assert [one.what for one in found.skipped] == ["latency cuda"]
+
+
+def test_every_number_of_threads_is_timed_on_the_cpu_and_said() -> None:
+    """The first is the one that parts of a run are timed with; sessions really have that many."""
+    asked = spec(threads=(2, 1), batch=(1, 2), time=units.Seconds(0.05), precision=units.Share(1e-6))
+    found = latency.compare({"original": SMALL, "compressed": SMALL}, feeds, asked, beside={"part": SMALL})
+    keys = [(2, 1), (2, 2), (1, 1), (1, 2)]
+    assert list(dict.fromkeys((one.threads, one.batch) for one in found.results)) == keys
+    assert [(one.threads, one.batch) for one in found.changes if one.variant == "compressed"] == keys
+    assert [(one.threads, one.batch) for one in found.changes if one.variant == "part"] == keys[:1]
+    assert any(line.startswith("latency on cpu, batch 1, 2 threads: ") for line in found.warnings)
+    assert any(line.startswith("latency on cpu, batch 2, 1 thread: ") for line in found.warnings)
 
 
 def test_an_arm_that_is_asked_for_has_to_run() -> None:

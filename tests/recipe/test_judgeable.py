@@ -27,6 +27,7 @@ def test_identical_gates_are_an_error(load):
         "metric: size.file, max_ratio: 1, against: baseline",
         "metric: latency.median, max_ratio: 0.6, provider: CPUExecutionProvider, batch: 32",
         "metric: latency.p99, max: 1 s, provider: cuda",
+        "metric: latency.p99, max: 1 s, threads: 2",
         "metric: throughput, min: 5",
         "metric: agreement, min: 90 %",
         "metric: memory.peak, max: 1 GB",
@@ -41,6 +42,7 @@ def test_gates_that_are_measured(load, gate):
     [
         ([with_gate("metric: latency.p90, max: 1 s, provider: tensorrt")], "tensorrt", "measured on cpu, cuda only"),
         ([with_gate("metric: latency.p90, max: 1 s, batch: 8")], "8", "at batch 1, 32 only"),
+        ([with_gate("metric: latency.p90, max: 1 s, threads: 3")], "3", "with 2 threads only"),
         ([(LATENCY, "latency: false")], "latency.median", "`evaluate.latency` is false"),
         ([with_gate("metric: cost.per_million, max: 1")], "cost.per_million", "no price"),
         (

@@ -116,14 +116,12 @@ def latency(variant: str, median: float, *, provider: str = "cpu", batch: int = 
     )
 
 
-def change(
-    original: float, ratio: float, *, half: float = 0.02, provider: str = "cpu", batch: int = 1
-) -> LatencyChange:
+def change(original: float, ratio: float, *, half: float = 0.02, batch: int = 1, threads: int = 2) -> LatencyChange:
     """A paired ratio with an interval of `half` on each side."""
     return LatencyChange(
         provider="cpu",
         batch=batch,
-        threads=2,
+        threads=threads,
         original=original,
         compressed=original * ratio,
         ratio=ratio,
@@ -141,6 +139,18 @@ def latency_table(ratio: float = 0.406, half: float = 0.02) -> LatencyTable:
         changes.append(change(median, ratio, half=half, batch=batch))
     skipped = (Skipped(what="latency, cuda batch 1", reason="no CUDA device (optional)"),)
     return LatencyTable(results=tuple(results), changes=tuple(changes), skipped=skipped)
+
+
+def on_threads(**ratios: float) -> LatencyTable:
+    """Batch 1 on the CPU with two and with one thread: `two`, `one`: time over the original's 1 and 2 ms."""
+    results, changes = [], []
+    for threads, median, ratio in ((2, 1e-3, ratios["two"]), (1, 2e-3, ratios["one"])):
+        results += [
+            latency(name, time, threads=threads)
+            for name, time in (("original", median), ("compressed", median * ratio))
+        ]
+        changes.append(change(median, ratio, threads=threads))
+    return LatencyTable(results=tuple(results), changes=tuple(changes))
 
 
 def energy_table(ratio: float = 0.4, half: float = 0.03, provider: str = "cpu") -> EnergyTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lepton_cli.measure.results import FidelityPart, LatencyTable, Skipped
+from lepton_cli.measure.results import CostTable, FidelityPart, LatencyTable, Skipped
 from lepton_cli.prune.details import Width
 from lepton_cli.report import words
 from lepton_cli.report.headline import headline
@@ -83,6 +83,22 @@ def test_cost_with_its_currency() -> None:
     ]
     cost = row("cost of a million, cpu batch 1", cost={"per_hour": 0.4, "currency": "USD", "entries": entries})
     assert (cost.original, cost.compressed, cost.change) == ("0.100 USD", "0.0400 USD", "-59.4 %")
+
+
+def test_times_with_several_threads_are_told_apart() -> None:
+    found = builders.report(latency=builders.on_threads(two=0.5, one=1.25))
+    assert headline(found).startswith("1.2x SLOWER (cpu, batch 1 on 1 thread), ")
+    faster = builders.report(latency=builders.on_threads(two=0.5, one=0.8))
+    assert "2.0x faster (cpu, batch 1 on 2 threads)" in headline(faster)
+    entries = [
+        {"variant": name, "provider": "cpu", "batch": 1, "threads": threads, "per_million": 0.1}
+        for threads in (2, 1)
+        for name in ("original", "compressed")
+    ]
+    cost = {"per_hour": 0.4, "currency": "USD", "entries": entries}
+    listed = rows(found.model_copy(update={"cost": CostTable.model_validate(cost)}))
+    for label in ("latency, cpu batch 1", "cost of a million, cpu batch 1"):
+        assert [one.detail for one in listed if one.label == label] == ["(2 threads)", "(1 thread)"]
 
 
 def test_good_news() -> None:
