@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Strict
@@ -48,16 +48,24 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(values))
+
+
 Provider = Annotated[ProviderSpec, BeforeValidator(_provider, json_schema_input_type=str | ProviderSpec)]
 #: onnxruntime starts as many as it is told: a million of them took 19 GB and then the process.
 MAX_THREADS = 1024
 PositiveInt = Annotated[int, Field(ge=1)]
 Batches = Annotated[
-    tuple[PositiveInt, ...], BeforeValidator(_several, json_schema_input_type=int | tuple[PositiveInt, ...])
+    tuple[PositiveInt, ...],
+    BeforeValidator(_several, json_schema_input_type=int | tuple[PositiveInt, ...]),
+    AfterValidator(_each_once),
 ]
 ThreadCount = Annotated[int, Field(ge=1, le=MAX_THREADS)]
 ThreadCounts = Annotated[
-    tuple[ThreadCount, ...], BeforeValidator(_several, json_schema_input_type=int | tuple[ThreadCount, ...])
+    tuple[ThreadCount, ...],
+    BeforeValidator(_several, json_schema_input_type=int | tuple[ThreadCount, ...]),
+    AfterValidator(_each_once),
 ]
 
 

@@ -81,6 +81,13 @@ def test_every_number_of_threads_is_timed_on_the_cpu_and_said() -> None:
     assert any(line.startswith("latency on cpu, batch 2, 1 thread: ") for line in found.warnings)
 
 
+def test_a_size_and_a_number_of_threads_are_measured_once() -> None:
+    asked = LatencySpec.model_validate({"batch": [8, 1, 8], "threads": [2, 2]})
+    assert (asked.batch, asked.threads) == ((8, 1), (2,))
+    assert LatencySpec.model_validate({"batch": 4, "threads": 1}).threads == (1,)
+    assert LatencySpec().threads == ()
+
+
 def test_an_arm_that_is_asked_for_has_to_run() -> None:
     with pytest.raises(MeasurementError):
         latency.compare({"original": SMALL, "other": builders.chain(2, 8)}, feeds, spec(), beside={"part": SMALL})
