@@ -95,7 +95,8 @@ class Reference:
         return few
 
     def _session(self, model: ir.Model) -> Session:
-        return Session(io.payload(comparable(model), self.context.workdir), threads=self.context.threads)
+        source = io.payload(comparable(model), self.context.workdir)
+        return Session(source, threads=self.context.threads, spin=False)
 
     def run(self, model: ir.Model) -> list[Values]:
         """Float outputs of `model`, batch by batch."""
