@@ -124,14 +124,16 @@ class Session:
         optimised_path: Path | None = None,
         fallback: bool = True,
         profile_prefix: Path | None = None,
+        spin: bool = True,
     ) -> None:
         """`optimised_path`: where onnxruntime saves the graph it really runs. `fallback=False`: no node may go to the
-        CPU instead of the provider. `profile_prefix`: time every kernel; `raw.end_profiling()` names the file."""
+        CPU instead of the provider. `profile_prefix`: time every kernel; `raw.end_profiling()` names the file.
+        `spin=False`: threads sleep as soon as they have nothing to do, which costs less and is no user's speed."""
         ort = onnxruntime()
         self.provider = provider
         self.threads = threads or usable_threads()
         self.provider_name = full = provider_name(provider)
-        options = _options(ort, self.threads, optimise)
+        options = _options(ort, self.threads, optimise, spin)
         if optimised_path is not None:
             options.optimized_model_filepath = str(optimised_path)
         if profile_prefix is not None:
@@ -241,7 +243,7 @@ class Session:
         )
 
 
-def _options(ort: Any, threads: int, optimise: bool) -> Any:
+def _options(ort: Any, threads: int, optimise: bool, spin: bool = True) -> Any:
     """Session options: fixed threads, silent, and threads that soon sleep when there is nothing to run."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -252,7 +254,10 @@ def _options(ort: Any, threads: int, optimise: bool) -> Any:
     # Sessions take turns on few cores when models are compared. By default a session's threads spin for 40 ms after its
     # last run, in the other's time; `force_spinning_stop` wakes them for every run, which makes a run of 50 us half as
     # long again (benchmarks/measurement.py, two threads).
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN))
+    if spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN))
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 

@@ -153,3 +153,12 @@ def test_the_tools_are_quiet_and_the_log_is_as_it_was_after(level: int, caplog: 
     finally:
         logging.disable(before)
     assert not caplog.records
+
+
+def test_threads_spin_for_timing_alone() -> None:
+    """What onnxruntime says of its own options; the results are the same to the bit."""
+    timed, plain = runtime.Session(SMALL, threads=2), runtime.Session(SMALL, threads=2, spin=False)
+    spinning = "session.intra_op.spin_duration_us"
+    assert plain.raw.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert timed.raw.get_session_options().get_session_config_entry(spinning) == str(runtime.SPIN)
+    np.testing.assert_array_equal(timed.run(FEEDS)["y"], plain.run(FEEDS)["y"])

@@ -187,7 +187,7 @@ def _keep_input(model: ir.Model, index: int, folder: Path | None) -> str | None:
 
 
 def _run(payload: bytes | Path, context: Context) -> BatchOutputs:
-    session = runtime.Session(payload, threads=context.threads)
+    session = runtime.Session(payload, threads=context.threads, spin=False)
     found: BatchOutputs = []
     for batch in context.check.batches(limit=CHECK_SAMPLES):
         results = session.run(batch.feeds)

@@ -6,11 +6,12 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -132,6 +133,23 @@ def fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is looked for later: all that is made inside is in use.
+
+    A graph is many small objects. To look through them again and again while they are made takes longer than to make
+    them (62 % of the time of `quantize.qdq.write`).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def clone(model: ir.Model) -> ir.Model:
     """A copy to edit: nodes and values are new, weight tensors (immutable) are shared."""
     return model.clone()
@@ -172,6 +190,7 @@ def _too_large(model: ir.Model) -> bool:
     return size > STREAMED_ABOVE and any(isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) for tensor in tensors)
 
 
+@uncollected()
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as one message that holds all of its weights as raw bytes, whatever file and field they lie in.
 

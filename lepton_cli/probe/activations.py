@@ -98,7 +98,7 @@ class Activations:
         self._session: runtime.Session | None = None
         if self.inner:
             short = piece(model, {}, self.inner)
-            self._session = runtime.Session(io.payload(short, workdir), threads=threads)
+            self._session = runtime.Session(io.payload(short, workdir), threads=threads, spin=False)
             self._inputs = {info.name for info in self._session.inputs}
 
     def run(self, feeds: Values) -> Values:
@@ -114,7 +114,7 @@ def outputs(model: ir.Model, feeds: Sequence[Values], workdir: Path, threads: in
 
     An output whose other sizes differ between batches is a single row.
     """
-    session = runtime.Session(io.payload(comparable(model), workdir), threads=threads)
+    session = runtime.Session(io.payload(comparable(model), workdir), threads=threads, spin=False)
     names = [info.name for info in session.outputs if info.dtype.startswith(("float", "bfloat"))]
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for batch in feeds:

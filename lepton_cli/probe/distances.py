@@ -55,11 +55,13 @@ class Closeness:
     """SQNR in dB of the worst part of the outputs.
 
     `sqnr_db`: on the samples seen. `assured_db`: what other samples like them hold with 95 % confidence, from the
-    spread over the samples; the same where one says nothing about others.
+    spread over the samples; the same where one says nothing about others. `hoped_db`: what they do not exceed, with the
+    same confidence.
     """
 
     sqnr_db: float
     assured_db: float
+    hoped_db: float = CEILING_DB
 
 
 class Reference:
@@ -95,7 +97,8 @@ class Reference:
         return few
 
     def _session(self, model: ir.Model) -> Session:
-        return Session(io.payload(comparable(model), self.context.workdir), threads=self.context.threads)
+        source = io.payload(comparable(model), self.context.workdir)
+        return Session(source, threads=self.context.threads, spin=False)
 
     def run(self, model: ir.Model) -> list[Values]:
         """Float outputs of `model`, batch by batch."""
@@ -109,9 +112,22 @@ class Reference:
         """
         return self.closeness(model).sqnr_db
 
-    def closeness(self, model: ir.Model) -> Closeness:
-        """How close the worst part of the outputs is on these samples, and on others like them."""
-        return self._worst(self.run(model), self.names)
+    def closeness(self, model: ir.Model, few: int = 0, wanted_db: float = -math.inf) -> Closeness:
+        """How close the worst part of the outputs is on these samples, and on others like them.
+
+        Where the first `few` samples say that others do not come to `wanted_db`, no more are run, and it is theirs.
+        """
+        session = self._session(model)
+        found: list[Values] = []
+        seen = 0
+        for batch in self.batches:
+            found.append(session.run(batch.feeds, self.names))
+            seen += batch.count
+            if few <= seen < min(few + batch.count, self.samples):
+                rough = self._worst(found, self.names)
+                if rough.hoped_db < wanted_db:
+                    return rough
+        return self._worst(found, self.names)
 
     def by_output(self, found: Sequence[Values]) -> dict[str, float]:
         """SQNR in dB of the worst part of every float output."""
@@ -122,13 +138,14 @@ class Reference:
         return Closeness(
             min((decibel(part.signal, part.noise) for part in parts), default=CEILING_DB),
             min((_assured(part) for part in parts), default=CEILING_DB),
+            min((_hoped(part) for part in parts), default=CEILING_DB),
         )
 
     def _parts(self, name: str, found: Sequence[Values]) -> list[Part]:
         return _parts(
-            [batch[name] for batch in self.reference],
+            [batch[name] for batch in self.reference[: len(found)]],
             [batch[name] for batch in found],
-            [batch.count for batch in self.batches],
+            [batch.count for batch in self.batches[: len(found)]],
             self._ways.get(name, ()),
         )
 
@@ -144,21 +161,32 @@ def _parts(
     for a, b, samples in zip(reference, found, counts, strict=True):
         exact = a.astype(np.float64)
         usable = np.isfinite(exact)
+        if not usable.all():
+            exact, b = np.where(usable, exact, 0.0), np.where(usable, b, 0.0) if a.shape == b.shape else b
         if a.shape != b.shape:  # as many detections as there are: what cannot be compared counts as lost
-            lost = np.where(usable, exact, 0.0)
-            division.add(lost, lost, samples=samples)
+            division.add(exact, exact, samples=samples)
             continue
-        if not np.isfinite(b[usable]).all():
+        if not np.isfinite(b).all():
             return broken
-        exact = np.where(usable, exact, 0.0)
-        division.add(exact, exact - np.where(usable, b, 0.0), samples=samples)
+        division.add(exact, exact - b, samples=samples)
     return division.parts()
 
 
 def _assured(part: Part) -> float:
     """SQNR in dB of a part at the upper end of its noise, where that is known."""
-    margin = 0.0 if part.spread is None else _student(part.units - 1) * part.spread
-    return decibel(part.signal, part.noise + margin)
+    return decibel(part.signal, part.noise + _margin(part))
+
+
+def _hoped(part: Part) -> float:
+    """SQNR in dB of a part at the lower end of its noise; the ceiling where one sample says nothing about others."""
+    if part.spread is None or not math.isfinite(part.spread):
+        return CEILING_DB if math.isfinite(part.noise) else -math.inf
+    return decibel(part.signal, max(part.noise - _margin(part), 0.0))
+
+
+def _margin(part: Part) -> float:
+    """Half-width of the interval around the noise that leaves 5 % on either side."""
+    return 0.0 if part.spread is None else _student(part.units - 1) * part.spread
 
 
 def _student(freedom: int) -> float:

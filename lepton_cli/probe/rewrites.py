@@ -121,7 +121,7 @@ class Given:
 
     def _run(self, model: ir.Model, optimise: bool = True) -> _Outputs:
         source = io.payload(comparable(model), self._context.workdir)
-        session = Session(source, threads=self._context.threads, optimise=optimise)
+        session = Session(source, threads=self._context.threads, optimise=optimise, spin=False)
         results = [session.run(feeds) for feeds in self._feeds]
         return [{name: v for name, v in found.items() if isinstance(v, np.ndarray)} for found in results]
 
@@ -166,9 +166,8 @@ def strayed(before: ir.Model, after: ir.Model, names: Collection[str], context: 
         return {}
     seen = activations.Activations(before, [*reads, *results], context.workdir, context.threads).run(feeds)
     inner = {name: seen[name] for name in reads & made}
-    session = Session(
-        io.payload(activations.piece(after, inner, list(results)), context.workdir), threads=context.threads
-    )
+    part = io.payload(activations.piece(after, inner, list(results)), context.workdir)
+    session = Session(part, threads=context.threads, spin=False)
     given = feeds | {name + activations.GIVEN: array for name, array in inner.items()}
     found = session.run({info.name: given[info.name] for info in session.inputs}, list(results))
     said = {node.name or "": _strayed(seen[name], found[name]) for name, node in results.items()}

@@ -45,7 +45,7 @@ class SequentialPass:
         session = None
         if asked:
             part = piece(model, self._kept, asked)
-            session = runtime.Session(io.payload(part, self._workdir), threads=self._threads)
+            session = runtime.Session(io.payload(part, self._workdir), threads=self._threads, spin=False)
         files: list[Path] = []
         advance = True
         self._generation += 1

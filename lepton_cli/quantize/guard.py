@@ -20,6 +20,8 @@ from lepton_cli.step import Context
 NORMAL = EFFORTS["normal"]
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
 FLOOR_DB = 20.0
+#: Samples run at once: the first few that settle a trial are whole batches.
+BATCH = 8
 #: One calibration sample in so many is kept apart to judge by, where there are at least `FEWEST` of them.
 EVERY, FEWEST = 4, 16
 #: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
@@ -113,48 +115,58 @@ def hold(
     model: ir.Model,
     choice: Choice,
     write: Callable[[Choice], ir.Model],
-    ranking: list[GroupSensitivity],
+    ranking: Callable[[], Sequence[GroupSensitivity]],
     score: Callable[[ir.Model], float],
     max_drop: float,
+    *,
+    reference: float | None = None,
+    first: tuple[ir.Model, float] | None = None,
     reason: str = "returned to float by accuracy_guard",
     wide_first: bool = False,
     effort: Effort = NORMAL,
 ) -> tuple[Choice, ir.Model, Guard]:
     """Return groups to float, worst first, until at most `max_drop` is lost: all of them, and `model` itself, at last.
 
+    `ranking` is asked for where the limit does not hold at once. What is known is not scored again: `reference`, the
+    model's own score, and `first`, what the choice as it is makes of it with its score.
+
     Their number is doubled until the limit holds, and then halved towards the least that does; of these a few of the
     mildest are quantized again where that costs nothing. `wide_first`: activations of 16 bits are tried before float.
     """
-    reference = score(model)
+    reference = score(model) if reference is None else reference
     trials: list[GuardTrial] = []
 
-    def attempt(dropped: list[GroupSensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
+    def attempt(dropped: Sequence[GroupSensitivity], wide: bool = False) -> tuple[bool, Choice, ir.Model]:
         names = [name for entry in dropped for name in entry.nodes]
         smaller = choice.widened(names) if wide else choice.without(names, reason, model)
-        made = write(smaller) if smaller.anchors else model
-        drop = reference - score(made)
+        if first is not None and not names:
+            made, drop = first[0], reference - first[1]
+        else:
+            made = write(smaller) if smaller.anchors else model
+            drop = reference - score(made) if smaller.anchors else 0.0
         groups, said = len(dropped), round(drop, 5) if math.isfinite(drop) else None
         trials.append(GuardTrial(in_float=None if wide else groups, int16=groups if wide else None, drop=said))
         return drop <= max_drop, smaller, made
 
     failed, count, wide = 0, 0, False
     holds, best, made = attempt([])
-    while not holds and count < len(ranking):
-        failed, count = count, min(max(1, 2 * count), len(ranking))
+    ranked = [] if holds else ranking()
+    while not holds and count < len(ranked):
+        failed, count = count, min(max(1, 2 * count), len(ranked))
         wide = wide_first
-        holds, best, made = attempt(ranking[:count], wide)
+        holds, best, made = attempt(ranked[:count], wide)
         if wide and not holds:
             wide = False
-            holds, best, made = attempt(ranking[:count])
+            holds, best, made = attempt(ranked[:count])
     while holds and count - failed > 1:
         middle = (failed + count) // 2
-        again, choice_again, made_again = attempt(ranking[:middle], wide)
+        again, choice_again, made_again = attempt(ranked[:middle], wide)
         if again:
             count, best, made = middle, choice_again, made_again
         else:
             failed = middle
-    dropped = ranking[:count]
-    mildest = ranking[: count - 1][::-1] if holds and count else []
+    dropped = ranked[:count]
+    mildest = ranked[: count - 1][::-1] if holds and count else []
     for entry in mildest[: effort.second_tries]:
         fewer = [other for other in dropped if other is not entry]
         again, choice_again, made_again = attempt(fewer, wide)
@@ -171,28 +183,29 @@ def hold_fidelity(
     model: ir.Model,
     choice: Choice,
     write: Callable[[Choice], ir.Model],
-    ranking: list[GroupSensitivity],
+    ranking: Callable[[], Sequence[GroupSensitivity]],
     fidelity: Reference,
     form: str,
     effort: Effort = NORMAL,
+    first: tuple[ir.Model, Closeness] | None = None,
 ) -> tuple[Choice, ir.Model, Guard]:
     """`hold` until other samples too have `FLOOR_DB` in all parts of the outputs, with 95 % confidence.
 
-    A trial that is far off on the first few samples is not run on the others.
+    A trial that is hopeless by the first few samples is not run on the others.
     """
-    few = fidelity.first(effort.few)
 
-    def closeness(candidate: ir.Model) -> float:
-        rough = few.sqnr(candidate) if few.samples < fidelity.samples else FLOOR_DB
-        return rough if rough < FLOOR_DB - OPTIMISM_DB else min(fidelity.closeness(candidate).assured_db, FLOOR_DB)
+    def capped(came: Closeness) -> float:
+        return min(came.assured_db, FLOOR_DB)
 
     return hold(
         model,
         choice,
         write,
-        [group for group in ranking if choice.anchors & set(group.nodes)],
-        closeness,
+        lambda: [group for group in ranking() if choice.anchors & set(group.nodes)],
+        lambda candidate: capped(fidelity.closeness(candidate, effort.few, FLOOR_DB)),
         max_drop=0.0,
+        reference=FLOOR_DB,
+        first=None if first is None else (first[0], capped(first[1])),
         reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
         effort=effort,
     )

@@ -16,6 +16,7 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.graph.edit import array_of
 from lepton_cli.probe import linear
 from lepton_cli.probe.activations import Activations, batches
+from lepton_cli.probe.blas import one_thread
 from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.step import Context
@@ -28,6 +29,7 @@ SAMPLES = 96
 BATCH = 4
 
 
+@one_thread()
 def collect(model: ir.Model, choice: Choice, data: Dataset, context: Context) -> dict[str, Moments]:
     """Moments of the input rows of every chosen anchor, by node name."""
     nodes = [node for node in model.graph if node.name in choice.anchors and row_length(node) <= LONGEST_ROW]

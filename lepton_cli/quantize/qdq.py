@@ -43,6 +43,7 @@ class Scheme:
     activations: Literal["int8", "int16"] = "int8"
 
 
+@io.uncollected()
 def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError where a tensor that must be rounded has no range."""
     return _Writer(io.clone(model), plan).written()

@@ -24,6 +24,8 @@ from lepton_cli.step import Context
 
 #: A repair is kept when the outputs come closer by at least this much.
 WORTH_DB = 0.2
+#: Share of their unevenness that channels lose when they are equalised; the weights keep the rest.
+STRENGTH = 0.5
 #: Equalised float models must compute the same as before, to this precision.
 SAME_DB = 80.0
 
@@ -151,19 +153,26 @@ class _Repairs:
                 reason="a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
                 nodes=tuple(clipped),
             )
-        ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
+        scaled = equalise.between(self.model, pairs)
+        axes = {name: 1 for names in scaled.values() for name in names}
+        ends = channels.collect(self.model, axes, self.data, self.context)
         if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
-        trial, count = equalise.equalise(self.model, pairs, ends, 0.5)
+        trial, count = equalise.equalise(self.model, pairs, ends, STRENGTH)
         if not count or (self.decided is None and self.fidelity.sqnr(trial) < SAME_DB):
             return
-        names = choose.activations(trial, self.choice)
-        found = collect_ranges(trial, names, self.data, self.context)
-        ends_ = found.limits(self.method, self.levels)
-        score = self._score(trial, ends_, {})
+        bounds = self.found.bounds
+        made = {
+            name: clipping.bounded(reach, bounds.get(name, clipping.EVERYTHING))
+            for name, reach in equalise.ranges(scaled, ends, STRENGTH).items()
+            if name in self.limits
+        }
+        score = self._score(trial, self.limits | made, {})
         if self._kept("equalise", score, insists=self.options.equalise is True):
-            self.model, self.found, self.limits, self.score = trial, found, ends_, score
-            self.equalised = count
+            self.model, self.score, self.equalised = trial, score, count
+            changed = collect_ranges(trial, list(made), self.data, self.context).histograms
+            self.found = dataclasses.replace(self.found, histograms=self.found.histograms | changed)
+            self.limits = self.found.limits(self.method, self.levels)
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.graph.edit import array_of, set_weight
 from lepton_cli.model import io
+from lepton_cli.probe.blas import one_thread
 from lepton_cli.probe.factor import inverse_factor
 from lepton_cli.probe.moments import Moments
 from lepton_cli.quantize.choose import Choice
@@ -37,6 +38,7 @@ class Rounded:
     scales: dict[str, tuple[int, NDArray[np.float32]]]
 
 
+@one_thread()
 def apply(
     model: ir.Model,
     choice: Choice,

@@ -145,7 +145,7 @@ class _Quantization:
         self.given, self.model, self.choice, self.found = given, model, choice, found
         self.target, self.options, self.context = target, options, context
         self.effort = EFFORTS[options.effort]
-        self.fidelity = Reference(model, context)
+        self.fidelity = Reference(model, context, batch=guard.BATCH)
         self.warnings: list[str] = []
         self.ranking: list[guard.GroupSensitivity] | None = None
         self.speed: Speed | None = None
@@ -267,7 +267,7 @@ class _Quantization:
             self.model,
             self.choice,
             best.write,
-            self._rank(best),
+            lambda: self._rank(best),
             score,
             wanted.max_drop,
             wide_first=wanted.fallback == "int16",
@@ -299,23 +299,31 @@ class _Quantization:
         came, before = self.fidelity.closeness(made), self.choice
         if came.assured_db >= guard.FLOOR_DB + guard.OPTIMISM_DB:
             return made
-        self._return_layers(best, best, self.fidelity)
+        made = self._return_layers(best, best, self.fidelity, (made, came))
+        whole = self.choice
         apart, judging = guard.split(self.context)
         if judging is None:
             self.warnings.append(guard.too_few(_data(self.context)))
         elif self.choice.anchors:
             found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
             # By the repairs that helped on all samples: to try the others again costs more than it tells.
-            judge = Reference(self.model, apart, data=judging)
+            judge = Reference(self.model, apart, batch=guard.BATCH, data=judging)
             self._return_layers(best, self._best(found, judge, apart, best.repairs), judge)
         self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
-        return best.write(self.choice) if self.choice.anchors else self.model
+        if self.choice is not whole:
+            made = best.write(self.choice) if self.choice.anchors else self.model
+        return made
 
-    def _return_layers(self, best: refine.Best, fit: refine.Best, fidelity: Reference) -> None:
-        if fidelity.closeness(fit.write(self.choice)).assured_db < guard.FLOOR_DB:
-            self.choice, _, self.fidelity_guard = guard.hold_fidelity(
-                self.model, self.choice, fit.write, self._rank(best), fidelity, "int8", self.effort
-            )
+    def _return_layers(
+        self, best: refine.Best, fit: refine.Best, fidelity: Reference, first: tuple[ir.Model, Closeness] | None = None
+    ) -> ir.Model:
+        """What `fit` writes once `fidelity` holds. `first`: what it writes before, and how close that comes."""
+        choice, made, told = guard.hold_fidelity(
+            self.model, self.choice, fit.write, lambda: self._rank(best), fidelity, "int8", self.effort, first
+        )
+        if choice.anchors != self.choice.anchors:
+            self.choice, self.fidelity_guard = choice, told
+        return made
 
     def _warn(self, placed: Placement) -> None:
         if not self.target.int8_kernels:

@@ -91,7 +91,7 @@ def _held(
 
     Also what was measured, and warnings. 4 bits are a choice for size: they stay where they are asked for.
     """
-    fidelity = Reference(model, context)
+    fidelity = Reference(model, context, batch=guard.BATCH)
     came = fidelity.closeness(made)
     insists = context.calibration is None or not options.fidelity_guard
     if options.bits != 8 or insists or came.assured_db >= guard.FLOOR_DB:
@@ -102,8 +102,16 @@ def _held(
         return _written(model, choice.anchors, options, store)[0]
 
     before = Choice(frozenset(names), frozenset(), ())
-    ranking = guard.sensitivity(model, before, write, fidelity.first(guard.NORMAL.few), context)
-    choice, made, told = guard.hold_fidelity(model, before, write, ranking, fidelity, "8 bits")
+    few = fidelity.first(guard.NORMAL.few)
+    choice, made, told = guard.hold_fidelity(
+        model,
+        before,
+        write,
+        lambda: guard.sensitivity(model, before, write, few, context),
+        fidelity,
+        "8 bits",
+        first=(made, came),
+    )
     holds = fidelity.closeness(made)
     warnings = (*guard.mostly_returned(before, choice, came, "weights", "8 bits"), *guard.far(holds, context))
     measured = {"fidelity_guard": told, **guard.told(holds)}

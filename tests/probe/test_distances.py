@@ -11,6 +11,7 @@ from onnx import TensorProto
 from lepton_cli.data.memory import Arrays
 from lepton_cli.probe.distances import Closeness, Reference, _assured, relative_error
 from lepton_cli.probe.parts import Division, Segments
+from lepton_cli.runtime import Session
 from tests.quantize.builders import Graph, Scalars, WithConstants, context
 
 
@@ -225,12 +226,43 @@ def test_what_other_samples_hold_follows_from_the_spread(count: int, tmp_path: P
     error = math.sqrt((count - 1) / count * sum((one - np.mean(others)) ** 2 for one in others))
     assert found.sqnr_db == pytest.approx(-10 * math.log10(ratio), abs=1e-4)
     assert found.assured_db == pytest.approx(-10 * math.log10(ratio + STUDENT[count] * error), abs=0.1)
+    left = ratio - STUDENT[count] * error
+    assert 10 ** (-found.hoped_db / 10) == pytest.approx(max(left, 0), abs=0.02 * STUDENT[count] * error)
 
 
 def test_one_sample_says_nothing_of_others(tmp_path: Path) -> None:
     found = Reference(net(), context(samples(1), tmp_path)).closeness(net(shift=0.1))
-    assert found.assured_db == found.sqnr_db < 140
+    assert found.assured_db == found.sqnr_db < found.hoped_db == 140
     assert Reference(net(), context(samples(), tmp_path)).closeness(net()) == Closeness(140, 140)
+
+
+@pytest.mark.parametrize(
+    ("few", "margin", "runs"),
+    [
+        (8, -0.1, 5),  # the first 8 samples may hope for what is wanted
+        (8, 0.1, 1),  # they may not
+        (9, 0.3, 2),  # whole batches
+        (40, 99, 5),  # there are no others
+        (0, 99, 5),  # nobody asks the first ones
+    ],
+)
+def test_the_rest_is_not_run_where_the_first_samples_settle_it(
+    few: int, margin: float, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is hoped for is told by a reference with no other samples, which is held to the formula above."""
+    fidelity, made = Reference(net(), context(samples(), tmp_path), batch=8), net(shift=0.1)
+    first = Reference(net(), context(samples(8 * math.ceil(min(max(few, 1), 40) / 8)), tmp_path)).closeness(made)
+    ran: list[int] = []
+    run = Session.run
+    monkeypatch.setattr(Session, "run", lambda *given: ran.append(1) or run(*given))
+    found = fidelity.closeness(made, few, first.hoped_db + margin)
+    assert len(ran) == runs
+    assert found == (first if runs < 5 else fidelity.closeness(made))
+
+
+def test_outputs_that_are_lost_leave_no_hope(tmp_path: Path) -> None:
+    found = Reference(net(), context(samples(), tmp_path)).closeness(net(shift=math.nan), 16, -200)
+    assert found == Closeness(-math.inf, -math.inf, -math.inf)
 
 
 def test_nineteen_of_twenty_bounds_hold(tmp_path: Path) -> None:
