@@ -128,18 +128,33 @@ def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Microseconds of one layer in the quantized and in the float model; `None` where no kernel carries its name."""
+
+    int8: float | None
+    plain: float | None
+
+
+def times(node: ir.Node, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> Times:
+    """Of a node in the profiles of the quantized (`slow`) and of the float model.
+
+    Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
+    """
+    return Times(_int8(slow, node.name or ""), _plain(fast, [node.name or "", *_tensors(node)]))
+
+
 def losing(model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> dict[str, float]:
     """Anchors whose int8 kernel takes longer than the float one: name -> microseconds lost.
 
-    `slow`, `fast`: profiles of the quantized and of the float model. Kernels are matched by name: int8 ones keep the
-    node's, float ones carry the node's or its output tensor's.
+    `slow`, `fast`: profiles of the quantized and of the float model.
     """
     lost = {}
     for node in model.graph:
         if node.name not in choice.anchors:
             continue
-        int8 = _int8(slow, node.name or "")
-        plain = _plain(fast, [node.name or "", *_tensors(node)])
+        found = times(node, slow, fast)
+        int8, plain = found.int8, found.plain
         if int8 is not None and plain is not None and int8 - plain > max(0.1 * plain, LEAST_LOSS * _whole(fast)):
             lost[node.name or ""] = int8 - plain
     return dict(sorted(lost.items(), key=lambda item: -item[1]))

@@ -18,6 +18,7 @@ from lepton_cli.quantize import (
     fates,
     forms,
     guard,
+    kernels,
     qdq,
     refine,
     saturation,
@@ -100,7 +101,7 @@ def _planned(
     names = choose.activations(model, choice)
     ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
     made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
-    return _stored(made, allowed)
+    return _stored(kernels.fit(made, target, larger=options.prefer != "size"), allowed)
 
 
 def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision]]:
@@ -215,7 +216,8 @@ class _Quantization:
     def _write(self, choice: choose.Choice) -> ir.Model:
         """A quick version: speed depends on the nodes chosen, not on their values."""
         limits = self.found.limits("minmax")
-        return qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
+        made = qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
+        return kernels.fit(made, self.target)
 
     def _spare_slow_layers(self) -> None:
         reason = targets.runs_here(self.target)
