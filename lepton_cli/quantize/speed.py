@@ -16,10 +16,12 @@ import onnx_ir as ir
 
 from lepton_cli import cache
 from lepton_cli.errors import check_room
+from lepton_cli.graph import cost
+from lepton_cli.graph.shapes import concrete
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.details import Placement, Returned, Speed
+from lepton_cli.quantize.details import LayerTime, Placement, Returned, Speed
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
@@ -128,20 +130,27 @@ def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Microseconds of one layer in the quantized and in the float model; `None` where no kernel carries its name."""
-
-    int8: float | None
-    plain: float | None
-
-
-def times(node: ir.Node, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> Times:
+def times(node: ir.Node, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> LayerTime:
     """Of a node in the profiles of the quantized (`slow`) and of the float model.
 
     Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
     """
-    return Times(_int8(slow, node.name or ""), _plain(fast, [node.name or "", *_tensors(node)]))
+    name = node.name or ""
+    return LayerTime(node=name, int8=_int8(slow, name), plain=_plain(fast, [name, *_tensors(node)]))
+
+
+def rates(model: ir.Model, layers: Iterable[LayerTime], feeds: Values) -> dict[str, tuple[float | None, float | None]]:
+    """GMAC/s of each layer in int8 and in float, by node, for inputs shaped like `feeds`."""
+    counts = cost.macs(model, concrete(model, {name: array.shape for name, array in feeds.items()}))
+
+    def rate(count: int, microseconds: float | None) -> float | None:
+        return round(count / microseconds / 1e3, 1) if microseconds else None
+
+    return {
+        one.node: (rate(counts[one.node], one.int8), rate(counts[one.node], one.plain))
+        for one in layers
+        if one.node in counts
+    }
 
 
 def losing(model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> dict[str, float]:
@@ -297,7 +306,8 @@ def faster_choice(
         ):
             search.attempt([node.name or "" for node in first])
     speedup = compare([model if given is None else given, search.made], feeds, context)[1]
-    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
+    layers = tuple(times(node, slow, fast) for node in model.graph if node.name in choice.anchors)
+    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned), layers=layers)
 
 
 def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Values, context: Context) -> Choice:

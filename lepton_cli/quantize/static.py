@@ -37,6 +37,7 @@ from lepton_cli.quantize.details import (
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.prepare import cleaned, prepare, refuse_quantized, share
 from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.runtime import Values
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
@@ -207,7 +208,7 @@ class _Quantization:
             speed=self.speed,
             accuracy_guard=self.accuracy_guard,
             fidelity_guard=self.fidelity_guard,
-            sensitivity=() if self.ranking is None else guard.table(self.ranking),
+            sensitivity=() if self.ranking is None else guard.table(self.ranking, self._rates()),
             **({} if came is None else guard.told(came)),
             placement=placement,
             portability=portability,
@@ -241,7 +242,7 @@ class _Quantization:
 
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
-        feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
+        feeds = self._feeds()
         choice, measured = speed.faster_choice(
             self.model,
             self.choice,
@@ -260,6 +261,15 @@ class _Quantization:
             f"best is {alternatives.best(found)}"
         )
         return choice, measured.model_copy(update={"alternatives": found, "verdict": verdict})
+
+    def _feeds(self) -> Values:
+        """What speed is measured with."""
+        return next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
+
+    def _rates(self) -> dict[str, tuple[float | None, float | None]]:
+        """GMAC/s of the layers, in int8 and in float, where they were timed."""
+        layers = () if self.speed is None else self.speed.layers
+        return speed.rates(self.model, layers, self._feeds()) if layers else {}
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.options.accuracy_guard
