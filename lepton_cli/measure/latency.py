@@ -24,6 +24,8 @@ from lepton_cli.timing.intervals import percentile
 
 #: Most raw times kept for drawing.
 _DRAWN = 200
+#: Providers that run on the processor which the CPU provider runs on: whoever has the one can choose the other.
+_SAME_PROCESSOR = frozenset({"cpu", "openvino", "dnnl", "xnnpack"})
 #: A machine on which a smaller share of the bursts is undisturbed is worth a warning.
 _BUSY = 0.5
 
@@ -142,15 +144,29 @@ class _Measured:
         return found
 
 
+def _faster_elsewhere(results: Sequence[Latency]) -> list[str]:
+    """Where another provider for the same processor runs the last arm clearly faster than the first provider does."""
+    if not results:
+        return []
+    first, last, found = results[0].provider, results[-1].variant, dict[str, list[str]]()
+    own = {one.batch: one for one in results if (one.provider, one.variant) == (first, last)}
+    for one in results:
+        beside = own.get(one.batch)
+        if one.variant == last and one.provider in _SAME_PROCESSOR and beside is not None and one.high < beside.low:
+            found.setdefault(one.provider, []).append(f"{beside.median / one.median:.2f}x (batch {one.batch})")
+    return [f"`{last}` is faster on {name} than on {first}: {', '.join(told)}" for name, told in found.items()]
+
+
 def _table(measured: Sequence[_Measured], skipped: Sequence[Skipped], threads: int) -> LatencyTable:
     warnings = [warning for one in measured for warning in one.warnings()]
     if threads > usable_threads():
         warnings.insert(0, f"{threads} threads were asked for but only {usable_threads()} cores are usable")
+    results = tuple(result for one in measured for result in one.latencies())
     return LatencyTable(
-        results=tuple(result for one in measured for result in one.latencies()),
+        results=results,
         changes=tuple(change for one in measured for change in one.changes()),
         skipped=tuple(skipped),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_faster_elsewhere(results)),
     )
 
 
