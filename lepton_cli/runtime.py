@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lepton_cli import plugin
 from lepton_cli.errors import MissingExtraError, ModelError, ProviderError, cause_of, check_room
 from lepton_cli.machine import usable_threads
 from lepton_cli.tensors import TensorInfo
@@ -95,13 +96,16 @@ def provider_name(name: str) -> str:
     """onnxruntime's name of a provider given by its short or full name. Raises ProviderError when not installed."""
     full = PROVIDERS.get(name, name)
     available = onnxruntime().get_available_providers()
-    if full not in available:
+    if full in available:
+        return str(full)
+    package = plugin.load(onnxruntime(), full) or plugin.Plugin()
+    if not package.devices:
+        fix = "CUDA needs onnxruntime-gpu" if name == "cuda" else package.fix
         raise ProviderError(
             "provider.unavailable",
             f"provider `{name}` is not in this onnxruntime",
-            cause=f"it has {', '.join(available)}",
-            hint="lepton doctor   or choose another provider"
-            + ("; CUDA needs onnxruntime-gpu" if name == "cuda" else ""),
+            cause="; ".join(filter(None, (f"it has {', '.join(available)}", package.missing))),
+            hint="; ".join(filter(None, ("lepton doctor   or choose another provider", fix))),
         )
     return str(full)
 
@@ -145,8 +149,12 @@ class Session:
         source: Any = model if isinstance(model, bytes) else str(model)
         if full in _DEVICES:
             _preload_device_libraries()
+        package = plugin.load(ort, full)
+        if package is not None and package.devices:
+            options.add_provider_for_devices(package.devices, plugin.settings(full, self.threads))
+            providers = []
         try:
-            self._session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+            self._session = ort.InferenceSession(source, options, providers=providers or None, enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             if optimised_path is not None:
                 check_room(optimised_path)

@@ -41,7 +41,7 @@ LAYERS = (
     ("runtime",),
     ("step",),
     ("data",),
-    ("cache", "machine", "metrics", "progress", "scratch", "tensors", "values"),
+    ("cache", "machine", "metrics", "plugin", "progress", "scratch", "tensors", "values"),
     ("units",),
     ("errors", "version"),
 )

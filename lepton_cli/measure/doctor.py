@@ -15,7 +15,7 @@ from pathlib import Path
 from time import get_clock_info, perf_counter_ns
 from typing import Literal
 
-from lepton_cli import units
+from lepton_cli import plugin, units
 from lepton_cli.cache import default_folder
 from lepton_cli.errors import LeptonError, MissingExtraError
 from lepton_cli.machine import machine, usable_threads
@@ -139,6 +139,9 @@ def _providers(wanted: str | None) -> Iterator[Check]:
     short = {full: name for name, full in PROVIDERS.items()}
     installed = [str(name) for name in onnxruntime().get_available_providers()]
     # onnxruntime lists Azure's remote provider everywhere; it runs nothing here.
+    installed += [
+        name for name, (package, _) in plugin.PACKAGES.items() if environment.version(package) and name not in installed
+    ]
     names = [wanted] if wanted else [short.get(name, name) for name in installed if name != "AzureExecutionProvider"]
     for name in names:
         status: Literal["warn", "fail"] = "fail" if wanted or name == "cpu" else "warn"
@@ -158,6 +161,8 @@ def _provider_fix(name: str) -> str:
             "the CUDA and cuDNN libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'"
             + ("; TensorRT is installed by itself, as NVIDIA describes" if name == "tensorrt" else "")
         )
+    if name == "openvino":
+        return "pip install onnxruntime-ep-openvino (for Intel's processors), or leave it out of `providers`"
     return "install an onnxruntime build that has it, or leave it out of `providers`"
 
 

@@ -17,13 +17,15 @@ from lepton_cli.measure.case import Case, Unsupported
 from lepton_cli.measure.results import Latency, LatencyChange, LatencyTable, Skipped
 from lepton_cli.measure.spec import LatencySpec, ProviderSpec
 from lepton_cli.progress import Progress, Silent
-from lepton_cli.runtime import CPU, PROVIDERS, Values
+from lepton_cli.runtime import Values
 from lepton_cli.timing import compare as timing
 from lepton_cli.timing.compare import Rounds, StopRule
 from lepton_cli.timing.intervals import percentile
 
 #: Most raw times kept for drawing.
 _DRAWN = 200
+#: Providers that run on the processor which the CPU provider runs on: whoever has the one can choose the other.
+_SAME_PROCESSOR = frozenset({"cpu", "openvino", "dnnl", "xnnpack"})
 #: A machine on which a smaller share of the bursts is undisturbed is worth a warning.
 _BUSY = 0.5
 
@@ -38,8 +40,8 @@ def compare(
     input_names: InputNames | None = None,
     beside: Mapping[str, Payload] | None = None,
 ) -> LatencyTable:
-    """Time all arms on every provider, batch size and, on the CPU, number of threads; the first arm is the reference of
-    the changes.
+    """Time all arms on every provider and batch size, and on the processor with every number of threads; the first arm
+    is the reference of the changes.
 
     `beside`: further arms on the first of each alone; those that do not run are left out.
     `feeds_for_batch` gives model inputs of a batch size. Providers that are optional and missing, and batch sizes
@@ -61,7 +63,7 @@ def compare(
             return Case(chosen, provider.name, batch, threads, feeds, names, optional=frozenset(more), beside=told)
 
         for provider in spec.providers:
-            used = counts if PROVIDERS.get(provider.name, provider.name) == CPU else counts[:1]
+            used = counts if _on_processor(provider.name) else counts[:1]
             cases = itertools.starmap(case, itertools.product((provider,), used, spec.batch))
             _on_provider(provider, cases, spec, seed, progress or Silent(), measured, skipped)
     except KeyboardInterrupt as stop:
@@ -145,15 +147,33 @@ class _Measured:
         return found
 
 
+def _on_processor(provider: str) -> bool:
+    return provider.lower().removesuffix("executionprovider") in _SAME_PROCESSOR
+
+
+def _faster_elsewhere(results: Sequence[Latency]) -> list[str]:
+    """Where another provider for the same processor runs the last arm clearly faster than the first provider does."""
+    if not results:
+        return []
+    first, last, found = results[0].provider, results[-1].variant, dict[str, list[str]]()
+    own = {one.setting[1:]: one for one in results if (one.provider, one.variant) == (first, last)}
+    for one in results:
+        beside = own.get(one.setting[1:])
+        if one.variant == last and _on_processor(one.provider) and beside is not None and one.high < beside.low:
+            found.setdefault(one.provider, []).append(f"{beside.median / one.median:.2f}x (batch {one.batch})")
+    return [f"`{last}` is faster on {name} than on {first}: {', '.join(told)}" for name, told in found.items()]
+
+
 def _table(measured: Sequence[_Measured], skipped: Sequence[Skipped], counts: Sequence[int]) -> LatencyTable:
     warnings = [warning for one in measured for warning in one.warnings()]
     if max(counts) > usable_threads():
         warnings.insert(0, f"{max(counts)} threads were asked for but only {usable_threads()} cores are usable")
+    results = tuple(result for one in measured for result in one.latencies())
     return LatencyTable(
-        results=tuple(result for one in measured for result in one.latencies()),
+        results=results,
         changes=tuple(change for one in measured for change in one.changes()),
         skipped=tuple(skipped),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_faster_elsewhere(results)),
     )
 
 

@@ -19,11 +19,16 @@ class _Named(Strict):
 
 
 class Sensitivity(Strict):
-    """What quantizing this node alone, or these neighbours, does to the outputs."""
+    """What quantizing this node alone, or these neighbours, does to the outputs.
+
+    `int8_gmacs`, `float_gmacs`: multiply-accumulates in a nanosecond of its kernels, where they were timed.
+    """
 
     node: str
     op: str
     sqnr_db: float | None
+    int8_gmacs: float | None = None
+    float_gmacs: float | None = None
 
 
 class Returned(Strict):
@@ -33,14 +38,23 @@ class Returned(Strict):
     gain: float
 
 
+class LayerTime(Strict):
+    """Microseconds of a layer's kernels; `None` where none carries its name."""
+
+    node: str
+    int8: float | None
+    plain: float | None
+
+
 class Speed(Strict):
-    """Speed of int8 relative to float on this machine.
+    """Speed of int8 relative to float on this machine; `layers`: before any of them were returned to float.
 
     Where int8 does not pay: `alternatives`, the speeds of other steps and of `float`, and the `verdict` in words.
     """
 
     speedup: float
     returned: tuple[Returned, ...] = ()
+    layers: tuple[LayerTime, ...] = ()
     alternatives: dict[str, float] | None = None
     verdict: str | None = None
 

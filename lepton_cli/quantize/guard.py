@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -104,11 +104,16 @@ def _weights(node: ir.Node) -> Iterator[ir.Value]:
             yield source
 
 
-def table(ranking: list[GroupSensitivity]) -> tuple[details.Sensitivity, ...]:
-    """The ranking as the report draws it."""
-    return tuple(
-        details.Sensitivity(node=", ".join(one.nodes), op=one.op, sqnr_db=round(one.sqnr_db, 2)) for one in ranking
-    )
+def table(
+    ranking: list[GroupSensitivity], rates: Mapping[str, tuple[float | None, float | None]]
+) -> tuple[details.Sensitivity, ...]:
+    """The ranking as the report draws it; `rates`: GMAC/s in int8 and in float of nodes that were timed."""
+    found = []
+    for one in ranking:
+        int8, plain = rates.get(one.nodes[0], (None, None)) if len(one.nodes) == 1 else (None, None)
+        name, ratio = ", ".join(one.nodes), round(one.sqnr_db, 2)
+        found.append(details.Sensitivity(node=name, op=one.op, sqnr_db=ratio, int8_gmacs=int8, float_gmacs=plain))
+    return tuple(found)
 
 
 def hold(

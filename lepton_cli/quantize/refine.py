@@ -15,7 +15,7 @@ from lepton_cli.probe.calibration import Ranges
 from lepton_cli.probe.calibration import collect as collect_ranges
 from lepton_cli.probe.clipping import Range
 from lepton_cli.probe.distances import Reference
-from lepton_cli.quantize import choose, equalise, moments, qdq, rounding, smooth
+from lepton_cli.quantize import choose, equalise, kernels, moments, qdq, rounding, smooth
 from lepton_cli.quantize.details import EqualiseSkipped, Repaired
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.spec import QuantizeStatic
@@ -40,10 +40,13 @@ class Best:
     details: Repaired
     #: Names of the repairs that it is made by.
     repairs: frozenset[str]
+    #: Whether zeros may be added to the weights for speed.
+    larger: bool
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
-        return qdq.write(self.floats(choice), dataclasses.replace(self.plan, choice=choice))
+        made = qdq.write(self.floats(choice), dataclasses.replace(self.plan, choice=choice))
+        return kernels.fit(made, self.plan.target, larger=self.larger)
 
     def floats(self, choice: choose.Choice) -> ir.Model:
         """The model from which that is written: rounded are the weights of the nodes of `choice` alone."""
@@ -80,7 +83,8 @@ def best(
     search.ranges()
     exact = search.model
     search.round()
-    return Best(search.model, exact, search.plan(), search.details(), frozenset(search.kept))
+    larger = options.prefer != "size"
+    return Best(search.model, exact, search.plan(), search.details(), frozenset(search.kept), larger)
 
 
 class _Repairs:

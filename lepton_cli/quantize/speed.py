@@ -17,10 +17,12 @@ import onnx_ir as ir
 
 from lepton_cli import cache
 from lepton_cli.errors import check_room
+from lepton_cli.graph import cost
+from lepton_cli.graph.shapes import concrete
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.details import Placement, Returned, Speed
+from lepton_cli.quantize.details import LayerTime, Placement, Returned, Speed
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context
@@ -137,27 +139,48 @@ def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) ->
     return {name: Kernel(operators[name], float(np.median(found))) for name, found in times.items()}
 
 
+def times(node: ir.Node, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]) -> LayerTime:
+    """Of a node in the profiles of the quantized (`slow`) and of the float model.
+
+    Kernels are matched by name: int8 ones keep the node's, float ones carry the node's or its output tensor's.
+    """
+    name = node.name or ""
+    return LayerTime(node=name, int8=_int8(slow, name), plain=_plain(fast, [name, *_tensors(node)]))
+
+
+def rates(model: ir.Model, layers: Iterable[LayerTime], feeds: Values) -> dict[str, tuple[float | None, float | None]]:
+    """GMAC/s of each layer in int8 and in float, by node, for inputs shaped like `feeds`."""
+    counts = cost.macs(model, concrete(model, {name: array.shape for name, array in feeds.items()}))
+
+    def rate(count: int, microseconds: float | None) -> float | None:
+        return round(count / microseconds / 1e3, 1) if microseconds else None
+
+    return {
+        one.node: (rate(counts[one.node], one.int8), rate(counts[one.node], one.plain))
+        for one in layers
+        if one.node in counts
+    }
+
+
 def losing(
     model: ir.Model, choice: Choice, slow: Mapping[str, Kernel], fast: Mapping[str, Kernel]
 ) -> list[tuple[str, ...]]:
     """Anchors whose int8 kernel takes longer than the float one, kind by kind, what loses most of the time first.
 
-    `slow`, `fast`: profiles of the quantized and of the float model. Kernels are matched by name: int8 ones keep the
-    node's, float ones carry the node's or its output tensor's. Layers of one kind compute the same on other weights:
-    the medians of their times decide for all of them, as those of a single one are noisy.
+    `slow`, `fast`: profiles of the quantized and of the float model. Layers of one kind compute the same on other
+    weights: the medians of their times decide for all of them, as those of a single one are noisy.
     """
     kinds: dict[object, list[tuple[str, float, float]]] = defaultdict(list)
     for node in model.graph:
         if node.name not in choice.anchors:
             continue
-        int8 = _int8(slow, node.name or "")
-        plain = _plain(fast, [node.name or "", *_tensors(node)])
-        if int8 is not None and plain is not None:
-            kinds[_kind(node)].append((node.name or "", int8, plain))
+        found = times(node, slow, fast)
+        if found.int8 is not None and found.plain is not None:
+            kinds[_kind(node)].append((found.node, found.int8, found.plain))
     lost: dict[tuple[str, ...], float] = {}
     for layers in kinds.values():
-        names, *times = zip(*layers, strict=True)
-        int8, plain = map(float, np.median(times, axis=1))
+        names, *spent = zip(*layers, strict=True)
+        int8, plain = map(float, np.median(spent, axis=1))
         if int8 - plain > 0.1 * plain and len(names) * (int8 - plain) > LEAST_LOSS * _whole(fast):
             lost[names] = len(names) * (int8 - plain)
     return sorted(lost, key=lambda names: -lost[names])
@@ -311,7 +334,8 @@ def faster_choice(
     ]
     search.attempt([[node.name or "" for node in nodes] for nodes in first])
     speedup = compare([model if given is None else given, search.made], feeds, context)[1]
-    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
+    layers = tuple(times(node, slow, fast) for node in model.graph if node.name in choice.anchors)
+    return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned), layers=layers)
 
 
 def _unfused(model: ir.Model, choice: Choice, kernels: Mapping[str, Kernel]) -> list[str]:

@@ -18,6 +18,7 @@ from lepton_cli.quantize import (
     fates,
     forms,
     guard,
+    kernels,
     qdq,
     refine,
     saturation,
@@ -36,6 +37,7 @@ from lepton_cli.quantize.details import (
 from lepton_cli.quantize.effort import EFFORTS
 from lepton_cli.quantize.prepare import cleaned, prepare, refuse_quantized, share
 from lepton_cli.quantize.spec import QuantizeStatic
+from lepton_cli.runtime import Values
 from lepton_cli.step import Context, Decision, Outcome
 
 #: A layer that would lose this much on another machine is worth a warning.
@@ -100,7 +102,7 @@ def _planned(
     names = choose.activations(model, choice)
     ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
     made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
-    return _stored(made, allowed)
+    return _stored(kernels.fit(made, target, larger=options.prefer != "size"), allowed)
 
 
 def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision]]:
@@ -206,7 +208,7 @@ class _Quantization:
             speed=self.speed,
             accuracy_guard=self.accuracy_guard,
             fidelity_guard=self.fidelity_guard,
-            sensitivity=() if self.ranking is None else guard.table(self.ranking),
+            sensitivity=() if self.ranking is None else guard.table(self.ranking, self._rates()),
             **({} if came is None else guard.told(came)),
             placement=placement,
             portability=portability,
@@ -215,7 +217,8 @@ class _Quantization:
     def _write(self, choice: choose.Choice) -> ir.Model:
         """A quick version: speed depends on the nodes chosen, not on their values."""
         limits = self.found.limits("minmax")
-        return qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
+        made = qdq.write(self.model, qdq.Scheme(self.target, choice, limits, activations=self.options.activations))
+        return kernels.fit(made, self.target)
 
     def _spare_slow_layers(self) -> None:
         reason = targets.runs_here(self.target)
@@ -239,7 +242,7 @@ class _Quantization:
 
     def _measure_speed(self) -> speed.Decided:
         """The layers that pay, and, where even these do not, what the other ways would bring."""
-        feeds = next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
+        feeds = self._feeds()
         choice, measured = speed.faster_choice(
             self.model,
             self.choice,
@@ -258,6 +261,15 @@ class _Quantization:
             f"best is {alternatives.best(found)}"
         )
         return choice, measured.model_copy(update={"alternatives": found, "verdict": verdict})
+
+    def _feeds(self) -> Values:
+        """What speed is measured with."""
+        return next(iter(activations.batches(self.model, _data(self.context), self.context.batch))).feeds
+
+    def _rates(self) -> dict[str, tuple[float | None, float | None]]:
+        """GMAC/s of the layers, in int8 and in float, where they were timed."""
+        layers = () if self.speed is None else self.speed.layers
+        return speed.rates(self.model, layers, self._feeds()) if layers else {}
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.options.accuracy_guard

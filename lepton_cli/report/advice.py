@@ -43,7 +43,7 @@ def _sensitive(report: Report) -> str:
     """The nodes that lose most, where a step measured it."""
     rows = report.sensitivity
     if rows:
-        named = ", ".join(f"{node} ({words.value(sqnr_db, 'decibel')})" for node, sqnr_db in rows[:3])
+        named = ", ".join(f"{node} ({words.value(sqnr_db, 'decibel')})" for node, sqnr_db, _ in rows[:3])
         return f"most sensitive: {named}; add them to `exclude`"
     steps = {step.step for step in report.steps}
     if "prune.channels" in steps or "prune.weights" in steps:

@@ -178,9 +178,15 @@ def _errors(report: Report) -> Figure | None:
         f"the {min(DRAWN, len(rows))} most sensitive of {len(rows)}."
     )
     metric = metrics.of("fidelity.sqnr")
-    cells = [(node, words.value(sqnr_db, metric.kind)) for node, sqnr_db in rows]
-    drawn = [Bar(*cell, (("after", row[1]),)) for cell, row in zip(cells[:DRAWN], rows, strict=False)]
-    return _figure("errors", title, text, charts.bars(title, text, drawn), ("layer", metric.label), cells)
+    drawn = [Bar(node, words.value(ratio, metric.kind), (("after", ratio),)) for node, ratio, _ in rows[:DRAWN]]
+    timed = any(row.int8_gmacs or row.float_gmacs for *_, row in rows)
+    rates = [tuple(f"{rate:.0f}" if rate else "" for rate in (row.int8_gmacs, row.float_gmacs)) for *_, row in rows]
+    cells = [
+        (node, words.value(ratio, metric.kind), *(rate if timed else ()))
+        for (node, ratio, _), rate in zip(rows, rates, strict=True)
+    ]
+    header = ("layer", metric.label, *(("int8 GMAC/s", "float GMAC/s") if timed else ()))
+    return _figure("errors", title, text, charts.bars(title, text, drawn), header, cells)
 
 
 def _classes(report: Report) -> Figure | None:

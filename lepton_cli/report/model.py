@@ -23,7 +23,7 @@ from lepton_cli.measure.results import (
     Size,
     Skipped,
 )
-from lepton_cli.quantize.details import QuantizeStaticDetails, QuantizeWeightsDetails
+from lepton_cli.quantize.details import QuantizeStaticDetails, QuantizeWeightsDetails, Sensitivity
 from lepton_cli.report.trial import Trial, Value
 from lepton_cli.step import Decision, Details, Step
 from lepton_cli.steps import STEPS
@@ -287,11 +287,12 @@ class Report(ReportPart):
         return data
 
     @property
-    def sensitivity(self) -> list[tuple[str, float]]:
+    def sensitivity(self) -> list[tuple[str, float, Sensitivity]]:
         """Nodes whose error a step measured alone, with their SQNR in decibels, the most sensitive first."""
         measured = (QuantizeStaticDetails, QuantizeWeightsDetails)
         rows = [row for step in self.steps if isinstance(step.details, measured) for row in step.details.sensitivity]
-        return sorted(((row.node, row.sqnr_db) for row in rows if row.sqnr_db is not None), key=lambda row: row[1])
+        found = [(row.node, row.sqnr_db, row) for row in rows if row.sqnr_db is not None]
+        return sorted(found, key=lambda row: row[1])
 
     def variant(self, name: str) -> Variant | None:
         """The variant of that name."""

@@ -14,6 +14,7 @@ from lepton_cli.errors import MeasurementError, ProviderError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure import latency
 from lepton_cli.measure.case import Case
+from lepton_cli.measure.results import Latency
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.timing.compare import Round, Rounds, StopRule
 from tests.measure import builders
@@ -52,6 +53,23 @@ def test_a_busy_machine_is_worth_a_warning() -> None:
     ]
     assert [result.undisturbed for result in found.latencies()] == pytest.approx([1 / 3, 1.0])
     assert [result.median for result in found.latencies()] == [1.0, 1.0]
+
+
+def test_another_provider_for_the_same_processor_is_named_where_it_is_faster() -> None:
+    def one(provider: str, batch: int, median: float, variant: str = "int8") -> Latency:
+        like = measured([[1.0] * 3] * 4).latencies()[0]
+        ends = {"median": median, "low": 0.9 * median, "high": 1.1 * median}
+        return like.model_copy(update={"provider": provider, "batch": batch, "variant": variant, **ends})
+
+    own = [one("cpu", 1, 1.0), one("cpu", 8, 4.0), one("cpu", 32, 9.0)]
+    other = [one("openvino", 1, 1.1), one("openvino", 8, 2.0), one("openvino", 32, 6.0), one("openvino", 64, 1.0)]
+    said = ["`int8` is faster on openvino than on cpu: 2.00x (batch 8), 1.50x (batch 32)"]
+    assert latency._faster_elsewhere([*own, *other]) == said
+    slower = [one(result.provider, result.batch, 9.9) for result in other]
+    assert latency._faster_elsewhere([*own, *slower]) == latency._faster_elsewhere(own) == []
+    assert latency._faster_elsewhere([*own, *(one("cuda", batch, 0.1) for batch in (1, 8))]) == []
+    assert latency._faster_elsewhere([*own, one("openvino", 8, 0.1, "original"), one("openvino", 8, 3.9)]) == []
+    assert latency._faster_elsewhere([]) == []
 
 
 def test_further_arms_are_timed_in_the_first_comparison_alone() -> None:

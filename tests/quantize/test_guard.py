@@ -256,9 +256,12 @@ def test_drops_are_reported_to_five_digits() -> None:
 
 def test_the_table_joins_neighbours_and_rounds() -> None:
     one = GroupSensitivity(("a", "b"), "Conv", 12.3456)
-    assert guard.table([one, dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)]) == (
+    alone = dataclasses.replace(one, nodes=("c",), sqnr_db=-1.0)
+    rates = {"a": (1.0, 2.0), "c": (30.5, None)}
+    assert guard.table([one, alone, dataclasses.replace(alone, nodes=("d",))], rates) == (
         details.Sensitivity(node="a, b", op="Conv", sqnr_db=12.35),
-        details.Sensitivity(node="c", op="Conv", sqnr_db=-1.0),
+        details.Sensitivity(node="c", op="Conv", sqnr_db=-1.0, int8_gmacs=30.5),
+        details.Sensitivity(node="d", op="Conv", sqnr_db=-1.0),
     )
 
 

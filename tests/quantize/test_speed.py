@@ -19,7 +19,7 @@ from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.quantize import choose, qdq, speed
 from lepton_cli.quantize.choose import Choice
-from lepton_cli.quantize.details import Returned, Speed
+from lepton_cli.quantize.details import LayerTime, Returned, Speed
 from lepton_cli.quantize.speed import Kernel
 from lepton_cli.quantize.targets import TARGETS, Target
 from lepton_cli.step import Context
@@ -393,6 +393,23 @@ def decide(monkeypatch: pytest.MonkeyPatch, here: Context) -> Callable[..., Any]
     return run
 
 
+def test_rates_are_multiplications_by_the_time() -> None:
+    """A convolution of 5 x 4 x 4 outputs by 2 x 3 x 3 weights, and a product of 3 x 80 by 80 x 7, for three samples."""
+    graph = Graph()
+    weight = graph.constant(np.ones((5, 2, 3, 3), np.float32))
+    x = graph.op("Conv", graph.take("x", ["b", 2, 4, 4]), weight, pads=[1] * 4)
+    model = graph.model(graph.op("MatMul", graph.op("Flatten", x), graph.constant(np.ones((80, 7), np.float32))))
+    layers = [
+        LayerTime(node="Conv_0", int8=0.1, plain=0.4),
+        LayerTime(node="MatMul_2", int8=2.0, plain=None),
+        LayerTime(node="gone", int8=1.0, plain=1.0),
+    ]
+    assert speed.rates(model, layers, {"x": np.zeros((3, 2, 4, 4), np.float32)}) == {
+        "Conv_0": (round(3 * 80 * 18 / 100, 1), round(3 * 80 * 18 / 400, 1)),
+        "MatMul_2": (round(3 * 80 * 7 / 2000, 1), None),
+    }
+
+
 @pytest.fixture
 def net() -> ir.Model:
     """Five convolutions, each of a kind of its own."""
@@ -405,7 +422,7 @@ CONVS = ["Conv_0", "Conv_2", "Conv_4", "Conv_6", "Conv_8"]
 def test_layers_that_pay_are_kept(decide: Callable[..., Any], net: ir.Model) -> None:
     choice, measured, trial = decide(net, dict.fromkeys(CONVS, (10.0, 20.0)))
     assert choice == chosen(net)
-    assert measured == Speed(speedup=2.0)
+    assert measured == Speed(speedup=2.0, layers=tuple(LayerTime(node=name, int8=10.0, plain=20.0) for name in CONVS))
     assert trial.compared[-1] == (2, 0.5), "the median in the end"
     assert len(trial.compared) == 1, "where every kernel gains there is nothing to try"
 
@@ -415,9 +432,9 @@ def test_layers_that_lose_are_returned(decide: Callable[..., Any], net: ir.Model
     choice, measured, trial = decide(net, times)
     assert {quantile for _, quantile in trial.compared[:-1]} == {0.25}, "trials must gain in three of four rounds"
     assert choice.anchors == set(CONVS) - {"Conv_4", "Conv_8"}
-    assert measured == Speed(
-        speedup=round(100 / 70, 3), returned=(Returned(nodes=("Conv_4", "Conv_8"), gain=round(120 / 70, 3)),)
-    )
+    assert measured.speedup == round(100 / 70, 3)
+    assert measured.returned == (Returned(nodes=("Conv_4", "Conv_8"), gain=round(120 / 70, 3)),)
+    assert {one.node: (one.int8, one.plain) for one in measured.layers} == times
     assert [(one.node, one.reason) for one in choice.kept if one.op == "Conv"] == [
         ("Conv_4", "float is faster here (measured)"), ("Conv_8", "float is faster here (measured)")
     ]  # fmt: skip

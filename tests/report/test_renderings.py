@@ -169,6 +169,22 @@ def test_html_shows_all_parts() -> None:
     assert "no shapes" in text
 
 
+def test_html_tells_what_layers_reach_where_they_were_timed() -> None:
+    rows = (
+        Sensitivity(node="a", op="Conv", sqnr_db=30.0, int8_gmacs=123.4, float_gmacs=45.6),
+        Sensitivity(node="b", op="Conv", sqnr_db=40.0, int8_gmacs=77.7),
+    )
+    step = builders.steps()[-1]
+    for told, expected in (
+        (rows, True),
+        (tuple(Sensitivity(node=r.node, op="Conv", sqnr_db=1.0) for r in rows), False),
+    ):
+        details = QuantizeStaticDetails(sensitivity=told)
+        text = page.render(builders.report(steps=(step.model_copy(update={"details": details}),)))
+        assert ("int8 GMAC/s" in text) == expected
+        assert all((f">{rate}</td>" in text) == expected for rate in (123, 46, 78))
+
+
 def test_html_charts_have_titles_descriptions_and_tables() -> None:
     text = page.render(builders.report())
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
