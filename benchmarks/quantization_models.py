@@ -33,7 +33,7 @@ from lepton_cli.data.open import synthetic
 from lepton_cli.graph.feeds import sized
 from lepton_cli.model import io
 from lepton_cli.probe import parts
-from lepton_cli.quantize import speed
+from lepton_cli.quantize import profiling
 from lepton_cli.quantize.prepare import lifted
 from lepton_cli.runtime import Session, onnxruntime
 from lepton_cli.tensors import TensorInfo
@@ -259,7 +259,7 @@ def measure(path: Path, options: Any) -> dict[str, Any]:
                 continue
             try:
                 arm.parts, arm.whole = exactness(model, wanted, run(arm.model, pieces, options.threads))
-                placed = speed.placement(arm.model, context(model, data, options.threads, folder))
+                placed = profiling.placement(arm.model, context(model, data, options.threads, folder))
                 arm.size, arm.int8, arm.in_float = len(io.to_bytes(arm.model)) / original, placed.int8, placed.in_float
             except Exception as error:
                 arm.model, arm.failed = None, " ".join(f"{type(error).__name__}: {error}".split())[:CAUSE]

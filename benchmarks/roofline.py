@@ -41,7 +41,7 @@ from lepton_cli.graph.shapes import concrete
 from lepton_cli.graph.spec import Simplify
 from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.quantize import speed
+from lepton_cli.quantize import profiling
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.runtime import Session, Values
 from lepton_cli.timing.bursts import warm_up
@@ -142,7 +142,7 @@ def table(
     slow, fast = timed(made, feeds), timed(plain, feeds)
     rows: dict[Shape, Row] = defaultdict(Row)
     for node, shape in shapes(made, feeds):
-        found = speed.times(node, slow, fast)
+        found = profiling.times(node, slow, fast)
         if found.int8 is not None:
             row = rows[shape]
             row.count, row.int8, row.plain = row.count + 1, row.int8 + found.int8, row.plain + (found.plain or np.nan)
@@ -195,15 +195,15 @@ def beside_openvino(python: Path, path: Path, given: Path | None, wanted: Sequen
         print(f"| {row['batch']} | {row['arm']} | {speedup} | {row['us']:.0f} | {row['sqnr_db']:.1f} dB |", flush=True)
 
 
-def timed(model: ir.Model, feeds: Values) -> dict[str, speed.Kernel]:
+def timed(model: ir.Model, feeds: Values) -> dict[str, profiling.Kernel]:
     """Kernels of the model, in the thread's CPU time."""
     with tempfile.TemporaryDirectory() as folder:
         here = context(model, lepton.Arrays(feeds), 1, Path(folder))
         burst = warm_up(Session(io.payload(model, Path(folder)), threads=1).caller(feeds), thread_time_ns)
-        found = speed.profile(model, feeds, here, int(np.clip(SECONDS / burst.seconds, 3, RUNS)))
+        found = profiling.profile(model, feeds, here, int(np.clip(SECONDS / burst.seconds, 3, RUNS)))
         taken = 1e6 * float(np.median(np.concatenate([burst.time(thread_time_ns) for _ in range(TIMES)])))
     share = taken / sum(kernel.microseconds for kernel in found.values())
-    return {name: speed.Kernel(kernel.operator, kernel.microseconds * share) for name, kernel in found.items()}
+    return {name: profiling.Kernel(kernel.operator, kernel.microseconds * share) for name, kernel in found.items()}
 
 
 def shapes(model: ir.Model, feeds: Values) -> Iterator[tuple[ir.Node, Shape]]:
@@ -274,7 +274,7 @@ def _cycles(reached: float) -> str:
     return f"{best} does {macs} in an instruction, {number} a cycle: it would take {clocks} GHz"
 
 
-def _others(kernels: dict[str, speed.Kernel]) -> dict[str, float]:
+def _others(kernels: dict[str, profiling.Kernel]) -> dict[str, float]:
     """Microseconds of everything but the layers, by operator."""
     found: dict[str, float] = defaultdict(float)
     for kernel in kernels.values():

@@ -19,6 +19,7 @@ from lepton_cli.quantize import (
     forms,
     guard,
     kernels,
+    profiling,
     qdq,
     refine,
     saturation,
@@ -172,7 +173,7 @@ class _Quantization:
             return self._as_it_was("int8 costs too much everywhere", warnings)
         made, stored = _stored(made, allowed)
         came = self.fidelity.closeness(made)
-        placed = speed.placement(made, self.context)
+        placed = profiling.placement(made, self.context)
         portability = self._portability(best) if self.target.name == "x86-vnni" else None
         self._warn(placed)
         self.warnings += guard.far(came, self.context)
@@ -269,7 +270,7 @@ class _Quantization:
     def _rates(self) -> dict[str, tuple[float | None, float | None]]:
         """GMAC/s of the layers, in int8 and in float, where they were timed."""
         layers = () if self.speed is None else self.speed.layers
-        return speed.rates(self.model, layers, self._feeds()) if layers else {}
+        return profiling.rates(self.model, layers, self._feeds()) if layers else {}
 
     def _hold_accuracy(self, best: refine.Best) -> ir.Model:
         score, wanted = self.context.score, self.options.accuracy_guard
@@ -344,7 +345,7 @@ class _Quantization:
             )
         # Counted over the whole graph as the kernels are: also operators that are never int8, and products of two
         # activations.
-        left = sum(node.op_type in speed.MATRIX for node in self.model.graph) - len(self.choice.anchors)
+        left = sum(node.op_type in profiling.MATRIX for node in self.model.graph) - len(self.choice.anchors)
         if placed.in_float > left and targets.runs_here(self.target) is None:
             self.warnings.append(
                 f"onnxruntime runs {placed.in_float} matrix operators in float although {left} were left so"

@@ -21,7 +21,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DiskFullError, ExitCode, LeptonError, ModelError, OutputError, StepError, disk_full
 from lepton_cli.measure import memory
 from lepton_cli.model import io
-from lepton_cli.quantize import speed
+from lepton_cli.quantize import profiling
 from lepton_cli.report import store
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Options, Outcome, Step
@@ -303,7 +303,7 @@ def test_onnxruntime_does_not_say_that_it_had_no_room(job: Path, disk: Path, tmp
     feeds = {"x": np.ones((1, small.FEATURES), np.float32)}
     where = dataclasses.replace(context(Arrays({"x": feeds["x"]}), tmp_path), workdir=disk)
     with pytest.raises(OSError, match=NO_ROOM):
-        speed.profile(model, feeds, where)
+        profiling.profile(model, feeds, where)
 
 
 def test_trials_do_not_learn_from_a_full_disk(tmp_path: Path) -> None:

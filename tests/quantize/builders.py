@@ -16,6 +16,8 @@ from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
+from lepton_cli.quantize import choose, qdq
+from lepton_cli.quantize.targets import TARGETS
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context
 
@@ -223,3 +225,32 @@ class Scalars(Arrays):
     def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         for start, value in enumerate(self.feeds["x"]):
             yield Batch({"x": np.asarray(value)}, {}, start)
+
+
+def chosen(model: ir.Model) -> choose.Choice:
+    """All that can become int8."""
+    return choose.candidates(model, {node.name or "" for node in model.graph})
+
+
+def quantized(model: ir.Model, choice: choose.Choice | None = None) -> ir.Model:
+    """Everything in int8, between -3 and 3."""
+    choice = choice or chosen(model)
+    ranges = {
+        name: ((0.0, 3.0) if name in _relus(model) else (-3.0, 3.0)) for name in choose.activations(model, choice)
+    }
+    return qdq.write(model, qdq.Scheme(TARGETS["x86"], choice, ranges))
+
+
+def _relus(model: ir.Model) -> set[str]:
+    return {node.outputs[0].name or "" for node in model.graph if node.op_type == "Relu"}
+
+
+def chain(*layers: tuple[int, int]) -> ir.Model:
+    """Conv_0, Conv_2, ...: 8 channels in and out on pictures of 8 x 8, each with its kernel and its dilation."""
+    graph = Graph()
+    x = graph.take("x", [1, 8, 8, 8])
+    for kernel, dilation in layers:
+        weight = graph.constant(np.zeros((8, 8, kernel, kernel), np.float32))
+        edge = kernel // 2 * dilation
+        x = graph.op("Relu", graph.op("Conv", x, weight, pads=[edge] * 4, dilations=[dilation] * 2))
+    return graph.model(x)

@@ -11,7 +11,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, ModelError, RecipeError
 from lepton_cli.model import io
 from lepton_cli.probe import calibration, distances
-from lepton_cli.quantize import cpu, qdq, saturation, speed, static, targets
+from lepton_cli.quantize import cpu, profiling, qdq, saturation, speed, static, targets
 from lepton_cli.quantize.choose import Choice
 from lepton_cli.quantize.details import Placement, Portability, QuantizeStaticDetails, Saturated, Speed
 from lepton_cli.quantize.saturation import Saturation
@@ -468,7 +468,7 @@ def test_layers_that_onnxruntime_leaves_in_float_are_warned_about(
     """One, the classifier, is float by decision."""
     monkeypatch.setattr(targets, "runs_here", lambda target: None if here else "elsewhere")
     placed = Placement(int8=0, in_float=floats, qdq_left=0)
-    monkeypatch.setattr(speed, "placement", lambda model, context: placed)
+    monkeypatch.setattr(profiling, "placement", lambda model, context: placed)
     outcome = quick(mlp(), tmp_path, target="x86")
     said = ("onnxruntime runs 2 matrix operators in float although 1 were left so",)
     assert outcome.warnings == (said if told else ())
