@@ -27,7 +27,7 @@ FEW = 4
 #: Channels that a depthwise kernel computes together.
 BLOCK = 16
 #: Share of the weights' bytes that zeros may add.
-MOST_ADDED = 0.02
+MOST_ADDED = 0.05
 
 
 #: onnx has Pad for integers from this opset on.
