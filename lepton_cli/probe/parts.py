@@ -172,7 +172,8 @@ class Division:
 
         `samples`: how many there are in it; where the first axis has as many positions, each is a unit of its own.
         """
-        squares, errors = np.square(values - centre), np.square(error)
+        own, errors = np.square(values), np.square(error)
+        squares = own if isinstance(centre, float) and not centre else np.square(values - centre)
         apart = values.ndim > 0 and values.shape[0] == samples
 
         def units(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -189,7 +190,8 @@ class Division:
         for way, sums, largest in zip(self._ways, self._sums, self._largest, strict=True):
             if way.fits(values.shape):
                 np.maximum(largest, way.largest(values), out=largest)
-                sums.append(np.stack([units(way.sums(part)) for part in (squares, errors, np.square(values))]))
+                found = [units(way.sums(part)) for part in (squares, errors)]
+                sums.append(np.stack([*found, found[0] if squares is own else units(way.sums(own))]))
 
     def parts(self) -> list[Part]:
         """The parts along the axis where kinds differ most; the whole output as one where nothing differs."""

@@ -34,10 +34,11 @@ INT8 = (
 MATRIX = frozenset({"Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvTranspose", "Attention"})
 #: Least gain for a layer to be returned to float.
 GAIN = 1.03
-#: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck.
-CAUTIOUS = 0.25
+#: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck. Nothing more is
+#: timed once nine in ten show twice of it.
+CAUTIOUS, EVIDENT = 0.25, 0.1
 #: Seconds that one comparison may take; it ends before at this half-width of the intervals.
-SECONDS, PRECISION = 2.0, 0.02
+SECONDS, PRECISION = 1.0, 0.02
 #: Visits at least, and runs of a burst.
 LEAST, RUNS = 5, 10
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
@@ -72,14 +73,19 @@ def compare(
 ) -> list[float]:
     """Speed of each model relative to the first: the median (or `quantile`) over all visits.
 
-    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits. On one CPU thread
-    its own time counts, which others that use the machine cannot lengthen by taking turns.
+    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits, or all show twice the
+    gain in nearly all of theirs. On one CPU thread its own time counts, which others that use the machine cannot
+    lengthen by taking turns.
     """
     alone = context.threads == 1 and context.provider == "cpu"
     clock = clock or (thread_time_ns if alone else perf_counter_ns)
 
-    def hopeless(found: timing.Rounds) -> bool:
-        return all(found.ratio_quantile(index, CAUTIOUS) * wanted > 1 for index in range(1, found.count))
+    def settled(found: timing.Rounds) -> bool:
+        others = range(1, found.count)
+        hopeless = all(found.ratio_quantile(index, CAUTIOUS) * wanted > 1 for index in others)
+        return wanted > 0 and (
+            hopeless or all(found.ratio_quantile(index, 1 - EVIDENT) * wanted**2 <= 1 for index in others)
+        )
 
     def opener(model: ir.Model) -> timing.Opener:
         session = Session(io.payload(model, context.workdir), threads=context.threads)
@@ -87,7 +93,7 @@ def compare(
 
     rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
     random = np.random.default_rng(context.seed)
-    rounds = timing.compare([opener(model) for model in models], rule, random, clock=clock, answered=hopeless)
+    rounds = timing.compare([opener(model) for model in models], rule, random, clock=clock, answered=settled)
     return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
 
 
@@ -265,12 +271,16 @@ def faster_choice(
     Tried: all layers whose int8 kernel is slower than the float one, then the first few layers of the graph, so many as
     `prefixes` says, where images are large and channels few.
     """
-    choice = _without_unfused(model, choice, write(choice), feeds, context)
-    if not choice.anchors:
-        return choice, Speed(speedup=1.0)
-    search = _Search(model, choice, write, feeds, context, bytes_count)
-    slow, fast = profile(search.made, feeds, context), profile(model, feeds, context)
-    whole = _whole(slow)
+    made = write(choice)
+    slow = profile(made, feeds, context)
+    if unfused := _unfused(model, choice, slow):
+        choice = choice.without(unfused, "onnxruntime finds no int8 kernel for it in this place", model)
+        if not choice.anchors:
+            return choice, Speed(speedup=1.0)
+        made = write(choice)
+        slow = profile(made, feeds, context)
+    search = _Search(model, choice, made, write, feeds, context, bytes_count)
+    fast, whole = profile(model, feeds, context), _whole(slow)
     lost = losing(model, choice, slow, fast)
     if lost and not search.attempt(list(lost)) and len(lost) > 1:
         search.attempt(list(lost)[:1])
@@ -285,19 +295,15 @@ def faster_choice(
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned))
 
 
-def _without_unfused(model: ir.Model, choice: Choice, made: ir.Model, feeds: Values, context: Context) -> Choice:
-    """Layers that onnxruntime still computes in float gain nothing from the rounding around them."""
-    kernels = profile(made, feeds, context, runs=1)
-    unfused = [
+def _unfused(model: ir.Model, choice: Choice, kernels: Mapping[str, Kernel]) -> list[str]:
+    """Layers that onnxruntime still computes in float: they gain nothing from the rounding around them."""
+    return [
         node.name or ""
         for node in model.graph
         if node.name in choice.anchors
         and _int8(kernels, node.name or "") is None
         and _plain(kernels, [node.name or "", *_tensors(node)]) is not None
     ]
-    return (
-        choice.without(unfused, "onnxruntime finds no int8 kernel for it in this place", model) if unfused else choice
-    )
 
 
 class _Search:
@@ -307,14 +313,15 @@ class _Search:
         self,
         model: ir.Model,
         choice: Choice,
+        made: ir.Model,
         write: Callable[[Choice], ir.Model],
         feeds: Values,
         context: Context,
         bytes_count: bool,
     ) -> None:
         self.bytes_count = bytes_count
-        self.model, self.choice, self.write, self.feeds, self.context = model, choice, write, feeds, context
-        self.made = write(choice)
+        self.model, self.choice, self.made, self.write = model, choice, made, write
+        self.feeds, self.context = feeds, context
         self.returned: list[Returned] = []
 
     def attempt(self, names: list[str]) -> bool:

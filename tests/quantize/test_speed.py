@@ -94,12 +94,14 @@ def test_a_comparison_ends_when_it_is_precise_or_out_of_time(wind: Wind, here: C
     noise = np.random.default_rng(0)
     clock = wind(1e-3, lambda: float(noise.uniform(0.5e-3, 2e-3)))
     compare(clock, here, 2)
-    assert 2.0e9 <= clock.now < 2.3e9
+    assert 1.0e9 <= clock.now < 1.3e9
 
 
-@pytest.mark.parametrize(("seconds", "early"), [(1.2e-3, True), (1.0e-3, True), (0.96e-3, False), (0.8e-3, False)])
-def test_what_is_not_wanted_ends_it_early(seconds: float, early: bool, wind: Wind, here: Context) -> None:
-    """3 % faster is wanted; times scatter by 2 %, so that precision takes longer."""
+@pytest.mark.parametrize(
+    ("seconds", "early"), [(1.2e-3, True), (1.0e-3, True), (0.96e-3, False), (0.94e-3, False), (0.9e-3, True)]
+)
+def test_what_settles_it_ends_it_early(seconds: float, early: bool, wind: Wind, here: Context) -> None:
+    """3 % faster is wanted, 6.1 % in nearly all visits is plain; times scatter by 2 %, so precision takes longer."""
     noise = np.random.default_rng(0)
     clock = wind(1e-3, lambda: seconds * float(noise.uniform(0.98, 1.02)))
     whole = compare(clock, here, 2)[1]
