@@ -26,7 +26,7 @@ def limits(histogram: Histogram, method: Method, levels: int = 256, bounds: Rang
     """
     if histogram.empty:
         return 0.0, 0.0
-    full = min(max(histogram.low, bounds[0]), 0.0), max(min(histogram.high, bounds[1]), 0.0)
+    full = bounded((histogram.low, histogram.high), bounds)
     if method == "minmax" or full[0] == full[1]:
         return full
     if method == "percentile":
@@ -34,6 +34,11 @@ def limits(histogram: Histogram, method: Method, levels: int = 256, bounds: Rang
     if method == "mse":
         return _mse(histogram, full, levels, bounds)
     return _entropy(histogram, full, levels)
+
+
+def bounded(ends: Range, bounds: Range) -> Range:
+    """Least and greatest value that counts, 0 included."""
+    return min(max(ends[0], bounds[0]), 0.0), max(min(ends[1], bounds[1]), 0.0)
 
 
 def _percentile(histogram: Histogram, full: Range) -> Range:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lepton_cli.graph.edit import Editor, array_of, set_weight
 from lepton_cli.model import io
 from lepton_cli.probe.channels import Channels
+from lepton_cli.probe.clipping import Range
 from lepton_cli.quantize.choose import Choice
 
 #: Operators that let a positive factor pass, channel by channel.
@@ -80,6 +81,19 @@ def _next_layer(node: ir.Node, passing: frozenset[str], outputs: set[str | None]
     return value, None
 
 
+def between(model: ir.Model, found: list[LayerPair]) -> dict[str, list[str]]:
+    """The tensors that are scaled with each pair's own, which is the last of them, by its name."""
+    nodes = {node.name: node for node in model.graph}
+    scaled: dict[str, list[str]] = {}
+    for pair in found:
+        value = nodes[pair.first].outputs[0]
+        scaled[pair.tensor] = [value.name or ""]
+        while value.name != pair.tensor:
+            value = next(iter(value.uses())).node.outputs[0]
+            scaled[pair.tensor].append(value.name or "")
+    return scaled
+
+
 def uneven(ends: Channels) -> bool:
     """Whether the widest channel is so much wider than the median one that equalising is worth a trial."""
     return float(ends.widest.max()) > WIDE * max(float(np.median(ends.widest)), 1e-12)
@@ -98,14 +112,33 @@ def equalise(
     nodes, editor = {node.name: node for node in copy.graph}, Editor(copy)
     done = 0
     for pair in found:
-        wide = ends[pair.tensor].widest.astype(np.float64)
-        if not np.isfinite(wide).all() or wide.max() <= 0:
+        scale = _scale(ends[pair.tensor], strength)
+        if scale is None:
             continue
-        scale = (wide.max() / np.maximum(wide, wide.max() / LARGEST)) ** strength
         _multiply_outputs(editor, nodes[pair.first], scale)
         _divide_inputs(editor, nodes[pair.second], scale)
         done += 1
     return copy, done
+
+
+def ranges(scaled: Mapping[str, list[str]], ends: Mapping[str, Channels], strength: float) -> dict[str, Range]:
+    """What the tensors `scaled` (see `between`) reach from and to once they are equalised, by the ends from before."""
+    found: dict[str, Range] = {}
+    for tensor, names in scaled.items():
+        scale = _scale(ends[tensor], strength)
+        if scale is not None:
+            for name in names:
+                found[name] = float((ends[name].low * scale).min()), float((ends[name].high * scale).max())
+    return found
+
+
+def _scale(ends: Channels, strength: float) -> NDArray[np.float64] | None:
+    """A factor for each channel; `None` where they have no ends, or no extent."""
+    wide = ends.widest.astype(np.float64)
+    if not np.isfinite(wide).all() or wide.max() <= 0:
+        return None
+    made: NDArray[np.float64] = (wide.max() / np.maximum(wide, wide.max() / LARGEST)) ** strength
+    return made
 
 
 def _multiply_outputs(editor: Editor, node: ir.Node, scale: NDArray[np.float64]) -> None:

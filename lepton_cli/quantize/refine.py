@@ -24,6 +24,8 @@ from lepton_cli.step import Context
 
 #: A repair is kept when the outputs come closer by at least this much.
 WORTH_DB = 0.2
+#: Share of their unevenness that channels lose when they are equalised; the weights keep the rest.
+STRENGTH = 0.5
 #: Equalised float models must compute the same as before, to this precision.
 SAME_DB = 80.0
 
@@ -41,7 +43,8 @@ class Best:
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
-        return qdq.write(self.floats(choice), dataclasses.replace(self.plan, choice=choice))
+        floats, plan = self.floats(choice), dataclasses.replace(self.plan, choice=choice)
+        return qdq.write(floats, plan) if floats is self.model else qdq.put(floats, plan)
 
     def floats(self, choice: choose.Choice) -> ir.Model:
         """The model from which that is written: rounded are the weights of the nodes of `choice` alone."""
@@ -102,6 +105,7 @@ class _Repairs:
         self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
         self.scales: dict[str, Any] = {}
+        self.score = -math.inf
         self.score = self._score(model, self.limits, self.scales)
         self.repairs: dict[str, float | None] = {"none": round(self.score, 2)}
         self.skipped: EqualiseSkipped | None = None
@@ -123,11 +127,13 @@ class _Repairs:
     def plan(self) -> qdq.Scheme:
         return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
-    def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
+    def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any], insists: bool = False) -> float:
+        """SQNR in dB; of the first samples alone where these settle that it is not worth it, unless it `insists`."""
         if self.decided is not None:
             return math.nan
         plan = qdq.Scheme(self.target, self.choice, ends, scales, self.options.activations)
-        return self.fidelity.sqnr(qdq.write(model, plan))
+        wanted = -math.inf if insists else self.score + WORTH_DB
+        return self.fidelity.closeness(qdq.write(model, plan), EFFORTS[self.options.effort].few, wanted).sqnr_db
 
     def _kept(self, name: str, score: float, insists: bool = False) -> bool:
         """Record a trial; whether it is worth keeping, or must be kept."""
@@ -151,19 +157,27 @@ class _Repairs:
                 reason="a clip from above (ReLU6) stands between: one bound for all channels cannot be scaled",
                 nodes=tuple(clipped),
             )
-        ends = channels.collect(self.model, {pair.tensor: 1 for pair in pairs}, self.data, self.context)
+        scaled = equalise.between(self.model, pairs)
+        axes = {name: 1 for names in scaled.values() for name in names}
+        ends = channels.collect(self.model, axes, self.data, self.context)
         if self.options.equalise is None and not any(equalise.uneven(ends[pair.tensor]) for pair in pairs):
             return
-        trial, count = equalise.equalise(self.model, pairs, ends, 0.5)
+        trial, count = equalise.equalise(self.model, pairs, ends, STRENGTH)
         if not count or (self.decided is None and self.fidelity.sqnr(trial) < SAME_DB):
             return
-        names = choose.activations(trial, self.choice)
-        found = collect_ranges(trial, names, self.data, self.context)
-        ends_ = found.limits(self.method, self.levels)
-        score = self._score(trial, ends_, {})
-        if self._kept("equalise", score, insists=self.options.equalise is True):
-            self.model, self.found, self.limits, self.score = trial, found, ends_, score
-            self.equalised = count
+        bounds = self.found.bounds
+        made = {
+            name: clipping.bounded(reach, bounds.get(name, clipping.EVERYTHING))
+            for name, reach in equalise.ranges(scaled, ends, STRENGTH).items()
+            if name in self.limits
+        }
+        insists = self.options.equalise is True
+        score = self._score(trial, self.limits | made, {}, insists)
+        if self._kept("equalise", score, insists):
+            self.model, self.score, self.equalised = trial, score, count
+            changed = collect_ranges(trial, list(made), self.data, self.context).histograms
+            self.found = dataclasses.replace(self.found, histograms=self.found.histograms | changed)
+            self.limits = self.found.limits(self.method, self.levels)
 
     def smooth(self) -> None:
         """Move the spread of MatMul inputs into the weights."""
@@ -214,8 +228,9 @@ class _Repairs:
             correct_bias=self.options.bias_correction is not False,
         )
         name = "nearest" if self.options.rounding == "nearest" else "gptq"
-        score = self._score(made.model, self.limits, made.scales)
-        if self._kept(name, score, insists=self.options.rounding == "gptq"):
+        insists = self.options.rounding == "gptq"
+        score = self._score(made.model, self.limits, made.scales, insists)
+        if self._kept(name, score, insists):
             self.model, self.scales, self.score = made.model, made.scales, score
             self.rounding = name
         else:

@@ -109,6 +109,31 @@ def test_the_float_model_computes_the_same(
     assert np.allclose(after[known["t1"].widest > widest / 64], widest, rtol=1e-4), "all channels are equally wide"
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_ranges_of_the_equalised_model_are_known_without_running_it(strength: float, tmp_path: Path) -> None:
+    """Against the equalised model itself, run on the data: Conv -> MaxPool -> LeakyRelu -> Conv -> Conv."""
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 3, 6, 6]), 3, 4, relu=False)
+    x = graph.op("LeakyRelu", graph.op("MaxPool", x, kernel_shape=[2, 2]), alpha=0.4)
+    model = graph.model(graph.conv(graph.conv(x, 4, 4, relu=False), 4, 4, relu=False))
+    weight = model.graph.initializers["w0"]
+    weight.const_value = ir.tensor(constant(model, "w0") * np.float32([10, 0.1, 1, 3]).reshape(4, 1, 1, 1), name="w0")
+    data = images(6, size=6)
+    found = equalise.pairs(model, convolutions(model))
+    scaled = equalise.between(model, found)
+    assert scaled == {"t2": ["t0", "t1", "t2"], "t3": ["t3"]}
+    axes = {name: 1 for names in scaled.values() for name in names}
+    before = channels.collect(model, axes, data, context(data, tmp_path))
+    made, _ = equalise.equalise(model, found, before, strength)
+    after = channels.collect(made, axes, data, context(data, tmp_path))
+    told = equalise.ranges(scaled, before, strength)
+    assert told.keys() == axes.keys()
+    for name, (low, high) in told.items():
+        assert (low, high) == pytest.approx((after[name].low.min(), after[name].high.max()), rel=1e-5)
+    dead = before | {"t2": ends(0, 0, 0, 0)}
+    assert equalise.ranges(scaled, dead, strength).keys() == {"t3"}, "what is not equalised keeps its range"
+
+
 def test_one_dimensional_convolutions(tmp_path: Path) -> None:
     graph = Graph()
     names = [
