@@ -161,14 +161,14 @@ def _parts(
     for a, b, samples in zip(reference, found, counts, strict=True):
         exact = a.astype(np.float64)
         usable = np.isfinite(exact)
+        if not usable.all():
+            exact, b = np.where(usable, exact, 0.0), np.where(usable, b, 0.0) if a.shape == b.shape else b
         if a.shape != b.shape:  # as many detections as there are: what cannot be compared counts as lost
-            lost = np.where(usable, exact, 0.0)
-            division.add(lost, lost, samples=samples)
+            division.add(exact, exact, samples=samples)
             continue
-        if not np.isfinite(b[usable]).all():
+        if not np.isfinite(b).all():
             return broken
-        exact = np.where(usable, exact, 0.0)
-        division.add(exact, exact - np.where(usable, b, 0.0), samples=samples)
+        division.add(exact, exact - b, samples=samples)
     return division.parts()
 
 
