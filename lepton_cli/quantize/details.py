@@ -120,6 +120,7 @@ class OnTarget(Details):
 class Repaired(Details):
     """What was tried to come closer to the float model (`repairs`: sqnr_db by name), and what was kept.
 
+    Of a repair that the first samples show to be of no use it is that of these samples.
     `equalised`, `smoothed`: how many tensors; `None` where that was not kept.
     """
 

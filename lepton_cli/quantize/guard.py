@@ -20,8 +20,6 @@ from lepton_cli.step import Context
 NORMAL = EFFORTS["normal"]
 #: Outputs further from the float model's than this are repaired, or at least spoken of.
 FLOOR_DB = 20.0
-#: Samples run at once: the first few that settle a trial are whole batches.
-BATCH = 8
 #: One calibration sample in so many is kept apart to judge by, where there are at least `FEWEST` of them.
 EVERY, FEWEST = 4, 16
 #: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the

@@ -46,7 +46,13 @@ class Scheme:
 @io.uncollected()
 def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError where a tensor that must be rounded has no range."""
-    return _Writer(io.clone(model), plan).written()
+    return put(io.clone(model), plan)
+
+
+@io.uncollected()
+def put(model: ir.Model, plan: Scheme) -> ir.Model:
+    """`write` into the model itself, for one that nobody else has."""
+    return _Writer(model, plan).written()
 
 
 @dataclasses.dataclass(frozen=True)

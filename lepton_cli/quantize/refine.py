@@ -45,7 +45,8 @@ class Best:
 
     def write(self, choice: choose.Choice) -> ir.Model:
         """The quantized model when the nodes of `choice` are int8."""
-        made = qdq.write(self.floats(choice), dataclasses.replace(self.plan, choice=choice))
+        floats, plan = self.floats(choice), dataclasses.replace(self.plan, choice=choice)
+        made = qdq.write(floats, plan) if floats is self.model else qdq.put(floats, plan)
         return kernels.fit(made, self.plan.target, larger=self.larger)
 
     def floats(self, choice: choose.Choice) -> ir.Model:
@@ -108,6 +109,7 @@ class _Repairs:
         self.method: clipping.Method = options.calibration or "minmax"
         self.limits: dict[str, Range] = found.limits(self.method, self.levels)
         self.scales: dict[str, Any] = {}
+        self.score = -math.inf
         self.score = self._score(model, self.limits, self.scales)
         self.repairs: dict[str, float | None] = {"none": round(self.score, 2)}
         self.skipped: EqualiseSkipped | None = None
@@ -129,11 +131,13 @@ class _Repairs:
     def plan(self) -> qdq.Scheme:
         return qdq.Scheme(self.target, self.choice, self.limits, self.scales, self.options.activations)
 
-    def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any]) -> float:
+    def _score(self, model: ir.Model, ends: dict[str, Range], scales: dict[str, Any], insists: bool = False) -> float:
+        """SQNR in dB; of the first samples alone where these settle that it is not worth it, unless it `insists`."""
         if self.decided is not None:
             return math.nan
         plan = qdq.Scheme(self.target, self.choice, ends, scales, self.options.activations)
-        return self.fidelity.sqnr(qdq.write(model, plan))
+        wanted = -math.inf if insists else self.score + WORTH_DB
+        return self.fidelity.closeness(qdq.write(model, plan), EFFORTS[self.options.effort].few, wanted).sqnr_db
 
     def _kept(self, name: str, score: float, insists: bool = False) -> bool:
         """Record a trial; whether it is worth keeping, or must be kept."""
@@ -171,8 +175,9 @@ class _Repairs:
             for name, reach in equalise.ranges(scaled, ends, STRENGTH).items()
             if name in self.limits
         }
-        score = self._score(trial, self.limits | made, {})
-        if self._kept("equalise", score, insists=self.options.equalise is True):
+        insists = self.options.equalise is True
+        score = self._score(trial, self.limits | made, {}, insists)
+        if self._kept("equalise", score, insists):
             self.model, self.score, self.equalised = trial, score, count
             changed = collect_ranges(trial, list(made), self.data, self.context).histograms
             self.found = dataclasses.replace(self.found, histograms=self.found.histograms | changed)
@@ -227,8 +232,9 @@ class _Repairs:
             correct_bias=self.options.bias_correction is not False,
         )
         name = "nearest" if self.options.rounding == "nearest" else "gptq"
-        score = self._score(made.model, self.limits, made.scales)
-        if self._kept(name, score, insists=self.options.rounding == "gptq"):
+        insists = self.options.rounding == "gptq"
+        score = self._score(made.model, self.limits, made.scales, insists)
+        if self._kept(name, score, insists):
             self.model, self.scales, self.score = made.model, made.scales, score
             self.rounding = name
         else:

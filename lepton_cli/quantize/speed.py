@@ -31,7 +31,7 @@ SHARES = (1, 2, 4)
 #: nothing to choose from, no more is timed once nine in ten show twice of it.
 CAUTIOUS, EVIDENT = 0.25, 0.1
 #: Seconds that one comparison may take; it ends before at this half-width of the intervals.
-SECONDS, PRECISION = 2.0, 0.02
+SECONDS, PRECISION = 1.0, 0.02
 #: Visits at least, and runs of a burst.
 LEAST, RUNS = 5, 10
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.

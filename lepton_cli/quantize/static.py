@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -84,13 +85,14 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     softened: list[Decision] = []
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
-    found = calibration.collect(work, choose.activations(work, choice), _data(context), context)
+    found, apart = _ranges(work, choose.activations(work, choice), options, context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
         summary = "the ranges of its tensors forbid int8"
         decisions = _decisions(work, choice, target)
         return _complete(Outcome(model, 0, decisions, summary, told, prepared.warnings, left_because=summary), work)
-    outcome = _Quantization(model, work, choice, found, target, options, context).outcome(allowed, prepared.warnings)
+    made = _Quantization(model, work, choice, found, apart, target, options, context)
+    outcome = made.outcome(allowed, prepared.warnings)
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
     return _complete(outcome, work)
@@ -119,6 +121,17 @@ def _complete(outcome: Outcome, model: ir.Model) -> Outcome:
     return dataclasses.replace(outcome, decisions=(*outcome.decisions, *rest))
 
 
+def _ranges(
+    model: ir.Model, names: Sequence[str], options: QuantizeStatic, context: Context
+) -> tuple[calibration.Ranges, calibration.Ranges | None]:
+    """Ranges over all calibration data, and those without what a guard may judge by: together one pass."""
+    fit, judging = guard.split(context)
+    if judging is None or options.accuracy_guard is not None or not options.fidelity_guard:
+        return calibration.collect(model, names, _data(context), context), None
+    apart = calibration.collect(model, names, _data(fit), context)
+    return apart.joined(calibration.collect(model, names, judging, context)), apart
+
+
 def _data(context: Context, dynamic: bool = False) -> Dataset:
     """`dynamic`: there is something that the other way to int8 could take."""
     if context.calibration is None:
@@ -140,15 +153,16 @@ class _Quantization:
         model: ir.Model,
         choice: choose.Choice,
         found: calibration.Ranges,
+        apart: calibration.Ranges | None,
         target: targets.Target,
         options: QuantizeStatic,
         context: Context,
     ) -> None:
         #: `given` is the user's model, `model` the same prepared for int8.
-        self.given, self.model, self.choice, self.found = given, model, choice, found
+        self.given, self.model, self.choice, self.found, self.apart = given, model, choice, found, apart
         self.target, self.options, self.context = target, options, context
         self.effort = EFFORTS[options.effort]
-        self.fidelity = Reference(model, context, batch=guard.BATCH)
+        self.fidelity = Reference(model, context)
         self.warnings: list[str] = []
         self.ranking: list[guard.GroupSensitivity] | None = None
         self.speed: Speed | None = None
@@ -314,14 +328,13 @@ class _Quantization:
             return made
         made = self._return_layers(best, best, self.fidelity, (made, came))
         whole = self.choice
-        apart, judging = guard.split(self.context)
-        if judging is None:
+        fit, judging = guard.split(self.context)
+        if judging is None or self.apart is None:
             self.warnings.append(guard.too_few(_data(self.context)))
         elif self.choice.anchors:
-            found = calibration.collect(self.model, choose.activations(self.model, self.choice), _data(apart), apart)
             # By the repairs that helped on all samples: to try the others again costs more than it tells.
-            judge = Reference(self.model, apart, batch=guard.BATCH, data=judging)
-            self._return_layers(best, self._best(found, judge, apart, best.repairs), judge)
+            judge = Reference(self.model, fit, data=judging)
+            self._return_layers(best, self._best(self.apart, judge, fit, best.repairs), judge)
         self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
         if self.choice is not whole:
             made = best.write(self.choice) if self.choice.anchors else self.model

@@ -91,7 +91,7 @@ def _held(
 
     Also what was measured, and warnings. 4 bits are a choice for size: they stay where they are asked for.
     """
-    fidelity = Reference(model, context, batch=guard.BATCH)
+    fidelity = Reference(model, context)
     came = fidelity.closeness(made)
     insists = context.calibration is None or not options.fidelity_guard
     if options.bits != 8 or insists or came.assured_db >= guard.FLOOR_DB:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from lepton_cli.data.dataset import Batch
+from lepton_cli.data.dataset import Batch, Slice
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError
 from lepton_cli.probe import calibration
@@ -69,6 +69,17 @@ def test_inputs_and_inner_tensors_are_counted_over_all_samples(tmp_path: Path) -
     assert told.stages == [("calibration", 10)]
     assert told.counts == [0, 10]
     assert told.notes == ["3 tensors, 10 samples"]
+
+
+def test_ranges_of_two_halves_are_those_of_all_samples(tmp_path: Path) -> None:
+    samples = data(12)
+    here, x = context(samples, tmp_path), samples.feeds["x"]
+    halves = [collect(net(), ["x", "t0"], Slice(samples, 3, rest=rest), here) for rest in (False, True)]
+    found = halves[0].joined(halves[1])
+    assert same(found.histograms["x"], x)
+    assert same(found.histograms["t0"], -2 * x)
+    assert (found.samples, found.bounds) == (12, {"t0": (0.0, np.inf)})
+    assert same(halves[0].histograms["x"], x[::3])
 
 
 def test_inputs_alone_need_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,16 @@ def test_parts_add_up_to_the_whole(values: np.ndarray) -> None:
     assert (parts.low, parts.high) == (whole.low, whole.high)
 
 
+@settings(max_examples=25)
+@given(FLOATS, FLOATS)
+def test_two_joined_are_that_of_all_values(one: np.ndarray, other: np.ndarray) -> None:
+    parts, whole = (made(one), made(other)), made(np.concatenate([one, other]))
+    found = parts[0].joined(parts[1])
+    assert np.array_equal(found.counts, whole.counts)
+    assert (found.low, found.high) == (whole.low, whole.high)
+    assert [part.counts.sum() for part in parts] == [one.size, other.size], "the parts stay as they are"
+
+
 def test_zeros_stand_for_zero_itself() -> None:
     values, counts = made(np.array([0, 0, -0.0, 1.0], dtype=np.float32)).sorted()
     assert values[:-1].tolist() == [0, 0]

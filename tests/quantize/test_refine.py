@@ -11,7 +11,7 @@ import pytest
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.probe import calibration
-from lepton_cli.probe.distances import Reference
+from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import choose, equalise, qdq, refine, smooth
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
@@ -112,6 +112,34 @@ def test_equalisation_is_refused_where_only_the_wide_channel_counts(tmp_path: Pa
     forced = best(model, data, tmp_path, equalise=True, **ALONE)
     assert forced.details.equalised == 1
     assert forced.model is not model
+
+
+@pytest.mark.parametrize("demanded", [False, True])
+def test_what_a_repair_must_reach_is_said_so_that_few_samples_may_settle_it(
+    demanded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the trials: none, equalised, three clipped and rounded ones; what is demanded is run on all."""
+    asked: list[tuple[int, float]] = []
+    scores = iter([30.0, 140.0, 29.0, 32.0, 31.0, 33.0])
+
+    def closeness(self: Reference, made: ir.Model, *few: float) -> Closeness:
+        if few:
+            asked.append((int(few[0]), few[1]))
+        found = next(scores)
+        return Closeness(found, found)
+
+    monkeypatch.setattr(Reference, "closeness", closeness)
+    model, data = pair(WIDE, 1 / WIDE), pictures()
+    made = best(model, data, tmp_path, **({"equalise": True, "rounding": "gptq"} if demanded else {}))
+    best_so_far = [29.0, 29.0, 32.0, 32.0] if demanded else [30.0, 30.0, 32.0, 32.0]
+    wanted = [-math.inf, *(score + refine.WORTH_DB for score in best_so_far)]
+    if demanded:
+        wanted[1] = wanted[4] = -math.inf
+    assert asked == [(8, pytest.approx(one)) for one in wanted]
+    assert made.details.repairs == {
+        "none": 30, "equalise": 29, "percentile": 32, "mse": 31, "gptq": 33,
+    }  # fmt: skip
+    assert made.details.equalised == (1 if demanded else None)
 
 
 def test_even_channels_are_equalised_only_on_demand(tmp_path: Path) -> None:
@@ -381,7 +409,9 @@ def test_a_fifth_of_a_decibel_is_what_a_repair_must_bring(tmp_path: Path, monkey
     model, data = exact_product(), table(100, 256)
     for gain, name in ((0.19, "minmax"), (0.21, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
+        monkeypatch.setattr(
+            Reference, "closeness", lambda self, made, *few, scores=scores: Closeness(next(scores), 0.0)
+        )
         assert best(model, data, tmp_path, **RANGES_ALONE).details.calibration == name
 
 
@@ -390,13 +420,15 @@ def test_exactly_the_worth_of_a_repair_is_not_enough(tmp_path: Path, monkeypatch
     monkeypatch.setattr(refine, "WORTH_DB", 0.25)
     for gain, name in ((0.25, "minmax"), (0.2501, "percentile")):
         scores = iter([30.0, 30.0 + gain, 30.0])
-        monkeypatch.setattr(Reference, "sqnr", lambda self, made, scores=scores: next(scores))
+        monkeypatch.setattr(
+            Reference, "closeness", lambda self, made, *few, scores=scores: Closeness(next(scores), 0.0)
+        )
         assert best(model, data, tmp_path, **RANGES_ALONE).details.calibration == name
 
 
 def test_scores_are_reported_to_two_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([30.12345, 31.98765, 29.111])
-    monkeypatch.setattr(Reference, "sqnr", lambda self, made: next(scores))
+    monkeypatch.setattr(Reference, "closeness", lambda self, made, *few: Closeness(next(scores), 0.0))
     made = best(exact_product(32), table(100, 32), tmp_path, **RANGES_ALONE)
     assert made.details.repairs == {"none": 30.12, "percentile": 31.99, "mse": 29.11}
 
@@ -421,7 +453,7 @@ def test_each_repair_must_be_better_than_the_last_one_kept(tmp_path: Path, monke
     model, data = exact_product(32), table(100, 32)
     for scores, name in (([30.0, 31, 31.1, 40], "percentile"), ([30.0, 31, 31.3, 40], "mse")):
         given = iter(scores)
-        monkeypatch.setattr(Reference, "sqnr", lambda self, made, given=given: next(given))
+        monkeypatch.setattr(Reference, "closeness", lambda self, made, *few, given=given: Closeness(next(given), 0.0))
         made = best(model, data, tmp_path, **NO_EQUALISE)
         assert made.details.calibration == name
         assert made.details.repairs == {"none": 30.0, "percentile": 31, "mse": scores[2], "gptq": 40}
@@ -447,10 +479,23 @@ def test_any_part_of_the_choice_can_be_written(tmp_path: Path) -> None:
     assert np.array_equal(outputs(made.write(choice), data), outputs(expected, data))
 
 
+def test_what_is_written_leaves_the_models_it_is_made_of_as_they_are(tmp_path: Path) -> None:
+    """Also a part of the choice, which is written into a copy with the weights as they were before rounding."""
+    model, data = dense(irregular()), mixtures()
+    made = best(model, data, tmp_path, **ROUNDING_ALONE)
+    assert made.model is not made.exact
+    before = [io.to_bytes(one) for one in (made.model, made.exact)]
+    choice = everything(model)
+    none = made.write(choice.without(choice.anchors, "", model))
+    assert np.array_equal(outputs(none, data), outputs(model, data))
+    made.write(choice)
+    assert [io.to_bytes(one) for one in (made.model, made.exact)] == before
+
+
 class Unasked(Reference):
     """A fidelity that must not be asked."""
 
-    def sqnr(self, model: ir.Model) -> float:
+    def closeness(self, model: ir.Model, *few: float) -> Closeness:
         raise AssertionError
 
 

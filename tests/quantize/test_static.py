@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, ModelError, RecipeError
 from lepton_cli.model import io
@@ -17,7 +18,7 @@ from lepton_cli.quantize.details import Placement, Portability, QuantizeStaticDe
 from lepton_cli.quantize.saturation import Saturation
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.quantize.targets import TARGETS
-from lepton_cli.step import Decision, Outcome
+from lepton_cli.step import Context, Decision, Outcome
 from lepton_cli.steps import STEPS
 from tests.quantize.builders import Graph, context, images, mlp, ops, residual_net, rows, sqnr
 
@@ -564,14 +565,18 @@ def test_of_outputs_below_20_db_as_many_layers_go_back_as_that_takes(
 
 
 def test_calibration_ranges_are_collected_over_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    asked: list[tuple[list[str], int]] = []
     collect = calibration.collect
 
-    def collected(model: ir.Model, names: list[str], *rest: object) -> calibration.Ranges:
-        asked.append(list(names))
-        return collect(model, names, *rest)  # type: ignore[arg-type]
+    def collected(model: ir.Model, names: list[str], data: Dataset, told: Context) -> calibration.Ranges:
+        asked.append((list(names[:3]), data.count))
+        return collect(model, names, data, told)
 
     monkeypatch.setattr(calibration, "collect", collected)
+    first = ["x", "t0", "t1"]
     quick(mlp(), tmp_path)
-    assert len(asked) == 1
-    assert asked[0][:3] == ["x", "t0", "t1"]
+    assert asked == [(first, 12), (first, 4)], "those that a guard fits to, and those that may judge"
+    asked.clear()
+    quick(mlp(), tmp_path, fidelity_guard=False)
+    quick(mlp(), tmp_path, rows(15))
+    assert asked == [(first, 16), (first, 15)]
