@@ -176,7 +176,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
 def test_fixed_batch(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.linear(graph.op("Relu", graph.linear(graph.take("x", [8, 64]), 64, 64)), 64, 64))
-    outcome = quantize(model, rows(30), tmp_path)
+    outcome = quantize(model, rows(30).of(io.inputs(model), "rows"), tmp_path)
     assert outcome.details.sqnr_db > 25
 
 
