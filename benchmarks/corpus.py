@@ -58,6 +58,8 @@ CALIBRATION, TEST = 16, 4
 NARROW = 16
 #: A column may be so many decibels worse than the output should be: its values may happen to be small.
 COLUMN = 10
+#: A column of probabilities that never reaches this says that no feed has its class.
+CERTAIN = 0.05
 #: On feeds that a step did not see its result may be so many decibels worse than it should be, if that is reported.
 NEAR = 3
 #: What a warning says of other samples.
@@ -269,6 +271,8 @@ def judge(original: Path, result: Path, feeds: Path | None) -> dict[str, Any]:
     faults = [] if before == after else [f"interface: {dict(set(enumerate(before)) ^ set(enumerate(after)))}"]
     power: dict[str, Any] = defaultdict(float)
     noise: dict[str, Any] = defaultdict(float)
+    least: dict[str, float] = defaultdict(float)
+    most: dict[str, Any] = defaultdict(float)
     names = [output.name for output in sessions[0].get_outputs()]
     for feed in _feeds(feeds) if feeds and not faults else ():
         for name, want, have in zip(names, *(session.run(None, feed) for session in sessions), strict=True):
@@ -276,13 +280,15 @@ def judge(original: Path, result: Path, feeds: Path | None) -> dict[str, Any]:
             if want.ndim != have.ndim:
                 faults.append(f"`{name}` has {have.ndim} axes instead of {want.ndim}")
             elif want.shape == have.shape and want.dtype.kind in "fV" and want.size:
-                want, have = want.astype(np.float64), have.astype(np.float64)
-                whole = np.isfinite(want)
+                exact, have = want.astype(np.float64), have.astype(np.float64)
+                whole = np.isfinite(exact)
                 if not np.isfinite(have[whole]).all():
                     faults.append(f"`{name}` is not finite")
-                want, error = np.where(whole, want, 0) ** 2, np.where(whole, want - have, 0) ** 2
+                want, error = np.where(whole, exact, 0) ** 2, np.where(whole, exact - have, 0) ** 2
                 narrow = want.ndim > 1 and 1 < want.shape[-1] <= NARROW
                 axes = tuple(range(want.ndim - 1)) if narrow else None
+                least[name] = min(least[name], exact[whole].min(initial=0))
+                most[name] = np.maximum(most[name], np.where(whole, exact, 0).max(axes))
                 power[name] = power[name] + want.sum(axes)
                 noise[name] = noise[name] + error.sum(axes)
             elif want.shape == have.shape and want.dtype.kind in "iub":
@@ -291,7 +297,9 @@ def judge(original: Path, result: Path, feeds: Path | None) -> dict[str, Any]:
     for name in power:
         parts = {name: (np.sum(power[name]), np.sum(noise[name]))}
         if np.size(power[name]) > 1:
-            parts |= {f"{name}[…, {at}]": part for at, part in enumerate(zip(power[name], noise[name], strict=True))}
+            unlikely = least[name] >= 0 and np.max(most[name]) <= 1 and most[name] < CERTAIN
+            told = np.flatnonzero(~np.broadcast_to(unlikely, np.shape(power[name])))
+            parts |= {f"{name}[…, {at}]": (power[name][at], noise[name][at]) for at in told.tolist()}
         for part, (one, other) in parts.items():
             if one > 0 and other > 0:
                 ratios[part] = float(10 * np.log10(one / other)) + (COLUMN if part != name else 0)
