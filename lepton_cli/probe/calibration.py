@@ -36,10 +36,11 @@ class Ranges:
     samples: int
     bounds: dict[str, Range] = dataclasses.field(default_factory=dict)
 
-    def joined(self, other: Ranges) -> Ranges:
-        """Those over both sets of samples, for the same tensors of the same model."""
-        histograms = {name: one.joined(other.histograms[name]) for name, one in self.histograms.items()}
-        return Ranges(histograms, self.samples + other.samples, self.bounds)
+    def join(self, other: Ranges) -> None:
+        """Add those over other samples, of the same tensors of the same model."""
+        for name, histogram in self.histograms.items():
+            histogram.join(other.histograms[name])
+        self.samples += other.samples
 
     def limits(self, method: Method, levels: int = 256) -> dict[str, Range]:
         """Range per tensor; tensors without usable values are left out."""

@@ -59,12 +59,10 @@ class Histogram:
             low, high = float(usable.min()), float(usable.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def joined(self, other: Histogram) -> Histogram:
-        """Both counted together."""
-        made = Histogram()
-        np.add(self.counts, other.counts, out=made.counts)
-        made.low, made.high = min(self.low, other.low), max(self.high, other.high)
-        return made
+    def join(self, other: Histogram) -> None:
+        """Count what the other has counted too."""
+        self.counts += other.counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     @property
     def nan(self) -> int:

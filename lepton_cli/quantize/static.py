@@ -129,7 +129,9 @@ def _ranges(
     if judging is None or options.accuracy_guard is not None or not options.fidelity_guard:
         return calibration.collect(model, names, _data(context), context), None
     apart = calibration.collect(model, names, _data(fit), context)
-    return apart.joined(calibration.collect(model, names, judging, context)), apart
+    whole = calibration.collect(model, names, judging, context)
+    whole.join(apart)
+    return whole, apart
 
 
 def _data(context: Context, dynamic: bool = False) -> Dataset:

@@ -75,11 +75,12 @@ def test_ranges_of_two_halves_are_those_of_all_samples(tmp_path: Path) -> None:
     samples = data(12)
     here, x = context(samples, tmp_path), samples.feeds["x"]
     halves = [collect(net(), ["x", "t0"], Slice(samples, 3, rest=rest), here) for rest in (False, True)]
-    found = halves[0].joined(halves[1])
+    assert same(halves[0].histograms["x"], x[::3])
+    found = halves[0]
+    found.join(halves[1])
     assert same(found.histograms["x"], x)
     assert same(found.histograms["t0"], -2 * x)
     assert (found.samples, found.bounds) == (12, {"t0": (0.0, np.inf)})
-    assert same(halves[0].histograms["x"], x[::3])
 
 
 def test_inputs_alone_need_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

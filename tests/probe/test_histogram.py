@@ -93,11 +93,11 @@ def test_parts_add_up_to_the_whole(values: np.ndarray) -> None:
 @settings(max_examples=25)
 @given(FLOATS, FLOATS)
 def test_two_joined_are_that_of_all_values(one: np.ndarray, other: np.ndarray) -> None:
-    parts, whole = (made(one), made(other)), made(np.concatenate([one, other]))
-    found = parts[0].joined(parts[1])
+    found, added, whole = made(one), made(other), made(np.concatenate([one, other]))
+    found.join(added)
     assert np.array_equal(found.counts, whole.counts)
     assert (found.low, found.high) == (whole.low, whole.high)
-    assert [part.counts.sum() for part in parts] == [one.size, other.size], "the parts stay as they are"
+    assert added.counts.sum() == other.size, "what is added stays as it is"
 
 
 def test_zeros_stand_for_zero_itself() -> None:
