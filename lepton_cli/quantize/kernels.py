@@ -2,7 +2,8 @@
 
 Rows: a convolution copies what its window covers into a matrix, row by row of the window. For a picture of three
 channels that is nine bytes at a time, and takes longer than the product of the matrices. Where the rows of a window are
-channels, gathered line by line before, one copy takes them all: the first layer of SqueezeNet 645 us, then 445.
+channels, gathered line by line before, one copy takes them all; and a matrix whose rows are whole words of four bytes
+is packed faster. The first layer of SqueezeNet takes half as long.
 
 Blocks: a depthwise convolution computes 16 channels together, and those that are left over one by one: 28 channels
 take two and a half times as long as 32. Channels of zeros fill the last block, made by the layer before and unread by
@@ -12,6 +13,7 @@ the one behind, as far as they cost few bytes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -24,6 +26,8 @@ from lepton_cli.quantize.targets import Target
 
 #: Input channels up to which rows become channels.
 FEW = 4
+#: Bytes that are multiplied together.
+WORD = 4
 #: Channels that a depthwise kernel computes together.
 BLOCK = 16
 #: Share of the weights' bytes that zeros may add.
@@ -31,7 +35,7 @@ MOST_ADDED = 0.05
 
 
 #: onnx has Pad for integers from this opset on.
-LEAST_OPSET = 13
+LEAST_OPSET = 11
 
 
 def fit(model: ir.Model, target: Target, *, larger: bool = True) -> ir.Model:
@@ -88,8 +92,14 @@ def rows_as_channels(editor: Editor) -> None:
         apart, beside = found.numbers("dilations", 2, 1)
         if rows == 1 or channels > FEW or beside != 1 or not isinstance(height, int):
             continue
-        high = (height + top + bottom - apart * (rows - 1) - 1) // down + 1
+        whole = height + top + bottom
+        high = (whole - apart * (rows - 1) - 1) // down + 1
         lines = down * np.arange(high) + apart * np.arange(rows)[:, None]
+        lines = (whole * np.arange(channels)[:, None, None] + lines).reshape(-1, high)
+        # The first line stands for what whole words lack: its weights are zeros.
+        more = -len(lines) % (WORD // math.gcd(WORD, columns))
+        lines = np.pad(lines, ((0, more), (0, 0)))
+        weight = np.pad(found.codes.reshape(out, -1, 1, columns), ((0, 0), (0, more), (0, 0), (0, 0)))
         codes, scale, zero = found.source.inputs
         assert codes is not None
         made: list[ir.Node] = []
@@ -97,10 +107,10 @@ def rows_as_channels(editor: Editor) -> None:
             frame = editor.constant(f"{node.name}_frame", np.array([0, 0, top, 0, 0, 0, bottom, 0], np.int64))
             made.append(ir.node("Pad", [codes, frame, zero], name=f"{node.name}_frame"))
         before = made[-1].outputs[0] if made else codes
+        flat = editor.constant(f"{node.name}_flat", np.array([0, channels * whole, -1], np.int64))
+        made.append(ir.node("Reshape", [before, flat], name=f"{node.name}_flat"))
         index = editor.constant(f"{node.name}_lines", lines.astype(np.int64))
-        made.append(ir.node("Gather", [before, index], {"axis": 2}, name=f"{node.name}_lines"))
-        stacked = editor.constant(f"{node.name}_rows", np.array([0, channels * rows, high, -1], np.int64))
-        made.append(ir.node("Reshape", [made[-1].outputs[0], stacked], name=f"{node.name}_rows"))
+        made.append(ir.node("Gather", [made[-1].outputs[0], index], {"axis": 1}, name=f"{node.name}_lines"))
         read = [made[-1].outputs[0], scale, zero]
         made.append(ir.node("DequantizeLinear", read, domain=found.source.domain, name=f"{node.name}_source"))
         for part in made[:-1]:
@@ -108,7 +118,7 @@ def rows_as_channels(editor: Editor) -> None:
         made[-1].outputs[0].dtype = ir.DataType.FLOAT
         editor.insert_before(node, made)
         node.replace_input_with(0, made[-1].outputs[0])
-        editor.give(found.weight, 0, found.codes.reshape(out, channels * rows, 1, columns), f"{node.name}_weight")
+        editor.give(found.weight, 0, weight, f"{node.name}_weight")
         node.attributes.update(
             kernel_shape=ir.AttrInt64s("kernel_shape", [1, columns]),
             strides=ir.AttrInt64s("strides", [1, across]),
