@@ -5,9 +5,9 @@ channels that is nine bytes at a time, and takes longer than the product of the 
 channels, gathered line by line before, one copy takes them all; and a matrix whose rows are whole words of four bytes
 is packed faster. The first layer of SqueezeNet takes half as long.
 
-Blocks: a depthwise convolution computes 16 channels together, and those that are left over one by one: 28 channels
-take two and a half times as long as 32. Channels of zeros fill the last block, made by the layer before and unread by
-the one behind, as far as they cost few bytes.
+Blocks: convolutions compute and round 16 channels together, and those that are left over one by one, and pack rows of
+whole words faster: 13 channels take twice as long as 16, and 28 of a depthwise layer two and a half times as long as
+32. Channels of zeros fill the last block, unread by the layer behind, as far as they cost few bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lepton_cli.quantize.targets import Target
 FEW = 4
 #: Bytes that are multiplied together.
 WORD = 4
-#: Channels that a depthwise kernel computes together.
+#: Channels that a kernel computes together.
 BLOCK = 16
 #: Share of the weights' bytes that zeros may add.
 MOST_ADDED = 0.05
@@ -109,7 +109,7 @@ def rows_as_channels(editor: Editor) -> None:
         before = made[-1].outputs[0] if made else codes
         flat = editor.constant(f"{node.name}_flat", np.array([0, channels * whole, -1], np.int64))
         made.append(ir.node("Reshape", [before, flat], name=f"{node.name}_flat"))
-        index = editor.constant(f"{node.name}_lines", lines.astype(np.int64))
+        index = editor.constant(f"{node.name}_lines", lines.astype(np.int32))
         made.append(ir.node("Gather", [made[-1].outputs[0], index], {"axis": 1}, name=f"{node.name}_lines"))
         read = [made[-1].outputs[0], scale, zero]
         made.append(ir.node("DequantizeLinear", read, domain=found.source.domain, name=f"{node.name}_source"))
@@ -128,7 +128,7 @@ def rows_as_channels(editor: Editor) -> None:
 
 
 def fill_blocks(editor: Editor) -> None:
-    """Fill the last block of depthwise layers with channels of zeros, in place, the cheapest first."""
+    """Fill the last block of channels between convolutions with zeros, in place, the cheapest first."""
     convs = {node: found for node in editor.model.graph if (found := _conv(node)) is not None}
     room = MOST_ADDED * sum(found.codes.nbytes for found in convs.values())
     for chain in sorted(_chains(convs), key=lambda one: one.added):
@@ -139,28 +139,26 @@ def fill_blocks(editor: Editor) -> None:
             _widen(editor, conv, axis, chain.more)
         for value in chain.values:
             value.shape = None
-        chain.layer.node.attributes["group"] = ir.AttrInt64("group", chain.layer.groups + chain.more)
+        for layer in chain.layers:
+            layer.node.attributes["group"] = ir.AttrInt64("group", layer.groups + chain.more)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chain:
-    """A depthwise layer, the only one that reads what `maker` makes, and those that read it, and nothing else."""
+    """What makes channels, depthwise layers that pass them on, and what reads them; nothing else does."""
 
     maker: _Conv
-    layer: _Conv
+    layers: tuple[_Conv, ...]
     readers: tuple[_Conv, ...]
     #: The tensors in between.
     values: tuple[ir.Value, ...]
+    #: Channels that the last block lacks.
+    more: int
 
     @property
     def parts(self) -> list[tuple[_Conv, int]]:
         """Each convolution with the axis of its weight that gets more channels."""
-        return [(self.maker, 0), (self.layer, 0), *((reader, 1) for reader in self.readers)]
-
-    @property
-    def more(self) -> int:
-        """Channels that the last block lacks."""
-        return -self.layer.groups % BLOCK
+        return [(self.maker, 0), *((layer, 0) for layer in self.layers), *((reader, 1) for reader in self.readers)]
 
     @property
     def added(self) -> int:
@@ -169,19 +167,22 @@ class _Chain:
 
 
 def _chains(convs: Mapping[ir.Node, _Conv]) -> Iterator[_Chain]:
-    for layer in convs.values():
-        if layer.groups != len(layer.codes) or layer.codes.shape[1] != 1 or layer.groups % BLOCK == 0:
+    for maker in convs.values():
+        channels = len(maker.codes)
+        if maker.groups != 1 or channels % BLOCK == 0:
             continue
-        behind = _read_by(layer.node.outputs[0])
-        readers = [convs.get(node) for node in behind.nodes]
-        before = layer.source.inputs[0].producer() if layer.source.inputs[0] is not None else None
-        made = before.inputs[0] if before is not None and before.op_type == "QuantizeLinear" else None
-        maker = convs.get(node) if made is not None and (node := made.producer()) is not None else None
-        if made is None or maker is None or maker.groups != 1 or _read_by(made).nodes != [layer.node] or not readers:
-            continue
-        if all(reader is not None and reader.groups == 1 for reader in readers):
-            found = tuple(reader for reader in readers if reader is not None)
-            yield _Chain(maker, layer, found, (*_read_by(made).values, *behind.values))
+        layers: list[_Conv] = []
+        behind = _read_by(maker.node.outputs[0])
+        values = behind.values
+        while len(behind.nodes) == 1 and (layer := convs.get(behind.nodes[0])) is not None and layer.groups == channels:
+            if layer.codes.shape[:2] != (channels, 1):
+                break
+            layers.append(layer)
+            behind = _read_by(layer.node.outputs[0])
+            values = [*values, *behind.values]
+        readers = [convs[node] for node in behind.nodes if node in convs]
+        if readers and len(readers) == len(behind.nodes) and all(reader.groups == 1 for reader in readers):
+            yield _Chain(maker, tuple(layers), tuple(readers), tuple(values), -channels % BLOCK)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,29 @@ def test_the_last_block_of_channels_is_filled(
     assert groups[:3] == [1, filled, 1]
 
 
+def test_channels_between_convolutions_are_filled_without_a_depthwise_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that an Add reads, nor those of groups."""
+    monkeypatch.setattr(kernels, "MOST_ADDED", 1.0)
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 8, 6, 6]), 8, 13)
+    y = graph.conv(graph.conv(x, 13, 5), 5, 13, relu=False)
+    x = graph.conv(graph.op("Add", x, y), 13, 12, 1)
+    model = quantized(graph, graph.conv(graph.conv(x, 12, 12, group=3), 12, 8, relu=False))
+    made = weights(check(model, images(2, 8, 6)))
+    expected = [(13, 8, 3, 3), (16, 13, 3, 3), (13, 16, 3, 3), (12, 13, 1, 1), (12, 4, 3, 3), (8, 12, 3, 3)]
+    assert list(made.values()) == expected
+
+
+def test_two_depthwise_layers_in_a_row_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "MOST_ADDED", 1.0)
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 8, 6, 6]), 8, 20, 1)
+    for _ in range(2):
+        x = graph.conv(x, 20, 20, group=20)
+    made = weights(check(quantized(graph, graph.conv(x, 20, 8, 1, relu=False)), images(2, 8, 6)))
+    assert list(made.values()) == [(32, 8, 1, 1), (32, 1, 3, 3), (32, 1, 3, 3), (8, 32, 1, 1)]
+
+
 @pytest.mark.parametrize("channels", [16, 48])
 def test_full_blocks_stay(channels: int) -> None:
     model = depthwise(channels)
