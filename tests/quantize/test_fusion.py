@@ -356,7 +356,7 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     ),
     "DepthToSpace": (
         lambda graph: graph.conv(graph.op("DepthToSpace", _image(graph), blocksize=2), 4, 16, relu=False),
-        "DepthToSpace, DQ, 2 QLinearConv, Q, 4 Transpose",
+        "DepthToSpace, DQ, Gather, Pad, 2 QLinearConv, Q, Reshape, 4 Transpose",
     ),
     "SpaceToDepth": (
         lambda graph: graph.conv(graph.op("SpaceToDepth", _image(graph), blocksize=2), 64, 16, relu=False),

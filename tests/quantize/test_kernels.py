@@ -47,9 +47,9 @@ def check(model: ir.Model, data: Arrays, **options: Any) -> ir.Model:
     return made
 
 
-def first(channels: int = 3, rows: int = 3, columns: int = 3, size: int = 16, **attributes: Any) -> ir.Model:
+def first(channels: int = 3, rows: int = 3, columns: int = 3, opset: int = 17, **attributes: Any) -> ir.Model:
     """A convolution that reads the input, and one behind it."""
-    graph = Graph()
+    graph, size = Graph(opset), 16
     weight = graph.constant(graph.random.normal(0, 0.2, (16, channels, rows, columns)).astype(np.float32))
     x = graph.op("Conv", graph.take("x", ["b", channels, size, size]), weight, **attributes)
     return quantized(graph, graph.conv(x, 16, 8, relu=False))
@@ -58,16 +58,20 @@ def first(channels: int = 3, rows: int = 3, columns: int = 3, size: int = 16, **
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
-        ({}, (16, 9, 1, 3)),
-        ({"pads": [1, 1, 1, 1]}, (16, 9, 1, 3)),
-        ({"pads": [2, 0, 1, 3], "strides": [2, 3]}, (16, 9, 1, 3)),
-        ({"rows": 5, "columns": 2, "dilations": [3, 1], "pads": [0, 1, 0, 0]}, (16, 15, 1, 2)),
-        ({"rows": 7, "columns": 7, "strides": [4, 2]}, (16, 21, 1, 7)),
-        ({"channels": 1, "rows": 2, "columns": 1}, (16, 2, 1, 1)),
+        ({}, (16, 12, 1, 3)),
+        ({"pads": [1, 1, 1, 1]}, (16, 12, 1, 3)),
+        ({"pads": [2, 0, 1, 3], "strides": [2, 3]}, (16, 12, 1, 3)),
+        ({"rows": 5, "columns": 2, "dilations": [3, 1], "pads": [0, 1, 0, 0]}, (16, 16, 1, 2)),
+        ({"rows": 7, "columns": 7, "strides": [4, 2]}, (16, 24, 1, 7)),
+        ({"rows": 6, "columns": 6}, (16, 18, 1, 6)),
+        ({"rows": 3, "columns": 4}, (16, 9, 1, 4)),
+        ({"channels": 1, "rows": 2, "columns": 1}, (16, 4, 1, 1)),
         ({"channels": 4}, (16, 12, 1, 3)),
+        ({"opset": 11, "pads": [1, 1, 1, 1]}, (16, 12, 1, 3)),
     ],
 )
 def test_rows_of_a_window_become_channels(attributes: dict[str, Any], expected: tuple[int, ...]) -> None:
+    """Their number times the width of the window is a multiple of four."""
     model = first(**attributes)
     made = check(model, images(3, attributes.get("channels", 3)))
     assert next(iter(weights(made).values())) == expected
@@ -131,6 +135,29 @@ def test_the_last_block_of_channels_is_filled(
     assert shapes[:3] == [(filled, 8, 1, 1), (filled, 1, 3, 3), (64, filled, 1, 1)]
     groups = [node.attributes.get_int("group", 1) for node in made.graph if node.op_type == "Conv"]
     assert groups[:3] == [1, filled, 1]
+
+
+def test_channels_between_convolutions_are_filled_without_a_depthwise_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that an Add reads, nor those of groups."""
+    monkeypatch.setattr(kernels, "MOST_ADDED", 1.0)
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 8, 6, 6]), 8, 13)
+    y = graph.conv(graph.conv(x, 13, 5), 5, 13, relu=False)
+    x = graph.conv(graph.op("Add", x, y), 13, 12, 1)
+    model = quantized(graph, graph.conv(graph.conv(x, 12, 12, group=3), 12, 8, relu=False))
+    made = weights(check(model, images(2, 8, 6)))
+    expected = [(13, 8, 3, 3), (16, 13, 3, 3), (13, 16, 3, 3), (12, 13, 1, 1), (12, 4, 3, 3), (8, 12, 3, 3)]
+    assert list(made.values()) == expected
+
+
+def test_two_depthwise_layers_in_a_row_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "MOST_ADDED", 1.0)
+    graph = Graph()
+    x = graph.conv(graph.take("x", ["b", 8, 6, 6]), 8, 20, 1)
+    for _ in range(2):
+        x = graph.conv(x, 20, 20, group=20)
+    made = weights(check(quantized(graph, graph.conv(x, 20, 8, 1, relu=False)), images(2, 8, 6)))
+    assert list(made.values()) == [(32, 8, 1, 1), (32, 1, 3, 3), (32, 1, 3, 3), (8, 32, 1, 1)]
 
 
 @pytest.mark.parametrize("channels", [16, 48])
