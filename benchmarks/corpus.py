@@ -58,7 +58,7 @@ CALIBRATION, TEST = 16, 4
 NARROW = 16
 #: A column may be so many decibels worse than the output should be: its values may happen to be small.
 COLUMN = 10
-#: A column of probabilities that never reaches this says that no feed has its class.
+#: Probabilities that never reach this say that no feed has their class.
 CERTAIN = 0.05
 #: On feeds that a step did not see its result may be so many decibels worse than it should be, if that is reported.
 NEAR = 3
@@ -295,9 +295,9 @@ def judge(original: Path, result: Path, feeds: Path | None) -> dict[str, Any]:
                 power[name], noise[name] = power[name] + want.size, noise[name] + float((want != have).sum())
     ratios = {}
     for name in power:
-        parts = {name: (np.sum(power[name]), np.sum(noise[name]))}
+        unlikely = np.atleast_1d(least[name] >= 0 and np.max(most[name]) <= 1 and most[name] < CERTAIN)
+        parts = {} if unlikely.all() else {name: (np.sum(power[name]), np.sum(noise[name]))}
         if np.size(power[name]) > 1:
-            unlikely = least[name] >= 0 and np.max(most[name]) <= 1 and most[name] < CERTAIN
             told = np.flatnonzero(~np.broadcast_to(unlikely, np.shape(power[name])))
             parts |= {f"{name}[…, {at}]": (power[name][at], noise[name][at]) for at in told.tolist()}
         for part, (one, other) in parts.items():
