@@ -98,6 +98,7 @@ def choose(
         data=None if data is None else data.fingerprint,
         samples=None if data is None else data.count,
         seed=context.seed,
+        judged=[times.SECONDS, ASIDE, *PRICES, LITTLE, WORTH, PROPOSALS, CLOSE, TRIES],
     )
     stored = context.cache.get("latency", key, "widths", "dropped", "ratio", "predicted")
     if stored is None:
