@@ -41,7 +41,7 @@ LAYERS = (
     ("runtime",),
     ("step",),
     ("data",),
-    ("cache", "machine", "metrics", "plugin", "progress", "scratch", "tensors", "values"),
+    ("cache", "garbage", "machine", "metrics", "plugin", "progress", "scratch", "tensors", "values"),
     ("units",),
     ("errors", "version"),
 )

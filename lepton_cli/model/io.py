@@ -6,12 +6,11 @@ import base64
 import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -19,6 +18,7 @@ import onnx_ir as ir
 
 from lepton_cli import scratch
 from lepton_cli.errors import ModelError
+from lepton_cli.garbage import uncollected
 from lepton_cli.model import bfloat, check, external, functions, reads
 from lepton_cli.tensors import TensorInfo
 
@@ -131,22 +131,6 @@ def fingerprint(model: ir.Model) -> str:
             for block in external.blocks(value.const_value) if value.const_value is not None else ():
                 digest.update(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Garbage is looked for later: all that is made inside is in use.
-
-    A graph is many small objects. To look through them again and again while they are made takes longer than to make
-    them (62 % of the time of `quantize.qdq.write`).
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @uncollected()

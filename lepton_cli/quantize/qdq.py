@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from lepton_cli.errors import StepError
+from lepton_cli.garbage import uncollected
 from lepton_cli.graph.edit import Editor
 from lepton_cli.model import io
 from lepton_cli.probe.clipping import Range
@@ -43,13 +44,12 @@ class Scheme:
     activations: Literal["int8", "int16"] = "int8"
 
 
-@io.uncollected()
 def write(model: ir.Model, plan: Scheme) -> ir.Model:
     """The quantized copy of `model`. Raises StepError where a tensor that must be rounded has no range."""
     return put(io.clone(model), plan)
 
 
-@io.uncollected()
+@uncollected()
 def put(model: ir.Model, plan: Scheme) -> ir.Model:
     """`write` into the model itself, for one that nobody else has."""
     return _Writer(model, plan).written()

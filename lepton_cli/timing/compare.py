@@ -12,15 +12,15 @@ noise in all three the two are uncorrelated, so that leaving out the slow ones d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.garbage import uncollected
 from lepton_cli.timing.bursts import BLOCK, RUNS, Burst, Call, Clock, Gauge, RunTimes, warm_up
 from lepton_cli.timing.intervals import Estimate, centre, exp
 
@@ -174,7 +174,8 @@ def compare(
     and returned: whoever gives it has what was measured when an interrupt ends the rest.
     """
     found = into if into is not None else Rounds(len(openers))
-    with _no_collection():
+    gc.collect()
+    with uncollected():
         _until(rule, openers, generator, clock, gauge or clock, advance, answered, found)
     return found
 
@@ -261,16 +262,3 @@ def _round(
         rows.append(row)
     found.visits = np.array(rows)
     return found
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Garbage is collected before, not inside."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
