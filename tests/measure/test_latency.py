@@ -99,6 +99,12 @@ def test_every_number_of_threads_is_timed_on_the_cpu_and_said() -> None:
     assert any(line.startswith("latency on cpu, batch 2, 1 thread: ") for line in found.warnings)
 
 
+def test_a_device_is_measured_with_the_first_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_SAME_PROCESSOR", frozenset())
+    found = latency.compare({"original": SMALL}, feeds, spec(threads=(2, 1), time=units.Seconds(0.05)))
+    assert [one.threads for one in found.results] == [2]
+
+
 def test_a_size_and_a_number_of_threads_are_measured_once() -> None:
     asked = LatencySpec.model_validate({"batch": [8, 1, 8], "threads": [2, 2]})
     assert (asked.batch, asked.threads) == ((8, 1), (2,))
