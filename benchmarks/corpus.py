@@ -384,7 +384,10 @@ def main() -> int:
     print("\n| model | MB | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 2) + "|", flush=True)
     rows, inspected = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name, model in collect(arguments, Path(temporary)).items():
+        models = collect(arguments, Path(temporary))
+        if not models:
+            parser.error(f"no model's name contains `{arguments.only}`" if arguments.only else "no models")
+        for name, model in models.items():
             with tempfile.TemporaryDirectory(dir=temporary) as folder:
                 row, ran = Bench(model, Path(folder), arguments.limit).all()
             rows[name], inspected[name] = row, ran
