@@ -71,7 +71,7 @@ def measure(name: str, case: Case, assets: Path, threads: int, peers: Mapping[st
         for (arm, candidate), ratio in zip(made.items(), ratios[1:], strict=True):
             found = outputs(candidate, test, case.batch, threads)
             sizes = len(io.to_bytes(model)) / len(io.to_bytes(candidate))
-            rows.append({"model": name, "arm": arm, "speedup": ratio, "size_ratio": sizes}
+            rows.append({"model": name, "arm": arm, "speedup": ratio.typical, "size_ratio": sizes}
                         | judged(reference, found, test.labels["labels"]))  # fmt: skip
     return rows
 

@@ -1,9 +1,9 @@
 """What int8 costs to make: CPU seconds and peak memory of lepton beside onnxruntime's `quantize_static`.
 
-    python benchmarks/quantization_cost.py MODEL.onnx... [--samples 32]
+    python benchmarks/quantization_cost.py MODEL.onnx... [--samples 32] [--data NPZ_OR_PICTURES] [--pixels -1 1]
 
-Both calibrate on the same made-up samples, each in a process of its own; imports count. onnxruntime does its own
-pre-processing first and takes weights per channel. Models are read as files of one sample at a time.
+Both calibrate on the same samples, made up where none are given, each in a process of its own; imports count.
+onnxruntime does its own pre-processing first and takes weights per channel. Models are read as files of one sample at a time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ TOOLS = ("onnxruntime", "lepton")
 MEGABYTE = 1024  # of kilobytes, as the kernel counts
 
 
-def make_samples(model: Path, count: int, out: Path) -> None:
-    """Write made-up inputs, samples on axis 0."""
-    from lepton_cli.data.open import synthetic
-    from lepton_cli.graph.feeds import sized
+def make_samples(
+    model: Path, count: int, out: Path, data: Path | None = None, pixels: tuple[float, float] = (-1.0, 1.0)
+) -> None:
+    """Write inputs of `count` samples on axis 0."""
+    from quantization_models import samples
+
     from lepton_cli.model import io
 
-    parts = [batch.feeds for batch in synthetic(sized(io.load(model).model), seed=1, samples=count, batch=1).batches()]
-    np.savez(out, allow_pickle=False, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    np.savez(out, allow_pickle=False, **samples(io.load(model).model, data, pixels, count))
 
 
 def with_lepton(model: Path, samples: Path) -> str:
@@ -110,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--data", type=Path, help="NPZ with arrays by input, or pictures for inputs that take some")
+    parser.add_argument("--pixels", type=float, nargs=2, default=[-1.0, 1.0], help="what black and white are")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -120,7 +123,7 @@ def main() -> None:
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             samples = Path(folder) / "samples.npz"
-            make_samples(model, arguments.samples, samples)
+            make_samples(model, arguments.samples, samples, arguments.data, tuple(arguments.pixels))
             theirs, ours = (measure(tool, model, samples) for tool in TOOLS)
         cells = [
             cell

@@ -35,8 +35,8 @@ def measure(model: ir.Model, feeds: Values, context: Context) -> dict[str, float
             continue  # this way is closed to the model
         if outcome.changed:
             made[name] = outcome.model
-    ratios = speed.compare(list(made.values()), feeds, context)
-    return {name: round(ratio, 3) for name, ratio in zip(made, ratios, strict=True)}
+    gains = speed.compare(list(made.values()), feeds, context)
+    return {name: round(gain.typical, 3) for name, gain in zip(made, gains, strict=True)}
 
 
 def best(speeds: dict[str, float]) -> str:

@@ -26,6 +26,6 @@ class Effort:
 
 EFFORTS: dict[Name, Effort] = {
     "quick": Effort(groups=16, few=4, second_tries=0, prefixes=(), clips=False),
-    "normal": Effort(groups=48, few=8, second_tries=8, prefixes=(1, 2, 3, 4, 6, 8), clips=True),
+    "normal": Effort(groups=48, few=8, second_tries=8, prefixes=(1, 2, 4, 8), clips=True),
     "thorough": Effort(groups=1_000, few=64, second_tries=1_000, prefixes=tuple(range(1, 17)), clips=True),
 }

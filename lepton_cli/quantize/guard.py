@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -124,6 +125,7 @@ def hold(
     *,
     reference: float | None = None,
     first: tuple[ir.Model, float] | None = None,
+    guess: Callable[[Sequence[GroupSensitivity], float], int] = lambda ranked, drop: 1,
     reason: str = "returned to float by accuracy_guard",
     wide_first: bool = False,
     effort: Effort = NORMAL,
@@ -133,8 +135,9 @@ def hold(
     `ranking` is asked for where the limit does not hold at once. What is known is not scored again: `reference`, the
     model's own score, and `first`, what the choice as it is makes of it with its score.
 
-    Their number is doubled until the limit holds, and then halved towards the least that does; of these a few of the
-    mildest are quantized again where that costs nothing. `wide_first`: activations of 16 bits are tried before float.
+    The least number of them that holds is looked for from `guess` on (of the ranking and what is lost without any), in
+    steps that double, and then by halves; a few of the mildest are quantized again where that costs nothing.
+    `wide_first`: activations of 16 bits are tried before float.
     """
     reference = score(model) if reference is None else reference
     trials: list[GuardTrial] = []
@@ -151,21 +154,24 @@ def hold(
         trials.append(GuardTrial(in_float=None if wide else groups, int16=groups if wide else None, drop=said))
         return drop <= max_drop, smaller, made
 
-    failed, count, wide = 0, 0, False
+    failed, count, step, wide = 0, 0, 1, False
     holds, best, made = attempt([])
     ranked = [] if holds else ranking()
-    while not holds and count < len(ranked):
-        failed, count = count, min(max(1, 2 * count), len(ranked))
+    if ranked:
+        count = min(max(guess(ranked, math.inf if trials[0].drop is None else trials[0].drop), 1), len(ranked))
+    while not holds and failed < len(ranked):
         wide = wide_first
         holds, best, made = attempt(ranked[:count], wide)
         if wide and not holds:
             wide = False
             holds, best, made = attempt(ranked[:count])
+        if not holds:
+            failed, count, step = count, min(count + step, len(ranked)), 2 * step
     while holds and count - failed > 1:
-        middle = (failed + count) // 2
+        middle = max(count - step, (failed + count) // 2)
         again, choice_again, made_again = attempt(ranked[:middle], wide)
         if again:
-            count, best, made = middle, choice_again, made_again
+            count, step, best, made = middle, 2 * step, choice_again, made_again
         else:
             failed = middle
     dropped = ranked[:count]
@@ -209,9 +215,21 @@ def hold_fidelity(
         max_drop=0.0,
         reference=FLOOR_DB,
         first=None if first is None else (first[0], capped(first[1])),
+        guess=_as_noise,
         reason=f"returned to float: with it in {form} a part of the outputs may come out below {FLOOR_DB:.0f} dB",
         effort=effort,
     )
+
+
+def _as_noise(ranked: Sequence[GroupSensitivity], drop: float) -> int:
+    """How many of the groups go back, worst first, if their noise adds up to that of all, `drop` below `FLOOR_DB`."""
+    noise = [10 ** (-group.sqnr_db / 10) for group in ranked]
+    endless = sum(map(math.isinf, noise))
+    if endless or math.isinf(drop):
+        return endless
+    allowed = sum(noise) * 10 ** (-drop / 10)
+    left = itertools.accumulate(reversed(noise))
+    return len(noise) - sum(some <= allowed for some in left)
 
 
 def mostly_returned(before: Choice, after: Choice, came: Closeness, what: str, form: str) -> tuple[str, ...]:

@@ -27,15 +27,22 @@ GAIN = 1.03
 NEAR = 1.02
 #: So many of the kinds that lose are tried, those that lose most, before all of them.
 SHARES = (1, 2, 4)
-#: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck. Where there is
-#: nothing to choose from, no more is timed once nine in ten show twice of it.
+#: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck. Of those that
+#: count, medians choose. Where there is nothing to choose from, no more is timed once nine in ten show twice of it.
 CAUTIOUS, EVIDENT = 0.25, 0.1
 #: Seconds that one comparison may take; it ends before at this half-width of the intervals.
-SECONDS, PRECISION = 1.0, 0.02
-#: Visits at least, and runs of a burst.
-LEAST, RUNS = 5, 10
+SECONDS, PRECISION = 0.5, 0.02
+#: Visits at least; runs of a burst and its seconds, at most.
+LEAST, RUNS, BURST = 5, 10, 0.03
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
 DOUBT = 1.2
+
+
+class Gain(NamedTuple):
+    """Speed over the reference's: the median of all visits, and what three quarters of them show."""
+
+    typical: float
+    cautious: float
 
 
 def compare(
@@ -43,11 +50,10 @@ def compare(
     feeds: Values,
     context: Context,
     seconds: float = SECONDS,
-    quantile: float = 0.5,
     wanted: float = 0.0,
     clock: Clock | None = None,
-) -> list[float]:
-    """Speed of each model relative to the first: the median (or `quantile`) over all visits.
+) -> list[Gain]:
+    """Speed of each model relative to the first.
 
     `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits, or the only one shows
     twice the gain in nearly all of them. On one CPU thread its own time counts, which others that use the machine
@@ -65,10 +71,14 @@ def compare(
         session = Session(io.payload(model, context.workdir), threads=context.threads)
         return lambda: timing.Warm(session.caller(feeds))
 
-    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS)
+    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
     random = np.random.default_rng(context.seed)
     rounds = timing.compare([opener(model) for model in models], rule, random, clock=clock, answered=settled)
-    return [1.0, *(1 / rounds.ratio_quantile(index, 1 - quantile) for index in range(1, rounds.count))]
+
+    def gain(index: int) -> Gain:
+        return Gain(*(1 / rounds.ratio_quantile(index, 1 - share) for share in (0.5, CAUTIOUS)))
+
+    return [Gain(1.0, 1.0), *map(gain, range(1, rounds.count))]
 
 
 def _may_gain(slow: float | None, fast: float | None, whole: float) -> bool:
@@ -167,7 +177,7 @@ def faster_choice(
             if _may_gain(profiling.until(slow, last, int8=True), profiling.until(fast, last, int8=False), whole):
                 first.append([node.name or "" for node in order[:count]])
     search.attempt(first)
-    speedup = compare([model if given is None else given, search.made], feeds, context)[1]
+    speedup = compare([model if given is None else given, search.made], feeds, context)[1].typical
     layers = tuple(profiling.times(node, slow, fast) for node in model.graph if node.name in choice.anchors)
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned), layers=layers)
 
@@ -214,11 +224,13 @@ class _Search:
             return
         tried = list(trials.values())
         models, wanted = [self.made, *(trial.made for trial in tried)], GAIN * min(trial.larger for trial in tried)
-        seconds = SECONDS * len(tried)
-        gains = compare(models, self.feeds, self.context, seconds, quantile=CAUTIOUS, wanted=wanted)[1:]
-        worth = [gain / trial.larger for gain, trial in zip(gains, tried, strict=True)]
-        if max(worth) < GAIN:
+        gains = compare(models, self.feeds, self.context, SECONDS * len(tried), wanted=wanted)[1:]
+        counting = [gain.cautious >= GAIN * trial.larger for gain, trial in zip(gains, tried, strict=True)]
+        if not any(counting):
             return
-        at = next(at for at, value in enumerate(worth) if value >= max(GAIN, max(worth) / NEAR))
+        worth = [
+            gain.typical / trial.larger * counts for gain, trial, counts in zip(gains, tried, counting, strict=True)
+        ]
+        at = next(at for at, value in enumerate(worth) if value >= max(worth) / NEAR)
         self.choice, self.made = tried[at].choice, tried[at].made
-        self.returned.append(Returned(nodes=tried[at].names, gain=round(gains[at], 3)))
+        self.returned.append(Returned(nodes=tried[at].names, gain=round(gains[at].typical, 3)))

@@ -323,24 +323,22 @@ class _Quantization:
         """Outputs far from the float model's: as many layers go back as that takes, the worst first.
 
         What is written is fitted to all samples, and has to hold on them. Near the floor that says too little: a fit
-        without some of the samples has to hold on these, with the same layers.
+        without some of the samples has to hold on these first, with the same layers.
         """
         came, before = self.fidelity.closeness(made), self.choice
         if came.assured_db >= guard.FLOOR_DB + guard.OPTIMISM_DB:
             return made
-        made = self._return_layers(best, best, self.fidelity, (made, came))
-        whole = self.choice
         fit, judging = guard.split(self.context)
         if judging is None or self.apart is None:
             self.warnings.append(guard.too_few(_data(self.context)))
-        elif self.choice.anchors:
+        else:
             # By the repairs that helped on all samples: to try the others again costs more than it tells.
             judge = Reference(self.model, fit, data=judging)
             self._return_layers(best, self._best(self.apart, judge, fit, best.repairs), judge)
+        if self.choice.anchors:
+            made = self._return_layers(best, best, self.fidelity, (made, came) if self.choice is before else None)
         self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
-        if self.choice is not whole:
-            made = best.write(self.choice) if self.choice.anchors else self.model
-        return made
+        return made if self.choice.anchors else self.model
 
     def _return_layers(
         self, best: refine.Best, fit: refine.Best, fidelity: Reference, first: tuple[ir.Model, Closeness] | None = None

@@ -22,9 +22,9 @@ Call = Callable[[], object]
 #: Seconds (or joules) per run, one number a run (or block of runs).
 RunTimes = NDArray[np.float64]
 
-#: Runs that count in a burst; fewer where they would take longer than `_LONGEST` seconds.
+#: Runs that count in a burst; fewer where they would take longer than `LONGEST` seconds.
 RUNS = 20
-_LONGEST = 0.1
+LONGEST = 0.1
 #: A burst begins with runs that do not count, as many as counted ones or for this long (seconds): until the caches are
 #: its own and the other model's threads sleep (`runtime.SPIN`). Longer runs are alike: none is left out.
 _WARM, _LONG = 0.01, 0.025
@@ -44,11 +44,13 @@ class Burst:
     most: int = RUNS
     #: Seconds between two readings, at least.
     shortest: float = BLOCK
+    #: Seconds of the runs that count, at most, but for the first.
+    longest: float = LONGEST
 
     @property
     def runs(self) -> int:
         """Times that one burst gives."""
-        return int(min(max(_LONGEST / max(self.seconds, 1e-9), 1), self.most))
+        return int(min(max(self.longest / max(self.seconds, 1e-9), 1), self.most))
 
     @property
     def warm(self) -> int:

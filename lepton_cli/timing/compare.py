@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.garbage import uncollected
-from lepton_cli.timing.bursts import BLOCK, RUNS, Burst, Call, Clock, Gauge, RunTimes, warm_up
+from lepton_cli.timing.bursts import BLOCK, LONGEST, RUNS, Burst, Call, Clock, Gauge, RunTimes, warm_up
 from lepton_cli.timing.intervals import Estimate, centre, exp
 
 
@@ -52,8 +52,9 @@ class StopRule:
     share: float = 0.025
     #: Share of the time that creating sessions anew may take; 0: one set of sessions for all rounds.
     setup: float = 0.4
-    #: Runs of a burst, at most, and the seconds between two readings, at least.
+    #: Runs of a burst and their seconds, at most, and the seconds between two readings, at least.
     runs: int = RUNS
+    longest: float = LONGEST
     block: float = BLOCK
 
 
@@ -224,7 +225,7 @@ def _open(openers: Sequence[Opener], rule: StopRule, generator: np.random.Genera
     """Fresh, warm sessions of all models, created in random order."""
 
     def warm(call: Call) -> Burst:
-        return dataclasses.replace(warm_up(call, clock), most=rule.runs, shortest=rule.block)
+        return dataclasses.replace(warm_up(call, clock), most=rule.runs, shortest=rule.block, longest=rule.longest)
 
     opened: dict[int, _Opened] = {}
     for index in generator.permutation(len(openers)).tolist():

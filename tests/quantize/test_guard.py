@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class Written:
         return score
 
 
-def ranked(names: Iterable[str]) -> Callable[[], list[GroupSensitivity]]:
-    return lambda: [GroupSensitivity((name,), "Gemm", float(i)) for i, name in enumerate(names)]
+def ranked(names: Iterable[str], step_db: float = 1.0) -> Callable[[], list[GroupSensitivity]]:
+    return lambda: [GroupSensitivity((name,), "Gemm", i * step_db) for i, name in enumerate(names)]
 
 
 def held(
@@ -111,6 +111,59 @@ def test_groups_are_doubled_and_the_mildest_are_tried_again() -> None:
     assert [trial.drop for trial in report.trials] == [1.0, 0.6, 0.3, 0.0, 0.1, 0.4, 0.5]
     assert {decision.node for decision in found.kept} == {f"Gemm_{i}" for i in dropped}
     assert {decision.reason for decision in found.kept} == {"returned to float by accuracy_guard"}
+
+
+@pytest.mark.parametrize(
+    ("guess", "tried"),
+    [
+        (1, [1, 2, 4, 3]),
+        (2, [2, 3]),
+        (3, [3, 2]),
+        (5, [5, 4, 2, 3]),
+        (8, [8, 7, 5, 2, 3]),
+        (0, [1, 2, 4, 3]),
+        (99, [8, 7, 5, 2, 3]),
+    ],
+)
+def test_the_least_number_is_found_from_any_guess(guess: int, tried: list[int]) -> None:
+    """Eight layers of which three must go: steps of 1, 2, 4 from the guess, up or down, then halves."""
+    heard: list[tuple[int, float]] = []
+
+    def told(ranking: Sequence[GroupSensitivity], drop: float) -> int:
+        heard.append((len(ranking), drop))
+        return guess
+
+    costs = [0.25, 0.25, 0.25, *[0.0] * 5]
+    dropped, _, report, _ = held(costs, 0.125, guess=told, effort=EFFORTS["quick"])
+    assert dropped == {0, 1, 2}
+    assert counts(report) == [0, *tried]
+    assert heard == [(8, 0.75)]
+
+
+def test_from_above_the_guess_all_may_go_back() -> None:
+    dropped, _, report, found = held([0.25] * 6, 0.125, guess=lambda ranking, drop: 4, effort=EFFORTS["quick"])
+    assert dropped == set(range(6))
+    assert not found.anchors
+    assert counts(report) == [0, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("alone", "drop", "count"),
+    [
+        # Noise of 8, 4, 2 and 1 parts: without the first 7 of 15 are left, 3.3 dB less; without the second too 3, 7 dB.
+        ([-9.031, -6.021, -3.010, 0.0], 3.3, 1),
+        ([-9.031, -6.021, -3.010, 0.0], 3.4, 2),
+        ([-9.031, -6.021, -3.010, 0.0], 6.98, 2),
+        ([-9.031, -6.021, -3.010, 0.0], 7.0, 3),
+        ([-9.031, -6.021, -3.010, 0.0], 11.7, 3),
+        ([-9.031, -6.021, -3.010, 0.0], 11.8, 4),
+        ([-math.inf, -math.inf, 30.0, 40.0], 5.0, 2),  # what is not finite alone goes first
+        ([10.0, 20.0, 30.0, 40.0], math.inf, 0),  # nothing is known
+    ],
+)
+def test_noise_adds_up(alone: list[float], drop: float, count: int) -> None:
+    ranking = [GroupSensitivity((str(i),), "Conv", sqnr_db) for i, sqnr_db in enumerate(alone)]
+    assert guard._as_noise(ranking, drop) == count
 
 
 def test_none_more_than_needed_goes_back() -> None:
@@ -315,7 +368,7 @@ def test_trials_that_the_first_samples_settle_are_not_run_on_all(
         model,
         choice,
         written,
-        lambda: heard.append("") or ranked(names)(),
+        lambda: heard.append("") or ranked(names, 40.0)(),  # nearly all noise is the first one's: it is guessed
         fidelity,
         "int8",
         first=first,  # type: ignore[arg-type, func-returns-value]
