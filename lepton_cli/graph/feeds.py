@@ -14,15 +14,16 @@ import onnx_ir as ir
 
 from lepton_cli.data.batching import Layout, layout
 from lepton_cli.data.synthetic import usual
-from lepton_cli.graph import demands, shapes
+from lepton_cli.graph import cost, demands, shapes
 from lepton_cli.graph.fitting import fitting
 from lepton_cli.graph.settle import settle
 from lepton_cli.graph.shapes import Shapes
 from lepton_cli.model import io, reads
 from lepton_cli.tensors import Dim, TensorInfo
 
-#: Bytes of the largest value inside a model for one made-up sample: beyond, sizes that nothing asks for are halved.
-MOST_BYTES = 1 << 26
+#: Bytes of the largest value inside a model and its multiply-accumulates, for one made-up sample: beyond, sizes that
+#: nothing asks for are halved. Every step runs dozens of samples.
+MOST_BYTES, MOST_MACS = 1 << 26, 16e9
 #: No size is halved below this.
 _SMALLEST = 16
 _ROUNDS = 8
@@ -42,7 +43,7 @@ def sized(
     sizes.solve()
     sizes.fill(other)
     known = sizes.fit() if sizes.longest() or _points(found) else {}
-    while (longest := sizes.longest()) > _SMALLEST and (excess := _largest(model, known) / MOST_BYTES) > 1:
+    while (longest := sizes.longest()) > _SMALLEST and (excess := _excess(model, known)) > 1:
         # A value grows with the fourth power at most: attention between all places of a picture.
         sizes.shorten(max(_SMALLEST, 1 << math.ceil(longest / excess**0.25).bit_length() - 1), below=longest)
         known = settle(model, sizes.shapes(1))[0]
@@ -74,6 +75,11 @@ def default_feeds(
 def _points(inputs: Sequence[TensorInfo]) -> bool:
     """May an input be an index into something of the graph's own?"""
     return any("int" in info.dtype and info.rows is None for info in inputs)
+
+
+def _excess(model: ir.Model, known: Shapes) -> float:
+    """How many times too large a sample is."""
+    return max(_largest(model, known) / MOST_BYTES, sum(cost.macs(model, known).values()) / MOST_MACS)
 
 
 def _largest(model: ir.Model, known: Shapes) -> int:

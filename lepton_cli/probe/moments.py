@@ -65,15 +65,18 @@ def grams(
     features: Sequence[int],
     batches: Iterable[Values],
     run: Callable[[Values], Values],
-    samples: int,
+    share: float,
     seed: int,
 ) -> dict[str, Matrix]:
-    """Gram matrix of every layer's inputs (constant last), by node: batches in float32, their sum in float64."""
+    """Gram matrix of every layer's inputs (constant last), by node: batches in float32, their sum in float64.
+
+    `share`: what one batch is of all of them.
+    """
     found = {layer.node: np.zeros((size + 1, size + 1)) for layer, size in zip(layers, features, strict=True)}
     for number, feeds in enumerate(batches):
         values = run(feeds)
         for layer, size in zip(layers, features, strict=True):
-            pick = picker(layer, size, _count(feeds) / max(samples, 1), seed, number)
+            pick = picker(layer, size, share, seed, number)
             rows = layer.features(values[layer.input], pick)
             check_finite(layer, rows)
             found[layer.node] += gram(rows)
@@ -140,11 +143,6 @@ def _joined(parts: Sequence[tuple[Rows, Rows, Rows, bool]]) -> LayerSample:
     held = np.concatenate([np.full(len(x), flag) for x, _, _, flag in parts])
     x, y, offset = (np.concatenate([part[k] for part in parts]) for k in range(3))
     return LayerSample(x, y, offset, held)
-
-
-def _count(feeds: Values) -> int:
-    """About the number of samples: the first input that is no single value tells."""
-    return next((len(array) for array in feeds.values() if array.ndim), 1)
 
 
 def picker(layer: Linear, features: int, share: float, seed: int, batch: int) -> Callable[[int], NDArray[np.int64]]:

@@ -94,7 +94,9 @@ def grams(
         return {}
     sizes = [len(linear.matrix_of(model, layer)) for layer in needed]
     inner = activations.Activations(model, [layer.input for layer in needed], source.workdir, source.threads)
-    return moments.grams(needed, sizes, recover.fitting(model, source), inner.run, source.samples, source.seed)
+    return moments.grams(
+        needed, sizes, recover.fitting(model, source), inner.run, 1 / recover.count(model, source), source.seed
+    )
 
 
 def with_data(

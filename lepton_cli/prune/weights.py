@@ -221,7 +221,8 @@ def _optimal(
     matrix = layer.matrix(weight.array)
     source = recover.Calibration(data, context.workdir, context.threads, context.seed, data.count)
     inner = activations.Activations(model, [layer.input], context.workdir, context.threads)
-    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), inner.run, data.count, context.seed)
+    batch = 1 / recover.count(model, source)
+    found = moments.grams([layer], [len(matrix)], recover.batches(model, source), inner.run, batch, context.seed)
     xx = found[layer.node][:-1, :-1]
     return np.asarray(layer.weight_from(sparsify(matrix, xx, share, pattern), weight.array))
 

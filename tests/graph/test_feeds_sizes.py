@@ -157,6 +157,14 @@ def test_sizes_are_halved_until_the_largest_value_fits(width: int, length: int) 
     assert sizes(made) == {"x": (None, length)}
 
 
+@pytest.mark.parametrize(("channels", "side"), [(97, 224), (98, 128)])
+def test_sizes_are_halved_until_a_sample_takes_no_more_than_a_second_or_so(channels: int, side: int) -> None:
+    """224 x 224 places of 3 x 33 x 33 products are 0.1639 GMAC a channel, of 16."""
+    weight = np.zeros((channels, 3, 33, 33), np.float32)
+    made = build([N("Conv", ["x", "w"], ["y"], pads=[16] * 4)], {"x": ["batch", 3, "h", "w"]}, ["y"], w=weight)
+    assert sizes(made) == {"x": (None, 3, side, side)}
+
+
 def test_what_grows_with_the_fourth_power_fits_at_once() -> None:
     """4 * 64^4 bytes are 64 MiB; the channels are few already."""
     assert sizes(attention()) == {"x": (None, 4, 64, 64)}

@@ -59,7 +59,7 @@ def test_gram_matrices_add_up_over_batches_for_every_layer() -> None:
     def run(feeds: Values) -> Values:
         return {"x": np.stack([feeds["in"], 2 * feeds["in"]], axis=1), "z": feeds["in"] @ np.ones((3, 2)) - 1}
 
-    found = moments.grams([dense("one"), dense("two", input="z")], [3, 2], batches, run, samples=10, seed=0)
+    found = moments.grams([dense("one"), dense("two", input="z")], [3, 2], batches, run, share=1.0, seed=0)
     whole = np.concatenate([batch["in"] for batch in batches])
     expected = {"one": np.concatenate([whole, 2 * whole]), "two": whole @ np.ones((3, 2)) - 1}
     assert found.keys() == expected.keys()
@@ -72,25 +72,18 @@ def test_a_batch_of_two_gives_its_share_of_the_rows(samples: int, rows: int, mon
     """200 rows over all samples, of 80 in this batch; features are one-hot, so the diagonal tells which were taken."""
     few_rows(monkeypatch, 200)
     feeds = {"x": np.eye(80).reshape(2, 40, 80)[:, :, :48], "other": np.zeros((7, 1))}
-    found = moments.grams([dense()], [48], [feeds], lambda values: values, samples, 3)["dense"]
+    found = moments.grams([dense()], [48], [feeds], lambda values: values, 2 / samples, 3)["dense"]
     assert found[-1, -1] == rows
     assert set(np.diag(found)[:-1]) <= {0, 1}
     taken = moments.sample([(dense(), Aim("x", None, None, False), 48)], [(feeds, feeds)], 2 / samples, 3)["dense"]
     np.testing.assert_array_equal(found, with_ones(taken.x).T @ with_ones(taken.x))
 
 
-def test_without_samples_the_share_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_rows(monkeypatch, 12)
-    for samples in (0, 1):
-        feeds = {"x": np.zeros((1, 40, 1))}
-        assert moments.grams([dense()], [1], [feeds], lambda values: values, samples, 0)["dense"][1, 1] == 12
-
-
 def test_batches_and_seeds_draw_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     few_rows(monkeypatch, 80)
     feeds = {"x": np.eye(40)[None, :, :20]}
     once, twice, other = (
-        moments.grams([dense()], [20], [feeds] * count, lambda values: values, 4, seed)["dense"]
+        moments.grams([dense()], [20], [feeds] * count, lambda values: values, 0.25, seed)["dense"]
         for count, seed in ((1, 0), (2, 0), (1, 1))
     )
     assert once[-1, -1] == 20
@@ -110,7 +103,7 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         assert caught.value.code == "prune.non-finite"
         assert "`dense`" in str(caught.value)
     with pytest.raises(StepError):
-        moments.grams([dense()], [3], [{"x": broken}], lambda values: values, 2, 0)
+        moments.grams([dense()], [3], [{"x": broken}], lambda values: values, 1.0, 0)
 
 
 def several(count: int, rows: int = 50) -> Iterable[tuple[Values, Values]]:
