@@ -3,7 +3,8 @@
     python benchmarks/quantization_cost.py MODEL.onnx... [--samples 32] [--data NPZ_OR_PICTURES] [--pixels -1 1]
 
 Both calibrate on the same samples, made up where none are given, each in a process of its own; imports count.
-onnxruntime does its own pre-processing first and takes weights per channel. Models are read as files of one sample at a time.
+onnxruntime does its own pre-processing first and takes weights per channel. Models are read as files of one sample at a
+time.
 """
 
 from __future__ import annotations
