@@ -40,6 +40,7 @@ class Ranges:
         """Add those over other samples, of the same tensors of the same model."""
         for name, histogram in self.histograms.items():
             histogram.join(other.histograms[name])
+            histogram.pack()
         self.samples += other.samples
 
     def limits(self, method: Method, levels: int = 256) -> dict[str, Range]:
@@ -82,6 +83,8 @@ def collect(model: ir.Model, names: Sequence[str], data: Dataset, context: Conte
         stage.note(f"{len(names)} tensors, {ranges.samples} samples")
     if not ranges.samples:
         raise DataError("data.empty", f"no batch of `{data.name}` fits the model", where=data.path)
+    for histogram in ranges.histograms.values():
+        histogram.pack()
     store.save(ranges)
     return ranges
 

@@ -39,9 +39,27 @@ class Histogram:
     """Counts of one tensor's values, with the exact least and greatest usable value."""
 
     def __init__(self) -> None:
-        self.counts: NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
         self.low = np.inf
         self.high = -np.inf
+        #: All bins, while values are added; else the occupied ones, a twentieth of the bytes.
+        self._dense: NDArray[np.int64] | None = None
+        self._sparse = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Values seen per bin."""
+        if self._dense is not None:
+            return self._dense
+        every = np.zeros(BINS, dtype=np.int64)
+        bins, counts = self._sparse
+        every[bins] = counts
+        return every
+
+    def pack(self) -> None:
+        """Hold no more memory than what was seen takes; adding goes on as before."""
+        if self._dense is not None:
+            bins = np.flatnonzero(self._dense)
+            self._sparse, self._dense = (bins, self._dense[bins]), None
 
     def add(self, values: NDArray[Any]) -> None:
         """Count all elements of an array of any shape and float type."""
@@ -50,7 +68,8 @@ class Histogram:
             self._count(every[start : start + CHUNK])
 
     def _count(self, flat: NDArray[np.float32]) -> None:
-        self.counts += np.bincount(flat.view(np.uint16)[_UPPER::2], minlength=BINS)
+        self._dense = self.counts
+        self._dense += np.bincount(flat.view(np.uint16)[_UPPER::2], minlength=BINS)
         low, high = float(flat.min()), float(flat.max())
         if not (np.isfinite(low) and np.isfinite(high)) or max(-low, high) >= MASK:
             usable = flat[np.abs(flat) < MASK]
@@ -61,7 +80,7 @@ class Histogram:
 
     def join(self, other: Histogram) -> None:
         """Count what the other has counted too."""
-        self.counts += other.counts
+        self._dense = self.counts + other.counts
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     @property
@@ -88,13 +107,14 @@ class Histogram:
 
     def state(self) -> tuple[NDArray[np.int64], NDArray[np.int64], float, float]:
         """Occupied bins, their counts and the range: what is kept on disk."""
-        bins = np.flatnonzero(self.counts)
-        return bins, self.counts[bins], self.low, self.high
+        counts = self.counts
+        bins = np.flatnonzero(counts)
+        return bins, counts[bins], self.low, self.high
 
     @staticmethod
     def restore(bins: NDArray[np.int64], counts: NDArray[np.int64], low: float, high: float) -> Histogram:
         """The histogram that `state` was taken from."""
         made = Histogram()
-        made.counts[bins] = counts
+        made._sparse = bins.astype(np.int64), counts.astype(np.int64)
         made.low, made.high = low, high
         return made

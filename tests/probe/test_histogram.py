@@ -100,6 +100,24 @@ def test_two_joined_are_that_of_all_values(one: np.ndarray, other: np.ndarray) -
     assert added.counts.sum() == other.size, "what is added stays as it is"
 
 
+@settings(max_examples=25)
+@given(FLOATS, FLOATS)
+def test_packed_it_holds_the_same_in_few_bytes_and_goes_on(one: np.ndarray, other: np.ndarray) -> None:
+    found, whole = made(one), made(np.concatenate([one, other]))
+    before = found.counts.copy()
+    for _ in range(2):
+        found.pack()
+        assert np.array_equal(found.counts, before)
+    assert sum(part.nbytes for part in found._sparse) <= 16 * one.size
+    assert found._dense is None
+    found.add(other)
+    assert np.array_equal(found.counts, whole.counts)
+    again = made(one)
+    again.pack()
+    again.join(made(other))
+    assert np.array_equal(again.counts, whole.counts)
+
+
 def test_zeros_stand_for_zero_itself() -> None:
     values, counts = made(np.array([0, 0, -0.0, 1.0], dtype=np.float32)).sorted()
     assert values[:-1].tolist() == [0, 0]
