@@ -64,14 +64,14 @@ def measure(name: str, case: Case, assets: Path, threads: int, peers: Mapping[st
         made = arms(case, path, calibration, threads, folder, peers)
         reference = outputs(model, test, case.batch, threads)
         one = {key: array[:1] for key, array in test.feeds.items()}
-        ratios = speed.compare(
+        gains, _ = speed.compare(
             [model, *made.values()], one, context(model, calibration, threads, folder), seconds=SECONDS
         )
         rows = []
-        for (arm, candidate), ratio in zip(made.items(), ratios[1:], strict=True):
+        for (arm, candidate), gain in zip(made.items(), gains[1:], strict=True):
             found = outputs(candidate, test, case.batch, threads)
             sizes = len(io.to_bytes(model)) / len(io.to_bytes(candidate))
-            rows.append({"model": name, "arm": arm, "speedup": ratio.typical, "size_ratio": sizes}
+            rows.append({"model": name, "arm": arm, "speedup": gain.typical, "size_ratio": sizes}
                         | judged(reference, found, test.labels["labels"]))  # fmt: skip
     return rows
 

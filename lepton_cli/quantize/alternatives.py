@@ -35,7 +35,7 @@ def measure(model: ir.Model, feeds: Values, context: Context) -> dict[str, float
             continue  # this way is closed to the model
         if outcome.changed:
             made[name] = outcome.model
-    gains = speed.compare(list(made.values()), feeds, context)
+    gains, _ = speed.compare(list(made.values()), feeds, context)
     return {name: round(gain.typical, 3) for name, gain in zip(made, gains, strict=True)}
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli import cache
 from lepton_cli.machine import machine
@@ -28,10 +29,14 @@ NEAR = 1.02
 #: So many of the kinds that lose are tried, those that lose most, before all of them.
 SHARES = (1, 2, 4)
 #: A gain counts when three quarters of the visits show it: on a busy machine the median alone is luck. Of those that
-#: count, medians choose. Where there is nothing to choose from, no more is timed once nine in ten show twice of it.
-CAUTIOUS, EVIDENT = 0.25, 0.1
-#: Seconds that one comparison may take; it ends before at this half-width of the intervals.
-SECONDS, PRECISION = 0.5, 0.02
+#: count, medians choose.
+CAUTIOUS = 0.25
+#: A choice is settled when it comes out of this share of so many drawings of the visits; one that is not when time is
+#: up is that with the fewest layers in float which one in four comes to.
+SETTLED, DRAWS, PERHAPS = 0.95, 40, 0.25
+#: Seconds that one comparison may take for each model; it ends before when it is settled, or, where nothing is to be
+#: chosen, at this half-width of the intervals.
+SECONDS, PRECISION = 1.0, 0.02
 #: Visits at least; runs of a burst and its seconds, at most.
 LEAST, RUNS, BURST = 5, 10, 0.03
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
@@ -45,40 +50,59 @@ class Gain(NamedTuple):
     cautious: float
 
 
+#: What to take, of the gains of all models but the first: a number, 0 for the first itself.
+Choose = Callable[[Sequence[Gain]], int]
+
+
 def compare(
     models: Sequence[ir.Model],
     feeds: Values,
     context: Context,
     seconds: float = SECONDS,
-    wanted: float = 0.0,
+    choose: Choose | None = None,
     clock: Clock | None = None,
-) -> list[Gain]:
-    """Speed of each model relative to the first.
+) -> tuple[list[Gain], int]:
+    """Speed of each model relative to the first, and what is chosen for it.
 
-    `wanted`: it ends as soon as no model shows this speed even in its best quarter of the visits, or the only one shows
-    twice the gain in nearly all of them. On one CPU thread its own time counts, which others that use the machine
-    cannot lengthen by taking turns.
+    On one CPU thread its own time counts, which others that use the machine cannot lengthen by taking turns.
     """
     alone = context.threads == 1 and context.provider == "cpu"
     clock = clock or (thread_time_ns if alone else perf_counter_ns)
+    random = np.random.default_rng(context.seed)
 
-    def settled(found: timing.Rounds) -> bool:
-        hopeless = all(found.ratio_quantile(index, CAUTIOUS) * wanted > 1 for index in range(1, found.count))
-        evident = found.count == 2 and found.ratio_quantile(1, 1 - EVIDENT) * wanted**2 <= 1
-        return wanted > 0 and (hopeless or evident)
+    def votes(found: timing.Rounds) -> list[float]:
+        return _votes([found.ratios(index) for index in range(1, found.count)], choose, random) if choose else [0.0]
 
     def opener(model: ir.Model) -> timing.Opener:
         session = Session(io.payload(model, context.workdir), threads=context.threads)
         return lambda: timing.Warm(session.caller(feeds))
 
-    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
-    random = np.random.default_rng(context.seed)
-    rounds = timing.compare([opener(model) for model in models], rule, random, clock=clock, answered=settled)
+    # With something to choose the interval of each speed is of no interest.
+    precision = 0.0 if choose else PRECISION
+    rule = timing.StopRule(precision, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
+    rounds = timing.compare(
+        [opener(model) for model in models],
+        rule,
+        random,
+        clock=clock,
+        answered=lambda found: max(votes(found)) >= SETTLED,
+    )
+    said = votes(rounds)
+    chosen = next((number for number, share in enumerate(said) if share >= PERHAPS), 0)
+    return [Gain(1.0, 1.0), *(_gains(rounds.ratios(index)[None])[0] for index in range(1, rounds.count))], chosen
 
-    def gain(index: int) -> Gain:
-        return Gain(*(1 / rounds.ratio_quantile(index, 1 - share) for share in (0.5, CAUTIOUS)))
 
-    return [Gain(1.0, 1.0), *map(gain, range(1, rounds.count))]
+def _gains(ratios: NDArray[np.float64]) -> list[Gain]:
+    """Of each row of times over the reference's."""
+    typical, cautious = 1 / np.quantile(ratios, [0.5, 1 - CAUTIOUS], axis=-1)
+    return [Gain(*pair) for pair in zip(typical.tolist(), cautious.tolist(), strict=True)]
+
+
+def _votes(ratios: Sequence[NDArray[np.float64]], choose: Choose, random: np.random.Generator) -> list[float]:
+    """Shares of the choices, the first being 0, when the visits are drawn anew: Efron's bootstrap, model by model."""
+    drawn = [_gains(found[random.integers(len(found), size=(DRAWS, len(found)))]) for found in ratios]
+    chosen = [choose(gains) for gains in zip(*drawn, strict=True)]
+    return [chosen.count(number) / DRAWS for number in range(len(ratios) + 1)]
 
 
 def _may_gain(slow: float | None, fast: float | None, whole: float) -> bool:
@@ -177,7 +201,7 @@ def faster_choice(
             if _may_gain(profiling.until(slow, last, int8=True), profiling.until(fast, last, int8=False), whole):
                 first.append([node.name or "" for node in order[:count]])
     search.attempt(first)
-    speedup = compare([model if given is None else given, search.made], feeds, context)[1].typical
+    speedup = compare([model if given is None else given, search.made], feeds, context)[0][1].typical
     layers = tuple(profiling.times(node, slow, fast) for node in model.graph if node.name in choice.anchors)
     return search.choice, Speed(speedup=round(speedup, 3), returned=tuple(search.returned), layers=layers)
 
@@ -223,14 +247,17 @@ class _Search:
         if not trials:
             return
         tried = list(trials.values())
-        models, wanted = [self.made, *(trial.made for trial in tried)], GAIN * min(trial.larger for trial in tried)
-        gains = compare(models, self.feeds, self.context, SECONDS * len(tried), wanted=wanted)[1:]
-        counting = [gain.cautious >= GAIN * trial.larger for gain, trial in zip(gains, tried, strict=True)]
-        if not any(counting):
+
+        def choose(gains: Sequence[Gain]) -> int:
+            counts = [gain.cautious >= GAIN * trial.larger for gain, trial in zip(gains, tried, strict=True)]
+            worth = [gain.typical / trial.larger * yes for gain, trial, yes in zip(gains, tried, counts, strict=True)]
+            least = max(worth) / NEAR
+            return next(number for number, value in enumerate(worth, 1) if value >= least) if any(counts) else 0
+
+        models = [self.made, *(trial.made for trial in tried)]
+        gains, chosen = compare(models, self.feeds, self.context, SECONDS * len(tried), choose)
+        if not chosen:
             return
-        worth = [
-            gain.typical / trial.larger * counts for gain, trial, counts in zip(gains, tried, counting, strict=True)
-        ]
-        at = next(at for at, value in enumerate(worth) if value >= max(worth) / NEAR)
+        at = chosen - 1
         self.choice, self.made = tried[at].choice, tried[at].made
-        self.returned.append(Returned(nodes=tried[at].names, gain=round(gains[at].typical, 3)))
+        self.returned.append(Returned(nodes=tried[at].names, gain=round(gains[chosen].typical, 3)))

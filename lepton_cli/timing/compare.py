@@ -114,9 +114,9 @@ class Rounds:
         """Time of a model over the reference's: centre of the rounds' medians, on a log scale."""
         return exp(centre(np.array([np.median(ratios) for ratios in self._ratios(model)])))
 
-    def ratio_quantile(self, model: int, share: float) -> float:
-        """The ratio that this share of the undisturbed visits stays below."""
-        return float(np.exp(np.quantile(np.concatenate(self._ratios(model)), share)))
+    def ratios(self, model: int) -> NDArray[np.float64]:
+        """The ratios of the undisturbed visits of a model, in order."""
+        return np.exp(np.concatenate(self._ratios(model)))
 
     def absolute(self, model: int) -> Estimate:
         """Median of a model's undisturbed times in seconds; the interval is that of the rounds' medians."""

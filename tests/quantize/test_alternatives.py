@@ -21,10 +21,10 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[ir.Model]]:
     """The models that were compared; the k-th is k times as fast as the first, and a bit."""
     found: list[list[ir.Model]] = []
 
-    def compare(models: list[ir.Model], feeds: Any, context: Context) -> list[speed.Gain]:
+    def compare(models: list[ir.Model], feeds: Any, context: Context) -> tuple[list[speed.Gain], int]:
         assert set(feeds) == {"x"}
         found.append(models)
-        return [speed.Gain(gain, 1.0) for gain in (1.0, 2.00049, 3.0006)][: len(models)]
+        return [speed.Gain(gain, 1.0) for gain in (1.0, 2.00049, 3.0006)][: len(models)], 0
 
     monkeypatch.setattr(speed, "compare", compare)
     return found
