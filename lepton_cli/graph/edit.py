@@ -37,7 +37,7 @@ class Editor:
 
     def constant(self, wanted: str, held: Held) -> ir.Value:
         """A new initializer of the main graph, which subgraphs can read too."""
-        value = _initializer(self.name(wanted), held)
+        value = initializer(self.name(wanted), held)
         self.model.graph.register_initializer(value)
         return value
 
@@ -55,7 +55,7 @@ class Editor:
         assert producer is not None
         assert isinstance(producer.graph, ir.Graph)
         value.name = self.name(f"{name}/folded")
-        constant = _initializer(name, held)
+        constant = initializer(name, held)
         constant.metadata_props.update(value.metadata_props)
         producer.graph.register_initializer(constant)
         value.replace_all_uses_with(constant)
@@ -107,14 +107,18 @@ def rename_apart(model: ir.Model, graph: ir.Graph) -> None:
     editor = Editor(model, apart=graphs)
     for one in graphs:
         for value in dict.fromkeys((*one.inputs, *one.initializers.values())):
-            value.name = editor.name(value.name or "")
+            name = editor.name(value.name or "")
+            if name != value.name and value.const_value is not None:
+                value.const_value = _renamed(value.const_value, name)  # the old one may be another model's too
+            value.name = name
         for node in one:
             node.name = editor.name(node.name or node.op_type)
             for value in node.outputs:
                 value.name = editor.name(value.name) if value.name else value.name
 
 
-def _initializer(name: str, held: Held) -> ir.Value:
+def initializer(name: str, held: Held) -> ir.Value:
+    """A constant of no graph yet; its tensor is one of its own, as writing a model renames those it holds."""
     if isinstance(held, np.ndarray | np.generic):  # arithmetic turns arrays without axes into numpy's scalars
         array = np.asarray(held, order="C")
         # `ir.tensor` finds out what it was given, which takes longer than all else where a graph gets many constants.

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from lepton_cli import scratch
 from lepton_cli.errors import LeptonError
-from lepton_cli.graph.edit import inner_graphs, is_constant
+from lepton_cli.graph.edit import initializer, inner_graphs, is_constant
 from lepton_cli.model import io
 from lepton_cli.tensors import Dim
 
@@ -145,8 +145,7 @@ def _forget_shapes(model: ir.Model) -> None:
                     continue
                 if read.const_value.nbytes <= _LARGE:
                     if read not in own:
-                        own[read] = ir.Value(name=f"{read.name}/own", const_value=read.const_value, type=read.type)
-                        own[read].shape = read.shape
+                        own[read] = initializer(f"{read.name}/own", read.const_value)
                         graph.register_initializer(own[read])
                     node.replace_input_with(index, own[read])
 

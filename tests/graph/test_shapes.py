@@ -25,7 +25,9 @@ def test_branches_say_what_shape_an_if_has(stated: str) -> None:
       y = If (c) <then_branch = a () => (float[{stated}] u) {{ u = Squeeze (x, axis) }},
                   else_branch = b () => (float[{stated}] v) {{ s = Squeeze (x, axis) v = Relu (s) }}>
     }}""")
-    assert shapes.infer(ir.from_proto(proto))["y"].shape == (2, 3)
+    model: ir.Model = ir.from_proto(proto)
+    assert shapes.infer(model)["y"].shape == (2, 3)
+    assert model.graph.initializers["axis"].const_value.name == "axis", "tensors are shared with what is inferred from"
 
 
 @pytest.mark.parametrize(
