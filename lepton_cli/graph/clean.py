@@ -14,6 +14,10 @@ from lepton_cli.graph.held import FLOATS, LEAST_VALUES
 from lepton_cli.model.external import blocks
 
 
+#: What keeps a graph's equal nodes apart.
+_UNMERGEABLE = frozenset({"Bernoulli", "Optional"})
+
+
 def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
     """Bypass nodes that return their input as it is.
 
@@ -53,8 +57,11 @@ def remove_unused(model: ir.Model) -> list[tuple[ir.Node, str]]:
 
 
 def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
-    """Nodes that compute the same from the same inputs become one, unless one of the model's nodes is excluded."""
-    if any(node.name not in allowed for node in model.graph):
+    """Nodes that compute the same from the same inputs become one, unless one of the model's nodes is excluded.
+
+    Nor where onnx-ir's pass cannot: it raises TypeError for types as attributes, and takes Bernoulli for no random one.
+    """
+    if any(node.name not in allowed or node.op_type in _UNMERGEABLE for node in model.graph):
         return []
     before = list(model.graph)
     common.CommonSubexpressionEliminationPass()(model)

@@ -234,3 +234,22 @@ def test_equal_weights_of_different_branches_are_held_once(tmp_path: Path) -> No
     held = [value for graph in outcome.model.graphs() for value in graph.initializers.values()]
     assert len(held) == 1
     assert counted(outcome.model)["Mul"] == 2  # the factor is not taken out of the branches
+
+
+def test_optional_values_and_chance_in_branches(tmp_path: Path) -> None:
+    """Two Bernoullis are two throws; Optional has a type as its attribute."""
+    text = """
+    g (bool c, float[b, 4] x) => (float[b, 4] y) {
+      y = If (c) <
+        then_branch = a () => (float[b, 4] y1) {
+          p = Sigmoid(x) one = Bernoulli(p) two = Bernoulli(p) d = Sub(one, two) z = Sub(d, d) y1 = Add(z, x)
+        },
+        else_branch = d () => (float[b, 4] y2) { o = Optional(x) v = OptionalGetElement(o) y2 = Identity(v) }
+      >
+    }
+    """
+    model = parsed(text)
+    optional = next(node for node in model.graph.all_nodes() if node.op_type == "Optional")
+    optional.attributes["type"] = ir.AttrTypeProto("type", ir.TypeAndShape(ir.TensorType(ir.DataType.FLOAT), None))
+    outcome = simplified(model, [{"c": c, "x": X} for c in (YES, NO)], tmp_path)
+    assert counted(outcome.model)["Bernoulli"] == 2
