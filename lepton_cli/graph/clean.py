@@ -13,7 +13,6 @@ from lepton_cli.graph.edit import Editor, array_of, bypass, inner_graphs, is_con
 from lepton_cli.graph.held import FLOATS, LEAST_VALUES
 from lepton_cli.model.external import blocks
 
-
 #: What keeps a graph's equal nodes apart.
 _UNMERGEABLE = frozenset({"Bernoulli", "Optional"})
 

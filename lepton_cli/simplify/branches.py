@@ -100,13 +100,16 @@ def take_needed(model: ir.Model, allowed: set[str]) -> bool:
     """Let an If of the main graph always squeeze where the rest cannot run otherwise, in place; did any change?
 
     Exporters write "without this axis, if it has one element": one rank comes out or another. Where operators behind
-    it take one of them only, the model fails for all inputs that get there with the other.
+    it take one of them only, the model fails for all inputs that get there with the other. So does the Squeeze, which
+    is taken out of `allowed`: as part of a Reshape it would take any size.
     """
     changed = False
     for node in [node for node in model.graph if node.op_type == "If" and not node.domain and node.name in allowed]:
         squeezes = None if is_constant(node.inputs[0]) else _squeezes(node)
         if squeezes is not None and _fails(model, node, not squeezes) and not _fails(model, node, squeezes):
             node.replace_input_with(0, Editor(model).constant(f"{node.name}/condition", np.array(squeezes)))
+            (taken,) = node.attributes["then_branch" if squeezes else "else_branch"].as_graph()
+            allowed.discard(taken.name or "")
             changed = True
     return changed
 

@@ -20,7 +20,7 @@ from lepton_cli.simplify import branches, rules
 from lepton_cli.simplify.rules import RULES, Rule
 from lepton_cli.step import Context, Decision, Outcome
 
-#: Folding one thing uncovers another; real models settle in two or three rounds.
+#: Folding one thing uncovers another: most models settle in two or three rounds, one choice behind another takes more.
 ROUNDS = 32
 #: Values of a constant up to which equal ones are looked for before the last round; of larger ones only at the end.
 SMALL = 16
@@ -36,6 +36,8 @@ class _Made:
     left: dict[ir.Node, str] = dataclasses.field(default_factory=dict)
     #: Names of constants that were equal to others.
     shared: list[str] = dataclasses.field(default_factory=list)
+    #: Names of the Transposes of tables that are looked up, wherever these stand.
+    turns: set[str] = dataclasses.field(default_factory=set)
 
     def record(self, nodes: Sequence[tuple[ir.Node, str]], action: str) -> int:
         """Note nodes with reasons; how many."""
@@ -113,7 +115,8 @@ def _settle(made: _Made, model: ir.Model, allowed: set[str], options: Simplify, 
     for _ in range(ROUNDS):
         count = record(clean.remove_unused(model), "removed")
         count += record(clean.remove_no_ops(model, allowed), "removed")
-        count += record(fold.fold_constants(model, allowed - clean.table_turns(model)), "folded")
+        made.turns |= clean.table_turns(model)
+        count += record(fold.fold_constants(model, allowed - made.turns), "folded")
         count += record(branches.take_constant(model, allowed), "removed")
         count += record(clean.merge_equal(model, allowed), "merged")
         if options.fold_batch_norm:
@@ -138,12 +141,11 @@ def _settle_inside(
     made: _Made, model: ir.Model, allowed: set[str], options: Simplify, with_rules: Sequence[Rule]
 ) -> bool:
     """The same for every graph inside a node that may be touched."""
-    changed, apart = False, allowed - clean.table_turns(model)
+    changed = False
     holders = [node for node in model.graph if node.name in allowed and inner_graphs(node)]
     with shapes.inferred_only(model) if holders else contextlib.nullcontext():
         for node in holders:
             for graph in inner_graphs(node):
                 with branches.alone(model, node, graph) as part:
-                    changed |= _settle(made, part, apart, options, with_rules)
-    allowed |= apart  # with the names of new nodes
+                    changed |= _settle(made, part, allowed, options, with_rules)
     return changed
