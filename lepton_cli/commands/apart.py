@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lepton_cli.commands import runner
+from lepton_cli.commands import resume, runner
 from lepton_cli.commands.job import Job
+from lepton_cli.commands.resume import Kept
 from lepton_cli.errors import LeptonError
 from lepton_cli.measure.results import Accuracy, LatencyTable
 from lepton_cli.model import io
@@ -21,8 +22,6 @@ from lepton_cli.steps import STEPS
 #: shows only without it.
 CHOOSING = ("prune.channels",)
 COMPUTING = ("quantize.static", "quantize.dynamic", "convert.fp16")
-#: Models with more bytes of weights are not kept for a comparison.
-LARGEST = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +46,20 @@ class Apart:
 
 
 class Trail:
-    """What the steps of a run left behind, in its scratch folder."""
+    """What the steps of a run left behind: what is kept for `--resume`, else files in its scratch folder."""
 
-    def __init__(self, job: Job, context: Context) -> None:
-        self._job, self._context = job, context
-        self._after: dict[int, Path] = {}
+    def __init__(self, job: Job, context: Context, kept: Kept) -> None:
+        self._job, self._context, self._kept = job, context, kept
+        self._saved: dict[int, Path] = {}
 
     def keep(self, index: int, model: ir.Model) -> None:
         """The model after a step that changed something. One too large, or without room on the disk, is not kept."""
         path = self._context.workdir / f"after-{index + 1}.onnx"
-        if self._save(model, path):
-            self._after[index] = path
+        if self._kept.file(index + 1) is None and self._save(model, path):
+            self._saved[index] = path
+
+    def _after(self, index: int) -> Path | None:
+        return self._saved.get(index) or self._kept.file(index + 1)
 
     def parts(self, records: Sequence[StepRecord]) -> list[Apart]:
         """The models between the steps, the result excepted, and the result without what chose widths for it."""
@@ -66,11 +68,12 @@ class Trail:
         changed = [record.index for record in records if record.changed]
         found = []
         for index in changed[:-1]:
-            if index in self._after:
+            file = self._after(index)
+            if file is not None:
                 done = tuple(step for step in changed if step <= index)
                 equal = all(STEPS[records[step].step].options.cleaning for step in done)
                 name = f"after {index + 1}. {records[index].step}"
-                found.append(Apart(name, done, io.load(self._after[index]), equal))
+                found.append(Apart(name, done, io.load(file), equal))
         without = self._without(records, changed)
         return [*found, without] if without is not None else found
 
@@ -87,9 +90,10 @@ class Trail:
             return None
         first = left_out[0]
         before = [index for index in changed if index < first]
-        if before and before[-1] not in self._after:
+        file = self._after(before[-1]) if before else None
+        if before and file is None:
             return None
-        model = io.load(self._after[before[-1]]).model if before else self._job.loaded.model
+        model = io.load(file).model if file is not None else self._job.loaded.model
         steps = self._job.spec.steps
         name = f"without {records[first].step}"
         path = self._context.workdir / "without.onnx"
@@ -108,7 +112,7 @@ class Trail:
         return Apart(name, tuple(done), io.load(path))
 
     def _save(self, model: ir.Model, path: Path) -> bool:
-        if io.weight_bytes(model) > LARGEST:
+        if io.weight_bytes(model) > resume.LARGEST:
             return False
         try:
             io.save(model, path)

@@ -148,7 +148,7 @@ class _Compression:
         """Steps, then measurements, then verdicts; whatever happens, a report."""
         kept = Kept(self.output, self.job, context)
         try:
-            trail = Trail(self.job, context)
+            trail = Trail(self.job, context, kept)
             compressed = self._steps(context, kept, resume, trail)
             saved = self._save(compressed, context)
             beside = trail.parts(self.records)

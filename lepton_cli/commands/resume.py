@@ -1,9 +1,10 @@
 """What `compress --resume` goes on from: the model after the last finished step, kept in the output folder.
 
 `DIR/.lepton-resume` holds `step-N.onnx` (with `step-N.onnx.data` for large models) and `step-N.json` for the last
-finished step N. The JSON is written last, atomically, and names what the step depended on and the hash of the model:
-what is half-written, of another recipe, model, data or version, or was touched since, is never used. A run that ends
-well removes the folder, a run without `--resume` begins by removing it.
+finished step N, and for those before it whose models are measured in the end. The JSON is written last, atomically, and
+names what the step depended on and the hash of the model: what is half-written, of another recipe, model, data or
+version, or was touched since, is never used. A run that ends well removes the folder, a run without `--resume` begins
+by removing it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.store import write_text
 from lepton_cli.step import Context
 
+#: Of steps before the last, models with more bytes of weights are not kept.
+LARGEST = 500_000_000
+
 
 class Kept:
     """The last finished step of a run into one output folder; `None`: of a run that leaves nothing."""
@@ -38,6 +42,7 @@ class Kept:
         self._keeps = True
         #: Steps that the next run need not do again.
         self.count = 0
+        self._between: set[int] = set()
 
     def latest(self) -> tuple[ir.Model, list[StepRecord]] | None:
         """The model after the last step that an interrupted run finished, and the records of all steps up to it.
@@ -53,9 +58,15 @@ class Kept:
             except LeptonError:
                 continue
             self.count = count
+            self._between = {one for one in range(1, count) if self._records(one) is not None}
+            self._note(model, records)
             return model, records
         self.clear()
         return None
+
+    def file(self, count: int) -> Path | None:
+        """The model after step `count`, where it was changed, and is there to be measured beside the result."""
+        return self._model(count) if count in self._between else None
 
     def keep(self, current: runner.Checked, records: Sequence[StepRecord]) -> runner.Checked:
         """Write the model after the last of `records`; returns it as it reads back.
@@ -89,13 +100,20 @@ class Kept:
             return current
         self.count = count
         self._remove_others()
+        self._note(loaded.model, records)
         return runner.Checked(loaded.model, current.outputs)
 
+    def _note(self, model: ir.Model, records: Sequence[StepRecord]) -> None:
+        """Let the model after the last of `records` stay when the next step is done, if it is one to measure."""
+        if self._job.runs and records[-1].changed and io.weight_bytes(model) <= LARGEST:
+            self._between.add(len(records))
+
     def _remove_others(self) -> None:
-        """Remove all but the last step that is kept."""
+        """Remove all but the last step that is kept, and those that stay."""
+        stay = tuple(f"step-{count}." for count in (*self._between, self.count))
         with contextlib.suppress(OSError):
             for file in self._folder.iterdir():
-                if not file.name.startswith(f"step-{self.count}."):
+                if not file.name.startswith(stay):
                     file.unlink()
             if not self.count:
                 self._folder.rmdir()

@@ -9,9 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lepton_cli.graph.edit import Editor, array_of, bypass, is_constant
+from lepton_cli.graph.edit import Editor, array_of, bypass, inner_graphs, is_constant, read_nothing
 from lepton_cli.graph.held import FLOATS, LEAST_VALUES
 from lepton_cli.model.external import blocks
+
+#: What keeps a graph's equal nodes apart.
+_UNMERGEABLE = frozenset({"Bernoulli", "Optional"})
 
 
 def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
@@ -37,20 +40,27 @@ def remove_no_ops(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str
 
 def remove_unused(model: ir.Model) -> list[tuple[ir.Node, str]]:
     """Nodes and initializers no output depends on."""
-    before = list(model.graph)
+    before = list(model.graph.all_nodes())
     common.RemoveUnusedNodesPass()(model)
+    gone = set(before) - set(model.graph.all_nodes())
+    if any(inner_graphs(node) for node in gone):
+        read_nothing(gone)  # the pass takes what stands inside removed nodes for readers
+        common.RemoveUnusedNodesPass()(model)
     for graph in model.graphs():  # the pass leaves those of subgraphs
         if graph is not model.graph:
             for value in list(graph.initializers.values()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     del graph.initializers[value.name or ""]
-    after = set(model.graph)
+    after = set(model.graph.all_nodes())
     return [(node, "no output depends on it") for node in before if node not in after]
 
 
 def merge_equal(model: ir.Model, allowed: set[str]) -> list[tuple[ir.Node, str]]:
-    """Nodes that compute the same from the same inputs become one, unless one of the model's nodes is excluded."""
-    if any(node.name not in allowed for node in model.graph):
+    """Nodes that compute the same from the same inputs become one, unless one of the model's nodes is excluded.
+
+    Nor where onnx-ir's pass cannot: it raises TypeError for types as attributes, and takes Bernoulli for no random one.
+    """
+    if any(node.name not in allowed or node.op_type in _UNMERGEABLE for node in model.graph):
         return []
     before = list(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
@@ -102,7 +112,9 @@ def share_initializers(model: ir.Model, least: int = 0, most: int | None = None,
 def table_turns(model: ir.Model) -> set[str]:
     """Names of the Transposes of tables that a Gather reads too: computed ahead, they would be a second table."""
     tables = _tables(model)
-    return {node.name or "" for node in model.graph if node.op_type == "Transpose" and node.inputs[0] in tables}
+    return {
+        node.name or "" for node in model.graph.all_nodes() if node.op_type == "Transpose" and node.inputs[0] in tables
+    }
 
 
 def tie_tables(model: ir.Model) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ class Editor:
     a number: the same edits of the same model give the same names.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, apart: Collection[ir.Graph] = ()) -> None:
+        """`apart`: graphs inside nodes of the model whose names do not count as taken."""
         self.model = model
-        self._taken = {"", *_names(model)}
+        self._taken = {"", *(name for graph in model.graphs() if graph not in apart for name in _names(graph))}
         self._numbers: dict[str, int] = {}
 
     def name(self, wanted: str) -> str:
@@ -36,7 +37,7 @@ class Editor:
 
     def constant(self, wanted: str, held: Held) -> ir.Value:
         """A new initializer of the main graph, which subgraphs can read too."""
-        value = _initializer(self.name(wanted), held)
+        value = initializer(self.name(wanted), held)
         self.model.graph.register_initializer(value)
         return value
 
@@ -54,7 +55,7 @@ class Editor:
         assert producer is not None
         assert isinstance(producer.graph, ir.Graph)
         value.name = self.name(f"{name}/folded")
-        constant = _initializer(name, held)
+        constant = initializer(name, held)
         constant.metadata_props.update(value.metadata_props)
         producer.graph.register_initializer(constant)
         value.replace_all_uses_with(constant)
@@ -89,16 +90,35 @@ class Editor:
                     value.name = self.name(value.name or f"{part.name}.out")
 
 
-def _names(model: ir.Model) -> Iterator[str]:
-    for graph in model.graphs():
-        for value in (*graph.inputs, *graph.initializers.values(), *graph.outputs):
-            yield value.name or ""
-        for node in graph:
-            yield node.name or ""
-            yield from (value.name or "" for value in node.outputs)
+def _names(graph: ir.Graph) -> Iterator[str]:
+    for value in (*graph.inputs, *graph.initializers.values(), *graph.outputs):
+        yield value.name or ""
+    for node in graph:
+        yield node.name or ""
+        yield from (value.name or "" for value in node.outputs)
 
 
-def _initializer(name: str, held: Held) -> ir.Value:
+def rename_apart(model: ir.Model, graph: ir.Graph) -> None:
+    """Give the nodes and values of an inner graph, and of those inside it, names that nothing else in the model has.
+
+    Graphs side by side may use the same names, as long as none becomes part of what is around them.
+    """
+    graphs = [graph, *graph.subgraphs()]
+    editor = Editor(model, apart=graphs)
+    for one in graphs:
+        for value in dict.fromkeys((*one.inputs, *one.initializers.values())):
+            name = editor.name(value.name or "")
+            if name != value.name and value.const_value is not None:
+                value.const_value = _renamed(value.const_value, name)  # the old one may be another model's too
+            value.name = name
+        for node in one:
+            node.name = editor.name(node.name or node.op_type)
+            for value in node.outputs:
+                value.name = editor.name(value.name) if value.name else value.name
+
+
+def initializer(name: str, held: Held) -> ir.Value:
+    """A constant of no graph yet; its tensor is one of its own, as writing a model renames those it holds."""
     if isinstance(held, np.ndarray | np.generic):  # arithmetic turns arrays without axes into numpy's scalars
         array = np.asarray(held, order="C")
         # `ir.tensor` finds out what it was given, which takes longer than all else where a graph gets many constants.
@@ -162,14 +182,29 @@ def bypass(node: ir.Node, index: int = 0) -> None:
     node.graph.remove(node, safe=True)
 
 
+def read_nothing(nodes: Iterable[ir.Node]) -> None:
+    """Let nodes that are not wanted read nothing: whatever they read would count them as readers."""
+    for node in nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def inner_graphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs of a node's attributes: branches, or the body of a loop."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
 def captured(node: ir.Node) -> list[ir.Value]:
     """Values of the node's own graph that its subgraphs read."""
     values: dict[ir.Value, None] = {}
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            inside = {output for inner in graph.all_nodes() for output in inner.outputs}
-            used = [v for inner in graph.all_nodes() for v in inner.inputs if v is not None] + list(graph.outputs)
-            values.update(dict.fromkeys(v for v in used if v not in inside and v.graph is node.graph))
+    for graph in inner_graphs(node):
+        inside = {output for inner in graph.all_nodes() for output in inner.outputs}
+        used = [v for inner in graph.all_nodes() for v in inner.inputs if v is not None] + list(graph.outputs)
+        values.update(dict.fromkeys(v for v in used if v not in inside and v.graph is node.graph))
     return list(values)

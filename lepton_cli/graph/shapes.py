@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lepton_cli import scratch
 from lepton_cli.errors import LeptonError
+from lepton_cli.graph.edit import initializer, inner_graphs, is_constant
 from lepton_cli.model import io
 from lepton_cli.tensors import Dim
 
@@ -56,8 +57,8 @@ class Inferred:
 def infer(model: ir.Model, feeds: Mapping[str, Sequence[int]] | None = None) -> dict[str, Inferred]:
     """Shapes and types of the main graph's values as ONNX's own inference finds them; `feeds`: input shapes to assume.
 
-    Shapes stored in the model are dropped first, those of outputs too: exporters leave wrong ones, and nobody enforces
-    them. Where inference fails, shapes stay open.
+    Shapes stored in the model are dropped first, those of outputs and of inner graphs too: exporters leave wrong ones,
+    and nobody enforces them. Where inference fails, shapes stay open.
     """
     return {
         name: Inferred(None if dims is None else tuple(d if isinstance(d, int) else None for d in dims), dtype)
@@ -77,17 +78,17 @@ def _inferred(
     for value in light.graph.inputs:
         if feeds and value.name in feeds:
             value.shape = ir.Shape([int(d) if isinstance(d, (int, np.integer)) else d for d in feeds[value.name or ""]])
+    _forget_shapes(light)
     found: dict[str, tuple[tuple[Dim, ...] | None, ir.DataType | None]] = {}
     for value in (*light.graph.inputs, *light.graph.initializers.values()):
         found[value.name or ""] = _known(value)
     for node in light.graph:
         for output in node.outputs:
-            output.shape = None
             found[output.name or ""] = (None, output.dtype)
     _make_light(light)
     _as_standard(light)
     try:
-        proto = _proto_inferred(light)
+        proto = _proto_inferred(light, data_prop=not _unfolds(light))
     except Exception:  # onnx raises its own and protobuf's types; an open shape is an answer too
         return found
     for info in (*proto.graph.value_info, *proto.graph.output):
@@ -101,25 +102,73 @@ def _inferred(
     return found
 
 
-def _proto_inferred(light: ir.Model) -> onnx.ModelProto:
+def contradicts_itself(model: ir.Model) -> bool:
+    """Does an operator of the main graph get shapes that it cannot take, so that no runtime can run it?
+
+    What stands in branches and bodies is not looked at, as it need not run; nor are results of these.
+    """
+    light, known = io.clone(model), infer(model)
+    _forget_shapes(light)
+    for node in [node for node in light.graph if inner_graphs(node)]:
+        for output in node.outputs:
+            dtype = known[output.name or ""].dtype
+            given = ir.Value(name=f"{output.name}/given", type=ir.TensorType(dtype) if dtype else output.type)
+            output.replace_all_uses_with(given, replace_graph_outputs=True)
+            light.graph.inputs.append(given)
+        light.graph.remove(node, safe=True)
+    _make_light(light)
+    _as_standard(light)
+    try:
+        _proto_inferred(light, strict_mode=True)
+    except onnx.shape_inference.InferenceError:
+        return True
+    except Exception:  # protobuf's types: nothing is known
+        return False
+    return False
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drop all shapes but those of the model's inputs and constants, in place.
+
+    Inner graphs get the small constants that they read as their own, where inference sees what is in them.
+    """
+    for node in model.graph.all_nodes():
+        for output in node.outputs:
+            output.shape = None
+    for graph in model.graph.subgraphs():
+        own: dict[ir.Value, ir.Value] = {}
+        for value in graph.inputs:
+            value.shape = None
+        for node in graph:
+            for index, read in enumerate(node.inputs):
+                if read is None or read.graph is graph or not is_constant(read) or read.const_value is None:
+                    continue
+                if read.const_value.nbytes <= _LARGE:
+                    if read not in own:
+                        own[read] = initializer(f"{read.name}/own", read.const_value)
+                        graph.register_initializer(own[read])
+                    node.replace_input_with(index, own[read])
+
+
+def _proto_inferred(light: ir.Model, **options: bool) -> onnx.ModelProto:
     """As onnx's inference writes it.
 
     It ends the process at a Slice of a negative size, such as a convolution makes of an input smaller than its window:
     where there may be one, the Slices behind windows are first looked past.
     """
-    proto, data_prop = io.to_proto(light), not _unfolds(light)
+    proto = io.to_proto(light)
     first = next((at for at, node in enumerate(proto.graph.node) if node.op_type in WINDOWS), len(proto.graph.node))
     hidden = [node for node in proto.graph.node[first:] if node.op_type == "Slice"]
     if hidden:
         for node in hidden:
             node.op_type = "Unknown"
-        made = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        made = onnx.shape_inference.infer_shapes(proto, **options)
         kinds = (info.type.tensor_type for info in (*made.graph.value_info, *made.graph.output))
         if any(dim.dim_value < 0 for kind in kinds for dim in kind.shape.dim):
             return made
         for node in hidden:
             node.op_type = "Slice"
-    return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+    return onnx.shape_inference.infer_shapes(proto, **options)
 
 
 def annotate(model: ir.Model) -> None:

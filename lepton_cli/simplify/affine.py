@@ -1,4 +1,4 @@
-"""Constants that are added to or multiplied with what a layer gives, taken into the layer's own weights."""
+"""Constants that are added to or multiplied with what a layer gives, or a factor, taken into its own constants."""
 
 from __future__ import annotations
 
@@ -84,3 +84,37 @@ def gemm(_: ir.Model, node: ir.Node) -> Found | None:
     if data.shape is None or len(data.shape) != 2 or not flat or addend.dtype.kind != "f":
         return None
     return Found([ir.node("Gemm", [data, weight, bias], name=matmul.name)], [matmul, node])
+
+
+def factors(_: ir.Model, node: ir.Node) -> Found | None:
+    """Two constant factors in a row (Mul, Div) as one, unless that is larger than both or leaves the normal numbers.
+
+    Not so for addends: adding a large number and taking it off again is how some models round.
+    """
+    at = _factor(node)
+    first = before(node, 1 - at) if at is not None else None
+    first_at = _factor(first) if first is not None and only_reader(first) else None
+    if at is None or first is None or first_at is None:
+        return None
+    one, other = array_of(first, first_at), array_of(node, at)
+    assert one is not None
+    assert other is not None
+    if one.dtype != other.dtype or one.dtype.kind != "f":
+        return None
+    with np.errstate(all="ignore"):
+        wide, last = one.astype(np.float64), other.astype(np.float64)
+        joined = np.asarray(wide * last if first.op_type == node.op_type else wide / last)
+    limits, size = np.finfo(one.dtype), np.abs(joined)
+    if joined.size > max(one.size, other.size) or not ((size >= limits.tiny) & (size <= limits.max)).all():
+        return None
+    name = f"{node.name}/factor"
+    made = ir.node(first.op_type, [first.inputs[1 - first_at], held(name, joined.astype(one.dtype))], name=node.name)
+    return Found([made], [first, node])
+
+
+def _factor(node: ir.Node) -> int | None:
+    """Which input of a Mul or Div is a constant factor."""
+    if node.op_type not in ("Mul", "Div") or node.domain:
+        return None
+    places = (1, 0) if node.op_type == "Mul" else (1,)
+    return next((at for at in places if array_of(node, at) is not None), None)

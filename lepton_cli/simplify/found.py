@@ -44,10 +44,3 @@ def before(node: ir.Node, index: int = 0) -> ir.Node | None:
 def only_reader(node: ir.Node) -> bool:
     """Does one node alone read the first result, and no output of the graph?"""
     return len(node.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output()
-
-
-def drop(made: Sequence[ir.Node]) -> None:
-    """Let nodes that are not wanted read nothing: whatever they read would count them as readers."""
-    for node in made:
-        for index in range(len(node.inputs)):
-            node.replace_input_with(index, None)

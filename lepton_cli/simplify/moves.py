@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph.edit import array_of, is_constant
-from lepton_cli.simplify.found import Found, before, drop, held, only_reader
+from lepton_cli.graph.edit import array_of, is_constant, read_nothing
+from lepton_cli.simplify.found import Found, before, held, only_reader
 
 _SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _MOVING = _SHAPING | {"Transpose", "Gather", "Slice"}
@@ -38,7 +38,7 @@ def joined(_: ir.Model, node: ir.Node) -> Found | None:
         made = _one(part)
         if made is not None and (len(part) > 1 or made.op_type == "Identity" or _computes_size(node)):
             return Found([made], part)
-        drop([] if made is None else [made])
+        read_nothing([] if made is None else [made])
     return None
 
 

@@ -14,9 +14,9 @@ from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter.rules import common
 
 from lepton_cli.graph import batch_norm, clean, fold, shapes
-from lepton_cli.graph.edit import Editor, bypass, is_constant
+from lepton_cli.graph.edit import Editor, bypass, is_constant, read_nothing
 from lepton_cli.simplify import affine, focus, moves, unfuse
-from lepton_cli.simplify.found import Find, Found, drop
+from lepton_cli.simplify.found import Find, Found
 
 
 def _theirs(*rules: RewriteRule) -> Find:
@@ -33,6 +33,14 @@ def _theirs(*rules: RewriteRule) -> Find:
         return None
 
     return find
+
+
+def _cast_like(_: ir.Model, node: ir.Node) -> Found | None:
+    """A cast to the type of another value where that is known."""
+    like = node.inputs[1] if node.op_type == "CastLike" else None
+    if like is None or like.dtype is None:
+        return None
+    return Found([ir.node("Cast", node.inputs[:1], {**node.attributes, "to": int(like.dtype)}, name=node.name)], [node])
 
 
 #: Rounds of `join`: what one rule made another may take.
@@ -66,6 +74,7 @@ RULES = (
     Rule("concat_concat", "joined with what it is joined to", moves.concats, 4),
     Rule("transpose_transpose", "two Transposes in one", _theirs(common.transpose_transpose_rule)),
     Rule("no_op_expand", "expands nothing", _theirs(common.no_op_expand_rule), 8),
+    Rule("cast_like", "casts to a type that is known", _cast_like, 15),
     Rule("no_op_cast", "casts to the type it has", _theirs(common.no_op_cast_rule)),
     Rule("cast_cast", "two Casts in one", _theirs(common.cast_cast_rule)),
     Rule("cast_constant_of_shape", "cast where it is made",
@@ -85,6 +94,7 @@ RULES = (
     Rule("expand_before_binary_op", "the operator behind it broadcasts by itself",
          _theirs(*common.expand_before_binary_op_rules), 8),
     Rule("conv_affine", "its factor or addend is in the Conv's weights", affine.into_conv),
+    Rule("factors", "one factor instead of two", affine.factors, 7),
     Rule("matmul_add", "MatMul and Add in one Gemm", affine.gemm, 7),
 )  # fmt: skip
 
@@ -111,7 +121,7 @@ def apply(model: ir.Model, rules: Sequence[Rule], allowed: set[str]) -> tuple[li
                     if found is None:
                         continue
                     if any(one.name not in allowed for one in found.matched):
-                        drop(found.made)
+                        read_nothing(found.made)
                     else:
                         gone += [(one, rule.does) for one in _put(editor, constants, node, found)]
                         used.add(rule)

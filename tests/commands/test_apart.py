@@ -11,16 +11,18 @@ import onnx_ir as ir
 import pytest
 
 import lepton_cli as lepton
-from lepton_cli.commands import apart, measuring, runner
+from lepton_cli.commands import apart, measuring, resume, runner, workspace
 from lepton_cli.commands.apart import Trail
+from lepton_cli.commands.compress import compress
 from lepton_cli.commands.job import Job, prepare
+from lepton_cli.commands.resume import Kept
 from lepton_cli.errors import StepError
 from lepton_cli.measure.results import Accuracy, Fidelity, LatencyChange, LatencyTable
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, from_recipe
-from lepton_cli.report.model import RECORDS, StepRecord
-from lepton_cli.step import Context
+from lepton_cli.report.model import RECORDS, Report, StepRecord
+from lepton_cli.step import Context, Step
 from tests.quantize.builders import Graph
 
 IMAGES = lepton.Arrays({"x": np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)})
@@ -96,7 +98,7 @@ def records(*changed: int) -> list[StepRecord]:
 
 
 def kept(job: Job, context: Context, *indices: int) -> Trail:
-    trail = Trail(job, context)
+    trail = Trail(job, context, Kept(None, job, context))
     for index in indices:
         trail.keep(index, job.loaded.model)
     return trail
@@ -111,8 +113,35 @@ def test_steps_that_changed_nothing_and_the_last_are_no_parts(job: Job, context:
     assert kept(job, context).parts(records(0, 0, 0, 1)) == []
 
 
-def test_steps_of_an_interrupted_run_are_not_made_again(job: Job, context: Context) -> None:
-    assert [one.name for one in kept(job, context, 1).parts(records(1, 1, 0, 1))] == NAMES[1:2]
+@pytest.mark.parametrize("stop_at", ["prune.channels", "quantize.static", "measuring"])
+def test_a_resumed_run_says_what_an_undisturbed_one_does(
+    stop_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it was interrupted."""
+    path = tmp_path / "model.onnx"
+    io.save(net(), path)
+    made = from_dict(recipe({"step": "simplify"}, PRUNE, STATIC))
+
+    def run(output: str, *, resume: bool = False) -> Report:
+        return compress(path, made, tmp_path / output, Silent(), arrays={"calibration": IMAGES}, resume=resume).report
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        if stop_at == "measuring" or (isinstance(given[0], Step) and given[2].step == stop_at):
+            raise KeyboardInterrupt
+        return apply(*given, **named)
+
+    whole, apply = run("whole"), Step.apply
+    with monkeypatch.context() as patch:
+        patch.setattr(*((measuring, "measure") if stop_at == "measuring" else (Step, "apply")), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    resumed = run("out", resume=True)
+    for report in (whole, resumed):
+        assert [(one.name, one.steps) for one in report.bought] == list(zip(NAMES, [(0,), (0, 1), (0, 2)], strict=True))
+        assert all(one.latency is not None for one in report.bought)
+    for one, other in zip(whole.bought, resumed.bought, strict=True):
+        assert (one.file, one.fidelity) == (other.file, other.fidelity)
+    assert not (tmp_path / "out" / workspace.RESUME).exists()
 
 
 def test_pruning_alone_is_compared_with_nothing(job: Job, context: Context) -> None:
@@ -142,7 +171,7 @@ def test_large_models_and_those_that_are_not_run_are_not_kept(
 ) -> None:
     size = io.weight_bytes(job.loaded.model)
     for limit, count in ((size, 1), (size - 1, 0)):
-        monkeypatch.setattr(apart, "LARGEST", limit)
+        monkeypatch.setattr(resume, "LARGEST", limit)
         assert len(kept(job, context, 0).parts(records(1, 0, 0, 1))) == count
     misfit = dataclasses.replace(job, calibration=None, misfit="no input fits")
     assert kept(misfit, context, 0).parts(records(1, 0, 0, 1)) == []

@@ -187,6 +187,23 @@ def test_edits_inside_a_branch(condition: bool) -> None:
     np.testing.assert_allclose(_run(model, **feeds)["y"], before["y"])
 
 
+def test_graphs_side_by_side_get_names_of_their_own() -> None:
+    """Both branches, and what is around them, use the same names."""
+    model = _load(BRANCHES.replace("b = Neg(h)", "inner = Neg(h) b = Neg(inner)"))
+    _node(model, "Mul").name = "h"
+    given, model = model, io.clone(model)
+    feeds = {"c": np.array(True), "x": np.array([1, -1], np.float32)}
+    before = _run(model, **feeds)
+    for graph in list(model.graph.subgraphs()):
+        edit.rename_apart(model, graph)
+    names = _names(model)
+    assert len(set(names)) == len(names)
+    assert {"c", "x", "y", "w", "h", "a", "b", "inner", "inner_1", "h_1"} <= set(names)
+    held = [value for graph in given.graphs() for value in graph.initializers.values()]
+    assert all(value.const_value.name == value.name for value in held), "tensors are shared with the original"
+    np.testing.assert_array_equal(_run(model, **feeds)["y"], before["y"])
+
+
 def test_an_input_of_its_own() -> None:
     model = _load("g (float[3] x) => (float[3] y) <float w = {-1}> { a = Clip(x, w) y = Clip(a, w) }")
     node = next(iter(model.graph))

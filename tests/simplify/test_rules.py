@@ -97,6 +97,11 @@ def clipped_twice(g: Graph, x: str) -> str:
     return str(g.op("Clip", g.op("Relu", x), "", g.constant(np.float32(0.4))))
 
 
+def two_factors(first: str, last: str) -> Callable[[Graph, str], str]:
+    """Constant factors in a row, of different shapes."""
+    return lambda g, x: str(g.op(last, g.op(first, x, weight(g, 1)), weight(g, 4, 1, 1)))
+
+
 CASES: list[tuple[Callable[[Graph, str], str], list[str]]] = [
     (padded, ["Conv"]),
     (one_axis_more, ["Reshape", "Relu"]),
@@ -107,6 +112,20 @@ CASES: list[tuple[Callable[[Graph, str], str], list[str]]] = [
     (per_channel_transposed, ["ConvTranspose"]),
     (matmul_add, ["Flatten", "Gemm", "Relu"]),
     (clipped_twice, ["Clip"]),
+    (two_factors("Mul", "Mul"), ["Mul"]),
+    (two_factors("Mul", "Div"), ["Mul"]),
+    (two_factors("Div", "Mul"), ["Div"]),
+    (two_factors("Div", "Div"), ["Div"]),
+    (lambda g, x: g.op("Mul", g.op("Mul", weight(g, 8, 1), x), weight(g, 8)), ["Mul", "Mul"]),
+    (
+        lambda g, x: g.op("Mul", g.op("Mul", x, g.constant(np.float32(1e-30))), g.constant(np.float32(1e-15))),
+        ["Mul", "Mul"],
+    ),
+    (
+        lambda g, x: g.op("Sub", g.op("Add", x, g.constant(np.float32(2**24))), g.constant(np.float32(2**24))),
+        ["Add", "Sub"],
+    ),
+    (lambda g, x: g.op("Relu", g.op("CastLike", x, weight(g, 1))), ["Relu"]),
     (lambda g, x: g.op("Transpose", g.op("Transpose", x, perm=[0, 2, 3, 1]), perm=[0, 2, 1, 3]), ["Transpose"]),
     (lambda g, x: g.op("Relu", g.op("Mul", x, g.constant(np.float32(1)))), ["Relu"]),
     (lambda g, x: g.op("Add", x, g.op("Expand", weight(g, 1, 4, 1, 1), ints(g, 1, 4, 8, 8))), ["Add"]),
