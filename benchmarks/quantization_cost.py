@@ -1,10 +1,11 @@
 """What int8 costs to make: CPU seconds and peak memory of lepton beside onnxruntime's `quantize_static`.
 
     python benchmarks/quantization_cost.py MODEL.onnx... [--samples 32] [--data NPZ_OR_PICTURES] [--pixels -1 1]
+        [--peer neural-compressor=PYTHON]
 
 Both calibrate on the same samples, made up where none are given, each in a process of its own; imports count.
 onnxruntime does its own pre-processing first and takes weights per channel. Models are read as files of one sample at a
-time.
+time. Peers are those of `quantization.py`.
 """
 
 from __future__ import annotations
@@ -74,11 +75,21 @@ def with_onnxruntime(model: Path, samples: Path) -> str:
 WORK: dict[str, Callable[[Path, Path], str]] = {"onnxruntime": with_onnxruntime, "lepton": with_lepton}
 
 
+def with_peer(tool: str, python: str, model: Path, samples: Path) -> str:
+    """Another tool in the environment that it is installed in."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [python, str(Path(__file__).resolve().with_name("quantization_peer.py")), tool]
+        command += ["--model", str(model), "--calibration", str(samples), "--out", str(Path(folder) / "made.onnx")]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    return ""
+
+
 def worker(tool: str, model: Path, samples: Path) -> None:
-    """One run of one tool, told as JSON on the last line."""
+    """One run of one tool, or of TOOL=PYTHON, told as JSON on the last line."""
     started = time.perf_counter()
-    said = WORK[tool](model, samples)
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    name, _, python = tool.partition("=")
+    said = with_peer(name, python, model, samples) if python else WORK[tool](model, samples)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN if python else resource.RUSAGE_SELF)
     print(
         json.dumps(
             {
@@ -114,21 +125,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--data", type=Path, help="NPZ with arrays by input, or pictures for inputs that take some")
     parser.add_argument("--pixels", type=float, nargs=2, default=[-1.0, 1.0], help="what black and white are")
+    parser.add_argument("--peer", action="append", default=[], metavar="TOOL=PYTHON")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         tool, model, samples = arguments.worker
         return worker(tool, Path(model), Path(samples))
-    print("| model | onnxruntime, CPU s | MB | lepton, CPU s | MB | at most 3 times + 10 s | lepton says |")
-    print("|---|---|---|---|---|---|---|")
+    tools = [*TOOLS, *arguments.peer]
+    columns = " | ".join(f"{tool.partition('=')[0]}, CPU s | MB" for tool in tools)
+    print(f"| model | {columns} | at most 3 times onnxruntime + 10 s | lepton says |")
+    print("|---" * (2 * len(tools) + 3) + "|")
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             samples = Path(folder) / "samples.npz"
             make_samples(model, arguments.samples, samples, arguments.data, tuple(arguments.pixels))
-            theirs, ours = (measure(tool, model, samples) for tool in TOOLS)
+            theirs, ours, *others = (measure(tool, model, samples) for tool in tools)
         cells = [
             cell
-            for found in (theirs, ours)
+            for found in (theirs, ours, *others)
             for cell in ([f"{found['cpu']:.1f}", f"{found['peak']:.0f}"] if "cpu" in found else [found["failed"], "-"])
         ]
         held = "-"
