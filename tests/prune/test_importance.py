@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.coupling.links import Group
 from lepton_cli.data.memory import Arrays
 from lepton_cli.graph.edit import set_weight
-from lepton_cli.probe import linear
+from lepton_cli.probe import linear, moments
 from lepton_cli.prune import importance, recover
 from tests.coupling.networks import Network, analysed
 
@@ -165,6 +165,16 @@ def test_gram_matrices_are_those_of_the_rows_to_fit_with(tmp_path: Path) -> None
     assert list(found) == [group.consumers[0].node]
     np.testing.assert_allclose(found[group.consumers[0].node], rows.T @ rows, rtol=1e-5)
     assert importance.grams(model, [], linear.find(model), source) == {}
+
+
+def test_gram_matrices_take_their_share_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 rows in all each of 8 batches gives 2: 12, as two batches are held out."""
+    monkeypatch.setattr(moments, "ROWS", 16)
+    model, group = mlp()
+    x = np.zeros((64, 2), np.float32)
+    source = recover.Calibration(Arrays({"x": x}), tmp_path, 1, 0, 64)
+    (found,) = importance.grams(model, [group], linear.find(model), source).values()
+    assert found[-1, -1] == 12
 
 
 def test_activation_is_the_energy_a_channel_brings_to_the_outputs() -> None:

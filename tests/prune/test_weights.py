@@ -18,6 +18,7 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, RecipeError, StepError
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
+from lepton_cli.probe import moments
 from lepton_cli.prune import weights
 from lepton_cli.prune.details import PrunedTensor
 from lepton_cli.prune.spec import PruneWeights
@@ -35,6 +36,18 @@ def zeros(model: ir.Model) -> float:
     kinds = ("Conv", "Gemm")
     arrays = [node.inputs[1].const_value.numpy() for node in model.graph if node.op_type in kinds]
     return float(np.mean(np.concatenate([array.ravel() for array in arrays]) == 0))
+
+
+def test_rows_are_shared_out_over_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has 27 features, of which 4 times as many rows are drawn: 108 over 8 batches of 4 pictures, 13.5 each."""
+    drawn: list[tuple[int, ...]] = []
+    gram = moments.gram
+    monkeypatch.setattr(moments, "ROWS", 10)
+    monkeypatch.setattr(moments, "gram", lambda x: drawn.append(x.shape) or gram(x))
+    model = redundant()
+    weights.prune(model, params(sparsity="50 %", importance="hessian"), context(model, tmp_path, images(32)))
+    assert drawn[:8] == [(14, 27)] * 8
+    assert drawn[8][1] != 27
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "zscore", "hessian"])

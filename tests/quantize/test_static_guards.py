@@ -133,6 +133,7 @@ def test_near_the_floor_the_samples_that_judge_are_none_of_those_fitted_to(
 
     def found(*given: object) -> refine.Best:
         fitted.append(-given[6].count)  # type: ignore[attr-defined]
+        assert given[2].samples == given[6].count, "ranges of the same samples"  # type: ignore[attr-defined]
         return best(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibration, "collect", collected)
