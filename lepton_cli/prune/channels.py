@@ -279,6 +279,7 @@ def _recover(
         for together in recover.stages(layers):
             now = linear.find(result)
             fresh = [now[layer.node] for layer in together]
+            repairs += repairer.together(result, fresh)
             repairs += repairer.repair(result, fresh)
             stage.advance(len(together))
         stage.note(f"{sum(r.kept for r in repairs)} of {len(repairs)} repairs kept")

@@ -22,6 +22,7 @@ from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.probe.sequential import SequentialPass
+from lepton_cli.prune import pairs
 from lepton_cli.prune.details import LayerRepair
 from lepton_cli.prune.regression import Regression, shifted
 from lepton_cli.runtime import Values
@@ -91,6 +92,7 @@ class Repairer:
         self._source, self._kinds = source, kinds
         number = count(reference, source)
         self._share = 1 / number
+        self._position = 0
         self._now, self._then = (
             SequentialPass(lambda: batches(reference, source), number, source.workdir, source.threads) for _ in range(2)
         )
@@ -107,6 +109,7 @@ class Repairer:
             for layer in layers
         ]
         first = layers[0].node
+        self._position = _place(model, first)
         needed = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
         now = self._now.visit(model, first, needed)
         then = self._then.visit(self._reference, first, [where.value for _, where, _ in aimed])
@@ -114,6 +117,32 @@ class Repairer:
         return [
             _repair_layer(model, layer, found[layer.node], where.rectified, self._kinds) for layer, where, _ in aimed
         ]
+
+    def together(self, model: ir.Model, layers: Sequence[Linear]) -> list[Repair]:
+        """Fit `layers`, which read the same input, and the one before them as one, in place, where that is possible.
+
+        Call before `repair` of the same layers.
+        """
+        first = pairs.first_of(model, layers)
+        if "least_squares" not in self._kinds or first is None or _place(model, first.node) < self._position:
+            return []
+        aimed = [(layer, aim(model, layer, self._coupling, self._removed)) for layer in layers]
+        read = (first.input, layers[0].input, *(where.shortcut for _, where in aimed))
+        now = self._now.visit(model, first.node, [name for name in read if name is not None])
+        then = self._then.visit(self._reference, first.node, [where.value for _, where in aimed])
+        found = pairs.fit(model, first, aimed, zip(now, then, strict=True), self._share)
+        if found is None:
+            return []
+        kept = found.error_after < found.error_before * 0.999
+        if kept:
+            for layer in (first, *layers):
+                solution, bias = found.solutions[layer.node], linear.bias_of(model, layer)
+                linear.store(model, layer, solution[:-1], None if bias is None else solution[-1])
+        return [Repair(first.node, "pair", kept, found.error_before, found.error_after)]
+
+
+def _place(model: ir.Model, node: str) -> int:
+    return next(place for place, one in enumerate(model.graph) if one.name == node)
 
 
 def _size(source: Calibration) -> int:
