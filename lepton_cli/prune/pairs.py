@@ -22,7 +22,7 @@ from lepton_cli.prune import hessian
 from lepton_cli.runtime import Values
 
 #: Rows of a layer at most, and multiply-accumulates of one product of all its rows with its weights.
-ROWS, EFFORT = 65_536, 3e9
+ROWS, EFFORT = 65_536, 1e9
 #: Rows for each feature; with fewer the fit follows their noise.
 ENOUGH = 16
 #: Steps, and the share that each must take off the held-out error.
