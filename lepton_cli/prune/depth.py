@@ -78,13 +78,14 @@ class Columns:
         self,
         widths: Widths,
         orders: Sequence[NDArray[np.int64]],
-        source: recover.Calibration,
         trial: sensitivity.Unpruned,
+        repaired: bool,
     ) -> float:
-        """Error on the outputs of the model at these widths, all layers behind what went refitted quickly."""
+        """Error on the outputs at these widths; `repaired`: all layers behind what went refitted quickly."""
         model, removed, stand_ins = self._cut(widths, orders)
-        layers = recover.after_the_cut(model, self.plan.coupling, removed, self.plan.model, stand_ins)
-        refit(self.plan, model, layers, removed, source)
+        if repaired:
+            layers = recover.after_the_cut(model, self.plan.coupling, removed, self.plan.model, stand_ins)
+            refit(self.plan, model, layers, removed, trial.source)
         return trial.error(model)
 
     def _cut(

@@ -38,7 +38,7 @@ Quantize = Callable[[ir.Model], ir.Model]
 #: Costs, each with what may be spent.
 Parts = Sequence[tuple[allocate.Price, float]]
 #: Losses of models with these widths.
-Judge = Callable[[Sequence[Widths]], list[float]]
+WholeLosses = Callable[[Sequence[Widths]], list[float]]
 
 #: A measured ratio this close to the target is good enough.
 CLOSE = 0.02
@@ -141,7 +141,9 @@ def _decide(
         def cut(widths: Widths) -> ir.Model:
             return columns.cut(widths, orders)
 
-        return _stored(columns, _thrifty(offered, cost, rest, options, cut, watch, _judge(columns, orders, context)))
+        return _stored(
+            columns, _thrifty(offered, cost, rest, options, cut, watch, _judge(columns, orders, options, context))
+        )
     with context.progress.stage("measuring latency", TRIES) as stage:
 
         def measure(widths: Widths) -> float:
@@ -160,7 +162,7 @@ def _thrifty(
     options: PruneChannels,
     cut: Callable[[Widths], ir.Model],
     watch: Stopwatch,
-    judge: Judge | None = None,
+    judge: WholeLosses | None = None,
 ) -> Met:
     """What tables of layers propose, decided by whole models beside each other: their times, and losses where close."""
     worth = Worth(tuple(options.target.shares.values()))
@@ -176,7 +178,9 @@ def _thrifty(
     return Met(offered[best], (), ratios[best], cost(offered[best]))
 
 
-def _judge(columns: depth.Columns, orders: Sequence[NDArray[np.int64]], context: Context) -> Judge | None:
+def _judge(
+    columns: depth.Columns, orders: Sequence[NDArray[np.int64]], options: PruneChannels, context: Context
+) -> WholeLosses | None:
     """What measures losses of whole models; tables add up what single layers lose."""
     source = ranking.source_of(context)
     if source is None:
@@ -187,7 +191,7 @@ def _judge(columns: depth.Columns, orders: Sequence[NDArray[np.int64]], context:
         with context.progress.stage("comparing whole models", len(offered)) as stage:
             found = []
             for widths in offered:
-                found.append(columns.loss(widths, orders, source, trial))
+                found.append(columns.loss(widths, orders, trial, options.recover != ()))
                 stage.advance()
         return found
 

@@ -1,6 +1,6 @@
 """A layer, a ReLU and the layers that read it, fitted together to what those should lead to.
 
-Fitted one after the other, the first layer imitates its own old outputs, though fewer of them are left. Here it may
+PairFit one after the other, the first layer imitates its own old outputs, though fewer of them are left. Here it may
 compute others: descent on both sides of the ReLU at once, each gradient multiplied by the inverse of the layer's Gram
 matrix (the input's side of K-FAC, Martens & Grosse 2015), the lengths of all steps and of the last one chosen together
 by least squares (as in LOBPCG, Knyazev 2001). Held-out samples say when to stop.
@@ -30,7 +30,7 @@ STEPS, GAIN = 6, 0.005
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class PairFit:
     """[weight, bias] by node; held-out errors as shares of the targets' variance, a mean over the readers."""
 
     solutions: dict[str, Matrix]
@@ -100,7 +100,7 @@ def fit(
     readers: Sequence[tuple[Linear, Aim]],
     values: Iterable[tuple[Values, Values]],
     share: float,
-) -> Fitted | None:
+) -> PairFit | None:
     """The best solutions of all layers on held-out batches; `None` where data is too little.
 
     `values` gives every batch's values of the pruned and of the reference model; `share` is one batch's share of all.
@@ -133,7 +133,7 @@ def fit(
     descent = _Descent(first, x, shape, count, found, free)
     best, before, after = descent.run(starts)
     nodes = [layer.node for layer in layers]
-    return Fitted(dict(zip(nodes, best, strict=True)), before / len(found), after / len(found))
+    return PairFit(dict(zip(nodes, best, strict=True)), before / len(found), after / len(found))
 
 
 def _solution(model: ir.Model, layer: Linear) -> Matrix:

@@ -265,7 +265,9 @@ def test_the_loss_of_whole_widths_is_measured_behind_a_repair(tmp_path: Path) ->
     def loss(*widths: int) -> tuple[float, float]:
         wanted = columns.full
         wanted[inner] = widths
-        return columns.loss(wanted, last_first, source, trial), trial.error(columns.cut(wanted, last_first))
+        raw = trial.error(columns.cut(wanted, last_first))
+        assert columns.loss(wanted, last_first, trial, False) == raw
+        return columns.loss(wanted, last_first, trial, True), raw
 
     before = io.to_bytes(found.model)
     repaired, raw = loss(6, 6)

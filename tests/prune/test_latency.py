@@ -410,7 +410,7 @@ def thrifty(
     others: latency.Parts,
     shares: dict[str, float],
     told: Linear | None = None,
-    judge: latency.Judge | None = None,
+    judge: latency.WholeLosses | None = None,
 ) -> tuple[list[int], Clock]:
     """The widths taken where `time` is true; `told`: what the tables of layers say."""
     clock = Clock(time)
@@ -503,15 +503,23 @@ def test_losses_of_whole_models_decide_between_what_is_close() -> None:
 def test_without_data_no_loss_is_measured(tmp_path: Path) -> None:
     found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
     here = context(redundant(), tmp_path, check=images(4))
-    assert latency._judge(depth.columns(found, []), [], here) is None
+    assert latency._judge(depth.columns(found, []), [], params(), here) is None
 
 
 def test_losses_of_whole_models_are_those_of_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a repair where the options ask for one."""
     found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
-    monkeypatch.setattr(depth.Columns, "loss", lambda _, widths, orders, source, trial: float(widths[0]) + len(orders))
-    judge = latency._judge(depth.columns(found, []), [np.arange(3)], context(redundant(), tmp_path, images(16)))
-    assert judge is not None
-    assert judge([np.array([4]), np.array([2])]) == [5.0, 3.0]
+
+    def loss(_: object, widths: Widths, orders: Sequence[np.ndarray], trial: object, repaired: bool) -> float:
+        return float(widths[0]) + len(orders) + 10 * repaired
+
+    monkeypatch.setattr(depth.Columns, "loss", loss)
+    given = depth.columns(found, []), [np.arange(3)]
+    here = context(redundant(), tmp_path, images(16))
+    for options, expected in ((params(), [15.0, 13.0]), (params(recover=[]), [5.0, 3.0])):
+        judge = latency._judge(*given, options, here)
+        assert judge is not None
+        assert judge([np.array([4]), np.array([2])]) == expected
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])

@@ -17,7 +17,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.probe import linear
 from lepton_cli.probe.moments import Aim
 from lepton_cli.prune import pairs
-from lepton_cli.prune.pairs import Fitted
+from lepton_cli.prune.pairs import PairFit
 from lepton_cli.prune.recover import Calibration, Repairer
 from lepton_cli.runtime import Values
 from tests.coupling.networks import Network, analysed
@@ -91,7 +91,7 @@ class Dense:
             now = {"x": self.x[k : k + 8], self.readers[0].input: hidden[k : k + 8], "shortcut": self.offset[k : k + 8]}
             yield now, {f"y{i}": y[k : k + 8] for i, y in enumerate(self.y)}
 
-    def fit(self, rectified: bool = False, values: Iterator[tuple[Values, Values]] | None = None) -> Fitted | None:
+    def fit(self, rectified: bool = False, values: Iterator[tuple[Values, Values]] | None = None) -> PairFit | None:
         aimed = [(layer, Aim(f"y{i}", "shortcut", None, rectified)) for i, layer in enumerate(self.readers)]
         return pairs.fit(self.model, self.first, aimed, values or self.values(), 8 / len(self.x))
 
@@ -109,7 +109,7 @@ class Dense:
             found.append(np.square(guess - wanted)[rows].mean() / np.square(wanted - wanted.mean(axis=0)).mean())
         return float(np.mean(found))
 
-    def solutions(self, found: Fitted) -> list[Array]:
+    def solutions(self, found: PairFit) -> list[Array]:
         return [found.solutions[layer.node] for layer in (self.first, *self.readers)]
 
 
