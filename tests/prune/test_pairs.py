@@ -346,3 +346,16 @@ def test_pairs_are_fitted_by_least_squares_and_before_the_walk_has_passed_them(t
         assert repairer.together(case.model, [case.stem]) == []
         repairer.repair(case.model, [case.second])
         assert repairer.together(case.model, [case.second]) == []
+
+
+def test_only_layers_that_lead_to_a_sum_are_fitted_with_the_one_before(tmp_path: Path) -> None:
+    n = Network(7)
+    h = n.node("Relu", n.conv(n.input("x", "batch", 3, 6, 6), 3, 4))
+    reference, coupling = analysed(n.model(n.conv(h, 4, 4)))
+    model, _ = analysed(n.model(n.conv(h, 4, 4)))
+    x = np.random.default_rng(3).normal(size=(96, 3, 6, 6)).astype(np.float32)
+    source = Calibration(Arrays({"x": x}), tmp_path, threads=1, seed=0, samples=96)
+    second = list(linear.find(model).values())[1]
+    repairer = Repairer(reference, coupling, np.zeros(0, np.int64), source, ["least_squares"])
+    with contextlib.closing(repairer):
+        assert repairer.together(model, [second]) == []
