@@ -1,6 +1,6 @@
 """Accuracy that channel pruning keeps, and what each part of it contributes.
 
-    python benchmarks/pruning.py --assets DIR [--only NAME] [--ablation] [--samples N] [--threads N]
+    python benchmarks/pruning.py --assets DIR [--only NAME] [--ablation | --int8] [--samples N] [--threads N]
 
 Without `--assets` only the bundled sample models are measured. Everything is measured on data that calibration has
 not seen; calibration uses no labels.
@@ -27,6 +27,8 @@ from lepton_cli.model import io
 from lepton_cli.progress import Silent
 from lepton_cli.prune import channels, stopwatch
 from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.quantize import static
+from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -170,27 +172,31 @@ def accuracy(
     return float(np.mean(joined == labels)), joined
 
 
+def given_to(case: Case, model: ir.Model, threads: int, folder: Path) -> Context:
+    data = Arrays(case.calibration)
+    return Context(
+        calibration=data,
+        evaluation=None,
+        check=data,
+        original=model,
+        score=None,
+        provider="cpu",
+        batch=case.batch,
+        threads=threads,
+        seed=0,
+        progress=Silent(),
+        workdir=folder,
+        cache=Cache(None),
+    )
+
+
 def measure(case: Case, label: str, target: str, options: dict[str, object], threads: int) -> None:
     """Prune once and print a line."""
     model = io.load(case.model).model
     base, guesses = accuracy(case.model, case.evaluation, case.labels, threads)
-    data = Arrays(case.calibration)
     given = {"step": "prune.channels", "target": {case.metric: target}, **case.options, **options}
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(
-            calibration=data,
-            evaluation=None,
-            check=data,
-            original=model,
-            score=None,
-            provider="cpu",
-            batch=case.batch,
-            threads=threads,
-            seed=0,
-            progress=Silent(),
-            workdir=Path(folder),
-            cache=Cache(None),
-        )
+        context = given_to(case, model, threads, Path(folder))
         start = time.perf_counter()
         try:
             outcome = channels.prune(model, PruneChannels.model_validate(given), context)
@@ -213,6 +219,28 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
     )
 
 
+def beside_int8(case: Case, threads: int, share: str = "60 %") -> None:
+    """`prune.channels` and `quantize.static` beside `quantize.static` alone, as a recipe without options has them."""
+    model = io.load(case.model).model
+    wanted = {"step": "prune.channels", "target": {"macs": share}, "timed_as": "int8"}
+    with tempfile.TemporaryDirectory() as folder:
+        context = given_to(case, model, threads, Path(folder))
+        start = time.process_time()
+        pruned = channels.prune(model, PruneChannels.model_validate(wanted), context)
+        seconds = time.process_time() - start
+        plain, both = (
+            static.quantize(one, QuantizeStatic(step="quantize.static"), context).model for one in (model, pruned.model)
+        )
+        feeds = {name: np.resize(array, (case.batch, *array.shape[1:])) for name, array in case.evaluation.items()}
+        ratio = stopwatch.Stopwatch(plain, feeds, "cpu", threads, context.workdir).ratio(both)
+    alone, after = (accuracy(io.to_bytes(one), case.evaluation, case.labels, threads)[0] for one in (plain, both))
+    print(
+        f"| {case.name} | prune and int8 beside int8 | {pruned.details.targets[0].reached:.1%} macs, {1 / ratio:.2f}x "
+        f"as fast | {alone:.2%} -> {after:.2%} | {100 * (alone - after):+.2f} | | {seconds:.0f} s of processors |",
+        flush=True,
+    )
+
+
 def timed_again(case: Case, context: Context, model: ir.Model) -> float:
     """Time of the finished model over the original's, with sessions of their own."""
     feeds = {name: np.resize(array, (case.batch, *array.shape[1:])) for name, array in case.evaluation.items()}
@@ -225,6 +253,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--ablation", action="store_true", help="what each part contributes, at the middle target")
+    parser.add_argument("--int8", action="store_true", help="60 % of the MACs and int8 beside int8 alone")
     parser.add_argument("--samples", type=int, default=2048, help="calibration samples at most")
     parser.add_argument("--threads", type=int, default=runtime.usable_threads())
     chosen = parser.parse_args()
@@ -237,7 +266,9 @@ def main() -> None:
         if not case.model.exists():  # ResNet-56 is nowhere to be had as a file: bring your own
             print(f"| {case.name} | {case.model.name} is not in the folder | | | | | |", flush=True)
             continue
-        if chosen.ablation:
+        if chosen.int8:
+            beside_int8(case, chosen.threads)
+        elif chosen.ablation:
             middle = list(case.targets)[len(case.targets) // 2]
             for label, options in ABLATION.items():
                 measure(case, label, middle, options, chosen.threads)

@@ -124,7 +124,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
                 ReachedTarget(metric="latency", target=float(fast), reached=choice.ratio, predicted=choice.predicted)
             )
         else:
-            time = choice.ratio
+            time = round(choice.ratio, 3)
     else:
         widths = allocate.choose(tables, allocate.Limits(parts), options.scope)
     leaving = _leaving(plan, rankings, widths)
@@ -149,7 +149,7 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     changed = cuts + len(dropped) + len(plan.rewritten)
     found = details(plan, widths, repairs, reached, dropped)
     if time is not None:
-        found = found.model_copy(update={"timed_as": options.timed_as, "time": round(time, 3)})
+        found = found.model_copy(update={"timed_as": options.timed_as, "time": time})
     return Outcome(result, changed, decisions(plan, widths, dropped), text, found, tuple(warnings))
 
 
@@ -279,6 +279,7 @@ def _recover(
         for together in recover.stages(layers):
             now = linear.find(result)
             fresh = [now[layer.node] for layer in together]
+            repairs += repairer.together(result, fresh)
             repairs += repairer.repair(result, fresh)
             stage.advance(len(together))
         stage.note(f"{sum(r.kept for r in repairs)} of {len(repairs)} repairs kept")

@@ -72,6 +72,26 @@ class Columns:
 
     def cut(self, widths: Widths, orders: Sequence[NDArray[np.int64]]) -> ir.Model:
         """The model at these widths, without repair; `orders`: channels of every group, first to go first."""
+        return self._cut(widths, orders)[0]
+
+    def loss(
+        self,
+        widths: Widths,
+        orders: Sequence[NDArray[np.int64]],
+        trial: sensitivity.Unpruned,
+        repaired: bool,
+    ) -> float:
+        """Error on the outputs at these widths; `repaired`: all layers behind what went refitted quickly."""
+        model, removed, stand_ins = self._cut(widths, orders)
+        if repaired:
+            layers = recover.after_the_cut(model, self.plan.coupling, removed, self.plan.model, stand_ins)
+            refit(self.plan, model, layers, removed, trial.source)
+        return trial.error(model)
+
+    def _cut(
+        self, widths: Widths, orders: Sequence[NDArray[np.int64]]
+    ) -> tuple[ir.Model, NDArray[np.int64], frozenset[str]]:
+        """The model, the channels that went, and the values that stand for sums of dropped branches."""
         kept = self.kept(widths)
         gone = [
             group.atoms[order[: group.channels - width]]
@@ -79,7 +99,8 @@ class Columns:
         ]
         removed = np.concatenate(gone) if gone else np.zeros(0, np.int64)
         model = cut.cut(self.plan.model, self.plan.coupling, removed) if len(removed) else self.plan.model
-        return branches.drop(model, self.dropped(widths))[0]
+        model, stand_ins = branches.drop(model, self.dropped(widths))
+        return model, removed, stand_ins
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli import cache
 from lepton_cli.coupling import branches
@@ -22,7 +23,7 @@ from lepton_cli.coupling.branches import Branch
 from lepton_cli.graph import select
 from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, depth, ranking, sensitivity, stopwatch, times
+from lepton_cli.prune import allocate, depth, ranking, recover, sensitivity, stopwatch, times
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.analysis import Analysis
@@ -36,6 +37,8 @@ from lepton_cli.step import Context
 Quantize = Callable[[ir.Model], ir.Model]
 #: Costs, each with what may be spent.
 Parts = Sequence[tuple[allocate.Price, float]]
+#: Losses of models with these widths.
+WholeLosses = Callable[[Sequence[Widths]], list[float]]
 
 #: A measured ratio this close to the target is good enough.
 CLOSE = 0.02
@@ -51,6 +54,8 @@ LITTLE = 0.01
 WORTH = 0.5
 #: Of each kind, so many are timed as whole models.
 PROPOSALS = 3
+#: Of those whose value, as tables tell, is at most so many times the best one's, losses are measured too.
+NEAR = 1.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def choose(
         data=None if data is None else data.fingerprint,
         samples=None if data is None else data.count,
         seed=context.seed,
-        judged=[times.SECONDS, ASIDE, *PRICES, LITTLE, WORTH, PROPOSALS, CLOSE, TRIES],
+        judged=[times.SECONDS, ASIDE, *PRICES, LITTLE, WORTH, PROPOSALS, NEAR, CLOSE, TRIES],
     )
     stored = context.cache.get("latency", key, "widths", "dropped", "ratio", "predicted")
     if stored is None:
@@ -132,8 +137,13 @@ def _decide(
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     if target is None:
-        result = _thrifty(offered, cost, rest, options, lambda widths: columns.cut(widths, orders), watch)
-        return _stored(columns, result)
+
+        def cut(widths: Widths) -> ir.Model:
+            return columns.cut(widths, orders)
+
+        return _stored(
+            columns, _thrifty(offered, cost, rest, options, cut, watch, _judge(columns, orders, options, context))
+        )
     with context.progress.stage("measuring latency", TRIES) as stage:
 
         def measure(widths: Widths) -> float:
@@ -152,14 +162,40 @@ def _thrifty(
     options: PruneChannels,
     cut: Callable[[Widths], ir.Model],
     watch: Stopwatch,
+    judge: WholeLosses | None = None,
 ) -> Met:
-    """What tables of layers propose, decided by whole models beside each other."""
+    """What tables of layers propose, decided by whole models beside each other: their times, and losses where close."""
     worth = Worth(tuple(options.target.shares.values()))
     offered = proposals(tables, cost, others, worth)
     ratios = watch.ratios([partial(cut, widths) for widths in offered], times.SECONDS * ASIDE / 2)[0].tolist()
     values = [worth.value(allocate.total(tables, w), ratio) for w, ratio in zip(offered, ratios, strict=True)]
-    best = int(np.argmin(values))
+    near = [place for place, value in enumerate(values) if value <= NEAR * min(values)]
+    if judge is not None and len(near) > 1:
+        losses = judge([offered[place] for place in near])
+        best = min(zip(near, losses, strict=True), key=lambda one: worth.value(one[1], ratios[one[0]]))[0]
+    else:
+        best = int(np.argmin(values))
     return Met(offered[best], (), ratios[best], cost(offered[best]))
+
+
+def _judge(
+    columns: depth.Columns, orders: Sequence[NDArray[np.int64]], options: PruneChannels, context: Context
+) -> WholeLosses | None:
+    """What measures losses of whole models; tables add up what single layers lose."""
+    source = ranking.source_of(context)
+    if source is None:
+        return None
+
+    def judge(offered: Sequence[Widths]) -> list[float]:
+        trial = _trial(columns.plan, source, len(offered))
+        with context.progress.stage("comparing whole models", len(offered)) as stage:
+            found = []
+            for widths in offered:
+                found.append(columns.loss(widths, orders, trial, options.recover != ()))
+                stage.advance()
+        return found
+
+    return judge
 
 
 def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
@@ -222,15 +258,20 @@ def _losses(plan: Analysis, found: Sequence[Branch], context: Context) -> list[f
     stored = context.cache.get("branches", key, "losses")
     if stored is not None:
         return list(stored["losses"])
-    full = np.array([group.channels for group in plan.groups])
-    inputs = (plan.coupling.facts.shapes.get(info.name, ()) for info in io.inputs(plan.model))
-    samples = next((shape[0] for shape in inputs if shape), 1)
-    macs = cost_model.macs(plan.model, plan.coupling, plan.groups)(full) / max(samples, 1)
-    trial = sensitivity.prepare(plan.model, plan.coupling, source, len(found), macs)
+    trial = _trial(plan, source, len(found))
     with context.progress.stage("trying without branches", len(found)) as stage:
         losses = depth.losses(plan, found, source, trial, stage.advance)
     context.cache.put("branches", key, {"losses": losses})
     return losses
+
+
+def _trial(plan: Analysis, source: recover.Calibration, count: int) -> sensitivity.Unpruned:
+    """What models are compared with, on as many samples as so many models allow."""
+    full = np.array([group.channels for group in plan.groups])
+    inputs = (plan.coupling.facts.shapes.get(info.name, ()) for info in io.inputs(plan.model))
+    samples = next((shape[0] for shape in inputs if shape), 1)
+    macs = cost_model.macs(plan.model, plan.coupling, plan.groups)(full) / max(samples, 1)
+    return sensitivity.prepare(plan.model, plan.coupling, source, count, macs)
 
 
 def _with_branches(columns: depth.Columns, tables: Sequence[Table], losses: Sequence[float]) -> list[Table]:

@@ -22,12 +22,15 @@ from lepton_cli.probe import activations, linear, moments
 from lepton_cli.probe.linear import Linear, Matrix
 from lepton_cli.probe.moments import Aim, LayerSample
 from lepton_cli.probe.sequential import SequentialPass
+from lepton_cli.prune import pairs
 from lepton_cli.prune.details import LayerRepair
 from lepton_cli.prune.regression import Regression, shifted
 from lepton_cli.runtime import Values
 
 #: Ridges tried, relative to the mean diagonal; the held-out batches choose.
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+#: Columns of solutions that are judged by one product.
+TOGETHER = 512
 #: Rounds of fitting with regard to a ReLU.
 ROUNDS = 3
 
@@ -91,6 +94,7 @@ class Repairer:
         self._source, self._kinds = source, kinds
         number = count(reference, source)
         self._share = 1 / number
+        self._position = 0
         self._now, self._then = (
             SequentialPass(lambda: batches(reference, source), number, source.workdir, source.threads) for _ in range(2)
         )
@@ -107,6 +111,7 @@ class Repairer:
             for layer in layers
         ]
         first = layers[0].node
+        self._position = _place(model, first)
         needed = [name for layer, where, _ in aimed for name in (layer.input, where.shortcut) if name is not None]
         now = self._now.visit(model, first, needed)
         then = self._then.visit(self._reference, first, [where.value for _, where, _ in aimed])
@@ -114,6 +119,35 @@ class Repairer:
         return [
             _repair_layer(model, layer, found[layer.node], where.rectified, self._kinds) for layer, where, _ in aimed
         ]
+
+    def together(self, model: ir.Model, layers: Sequence[Linear]) -> list[Repair]:
+        """Fit `layers`, which read the same input, and the one before them as one, in place, where that is possible.
+
+        Call before `repair` of the same layers.
+        """
+        first = pairs.first_of(model, layers)
+        if "least_squares" not in self._kinds or first is None or _place(model, first.node) < self._position:
+            return []
+        aimed = [(layer, aim(model, layer, self._coupling, self._removed)) for layer in layers]
+        if all(where.shortcut is None for _, where in aimed):
+            # Without an error on a stream to make up for there is little to win (SqueezeNet: nothing).
+            return []
+        read = (first.input, layers[0].input, *(where.shortcut for _, where in aimed))
+        now = self._now.visit(model, first.node, [name for name in read if name is not None])
+        then = self._then.visit(self._reference, first.node, [where.value for _, where in aimed])
+        found = pairs.fit(model, first, aimed, zip(now, then, strict=True), self._share)
+        if found is None:
+            return []
+        kept = found.error_after < found.error_before * 0.999
+        if kept:
+            for layer in (first, *layers):
+                solution, bias = found.solutions[layer.node], linear.bias_of(model, layer)
+                linear.store(model, layer, solution[:-1], None if bias is None else solution[-1])
+        return [Repair(first.node, "pair", kept, found.error_before, found.error_after)]
+
+
+def _place(model: ir.Model, node: str) -> int:
+    return next(place for place, one in enumerate(model.graph) if one.name == node)
 
 
 def _size(source: Calibration) -> int:
@@ -160,17 +194,20 @@ def judging(model: ir.Model, source: Calibration, samples: int) -> list[Values]:
 def _repair_layer(model: ir.Model, layer: Linear, rows: LayerSample, rectified: bool, kinds: Collection[str]) -> Repair:
     """Try the repairs on the rows to fit, judge them on the held-out ones, keep the best if it helps."""
     moments.check_finite(layer, rows.x, rows.y)
+    rows = _held_last(rows)
+    count, fitted = len(rows.held), int((~rows.held).sum())
+    everything = slice(0, count)
+    # Slices, not masks: what they choose is no copy.
+    rest, judge = (slice(0, fitted), slice(fitted, count)) if 0 < fitted < count else (everything, everything)
     bias = linear.bias_of(model, layer)
     weight = linear.matrix_of(model, layer)
     start = np.concatenate([weight, np.zeros((1, weight.shape[1])) if bias is None else bias[None]])
-    judge = rows.held if rows.held.any() else ~rows.held
     before = error(rows, judge, start, rectified)
     tries: list[tuple[float, str, Callable[[], Matrix]]] = []
     if "least_squares" in kinds:
-        tries.append(_least_squares(rows, judge, start, bias is not None, rectified))
+        tries.append(_least_squares(rows, rest, judge, start, bias is not None, rectified))
     if "bias" in kinds and bias is not None:
-        moved = shifted(rows, ~judge if (~judge).any() else judge, start)
-        everything = np.ones(len(rows.held), np.bool_)
+        moved = shifted(rows, rest, start)
         tries.append((error(rows, judge, moved, rectified), "bias", lambda: shifted(rows, everything, start)))
     if not tries:
         return Repair(layer.node, "none", False, before, before)
@@ -182,33 +219,52 @@ def _repair_layer(model: ir.Model, layer: Linear, rows: LayerSample, rectified: 
     return Repair(layer.node, kind, kept, before, after, scarce=len(rows.x) < 2 * len(start))
 
 
-def error(rows: LayerSample, which: NDArray[np.bool_], solution: Matrix, rectified: bool) -> float:
+def _held_last(rows: LayerSample) -> LayerSample:
+    order = np.argsort(rows.held, kind="stable")
+    return LayerSample(rows.x[order], rows.y[order], rows.offset[order], rows.held[order])
+
+
+def error(rows: LayerSample, which: slice | NDArray[np.bool_], solution: Matrix, rectified: bool) -> float:
     """Squared error of these rows as a share of the target's variance, after the ReLU where there is one."""
+    return errors(rows, which, [solution], rectified)[0]
+
+
+def errors(
+    rows: LayerSample, which: slice | NDArray[np.bool_], solutions: Sequence[Matrix], rectified: bool
+) -> list[float]:
+    """The errors of several solutions, multiplied together as far as they are narrow."""
     y, offset = rows.y[which], rows.offset[which]
-    guess = rows.x[which] @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32) + offset
     if rectified:
-        y, guess = np.maximum(y, 0), np.maximum(guess, 0)
-    spread = float(np.square(y - y.mean(axis=0), dtype=np.float64).sum())
-    return float(np.square(guess - y, dtype=np.float64).sum()) / max(spread, 1e-30)
+        y = np.maximum(y, 0)
+    spread = max(float(np.square(y - y.mean(axis=0), dtype=np.float64).sum()), 1e-30)
+    outputs = y.shape[1]
+    found = []
+    step = max(1, TOGETHER // outputs)
+    for some in (solutions[k : k + step] for k in range(0, len(solutions), step)):
+        guesses = rows.x[which] @ np.concatenate([solution[:-1] for solution in some], axis=1).astype(np.float32)
+        for place, solution in enumerate(some):
+            guess = guesses[:, place * outputs : (place + 1) * outputs] + solution[-1].astype(np.float32) + offset
+            guess = np.maximum(guess, 0) if rectified else guess
+            found.append(float(np.square(guess - y, dtype=np.float64).sum()) / spread)
+    return found
 
 
 def _least_squares(
-    rows: LayerSample, judge: NDArray[np.bool_], start: Matrix, intercept: bool, rectified: bool
+    rows: LayerSample, rest: slice, judge: slice, start: Matrix, intercept: bool, rectified: bool
 ) -> tuple[float, str, Callable[[], Matrix]]:
     """Best held-out error over the ridges, with and without regard to the ReLU, and the same fit on all rows."""
-    held = moments.gram(rows.x[judge])
-    rest = ~judge
-    fit = moments.gram(rows.x[rest]) if rest.any() else held
-    part = Regression(rows, rest if rest.any() else judge, fit, start, intercept)
-    scores = [(error(rows, judge, part.solve(ridge), rectified), ridge, 0) for ridge in RIDGES]
+    fit = moments.gram(rows.x[rest])
+    part = Regression(rows, rest, fit, start, intercept)
+    tried = errors(rows, judge, [part.solve(ridge) for ridge in RIDGES], rectified)
+    scores = [(score, ridge, 0) for score, ridge in zip(tried, RIDGES, strict=True)]
     if rectified:
         ridge = min(scores)[1]
         scores.append((error(rows, judge, part.rectified(ridge, ROUNDS), True), ridge, ROUNDS))
     best, ridge, rounds = min(scores)
 
     def final() -> Matrix:
-        whole = Regression(rows, np.ones(len(judge), np.bool_), fit + held if rest.any() else fit, start, intercept)
-        return whole.rectified(ridge, rounds)
+        whole = fit if rest == judge else fit + moments.gram(rows.x[judge])
+        return Regression(rows, slice(0, len(rows.x)), whole, start, intercept).rectified(ridge, rounds)
 
     return best, "least_squares", final
 

@@ -13,7 +13,7 @@ class Regression:
     """Ridge regression around the weights a layer has; the intercept is free, or fixed where there is no bias."""
 
     def __init__(
-        self, rows: LayerSample, which: NDArray[np.bool_], moments: Matrix, start: Matrix, intercept: bool
+        self, rows: LayerSample, which: slice | NDArray[np.bool_], moments: Matrix, start: Matrix, intercept: bool
     ) -> None:
         self._y, self._offset = rows.y[which], rows.offset[which]
         self._start, self._intercept = start, intercept
@@ -61,7 +61,7 @@ class Regression:
         return solution
 
 
-def shifted(rows: LayerSample, which: NDArray[np.bool_], start: Matrix) -> Matrix:
+def shifted(rows: LayerSample, which: slice | NDArray[np.bool_], start: Matrix) -> Matrix:
     """`start` with the bias that makes the mean right."""
     guess = rows.x[which] @ start[:-1].astype(np.float32) + start[-1].astype(np.float32)
     moved = start.copy()

@@ -250,3 +250,31 @@ def test_a_feature_that_is_always_zero_keeps_its_weights_and_the_others_are_fitt
     wanted = fitted(rows, rows @ a, 0.7 * a, False)
     np.testing.assert_allclose(model.graph.initializers["w0"].const_value.numpy(), wanted, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(wanted[2], 0.7 * a[2], rtol=1e-9)
+
+
+def test_the_loss_of_whole_widths_is_measured_behind_a_repair(tmp_path: Path) -> None:
+    """Inner channels 6 to 11 are halves of 0 to 5: without them nothing is lost, and without 0 to 2 and them, much."""
+    found, data = analysed(), images(96)
+    source = recover.Calibration(data, context(found.model, tmp_path, data).workdir, 1, 0, 96)
+    trial = sensitivity.prepare(found.model, found.coupling, source, 2, 1e5)
+    columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
+    inner = [place for place, group in enumerate(found.groups) if group.channels == 12]
+    assert len(inner) == 2
+    last_first = [np.arange(group.channels)[::-1] for group in found.groups]
+
+    def loss(*widths: int) -> tuple[float, float]:
+        wanted = columns.full
+        wanted[inner] = widths
+        raw = trial.error(columns.cut(wanted, last_first))
+        assert columns.loss(wanted, last_first, trial, False) == raw
+        return columns.loss(wanted, last_first, trial, True), raw
+
+    before = io.to_bytes(found.model)
+    repaired, raw = loss(6, 6)
+    assert repaired < 1e-3 < 0.05 < raw
+    worse, worse_raw = loss(3, 6)
+    assert 10 * repaired < worse < worse_raw
+    dropped, dropped_raw = loss(6, 0)
+    assert 10 * repaired < dropped < dropped_raw
+    assert loss(12, 12)[0] == pytest.approx(0, abs=1e-9)
+    assert io.to_bytes(found.model) == before

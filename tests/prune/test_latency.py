@@ -405,12 +405,17 @@ class Clock:
 
 
 def thrifty(
-    tables: list[Table], time: Linear, others: latency.Parts, shares: dict[str, float], told: Linear | None = None
+    tables: list[Table],
+    time: Linear,
+    others: latency.Parts,
+    shares: dict[str, float],
+    told: Linear | None = None,
+    judge: latency.WholeLosses | None = None,
 ) -> tuple[list[int], Clock]:
     """The widths taken where `time` is true; `told`: what the tables of layers say."""
     clock = Clock(time)
     options = params(target={metric: f"{100 * share} %" for metric, share in shares.items()}, timed_as="int8")
-    found = latency._thrifty(tables, told or time, others, options, lambda widths: widths, clock)  # type: ignore
+    found = latency._thrifty(tables, told or time, others, options, lambda widths: widths, clock, judge)  # type: ignore
     assert found.widths is not None
     assert found.ratio == time(found.widths)
     assert found.predicted == (told or time)(found.widths)
@@ -473,6 +478,48 @@ def test_less_of_the_time_than_of_what_was_asked_for_is_worth_nothing() -> None:
 def test_a_loss_that_is_none_to_speak_of_is_worth_any_time() -> None:
     tables = priced(1e-9, 1e-4)
     assert thrifty(tables, Linear(0.0, 0.1), [(Linear(1.0, 1.0), 12.0)], {"size": 0.1})[0] == [10, 2]
+
+
+def test_losses_of_whole_models_decide_between_what_is_close() -> None:
+    """By the tables the second group, which saves time, is a little better; whole models without it lose far more."""
+    judged: list[list[int]] = []
+
+    def judge(offered: Sequence[Widths]) -> list[float]:
+        judged.extend(widths.tolist() for widths in offered)
+        return [0.3 if widths[1] < 10 else 0.1 for widths in offered]
+
+    given = priced(0.02, 0.02 * 2.3), Linear(0.0, 0.1), [(Linear(1.0, 1.0), 12.0)], {"macs": 0.1}
+    assert thrifty(*given)[0] == [10, 2]
+    assert thrifty(*given, None, judge)[0] == [2, 10]
+    assert [10, 2] in judged
+    assert [2, 10] in judged
+    # Six per cent by the tables is too far for them.
+    judged.clear()
+    far = priced(0.02, 0.02), *given[1:]
+    assert thrifty(*far, None, judge)[0] == [10, 2]
+    assert judged == []
+
+
+def test_without_data_no_loss_is_measured(tmp_path: Path) -> None:
+    found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+    here = context(redundant(), tmp_path, check=images(4))
+    assert latency._judge(depth.columns(found, []), [], params(), here) is None
+
+
+def test_losses_of_whole_models_are_those_of_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a repair where the options ask for one."""
+    found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+
+    def loss(_: object, widths: Widths, orders: Sequence[np.ndarray], trial: object, repaired: bool) -> float:
+        return float(widths[0]) + len(orders) + 10 * repaired
+
+    monkeypatch.setattr(depth.Columns, "loss", loss)
+    given = depth.columns(found, []), [np.arange(3)]
+    here = context(redundant(), tmp_path, images(16))
+    for options, expected in ((params(), [15.0, 13.0]), (params(recover=[]), [5.0, 3.0])):
+        judge = latency._judge(*given, options, here)
+        assert judge is not None
+        assert judge([np.array([4]), np.array([2])]) == expected
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])
