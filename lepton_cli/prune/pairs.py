@@ -1,6 +1,6 @@
 """A layer, a ReLU and the layers that read it, fitted together to what those should lead to.
 
-PairFit one after the other, the first layer imitates its own old outputs, though fewer of them are left. Here it may
+Fitted one after the other, the first layer imitates its own old outputs, though fewer of them are left. Here it may
 compute others: descent on both sides of the ReLU at once, each gradient multiplied by the inverse of the layer's Gram
 matrix (the input's side of K-FAC, Martens & Grosse 2015), the lengths of all steps and of the last one chosen together
 by least squares (as in LOBPCG, Knyazev 2001). Held-out samples say when to stop.
