@@ -63,7 +63,7 @@ class Kernel:
         return self.operator.startswith(INT8)
 
 
-def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 20) -> dict[str, Kernel]:
+def profile(model: ir.Model, feeds: Values, context: Context, runs: int = 12) -> dict[str, Kernel]:
     """Median time of every kernel, by the name that the optimised graph gives it."""
     with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
         source = io.payload(model, context.workdir)

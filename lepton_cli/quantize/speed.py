@@ -32,13 +32,13 @@ SHARES = (1, 2, 4)
 #: count, medians choose.
 CAUTIOUS = 0.25
 #: A choice is settled when it comes out of this share of so many drawings of the visits; one that is not when time is
-#: up is that with the fewest layers in float which one in four comes to.
-SETTLED, DRAWS, PERHAPS = 0.95, 40, 0.25
+#: up is that with the fewest layers in float which one in five comes to.
+SETTLED, DRAWS, PERHAPS = 0.95, 40, 0.2
 #: Seconds that one comparison may take for each model; it ends before when it is settled, or, where nothing is to be
 #: chosen, at this half-width of the intervals.
-SECONDS, PRECISION = 1.0, 0.02
+SECONDS, PRECISION = 0.6, 0.02
 #: Visits at least; runs of a burst and its seconds, at most.
-LEAST, RUNS, BURST = 5, 10, 0.03
+LEAST, RUNS, BURST = 5, 10, 0.02
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
 DOUBT = 1.2
 
@@ -64,32 +64,39 @@ def compare(
 ) -> tuple[list[Gain], int]:
     """Speed of each model relative to the first, and what is chosen for it.
 
+    Where something is to be chosen, what no drawing of the visits comes to is timed no further.
     On one CPU thread its own time counts, which others that use the machine cannot lengthen by taking turns.
     """
     alone = context.threads == 1 and context.provider == "cpu"
     clock = clock or (thread_time_ns if alone else perf_counter_ns)
     random = np.random.default_rng(context.seed)
+    openers = [_opener(model, feeds, context) for model in models]
+    rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
+    ratios: list[NDArray[np.float64]] = [np.empty(0)] * len(models)
+    left, chosen, started = list(range(1, len(models))), 0, clock()
+    while left:
+        rounds = timing.compare(
+            [openers[0], *(openers[index] for index in left)],
+            rule,
+            random,
+            clock=clock,
+            answered=lambda found: choose is not None,
+        )
+        for place, index in enumerate(left, 1):
+            ratios[index] = np.concatenate([ratios[index], rounds.ratios(place)])
+        if choose is None:
+            break
+        votes = _votes(ratios[1:], choose, random)
+        if max(votes) >= SETTLED or (clock() - started) * 1e-9 >= seconds:
+            chosen = next(number for number, share in enumerate(votes) if share >= PERHAPS)
+            break
+        left = [index for index in left if votes[index]]
+    return [Gain(1.0, 1.0), *(_gains(found[None])[0] for found in ratios[1:])], chosen
 
-    def votes(found: timing.Rounds) -> list[float]:
-        return _votes([found.ratios(index) for index in range(1, found.count)], choose, random) if choose else [0.0]
 
-    def opener(model: ir.Model) -> timing.Opener:
-        session = Session(io.payload(model, context.workdir), threads=context.threads)
-        return lambda: timing.Warm(session.caller(feeds))
-
-    # With something to choose the interval of each speed is of no interest.
-    precision = 0.0 if choose else PRECISION
-    rule = timing.StopRule(precision, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
-    rounds = timing.compare(
-        [opener(model) for model in models],
-        rule,
-        random,
-        clock=clock,
-        answered=lambda found: max(votes(found)) >= SETTLED,
-    )
-    said = votes(rounds)
-    chosen = next((number for number, share in enumerate(said) if share >= PERHAPS), 0)
-    return [Gain(1.0, 1.0), *(_gains(rounds.ratios(index)[None])[0] for index in range(1, rounds.count))], chosen
+def _opener(model: ir.Model, feeds: Values, context: Context) -> timing.Opener:
+    session = Session(io.payload(model, context.workdir), threads=context.threads)
+    return lambda: timing.Warm(session.caller(feeds))
 
 
 def _gains(ratios: NDArray[np.float64]) -> list[Gain]:
