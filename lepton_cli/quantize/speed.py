@@ -34,9 +34,9 @@ CAUTIOUS = 0.25
 #: A choice is settled when it comes out of this share of so many drawings of the visits; one that is not when time is
 #: up is that with the fewest layers in float which one in five comes to.
 SETTLED, DRAWS, PERHAPS = 0.95, 40, 0.2
-#: Seconds that one comparison may take for each model; it ends before when it is settled, or, where nothing is to be
-#: chosen, at this half-width of the intervals.
-SECONDS, PRECISION = 0.6, 0.02
+#: Seconds of the processor that one comparison may take for each model; it ends before when it is settled, or, where
+#: nothing is to be chosen, at this half-width of the intervals.
+SECONDS, PRECISION = 1.2, 0.02
 #: Visits at least; runs of a burst and its seconds, at most.
 LEAST, RUNS, BURST = 5, 10, 0.02
 #: A trial is made where a profile shows that it could gain, if it is wrong by this factor: profiling costs time itself.
@@ -62,7 +62,7 @@ def compare(
     choose: Choose | None = None,
     clock: Clock | None = None,
 ) -> tuple[list[Gain], int]:
-    """Speed of each model relative to the first, and what is chosen for it.
+    """Speed of each model relative to the first, and what is chosen for it; `seconds` are those of all threads.
 
     Where something is to be chosen, what no drawing of the visits comes to is timed no further.
     On one CPU thread its own time counts, which others that use the machine cannot lengthen by taking turns.
@@ -71,6 +71,7 @@ def compare(
     clock = clock or (thread_time_ns if alone else perf_counter_ns)
     random = np.random.default_rng(context.seed)
     openers = [_opener(model, feeds, context) for model in models]
+    seconds /= context.threads
     rule = timing.StopRule(PRECISION, seconds, fewest=LEAST, share=0, setup=0, runs=RUNS, longest=BURST)
     ratios: list[NDArray[np.float64]] = [np.empty(0)] * len(models)
     left, chosen, started = list(range(1, len(models))), 0, clock()
@@ -88,7 +89,7 @@ def compare(
             break
         votes = _votes(ratios[1:], choose, random)
         if max(votes) >= SETTLED or (clock() - started) * 1e-9 >= seconds:
-            chosen = next(number for number, share in enumerate(votes) if share >= PERHAPS)
+            chosen = next(number for number, share in enumerate(votes) if share >= min(PERHAPS, max(votes)))
             break
         left = [index for index in left if votes[index]]
     return [Gain(1.0, 1.0), *(_gains(found[None])[0] for found in ratios[1:])], chosen
