@@ -104,3 +104,8 @@ def test_without_arguments_a_burst_gives_twenty_times_of_a_hundred_microseconds(
     assert (burst.runs, burst.block, burst.most, burst.shortest) == (20, 10, 20, 1e-4)
     assert Burst(lambda: None, 4.9e-5).block == 3
     assert Burst(lambda: None, 5e-5).block == 1
+
+
+@pytest.mark.parametrize(("longest", "runs"), [(0.1, 10), (0.03, 3), (0.005, 1)])
+def test_a_burst_ends_after_so_many_seconds(longest: float, runs: int) -> None:
+    assert Burst(lambda: None, 0.01, longest=longest).runs == runs

@@ -283,3 +283,11 @@ def test_no_garbage_is_collected_while_models_run() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("longest", "runs"), [(0.1, 10), (0.03, 3)])
+def test_a_rule_says_how_long_bursts_are(longest: float, runs: int) -> None:
+    clock = FakeClock()
+    rule = StopRule(precision=0.5, seconds=2.0, longest=longest)
+    found = compare([clock.model("a", 0.01), clock.model("b", 0.01)], rule, generator(), clock=clock)
+    assert {len(burst) for model in found.rounds[0].times for burst in model} == {runs}
