@@ -26,6 +26,8 @@ EVERY, FEWEST = 4, 16
 #: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
 #: floor on, nothing is fitted anew to find out.
 OPTIMISM_DB = 6.0
+#: Noise without end, as good as: of an output that is constant in float it is beyond what numbers hold.
+LOST_DB = -1000.0
 #: Where what is assured is so much less than what was seen, the samples seen say little about others.
 UNLIKE_DB = 3.0
 
@@ -223,7 +225,7 @@ def hold_fidelity(
 
 def _as_noise(ranked: Sequence[GroupSensitivity], drop: float) -> int:
     """How many of the groups go back, worst first, if their noise adds up to that of all, `drop` below `FLOOR_DB`."""
-    noise = [10 ** (-group.sqnr_db / 10) for group in ranked]
+    noise = [math.inf if group.sqnr_db < LOST_DB else 10 ** (-group.sqnr_db / 10) for group in ranked]
     endless = sum(map(math.isinf, noise))
     if endless or math.isinf(drop):
         return endless

@@ -158,6 +158,7 @@ def test_from_above_the_guess_all_may_go_back() -> None:
         ([-9.031, -6.021, -3.010, 0.0], 11.7, 3),
         ([-9.031, -6.021, -3.010, 0.0], 11.8, 4),
         ([-math.inf, -math.inf, 30.0, 40.0], 5.0, 2),  # what is not finite alone goes first
+        ([-3100.0, -2900.0, 30.0, 40.0], 3120.0, 2),  # a constant output: 10 to the 310th is no float
         ([10.0, 20.0, 30.0, 40.0], math.inf, 0),  # nothing is known
     ],
 )
