@@ -29,6 +29,8 @@ from lepton_cli.step import Context, Decision
 SOFT = -65.0
 #: The float model must compute the same with the softer mask, to this precision.
 SAME_DB = 80.0
+#: Where ONNX's Attention takes its mask.
+_MASK = 3
 #: What a mask passes on its way to the scores.
 _CARRYING = frozenset(
     {"Where", "Mul", "Add", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Slice", "Identity", "Cast"}
@@ -71,7 +73,7 @@ def _masks(tensor: ir.TensorProtocol) -> bool:
 
 
 def _readers(value: ir.Value) -> set[str]:
-    """Softmax nodes that the tensor's values end in; empty when any of them ends elsewhere."""
+    """Softmax and Attention nodes that the tensor's values end in; empty when any of them ends elsewhere."""
     found: set[str] = set()
     waiting, seen = [value], set()
     while waiting:
@@ -81,8 +83,8 @@ def _readers(value: ir.Value) -> set[str]:
         seen.add(tensor.name)
         if tensor.is_graph_output() or not tensor.uses():
             return set()
-        for user, _ in tensor.uses():
-            if user.op_type == "Softmax" and not user.domain:
+        for user, index in tensor.uses():
+            if not user.domain and (user.op_type == "Softmax" or (user.op_type == "Attention" and index == _MASK)):
                 found.add(user.name or "")
             elif user.op_type in _CARRYING and not user.domain and not _scales(user, tensor):
                 waiting += user.outputs

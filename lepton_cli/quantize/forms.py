@@ -8,7 +8,7 @@ import onnx_ir as ir
 from lepton_cli.coupling import shortcuts
 from lepton_cli.graph.edit import Editor, array_of, weight_of
 from lepton_cli.probe.rewrites import Rewrite
-from lepton_cli.quantize import choose, cpu, targets, upsampling
+from lepton_cli.quantize import attention, choose, cpu, targets, upsampling
 from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
 from lepton_cli.simplify.rules import join
 
@@ -19,12 +19,15 @@ def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
     def candidates(model: ir.Model) -> choose.Choice:
         return choose.candidates(model, names(model) - excluded)
 
-    found = [
+    own = cpu.suits(target)
+    # Before its projections become Gemms of two axes.
+    found = [Rewrite("attention as one operator", lambda model: attention.join(model, excluded))] if own else []
+    found += [
         Rewrite("operators joined", lambda model: join(model, names(model) - excluded)),
         Rewrite("MatMul and Add as Gemm", matmul_to_gemm),
         Rewrite("a Gemm's bias as a vector", _vectors),
     ]
-    if cpu.suits(target):
+    if own:
         found += [
             Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, names(model) - excluded)),
             Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),

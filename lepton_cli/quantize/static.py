@@ -14,6 +14,7 @@ from lepton_cli.probe import activations, calibration
 from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import (
     alternatives,
+    attention,
     choose,
     cpu,
     fates,
@@ -82,9 +83,10 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         count = len(choice.nodes) + len(stored)
         decisions = (*_decisions(work, choice, target), *stored)
         return _complete(Outcome(planned, count, decisions, summary, told, prepared.warnings), work)
-    softened: list[Decision] = []
+    rewritten = attention.decisions(work, forms.names(model))
     if cpu.suits(target):
         work, softened = cpu.soften_masks(work, context)
+        rewritten += softened
     found, apart = _ranges(work, choose.activations(work, choice), options, context)
     choice = choose.refine(work, choice, found.limits("minmax"), found.masked())
     if not choice.anchors:
@@ -94,7 +96,7 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     made = _Quantization(model, work, choice, found, apart, target, options, context)
     outcome = made.outcome(allowed, prepared.warnings)
     if outcome.changed:
-        outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *softened))
+        outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *rewritten))
     return _complete(outcome, work)
 
 

@@ -448,9 +448,9 @@ PATTERNS: dict[str, tuple[Build, str]] = {
     ),
     "attention": (
         _attention("b", "s"),
-        "4 Add, FusedMatMul, MatMul, 4 MatMulIntegerToFloat, 2 Q, 4 Reshape, Softmax, 4 Transpose",
+        "4 Add, Attention, 4 MatMulIntegerToFloat, 2 Q",
     ),
-    "attention, fixed": (_attention(2, 5), "FusedMatMul, MatMul, 4 QGemm, 2 Q, 6 Reshape, Softmax, 4 Transpose"),
+    "attention, fixed": (_attention(2, 5), "Attention, 4 QGemm, 2 Q, 6 Reshape"),
     "Gemm, transB": (lambda graph: _gemm(graph, graph.take("x", ["b", 32]), transB=1), "QGemm, Q"),
     "Gemm": (lambda graph: _gemm(graph, graph.take("x", ["b", 32])), "QGemm, Q"),
     "Gemm, alpha and beta": (lambda graph: _gemm(graph, graph.take("x", ["b", 32]), alpha=0.5, beta=2.0), "Gemm"),
