@@ -32,6 +32,7 @@ LAYERS = (
     ("steps",),
     ("prune",),
     ("quantize",),
+    ("train",),
     ("timing",),
     ("simplify",),
     ("probe",),

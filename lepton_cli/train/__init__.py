@@ -1,0 +1,1 @@
+"""Training from the .onnx alone: the graph runs in torch, and only its weights are written back."""
