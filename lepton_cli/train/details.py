@@ -1,0 +1,45 @@
+"""What the training steps say about their work: the parts of a report that they fill. Light: no numpy here."""
+
+from __future__ import annotations
+
+from lepton_cli.step import Details
+from lepton_cli.values import Strict
+
+
+class TrainingMark(Strict):
+    """The loss on the samples kept apart after so many steps; 0: before training."""
+
+    step: int
+    loss: float
+
+
+class RateTrial(Strict):
+    """A learning rate that was tried, and the loss after the trial."""
+
+    rate: float
+    loss: float
+
+
+class TrainingDetails(Details):
+    """How a model was trained, and what came of it.
+
+    `proof`: largest difference between torch and onnxruntime before training, as a share of the largest output.
+    `agreement`: share of the samples kept apart with the teacher's answer, before and after, where there are classes.
+    """
+
+    teacher: str = ""
+    parameters: int = 0
+    samples: int = 0
+    kept_apart: int = 0
+    steps: int = 0
+    batch: int = 0
+    learning_rate: float = 0.0
+    trials: tuple[RateTrial, ...] = ()
+    precision: str = ""
+    losses: dict[str, str] = {}
+    marks: tuple[TrainingMark, ...] = ()
+    kept_step: int = 0
+    samples_per_second: float = 0.0
+    proof: float = 0.0
+    agreement_before: float | None = None
+    agreement_after: float | None = None

@@ -1,0 +1,239 @@
+"""`distill`: the weights learn to answer as another model does, on samples without labels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.errors import DataError, ModelError, StepError
+from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.select import select
+from lepton_cli.graph.settle import settle
+from lepton_cli.model import io
+from lepton_cli.probe import activations
+from lepton_cli.runtime import Session
+from lepton_cli.step import Context, Decision, Outcome
+from lepton_cli.train import losses, proof, rate
+from lepton_cli.train.details import RateTrial, TrainingDetails, TrainingMark
+from lepton_cli.train.loop import Lesson, Settings, Trained, Trainer
+from lepton_cli.train.network import Network
+from lepton_cli.train.spec import Distill
+
+#: Samples a step, where memory and data allow it; and bytes of the values of one step.
+BATCH, MOST_BYTES = 128, 2 << 30
+#: Samples kept apart that are judged; more tell little more, and cost at every mark.
+JUDGED = 1000
+#: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
+TIMED, FASTER = 3, 1.1
+
+
+class TrainingSamples(Protocol):
+    """What a training step needs of its data."""
+
+    count: int
+    holdout: Dataset
+
+    def batch(self, step: int, size: int) -> Batch:
+        """Batch number `step`: the same samples, changed the same way, for the same number."""
+
+
+class Teacher:
+    """What the original answers, in torch; the kind of every loss follows from its first answers."""
+
+    def __init__(self, model: ir.Model, student: Network, first: Batch) -> None:
+        self._network = Network(model, ())
+        with torch.no_grad():
+            found = self._network.run(proof.tensors(first.feeds))
+            mine = student.run(proof.tensors(first.feeds))
+        self._kinds = {}
+        for name, one in found.items():
+            if not one.is_floating_point():
+                continue
+            if name not in mine or mine[name].shape != one.shape:
+                shape = list(mine[name].shape) if name in mine else "not there"
+                raise ModelError(
+                    "train.teacher",
+                    f"the teacher's output `{name}` is {list(one.shape)}, the model's {shape}",
+                    hint="give a `teacher` with the same outputs",
+                )
+            self._kinds[name] = losses.kind(one)
+        if not self._kinds:
+            raise ModelError("train.teacher", "no output of the model is a float: there is nothing to learn from")
+        self.outputs = tuple(self._kinds)
+
+    @property
+    def said(self) -> dict[str, str]:
+        """The kind of loss by output."""
+        return {name: kind.__name__ for name, kind in self._kinds.items()}
+
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its outputs."""
+        return self._network.run(feeds, self.outputs)
+
+    def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        """The sum over the outputs."""
+        return torch.stack([kind(found[name], answers[name]) for name, kind in self._kinds.items()]).sum()
+
+
+def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples) -> Outcome:
+    """The model with trained weights, or as it was where nothing better was found."""
+    torch.set_num_threads(context.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+    network = Network(model, allowed)
+    if not network.parameters:
+        raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
+    difference = proof.prove(network, context.check, context.workdir, context.threads)
+    first = samples.batch(0, 8)
+    original = context.original if options.teacher is None else io.load(Path(options.teacher)).model
+    teacher = Teacher(original, network, first)
+    _reaches(network, teacher, first)
+    size = _batch(model, options, samples)
+    kept = list(activations.batches(model, samples.holdout, size=min(size, 250), limit=JUDGED))
+    if not kept:
+        raise DataError("data.too-few", "no samples can be kept apart to judge by", hint="give more training samples")
+    lesson, seconds = _lesson(network, teacher, samples, kept, options, size)
+    steps = _steps(options, samples.count, size, seconds)
+    start = network.state()
+
+    def trainer(speed: float) -> Trainer:
+        network.load(start)
+        return Trainer(network, lesson, Settings(steps, size, speed, lesson.narrow))
+
+    speed = options.learning_rate
+    trials: tuple[RateTrial, ...] = ()
+    if isinstance(speed, str):
+        speed, seen = rate.probe(trainer, steps)
+        trials = tuple(RateTrial(rate=one, loss=mark.loss) for one, mark in seen)
+    with context.progress.stage("distill", steps) as stage:
+        begun = time.perf_counter()
+        trained = trainer(speed).run(stage)
+        took = time.perf_counter() - begun
+        stage.note(f"loss {trained.marks[0].loss:.4g} to {trained.best.loss:.4g}")
+    if options.keep == "best":
+        network.load(trained.state)
+    made = network.written()
+    proof.prove(network, context.check, context.workdir, context.threads)
+    details = TrainingDetails(
+        teacher=options.teacher or "the original",
+        parameters=sum(one.numel() for one in network.parameters.values()),
+        samples=samples.count,
+        kept_apart=sum(batch.count for batch in kept),
+        steps=steps,
+        batch=size,
+        learning_rate=speed,
+        trials=trials,
+        precision="bfloat16" if lesson.narrow else "float32",
+        losses=teacher.said,
+        marks=tuple(TrainingMark(step=mark.step, loss=mark.loss) for mark in trained.marks),
+        kept_step=trained.best.step if options.keep == "best" else steps,
+        samples_per_second=round(steps * size / max(took, 1e-9), 1),
+        proof=difference,
+        agreement_before=_agreement(original, model, kept, context),
+        agreement_after=_agreement(original, made, kept, context),
+    )
+    return _outcome(model, made, network, trained, options, details)
+
+
+def _outcome(
+    model: ir.Model, made: ir.Model, network: Network, trained: Trained, options: Distill, details: TrainingDetails
+) -> Outcome:
+    before, after = trained.marks[0].loss, trained.best.loss
+    if options.keep == "best" and trained.best.step == 0:
+        said = f"kept as it was: no state on the way was nearer to the teacher (loss {before:.4g})"
+        return Outcome(model, 0, (), said, details, left_because=said)
+    reason = f"trained for {details.steps} steps of {details.batch} samples at {details.learning_rate:.0e}"
+    readers = {value.name for value in network.trained()}
+    decisions = tuple(
+        Decision(node=node.name or "", op=node.op_type, action="trained", reason=reason)
+        for node in made.graph.all_nodes()
+        if any(value is not None and value.name in readers for value in node.inputs)
+    )
+    summary = f"loss {before:.4g} to {after:.4g} on {details.kept_apart} samples kept apart"
+    if details.agreement_before is not None and details.agreement_after is not None:
+        summary += f", agreement {details.agreement_before:.1%} to {details.agreement_after:.1%}"
+    return Outcome(made, len(decisions), decisions, summary, details)
+
+
+def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
+    """Raises StepError where no gradient comes to the weights."""
+    feeds = proof.tensors(batch.feeds)
+    loss = teacher.loss(network.run(feeds, teacher.outputs), teacher.answers(batch, feeds))
+    if loss.requires_grad:
+        loss.backward()
+    if all(one.grad is None for one in network.parameters.values()):
+        raise StepError(
+            "train.no-gradient",
+            "no gradient of the outputs reaches a weight: whole numbers or decisions (ArgMax, Cast) are in between",
+            hint="train a model that ends before them",
+        )
+    network.forget()
+
+
+def _batch(model: ir.Model, options: Distill, samples: TrainingSamples) -> int:
+    """As asked, else as many as the memory for one step allows."""
+    fixed = samples.holdout.fixed_batch
+    if fixed is not None:
+        return fixed
+    if isinstance(options.batch, int):
+        return min(options.batch, samples.count)
+    shapes = settle(model, default_feeds(model))[0]
+    values = {value.name for node in model.graph for value in node.outputs}
+    one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values)
+    return max(1, min(BATCH, samples.count, MOST_BYTES // max(one, 1)))
+
+
+def _lesson(
+    network: Network, teacher: Teacher, samples: TrainingSamples, kept: Sequence[Batch], options: Distill, size: int
+) -> tuple[Lesson, float]:
+    """In the faster precision, unless one is asked for; and the seconds of one step in it."""
+    start, found = network.state(), {}
+    kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[options.precision]
+    for narrow in kinds:
+        lesson = Lesson(teacher, samples, kept if len(kinds) == 1 else (), narrow)
+        trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0, narrow))
+        took = [_seconds(partial(trainer.step, number, 0.0)) for number in range(TIMED + 1)]
+        found[narrow] = (min(took[1:]), lesson)
+    network.load(start)
+    narrow = len(found) > 1 and found[True][0] * FASTER < found[False][0]
+    seconds, lesson = found[narrow] if len(found) > 1 else found[kinds[0]]
+    return (lesson if len(kinds) == 1 else Lesson(teacher, samples, kept, narrow)), seconds
+
+
+def _seconds(work: partial[float]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _steps(options: Distill, count: int, size: int, seconds: float) -> int:
+    budget = options.budget
+    if budget.time is not None:
+        return max(1, int(budget.time / seconds))
+    seen = budget.samples if budget.samples is not None else (budget.epochs or 0) * count
+    return max(1, math.ceil(seen / size))
+
+
+def _agreement(original: ir.Model, made: ir.Model, kept: Sequence[Batch], context: Context) -> float | None:
+    """Share of the samples with the same answer, as onnxruntime computes both; `None` where there are no classes."""
+    first, second = (
+        Session(io.payload(model, context.workdir), threads=context.threads, spin=False) for model in (original, made)
+    )
+    name = first.outputs[0].name
+    same = []
+    for batch in kept:
+        one, other = first.run(batch.feeds, [name])[name], second.run(batch.feeds, [name])[name]
+        if one.ndim != 2 or one.shape[1] < 2:
+            return None
+        same.append(one.argmax(1) == other.argmax(1))
+    return float(np.concatenate(same).mean())

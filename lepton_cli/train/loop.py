@@ -1,0 +1,173 @@
+"""Training itself: steps over batches, judged now and then on samples kept apart, of which the best state stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lepton_cli.data.dataset import Batch
+from lepton_cli.errors import StepError
+from lepton_cli.progress import Stage
+from lepton_cli.train.network import Network
+from lepton_cli.train.proof import tensors
+
+#: Share of the steps over which the rate rises from nothing.
+WARM_UP = 0.05
+#: Largest norm of a gradient: one strange batch shall not undo the others.
+CLIP = 5.0
+#: How often the state is judged.
+MARKS = 8
+#: Pull of matrices to zero (decoupled, Loshchilov and Hutter, 2019); biases and scales are left alone.
+DECAY = 5e-4
+
+
+class Objective(Protocol):
+    """What is learnt."""
+
+    #: Outputs, or inner values, of the network that count.
+    outputs: tuple[str, ...]
+
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the outputs should be, by name; no gradient."""
+
+    def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        """How far they are from it, in float32: a mean over the samples."""
+
+
+class Samples(Protocol):
+    """Batches by number, the same for the same number."""
+
+    def batch(self, step: int, size: int) -> Batch:
+        """Batch number `step`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`batch`: samples a step. `rate`: the largest one of AdamW. `narrow`: bfloat16, but for losses and weights."""
+
+    steps: int
+    batch: int
+    rate: float
+    narrow: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """The loss on the samples kept apart after so many steps."""
+
+    step: int
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """`state`: the best parameters; `marks`: the way there, of which the first is the model as it was."""
+
+    state: dict[str, NDArray[np.float32]]
+    marks: tuple[Mark, ...]
+
+    @property
+    def best(self) -> Mark:
+        """The mark whose state it is: the first of the best."""
+        return min(self.marks, key=lambda mark: mark.loss)
+
+
+class Lesson:
+    """Samples with what should come out of them; that of the samples kept apart is found once."""
+
+    def __init__(self, objective: Objective, samples: Samples, kept: Sequence[Batch], narrow: bool) -> None:
+        self.objective, self.narrow = objective, narrow
+        self._samples = samples
+        self._kept = [(batch, feeds := self._feeds(batch), self._answers(batch, feeds)) for batch in kept]
+
+    def loss(self, network: Network, step: int, size: int) -> Tensor:
+        """Of batch number `step`, with its gradients."""
+        batch = self._samples.batch(step, size)
+        feeds = self._feeds(batch)
+        return self._loss(network, feeds, self._answers(batch, feeds))
+
+    def judge(self, network: Network) -> float:
+        """The mean loss on the samples kept apart."""
+        total = 0.0
+        with torch.no_grad():
+            for batch, feeds, answers in self._kept:
+                total += float(self._loss(network, feeds, answers)) * batch.count
+        return total / sum(batch.count for batch, _, _ in self._kept)
+
+    def _loss(self, network: Network, feeds: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+            found = network.run(feeds, self.objective.outputs)
+        return self.objective.loss({name: one.float() for name, one in found.items()}, answers)
+
+    def _answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+            found = self.objective.answers(batch, feeds)
+        return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
+
+    def _feeds(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures with the channels last in memory, as torch's convolutions are fastest."""
+        return {
+            name: one.contiguous(memory_format=torch.channels_last) if one.dim() == 4 else one
+            for name, one in tensors(batch.feeds).items()
+        }
+
+
+class Trainer:
+    """One training of one network."""
+
+    def __init__(self, network: Network, lesson: Lesson, settings: Settings) -> None:
+        self.network, self.lesson, self.settings = network, lesson, settings
+        self._parameters = network.channels_last()
+        groups = [
+            {"params": [one for one in self._parameters if one.dim() > 1], "weight_decay": DECAY},
+            {"params": [one for one in self._parameters if one.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, lr=settings.rate)
+
+    def run(self, stage: Stage) -> Trained:
+        """All steps. Where the loss stops being a number, the best until then stays; StepError where there is none."""
+        marks = [Mark(0, self.lesson.judge(self.network))]
+        best = self.network.state()
+        places = {math.ceil(self.settings.steps * (number + 1) / MARKS) for number in range(MARKS)}
+        for number in range(self.settings.steps):
+            loss = self.step(number, self._rate(number))
+            stage.advance()
+            if not math.isfinite(loss):
+                if len(marks) > 1:
+                    break
+                raise StepError(
+                    "train.diverged", f"the loss is {loss} at step {number + 1}", hint="give a smaller `learning_rate`"
+                )
+            if number + 1 in places:
+                marks.append(Mark(number + 1, self.lesson.judge(self.network)))
+                if marks[-1].loss < min(mark.loss for mark in marks[:-1]):
+                    best = self.network.state()
+        return Trained(best, tuple(marks))
+
+    def step(self, number: int, rate: float) -> float:
+        """One step on batch `number`; the loss before it. Nothing is changed by a loss that is no number."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        loss = self.lesson.loss(self.network, number, self.settings.batch)
+        seen = float(loss.detach())
+        if math.isfinite(seen):
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
+            self._optimiser.step()
+            self.network.mask()
+        return seen
+
+    def _rate(self, number: int) -> float:
+        """Up in a straight line, down along a cosine (Loshchilov and Hutter, 2017)."""
+        done = number / self.settings.steps
+        if done < WARM_UP:
+            return self.settings.rate * (number + 1) / max(1.0, WARM_UP * self.settings.steps)
+        return self.settings.rate * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))

@@ -1,0 +1,206 @@
+"""A graph that runs in torch, with gradients.
+
+The graph stays the source of truth: only constants that train are written back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lepton_cli.errors import StepError
+from lepton_cli.graph.edit import captured
+from lepton_cli.model import io
+from lepton_cli.train import control, weights
+from lepton_cli.train.operators.call import Call, Operator, Unsupported, call_of, tensor_of
+from lepton_cli.train.operators.table import OPERATORS
+
+#: Tensors of a run, by the value of the graph that they are of.
+Values = dict[ir.Value, Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """A node, what computes it (`None`: graphs of its own), and which values nobody reads after it."""
+
+    node: ir.Node
+    function: Operator | None
+    call: Call
+    done: tuple[ir.Value, ...]
+
+
+class Network:
+    """Runs the main graph of a model. `parameters` are the constants that train, by name.
+
+    `nodes`: names of the nodes whose weights train (`None`: all; empty: none, for a teacher).
+    """
+
+    def __init__(self, model: ir.Model, nodes: Collection[str] | None = None, device: str = "cpu") -> None:
+        self.model = io.clone(model)
+        self.device = torch.device(device)
+        self._values = {value.name: value for value in _made(self.model.graph)}
+        self._trained = {value.name or "": value for value in weights.weights(self.model, nodes)}
+        self.parameters: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._constants: Values = {}
+        self._plans: dict[tuple[str, ...], list[_Use]] = {}
+        self._bodies: dict[ir.Graph, list[_Use]] = {}
+        for name, value in self._trained.items():
+            array = _array(value)
+            self.parameters[name] = torch.from_numpy(array).to(self.device).requires_grad_()
+            if (empty := weights.zeros(array)) is not None:
+                self._kept[name] = torch.from_numpy(~empty).to(self.device)
+            self._constants[value] = self.parameters[name]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs."""
+        return tuple(value.name or "" for value in self.model.graph.outputs)
+
+    def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The outputs (default: all), or inner values, by name. Only what leads to them is computed.
+
+        Raises StepError that names the node where torch cannot compute what the graph asks for.
+        """
+        asked = tuple(self.outputs if outputs is None else outputs)
+        if asked not in self._plans:
+            self._plans[asked] = self._plan(self.model.graph, [self._values[name] for name in asked])
+        known: Values = {self._values[name]: tensor for name, tensor in feeds.items() if name in self._values}
+        self._compute(self._plans[asked], known)
+        return {name: self._tensor(self._values[name], known) for name in asked}
+
+    def trained(self) -> list[ir.Value]:
+        """The constants that train."""
+        return list(self._trained.values())
+
+    def forget(self) -> None:
+        """Drop gradients."""
+        for one in self.parameters.values():
+            one.grad = None
+
+    def channels_last(self) -> list[Tensor]:
+        """The parameters, those of convolutions laid out in memory as torch's kernels are fastest with."""
+        for one in self.parameters.values():
+            if one.dim() == 4:
+                one.data = one.data.contiguous(memory_format=torch.channels_last)
+        return list(self.parameters.values())
+
+    def mask(self) -> None:
+        """Set back to zero what was pruned: after every step."""
+        with torch.no_grad():
+            for name, kept in self._kept.items():
+                self.parameters[name].mul_(kept)
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of the parameters as arrays."""
+        return {name: one.detach().cpu().numpy().copy(order="C") for name, one in self.parameters.items()}
+
+    def load(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take parameters from `state`, as it was made."""
+        with torch.no_grad():
+            for name, one in self.parameters.items():
+                one.copy_(torch.from_numpy(state[name]))
+
+    def written(self) -> ir.Model:
+        """A copy of the model with the parameters as they are now."""
+        for name, array in self.state().items():
+            weights.write(self._trained[name], array)
+        return io.clone(self.model)
+
+    def _tensor(self, value: ir.Value, known: Values) -> Tensor:
+        if value in known:
+            found = known[value]
+        else:
+            found = self._constants.get(value)
+            if found is None:
+                found = self._constant(value)
+        if found is None:
+            raise StepError("train.missing", f"`{value.name}` has no value", hint="feed all of the model's inputs")
+        return found
+
+    def _constant(self, value: ir.Value) -> Tensor | None:
+        tensor = weights.held(value)
+        if tensor is None and value.const_value is not None:
+            tensor = value.const_value  # an input with a default, which was not fed
+        if tensor is None:
+            return None
+        made = tensor_of(tensor)
+        # Sizes, axes and places stay where Python reads them.
+        self._constants[value] = made.to(self.device) if made.is_floating_point() else made
+        return self._constants[value]
+
+    def _plan(self, graph: ir.Graph, asked: Iterable[ir.Value]) -> list[_Use]:
+        wanted, uses = set(asked), []
+        for node in reversed(list(graph)):
+            if not wanted & set(node.outputs) or node.op_type == "Constant":
+                continue
+            reads = {value for value in node.inputs if value is not None} | set(captured(node))
+            done = [value for value in reads - wanted if value.graph is graph and weights.held(value) is None]
+            wanted |= reads
+            uses.append(_Use(node, *self._function(node), tuple(done)))
+        return uses[::-1]
+
+    def _function(self, node: ir.Node) -> tuple[Operator | None, Call]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        try:
+            call = call_of(node, self.model.graph.opset_imports.get(node.domain, 1))
+            if domain == "" and node.op_type in control.RUN:
+                return None, call
+            if (domain, node.op_type) not in OPERATORS:
+                raise Unsupported("no gradient is known for it")
+            return OPERATORS[domain, node.op_type], call
+        except Unsupported as error:
+            raise refused(node, str(error)) from error
+
+    def _compute(self, uses: Sequence[_Use], known: Values) -> None:
+        for use in uses:
+            given = [None if value is None else self._tensor(value, known) for value in use.node.inputs]
+            while given and given[-1] is None:
+                given.pop()
+            try:
+                if use.function is None:
+                    made = tuple(control.RUN[use.node.op_type](use.node, use.call, given, partial(self._body, known)))
+                else:
+                    made = use.function(use.call, *given)
+            except (Unsupported, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
+                raise refused(use.node, (str(error).strip().splitlines() or ["it fails"])[0]) from error
+            known.update(zip(use.node.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
+            for value in use.done:
+                known.pop(value, None)
+
+    def _body(self, known: Values, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> list[Tensor]:
+        """The outputs of a graph inside a node, for its inputs."""
+        if graph not in self._bodies:
+            self._bodies[graph] = self._plan(graph, graph.outputs)
+        inner = known | dict(zip(graph.inputs, inputs, strict=True))
+        self._compute(self._bodies[graph], inner)
+        return [self._tensor(value, inner) for value in graph.outputs]
+
+
+def refused(node: ir.Node, why: str) -> StepError:
+    """Training ends at the node."""
+    return StepError(
+        "train.unsupported",
+        f"node `{node.name}` ({node.op_type}) cannot be trained through: {why}",
+        hint="train with a loss on a value before it, or leave the step out",
+    )
+
+
+def _made(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _array(value: ir.Value) -> NDArray[np.float32]:
+    tensor = weights.held(value)
+    assert tensor is not None
+    return np.array(tensor.numpy(), np.float32, order="C", copy=True)

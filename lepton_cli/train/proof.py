@@ -1,0 +1,87 @@
+"""The proof that torch computes what onnxruntime does: before the first step, and of what was written back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from lepton_cli.data.dataset import Dataset
+from lepton_cli.errors import StepError
+from lepton_cli.model import io
+from lepton_cli.probe import activations
+from lepton_cli.runtime import Session, Values
+from lepton_cli.train.network import Network
+
+#: Largest difference of an output, as a share of its largest value, that is rounding.
+SAME = 1e-4
+#: The same for a value inside, which errors before it add up in.
+SAME_INSIDE = 1e-3
+#: Share of whole numbers and decisions that rounding may turn.
+TURNED = 0.01
+
+
+def tensors(feeds: Values, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Arrays as tensors; numbers that say where or how many stay where Python reads them."""
+    found = {name: torch.from_numpy(np.array(array, order="C")) for name, array in feeds.items()}
+    return {name: one.to(device) if one.is_floating_point() else one for name, one in found.items()}
+
+
+def prove(network: Network, check: Dataset, workdir: Path, threads: int) -> float:
+    """The largest difference on the check batches. Raises StepError that names the first node that differs."""
+    model, worst = network.model, 0.0
+    session = Session(io.payload(model, workdir), threads=threads, spin=False)
+    for batch in activations.batches(model, check):
+        expected = session.run(batch.feeds)
+        with torch.no_grad():
+            found = network.run(tensors(batch.feeds, network.device))
+        for name, array in expected.items():
+            difference = distance(array, found[name].cpu().numpy())
+            if not difference <= SAME:
+                raise _differs(network, batch.feeds, name, difference, workdir, threads)
+            worst = max(worst, difference)
+    return worst
+
+
+def distance(expected: NDArray[np.generic], found: NDArray[np.generic]) -> float:
+    """Largest difference as a share of the largest value; of whole numbers 0 where few are others, else infinite."""
+    if expected.shape != found.shape or (expected.dtype.kind == "f") != (found.dtype.kind == "f"):
+        return np.inf
+    if expected.dtype.kind != "f":
+        return 0.0 if expected.size == 0 or float(np.mean(expected != found)) <= TURNED else np.inf
+    first, second = expected.astype(np.float64), found.astype(np.float64)
+    usable = np.isfinite(first)
+    if not np.array_equal(first[~usable], second[~usable], equal_nan=True) or not usable.any():
+        return 0.0 if np.array_equal(first, second, equal_nan=True) else np.inf
+    largest = float(np.abs(first[usable]).max())
+    return float(np.abs(first - second)[usable].max()) / max(largest, 1e-30)
+
+
+def _differs(network: Network, feeds: Values, output: str, difference: float, workdir: Path, threads: int) -> StepError:
+    node = _first(network, feeds, workdir, threads)
+    place = "" if node is None else f", first at node `{node.name}` ({node.op_type})"
+    return StepError(
+        "train.differs",
+        f"torch computes `{output}` {difference:.1g} of its largest value away from onnxruntime{place}",
+        hint="train with a loss on a value before it, or leave the step out",
+    )
+
+
+def _first(network: Network, feeds: Values, workdir: Path, threads: int) -> ir.Node | None:
+    nodes = [node for node in network.model.graph if node.op_type != "Constant"]
+    names = [value.name or "" for node in nodes for value in node.outputs if value.name]
+    expected = activations.Activations(network.model, names, workdir, threads).run(feeds)
+    given = tensors(feeds, network.device)
+    for node in nodes:
+        for value in node.outputs:
+            array = expected.get(value.name or "")
+            if not isinstance(array, np.ndarray):
+                continue
+            with torch.no_grad():
+                found = network.run(given, [value.name or ""])[value.name or ""]
+            if not distance(array, found.cpu().numpy()) <= SAME_INSIDE:
+                return node
+    return None

@@ -1,0 +1,57 @@
+"""Options of the training steps. Light: neither numpy nor torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lepton_cli.step import Options
+from lepton_cli.values import Duration, Strict
+
+
+class Budget(Strict):
+    """How much training: one of the three."""
+
+    epochs: float | None = Field(default=None, gt=0, le=100_000, description="Passes over the training samples")
+    samples: int | None = Field(default=None, ge=1, description="Samples seen, counted each time")
+    time: Duration | None = Field(
+        default=None, description="Seconds on the clock; how many steps fit is measured once, at the start"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if sum(value is not None for value in (self.epochs, self.samples, self.time)) != 1:
+            raise ValueError("give one of epochs, samples and time")
+        if self.time is not None and self.time <= 0:
+            raise ValueError("time must be above 0")
+        return self
+
+
+class Distill(Options):
+    """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
+
+    step: Literal["distill"] = "distill"
+    budget: Budget = Field(default=Budget(epochs=5), description="How much training")
+    teacher: str | None = Field(
+        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    )
+    learning_rate: float | Literal["auto"] = Field(
+        default="auto", description="Largest rate of AdamW; auto: the largest one that a short trial survives"
+    )
+    batch: int | Literal["auto"] = Field(default="auto", description="Samples a step; auto: 128, or what there are")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What is computed in, but for losses and weights; auto: the faster of three steps each",
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="Which state stays, by its loss on the samples kept apart; the untrained one counts"
+    )
+
+    @model_validator(mode="after")
+    def _above_zero(self) -> Distill:
+        for name in ("learning_rate", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and value <= 0:
+                raise ValueError(f"{name} must be above 0")
+        return self
