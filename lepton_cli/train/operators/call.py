@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 
-class Unsupported(Exception):
-    """A variant of an operator that torch cannot compute as onnxruntime does; the message says which."""
+class Unsupported(NotImplementedError):
+    """A variant of an operator that torch cannot compute as onnxruntime does; the message says which. torch itself
+    raises the base class where it has no kernel for a type.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,9 @@ TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT16: torch.float16,
     ir.DataType.BFLOAT16: torch.bfloat16,
     ir.DataType.UINT8: torch.uint8,
+    ir.DataType.UINT16: torch.uint16,
+    ir.DataType.UINT32: torch.uint32,
+    ir.DataType.UINT64: torch.uint64,
     ir.DataType.INT8: torch.int8,
     ir.DataType.INT16: torch.int16,
     ir.DataType.INT32: torch.int32,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,7 +15,7 @@ import torch
 from onnx.backend.test.case.test_case import TestCase
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Operator, call_of
+from lepton_cli.train.operators.call import Operator, Unsupported, call_of, tensor_of
 
 
 @functools.cache
@@ -38,15 +39,31 @@ def computed(function: Operator, case: TestCase) -> Iterator[tuple[list[Any], li
     opset = next(one.version for one in case.model.opset_import if one.domain == case.model.graph.node[0].domain)
     places = {info.name: index for index, info in enumerate(case.model.graph.input)}
     for inputs, outputs in case.data_sets or ():
-        given = [
-            None if v is None or not v.name else torch.from_numpy(np.array(inputs[places[v.name]])) for v in node.inputs
-        ]
+        given = [None if v is None or not v.name else _tensor(inputs[places[v.name]]) for v in node.inputs]
         while given and given[-1] is None:
             given.pop()
         made = function(call_of(node, opset), *given)
         results = made if isinstance(made, (tuple, list)) else (made,)
         named = [result for result, value in zip(results, node.outputs, strict=False) if value.name]
-        yield [one.numpy() if isinstance(one, Tensor) else one for one in named], list(outputs)
+        yield (
+            [_array(one) if isinstance(one, Tensor) else one for one in named],
+            [onnx.numpy_helper.to_array(one) if isinstance(one, onnx.TensorProto) else one for one in outputs],
+        )
+
+
+def _tensor(array: Any) -> Tensor:
+    """As a graph's own values become tensors; whatever is no array (sequences, nothing) is no value of ours."""
+    if isinstance(array, onnx.TensorProto):
+        return tensor_of(ir.from_proto(array))
+    if not isinstance(array, (np.ndarray, np.generic)):
+        raise Unsupported("values that are no tensors")
+    return tensor_of(ir.tensor(np.asarray(array)))
+
+
+def _array(made: Tensor) -> Any:
+    if made.dtype == torch.bfloat16:  # numpy has none of its own
+        return made.detach().float().numpy().astype(ml_dtypes.bfloat16)
+    return made.detach().numpy()
 
 
 def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float = 1e-5) -> None:
@@ -56,6 +73,8 @@ def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float =
         for one, other in zip(made, expected, strict=True):
             assert one.shape == other.shape
             assert one.dtype == other.dtype
+            if one.dtype == ml_dtypes.bfloat16:
+                one, other = one.astype(np.float32), other.astype(np.float32)
             np.testing.assert_allclose(one, other, rtol=max(rtol, case.rtol), atol=max(atol, case.atol))
 
 
