@@ -57,7 +57,7 @@ def distance(expected: NDArray[np.generic], found: NDArray[np.generic]) -> float
     if not np.array_equal(first[~usable], second[~usable], equal_nan=True) or not usable.any():
         return 0.0 if np.array_equal(first, second, equal_nan=True) else np.inf
     largest = float(np.abs(first[usable]).max())
-    return float(np.abs(first - second)[usable].max()) / max(largest, 1e-30)
+    return float(np.abs(first[usable] - second[usable]).max()) / max(largest, 1e-30)
 
 
 def _differs(network: Network, feeds: Values, output: str, difference: float, workdir: Path, threads: int) -> StepError:

@@ -124,9 +124,9 @@ def _roots(value: ir.Value | None) -> Iterator[ir.Value]:
 
 
 def zeros(array: NDArray[np.floating]) -> NDArray[np.bool_] | None:
-    """Where the zeros of a pruned matrix are, which stay; `None` where it was not pruned."""
+    """Where the zeros of a pruned matrix are, which stay; `None` where it was not pruned, or only begins with zeros."""
     empty = array == 0
-    return empty if array.ndim > 1 and float(empty.mean()) >= SPARSE else None
+    return empty if array.ndim > 1 and SPARSE <= float(empty.mean()) < 1 else None
 
 
 def write(value: ir.Value, array: NDArray[np.floating]) -> None:

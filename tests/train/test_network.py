@@ -144,5 +144,5 @@ def test_a_node_that_fails_is_named() -> None:
     model = perceptron()
     with pytest.raises(StepError, match="MatMul_0"):
         Network(model).run(tensors({"x": np.ones((1, 5), np.float32)}))
-    with pytest.raises(StepError, match="feed all"):
+    with pytest.raises(StepError, match="`x` has no value"):
         Network(model).run({})

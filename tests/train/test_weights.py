@@ -111,4 +111,5 @@ def test_zeros_of_a_pruned_matrix_are_known() -> None:
     assert found is not None
     assert np.array_equal(found, [[True, False], [False, True]])
     assert weights.zeros(np.zeros(8, np.float32)) is None  # a bias that begins at zero
+    assert weights.zeros(np.zeros((8, 8), np.float32)) is None
     assert weights.zeros(np.ones((20, 20), np.float32)) is None

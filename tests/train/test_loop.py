@@ -1,0 +1,139 @@
+"""Training finds what is known to be best, keeps it, and never makes a model worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lepton_cli.data.dataset import Batch
+from lepton_cli.errors import StepError
+from lepton_cli.progress import Silent
+from lepton_cli.train import loop, rate
+from lepton_cli.train.loop import Lesson, Mark, Settings, Trainer
+from lepton_cli.train.network import Network
+from tests.quantize.builders import Graph
+
+TRUE = np.random.default_rng(7).normal(size=(6, 3)).astype(np.float32)
+
+
+class Rows:
+    """Rows drawn from their number."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken = broken
+
+    def batch(self, step: int, size: int) -> Batch:
+        x = np.random.default_rng((3, step)).normal(size=(size, 6)).astype(np.float32)
+        return Batch({"x": x * np.float32(np.nan) if step == self.broken else x}, {}, step * size)
+
+
+class Product:
+    """The answers are `x TRUE`."""
+
+    outputs: tuple[str, ...] = ("t0",)
+
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"t0": feeds["x"] @ torch.from_numpy(TRUE)}
+
+    def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        return (found["t0"] - answers["t0"]).square().mean()
+
+
+def network(weight: np.ndarray | None = None) -> Network:
+    graph = Graph()
+    start = np.zeros((6, 3), np.float32) if weight is None else weight
+    return Network(graph.model(graph.op("MatMul", graph.take("x", ["b", 6]), graph.constant(start))))
+
+
+def lesson(broken: int | None = None) -> Lesson:
+    return Lesson(Product(), Rows(broken), [Rows().batch(1000, 40), Rows().batch(1001, 8)], narrow=False)
+
+
+def settings(steps: int = 300, speed: float = 0.05) -> Settings:
+    return Settings(steps, 32, speed, narrow=False)
+
+
+def test_least_squares_are_found() -> None:
+    made = Trainer(network(), lesson(), settings()).run(Silent().stage("train"))
+    np.testing.assert_allclose(made.state["w0"], TRUE, atol=5e-3)
+    assert made.marks[0].loss == pytest.approx(judged(np.zeros((6, 3))), rel=1e-5)
+    assert [mark.step for mark in made.marks] == [0, *(math.ceil(300 * n / 8) for n in range(1, 9))]
+    assert made.best.loss < 1e-4
+
+
+def judged(weight: np.ndarray) -> float:
+    """The mean over all samples kept apart, however they are batched."""
+    rows = np.concatenate([Rows().batch(number, size).feeds["x"] for number, size in ((1000, 40), (1001, 8))])
+    return float(np.square(rows @ (weight - TRUE)).mean())
+
+
+def test_a_perfect_model_stays_as_it_was_bit_by_bit() -> None:
+    noisy = Trainer(network(TRUE), lesson(), settings(20, speed=0.5))
+    made = noisy.run(Silent().stage("train"))
+    assert made.best.step == 0
+    assert np.array_equal(made.state["w0"], TRUE)
+
+
+def test_the_same_steps_give_the_same_bytes() -> None:
+    states = [Trainer(network(), lesson(), settings(40)).run(Silent().stage("train")).state for _ in range(2)]
+    assert states[0]["w0"].tobytes() == states[1]["w0"].tobytes()
+
+
+def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    trainer = Trainer(network(), lesson(), settings(200, speed=0.1))
+    rates = [trainer._rate(number) for number in range(200)]
+    assert rates[:10] == pytest.approx([0.01 * (n + 1) for n in range(10)])
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[105] == pytest.approx(0.05)
+    assert 0 < rates[199] < 1e-4
+    assert max(rates) == pytest.approx(0.1)
+
+
+def test_a_loss_that_is_no_number_ends_training() -> None:
+    with pytest.raises(StepError, match="at step 3"):
+        Trainer(network(), lesson(broken=2), settings()).run(Silent().stage("train"))
+    made = Trainer(network(), lesson(broken=250), settings()).run(Silent().stage("train"))
+    assert made.best.step < 250
+    assert np.isfinite(made.state["w0"]).all()
+    assert made.best.loss < judged(np.zeros((6, 3)))
+
+
+def test_pruned_zeros_stay_while_the_rest_learns() -> None:
+    start = TRUE + 1
+    start[::2] = 0
+    made = Trainer(network(start), lesson(), settings()).run(Silent().stage("train"))
+    assert np.array_equal(made.state["w0"] == 0, start == 0)
+    assert made.best.loss < made.marks[0].loss
+
+
+def test_the_largest_rate_that_does_not_harm_is_found() -> None:
+    """Near the best weights only small steps make it better: a step is about as long as the rate."""
+    seen: list[float] = []
+
+    def near(speed: float) -> Trainer:
+        seen.append(speed)
+        return Trainer(network(TRUE + np.float32(5e-4)), lesson(), settings(100, speed))
+
+    found, trials = rate.probe(near, 300)
+    assert found == seen[-1]
+    assert found <= 3e-4
+    assert all(mark.loss > judged(TRUE + 5e-4) for _, mark in trials[:-1])
+    assert trials[-1][1].loss <= judged(TRUE + np.float32(5e-4))
+    far, _ = rate.probe(lambda speed: Trainer(network(), lesson(), settings(100, speed)), 300)
+    assert far == rate.RATES[0]
+
+
+def test_where_every_rate_harms_the_smallest_is_taken() -> None:
+    found, trials = rate.probe(lambda speed: Trainer(network(TRUE), lesson(), settings(100, speed)), 300)
+    assert found == rate.RATES[-1]
+    assert len(trials) == len(rate.RATES)
+
+
+def test_marks_are_ordered_by_loss() -> None:
+    marks = (Mark(0, 2.0), Mark(5, 1.0), Mark(10, 1.0))
+    assert loop.Trained({}, marks).best == Mark(5, 1.0)

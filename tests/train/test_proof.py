@@ -1,0 +1,64 @@
+"""Before training, torch is held to onnxruntime: a wrong operator is found and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lepton_cli.errors import StepError
+from lepton_cli.train import proof
+from lepton_cli.train.network import Network
+from lepton_cli.train.operators import table
+from tests.quantize.builders import Graph, images, residual_net
+
+
+def test_equal_functions_pass(tmp_path: Path) -> None:
+    assert 0 <= proof.prove(Network(residual_net()), images(4), tmp_path, 1) < 1e-5
+
+
+@pytest.mark.parametrize("size", [1.01, -1.0, float("nan")])
+def test_the_first_node_that_differs_is_named(size: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = residual_net()
+    pool = next(node for node in model.graph if "Pool" in node.op_type or node.op_type == "ReduceMean")
+    right = table.OPERATORS["", pool.op_type]
+    monkeypatch.setitem(table.OPERATORS, ("", pool.op_type), lambda *given: right(*given) * size)
+    with pytest.raises(StepError, match=f"first at node `{pool.name}`"):
+        proof.prove(Network(model), images(4), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "distance"),
+    [
+        ([1.0, -4.0], [1.0, -4.4], 0.1),
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([np.nan, 1.0], [np.nan, 1.0], 0.0),
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+        ([1.0, 1.0], [np.nan, 1.0], np.nan),
+        ([1.0], [1.0, 1.0], np.inf),
+    ],
+)
+def test_distances(expected: list[float], found: list[float], distance: float) -> None:
+    made = proof.distance(np.array(expected, np.float32), np.array(found, np.float32))
+    assert made == pytest.approx(distance, rel=1e-5, nan_ok=True)
+
+
+def test_whole_numbers_may_turn_here_and_there() -> None:
+    numbers = np.arange(1000)
+    other = numbers.copy()
+    other[:5] += 1
+    assert proof.distance(numbers, other) == 0
+    other[:50] += 1
+    assert proof.distance(numbers, other) == np.inf
+    assert proof.distance(numbers, numbers.astype(np.float32)) == np.inf
+
+
+def test_numbers_that_say_where_stay_on_the_processor() -> None:
+    made = proof.tensors({"x": np.ones(2, np.float32), "i": np.ones(2, np.int64)})
+    assert made["x"].dtype == torch.float32
+    assert made["i"].device.type == "cpu"
+    given = Graph()
+    assert Network(given.model(given.op("Relu", given.take("x", [2])))).parameters == {}
