@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lepton_cli.data.dataset import Dataset
+    from lepton_cli.data.training import TrainingData
 
 
 def _names_its_step(schema: dict[str, Any]) -> None:
@@ -43,6 +44,8 @@ class Options(Strict):
     needs_data: ClassVar[bool] = False
     #: Its option `target` is the machine that the model will run on.
     for_machine: ClassVar[bool] = False
+    #: Trains, with the samples of `data.training`.
+    trains: ClassVar[bool] = False
 
     step: str
     include: tuple[str, ...] = Field(
@@ -122,6 +125,8 @@ class Context:
     cache: Cache
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
+    #: What steps that train may see; `None` when the recipe gives none.
+    training: TrainingData | None = None
 
 
 @dataclasses.dataclass(frozen=True)

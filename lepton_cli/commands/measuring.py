@@ -229,4 +229,5 @@ def context(job: Job, scratch: Path, progress: Progress, cache: Cache | None = N
         progress=progress,
         workdir=scratch,
         cache=cache or Cache.usual(),
+        training=job.training,
     )
