@@ -108,6 +108,8 @@ class Context:
     calibration: Dataset | None
     #: Labelled (or at least separate) data the result is judged on; steps may use it only where their options say so.
     evaluation: Dataset | None
+    #: The only samples that may be trained with; `None` when the recipe gives none.
+    training: TrainingData | None
     #: A few real batches, or synthetic ones when there is no data: for checks of equality. Never `None`.
     check: Dataset
     #: The model the run began with: the reference that recovery restores.
@@ -125,8 +127,6 @@ class Context:
     cache: Cache
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
-    #: What steps that train may see; `None` when the recipe gives none.
-    training: TrainingData | None = None
 
 
 @dataclasses.dataclass(frozen=True)
