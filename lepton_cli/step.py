@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lepton_cli.data.dataset import Dataset
+    from lepton_cli.data.training import TrainingData
 
 
 def _names_its_step(schema: dict[str, Any]) -> None:
@@ -43,6 +44,8 @@ class Options(Strict):
     needs_data: ClassVar[bool] = False
     #: Its option `target` is the machine that the model will run on.
     for_machine: ClassVar[bool] = False
+    #: Trains, with the samples of `data.training`.
+    trains: ClassVar[bool] = False
 
     step: str
     include: tuple[str, ...] = Field(
@@ -105,6 +108,8 @@ class Context:
     calibration: Dataset | None
     #: Labelled (or at least separate) data the result is judged on; steps may use it only where their options say so.
     evaluation: Dataset | None
+    #: The only samples that may be trained with; `None` when the recipe gives none.
+    training: TrainingData | None
     #: A few real batches, or synthetic ones when there is no data: for checks of equality. Never `None`.
     check: Dataset
     #: The model the run began with: the reference that recovery restores.

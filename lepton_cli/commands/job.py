@@ -16,6 +16,7 @@ from lepton_cli.data.check import check_labels
 from lepton_cli.data.dataset import First
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
+from lepton_cli.data.training import TrainingData, open_training
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
 from lepton_cli.graph import cost, feeds
 from lepton_cli.graph.held import nothing_to_compress
@@ -62,6 +63,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     #: Why no made-up input runs through the model; empty where one does, or where there is data.
     misfit: str = ""
+    training: TrainingData | None = None
 
     @property
     def spec(self) -> Recipe:
@@ -71,8 +73,14 @@ class Job:
     @property
     def runs(self) -> bool:
         """Whether the models are run at all."""
-        given = self.calibration is not None or self.evaluation is not None
-        return given or (not self.misfit and must_run(self.loaded.model, self.spec))
+        return not self.misfit and (bool(self.data) or must_run(self.loaded.model, self.spec))
+
+    @property
+    def data(self) -> dict[str, Dataset]:
+        """The data sets that were given, by role."""
+        whole = self.training.whole if self.training is not None else None
+        roles = {"calibration": self.calibration, "evaluation": self.evaluation, "training": whole}
+        return {role: data for role, data in roles.items() if data is not None}
 
     def feeds(self, batch: int) -> runtime.Values:
         """`batch` samples, repeated when the data holds fewer; as many as the model takes where it fixes them."""
@@ -97,9 +105,7 @@ class Job:
 
     def data_facts(self) -> tuple[DataFacts, ...]:
         """What the report says about the data."""
-        roles = (("calibration", self.calibration), ("evaluation", self.evaluation))
-        found = [_facts(role, data) for role, data in roles if data is not None]
-        return tuple(found) if found else (_facts("check", self.check),)
+        return tuple(_facts(role, data) for role, data in (self.data or {"check": self.check}).items())
 
     def locate(self, error: LeptonError) -> LeptonError:
         """The error with the place in the recipe that its `option` names."""
@@ -118,7 +124,7 @@ def must_run(model: ir.Model, recipe: Recipe) -> bool:
     asked = recipe.evaluate
     measured = asked.accuracy or ("latency" in asked.model_fields_set and asked.latency)
     gated = any(metrics.of(gate.metric).source != "structure" for gate in recipe.gates)
-    return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation)
+    return bool(measured or gated or recipe.data.calibration or recipe.data.evaluation or recipe.data.training)
 
 
 def _facts(role: str, data: Dataset) -> DataFacts:
@@ -153,23 +159,37 @@ def prepare(
     warnings = [said for said in (loaded.note, nothing_to_compress(loaded.model), *recipe.warnings) if said]
     try:
         opened: dict[str, SourceDataset] = {}
+        learned = None
         for name, spec in (("calibration", section.calibration), ("evaluation", section.evaluation)):
             if name in arrays:
                 opened[name] = arrays[name].of(inputs, name)
             elif spec is not None:
-                learned = opened["calibration"].statistics if opened else None
                 opened[name] = open_dataset(
                     spec, inputs, name=name, base=recipe.base, statistics=learned, allow_code=allow_code
                 )
+            learned = opened["calibration"].statistics if "calibration" in opened else None
         calibration, evaluation = opened.get("calibration"), opened.get("evaluation")
+        training = None
+        if section.training is not None:
+            training = open_training(
+                section.training,
+                inputs,
+                seed=recipe.recipe.seed,
+                base=recipe.base,
+                statistics=learned,
+                allow_code=allow_code,
+            )
         _check_providers(recipe.recipe)
     except LeptonError as error:
         if error.option and not arrays.keys() & set(error.option[1:2]):
             error.at(recipe.source.place(error.option))
         raise
-    warnings += [note for data in (calibration, evaluation) if data is not None for note in data.notes]
-    if calibration is not None and evaluation is not None:
-        warnings += _overlap(calibration, evaluation)
+    if training is not None and not any(step.trains for step in recipe.recipe.steps):
+        warnings.append("no step of the recipe trains: `data.training` is not used")
+    used = [data for data in (calibration, training.whole if training else None) if data is not None]
+    warnings += [note for data in (*used, evaluation) if data is not None for note in data.notes]
+    if evaluation is not None:
+        warnings += [said for data in used for said in _overlap(data, evaluation)]
     latency = recipe.recipe.evaluate.latency
     samples = max((CHECK_SAMPLES, *(latency.batch if latency else ())))
     if samples > MOST_SAMPLES:
@@ -180,15 +200,16 @@ def prepare(
         )
     given = shapes_given or {}
     check_shapes(given, inputs)
-    check = evaluation or calibration or _made_up(loaded.model, recipe.recipe.seed, samples, given)
+    real = evaluation or calibration or (training.holdout if training else None)
+    check = real or _made_up(loaded.model, recipe.recipe.seed, samples, given)
     threads = latency.threads[0] if latency and latency.threads else usable_threads()
-    job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings))
+    job = Job(loaded, recipe, calibration, evaluation, check, threads, allow_code, tuple(warnings), training=training)
     if not run(loaded.model):
         return job
     try:
         _check_runs(job)
     except LeptonError as error:
-        if error.code in MISFITS and job.calibration is None and job.evaluation is None and not given:
+        if error.code in MISFITS and real is None and not given:
             return _without_running(job, error)
         job.locate(error)
         raise
@@ -297,11 +318,11 @@ def _check_providers(recipe: Recipe) -> None:
                 raise
 
 
-def _overlap(calibration: Dataset, evaluation: Dataset) -> list[str]:
-    shared = len(set(calibration.sample_hashes()) & set(evaluation.sample_hashes()))
+def _overlap(data: Dataset, evaluation: Dataset) -> list[str]:
+    shared = len(set(data.sample_hashes()) & set(evaluation.sample_hashes()))
     if not shared:
         return []
-    return [f"{shared} calibration samples are in the evaluation data too: the measured accuracy is too good"]
+    return [f"{shared} {data.name} samples are in the evaluation data too: the measured accuracy is too good"]
 
 
 def place_text(place: Place | None) -> str:

@@ -219,6 +219,7 @@ def context(job: Job, scratch: Path, progress: Progress, cache: Cache | None = N
     return Context(
         calibration=job.calibration,
         evaluation=job.evaluation,
+        training=job.training,
         check=job.check,
         original=job.loaded.model,
         score=scorer(job, scratch),

@@ -147,7 +147,7 @@ class Kept:
         resolved = job.recipe.resolved()
         return cache.key(
             model=job.loaded.sha256,
-            data=[None if data is None else data.fingerprint for data in (job.calibration, job.evaluation)],
+            data={role: data.fingerprint for role, data in job.data.items()},
             check=context.check.fingerprint,
             sources=resolved["data"],
             metrics=resolved["evaluate"]["accuracy"],

@@ -55,6 +55,7 @@ class ArraySource:
             label: classes for label, (_, classes) in self._numbered.items() if classes
         }
         self.notes: tuple[str, ...] = ()
+        self.jumps = all(member.offset is not None for member in used.values())
 
     def chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:
         """See `Source`."""

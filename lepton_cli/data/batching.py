@@ -48,6 +48,21 @@ def layout(inputs: Sequence[TensorInfo]) -> Layout:
     return Layout(axes, 1 if alone else next(iter(sizes), None), alone)
 
 
+def freed(inputs: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
+    """The inputs with the number of samples left open, as whoever trains leaves it; not where each is a feed alone."""
+    how = layout(inputs)
+    if how.fixed is None or how.alone:
+        return tuple(inputs)
+    several = any(not single(info) for info in inputs)
+    found = []
+    for info in inputs:
+        axis = how.axes[info.name]
+        if axis is not None and info.shape is not None and not (several and single(info)):
+            info = dataclasses.replace(info, shape=(*info.shape[:axis], "batch", *info.shape[axis + 1 :]))
+        found.append(info)
+    return tuple(found)
+
+
 def _beside_open(info: TensorInfo, axis: int | None, inputs: Sequence[TensorInfo]) -> int | None:
     """The axis in a model that leaves the number of samples open for another input at least."""
     if axis is not None or not info.shape or single(info) or info.batch_axis == -1:

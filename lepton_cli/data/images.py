@@ -51,6 +51,7 @@ class ImageSource:
         self._mode = "L" if preprocess.channels == "gray" else "RGB"
         self.class_names: Mapping[str, tuple[str, ...]] = {}
         self.notes: tuple[str, ...] = ()
+        self.jumps = True
         self._labels: dict[str, Array] = {}
         found = _find(path)
         given = label_map(spec.labels)

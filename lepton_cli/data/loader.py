@@ -54,6 +54,7 @@ class LoaderSource:
         self.label_names = tuple(self._labels)
         self.class_names: Mapping[str, tuple[str, ...]] = {}
         self.notes: tuple[str, ...] = ()
+        self.jumps = False
         self.count = sum(len(batch) for batch in self._run())
 
     def _run(self) -> Iterator[list[_Row]]:

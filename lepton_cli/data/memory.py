@@ -109,6 +109,7 @@ class _Memory:
         self.count = next(iter(lengths.values()))
         self.label_names = tuple(self.labels)
         self.notes: tuple[str, ...] = ()
+        self.jumps = True
 
     def infos(self) -> tuple[TensorInfo, ...]:
         """The inputs of a model that takes the arrays as they are."""

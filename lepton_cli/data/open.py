@@ -26,10 +26,10 @@ def open_dataset(
     statistics: Statistics | None = None,
     allow_code: bool = False,
 ) -> SourceDataset:
-    """Open the data set `name` (`calibration` or `evaluation`) for a model with these `inputs`.
+    """Open the data set `name` (`calibration`, `evaluation` or `training`) for a model with these `inputs`.
 
     `base` is the folder that `spec.path` is relative to. `statistics` are the `statistics` of the calibration data
-    set, for `standardise` and `fill_missing: mean|median` in another one. Reads one sample and checks it against the
+    set, for `standardise` and `fill_missing: mean|median` in others. Reads one sample and checks it against the
     inputs. Raises DataError whose `option` is a path such as `("data", "evaluation", "inputs")`, MissingExtraError.
     """
     path = base / spec.path

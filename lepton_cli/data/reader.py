@@ -22,6 +22,8 @@ from lepton_cli.tensors import TensorInfo
 
 #: Data sets that are smaller than this as model inputs stay in memory after the first whole pass.
 CACHE_BYTES = 256_000_000
+#: The most that is held of stored samples which can only be read one after the other, to take them in any order.
+MAX_HELD_BYTES = 1 << 30
 
 
 class SourceDataset:
@@ -44,7 +46,9 @@ class SourceDataset:
         name: str,
         path: str,
         statistics: Statistics | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
+        """`indices`: ascending positions in the source, instead of those that `spec` chooses; whole fixed batches."""
         self.name = name
         self.path = path
         self._source = source
@@ -61,8 +65,11 @@ class SourceDataset:
         self._layout = batching.layout(inputs)
         self.fixed_batch = self._layout.fixed
         self.notes = source.notes
-        self._indices = self._select()
+        self._part = indices is not None
+        self._indices = self._select() if indices is None else indices
         self.count = len(self._indices)
+        self._held: Chunk | None = None
+        self._tried_to_hold = False
 
     def _select(self) -> Sequence[int]:
         """Positions of the samples used: behind `skip`, within `first`, `samples` of them spread evenly."""
@@ -95,8 +102,11 @@ class SourceDataset:
             return range(spec.skip, spec.skip + wanted)
         return [spec.skip + position * available // wanted for position in range(wanted)]
 
-    def _error(self, code: str, message: str, option: str) -> DataError:
-        return DataError(code, f"`{self.name}` ({self.path}): {message}", option=("data", self.name, option))
+    def _error(
+        self, code: str, message: str, option: str, *, cause: str | None = None, hint: str | None = None
+    ) -> DataError:
+        said = f"`{self.name}` ({self.path}): {message}"
+        return DataError(code, said, cause=cause, hint=hint, option=("data", self.name, option))
 
     @functools.cached_property
     def statistics(self) -> Statistics:
@@ -108,6 +118,72 @@ class SourceDataset:
             return self._given or {}
         with self._located():
             return fit(self._raw, {info.name: self._preprocess(info.name) for info in self._inputs})
+
+    def part(self, rows: Sequence[int], inputs: Sequence[TensorInfo] | None = None) -> SourceDataset:
+        """The samples at these ascending positions, whole batches where the model's is fixed. `inputs`: of the model
+        that takes them."""
+        return SourceDataset(
+            self._source,
+            self._spec,
+            self._inputs if inputs is None else inputs,
+            name=self.name,
+            path=self.path,
+            statistics=self.statistics,
+            indices=[self._indices[row] for row in rows],
+        )
+
+    def stored(self, rows: Sequence[int] | Array) -> Chunk:
+        """Stored samples at any positions, in their order, repeated where they are asked for twice.
+
+        Those of small data sets, and of sources that can only be read from the beginning, stay in memory after the
+        first call. Raises DataError for such a source that is too large for that.
+        """
+        if not self._tried_to_hold:
+            self._tried_to_hold, self._held = True, self._hold() if self._keeps else None
+        if self._held is not None:
+            return _take(self._held, np.asarray(rows, np.intp))
+        order, back = np.unique(rows, return_inverse=True)
+        (chunk,) = self._chunks([self._indices[row] for row in order], max(1, len(order)))
+        return _take(chunk, back)
+
+    def _hold(self) -> Chunk | None:
+        """All stored samples; `None` where they are many and can be read in any order."""
+        limit, total = CACHE_BYTES if self._source.jumps else MAX_HELD_BYTES, 0
+        chunks: list[Chunk] = []
+        for chunk in self._chunks(self._indices, self._spec.batch):
+            total += sum(map(_bytes, chunk.inputs.values()))
+            chunks.append(chunk)
+            if total <= limit:
+                continue
+            if self._source.jumps:
+                return None
+            raise self._error(
+                "data.too-large",
+                f"more than {MAX_HELD_BYTES / 1e9:.1f} GB that can only be read from the beginning",
+                "path",
+                hint="for any order, save them with np.savez (not compressed), or as a folder of images",
+            )
+        return Chunk(
+            {name: _joined([chunk.inputs[name] for chunk in chunks]) for name in chunks[0].inputs},
+            {name: np.concatenate([chunk.labels[name] for chunk in chunks]) for name in chunks[0].labels},
+        )
+
+    def as_batch(self, stored: Chunk, start: int) -> Batch:
+        """Stored samples through preprocessing, as one feed. Raises DataError where they do not go into one."""
+        chunk = self._chunk(stored)
+        alone = batching.alone(chunk.inputs, self._inputs, self._layout)
+        rows, *others = batching.runs(chunk.inputs, self._layout.axes, alone)
+        if others:
+            raise self._error(
+                "data.one-feed",
+                f"{_length(chunk)} samples do not go into one feed",
+                "inputs",
+                cause="they differ in shape or in what all share, or the model takes one at a time",
+                hint="train with a batch of 1",
+            )
+        batch = self._batch(chunk, rows, start, alone)
+        check.batch(batch, self._inputs, self.name)
+        return batch
 
     def _raw(self, name: str) -> Iterator[Raw]:
         for chunk in self._chunks(self._indices, self._spec.batch):
@@ -175,13 +251,16 @@ class SourceDataset:
         kept: list[Chunk] | None = [] if count == self.count and self._keeps else None
         total = 0
         for stored in self._chunks(self._indices[:count], size):
-            labels = {name: self._label(name, values) for name, values in stored.labels.items()}
-            chunk = Chunk({info.name: self._column(info, stored) for info in self._inputs}, labels)
+            chunk = self._chunk(stored)
             total += sum(map(_bytes, chunk.inputs.values()))
             kept = None if kept is None or total > CACHE_BYTES else [*kept, chunk]
             yield chunk
         if kept:
             self._cache = _join(kept)
+
+    def _chunk(self, stored: Chunk) -> Chunk:
+        labels = {name: self._label(name, values) for name, values in stored.labels.items()}
+        return Chunk({info.name: self._column(info, stored) for info in self._inputs}, labels)
 
     def _column(self, info: TensorInfo, chunk: Chunk) -> Raw:
         with self._located(info.name):
@@ -205,6 +284,8 @@ class SourceDataset:
         digest = hashlib.sha256()
         with self._located():
             digest.update(self._source.digest(self._indices).encode())
+        if self._part:
+            digest.update(np.asarray(self._indices, np.int64).tobytes())
         settings = self._spec.model_dump(mode="json", exclude={"path", "batch"})
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(repr([(info.name, info.dtype) for info in self._inputs]).encode())
@@ -220,7 +301,8 @@ class SourceDataset:
     @functools.cached_property
     def _hashes(self) -> tuple[str, ...]:
         hashes: list[str] = []
-        for chunk in self._chunks(self._indices, self._spec.batch):
+        stored = self._chunks(self._indices, self._spec.batch) if self._held is None else [self._held]
+        for chunk in stored:
             columns = [chunk.inputs[name] for name in sorted(chunk.inputs)]
             hashes.extend(_sample_hash(sample) for sample in zip(*columns, strict=True))
         return tuple(hashes)
@@ -241,6 +323,26 @@ def _length(chunk: Chunk) -> int:
 
 def _bytes(column: Raw) -> int:
     return sum(array.nbytes for array in column) if isinstance(column, list) else column.nbytes
+
+
+def _take(chunk: Chunk, rows: Array) -> Chunk:
+    """The samples at any positions."""
+    inputs: dict[str, Raw] = {}
+    for name, column in chunk.inputs.items():
+        if isinstance(column, list):
+            taken = [column[row] for row in rows]
+            inputs[name] = np.stack(taken) if len({sample.shape for sample in taken}) == 1 else taken
+        else:
+            inputs[name] = column[rows]
+    return Chunk(inputs, {name: array[rows] for name, array in chunk.labels.items()})
+
+
+def _joined(parts: Sequence[Raw]) -> Raw:
+    """Stored samples as one array, or as a list where their shapes differ."""
+    arrays = [part for part in parts if not isinstance(part, list)]
+    if len(arrays) == len(parts) and len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    return [sample for part in parts for sample in part]
 
 
 def _slice(chunk: Chunk, start: int, stop: int) -> Chunk:

@@ -35,6 +35,8 @@ class Source(Protocol):
     class_names: Mapping[str, tuple[str, ...]]
     #: Remarks for the report.
     notes: tuple[str, ...]
+    #: Whether any sample can be read without those before it.
+    jumps: bool
 
     def chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:
         """The samples at ascending `indices`, `size` at a time. Raises DataError where the content is broken."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from lepton_cli.values import Number, Strict
+from lepton_cli import units
+from lepton_cli.values import Number, Percent, Strict
 
 Numbers = Annotated[
     tuple[Number, ...],
@@ -108,8 +117,163 @@ class DataSpec(Strict):
     loader: str | None = Field(default=None, description="`file.py:function` yielding batches (needs --allow-code)")
 
 
+def _range(low_high: tuple[float, float] | None) -> tuple[float, float] | None:
+    if low_high is not None and not 0 < low_high[0] <= low_high[1]:
+        raise ValueError("write the lower limit first, both above 0")
+    return low_high
+
+
+def _shares(low_high: tuple[float, float] | None) -> tuple[float, float] | None:
+    if low_high is not None and low_high[1] > 1:
+        raise ValueError("a window is at most the whole image: shares of its area from 0 to 1")
+    return low_high
+
+
+def _not_all(share: float) -> float:
+    if share >= 1:
+        raise ValueError("less than `100 %`, so that something is left")
+    return share
+
+
+def _some(share: float) -> float:
+    if share == 0:
+        raise ValueError("0 changes nothing: leave it out")
+    return share
+
+
+#: Two numbers above 0, the lower one first.
+LowHigh = Annotated[tuple[Number, Number], AfterValidator(_range)]
+#: A share of samples, tokens or values, which leaves some.
+SharePart = Annotated[Percent, AfterValidator(_not_all)]
+#: By how much a factor may differ from 1.
+Factor = Annotated[Number, Field(ge=0, le=1)]
+
+
+class RandomWindow(Strict):
+    """`crop` of training data: a window of every image at a random place."""
+
+    pad: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 16,
+        description="Zeros on all sides, out of which a window of the image's size is cut",
+    )
+    random: Annotated[LowHigh | None, AfterValidator(_shares)] = Field(
+        default=None, description="Share of the area that is cut out, from and to; resized to what the image had"
+    )
+    aspect: LowHigh = Field(
+        default=(3 / 4, 4 / 3), description="With `random`: width by height of the window, from and to"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RandomWindow:
+        if (self.pad is None) == (self.random is None):
+            raise ValueError("give either `pad` or `random`")
+        if self.pad is not None and "aspect" in self.model_fields_set:
+            raise ValueError("`aspect` goes with `random`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_its_way(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"pad": self.pad} if self.pad is not None else _given(plain(self))
+
+
+class ColourChange(Strict):
+    """Factors from 1 - x to 1 + x, drawn for every image: of its brightness, then its contrast, then its saturation."""
+
+    brightness: Factor = Field(default=0.0, description="Of every value")
+    contrast: Factor = Field(default=0.0, description="Of the distance from the image's mean grey")
+    saturation: Factor = Field(default=0.0, description="Of the distance from each pixel's grey")
+
+    @model_validator(mode="after")
+    def _some(self) -> ColourChange:
+        if not (self.brightness or self.contrast or self.saturation):
+            raise ValueError("give `brightness`, `contrast` or `saturation`, above 0")
+        return self
+
+
+class DroppedTokens(Strict):
+    """Tokens replaced by another one, drawn for every position but the first one and what the attention mask hides."""
+
+    share: Annotated[SharePart, AfterValidator(_some)] = Field(description="Of the tokens, on average")
+    token: int = Field(default=0, ge=0, description="What stands in their place, such as the id of `[MASK]`")
+
+
+class Augmentation(Strict):
+    """A random change to training samples as they are stored. Exactly one of the fields below is given."""
+
+    flip: Literal["horizontal", "vertical", "both"] | None = Field(
+        default=None, description="Every other image is mirrored, in `both` directions independently"
+    )
+    crop: RandomWindow | None = Field(default=None, description="Images: `{pad: 4}` or `{random: [0.25, 1]}`")
+    colour: ColourChange | None = Field(
+        default=None, description="Images: `{brightness: 0.2, contrast: 0.2, saturation: 0.2}`"
+    )
+    noise: Annotated[Number, Field(gt=0, le=10)] | None = Field(
+        default=None,
+        description="Gaussian noise, in standard deviations of the column (of the channel for images) in the batch",
+    )
+    shift: Annotated[SharePart, AfterValidator(_some)] | None = Field(
+        default=None,
+        description="Sequences move along their last axis by up to this share of it; zeros follow",
+    )
+    drop_tokens: (
+        Annotated[
+            DroppedTokens,
+            BeforeValidator(
+                lambda value: value if isinstance(value, (Mapping, DroppedTokens)) else {"share": value},
+                json_schema_input_type=DroppedTokens | Percent,
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="Token ids: a share, or `{share: 10 %, token: 103}`")
+    mixup: Annotated[Number, Field(ge=0.01, le=10)] | None = Field(
+        default=None, description="a of Beta(a, a): samples and labels are mixed with those of another sample"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Augmentation:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f", not {' and '.join(given)}: each is an item of its own" if given else ""
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}{said}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_it(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _given(plain(self))
+
+    @property
+    def name(self) -> str:
+        """Which of the fields is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _mixed_once(augment: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
+    if sum(one.mixup is not None for one in augment) > 1:
+        raise ValueError("`mixup` twice: labels are mixed with those of one other sample")
+    return augment
+
+
+class TrainingSpec(DataSpec):
+    """The only samples that a training step sees."""
+
+    holdout: SharePart = Field(
+        default=units.Share(0.05),
+        description="Kept apart to judge the training by, chosen by a hash of each sample; `0 %`: none",
+    )
+    augment: Annotated[tuple[Augmentation, ...], AfterValidator(_mixed_once)] = Field(
+        default=(), description="Random changes in order, on stored samples before `preprocess`"
+    )
+
+
 class DataSection(Strict):
-    """Calibration data needs no labels; evaluation data is what accuracy is measured on."""
+    """Calibration data needs no labels; evaluation data is what accuracy is measured on; training data trains."""
 
     calibration: DataSpec | None = None
     evaluation: DataSpec | None = None
+    training: TrainingSpec | None = None

@@ -44,6 +44,7 @@ class TableSource:
         specs = {info.name: spec.preprocess_inputs.get(info.name, spec.preprocess) for info in inputs}
         self._fills = {name for name, preprocess in specs.items() if preprocess.fill_missing is not None}
         self.notes: tuple[str, ...] = ()
+        self.jumps = False
         self.label_names = tuple(labels)
         self._scan()
 

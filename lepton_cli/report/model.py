@@ -48,7 +48,7 @@ class FileFacts(ReportPart):
 class DataFacts(ReportPart):
     """A data set that was used."""
 
-    role: Literal["calibration", "evaluation", "check"]
+    role: Literal["calibration", "evaluation", "training", "check"]
     path: str
     samples: int
     fingerprint: str

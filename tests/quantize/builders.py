@@ -26,6 +26,7 @@ def context(data: Dataset | None, workdir: Path, cache: Path | None = None, **op
     """A context with calibration data `data` and defaults for everything else."""
     defaults: dict[str, Any] = {
         "evaluation": None,
+        "training": None,
         "check": data,
         "original": None,
         "score": None,

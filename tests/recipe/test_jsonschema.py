@@ -114,6 +114,20 @@ def test_the_schema_takes_what_the_loader_takes(load, write):
     assert not accepts(budget, loaded.resolved(), budget)
 
 
+def test_training_data_fit_the_schema_as_they_are_written_and_as_they_are_resolved(write):
+    recipe = json_schema("recipe")
+    text = (
+        "version: 1\ndata:\n  training:\n    path: a.npz\n    holdout: 5 %\n    augment: [{flip: both}, "
+        "{crop: {pad: 4}}, {crop: {random: [1/4, 1]}}, {colour: {contrast: 0.2}}, {noise: 0.1}, {shift: 5 %}, "
+        "{drop_tokens: 10 %}, {drop_tokens: {share: 10 %, token: 103}}, {mixup: 0.2}]\nsteps: [{step: simplify}]\n"
+    )
+    loaded = load_recipe(write(text=text))
+    assert accepts(recipe, json.loads(json.dumps(loaded.source.root.plain())), recipe)
+    assert accepts(recipe, loaded.resolved(), recipe)
+    again = load_recipe(write(text=loaded.resolved_yaml()))
+    assert again.recipe == loaded.recipe
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_bundled_files_fit_the_loader_and_the_schema(path):
     written = json.loads(json.dumps(read(path.read_text(encoding="utf-8"), path.name).plain()))

@@ -1,0 +1,117 @@
+"""What a run opens before any work: the training data beside the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton_cli.commands import compress as compressing
+from lepton_cli.commands import measuring
+from lepton_cli.commands.job import Job, prepare
+from lepton_cli.errors import DataError
+from lepton_cli.progress import Silent
+from lepton_cli.recipe.load import from_dict, load_recipe
+from lepton_cli.step import Options
+from lepton_cli.steps import STEPS
+from tests.conftest import SAMPLES
+
+MLP = SAMPLES / "digits_mlp.onnx"
+SHAPED: dict[str, Any] = {"inputs": {"pixels": "images"}, "preprocess": {"scale": "1/16", "shape": [64]}}
+TRAIN: dict[str, Any] = {"path": str(SAMPLES / "digits_train.npz"), **SHAPED}
+TEST: dict[str, Any] = {"path": str(SAMPLES / "digits_test.npz"), "labels": "labels", **SHAPED}
+UNUSED = "no step of the recipe trains: `data.training` is not used"
+
+
+def job(data: dict[str, Any], model: Path = MLP, **recipe: Any) -> Job:
+    return prepare(model, from_dict({"version": 1, "data": data, "steps": [{"step": "simplify"}], **recipe}))
+
+
+def test_training_data_reach_the_steps(tmp_path: Path) -> None:
+    found = job({"training": {**TRAIN, "labels": "labels", "augment": [{"crop": {"pad": 1}}]}}, seed=7)
+    context = measuring.context(found, tmp_path, Silent())
+    assert context.training is found.training is not None
+    assert context.calibration is context.evaluation is None
+    assert context.check is context.training.holdout, "models are checked on real samples"
+    batch = context.training.batch(0, 20)
+    assert batch.feeds["pixels"].shape == (20, 64)
+    assert batch.labels["labels"].shape == (20,)
+    other = job({"training": {**TRAIN, "augment": [{"crop": {"pad": 1}}]}}, seed=8).training
+    assert other is not None
+    assert not np.array_equal(other.batch(0, 20).feeds["pixels"], batch.feeds["pixels"]), "the recipe's seed"
+    assert found.runs
+
+
+def test_without_a_hold_out_models_are_checked_on_made_up_samples() -> None:
+    found = job({"training": {**TRAIN, "holdout": "0 %"}})
+    assert found.training is not None
+    assert found.check.path != found.training.whole.path
+    assert [(fact.role, fact.samples, fact.labelled) for fact in found.data_facts()] == [("training", 1198, False)]
+
+
+def test_it_is_said_that_no_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job({"training": TRAIN}).warnings == (UNUSED,)
+    assert job({"calibration": TRAIN}).warnings == ()
+    monkeypatch.setattr(STEPS["simplify"].options, "trains", True)
+    assert job({"training": TRAIN}).warnings == ()
+    assert not Options.trains
+
+
+def test_samples_that_are_evaluated_too_are_warned_about() -> None:
+    """As of calibration; they stay where their content puts them."""
+    plain, both = (
+        job({"training": TRAIN}),
+        job({"training": TRAIN, "calibration": TRAIN, "evaluation": {**TEST, **TRAIN}}),
+    )
+    assert list(both.warnings) == [
+        UNUSED,
+        "1198 calibration samples are in the evaluation data too: the measured accuracy is too good",
+        "1198 training samples are in the evaluation data too: the measured accuracy is too good",
+    ]
+    assert both.training is not None
+    assert plain.training is not None
+    assert both.training.holdout is not None
+    assert plain.training.holdout is not None
+    assert both.training.holdout.sample_hashes() == plain.training.holdout.sample_hashes()
+    assert job({"training": TRAIN, "evaluation": TEST}).warnings == (UNUSED,)
+
+
+def test_statistics_come_from_the_calibration_data() -> None:
+    standard = {**TRAIN, "preprocess": {"shape": [64], "standardise": True}}
+    found = job({"calibration": standard, "evaluation": {**TEST, **standard}, "training": standard}).training
+    assert found is not None
+    batch = found.batch(0, found.count).feeds["pixels"]
+    assert abs(float(batch.mean())) < 0.05
+    with pytest.raises(DataError, match="`standardise` takes its mean and deviation from the calibration data"):
+        job({"evaluation": TEST, "training": standard})
+
+
+def test_what_is_wrong_has_its_place_in_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"version: 1\ndata:\n  training:\n    path: {SAMPLES / 'digits_train.npz'}\n    inputs: {{pixels: images}}\n"
+        "    preprocess: {shape: [64]}\n    augment:\n      - flip: horizontal\n      - drop_tokens: 10 %\n"
+        "steps:\n  - step: simplify\n"
+    )
+    with pytest.raises(DataError, match="`drop_tokens` fits none of the inputs") as raised:
+        prepare(MLP, load_recipe(path))
+    assert str(raised.value.where).startswith(f"{path}:9:")
+
+
+def test_the_report_names_it(tmp_path: Path) -> None:
+    recipe = {
+        "version": 1,
+        "data": {"training": {**TRAIN, "augment": [{"flip": "horizontal"}, {"crop": {"random": [0.5, 1]}}]}},
+        "steps": [{"step": "simplify", "if_possible": True}],
+        "evaluate": {"latency": False, "memory": False},
+    }
+    made = compressing.compress(MLP, from_dict(recipe), tmp_path, Silent())
+    assert [(data.role, data.samples) for data in made.report.data] == [("training", 1198)]
+    assert made.report.recipe.resolved["data"]["training"]["augment"] == [
+        {"flip": "horizontal"},
+        {"crop": {"random": [0.5, 1.0], "aspect": [3 / 4, 4 / 3]}},
+    ]
+    assert UNUSED in made.report.warnings
+    assert load_recipe(tmp_path / "recipe.resolved.yaml").recipe.data.training is not None
