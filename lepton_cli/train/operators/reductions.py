@@ -67,7 +67,7 @@ def _extreme(kind: torch.dtype, sign: int) -> float:
         return sign * math.inf
     if kind == torch.bool:
         return sign > 0
-    return torch.iinfo(kind).max if sign > 0 else torch.iinfo(kind).min
+    return int(torch.iinfo(kind).max if sign > 0 else torch.iinfo(kind).min)
 
 
 def norm_1(x: Tensor, axes: list[int], keep: bool) -> Tensor:

@@ -172,23 +172,20 @@ def _taps(call: Call, axis: _Axis, where: np.ndarray) -> _Taps:
     weights = np.maximum(1 - distance, 0.0) if mode == "linear" else _cubic(distance, call.get("cubic_coeff_a", -0.75))
     if call.get("exclude_outside", 0):
         weights = np.where((near >= 0) & (near < axis.old), weights, 0.0)
-    if call.get("exclude_outside", 0) or stretch < 1:
-        weights = weights / weights.sum(1, keepdims=True)
+    weights = weights / weights.sum(1, keepdims=True)
     return np.clip(near, 0, axis.old - 1).astype(np.int64), weights.astype(np.float32)
 
 
 def _nearest(rule: str, axis: _Axis, where: np.ndarray) -> np.ndarray:
-    if rule == "simple":
-        rule = "ceil" if axis.scale < 1 else "floor"
-    if rule == "floor":
-        return np.floor(where)
-    if rule == "ceil":
-        return np.ceil(where)
-    if rule == "round_prefer_floor":
-        return np.ceil(where - np.float32(0.5))
-    if rule == "round_prefer_ceil":
-        return np.floor(where + np.float32(0.5))
-    raise Unsupported(f"Resize with nearest {rule}")
+    half = np.float32(0.5)
+    rule = {"simple": "ceil" if axis.scale < 1 else "floor"}.get(rule, rule)
+    if rule in ("floor", "round_prefer_ceil"):
+        chosen: np.ndarray = np.floor(where if rule == "floor" else where + half)
+    elif rule in ("ceil", "round_prefer_floor"):
+        chosen = np.ceil(where if rule == "ceil" else where - half)
+    else:
+        raise Unsupported(f"Resize with nearest {rule}")
+    return chosen
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:

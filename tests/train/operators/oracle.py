@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
+import pytest
 import torch
+from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 from torch import Tensor
 
 from lepton_cli.train.operators.call import Operator, Unsupported, call_of, tensor_of
+from lepton_cli.train.operators.table import OPERATORS
 
 
 @functools.cache
@@ -76,6 +80,57 @@ def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float =
             if one.dtype == ml_dtypes.bfloat16:
                 one, other = one.astype(np.float32), other.astype(np.float32)
             np.testing.assert_allclose(one, other, rtol=max(rtol, case.rtol), atol=max(atol, case.atol))
+
+
+def standard(names: Sequence[str], refused: Set[str] = frozenset()) -> pytest.MarkDecorator:
+    """Parametrises a test by the function of each of these operators, a case of the standard, and whether the function
+    has to refuse it.
+    """
+    found = [(OPERATORS["", name], case, case.name in refused) for name in names for case in cases()[name]]
+    assert sum(one[-1] for one in found) == len(refused), "names of no case"
+    return pytest.mark.parametrize(
+        ("function", "case", "refuses"), [pytest.param(*one, id=one[1].name) for one in found]
+    )
+
+
+def holds(function: Operator, case: TestCase, refuses: bool) -> None:
+    """As in the standard, or refused by us or by torch."""
+    if not refuses:
+        return agrees(function, case)
+    with pytest.raises(NotImplementedError):
+        list(computed(function, case))
+    return None
+
+
+def as_onnxruntime(node: onnx.NodeProto, *inputs: np.ndarray, opset: int, rtol: float = 1e-4) -> list[np.ndarray]:
+    """The table's function makes of these inputs, in the order of the node's named ones, what onnxruntime makes.
+    Returns that.
+    """
+    names = [name for name in node.input if name]
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in zip(names, inputs, strict=True)
+        ],
+        [onnx.ValueInfoProto(name=name) for name in node.output],
+    )
+    versions = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=versions, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    expected = session.run(None, dict(zip(names, inputs, strict=True)))
+    given = iter(inputs)
+    tensors = [torch.from_numpy(np.array(next(given))) if name else None for name in node.input]
+    made = OPERATORS[node.domain, node.op_type](call_of(ir.from_proto(node), opset), *tensors)
+    for one, other in zip(made if isinstance(made, tuple) else (made,), expected, strict=True):
+        assert one is not None
+        assert tuple(one.shape) == other.shape
+        assert one.numpy().dtype == other.dtype
+        np.testing.assert_allclose(one.numpy(), other, rtol=rtol, atol=1e-5)
+    return list(expected)
 
 
 def slopes(function: Operator, proto: onnx.NodeProto, *inputs: np.ndarray, opset: int = 18) -> None:
