@@ -148,11 +148,11 @@ class MissingExtraError(LeptonError):
 
     exit_code = ExitCode.CANNOT_START
 
-    def __init__(self, extra: str, package: str, purpose: str) -> None:
+    def __init__(self, extra: str, package: str, purpose: str, besides: str = "") -> None:
         super().__init__(
             "environment.missing-extra",
             f"{purpose} needs the package `{package}`, which is not installed",
-            hint=f"pip install 'lepton-cli[{extra}]'",
+            hint=f"pip install 'lepton-cli[{extra}]'" + (f"; {besides}" if besides else ""),
         )
 
 

@@ -21,9 +21,12 @@ from lepton_cli.quantize.details import (
 )
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Step
+from lepton_cli.train.details import TrainingDetails
+from lepton_cli.train.spec import Distill
 
 __all__ = [
     "ConvertFp16",
+    "Distill",
     "Fuse",
     "PruneChannels",
     "PruneWeights",
@@ -38,6 +41,7 @@ STEPS: dict[str, Step] = {
     "fuse": Step(Fuse, "graph.fuse:fuse", FuseDetails),
     "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),
     "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),
+    "distill": Step(Distill, "train.steps:distill", TrainingDetails),
     "quantize.static": Step(QuantizeStatic, "quantize.static:quantize", QuantizeStaticDetails),
     "quantize.dynamic": Step(QuantizeDynamic, "quantize.dynamic:quantize", QuantizeDynamicDetails),
     "quantize.weights": Step(QuantizeWeights, "quantize.weights:quantize", QuantizeWeightsDetails),

@@ -27,7 +27,6 @@ class TrainingDetails(Details):
     `agreement`: share of the samples kept apart with the teacher's answer, before and after, where there are classes.
     """
 
-    teacher: str = ""
     parameters: int = 0
     samples: int = 0
     kept_apart: int = 0

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +40,6 @@ class TrainingSamples(Protocol):
     """What a training step needs of its data."""
 
     count: int
-    holdout: Dataset
 
     def batch(self, step: int, size: int) -> Batch:
         """Batch number `step`: the same samples, changed the same way, for the same number."""
@@ -85,8 +83,8 @@ class Teacher:
         return torch.stack([kind(found[name], answers[name]) for name, kind in self._kinds.items()]).sum()
 
 
-def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples) -> Outcome:
-    """The model with trained weights, or as it was where nothing better was found."""
+def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples, holdout: Dataset) -> Outcome:
+    """The model with trained weights, or as it was where nothing better was found on `holdout`."""
     torch.set_num_threads(context.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
@@ -95,11 +93,10 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
     difference = proof.prove(network, context.check, context.workdir, context.threads)
     first = samples.batch(0, 8)
-    original = context.original if options.teacher is None else io.load(Path(options.teacher)).model
-    teacher = Teacher(original, network, first)
+    teacher = Teacher(context.original, network, first)
     _reaches(network, teacher, first)
-    size = _batch(model, options, samples)
-    kept = list(activations.batches(model, samples.holdout, size=min(size, 250), limit=JUDGED))
+    size = _batch(model, options, samples, holdout)
+    kept = list(activations.batches(model, holdout, size=min(size, 250), limit=JUDGED))
     if not kept:
         raise DataError("data.too-few", "no samples can be kept apart to judge by", hint="give more training samples")
     lesson, seconds = _lesson(network, teacher, samples, kept, options, size)
@@ -125,7 +122,6 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     made = network.written()
     proof.prove(network, context.check, context.workdir, context.threads)
     details = TrainingDetails(
-        teacher=options.teacher or "the original",
         parameters=sum(one.numel() for one in network.parameters.values()),
         samples=samples.count,
         kept_apart=sum(batch.count for batch in kept),
@@ -139,8 +135,8 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         kept_step=trained.best.step if options.keep == "best" else steps,
         samples_per_second=round(steps * size / max(took, 1e-9), 1),
         proof=difference,
-        agreement_before=_agreement(original, model, kept, context),
-        agreement_after=_agreement(original, made, kept, context),
+        agreement_before=_agreement(context.original, model, kept, context),
+        agreement_after=_agreement(context.original, made, kept, context),
     )
     return _outcome(model, made, network, trained, options, details)
 
@@ -180,9 +176,9 @@ def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
     network.forget()
 
 
-def _batch(model: ir.Model, options: Distill, samples: TrainingSamples) -> int:
+def _batch(model: ir.Model, options: Distill, samples: TrainingSamples, holdout: Dataset) -> int:
     """As asked, else as many as the memory for one step allows."""
-    fixed = samples.holdout.fixed_batch
+    fixed = holdout.fixed_batch
     if fixed is not None:
         return fixed
     if isinstance(options.batch, int):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,11 +31,10 @@ class Budget(Strict):
 class Distill(Options):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
+    trains: ClassVar[bool] = True
+
     step: Literal["distill"] = "distill"
     budget: Budget = Field(default=Budget(epochs=5), description="How much training")
-    teacher: str | None = Field(
-        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
-    )
     learning_rate: float | Literal["auto"] = Field(
         default="auto", description="Largest rate of AdamW; auto: the largest one that a short trial survives"
     )
