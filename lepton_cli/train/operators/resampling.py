@@ -20,6 +20,8 @@ from lepton_cli.train.operators.call import Call, Unsupported, ints
 
 #: Old elements (new size, taps) and their weights.
 _Taps = tuple[np.ndarray, np.ndarray]
+#: How far from a half a place may lie and still count as one.
+HALF = 1e-5
 _KERNELS = {
     ("linear", 3): "linear",
     ("linear", 4): "bilinear",
@@ -85,9 +87,9 @@ def _sizes(old: list[int], wanted: list[int], policy: str) -> tuple[list[int], l
 
 
 def _resized(call: Call, x: Tensor, axes: Sequence[_Axis]) -> Tensor:
-    if not axes:
-        return x
     mode, rule = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
+    if all(axis.old == axis.new for axis in axes) and rule != "tf_crop_and_resize":
+        return x
     if mode not in ("nearest", "linear", "cubic"):
         raise Unsupported(f"Resize of mode {mode}")
     by_torch = _by_torch(call, x, axes)
@@ -145,7 +147,8 @@ def _positions(rule: str, axis: _Axis) -> np.ndarray:
         return np.zeros_like(steps) if rule == "pytorch_half_pixel" and axis.new == 1 else (steps + half) / scale - half
     if rule == "half_pixel_symmetric":
         shift = np.float32(axis.old) / 2 * (one - np.float32(axis.new) / (scale * np.float32(axis.old)))
-        return np.float32(shift) + (steps + half) / scale - half
+        # onnxruntime's one rule that adds up in float64
+        return (float(shift) + (steps.astype(np.float64) + 0.5) / float(scale) - 0.5).astype(np.float32)
     if rule == "align_corners":
         return steps * np.float32(axis.old - 1) / np.float32(max(axis.new - 1, 1))
     if rule == "tf_half_pixel_for_nn":
@@ -155,7 +158,7 @@ def _positions(rule: str, axis: _Axis) -> np.ndarray:
         last = np.float32(axis.old - 1)
         if axis.new == 1:
             return np.full(1, half * (start + end) * last, dtype=np.float32)
-        return start * last + steps * ((end - start) * last / np.float32(axis.new - 1))
+        return start * last + steps * (end - start) * last / np.float32(axis.new - 1)
     raise Unsupported(f"Resize with coordinates {rule}")
 
 
@@ -177,15 +180,17 @@ def _taps(call: Call, axis: _Axis, where: np.ndarray) -> _Taps:
 
 
 def _nearest(rule: str, axis: _Axis, where: np.ndarray) -> np.ndarray:
-    half = np.float32(0.5)
+    """To onnxruntime 1.32 what is within rounding errors of a half is one; not so with whole numbers."""
     rule = {"simple": "ceil" if axis.scale < 1 else "floor"}.get(rule, rule)
-    if rule in ("floor", "round_prefer_ceil"):
-        chosen: np.ndarray = np.floor(where if rule == "floor" else where + half)
-    elif rule in ("ceil", "round_prefer_floor"):
-        chosen = np.ceil(where if rule == "ceil" else where - half)
-    else:
+    below: np.ndarray = np.floor(where)
+    if rule == "floor":
+        return below
+    if rule == "ceil":
+        return below + (where > below)
+    if rule not in ("round_prefer_floor", "round_prefer_ceil"):
         raise Unsupported(f"Resize with nearest {rule}")
-    return chosen
+    beyond = where - below - np.float32(0.5)
+    return below + np.where(np.abs(beyond) < HALF, rule == "round_prefer_ceil", beyond > 0)
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:

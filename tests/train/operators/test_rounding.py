@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -139,7 +137,7 @@ def test_types_of_no_range_are_refused() -> None:
 )
 @pytest.mark.parametrize("zero", [0, 3])
 def test_gradients_of_the_paper(x: float, by_x: int, by_scale: float, zero: int) -> None:
-    """Esser et al. 2020, equations 3 and 5: of a number in -8 ... 7, in steps of a half. A zero point moves the range."""
+    """Esser et al. 2020, equations 3 and 5: of -8 ... 7 in steps of a half. A zero point moves the range."""
     value = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     place = torch.tensor(zero)
