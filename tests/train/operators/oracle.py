@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lepton_cli.train.operators.call import Operator, call_of
 
+torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
+
 
 @functools.cache
 def cases() -> dict[str, list[TestCase]]:
