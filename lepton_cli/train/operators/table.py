@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lepton_cli.train.operators import layers, norms, pooling
+from lepton_cli.train.operators import layers, norms, pooling, recurrent
 from lepton_cli.train.operators.call import Operator
 
 #: By domain (`""`: the standard) and name.
@@ -12,6 +12,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "BatchNormalization"): norms.batch_normalization,
     ("", "Conv"): layers.conv,
     ("", "ConvTranspose"): layers.conv_transpose,
+    ("", "GRU"): recurrent.gru,
     ("", "Gemm"): layers.gemm,
     ("", "GlobalAveragePool"): pooling.global_average_pool,
     ("", "GlobalLpPool"): pooling.global_lp_pool,
@@ -19,6 +20,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "GroupNormalization"): norms.group_normalization,
     ("", "InstanceNormalization"): norms.instance_normalization,
     ("", "LRN"): norms.lrn,
+    ("", "LSTM"): recurrent.lstm,
     ("", "LayerNormalization"): norms.layer_normalization,
     ("", "LpNormalization"): norms.lp_normalization,
     ("", "LpPool"): pooling.lp_pool,
@@ -26,6 +28,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "MaxPool"): pooling.max_pool,
     ("", "MeanVarianceNormalization"): norms.mean_variance_normalization,
     ("", "RMSNormalization"): norms.rms_normalization,
+    ("", "RNN"): recurrent.rnn,
     ("", "SimplifiedLayerNormalization"): norms.rms_normalization,
     ("com.microsoft", "BiasGelu"): norms.bias_gelu,
     ("com.microsoft", "EmbedLayerNormalization"): norms.embed_layer_normalization,
