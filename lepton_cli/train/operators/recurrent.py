@@ -13,7 +13,7 @@ from lepton_cli.train.operators.call import Call, Unsupported
 from lepton_cli.train.operators.layers import activation
 
 #: What one step makes of the input's share of its gates and of the states (the hidden one first).
-Step = Callable[[Tensor, "tuple[Tensor, ...]"], "tuple[Tensor, ...]"]
+Advance = Callable[[Tensor, "tuple[Tensor, ...]"], "tuple[Tensor, ...]"]
 
 
 def lstm(
@@ -35,13 +35,13 @@ def lstm(
         y, *last = torch._VF.lstm(layer.ordered, states, layer.flat([0, 2, 3, 1]), *layer.options)
         return layer.results(y, last)
 
-    def steps(direction: int) -> Step:
+    def steps(direction: int) -> Advance:
         gate, squash, show = layer.activations(direction)
         matrix = layer.recurrence[direction].t()
         zero = layer.x.new_zeros(layer.size)
         peep_i, peep_o, peep_f = (zero,) * 3 if peepholes is None else peepholes[direction].to(x.dtype).chunk(3)
 
-        def step(projected: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def advance(projected: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden, cell = states
             i, o, f, c = (projected + hidden @ matrix).chunk(4, -1)
             i = gate(i + peep_i * cell)
@@ -49,7 +49,7 @@ def lstm(
             cell = f * cell + i * squash(c)
             return gate(o + peep_o * cell) * show(cell), cell
 
-        return step
+        return advance
 
     return layer.walked(steps, states, layer.shares(4))
 
@@ -72,19 +72,19 @@ def gru(
         y, last = torch._VF.gru(layer.ordered, states[0], layer.flat([1, 0, 2]), *layer.options)
         return layer.results(y, [last])
 
-    def steps(direction: int) -> Step:
+    def steps(direction: int) -> Advance:
         gate, squash = layer.activations(direction)
         matrix = layer.recurrence[direction]
         gates, inner = matrix[: 2 * layer.size].t(), matrix[2 * layer.size :].t()
         inner_bias = layer.biases(direction)[1][2 * layer.size :]
 
-        def step(projected: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def advance(projected: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             (hidden,) = states
             z, r = gate(projected[:, : 2 * layer.size] + hidden @ gates).chunk(2, -1)
             share = r * (hidden @ inner + inner_bias) if linear else (r * hidden) @ inner + inner_bias
             return ((1 - z) * squash(projected[:, 2 * layer.size :] + share) + z * hidden,)
 
-        return step
+        return advance
 
     return layer.walked(steps, states, layer.shares(2))
 
@@ -108,7 +108,7 @@ def rnn(
         y, last = run(layer.ordered, states[0], layer.flat([0]), *layer.options)
         return layer.results(y, [last])
 
-    def steps(direction: int) -> Step:
+    def steps(direction: int) -> Advance:
         (squash,) = layer.activations(direction)
         matrix = layer.recurrence[direction].t()
         return lambda projected, states: (squash(projected + states[0] @ matrix),)
@@ -131,11 +131,11 @@ class _Layer:
 
     @property
     def size(self) -> int:
-        return self.recurrence.shape[-1]
+        return int(self.recurrence.shape[-1])
 
     @property
     def directions(self) -> int:
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
     @property
     def backward(self) -> bool:
@@ -205,7 +205,7 @@ class _Layer:
         return found
 
     def walked(
-        self, steps: Callable[[int], Step], states: Sequence[Tensor], shares: Sequence[Tensor]
+        self, steps: Callable[[int], Advance], states: Sequence[Tensor], shares: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Step by step. After the end of a sequence its states stay as they are and the result is zero, which backward
         means that it starts at its last element.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lepton_cli.train.operators import layers, norms, pooling, recurrent
+from lepton_cli.train.operators import attention, fused_attention, layers, norms, pooling, recurrent
 from lepton_cli.train.operators.call import Operator
 
 #: By domain (`""`: the standard) and name.
 OPERATORS: dict[tuple[str, str], Operator] = {
     # layers
+    ("", "Attention"): attention.attention,
     ("", "AveragePool"): pooling.average_pool,
     ("", "BatchNormalization"): norms.batch_normalization,
     ("", "Conv"): layers.conv,
@@ -29,14 +30,19 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "MeanVarianceNormalization"): norms.mean_variance_normalization,
     ("", "RMSNormalization"): norms.rms_normalization,
     ("", "RNN"): recurrent.rnn,
+    ("", "RotaryEmbedding"): attention.rotary_embedding,
     ("", "SimplifiedLayerNormalization"): norms.rms_normalization,
+    ("com.microsoft", "Attention"): fused_attention.attention,
     ("com.microsoft", "BiasGelu"): norms.bias_gelu,
     ("com.microsoft", "EmbedLayerNormalization"): norms.embed_layer_normalization,
     ("com.microsoft", "FastGelu"): norms.fast_gelu,
     ("com.microsoft", "FusedConv"): layers.fused_conv,
     ("com.microsoft", "FusedGemm"): layers.fused_gemm,
     ("com.microsoft", "FusedMatMul"): layers.fused_matmul,
+    ("com.microsoft", "GroupQueryAttention"): fused_attention.group_query_attention,
+    ("com.microsoft", "MultiHeadAttention"): fused_attention.multi_head_attention,
     ("com.microsoft", "QuickGelu"): norms.quick_gelu,
+    ("com.microsoft", "RotaryEmbedding"): fused_attention.rotary_embedding,
     ("com.microsoft", "SkipLayerNormalization"): norms.skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): norms.skip_rms_normalization,
 }

@@ -18,6 +18,9 @@ from lepton_cli.train.operators.call import Operator, call_of
 
 torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
 
+#: Types whose numbers lie further apart than float32's tolerance, by how far.
+COARSE = {"bfloat16": 2**-7, "float16": 2**-10}
+
 
 @functools.cache
 def cases() -> dict[str, list[TestCase]]:
@@ -40,15 +43,26 @@ def computed(function: Operator, case: TestCase) -> Iterator[tuple[list[Any], li
     opset = next(one.version for one in case.model.opset_import if one.domain == case.model.graph.node[0].domain)
     places = {info.name: index for index, info in enumerate(case.model.graph.input)}
     for inputs, outputs in case.data_sets or ():
-        given = [
-            None if v is None or not v.name else torch.from_numpy(np.array(inputs[places[v.name]])) for v in node.inputs
-        ]
+        given = [None if v is None or not v.name else _tensor(inputs[places[v.name]]) for v in node.inputs]
         while given and given[-1] is None:
             given.pop()
         made = function(call_of(node, opset), *given)
         results = made if isinstance(made, (tuple, list)) else (made,)
         named = [result for result, value in zip(results, node.outputs, strict=False) if value.name]
-        yield [one.numpy() if isinstance(one, Tensor) else one for one in named], list(outputs)
+        yield [_array(one) if isinstance(one, Tensor) else one for one in named], list(outputs)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Of bfloat16 too, which numpy has from another package and torch does not take from there."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    return tensor.numpy()
 
 
 def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float = 1e-5) -> None:
@@ -56,9 +70,12 @@ def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float =
     for made, expected in computed(function, case):
         assert len(made) == len(expected)
         for one, other in zip(made, expected, strict=True):
+            near = rtol
             assert one.shape == other.shape
             assert one.dtype == other.dtype
-            np.testing.assert_allclose(one, other, rtol=max(rtol, case.rtol), atol=max(atol, case.atol))
+            if one.dtype.name in COARSE:  # what numpy does not compare in bfloat16; two roundings
+                near, one, other = 2 * COARSE[one.dtype.name], one.astype(np.float32), other.astype(np.float32)
+            np.testing.assert_allclose(one, other, rtol=max(near, case.rtol), atol=max(atol, case.atol))
 
 
 def slopes(function: Operator, proto: onnx.NodeProto, *inputs: np.ndarray, opset: int = 18) -> None:
