@@ -15,6 +15,7 @@ def batch_normalization(
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """BatchNormalization with the statistics given, or in training (`train`, or the attribute `training_mode`) with
     those of the batch; then the running statistics that follow are results too, as the standard defines them.
+    No gradient passes to statistics.
     """
     epsilon, momentum = call.get("epsilon", 1e-5), call.get("momentum", 0.9)
     if not call.get("spatial", 1):
@@ -22,7 +23,7 @@ def batch_normalization(
     if not train and not call.get("training_mode", 0):
         if call.outputs > 1:
             raise Unsupported("BatchNormalization with statistics as results, before opset 14")
-        return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+        return functional.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
     # With a momentum of one torch writes the batch's own statistics, from the pass that it makes anyway.
     found_mean, found_variance = torch.zeros_like(mean), torch.ones_like(variance)
     y = functional.batch_norm(x, found_mean, found_variance, scale, bias, True, 1.0, epsilon)

@@ -48,14 +48,9 @@ class Windows:
 
     def filled(self, x: Tensor, value: float, ceil: bool) -> Tensor:
         """The input padded with the value as far as its windows reach, so that they fit without padding."""
-        counts = self.counts(x.shape[2:], ceil)
-        pairs = [
-            (begin, max(0, (count - 1) * stride + extent - begin - size))
-            for size, begin, count, stride, extent in zip(
-                x.shape[2:], self.begin, counts, self.strides, self.extents, strict=True
-            )
-        ]
-        return padded(x, *zip(*pairs, strict=True), value=value)
+        places = zip(x.shape[2:], self.counts(x.shape[2:], ceil), self.begin, self.strides, self.extents, strict=True)
+        end = [max(0, (count - 1) * stride + extent - begin - size) for size, count, begin, stride, extent in places]
+        return padded(x, self.begin, end, value)
 
 
 def windows(call: Call, kernel: Sequence[int], sizes: Sequence[int]) -> Windows:
