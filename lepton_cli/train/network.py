@@ -23,7 +23,9 @@ from lepton_cli.train.operators.call import Call, Operator, Unsupported, call_of
 from lepton_cli.train.operators.table import OPERATORS
 
 #: Tensors of a run, by the value of the graph that they are of.
-Values = dict[ir.Value, Tensor | None]
+Known = dict[ir.Value, Tensor | None]
+#: Attributes that name a type, and the types that become float32.
+_TYPES, _HALF = ("to", "dtype", "stash_type"), (int(ir.DataType.FLOAT16), int(ir.DataType.BFLOAT16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Network:
         self._trained = {value.name or "": value for value in weights.weights(self.model, nodes)}
         self.parameters: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
-        self._constants: Values = {}
+        self._constants: Known = {}
         self._plans: dict[tuple[str, ...], list[_Use]] = {}
         self._bodies: dict[ir.Graph, list[_Use]] = {}
         for name, value in self._trained.items():
@@ -72,7 +74,7 @@ class Network:
         asked = tuple(self.outputs if outputs is None else outputs)
         if asked not in self._plans:
             self._plans[asked] = self._plan(self.model.graph, [self._values[name] for name in asked])
-        known: Values = {self._values[name]: tensor for name, tensor in feeds.items() if name in self._values}
+        known: Known = {self._values[name]: _wide(one) for name, one in feeds.items() if name in self._values}
         self._compute(self._plans[asked], known)
         return {name: self._tensor(self._values[name], known) for name in asked}
 
@@ -114,7 +116,7 @@ class Network:
             weights.write(self._trained[name], array)
         return io.clone(self.model)
 
-    def _tensor(self, value: ir.Value, known: Values) -> Tensor:
+    def _tensor(self, value: ir.Value, known: Known) -> Tensor:
         if value in known:
             found = known[value]
         else:
@@ -127,11 +129,9 @@ class Network:
 
     def _constant(self, value: ir.Value) -> Tensor | None:
         tensor = weights.held(value)
-        if tensor is None and value.const_value is not None:
-            tensor = value.const_value  # an input with a default, which was not fed
         if tensor is None:
             return None
-        made = tensor_of(tensor)
+        made = _wide(tensor_of(tensor))
         # Sizes, axes and places stay where Python reads them.
         self._constants[value] = made.to(self.device) if made.is_floating_point() else made
         return self._constants[value]
@@ -150,7 +150,7 @@ class Network:
     def _function(self, node: ir.Node) -> tuple[Operator | None, Call]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
-            call = call_of(node, self.model.graph.opset_imports.get(node.domain, 1))
+            call = _widely(call_of(node, self.model.graph.opset_imports.get(node.domain, 1)))
             if domain == "" and node.op_type in control.RUN:
                 return None, call
             if (domain, node.op_type) not in OPERATORS:
@@ -159,7 +159,7 @@ class Network:
         except Unsupported as error:
             raise refused(node, str(error)) from error
 
-    def _compute(self, uses: Sequence[_Use], known: Values) -> None:
+    def _compute(self, uses: Sequence[_Use], known: Known) -> None:
         for use in uses:
             given = [None if value is None else self._tensor(value, known) for value in use.node.inputs]
             while given and given[-1] is None:
@@ -175,7 +175,7 @@ class Network:
             for value in use.done:
                 known.pop(value, None)
 
-    def _body(self, known: Values, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    def _body(self, known: Known, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         """The outputs of a graph inside a node, for its inputs."""
         if graph not in self._bodies:
             self._bodies[graph] = self._plan(graph, graph.outputs)
@@ -191,6 +191,19 @@ def refused(node: ir.Node, why: str) -> StepError:
         f"node `{node.name}` ({node.op_type}) cannot be trained through: {why}",
         hint="train with a loss on a value before it, or leave the step out",
     )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision is for storing and running a model: it trains in float32, whatever its file holds."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _widely(call: Call) -> Call:
+    attributes = {name: _wide(one) if isinstance(one, Tensor) else one for name, one in call.attributes.items()}
+    for name in _TYPES:
+        if attributes.get(name) in _HALF:
+            attributes[name] = int(ir.DataType.FLOAT)
+    return dataclasses.replace(call, attributes=attributes)
 
 
 def _made(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -10,7 +10,7 @@ from lepton_cli.step import Options
 from lepton_cli.values import Duration, Strict
 
 
-class Budget(Strict):
+class TrainingBudget(Strict):
     """How much training: one of the three."""
 
     epochs: float | None = Field(default=None, gt=0, le=100_000, description="Passes over the training samples")
@@ -20,7 +20,7 @@ class Budget(Strict):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Budget:
+    def _one(self) -> TrainingBudget:
         if sum(value is not None for value in (self.epochs, self.samples, self.time)) != 1:
             raise ValueError("give one of epochs, samples and time")
         if self.time is not None and self.time <= 0:
@@ -34,7 +34,7 @@ class Distill(Options):
     trains: ClassVar[bool] = True
 
     step: Literal["distill"] = "distill"
-    budget: Budget = Field(default=Budget(epochs=5), description="How much training")
+    budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
     learning_rate: float | Literal["auto"] = Field(
         default="auto", description="Largest rate of AdamW; auto: the largest one that a short trial survives"
     )

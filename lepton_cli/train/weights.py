@@ -65,11 +65,9 @@ SPARSE = 0.1
 
 
 def held(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The numbers of an initializer that no caller can override, or of a Constant node."""
-    if value is None or value.is_graph_input():
-        return None
-    if value.const_value is not None:
-        return value.const_value
+    """The numbers of an initializer, or of a Constant node. In old files every initializer is an input too."""
+    if value is None or value.const_value is not None:
+        return None if value is None else value.const_value
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None

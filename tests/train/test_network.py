@@ -92,17 +92,17 @@ def test_inner_values_and_only_what_leads_to_them() -> None:
         network.run(tensors(feeds), [strings])
 
 
-def test_a_default_of_an_input_is_used_and_can_be_fed() -> None:
+def test_a_weight_that_is_an_input_too_trains_and_can_be_fed() -> None:
     graph = Graph()
     weight = graph.constant(np.eye(4, dtype=np.float32))
     model = graph.model(graph.op("MatMul", graph.take("x", ["b", 4]), weight))
     given = model.graph.initializers[weight]
     model.graph.inputs.append(given)
     network = Network(model)
-    assert not network.parameters  # whoever calls may give another
+    assert set(network.parameters) == {weight}
     x = np.ones((1, 4), np.float32)
     (output,) = network.outputs
-    assert np.array_equal(network.run(tensors({"x": x}))[output].numpy(), x)
+    assert np.array_equal(network.run(tensors({"x": x}))[output].detach().numpy(), x)
     other = network.run(tensors({"x": x, weight: 2 * np.eye(4, dtype=np.float32)}))[output]
     assert np.array_equal(other.numpy(), 2 * x)
 
@@ -132,6 +132,27 @@ def test_zeros_of_a_pruned_matrix_stay_zeros() -> None:
         network.parameters["w0"].add_(1)
     network.mask()
     assert np.array_equal(network.state()["w0"] == 0, weight == 0)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_half_precision_trains_in_float32(kind: type) -> None:
+    graph = Graph()
+    weight = np.random.default_rng(0).normal(size=(6, 4)).astype(kind)
+    code = TensorProto.FLOAT16 if kind is np.float16 else TensorProto.FLOAT
+    y = graph.op("MatMul", graph.op("Cast", graph.take("x", ["b", 6]), to=code), graph.constant(weight))
+    model = graph.model(graph.op("Cast", graph.op("Add", y, graph.constant(np.ones(4, kind))), to=TensorProto.FLOAT))
+    feeds = {"x": np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)}
+    network = Network(model)
+    (output,) = network.outputs
+    found = network.run(tensors(feeds))[output]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.detach().numpy(), ran(model, feeds)[output], rtol=0, atol=1e-2)
+    found.sum().backward()
+    assert network.parameters["w0"].dtype == torch.float32
+    network.load({name: array + np.float32(1e-5) for name, array in network.state().items()})
+    held = network.written().graph.initializers["w0"].const_value
+    assert held is not None
+    assert held.numpy().dtype == kind
 
 
 def test_a_teacher_has_nothing_that_trains() -> None:
