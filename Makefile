@@ -6,6 +6,8 @@ BIN = $(VENV)/bin
 LOCK ?= requirements.lock
 EXTRAS = cpu,images,tables,dev
 comma = ,
+# torch for the tests of training, which are skipped without: `make test TORCH=torch==2.13.0` (on Linux several GB from PyPI).
+TORCH ?=
 INSTALLED = $(VENV)/.installed
 # One process a core; a test that takes long leaves the others to the next process.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
@@ -34,6 +36,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(LOCK),$(PIP) --requirement $(LOCK))
 	$(PIP) $(if $(LOCK),--no-deps,--upgrade) --editable '.[$(EXTRAS)]'
+	$(if $(TORCH),$(PIP) $(TORCH))
 	touch $@
 
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --no-annotate \
