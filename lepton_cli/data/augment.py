@@ -214,8 +214,7 @@ def _resized_window(array: Array, crop: RandomWindow, draws: Array) -> Array:
 
 def _places(start: Array, length: Array, size: int) -> tuple[Array, Array, Array]:
     """For `size` pixels over windows of an axis, `[n, size]`: the two stored pixels each lies between, and how far."""
-    inside = (np.arange(size) + 0.5) * (length[:, None] / size) - 0.5
-    inside = np.clip(inside, 0, length[:, None] - 1)
+    inside = np.maximum((np.arange(size) + 0.5) * (length[:, None] / size) - 0.5, 0)
     first = np.floor(inside)
     second = np.minimum(first + 1, length[:, None] - 1)
     moved = start[:, None]
