@@ -255,21 +255,20 @@ def _grey(values: Array) -> Array:
 
 def _noise(array: Array, amount: float, image: bool, rng: np.random.Generator) -> Array:
     """Gaussian noise of `amount` standard deviations; these are of a column of the last axis, over the whole batch."""
-    axes = tuple(range(array.ndim - 1 if array.ndim > (3 if image else 1) else array.ndim))
     values = _float(array)
     drawn = rng.standard_normal(array.shape, np.float32)
-    return _stored(values + drawn * (amount * _deviation(values, axes)), array.dtype)
+    columns = array.shape[-1] if array.ndim > (3 if image else 1) else 1
+    return _stored(values + drawn * (amount * _deviations(values.reshape(-1, columns))), array.dtype)
 
 
-def _deviation(values: Array, axes: tuple[int, ...]) -> Array:
-    """Standard deviation of the finite values along `axes`; of all of them where a column holds one value only."""
-    if all(values.shape[axis] == 1 for axis in axes):
-        axes = tuple(range(values.ndim))
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(axis=axes, keepdims=True), 1)
-    mean = np.sum(values, axes, np.float64, keepdims=True, where=known) / count
-    squares = np.sum((values - mean.astype(values.dtype)) ** 2, axes, np.float64, keepdims=True, where=known) / count
-    return np.asarray(np.sqrt(squares).astype(values.dtype))
+def _deviations(rows: Array) -> Array:
+    """Standard deviation of the finite values of each column; of all of them where a column holds one value only."""
+    columns = np.ascontiguousarray(rows.T) if len(rows) > 1 else rows
+    known = np.isfinite(columns)
+    count = np.maximum(known.sum(axis=1), 1)
+    mean = np.where(known, columns, 0).sum(axis=1, dtype=np.float64) / count
+    distances = np.where(known, columns - mean[:, None].astype(rows.dtype), 0)
+    return np.asarray(np.sqrt((distances**2).sum(axis=1, dtype=np.float64) / count), rows.dtype)
 
 
 def _reach(raw: Raw, share: float) -> int:
