@@ -336,6 +336,7 @@ def test_a_token_that_the_stored_type_cannot_hold() -> None:
         ((2, 16000), "int16", ("x", "float32"), {}, "numbers"),
         ((2, 9), "float64", ("input_ids", "int64"), {}, "tokens"),
         ((2, 9), "int64", ("attention_mask", "int64"), {}, "mask"),
+        ((2, 9), "float32", ("attention_mask", "float32"), {}, "mask"),
         ((2, 9), "bool", ("mask", "bool"), {}, "mask"),
         ((2, 9), "int64", ("token_type_ids", "int64"), {}, "other"),
         ((2, 9), "int64", ("position_ids", "int32"), {}, "other"),
