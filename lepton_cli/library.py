@@ -178,7 +178,7 @@ def evaluate(
     made = from_dict({"version": 1, "steps": ({"step": "simplify"},), "evaluate": measured})
     recipe, arrays = _with_data(made, None, data)
     with workspace.temporary() as scratch:
-        job = prepare(given.load(model, scratch), recipe, arrays=arrays)
+        job = prepare(given.load(model, scratch), recipe, arrays=arrays, steps=False)
         return evaluating.measure(job, progress or Silent())
 
 

@@ -80,7 +80,7 @@ def command(
         allow_code=allow_code,
     )
     result = compare(
-        prepare(first, source, allow_code=allow_code),
+        prepare(first, source, allow_code=allow_code, steps=False),
         second,
         TerminalProgress(),
         output=output,

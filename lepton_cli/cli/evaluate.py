@@ -40,7 +40,7 @@ def command(
     if recipe is None and data is None:
         raise UsageError("usage.no-data", "accuracy is measured on data: give -r RECIPE or --data PATH")
     source = measuring.recipe_or_data(model, recipe, data, labels, {}, overrides)
-    job = prepare(model, source, allow_code=allow_code)
+    job = prepare(model, source, allow_code=allow_code, steps=False)
     arguments = Arguments(
         "evaluate",
         (model,),

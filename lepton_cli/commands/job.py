@@ -147,11 +147,13 @@ def prepare(
     allow_code: bool = False,
     shapes_given: Mapping[str, tuple[int, ...]] | None = None,
     run: Callable[[ir.Model], bool] = lambda model: True,
+    steps: bool = True,
 ) -> Job:
     """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe.
 
     `arrays`: data that are in memory already, as `calibration` and `evaluation`, instead of the recipe's. `run`:
-    whether a model is tried on a sample of the data.
+    whether a model is tried on a sample of the data. `steps`: whether those of the recipe will run; training data are
+    opened for nothing else.
     """
     loaded = io.load(model) if isinstance(model, Path) else model
     inputs = io.inputs(loaded.model)
@@ -170,7 +172,7 @@ def prepare(
             learned = opened["calibration"].statistics if "calibration" in opened else None
         calibration, evaluation = opened.get("calibration"), opened.get("evaluation")
         training = None
-        if section.training is not None:
+        if steps and section.training is not None:
             training = open_training(
                 section.training,
                 inputs,

@@ -8,6 +8,7 @@ not looked at: where they name places in an image (boxes, masks), `flip` and `cr
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.data.preprocess import Raw
-from lepton_cli.data.spec import Augmentation, ColourChange, Preprocess, RandomWindow
+from lepton_cli.data.spec import Augmentation, ColourChange, DroppedTokens, Preprocess, RandomWindow
 from lepton_cli.errors import DataError
 from lepton_cli.tensors import TensorInfo
 
@@ -51,18 +52,19 @@ class Augmented:
 def kind(stored: Raw, info: TensorInfo, preprocess: Preprocess) -> SampleKind:
     """What the stored samples of an input are, by their shape and type, the model's type, and `preprocess`."""
     array = stored[0][None] if isinstance(stored, list) else stored
+    masks = "mask" in info.name.lower()
     if array.dtype.kind not in "iuf":
-        return "mask" if array.dtype.kind == "b" and "mask" in info.name.lower() else "other"
+        return "mask" if masks and array.dtype.kind == "b" else "other"
     asked = bool(preprocess.layout or preprocess.channels or preprocess.resize or preprocess.crop)
     whole = info.dtype in ("int32", "int64")
     if array.ndim == 4 and (asked or (array.shape[3] in (1, 3, 4) and not whole)):
         return "images"
     if array.ndim == 3 and (asked or (array.dtype == np.uint8 and not whole)):
         return "images"
+    if masks:
+        return "mask"
     if info.dtype.startswith(("float", "bfloat")):
         return "numbers"
-    if "mask" in info.name.lower():
-        return "mask"
     return "tokens" if whole and array.ndim == 2 and not any(word in info.name.lower() for word in _NO_IDS) else "other"
 
 
@@ -110,42 +112,25 @@ def _changed(
         )
     draws = rng.random((count, 4))
     for name in names:
-        inputs[name] = _one(inputs, name, kinds, one, draws, rng)
+        if one.drop_tokens is not None:
+            inputs[name] = _dropped(inputs, name, kinds, one.drop_tokens, rng)
+        else:
+            inputs[name] = _each(inputs[name], _change(one, kinds[name], rng), draws)
     return dataclasses.replace(given, inputs=inputs)
 
 
-def _one(
-    inputs: Mapping[str, Raw],
-    name: str,
-    kinds: Mapping[str, SampleKind],
-    one: Augmentation,
-    draws: Array,
-    rng: np.random.Generator,
-) -> Raw:
-    raw = inputs[name]
+def _change(one: Augmentation, kind: SampleKind, rng: np.random.Generator) -> Callable[[Array, Array], Array]:
+    """What changes samples of one shape, given a row of numbers from 0 to 1 for each."""
     if one.flip is not None:
-        axes = {"horizontal": (2,), "vertical": (1,), "both": (1, 2)}[one.flip]
-        return _each(raw, lambda array, drawn: _flip(array, axes, drawn), draws)
+        return functools.partial(_flip, axes={"horizontal": (2,), "vertical": (1,), "both": (1, 2)}[one.flip])
     if one.crop is not None:
-        change = _padded_window if one.crop.pad is not None else _resized_window
-        crop = one.crop
-        return _each(raw, lambda array, drawn: change(array, crop, drawn), draws)
+        return functools.partial(_padded_window if one.crop.pad is not None else _resized_window, crop=one.crop)
     if one.colour is not None:
-        colour = one.colour
-        return _each(raw, lambda array, drawn: _colour(array, colour, drawn), draws)
+        return functools.partial(_colour, how=one.colour)
     if one.noise is not None:
-        amount, channels = one.noise, kinds[name] == "images"
-        return _each(raw, lambda array, _: _noise(array, amount, channels, rng), draws)
-    if one.shift is not None:
-        most = one.shift
-        return _each(raw, lambda array, drawn: _shift(array, most, drawn), draws)
-    assert one.drop_tokens is not None
-    dropped = one.drop_tokens
-    masks = [inputs[mask] for mask in inputs if kinds[mask] == "mask"]
-    fitting = [mask for mask in masks if _shapes(mask) == _shapes(raw)]
-    shown = fitting[0] if fitting else [np.ones(len(row), bool) for row in raw]
-    rows = [_drop(ids, mask, dropped.share, dropped.token, rng) for ids, mask in zip(raw, shown, strict=True)]
-    return rows if isinstance(raw, list) else np.stack(rows)
+        return functools.partial(_noise, amount=one.noise, image=kind == "images", rng=rng)
+    assert one.shift is not None
+    return functools.partial(_shift, share=one.shift)
 
 
 def _each(raw: Raw, change: Callable[[Array, Array], Array], draws: Array) -> Raw:
@@ -155,11 +140,7 @@ def _each(raw: Raw, change: Callable[[Array, Array], Array], draws: Array) -> Ra
     return change(raw, draws)
 
 
-def _shapes(raw: Raw) -> list[tuple[int, ...]]:
-    return [sample.shape for sample in raw]
-
-
-def _flip(array: Array, axes: Sequence[int], draws: Array) -> Array:
+def _flip(array: Array, draws: Array, axes: Sequence[int]) -> Array:
     """Every sample along each of `axes` with probability 1/2."""
     result = array.copy()
     for number, axis in enumerate(axes):
@@ -168,7 +149,7 @@ def _flip(array: Array, axes: Sequence[int], draws: Array) -> Array:
     return result
 
 
-def _padded_window(array: Array, crop: RandomWindow, draws: Array) -> Array:
+def _padded_window(array: Array, draws: Array, crop: RandomWindow) -> Array:
     """A window of the image's size at a random place of the image with `crop.pad` zeros around."""
     pad = crop.pad or 0
     height, width = array.shape[1:3]
@@ -190,7 +171,7 @@ def _overlap(move: int, size: int) -> tuple[slice, slice]:
     return slice(max(0, -move), min(size, size - move)), slice(max(0, move), min(size, size + move))
 
 
-def _resized_window(array: Array, crop: RandomWindow, draws: Array) -> Array:
+def _resized_window(array: Array, draws: Array, crop: RandomWindow) -> Array:
     """A window of random area and aspect, cut to the image, resized bilinearly to the image's size.
 
     As in Inception's training (Szegedy et al. 2015): area uniform, aspect uniform in its logarithm.
@@ -214,8 +195,7 @@ def _resized_window(array: Array, crop: RandomWindow, draws: Array) -> Array:
 
 def _places(start: Array, length: Array, size: int) -> tuple[Array, Array, Array]:
     """For `size` pixels over windows of an axis, `[n, size]`: the two stored pixels each lies between, and how far."""
-    inside = (np.arange(size) + 0.5) * (length[:, None] / size) - 0.5
-    inside = np.clip(inside, 0, length[:, None] - 1)
+    inside = np.maximum((np.arange(size) + 0.5) * (length[:, None] / size) - 0.5, 0)
     first = np.floor(inside)
     second = np.minimum(first + 1, length[:, None] - 1)
     moved = start[:, None]
@@ -229,7 +209,7 @@ def _between(one: Array, other: Array, share: Array, axis: int) -> Array:
     return np.asarray(one + part * (other - one))
 
 
-def _colour(array: Array, how: ColourChange, draws: Array) -> Array:
+def _colour(array: Array, draws: Array, how: ColourChange) -> Array:
     """Factors on the values, on their distance from the image's mean grey, on their distance from each pixel's grey."""
     channels = array.shape[3] if array.ndim == 4 else 1
     if channels not in (1, 3) or (how.saturation and channels == 1):
@@ -254,23 +234,22 @@ def _grey(values: Array) -> Array:
     return values[..., 0] * _LUMA[0] + values[..., 1] * _LUMA[1] + values[..., 2] * _LUMA[2]
 
 
-def _noise(array: Array, amount: float, image: bool, rng: np.random.Generator) -> Array:
+def _noise(array: Array, draws: Array, amount: float, image: bool, rng: np.random.Generator) -> Array:
     """Gaussian noise of `amount` standard deviations; these are of a column of the last axis, over the whole batch."""
-    axes = tuple(range(array.ndim - 1 if array.ndim > (3 if image else 1) else array.ndim))
     values = _float(array)
     drawn = rng.standard_normal(array.shape, np.float32)
-    return _stored(values + drawn * (amount * _deviation(values, axes)), array.dtype)
+    columns = array.shape[-1] if array.ndim > (3 if image else 1) else 1
+    return _stored(values + drawn * (amount * _deviations(values.reshape(-1, columns))), array.dtype)
 
 
-def _deviation(values: Array, axes: tuple[int, ...]) -> Array:
-    """Standard deviation of the finite values along `axes`; of all of them where a column holds one value only."""
-    if all(values.shape[axis] == 1 for axis in axes):
-        axes = tuple(range(values.ndim))
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(axis=axes, keepdims=True), 1)
-    mean = np.sum(values, axes, np.float64, keepdims=True, where=known) / count
-    squares = np.sum((values - mean.astype(values.dtype)) ** 2, axes, np.float64, keepdims=True, where=known) / count
-    return np.asarray(np.sqrt(squares).astype(values.dtype))
+def _deviations(rows: Array) -> Array:
+    """Standard deviation of the finite values of each column; of all of them where a column holds one value only."""
+    columns = np.ascontiguousarray(rows.T) if len(rows) > 1 else rows
+    known = np.isfinite(columns)
+    count = np.maximum(known.sum(axis=1), 1)
+    mean = np.where(known, columns, 0).sum(axis=1, dtype=np.float64) / count
+    distances = np.where(known, columns - mean[:, None].astype(rows.dtype), 0)
+    return np.asarray(np.sqrt((distances**2).sum(axis=1, dtype=np.float64) / count), rows.dtype)
 
 
 def _reach(raw: Raw, share: float) -> int:
@@ -280,7 +259,7 @@ def _reach(raw: Raw, share: float) -> int:
     )
 
 
-def _shift(array: Array, share: float, draws: Array) -> Array:
+def _shift(array: Array, draws: Array, share: float) -> Array:
     """Each sample moved along its last axis, zeros following."""
     size = array.shape[-1]
     most = int(share * size)
@@ -290,6 +269,23 @@ def _shift(array: Array, share: float, draws: Array) -> Array:
         to, of = _overlap(move, size)
         place[..., to] = sample[..., of]
     return result
+
+
+def _dropped(
+    inputs: Mapping[str, Raw],
+    name: str,
+    kinds: Mapping[str, SampleKind],
+    how: DroppedTokens,
+    rng: np.random.Generator,
+) -> Raw:
+    """The ids of all samples, each beside its row of the first mask that has the same lengths."""
+    raw = inputs[name]
+    lengths = [sample.shape for sample in raw]
+    masks = [inputs[other] for other in inputs if kinds[other] == "mask"]
+    fitting = [mask for mask in masks if [sample.shape for sample in mask] == lengths]
+    shown = fitting[0] if fitting else [np.ones(shape, bool) for shape in lengths]
+    rows = [_drop(ids, mask, how.share, how.token, rng) for ids, mask in zip(raw, shown, strict=True)]
+    return rows if isinstance(raw, list) else np.stack(rows)
 
 
 def _drop(ids: Array, mask: Array, share: float, token: int, rng: np.random.Generator) -> Array:

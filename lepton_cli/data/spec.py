@@ -203,7 +203,7 @@ class Augmentation(Strict):
     """A random change to training samples as they are stored. Exactly one of the fields below is given."""
 
     flip: Literal["horizontal", "vertical", "both"] | None = Field(
-        default=None, description="Every other image is mirrored, in `both` directions independently"
+        default=None, description="Images are mirrored with probability 1/2, in `both` directions independently"
     )
     crop: RandomWindow | None = Field(default=None, description="Images: `{pad: 4}` or `{random: [0.25, 1]}`")
     colour: ColourChange | None = Field(

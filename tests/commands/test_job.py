@@ -78,6 +78,14 @@ def test_samples_that_are_evaluated_too_are_warned_about() -> None:
     assert job({"training": TRAIN, "evaluation": TEST}).warnings == (UNUSED,)
 
 
+def test_nothing_is_read_where_no_steps_will_run() -> None:
+    recipe = from_dict({"version": 1, "data": {"training": {"path": "gone.npz"}}, "steps": [{"step": "simplify"}]})
+    found = prepare(MLP, recipe, steps=False)
+    assert (found.training, found.warnings) == (None, ())
+    with pytest.raises(DataError, match="does not exist"):
+        prepare(MLP, recipe)
+
+
 def test_statistics_come_from_the_calibration_data() -> None:
     standard = {**TRAIN, "preprocess": {"shape": [64], "standardise": True}}
     found = job({"calibration": standard, "evaluation": {**TEST, **standard}, "training": standard}).training

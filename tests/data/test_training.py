@@ -154,6 +154,27 @@ def test_mixup_gives_the_labels_of_both() -> None:
         assert numbers(plain) == plain.labels["labels"].tolist(), "what is held out is left as it is"
 
 
+def test_every_batch_is_changed_in_its_own_way() -> None:
+    shares = [
+        held(rows(20), augment=[{"mixup": 1}], seed=seed).batch(step, 6).share for seed in (0, 1) for step in (0, 1)
+    ]
+    assert len({share.tobytes() for share in shares if share is not None}) == 4
+
+
+def test_a_loader_gives_what_arrays_give(tmp_path: Path) -> None:
+    code = "import numpy as np\ndef batches(path):\n    for n in range(0, 40, 8):\n"
+    code += (
+        "        yield {'x': np.stack([np.arange(n, n + 8), np.ones(8)], 1).astype('f4'), 'y': np.arange(n, n + 8)}\n"
+    )
+    (tmp_path / "own.py").write_text(code)
+    spec = TrainingSpec.model_validate({"path": ".", "loader": "own.py:batches", "labels": "y", "holdout": HALF})
+    data = open_training(spec, [FREE], seed=0, base=tmp_path, allow_code=True)
+    memory = held(rows(40), labels=np.arange(40))
+    assert apart(data) == apart(memory)
+    batch = data.batch(3, 16)
+    assert numbers(batch) == numbers(memory.batch(3, 16)) == batch.labels["labels"].tolist()
+
+
 def test_augmentation_comes_before_preprocessing(tmp_path: Path) -> None:
     images = np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4, 1)
     np.savez(tmp_path / "d.npz", x=images)
