@@ -91,9 +91,11 @@ def slice_axes(
 
 
 def _sliced(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
-    """torch steps only forwards: backwards it is the same elements, flipped. `range` clamps as the standard does."""
+    """torch steps only forwards: backwards it is the same elements, flipped. Ends are clamped as Python does, but for a
+    start before the first element, which is the first.
+    """
     length = x.shape[axis]
-    places = range(*slice(start, end, step).indices(length))
+    places = range(*slice(max(start, -length), end, step).indices(length))
     if places == range(length):
         return x
     if step == 1 or not places:

@@ -217,7 +217,8 @@ def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     if mode == "bicubic" and x.dim() != 4:
         raise Unsupported("cubic GridSample of volumes")
     padding, corners = call.get("padding_mode", "zeros"), bool(call.get("align_corners", 0))
-    return functional.grid_sample(x, grid.to(x.dtype), mode, padding, corners)
+    kind = torch.promote_types(x.dtype, grid.dtype)  # places need their digits
+    return functional.grid_sample(x.to(kind), grid.to(kind), mode, padding, corners).to(x.dtype)
 
 
 def affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:

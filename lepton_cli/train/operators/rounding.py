@@ -68,6 +68,7 @@ def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tens
     """To uint8, by the range that `x` has together with zero; the zero point too is a whole number of a floating
     type.
     """
+    x = x if x.dtype == torch.float64 else x.float()
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
     zero = _straight((-low / scale).clamp(0, 255))
