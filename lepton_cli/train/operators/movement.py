@@ -138,8 +138,11 @@ def pad(
         kernel = "reflect" if mode == "reflect" else "replicate"
         return functional.pad(x, [*ends[3], *ends[2]], mode=kernel)
     for axis, (before, after) in enumerate(ends):
-        if (before, after) != (0, 0):
-            x = x.index_select(axis, _mirrored(mode, x.shape[axis], before, after).to(x.device))
+        if min(before, after) < 0:  # first cut, then continued from what is left
+            x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
+        if max(before, after) > 0:
+            places = _mirrored(mode, x.shape[axis], max(0, before), max(0, after))
+            x = x.index_select(axis, places.to(x.device))
     return x
 
 
