@@ -76,7 +76,7 @@ def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _straight(x: Tensor) -> Tensor:
-    """The nearest whole number, half to even. The sum is exact: both terms are within a half of it."""
+    """The nearest whole number, half to even, exactly: numbers so near each other differ by one that floats have."""
     return x + (x.round() - x).detach()
 
 

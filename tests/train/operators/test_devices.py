@@ -1,9 +1,12 @@
-"""On any device: torch's `meta` has no numbers, and mixes with tensors of the CPU as little as a GPU's do."""
+"""On any device, and of mixed types, as autocast leaves them. torch's `meta` has no numbers, and mixes with tensors of
+the CPU as little as a GPU's do.
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from lepton_cli.train.operators.call import call_of
 from lepton_cli.train.operators.table import OPERATORS
@@ -50,3 +53,22 @@ def test_results_are_where_the_inputs_are(name: str) -> None:
             assert one.device.type == "meta"
         tried += 1
     assert tried
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_floats_of_two_types_meet(name: str) -> None:
+    """One input of less precision than the others is no error."""
+    for case in cases()[name]:
+        assert case.data_sets
+        try:
+            tensors = given(case, case.data_sets[0][0])
+            call = call_of(ir.from_proto(case.model).graph[0], case.model.opset_import[0].version)
+            OPERATORS["", name](call, *tensors)
+        except NotImplementedError:
+            continue
+        for place, one in enumerate(tensors):
+            if one is not None and one.dtype == torch.float32:
+                inputs = [*tensors[:place], one.bfloat16(), *tensors[place + 1 :]]
+                with torch.autocast("cpu", torch.bfloat16):
+                    OPERATORS["", name](call, *inputs)
+                OPERATORS["", name](call, *inputs)
