@@ -33,10 +33,9 @@ def leaky_relu(call: Call, x: Tensor) -> Tensor:
 def p_relu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
     """One slope, or one a channel, in a single kernel of torch; others by broadcasting."""
     slope = slope.to(x.dtype)
-    along = (1,) * (slope.dim() - x.dim() + 1) + tuple(slope.shape)  # from the channels on
     if slope.numel() == 1 and slope.dim() <= x.dim():
         return functional.prelu(x, slope.reshape(1))
-    if x.dim() > 1 and slope.dim() == x.dim() - 1 and slope.numel() == along[0] == x.shape[1]:
+    if x.dim() > 1 and slope.dim() == x.dim() - 1 and slope.shape[0] == slope.numel() == x.shape[1]:
         return functional.prelu(x, slope.reshape(-1))
     return torch.where(x < 0, x * slope, x)
 

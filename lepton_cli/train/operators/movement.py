@@ -91,9 +91,11 @@ def slice_axes(
 
 
 def _sliced(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
-    """torch steps only forwards: backwards it is the same elements, flipped. `range` clamps as the standard does."""
+    """torch steps only forwards: backwards it is the same elements, flipped. Ends are clamped as Python does, but for a
+    start before the first element, which is the first.
+    """
     length = x.shape[axis]
-    places = range(*slice(start, end, step).indices(length))
+    places = range(*slice(max(start, -length), end, step).indices(length))
     if places == range(length):
         return x
     if step == 1 or not places:
@@ -136,8 +138,11 @@ def pad(
         kernel = "reflect" if mode == "reflect" else "replicate"
         return functional.pad(x, [*ends[3], *ends[2]], mode=kernel)
     for axis, (before, after) in enumerate(ends):
-        if (before, after) != (0, 0):
-            x = x.index_select(axis, _mirrored(mode, x.shape[axis], before, after).to(x.device))
+        if min(before, after) < 0:  # first cut, then continued from what is left
+            x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
+        if max(before, after) > 0:
+            places = _mirrored(mode, x.shape[axis], max(0, before), max(0, after))
+            x = x.index_select(axis, places.to(x.device))
     return x
 
 

@@ -112,7 +112,9 @@ def _by_torch(call: Call, x: Tensor, axes: Sequence[_Axis]) -> Tensor | None:
     """The same by `interpolate`, where it is the same: all axes after the first two, and its points ours."""
     mode, rule = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     rank = x.dim()
-    if not 3 <= rank <= 5 or not x.is_floating_point() or min(axis.place for axis in axes) < 2:
+    if rule == "tf_crop_and_resize" or not 3 <= rank <= 5 or not x.is_floating_point():
+        return None
+    if min(axis.place for axis in axes) < 2:
         return None
     new = list(x.shape[2:])
     for axis in axes:
@@ -217,7 +219,8 @@ def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     if mode == "bicubic" and x.dim() != 4:
         raise Unsupported("cubic GridSample of volumes")
     padding, corners = call.get("padding_mode", "zeros"), bool(call.get("align_corners", 0))
-    return functional.grid_sample(x, grid.to(x.dtype), mode, padding, corners)
+    kind = torch.promote_types(x.dtype, grid.dtype)  # places need their digits
+    return functional.grid_sample(x.to(kind), grid.to(kind), mode, padding, corners).to(x.dtype)
 
 
 def affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:

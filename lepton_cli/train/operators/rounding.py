@@ -68,6 +68,7 @@ def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tens
     """To uint8, by the range that `x` has together with zero; the zero point too is a whole number of a floating
     type.
     """
+    x = x if x.dtype == torch.float64 else x.float()
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
     zero = _straight((-low / scale).clamp(0, 255))
@@ -75,7 +76,7 @@ def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _straight(x: Tensor) -> Tensor:
-    """The nearest whole number, half to even. The sum is exact: both terms are within a half of it."""
+    """The nearest whole number, half to even, exactly: numbers so near each other differ by one that floats have."""
     return x + (x.round() - x).detach()
 
 

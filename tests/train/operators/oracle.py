@@ -46,18 +46,23 @@ def computed(function: Operator, case: TestCase) -> Iterator[tuple[list[Any], li
     """What the function makes of the case's inputs, and what the standard says, as arrays."""
     node = ir.from_proto(case.model).graph[0]
     opset = next(one.version for one in case.model.opset_import if one.domain == case.model.graph.node[0].domain)
-    places = {info.name: index for index, info in enumerate(case.model.graph.input)}
     for inputs, outputs in case.data_sets or ():
-        given = [None if v is None or not v.name else _tensor(inputs[places[v.name]]) for v in node.inputs]
-        while given and given[-1] is None:
-            given.pop()
-        made = function(call_of(node, opset), *given)
+        made = function(call_of(node, opset), *given(case, inputs))
         results = made if isinstance(made, (tuple, list)) else (made,)
         named = [result for result, value in zip(results, node.outputs, strict=False) if value.name]
         yield (
             [_array(one) if isinstance(one, Tensor) else one for one in named],
             [onnx.numpy_helper.to_array(one) if isinstance(one, onnx.TensorProto) else one for one in outputs],
         )
+
+
+def given(case: TestCase, inputs: Sequence[Any]) -> list[Tensor | None]:
+    """A data set's inputs in the order of the node's. Raises Unsupported for types that torch has not."""
+    places = {info.name: index for index, info in enumerate(case.model.graph.input)}
+    tensors = [_tensor(inputs[places[name]]) if name else None for name in case.model.graph.node[0].input]
+    while tensors and tensors[-1] is None:
+        tensors.pop()
+    return tensors
 
 
 def _tensor(array: Any) -> Tensor:
@@ -128,8 +133,8 @@ def as_onnxruntime(node: onnx.NodeProto, *inputs: np.ndarray, opset: int, rtol: 
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     expected = session.run(None, dict(zip(names, inputs, strict=True)))
-    given = iter(inputs)
-    tensors = [torch.from_numpy(np.array(next(given))) if name else None for name in node.input]
+    arrays = iter(inputs)
+    tensors = [torch.from_numpy(np.array(next(arrays))) if name else None for name in node.input]
     made = OPERATORS[node.domain, node.op_type](call_of(ir.from_proto(node), opset), *tensors)
     for one, other in zip(made if isinstance(made, tuple) else (made,), expected, strict=True):
         assert one is not None
@@ -143,12 +148,12 @@ def slopes(function: Operator, proto: onnx.NodeProto, *inputs: np.ndarray, opset
     """The gradients by every float input are those of finite differences, in float64."""
     node = ir.from_proto(proto)
     call = call_of(node, opset)
-    given = [torch.tensor(array) for array in inputs]
-    given = [one.double().requires_grad_() if one.is_floating_point() else one for one in given]
+    tensors = [torch.tensor(array) for array in inputs]
+    tensors = [one.double().requires_grad_() if one.is_floating_point() else one for one in tensors]
 
-    def differentiable(*tensors: Tensor) -> tuple[Tensor, ...]:
-        made = function(call, *tensors)
+    def differentiable(*inputs: Tensor) -> tuple[Tensor, ...]:
+        made = function(call, *inputs)
         results = made if isinstance(made, (tuple, list)) else (made,)
         return tuple(one for one in results if one is not None and one.is_floating_point())
 
-    assert torch.autograd.gradcheck(differentiable, given, eps=1e-6, atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradcheck(differentiable, tensors, eps=1e-6, atol=1e-5, rtol=1e-4)

@@ -94,6 +94,14 @@ def test_slopes_of_clip(bounds: tuple[float | None, float | None]) -> None:
         slopes(OPERATORS["", "Clip"], node, x.detach().numpy(), np.array(bounds[0]), np.array(bounds[1]))
 
 
+def test_slopes_of_a_bound_that_learns() -> None:
+    """Beside one that is only a number."""
+    low = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([-1.0, -0.2, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
+    clip, high = OPERATORS["", "Clip"], torch.tensor(0.5)
+    assert torch.autograd.gradcheck(lambda x, low: clip(Call({}, 18), x, low, high), (x, low))
+
+
 def test_slopes_of_where() -> None:
     node = helper.make_node("Where", ["c", "x", "y"], ["z"])
     slopes(OPERATORS["", "Where"], node, np.array([True, False]), np.array([[1.0], [2.0]]), np.array([3.0, 4.0]))

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Operator
+from lepton_cli.train.operators.call import Call, Operator, Unsupported
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, holds, slopes, standard
 
@@ -86,6 +87,22 @@ def test_einsum(equation: str) -> None:
     node = helper.make_node("Einsum", ["x", "y"], ["z"], equation=equation)
     as_onnxruntime(node, X, X + 1, opset=12)
     slopes(OPERATORS["", "Einsum"], node, X, X + 1)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.int64])
+def test_extremes_of_no_integers(kind: torch.dtype) -> None:
+    """The ends of the type, as the standard asks."""
+    nothing = torch.zeros((2, 0), dtype=kind)
+    for name, end in (("ReduceMax", torch.iinfo(kind).min), ("ReduceMin", torch.iinfo(kind).max)):
+        made = OPERATORS["", name](Call({"axes": [1], "keepdims": 0}, 13), nothing)
+        assert isinstance(made, torch.Tensor)
+        assert made.tolist() == [end, end]
+        assert made.dtype == kind
+
+
+def test_determinants_of_integers_are_refused() -> None:
+    with pytest.raises(Unsupported, match="integers"):
+        OPERATORS["", "Det"](Call({}, 11), torch.eye(2, dtype=torch.int32))
 
 
 def test_slopes_of_det() -> None:

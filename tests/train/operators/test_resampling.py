@@ -180,6 +180,18 @@ def test_what_is_unknown_is_refused(change: dict[str, str]) -> None:
         OPERATORS["", "Resize"](Call(change, 13), torch.rand(1, 1, 3), None, torch.tensor([1, 1, 1.5]))
 
 
+def test_nothing_to_go_by_is_refused() -> None:
+    with pytest.raises(Unsupported, match="without scales or sizes"):
+        OPERATORS["", "Resize"](Call({}, 13), torch.rand(1, 1, 3))
+
+
+def test_integers_have_only_nearest() -> None:
+    x, factors = torch.arange(3)[None, None], torch.tensor([1, 1, 1.5])
+    as_onnxruntime(_node("scales"), x.int().numpy(), factors.numpy(), opset=13)
+    with pytest.raises(Unsupported, match="integers"):
+        OPERATORS["", "Resize"](Call({"mode": "linear"}, 13), x, None, factors)
+
+
 @pytest.mark.parametrize("corners", [0, 1])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])

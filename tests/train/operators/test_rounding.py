@@ -117,6 +117,19 @@ def test_the_type_by_attribute(kind: str, low: int, high: int) -> None:
     assert made.tolist() == [low, max(low, -2), 2, high]
 
 
+def test_without_a_zero_point() -> None:
+    """To uint8; back to the type of the scale, or another that is named."""
+    x, scale = torch.tensor([-1.0, 1.5, 2.5, 300]), torch.tensor(1.0)
+    whole = QUANTIZE(Call({}, 13), x, scale)
+    assert isinstance(whole, torch.Tensor)
+    assert whole.tolist() == [0, 2, 2, 255]
+    back = DEQUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT16}, 23), whole, scale)
+    assert isinstance(back, torch.Tensor)
+    assert back.dtype == torch.float16
+    with pytest.raises(Unsupported, match="FLOAT8E5M2"):
+        DEQUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 23), whole, scale)
+
+
 def test_types_of_no_range_are_refused() -> None:
     with pytest.raises(Unsupported, match="FLOAT8E5M2"):
         QUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 21), torch.ones(1), torch.tensor(1.0))
