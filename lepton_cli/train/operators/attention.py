@@ -97,11 +97,11 @@ def attend(
         return made, None
     if causal:
         bias = forbidding(reach(query.shape[2], key.shape[2], 0, -1, 0, query.device), query.dtype)
-    scores = (query * math.sqrt(scale)) @ (key * math.sqrt(scale)).transpose(-1, -2)
+    scores = (query * scale) @ key.transpose(-1, -2)
     shown = scores
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-        shown = scores
+        shown = shown if stage == 0 else scores
     empty = None
     if bias is not None:
         # A row of nothing but minus infinities has no softmax; its gradient would be NaN even where it is not used.

@@ -12,10 +12,10 @@ from lepton_cli.train.operators.pooling import root
 
 def batch_normalization(
     call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, train: bool = False
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """BatchNormalization with the statistics given, or in training (`train`, or the attribute `training_mode`) with
-    those of the batch; then the running statistics that follow are results too, as the standard defines them.
-    No gradient passes to statistics.
+    those of the batch. The running statistics that follow, as the standard defines them, are results too: always with
+    `train`, otherwise where the node asks. No gradient passes to statistics.
     """
     epsilon, momentum = call.get("epsilon", 1e-5), call.get("momentum", 0.9)
     if not call.get("spatial", 1):
@@ -29,11 +29,9 @@ def batch_normalization(
     y = functional.batch_norm(x, found_mean, found_variance, scale, bias, True, 1.0, epsilon)
     values = x.numel() // x.shape[1]
     found_variance = found_variance * ((values - 1) / values)  # torch's divides by one less than the standard's
-    return (
-        y,
-        mean * momentum + found_mean * (1 - momentum),
-        variance * momentum + found_variance * (1 - momentum),
-    )
+    mean = mean.detach() * momentum + found_mean * (1 - momentum)
+    variance = variance.detach() * momentum + found_variance * (1 - momentum)
+    return (y, mean, variance)[: 3 if train else call.outputs]
 
 
 def layer_normalization(

@@ -76,6 +76,14 @@ def test_attends_as_onnxruntime(mask: np.ndarray | None, attributes: dict[str, o
 
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
+def test_shows_scores(mode: int, softcap: float) -> None:
+    outputs = ["y", "", "", "s"]
+    made = helper.make_node("Attention", [*"qkvm"], outputs, qk_matmul_output_mode=mode, softcap=softcap)
+    matches(attention.attention, made, QUERY, KEY, VALUE, random(3, 5), opset=23)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_query_that_sees_nothing_has_no_gradient(softcap: float) -> None:
     query, key, value = (torch.tensor(one).requires_grad_() for one in (QUERY, KEY, VALUE))
     y = attention.attention(Call({"softcap": softcap}, 23), query, key, value, torch.tensor(MASK))

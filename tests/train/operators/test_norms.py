@@ -213,6 +213,9 @@ def test_computes_in_bfloat16(autocast: bool) -> None:
             y = function(call_of(ir.from_proto(made), 21), x, scale, scale)
         assert isinstance(y, torch.Tensor)
         assert y.dtype in ((torch.bfloat16, torch.float32) if autocast else (torch.bfloat16,))
-    y = norms.batch_normalization(Call({}, 18), x, scale, scale, scale, scale)
-    assert isinstance(y, torch.Tensor)
-    assert y.dtype == torch.bfloat16
+    for wide in (scale, scale.float()):
+        y = norms.batch_normalization(Call({}, 18), x, wide, wide, wide, wide)
+        assert isinstance(y, torch.Tensor)
+        trained = norms.batch_normalization(Call({}, 18), x, wide, wide, wide, wide, train=True)
+        assert y.dtype == trained[0].dtype == torch.bfloat16
+        assert trained[1].dtype == trained[2].dtype == wide.dtype
