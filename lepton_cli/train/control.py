@@ -8,20 +8,20 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Call, Unsupported, ints
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, ints
 
 #: Runs an inner graph: its outputs for its inputs.
 Body = Callable[[ir.Graph, Sequence["Tensor | None"]], list[Tensor]]
 
 
-def choose(node: ir.Node, call: Call, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
+def choose(node: ir.Node, call: OperatorCall, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
     """If."""
     condition = given[0]
     assert condition is not None
     return body(call["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"], ())
 
 
-def repeat(node: ir.Node, call: Call, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
+def repeat(node: ir.Node, call: OperatorCall, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
     """Loop: carried values of the last round, then what every round gives, stacked along a new first axis."""
     trips, condition, *carried = (*given, None, None)[: max(2, len(given))]
     most = None if trips is None else int(trips.reshape(-1)[0])
@@ -35,14 +35,14 @@ def repeat(node: ir.Node, call: Call, given: Sequence[Tensor | None], body: Body
         for kept, one in zip(gathered, results[1 + len(carried) :], strict=True):
             kept.append(one)
     if not count and gathered:
-        raise Unsupported("its body never runs, and gives the size of its outputs")
+        raise NotInTorch("its body never runs, and gives the size of its outputs")
     return [*(one for one in carried if one is not None), *(torch.stack(kept) for kept in gathered)]
 
 
-def scan(node: ir.Node, call: Call, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
+def scan(node: ir.Node, call: OperatorCall, given: Sequence[Tensor | None], body: Body) -> list[Tensor]:
     """Scan: states, and slices of the inputs one after the other; results are stacked along an axis each."""
     if call.opset < 9:
-        raise Unsupported("Scan of opset 8")
+        raise NotInTorch("Scan of opset 8")
     count, graph = int(call["num_scan_inputs"]), call["body"]
     states = list(given[: len(given) - count])
     inputs = [one for one in given[len(given) - count :] if one is not None]
@@ -67,7 +67,7 @@ def scan(node: ir.Node, call: Call, given: Sequence[Tensor | None], body: Body) 
 
 
 #: By operator.
-RUN: dict[str, Callable[[ir.Node, Call, Sequence[Tensor | None], Body], list[Tensor]]] = {
+RUN: dict[str, Callable[[ir.Node, OperatorCall, Sequence[Tensor | None], Body], list[Tensor]]] = {
     "If": choose,
     "Loop": repeat,
     "Scan": scan,

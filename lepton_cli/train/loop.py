@@ -28,7 +28,7 @@ MARKS = 8
 DECAY = 5e-4
 
 
-class Goal(Protocol):
+class Task(Protocol):
     """What is learnt."""
 
     #: Outputs, or inner values, of the network that count.
@@ -82,7 +82,7 @@ class Trained:
 class Lesson:
     """Samples with what should come out of them; that of the samples kept apart is found once."""
 
-    def __init__(self, objective: Goal, samples: Samples, kept: Sequence[Batch], narrow: bool) -> None:
+    def __init__(self, objective: Task, samples: Samples, kept: Sequence[Batch], narrow: bool) -> None:
         self.objective, self.narrow = objective, narrow
         self._samples = samples
         self._kept = [(batch, feeds := self._feeds(batch), self._answers(batch, feeds)) for batch in kept]

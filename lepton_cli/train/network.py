@@ -19,7 +19,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import captured
 from lepton_cli.model import io
 from lepton_cli.train import control, weights
-from lepton_cli.train.operators.call import Call, Operator, Unsupported, call_of, tensor_of
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, call_of, tensor_of
 from lepton_cli.train.operators.table import OPERATORS
 
 #: Tensors of a run, by the value of the graph that they are of.
@@ -33,8 +33,8 @@ class _Use:
     """A node, what computes it (`None`: graphs of its own), and which values nobody reads after it."""
 
     node: ir.Node
-    function: Operator | None
-    call: Call
+    function: TorchOperator | None
+    call: OperatorCall
     done: tuple[ir.Value, ...]
 
 
@@ -147,16 +147,16 @@ class Network:
             uses.append(_Use(node, *self._function(node), tuple(done)))
         return uses[::-1]
 
-    def _function(self, node: ir.Node) -> tuple[Operator | None, Call]:
+    def _function(self, node: ir.Node) -> tuple[TorchOperator | None, OperatorCall]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         try:
             call = _widely(call_of(node, self.model.graph.opset_imports.get(node.domain, 1)))
             if domain == "" and node.op_type in control.RUN:
                 return None, call
             if (domain, node.op_type) not in OPERATORS:
-                raise Unsupported("no gradient is known for it")
+                raise NotInTorch("no gradient is known for it")
             return OPERATORS[domain, node.op_type], call
-        except Unsupported as error:
+        except NotInTorch as error:
             raise refused(node, str(error)) from error
 
     def _compute(self, uses: Sequence[_Use], known: Known) -> None:
@@ -169,7 +169,7 @@ class Network:
                     made = tuple(control.RUN[use.node.op_type](use.node, use.call, given, partial(self._body, known)))
                 else:
                     made = use.function(use.call, *given)
-            except (Unsupported, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
+            except (NotInTorch, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
                 raise refused(use.node, (str(error).strip().splitlines() or ["it fails"])[0]) from error
             known.update(zip(use.node.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
             for value in use.done:
@@ -198,7 +198,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _widely(call: Call) -> Call:
+def _widely(call: OperatorCall) -> OperatorCall:
     attributes = {name: _wide(one) if isinstance(one, Tensor) else one for name, one in call.attributes.items()}
     for name in _TYPES:
         if attributes.get(name) in _HALF:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import TYPES, Call, Unsupported
+from lepton_cli.train.operators.call import TYPES, NotInTorch, OperatorCall
 
 
 def attention(
-    call: Call,
+    call: OperatorCall,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -41,7 +41,7 @@ def attention(
     wanted = call.get("qk_matmul_output_mode", 0) if call.outputs > 3 else None
     precision = call.get("softmax_precision")
     if precision is not None and precision not in TYPES:
-        raise Unsupported(f"a softmax in the ONNX type {precision}")
+        raise NotInTorch(f"a softmax in the ONNX type {precision}")
     y, scores = attend(
         query,
         key,
@@ -57,7 +57,9 @@ def attention(
     return (y, key, value, scores)[: call.outputs] if call.outputs > 1 else y
 
 
-def rotary_embedding(call: Call, x: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None = None) -> Tensor:
+def rotary_embedding(
+    call: OperatorCall, x: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None = None
+) -> Tensor:
     """RotaryEmbedding: the tables are indexed by places, or hold each sample's own rows already."""
     if places is not None:
         cosines, sines = cosines[places.long()], sines[places.long()]

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 
-class Unsupported(NotImplementedError):
+class NotInTorch(NotImplementedError):
     """A variant of an operator that torch cannot compute as onnxruntime does; the message says which. torch itself
     raises the base class where it has no kernel for a type.
     """
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class OperatorCall:
     """Attributes by name (numbers, strings, lists of them, tensors as torch tensors, graphs as they are), the version
     of the operator set, and how many results are asked for.
     """
@@ -42,7 +42,7 @@ class Call:
 #: `(call, *inputs)`: inputs that a node leaves out are `None`, and missing at the end. Inputs may stand on any device
 #: and have any floating type (also under autocast); gradients pass wherever the operator has one. Nothing is changed in
 #: place.
-Operator = Callable[..., "Tensor | tuple[Tensor | None, ...]"]
+TorchOperator = Callable[..., "Tensor | tuple[Tensor | None, ...]"]
 
 TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32,
@@ -61,15 +61,17 @@ TYPES: dict[ir.DataType, torch.dtype] = {
 }
 
 
-def call_of(node: ir.Node, opset: int) -> Call:
-    """How the node calls its operator. Raises Unsupported for attributes that torch has no type for."""
-    return Call({name: _value(attribute) for name, attribute in node.attributes.items()}, opset, len(node.outputs))
+def call_of(node: ir.Node, opset: int) -> OperatorCall:
+    """How the node calls its operator. Raises NotInTorch for attributes that torch has no type for."""
+    return OperatorCall(
+        {name: _value(attribute) for name, attribute in node.attributes.items()}, opset, len(node.outputs)
+    )
 
 
 def tensor_of(held: ir.TensorProtocol) -> Tensor:
-    """A copy as a torch tensor. Raises Unsupported where torch has no such type."""
+    """A copy as a torch tensor. Raises NotInTorch where torch has no such type."""
     if held.dtype not in TYPES:
-        raise Unsupported(f"torch has no {held.dtype.name} tensors")
+        raise NotInTorch(f"torch has no {held.dtype.name} tensors")
     if held.dtype == ir.DataType.BFLOAT16:
         return torch.from_numpy(held.numpy().astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(np.array(held.numpy(), order="C", copy=True))

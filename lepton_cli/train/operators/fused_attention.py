@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lepton_cli.train.operators.attention import attend, beside, heads, joined, reach, rotated
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 
 
 def attention(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -23,7 +23,7 @@ def attention(
 ) -> Tensor | tuple[Tensor | None, ...]:
     """Attention: queries, keys and values in one product. The second result holds keys and values, also the past."""
     if call.get("do_rotary", 0) or call.get("past_present_share_buffer", 0) or past_length is not None:
-        raise Unsupported("Attention with rotary embeddings or a shared buffer of the past")
+        raise NotInTorch("Attention with rotary embeddings or a shared buffer of the past")
     sizes = list(call.get("qkv_hidden_sizes") or [weight.shape[1] // 3] * 3)
     mixed = torch.matmul(x, weight)
     mixed = mixed if bias is None else mixed + bias
@@ -36,7 +36,7 @@ def attention(
 
 
 def multi_head_attention(
-    call: Call,
+    call: OperatorCall,
     query: Tensor,
     key: Tensor | None = None,
     value: Tensor | None = None,
@@ -51,9 +51,9 @@ def multi_head_attention(
     their axis of heads already). The other results are keys and values, also the past.
     """
     if query.dim() != 3 or key is None or value is None:
-        raise Unsupported("MultiHeadAttention with packed inputs")
+        raise NotInTorch("MultiHeadAttention with packed inputs")
     if any(one is not None for one in buffers) or call.outputs > 3:
-        raise Unsupported("MultiHeadAttention with a shared buffer of the past or scores as a result")
+        raise NotInTorch("MultiHeadAttention with a shared buffer of the past or scores as a result")
     count = call["num_heads"]
     if bias is not None:
         sizes = [query.shape[-1], query.shape[-1]]
@@ -69,7 +69,7 @@ def multi_head_attention(
 
 
 def group_query_attention(
-    call: Call,
+    call: OperatorCall,
     query: Tensor,
     key: Tensor | None,
     value: Tensor | None,
@@ -85,12 +85,12 @@ def group_query_attention(
     *others: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """GroupQueryAttention: causal, several queries share a key, places embedded by rotation. `lengths` are one less
-    than how many keys each sample has with the past. Raises Unsupported where samples have pasts of different lengths.
+    than how many keys each sample has with the past. Raises NotInTorch where samples have pasts of different lengths.
     """
     if any(one is not None for one in others) or call.outputs > 3:
-        raise Unsupported("GroupQueryAttention with norms, quantized caches or scores as a result")
+        raise NotInTorch("GroupQueryAttention with norms, quantized caches or scores as a result")
     if call.get("kv_cache_bit_width", 0) or call.get("sliding_window_cache", 0) or not call.get("causal", 1):
-        raise Unsupported("GroupQueryAttention with a sliding or quantized cache, or not causal")
+        raise NotInTorch("GroupQueryAttention with a sliding or quantized cache, or not causal")
     count, shared = call["num_heads"], call["kv_num_heads"]
     if key is None or value is None:
         size = query.shape[-1] // (count + 2 * shared)
@@ -98,10 +98,10 @@ def group_query_attention(
     query, key, value = heads(query, count), heads(key, shared), heads(value, shared)
     before = 0 if past_key is None else past_key.shape[2]
     if int(total) != before + key.shape[2] or (before and not bool((lengths == int(total) - 1).all())):
-        raise Unsupported("GroupQueryAttention with pasts of different lengths, or in a larger buffer")
+        raise NotInTorch("GroupQueryAttention with pasts of different lengths, or in a larger buffer")
     if call.get("do_rotary", 0):
         if cosines is None or sines is None:
-            raise Unsupported("GroupQueryAttention that rotates without tables")
+            raise NotInTorch("GroupQueryAttention that rotates without tables")
         where = torch.arange(before, before + query.shape[2], device=query.device)
         if places is not None:
             where = places.long() if before else where + places.reshape(-1)[0]
@@ -119,10 +119,10 @@ def group_query_attention(
     return (beside(y), key, value)[: call.outputs]
 
 
-def rotary_embedding(call: Call, x: Tensor, places: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def rotary_embedding(call: OperatorCall, x: Tensor, places: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """RotaryEmbedding with tables by place; a single place is that of the first element."""
     if call.get("is_packed_batching", 0) or call.get("scale", 1.0) != 1:
-        raise Unsupported("RotaryEmbedding of packed batches or with a scale")
+        raise NotInTorch("RotaryEmbedding of packed batches or with a scale")
     flat = x.dim() == 3
     if flat:
         count = call.get("num_heads", 0)
@@ -135,7 +135,7 @@ def rotary_embedding(call: Call, x: Tensor, places: Tensor, cosines: Tensor, sin
     return beside(turned) if flat else turned
 
 
-def _bias(call: Call, query: Tensor, key: Tensor, mask: Tensor | None, added: Tensor | None) -> Tensor | None:
+def _bias(call: OperatorCall, query: Tensor, key: Tensor, mask: Tensor | None, added: Tensor | None) -> Tensor | None:
     """The mask in each of its forms, the keys ahead of a query (`unidirectional`) and the bias given, in one."""
     queries, keys = query.shape[2], key.shape[2]
     bias = added
@@ -164,7 +164,7 @@ def _hidden(mask: Tensor, batch: int, keys: int) -> Tensor:
     if mask.dim() == 3:
         return (mask <= 0)[:, None]
     if mask.dim() != 1 or mask.shape[0] not in (batch, 2 * batch):
-        raise Unsupported(f"a mask of attention with the shape {list(mask.shape)}")
+        raise NotInTorch(f"a mask of attention with the shape {list(mask.shape)}")
     place, edges = torch.arange(keys, device=mask.device), mask.reshape(-1, batch, 1)
     hidden = place >= edges[0]
     hidden = hidden if len(edges) == 1 else hidden | (place < edges[1])

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Call, Unsupported, ints
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, ints
 
 #: `reduction` of the standard to that of torch.
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
+def gather(call: OperatorCall, x: Tensor, indices: Tensor) -> Tensor:
     axis = call.get("axis", 0) % x.dim()
     if indices.dim() == 0 and indices.device.type == "cpu":
         return x.select(axis, int(indices))
@@ -21,12 +21,12 @@ def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     return chosen.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
-def gather_elements(call: Call, x: Tensor, indices: Tensor) -> Tensor:
+def gather_elements(call: OperatorCall, x: Tensor, indices: Tensor) -> Tensor:
     axis = call.get("axis", 0)
     return torch.gather(x, axis, _counted(indices, x.shape[axis], x))
 
 
-def gather_nd(call: Call, x: Tensor, indices: Tensor) -> Tensor:
+def gather_nd(call: OperatorCall, x: Tensor, indices: Tensor) -> Tensor:
     """Each row of `indices` names an element or, if it is shorter than there are axes, a block."""
     batch, depth = call.get("batch_dims", 0), indices.shape[-1]
     flat = _flat(indices, x.shape[batch : batch + depth], x)
@@ -38,13 +38,13 @@ def gather_nd(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     return x.reshape((-1, *rest)).index_select(0, flat.reshape(-1)).reshape(indices.shape[:-1] + rest)
 
 
-def scatter_elements(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+def scatter_elements(call: OperatorCall, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Also `Scatter`, its name before opset 11. Where indices meet without `reduction`, any of them wins."""
     axis = call.get("axis", 0)
     return _scattered(call, x, axis, _counted(indices, x.shape[axis], x), updates)
 
 
-def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+def scatter_nd(call: OperatorCall, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Each row of `indices` names an element or a block, as in `gather_nd`."""
     depth = indices.shape[-1]
     flat = _flat(indices, x.shape[:depth], x).reshape(-1, 1)
@@ -53,7 +53,7 @@ def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
     return made.reshape(x.shape)
 
 
-def one_hot(call: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
+def one_hot(call: OperatorCall, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
     """`values` are off and on; indices outside of the depth are nowhere on."""
     count, axis = ints(depth)[0], call.get("axis", -1)
     axis += indices.dim() + 1 if axis < 0 else 0
@@ -80,12 +80,12 @@ def _flat(indices: Tensor, sizes: torch.Size, x: Tensor) -> Tensor:
     return flat
 
 
-def _scattered(call: Call, x: Tensor, axis: int, indices: Tensor, updates: Tensor) -> Tensor:
+def _scattered(call: OperatorCall, x: Tensor, axis: int, indices: Tensor, updates: Tensor) -> Tensor:
     updates, how = updates.to(x.dtype), call.get("reduction", "none")
     if how == "none":
         return x.scatter(axis, indices, updates)
     if how == "add":
         return x.scatter_add(axis, indices, updates)
     if how not in REDUCTIONS:
-        raise Unsupported(f"the reduction {how}")
+        raise NotInTorch(f"the reduction {how}")
     return x.scatter_reduce(axis, indices, updates, REDUCTIONS[how])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 from lepton_cli.train.operators.windows import padded, windows
 
 
-def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv(call: OperatorCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Conv over one to three spatial axes."""
     rank = weight.dim() - 2
     run = _kernel((functional.conv1d, functional.conv2d, functional.conv3d), rank, "Conv")
@@ -23,7 +23,7 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return run(x, weight, bias, shape.strides, padding, shape.dilations, call.get("group", 1))
 
 
-def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv_transpose(call: OperatorCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """ConvTranspose over one to three spatial axes."""
     rank = weight.dim() - 2
     run = _kernel(
@@ -56,7 +56,7 @@ def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = 
 
 
 def fused_conv(
-    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, addend: Tensor | None = None
+    call: OperatorCall, x: Tensor, weight: Tensor, bias: Tensor | None = None, addend: Tensor | None = None
 ) -> Tensor:
     """com.microsoft FusedConv: a convolution, what is added to it, and an activation."""
     y = conv(call, x, weight, bias)
@@ -68,7 +68,7 @@ def fused_conv(
     return activation(name, *parameters)(y) if name else y
 
 
-def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+def gemm(call: OperatorCall, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """Gemm: alpha * A' B' + beta * C."""
     alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
     a = a.t() if call.get("transA", 0) else a
@@ -79,19 +79,19 @@ def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
-def fused_gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+def fused_gemm(call: OperatorCall, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """com.microsoft FusedGemm: Gemm and an activation, whose parameters are attributes of their own."""
     y = gemm(call, a, b, c)
     name = call.get("activation", "")
     return activation(name, call.get("activation_alpha"), call.get("activation_beta"))(y) if name else y
 
 
-def matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
+def matmul(call: OperatorCall, a: Tensor, b: Tensor) -> Tensor:
     """MatMul, with numpy's broadcasting of the axes before the last two."""
     return torch.matmul(a, b)
 
 
-def fused_matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
+def fused_matmul(call: OperatorCall, a: Tensor, b: Tensor) -> Tensor:
     """com.microsoft FusedMatMul: alpha times the product of the transposed inputs. `transBatch` says that the axes of
     the batch stand between the last two of the matrix.
     """
@@ -111,7 +111,7 @@ def _turned(x: Tensor, matrix: bool, batch: bool) -> Tensor:
 
 def activation(name: str, alpha: float | None = None, beta: float | None = None) -> Callable[[Tensor], Tensor]:
     """The activation that an attribute names (in any case: onnxruntime asks no more), with the standard's parameters
-    unless others are given. Raises Unsupported for a name that is none.
+    unless others are given. Raises NotInTorch for a name that is none.
     """
     first = {"leakyrelu": 0.01, "hardsigmoid": 0.2}.get(name.lower(), 1.0) if alpha is None else alpha
     second = {"hardsigmoid": 0.5, "scaledtanh": 1.0}.get(name.lower(), 0.0) if beta is None else beta
@@ -129,11 +129,11 @@ def activation(name: str, alpha: float | None = None, beta: float | None = None)
         "thresholdedrelu": lambda x: torch.where(x > first, x, torch.zeros_like(x)),
     }
     if name.lower() not in named:
-        raise Unsupported(f"the activation {name}")
+        raise NotInTorch(f"the activation {name}")
     return named[name.lower()]
 
 
 def _kernel(kernels: Sequence[Callable[..., Tensor]], rank: int, name: str) -> Callable[..., Tensor]:
     if not 1 <= rank <= len(kernels):
-        raise Unsupported(f"{name} over {rank} spatial axes")
+        raise NotInTorch(f"{name} over {rank} spatial axes")
     return kernels[rank - 1]

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import TYPES, Call, Unsupported, ints
+from lepton_cli.train.operators.call import TYPES, NotInTorch, OperatorCall, ints
 
 
-def identity(call: Call, x: Tensor) -> Tensor:
+def identity(call: OperatorCall, x: Tensor) -> Tensor:
     return x
 
 
-def shape(call: Call, x: Tensor) -> Tensor:
+def shape(call: OperatorCall, x: Tensor) -> Tensor:
     return torch.tensor(x.shape[call.get("start", 0) : call.get("end")], dtype=torch.int64)
 
 
-def size(call: Call, x: Tensor) -> Tensor:
+def size(call: OperatorCall, x: Tensor) -> Tensor:
     return torch.tensor(x.numel(), dtype=torch.int64)
 
 
-def reshape(call: Call, x: Tensor, to: Tensor | None = None) -> Tensor:
+def reshape(call: OperatorCall, x: Tensor, to: Tensor | None = None) -> Tensor:
     """Zeros stand for the size that was there, unless `allowzero`."""
     sizes = ints(call["shape"] if to is None else to)
     if not call.get("allowzero", 0):
@@ -35,18 +35,18 @@ def reshape(call: Call, x: Tensor, to: Tensor | None = None) -> Tensor:
     return x.reshape(sizes)
 
 
-def flatten(call: Call, x: Tensor) -> Tensor:
+def flatten(call: OperatorCall, x: Tensor) -> Tensor:
     axis = call.get("axis", 1)
     axis += x.dim() if axis < 0 else 0
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-def squeeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+def squeeze(call: OperatorCall, x: Tensor, axes: Tensor | None = None) -> Tensor:
     given = call.get("axes") if axes is None else axes
     return x.squeeze() if given is None else x.squeeze(ints(given))
 
 
-def unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+def unsqueeze(call: OperatorCall, x: Tensor, axes: Tensor | None = None) -> Tensor:
     places = ints(call["axes"] if axes is None else axes)
     rank = x.dim() + len(places)
     for axis in sorted(axis % rank for axis in places):
@@ -54,15 +54,15 @@ def unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
     return x
 
 
-def transpose(call: Call, x: Tensor) -> Tensor:
+def transpose(call: OperatorCall, x: Tensor) -> Tensor:
     return x.permute(call.get("perm", tuple(range(x.dim())[::-1])))
 
 
-def concat(call: Call, *inputs: Tensor) -> Tensor:
+def concat(call: OperatorCall, *inputs: Tensor) -> Tensor:
     return torch.cat(inputs, call.get("axis", 1))
 
 
-def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+def split(call: OperatorCall, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
     """By the sizes of an attribute or an input; without them into equal parts, the last of which may be smaller."""
     axis = call.get("axis", 0)
     given = call.get("split") if sizes is None else sizes
@@ -74,7 +74,7 @@ def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, .
 
 
 def slice_axes(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     starts: Tensor | None = None,
     ends: Tensor | None = None,
@@ -105,18 +105,18 @@ def _sliced(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
     return taken if step > 0 else taken.flip(axis)
 
 
-def expand(call: Call, x: Tensor, to: Tensor) -> Tensor:
+def expand(call: OperatorCall, x: Tensor, to: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, ints(to)))
 
 
-def tile(call: Call, x: Tensor, repeats: Tensor, axis: Tensor | None = None) -> Tensor:
+def tile(call: OperatorCall, x: Tensor, repeats: Tensor, axis: Tensor | None = None) -> Tensor:
     if axis is not None:
-        raise Unsupported("Tile of one axis, before opset 6")
+        raise NotInTorch("Tile of one axis, before opset 6")
     return x.repeat(ints(repeats))
 
 
 def pad(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     pads: Tensor | None = None,
     value: Tensor | None = None,
@@ -161,39 +161,39 @@ def _mirrored(mode: str, length: int, before: int, after: int) -> Tensor:
     if mode == "wrap":
         return places % length
     if mode != "reflect":
-        raise Unsupported(f"Pad of mode {mode}")
+        raise NotInTorch(f"Pad of mode {mode}")
     turn = max(2 * (length - 1), 1)
     places = places % turn
     return torch.minimum(places, turn - places) if length > 1 else places
 
 
-def constant_of_shape(call: Call, to: Tensor) -> Tensor:
+def constant_of_shape(call: OperatorCall, to: Tensor) -> Tensor:
     value = call.get("value")
     if value is None:
         return torch.zeros(ints(to), device=to.device)
     return torch.full(ints(to), value.item(), dtype=value.dtype, device=to.device)
 
 
-def range_of(call: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+def range_of(call: OperatorCall, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     count = max(0, math.ceil((limit.item() - start.item()) / delta.item()))
     return start + torch.arange(count, device=start.device).to(start.dtype) * delta
 
 
-def trilu(call: Call, x: Tensor, diagonal: Tensor | None = None) -> Tensor:
+def trilu(call: OperatorCall, x: Tensor, diagonal: Tensor | None = None) -> Tensor:
     place = 0 if diagonal is None else int(diagonal)
     return torch.triu(x, place) if call.get("upper", 1) else torch.tril(x, place)
 
 
-def eye_like(call: Call, x: Tensor) -> Tensor:
+def eye_like(call: OperatorCall, x: Tensor) -> Tensor:
     kind = ir.DataType(call["dtype"]) if "dtype" in call else None
     if kind is not None and kind not in TYPES:
-        raise Unsupported(f"torch has no {kind.name} tensors")
+        raise NotInTorch(f"torch has no {kind.name} tensors")
     rows, columns = (torch.arange(length, device=x.device) for length in x.shape)
     on = rows[:, None] + call.get("k", 0) == columns
     return on.to(x.dtype if kind is None else TYPES[kind])
 
 
-def depth_to_space(call: Call, x: Tensor) -> Tensor:
+def depth_to_space(call: OperatorCall, x: Tensor) -> Tensor:
     """Blocks come from channels: in mode CRD those next to each other (Shi et al. 2016), in DCR every n-th."""
     step = call["blocksize"]
     if call.get("mode", "DCR") == "CRD":
@@ -203,7 +203,7 @@ def depth_to_space(call: Call, x: Tensor) -> Tensor:
     return blocks.reshape(batch, channels // step**2, height * step, width * step)
 
 
-def space_to_depth(call: Call, x: Tensor) -> Tensor:
+def space_to_depth(call: OperatorCall, x: Tensor) -> Tensor:
     """The reverse of `depth_to_space`."""
     step = call["blocksize"]
     if call.get("mode", "DCR") == "CRD":
@@ -213,7 +213,7 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
     return blocks.reshape(batch, channels * step**2, height // step, width // step)
 
 
-def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
+def reverse_sequence(call: OperatorCall, x: Tensor, lengths: Tensor) -> Tensor:
     """The first elements of each sequence, as many as its length, turned round."""
     along, batch = call.get("time_axis", 0), call.get("batch_axis", 1)
     time = torch.arange(x.shape[along], device=x.device)[:, None]
@@ -223,17 +223,17 @@ def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(along, places.reshape(places.shape + (1,) * (x.dim() - 2)).expand(x.shape))
 
 
-def compress(call: Call, x: Tensor, condition: Tensor) -> Tensor:
+def compress(call: OperatorCall, x: Tensor, condition: Tensor) -> Tensor:
     """Slices, or without an axis elements, where the condition holds; it may be too short."""
     chosen = condition.nonzero().reshape(-1).to(x.device)
     return x.reshape(-1).index_select(0, chosen) if "axis" not in call else x.index_select(call["axis"], chosen)
 
 
-def non_zero(call: Call, x: Tensor) -> Tensor:
+def non_zero(call: OperatorCall, x: Tensor) -> Tensor:
     return x.nonzero().t()
 
 
-def unique(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unique(call: OperatorCall, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values or slices that differ, where each is first, which each one is, how often each occurs; sorted or in the
     order of their first places.
     """

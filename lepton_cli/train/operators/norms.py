@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 from lepton_cli.train.operators.pooling import root
 
 
 def batch_normalization(
-    call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, train: bool = False
+    call: OperatorCall, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, train: bool = False
 ) -> Tensor | tuple[Tensor, ...]:
     """BatchNormalization with the statistics given, or in training (`train`, or the attribute `training_mode`) with
     those of the batch. The running statistics that follow, as the standard defines them, are results too: always with
@@ -19,10 +19,10 @@ def batch_normalization(
     """
     epsilon, momentum = call.get("epsilon", 1e-5), call.get("momentum", 0.9)
     if not call.get("spatial", 1):
-        raise Unsupported("BatchNormalization of every place by itself (spatial = 0)")
+        raise NotInTorch("BatchNormalization of every place by itself (spatial = 0)")
     if not train and not call.get("training_mode", 0):
         if call.outputs > 1:
-            raise Unsupported("BatchNormalization with statistics as results, before opset 14")
+            raise NotInTorch("BatchNormalization with statistics as results, before opset 14")
         return functional.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
     # With a momentum of one torch writes the batch's own statistics, from the pass that it makes anyway.
     found_mean, found_variance = torch.zeros_like(mean), torch.ones_like(variance)
@@ -35,7 +35,7 @@ def batch_normalization(
 
 
 def layer_normalization(
-    call: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None
+    call: OperatorCall, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor | tuple[Tensor | None, ...]:
     """LayerNormalization: the result, and where asked the means and the inverse deviations."""
     axis = call.get("axis", -1) % x.dim()
@@ -44,7 +44,7 @@ def layer_normalization(
 
 
 def skip_layer_normalization(
-    call: Call, x: Tensor, skip: Tensor, scale: Tensor, shift: Tensor | None = None, bias: Tensor | None = None
+    call: OperatorCall, x: Tensor, skip: Tensor, scale: Tensor, shift: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor | tuple[Tensor | None, ...]:
     """com.microsoft SkipLayerNormalization: the layer's normalization of a sum, which is the fourth result."""
     added, epsilon = _sum(x, skip, bias), call.get("epsilon", 1e-12)
@@ -53,7 +53,7 @@ def skip_layer_normalization(
 
 
 def embed_layer_normalization(
-    call: Call,
+    call: OperatorCall,
     tokens: Tensor,
     segments: Tensor | None,
     token_table: Tensor,
@@ -79,7 +79,7 @@ def embed_layer_normalization(
     return (y, ones.sum(1).to(torch.int32), added)[: call.outputs]
 
 
-def rms_normalization(call: Call, x: Tensor, scale: Tensor) -> Tensor | tuple[Tensor | None, ...]:
+def rms_normalization(call: OperatorCall, x: Tensor, scale: Tensor) -> Tensor | tuple[Tensor | None, ...]:
     """RMSNormalization, and onnxruntime's SimplifiedLayerNormalization, which also gives the inverse root mean
     squares.
     """
@@ -89,7 +89,7 @@ def rms_normalization(call: Call, x: Tensor, scale: Tensor) -> Tensor | tuple[Te
 
 
 def skip_rms_normalization(
-    call: Call, x: Tensor, skip: Tensor, scale: Tensor, bias: Tensor | None = None
+    call: OperatorCall, x: Tensor, skip: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor | tuple[Tensor | None, ...]:
     """com.microsoft SkipSimplifiedLayerNormalization; the sum is the fourth result. onnxruntime leaves out the two
     between.
@@ -99,12 +99,12 @@ def skip_rms_normalization(
     return (y, None, None, added)[: call.outputs] if call.outputs > 1 else y
 
 
-def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def instance_normalization(call: OperatorCall, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """InstanceNormalization: each channel of each sample by itself, also where it is one place."""
     return torch.group_norm(x, x.shape[1], scale, bias, call.get("epsilon", 1e-5))
 
 
-def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def group_normalization(call: OperatorCall, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """GroupNormalization: one scale and bias a channel, or a group in opset 18."""
     groups = call["num_groups"]
     if call.opset < 21:
@@ -112,14 +112,14 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> T
     return torch.group_norm(x, groups, scale, bias, call.get("epsilon", 1e-5))
 
 
-def lp_normalization(call: Call, x: Tensor) -> Tensor:
+def lp_normalization(call: OperatorCall, x: Tensor) -> Tensor:
     """LpNormalization; what is zero along the whole axis stays zero."""
     power = call.get("p", 2)
     norm = root(x.abs().pow(power).sum(call.get("axis", -1), keepdim=True), power)
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
-def lrn(call: Call, x: Tensor) -> Tensor:
+def lrn(call: OperatorCall, x: Tensor) -> Tensor:
     """LRN: by the squares of the neighbouring channels (an even number of them has one more above than below)."""
     size = call["size"]
     squares = x.pow(2).reshape(x.shape[0], 1, x.shape[1], -1)
@@ -128,24 +128,24 @@ def lrn(call: Call, x: Tensor) -> Tensor:
     return x / (mean * call.get("alpha", 1e-4) + call.get("bias", 1.0)).pow(call.get("beta", 0.75))
 
 
-def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
+def mean_variance_normalization(call: OperatorCall, x: Tensor) -> Tensor:
     """MeanVarianceNormalization, by default over everything but the channels."""
     axes = tuple(call.get("axes") or (0, 2, 3))
     centred = x - x.mean(axes, keepdim=True)
     return centred / (root(centred.pow(2).mean(axes, keepdim=True), 2) + 1e-9)
 
 
-def bias_gelu(call: Call, x: Tensor, bias: Tensor) -> Tensor:
+def bias_gelu(call: OperatorCall, x: Tensor, bias: Tensor) -> Tensor:
     """com.microsoft BiasGelu: exact, after a bias."""
     return functional.gelu(x + bias)
 
 
-def fast_gelu(call: Call, x: Tensor, bias: Tensor | None = None) -> Tensor:
+def fast_gelu(call: OperatorCall, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """com.microsoft FastGelu: by tanh, after a bias."""
     return functional.gelu(x if bias is None else x + bias, approximate="tanh")
 
 
-def quick_gelu(call: Call, x: Tensor) -> Tensor:
+def quick_gelu(call: OperatorCall, x: Tensor) -> Tensor:
     """com.microsoft QuickGelu: by a sigmoid."""
     return x * torch.sigmoid(call.get("alpha", 1.702) * x)
 

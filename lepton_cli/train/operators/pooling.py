@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 from lepton_cli.train.operators.windows import Windows, padded, windows
 
 
-def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """MaxPool. Raises Unsupported for indices where the padding is not torch's own."""
+def max_pool(call: OperatorCall, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """MaxPool. Raises NotInTorch for indices where the padding is not torch's own."""
     shape, ceil = _windows(call, x), bool(call.get("ceil_mode", 0))
     floats = x if x.is_floating_point() else x.float()  # 8-bit integers, which a float holds exactly
     run = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(shape.kernel) - 1]
     own = _in_kernel(shape)
     if call.outputs > 1:
         if not own:
-            raise Unsupported("indices of MaxPool with uneven or wide padding")
+            raise NotInTorch("indices of MaxPool with uneven or wide padding")
         y, places = run(
             floats, shape.kernel, shape.strides, shape.begin, shape.dilations, ceil_mode=ceil, return_indices=True
         )
@@ -33,7 +33,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     return run(filled, shape.kernel, shape.strides, 0, shape.dilations).to(x.dtype)
 
 
-def average_pool(call: Call, x: Tensor) -> Tensor:
+def average_pool(call: OperatorCall, x: Tensor) -> Tensor:
     """AveragePool. Windows that hang over the end (`ceil_mode`) count what is there."""
     shape, ceil, include = _windows(call, x), bool(call.get("ceil_mode", 0)), bool(call.get("count_include_pad", 0))
     if _in_kernel(shape) and max(shape.dilations) == 1:
@@ -50,24 +50,24 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
     return _means(shape.filled(x, 0.0, ceil), shape) / share
 
 
-def lp_pool(call: Call, x: Tensor) -> Tensor:
+def lp_pool(call: OperatorCall, x: Tensor) -> Tensor:
     """LpPool: the p-norm of each window."""
     shape, power = _windows(call, x), call.get("p", 2)
     powers = shape.filled(x.abs().pow(power), 0.0, bool(call.get("ceil_mode", 0)))
     return root(_means(powers, shape) * math.prod(shape.kernel), power)
 
 
-def global_average_pool(call: Call, x: Tensor) -> Tensor:
+def global_average_pool(call: OperatorCall, x: Tensor) -> Tensor:
     """GlobalAveragePool."""
     return x.mean(_spatial(x), keepdim=True)
 
 
-def global_max_pool(call: Call, x: Tensor) -> Tensor:
+def global_max_pool(call: OperatorCall, x: Tensor) -> Tensor:
     """GlobalMaxPool."""
     return x.amax(_spatial(x), keepdim=True)
 
 
-def global_lp_pool(call: Call, x: Tensor) -> Tensor:
+def global_lp_pool(call: OperatorCall, x: Tensor) -> Tensor:
     """GlobalLpPool: the p-norm of each channel."""
     power = call.get("p", 2)
     return root(x.abs().pow(power).sum(_spatial(x), keepdim=True), power)
@@ -84,9 +84,9 @@ def _spatial(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.dim()))
 
 
-def _windows(call: Call, x: Tensor) -> Windows:
+def _windows(call: OperatorCall, x: Tensor) -> Windows:
     if not 3 <= x.dim() <= 5:
-        raise Unsupported(f"pooling over {x.dim() - 2} spatial axes")
+        raise NotInTorch(f"pooling over {x.dim() - 2} spatial axes")
     return windows(call, call["kernel_shape"], x.shape[2:])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 from lepton_cli.train.operators.layers import activation
 
 #: What one step makes of the input's share of its gates and of the states (the hidden one first).
@@ -17,7 +17,7 @@ Advance = Callable[[Tensor, "tuple[Tensor, ...]"], "tuple[Tensor, ...]"]
 
 
 def lstm(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     weight: Tensor,
     recurrence: Tensor,
@@ -55,7 +55,7 @@ def lstm(
 
 
 def gru(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     weight: Tensor,
     recurrence: Tensor,
@@ -90,7 +90,7 @@ def gru(
 
 
 def rnn(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     weight: Tensor,
     recurrence: Tensor,
@@ -120,7 +120,7 @@ def rnn(
 class _Layer:
     """A recurrent layer in one type: `x` is [steps, batch, features], the weights have an axis of directions."""
 
-    call: Call
+    call: OperatorCall
     x: Tensor
     weight: Tensor
     recurrence: Tensor
@@ -241,7 +241,7 @@ class _Layer:
 
 
 def _layer(
-    call: Call,
+    call: OperatorCall,
     x: Tensor,
     weight: Tensor,
     recurrence: Tensor,
@@ -251,7 +251,7 @@ def _layer(
 ) -> _Layer:
     """The layer as torch takes it; `usual` are the activations of torch's kernel."""
     if call.get("clip"):
-        raise Unsupported("a recurrent layer that clips its gates")
+        raise NotInTorch("a recurrent layer that clips its gates")
     x = x.transpose(0, 1) if call.get("layout", 0) else x
     if lengths is not None and bool((lengths == len(x)).all()):
         lengths = None

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Call, Operator, Unsupported, ints
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, ints
 
 
-def reduction(function: Callable[[Tensor, list[int], bool], Tensor], each: Callable[[Tensor], Tensor]) -> Operator:
+def reduction(function: Callable[[Tensor, list[int], bool], Tensor], each: Callable[[Tensor], Tensor]) -> TorchOperator:
     """An operator that reduces the axes of an attribute or, later, an input; without either all of them, or with
     `noop_with_empty_axes` none: then `each` is what is left of the function.
     """
 
-    def operator(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    def operator(call: OperatorCall, x: Tensor, axes: Tensor | None = None) -> Tensor:
         given = call.get("axes") if axes is None else axes
         places = [] if given is None else ints(given)
         if not places and call.get("noop_with_empty_axes", 0):
@@ -93,10 +93,10 @@ def log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return torch.logsumexp(x, axes, keep)
 
 
-def place_of_extreme(find: Callable[..., Tensor]) -> Operator:
+def place_of_extreme(find: Callable[..., Tensor]) -> TorchOperator:
     """ArgMax and ArgMin: the first of equals, or with `select_last_index` the last."""
 
-    def operator(call: Call, x: Tensor) -> Tensor:
+    def operator(call: OperatorCall, x: Tensor) -> Tensor:
         axis, keep = call.get("axis", 0), bool(call.get("keepdims", 1))
         if not call.get("select_last_index", 0):
             return find(x, dim=axis, keepdim=keep)
@@ -105,17 +105,17 @@ def place_of_extreme(find: Callable[..., Tensor]) -> Operator:
     return operator
 
 
-def top_k(call: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_k(call: OperatorCall, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of equals the first come first, which torch.topk does not promise; a stable sort does."""
     axis, count = call.get("axis", -1), ints(call["k"] if k is None else k)[0]
     values, places = torch.sort(x, dim=axis, descending=bool(call.get("largest", 1)), stable=True)
     return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
-def cumulative(function: Callable[..., Tensor], start: int) -> Operator:
+def cumulative(function: Callable[..., Tensor], start: int) -> TorchOperator:
     """CumSum and CumProd; `exclusive` leaves out the element itself, so that the first is `start`."""
 
-    def operator(call: Call, x: Tensor, axis: Tensor) -> Tensor:
+    def operator(call: OperatorCall, x: Tensor, axis: Tensor) -> Tensor:
         along, back = ints(axis)[0], bool(call.get("reverse", 0))
         x = x.flip(along) if back else x
         made = function(x, along, dtype=x.dtype)
@@ -127,11 +127,11 @@ def cumulative(function: Callable[..., Tensor], start: int) -> Operator:
     return operator
 
 
-def einsum(call: Call, *inputs: Tensor) -> Tensor:
+def einsum(call: OperatorCall, *inputs: Tensor) -> Tensor:
     return torch.einsum(call["equation"], *inputs)
 
 
-def det(call: Call, x: Tensor) -> Tensor:
+def det(call: OperatorCall, x: Tensor) -> Tensor:
     if not x.is_floating_point():
-        raise Unsupported("determinants of integers")
+        raise NotInTorch("determinants of integers")
     return torch.linalg.det(x)

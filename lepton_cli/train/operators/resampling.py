@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import Call, Unsupported, ints
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, ints
 
 #: Old elements (new size, taps) and their weights.
 _Taps = tuple[np.ndarray, np.ndarray]
@@ -42,7 +42,7 @@ class _Axis:
 
 
 def resize(
-    call: Call, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None
+    call: OperatorCall, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None
 ) -> Tensor:
     """Since opset 11; before, the second input is the scales."""
     if call.opset < 11:
@@ -55,7 +55,7 @@ def resize(
         factors = [float(number) for number in scales.tolist()]
         new = [int(np.floor(np.float32(size) * np.float32(factor))) for size, factor in zip(old, factors, strict=True)]
     else:
-        raise Unsupported("Resize without scales or sizes")
+        raise NotInTorch("Resize without scales or sizes")
     cropped = call.get("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     corners = roi.tolist() if cropped and roi is not None else [0.0] * len(old) + [1.0] * len(old)
     parts = zip(corners[: len(old)], corners[len(old) :], strict=True)
@@ -63,7 +63,7 @@ def resize(
     return _resized(call, x, [axis for axis in axes if cropped or axis.scale != 1 or axis.old != axis.new])
 
 
-def upsample(call: Call, x: Tensor, scales: Tensor | None = None) -> Tensor:
+def upsample(call: OperatorCall, x: Tensor, scales: Tensor | None = None) -> Tensor:
     """Also Resize of opset 10: coordinates are a quotient, and nearest is the element before, when an axis shrinks the
     one after.
     """
@@ -86,12 +86,12 @@ def _sizes(old: list[int], wanted: list[int], policy: str) -> tuple[list[int], l
     return [math.floor(size * factor + 0.5) for size in old], [factor] * len(old)
 
 
-def _resized(call: Call, x: Tensor, axes: Sequence[_Axis]) -> Tensor:
+def _resized(call: OperatorCall, x: Tensor, axes: Sequence[_Axis]) -> Tensor:
     mode, rule = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     if all(axis.old == axis.new for axis in axes) and rule != "tf_crop_and_resize":
         return x
     if mode not in ("nearest", "linear", "cubic"):
-        raise Unsupported(f"Resize of mode {mode}")
+        raise NotInTorch(f"Resize of mode {mode}")
     by_torch = _by_torch(call, x, axes)
     if by_torch is not None:
         return by_torch
@@ -108,7 +108,7 @@ def _resized(call: Call, x: Tensor, axes: Sequence[_Axis]) -> Tensor:
     return x
 
 
-def _by_torch(call: Call, x: Tensor, axes: Sequence[_Axis]) -> Tensor | None:
+def _by_torch(call: OperatorCall, x: Tensor, axes: Sequence[_Axis]) -> Tensor | None:
     """The same by `interpolate`, where it is the same: all axes after the first two, and its points ours."""
     mode, rule = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     rank = x.dim()
@@ -161,10 +161,10 @@ def _positions(rule: str, axis: _Axis) -> np.ndarray:
         if axis.new == 1:
             return np.full(1, half * (start + end) * last, dtype=np.float32)
         return start * last + steps * (end - start) * last / np.float32(axis.new - 1)
-    raise Unsupported(f"Resize with coordinates {rule}")
+    raise NotInTorch(f"Resize with coordinates {rule}")
 
 
-def _taps(call: Call, axis: _Axis, where: np.ndarray) -> _Taps:
+def _taps(call: OperatorCall, axis: _Axis, where: np.ndarray) -> _Taps:
     mode = call.get("mode", "nearest")
     if mode == "nearest":
         chosen = _nearest(call.get("nearest_mode", "round_prefer_floor"), axis, where)
@@ -190,7 +190,7 @@ def _nearest(rule: str, axis: _Axis, where: np.ndarray) -> np.ndarray:
     if rule == "ceil":
         return below + (where > below)
     if rule not in ("round_prefer_floor", "round_prefer_ceil"):
-        raise Unsupported(f"Resize with nearest {rule}")
+        raise NotInTorch(f"Resize with nearest {rule}")
     beyond = where - below - np.float32(0.5)
     return below + np.where(np.abs(beyond) < HALF, rule == "round_prefer_ceil", beyond > 0)
 
@@ -208,20 +208,20 @@ def _mixed(x: Tensor, place: int, taps: _Taps) -> Tensor:
     if chosen.shape[1] == 1:
         return x.index_select(place, chosen[:, 0])
     if not x.is_floating_point():
-        raise Unsupported("interpolation of integers")
+        raise NotInTorch("interpolation of integers")
     weights = weights.to(x.dtype).reshape([len(weights), -1] + [1] * (x.dim() - 1 - place))
     parts = (x.index_select(place, chosen[:, tap]) * weights[:, tap] for tap in range(chosen.shape[1]))
     return sum(parts, start=torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
+def grid_sample(call: OperatorCall, x: Tensor, grid: Tensor) -> Tensor:
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(call.get("mode", "linear"), call.get("mode", "linear"))
     if mode == "bicubic" and x.dim() != 4:
-        raise Unsupported("cubic GridSample of volumes")
+        raise NotInTorch("cubic GridSample of volumes")
     padding, corners = call.get("padding_mode", "zeros"), bool(call.get("align_corners", 0))
     kind = torch.promote_types(x.dtype, grid.dtype)  # places need their digits
     return functional.grid_sample(x.to(kind), grid.to(kind), mode, padding, corners).to(x.dtype)
 
 
-def affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:
+def affine_grid(call: OperatorCall, theta: Tensor, size: Tensor) -> Tensor:
     return functional.affine_grid(theta, ints(size), bool(call.get("align_corners", 0)))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lepton_cli.train.operators.call import TYPES, Call, Unsupported
+from lepton_cli.train.operators.call import TYPES, NotInTorch, OperatorCall
 
 #: The least and the greatest number of the types that quantized values have.
 RANGES: dict[ir.DataType, tuple[int, int]] = {
@@ -26,7 +26,7 @@ RANGES: dict[ir.DataType, tuple[int, int]] = {
 _NAMES = {kind: name for name, kind in TYPES.items()}
 
 
-def quantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def quantize_linear(call: OperatorCall, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Whole numbers of the zero point's type, of `output_dtype`, or uint8, one scale for all, an axis or a block. 4-bit
     types have to be named by the attribute.
     """
@@ -34,7 +34,7 @@ def quantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = 
     if kind == ir.DataType.UNDEFINED:
         kind = ir.DataType.UINT8 if zero is None else _NAMES[zero.dtype]
     if kind not in RANGES:
-        raise Unsupported(f"quantization to {kind.name}")
+        raise NotInTorch(f"quantization to {kind.name}")
     scale, zero = _spread(call, x, scale), None if zero is None else _spread(call, x, zero)
     return rounded(x, scale, zero, *RANGES[kind])
 
@@ -51,11 +51,11 @@ def rounded(x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) 
     return _straight(ratio.clamp(low - zero, high - zero)) + zero
 
 
-def dequantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def dequantize_linear(call: OperatorCall, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """`(x - zero) * scale`, of the scale's type or `output_dtype`; `x` integers, or floats that are whole numbers."""
     kind = ir.DataType(call.get("output_dtype", 0))
     if kind != ir.DataType.UNDEFINED and kind not in TYPES:
-        raise Unsupported(f"torch has no {kind.name} tensors")
+        raise NotInTorch(f"torch has no {kind.name} tensors")
     made = scale.dtype if kind == ir.DataType.UNDEFINED else TYPES[kind]
     exact = torch.float64 if scale.dtype == torch.float64 else torch.float32
     steps = x.to(exact)
@@ -64,7 +64,7 @@ def dequantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None 
     return (steps * _spread(call, x, scale).to(exact)).to(made)
 
 
-def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dynamic_quantize_linear(call: OperatorCall, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """To uint8, by the range that `x` has together with zero; the zero point too is a whole number of a floating
     type.
     """
@@ -80,7 +80,7 @@ def _straight(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def _spread(call: Call, x: Tensor, values: Tensor) -> Tensor:
+def _spread(call: OperatorCall, x: Tensor, values: Tensor) -> Tensor:
     """Scales or zero points in a shape that broadcasts against `x`."""
     axis = call.get("axis", 1)
     if call.get("block_size", 0):

@@ -20,10 +20,10 @@ from lepton_cli.train.operators import (
     resampling,
     rounding,
 )
-from lepton_cli.train.operators.call import Operator
+from lepton_cli.train.operators.call import TorchOperator
 
 #: By domain (`""`: the standard) and name.
-OPERATORS: dict[tuple[str, str], Operator] = {
+OPERATORS: dict[tuple[str, str], TorchOperator] = {
     ("", "Abs"): arithmetic.elementwise(torch.abs),
     ("", "Acos"): arithmetic.elementwise(torch.acos),
     ("", "Acosh"): arithmetic.elementwise(torch.acosh),

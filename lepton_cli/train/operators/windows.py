@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_cli.train.operators.call import Call
+from lepton_cli.train.operators.call import OperatorCall
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Windows:
         return padded(x, self.begin, end, value)
 
 
-def windows(call: Call, kernel: Sequence[int], sizes: Sequence[int]) -> Windows:
+def windows(call: OperatorCall, kernel: Sequence[int], sizes: Sequence[int]) -> Windows:
     """As the attributes `strides`, `dilations`, `pads` and `auto_pad` say, for an input of these spatial sizes."""
     rank = len(kernel)
     strides = list(call.get("strides") or [1] * rank)

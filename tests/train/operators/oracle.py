@@ -18,7 +18,7 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Operator, Unsupported, call_of, tensor_of
+from lepton_cli.train.operators.call import NotInTorch, TorchOperator, call_of, tensor_of
 from lepton_cli.train.operators.table import OPERATORS
 
 torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
@@ -42,7 +42,7 @@ def cases() -> dict[str, list[TestCase]]:
     return found
 
 
-def computed(function: Operator, case: TestCase) -> Iterator[tuple[list[Any], list[Any]]]:
+def computed(function: TorchOperator, case: TestCase) -> Iterator[tuple[list[Any], list[Any]]]:
     """What the function makes of the case's inputs, and what the standard says, as arrays."""
     node = ir.from_proto(case.model).graph[0]
     opset = next(one.version for one in case.model.opset_import if one.domain == case.model.graph.node[0].domain)
@@ -57,7 +57,7 @@ def computed(function: Operator, case: TestCase) -> Iterator[tuple[list[Any], li
 
 
 def given(case: TestCase, inputs: Sequence[Any]) -> list[Tensor | None]:
-    """A data set's inputs in the order of the node's. Raises Unsupported for types that torch has not."""
+    """A data set's inputs in the order of the node's. Raises NotInTorch for types that torch has not."""
     places = {info.name: index for index, info in enumerate(case.model.graph.input)}
     tensors = [_tensor(inputs[places[name]]) if name else None for name in case.model.graph.node[0].input]
     while tensors and tensors[-1] is None:
@@ -70,7 +70,7 @@ def _tensor(array: Any) -> Tensor:
     if isinstance(array, onnx.TensorProto):
         return tensor_of(ir.from_proto(array))
     if not isinstance(array, (np.ndarray, np.generic)):
-        raise Unsupported("values that are no tensors")
+        raise NotInTorch("values that are no tensors")
     return tensor_of(ir.tensor(np.asarray(array)))
 
 
@@ -80,7 +80,7 @@ def _array(made: Tensor) -> Any:
     return made.detach().numpy()
 
 
-def agrees(function: Operator, case: TestCase, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def agrees(function: TorchOperator, case: TestCase, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     """Shapes, types and numbers are those of the standard."""
     for made, expected in computed(function, case):
         assert len(made) == len(expected)
@@ -104,7 +104,7 @@ def standard(names: Sequence[str], refused: Set[str] = frozenset()) -> pytest.Ma
     )
 
 
-def holds(function: Operator, case: TestCase, refuses: bool) -> None:
+def holds(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     """As in the standard, or refused by us or by torch."""
     if not refuses:
         return agrees(function, case)
@@ -144,7 +144,7 @@ def as_onnxruntime(node: onnx.NodeProto, *inputs: np.ndarray, opset: int, rtol: 
     return list(expected)
 
 
-def slopes(function: Operator, proto: onnx.NodeProto, *inputs: np.ndarray, opset: int = 18) -> None:
+def slopes(function: TorchOperator, proto: onnx.NodeProto, *inputs: np.ndarray, opset: int = 18) -> None:
     """The gradients by every float input are those of finite differences, in float64."""
     node = ir.from_proto(proto)
     call = call_of(node, opset)

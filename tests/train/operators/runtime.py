@@ -10,11 +10,11 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from lepton_cli.train.operators.call import Call, Operator, call_of
+from lepton_cli.train.operators.call import OperatorCall, TorchOperator, call_of
 
 
 def matches(
-    function: Operator, proto: onnx.NodeProto, *arrays: np.ndarray | None, opset: int = 18, atol: float = 1e-5
+    function: TorchOperator, proto: onnx.NodeProto, *arrays: np.ndarray | None, opset: int = 18, atol: float = 1e-5
 ) -> None:
     """The function computes what onnxruntime does with a model of this one node, whose named inputs get the arrays."""
     named = [name for name in proto.input if name]
@@ -50,7 +50,7 @@ def matches(
     _stands_where_its_inputs_do(function, call, given)
 
 
-def _stands_where_its_inputs_do(function: Operator, call: Call, given: list[Tensor | None]) -> None:
+def _stands_where_its_inputs_do(function: TorchOperator, call: OperatorCall, given: list[Tensor | None]) -> None:
     """No tensor is made on the CPU when the inputs stand elsewhere: `meta` is a device that every build of torch has
     and that mixes with no other. It has no numbers, so what reads one stays unchecked.
     """

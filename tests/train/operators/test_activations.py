@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Call, Operator
+from lepton_cli.train.operators.call import OperatorCall, TorchOperator
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, holds, slopes, standard
 
@@ -40,7 +40,7 @@ REFUSED = {f"test_training_dropout{end}" for end in ("", "_default", "_mask", "_
 
 
 @standard([*PLAIN, *SOFT, "PRelu", "Dropout"], REFUSED)
-def test_the_standards_cases(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     holds(function, case, refuses)
 
 
@@ -99,7 +99,7 @@ def test_the_first_of_equals_is_the_largest() -> None:
 def test_dropout_hands_on(opset: int) -> None:
     """The mask is of floats at first, then of truth values."""
     x = torch.rand(2, 3)
-    made = OPERATORS["", "Dropout"](Call({"ratio": 0.5} if opset < 12 else {}, opset, 2), x)
+    made = OPERATORS["", "Dropout"](OperatorCall({"ratio": 0.5} if opset < 12 else {}, opset, 2), x)
     assert made[0] is x
     assert made[1] is not None
     assert made[1].dtype == (torch.float32 if opset < 10 else torch.bool)
@@ -109,6 +109,6 @@ def test_dropout_hands_on(opset: int) -> None:
 @pytest.mark.parametrize("name", [*PLAIN, "PRelu"])
 def test_channels_last_stays(name: str) -> None:
     x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    made = OPERATORS["", name](Call({}, 20), *((x, torch.rand(3, 1, 1)) if name == "PRelu" else (x,)))
+    made = OPERATORS["", name](OperatorCall({}, 20), *((x, torch.rand(3, 1, 1)) if name == "PRelu" else (x,)))
     assert isinstance(made, torch.Tensor)
     assert made.is_contiguous(memory_format=torch.channels_last)

@@ -9,11 +9,11 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
 from lepton_cli.train.operators import attention
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from tests.train.operators.oracle import agrees, cases, slopes
 from tests.train.operators.runtime import matches
 
-STANDARD: dict[str, Operator] = {
+STANDARD: dict[str, TorchOperator] = {
     "Attention": attention.attention,
     "RotaryEmbedding": attention.rotary_embedding,
 }
@@ -27,7 +27,7 @@ def random(*shape: int) -> np.ndarray:
     ("function", "case"),
     [pytest.param(function, case, id=case.name) for name, function in STANDARD.items() for case in cases()[name]],
 )
-def test_computes_the_cases_of_the_standard(function: Operator, case: TestCase) -> None:
+def test_computes_the_cases_of_the_standard(function: TorchOperator, case: TestCase) -> None:
     agrees(function, case)
 
 
@@ -49,11 +49,11 @@ VARIANTS: list[tuple[dict[str, np.ndarray], int, dict[str, object]]] = [
 
 @pytest.mark.parametrize(("given", "outputs", "attributes"), VARIANTS)
 def test_passes_gradients(given: dict[str, np.ndarray], outputs: int, attributes: dict[str, object]) -> None:
-    call = Call(attributes, 24, outputs)
+    call = OperatorCall(attributes, 24, outputs)
     arrays = {"query": QUERY, "key": KEY, "value": VALUE, **given}
     made = helper.make_node("Attention", list(arrays), [f"o{k}" for k in range(outputs)], **attributes)
 
-    def named(_: Call, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
+    def named(_: OperatorCall, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
         return attention.attention(call, **dict(zip(arrays, tensors, strict=True)))
 
     slopes(named, made, *arrays.values())
@@ -86,7 +86,7 @@ def test_shows_scores(mode: int, softcap: float) -> None:
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_query_that_sees_nothing_has_no_gradient(softcap: float) -> None:
     query, key, value = (torch.tensor(one).requires_grad_() for one in (QUERY, KEY, VALUE))
-    y = attention.attention(Call({"softcap": softcap}, 23), query, key, value, torch.tensor(MASK))
+    y = attention.attention(OperatorCall({"softcap": softcap}, 23), query, key, value, torch.tensor(MASK))
     assert isinstance(y, torch.Tensor)
     assert y[:, :, 1].abs().max() == 0
     y.sum().backward()
@@ -103,7 +103,7 @@ def test_computes_in_bfloat16(mask: np.ndarray | None, softcap: float) -> None:
     wide = [torch.tensor(one) for one in (QUERY, KEY, VALUE)]
     short = [one.bfloat16() for one in wide]
     given = None if mask is None else torch.tensor(mask)
-    call = Call({"softcap": softcap}, 23)
+    call = OperatorCall({"softcap": softcap}, 23)
     y = attention.attention(call, *short, given)
     assert isinstance(y, torch.Tensor)
     assert y.dtype == torch.bfloat16
@@ -128,6 +128,6 @@ def test_rotates(shape: tuple[int, ...], angles: tuple[int, ...], attributes: di
 
 
 def test_refuses_a_softmax_in_a_type_that_torch_lacks() -> None:
-    call = Call({"softmax_precision": 17}, 23)
-    with pytest.raises(Unsupported, match="type 17"):
+    call = OperatorCall({"softmax_precision": 17}, 23)
+    with pytest.raises(NotInTorch, match="type 17"):
         attention.attention(call, *(torch.tensor(one) for one in (QUERY, KEY, VALUE)))

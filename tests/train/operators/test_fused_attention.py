@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 
 from lepton_cli.train.operators import fused_attention
-from lepton_cli.train.operators.call import Call, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall
 from tests.train.operators.oracle import slopes
 from tests.train.operators.runtime import matches
 
@@ -186,9 +186,9 @@ def test_passes_gradients() -> None:
     slopes(fused_attention.attention, made, x, weight, bias, mask)
     made = helper.make_node("MultiHeadAttention", ["q", "k", "v", "b", "m", "a"], ["y"], num_heads=2)
     slopes(fused_attention.multi_head_attention, made, query, key, value, bias, mask, added)
-    call = Call({"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "smooth_softmax": 1, "softcap": 3.0}, 18)
+    call = OperatorCall({"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "smooth_softmax": 1, "softcap": 3.0}, 18)
 
-    def shared(_: Call, *tensors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def shared(_: OperatorCall, *tensors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, cosines, sines = tensors
         lengths, total = torch.tensor([2, 2]), torch.tensor([3])
         return fused_attention.group_query_attention(
@@ -202,22 +202,22 @@ def test_passes_gradients() -> None:
 
 def test_refuses_rare_variants() -> None:
     x, one, number = torch.ones(2, 3, 4), torch.ones(4, 12), torch.tensor([2, 1])
-    with pytest.raises(Unsupported, match="shared buffer"):
-        fused_attention.attention(Call({"num_heads": 2, "past_present_share_buffer": 1}, 18), x, one)
-    with pytest.raises(Unsupported, match=r"a mask of attention with the shape \[7\]"):
-        fused_attention.attention(Call({"num_heads": 2}, 18), x, one, None, torch.ones(7))
-    with pytest.raises(Unsupported, match="packed inputs"):
-        fused_attention.multi_head_attention(Call({"num_heads": 2}, 18), torch.ones(2, 3, 2, 3, 2))
-    with pytest.raises(Unsupported, match="scores as a result"):
-        fused_attention.multi_head_attention(Call({"num_heads": 2}, 18, 4), x, x, x)
+    with pytest.raises(NotInTorch, match="shared buffer"):
+        fused_attention.attention(OperatorCall({"num_heads": 2, "past_present_share_buffer": 1}, 18), x, one)
+    with pytest.raises(NotInTorch, match=r"a mask of attention with the shape \[7\]"):
+        fused_attention.attention(OperatorCall({"num_heads": 2}, 18), x, one, None, torch.ones(7))
+    with pytest.raises(NotInTorch, match="packed inputs"):
+        fused_attention.multi_head_attention(OperatorCall({"num_heads": 2}, 18), torch.ones(2, 3, 2, 3, 2))
+    with pytest.raises(NotInTorch, match="scores as a result"):
+        fused_attention.multi_head_attention(OperatorCall({"num_heads": 2}, 18, 4), x, x, x)
     past = torch.ones(2, 2, 1, 2)
-    call = Call({"num_heads": 2, "kv_num_heads": 2}, 18)
-    with pytest.raises(Unsupported, match="different lengths"):
+    call = OperatorCall({"num_heads": 2, "kv_num_heads": 2}, 18)
+    with pytest.raises(NotInTorch, match="different lengths"):
         fused_attention.group_query_attention(call, x, x, x, past, past, number, torch.tensor(4))
-    with pytest.raises(Unsupported, match="norms"):
+    with pytest.raises(NotInTorch, match="norms"):
         fused_attention.group_query_attention(call, x, x, x, *[None] * 2, number, torch.tensor(3), *[None] * 5, one)
-    call = Call({"num_heads": 2, "kv_num_heads": 2, "causal": 0}, 18)
-    with pytest.raises(Unsupported, match="not causal"):
+    call = OperatorCall({"num_heads": 2, "kv_num_heads": 2, "causal": 0}, 18)
+    with pytest.raises(NotInTorch, match="not causal"):
         fused_attention.group_query_attention(call, x, x, x, None, None, number, torch.tensor(3))
-    with pytest.raises(Unsupported, match="scale"):
-        fused_attention.rotary_embedding(Call({"scale": 2.0}, 18), x, number, one, one)
+    with pytest.raises(NotInTorch, match="scale"):
+        fused_attention.rotary_embedding(OperatorCall({"scale": 2.0}, 18), x, number, one, one)

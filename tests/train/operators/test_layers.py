@@ -11,17 +11,17 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
 from lepton_cli.train.operators import layers
-from lepton_cli.train.operators.call import Call, Operator, Unsupported, call_of
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, call_of
 from tests.train.operators.oracle import agrees, cases, slopes
 from tests.train.operators.runtime import matches
 
-STANDARD: dict[str, Operator] = {
+STANDARD: dict[str, TorchOperator] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
 }
-FUSED: dict[str, Operator] = {
+FUSED: dict[str, TorchOperator] = {
     "FusedConv": layers.fused_conv,
     "FusedGemm": layers.fused_gemm,
     "FusedMatMul": layers.fused_matmul,
@@ -41,7 +41,7 @@ def node(name: str, inputs: int, **attributes: object) -> onnx.NodeProto:
     ("function", "case"),
     [pytest.param(function, case, id=case.name) for name, function in STANDARD.items() for case in cases()[name]],
 )
-def test_computes_the_cases_of_the_standard(function: Operator, case: TestCase) -> None:
+def test_computes_the_cases_of_the_standard(function: TorchOperator, case: TestCase) -> None:
     agrees(function, case)
 
 
@@ -106,9 +106,9 @@ def test_keeps_channels_last() -> None:
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     last = x.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last)
     for attributes in ({"pads": [1, 1, 1, 1]}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}):
-        y = layers.conv(Call(attributes, 18), *last)
+        y = layers.conv(OperatorCall(attributes, 18), *last)
         assert y.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(y, layers.conv(Call(attributes, 18), x, weight), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(y, layers.conv(OperatorCall(attributes, 18), x, weight), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("c", [(3,), (2, 1), (), (1, 3), None])
@@ -183,7 +183,7 @@ def test_computes_in_bfloat16(made: onnx.NodeProto, shapes: list[tuple[int, ...]
 
 
 def test_refuses_what_torch_has_no_kernel_for() -> None:
-    with pytest.raises(Unsupported, match="4 spatial axes"):
-        layers.conv(Call({}, 18), torch.ones(1, 1, 2, 2, 2, 2), torch.ones(1, 1, 1, 1, 1, 1))
-    with pytest.raises(Unsupported, match="the activation Swish"):
+    with pytest.raises(NotInTorch, match="4 spatial axes"):
+        layers.conv(OperatorCall({}, 18), torch.ones(1, 1, 2, 2, 2, 2), torch.ones(1, 1, 1, 1, 1, 1))
+    with pytest.raises(NotInTorch, match="the activation Swish"):
         layers.activation("Swish")

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, holds, slopes, standard
 
@@ -26,7 +26,7 @@ PICTURE = np.random.default_rng(0).normal(size=(1, 4, 4, 2)).astype(np.float32)
 
 
 @standard(NAMES, REFUSED)
-def test_the_standards_cases(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     holds(function, case, refuses)
 
 
@@ -114,7 +114,7 @@ def test_pad_by_inputs(mode: str, pads: list[int], axes: list[int]) -> None:
     node = helper.make_node("Pad", ["x", "pads", "value", "axes"], ["y"], mode=mode)
     as_onnxruntime(node, *given, opset=19)
 
-    def function(call: Call, x: torch.Tensor) -> Any:
+    def function(call: OperatorCall, x: torch.Tensor) -> Any:
         return OPERATORS["", "Pad"](call, x, torch.tensor(pads), None, torch.tensor(axes))
 
     slopes(function, node, X)
@@ -127,8 +127,8 @@ def test_pad_of_no_floats(kind: type) -> None:
 
 
 def test_pad_of_another_mode_is_refused() -> None:
-    with pytest.raises(Unsupported, match="mode other"):
-        OPERATORS["", "Pad"](Call({"mode": "other"}, 19), torch.ones(2), torch.tensor([1, 1]))
+    with pytest.raises(NotInTorch, match="mode other"):
+        OPERATORS["", "Pad"](OperatorCall({"mode": "other"}, 19), torch.ones(2), torch.tensor([1, 1]))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -160,8 +160,8 @@ def test_constant_of_shape() -> None:
 
 
 def test_eye_like_of_no_type_of_torch_is_refused() -> None:
-    with pytest.raises(Unsupported, match="STRING"):
-        OPERATORS["", "EyeLike"](Call({"dtype": TensorProto.STRING}, 13), torch.ones(2, 2))
+    with pytest.raises(NotInTorch, match="STRING"):
+        OPERATORS["", "EyeLike"](OperatorCall({"dtype": TensorProto.STRING}, 13), torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
@@ -183,13 +183,13 @@ def test_unique(axis: int | None, order: int) -> None:
 
 
 def test_tile_of_one_axis_is_refused() -> None:
-    with pytest.raises(Unsupported, match="before opset 6"):
-        OPERATORS["", "Tile"](Call({}, 5), torch.ones(2), torch.tensor([2]), torch.tensor([0]))
+    with pytest.raises(NotInTorch, match="before opset 6"):
+        OPERATORS["", "Tile"](OperatorCall({}, 5), torch.ones(2), torch.tensor([2]), torch.tensor([0]))
 
 
 def test_channels_last_stays() -> None:
     x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    made = OPERATORS["", "Concat"](Call({"axis": 1}, 13), x, x)
+    made = OPERATORS["", "Concat"](OperatorCall({"axis": 1}, 13), x, x)
     assert isinstance(made, torch.Tensor)
     assert made.is_contiguous(memory_format=torch.channels_last)
 
@@ -203,6 +203,6 @@ def test_views_where_torch_has_them() -> None:
         ("Slice", {}, (torch.tensor([1]), torch.tensor([2]))),
         ("Expand", {}, (torch.tensor([5, 2, 3, 4]),)),
     ):
-        made = OPERATORS["", name](Call(attributes, 13), x, *others)
+        made = OPERATORS["", name](OperatorCall(attributes, 13), x, *others)
         assert isinstance(made, torch.Tensor)
         assert made.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -11,11 +11,11 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
 from lepton_cli.train.operators import norms
-from lepton_cli.train.operators.call import Call, Operator, Unsupported, call_of
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, call_of
 from tests.train.operators.oracle import agrees, cases, slopes
 from tests.train.operators.runtime import matches
 
-STANDARD: dict[str, Operator] = {
+STANDARD: dict[str, TorchOperator] = {
     "BatchNormalization": norms.batch_normalization,
     "GroupNormalization": norms.group_normalization,
     "InstanceNormalization": norms.instance_normalization,
@@ -40,7 +40,7 @@ def node(name: str, inputs: str, outputs: str = "y", domain: str = "", **attribu
     ("function", "case"),
     [pytest.param(function, case, id=case.name) for name, function in STANDARD.items() for case in cases()[name]],
 )
-def test_computes_the_cases_of_the_standard(function: Operator, case: TestCase) -> None:
+def test_computes_the_cases_of_the_standard(function: TorchOperator, case: TestCase) -> None:
     agrees(function, case)
 
 
@@ -57,7 +57,7 @@ def test_normalizes_a_batch_by_its_own_statistics() -> None:
     x, scale, bias, mean = (torch.tensor(random(*shape)) for shape in ((4, 3, 2), (3,), (3,), (3,)))
     variance = mean**2
     given = mean.clone(), variance.clone()
-    call = Call({"momentum": 0.8}, 18)
+    call = OperatorCall({"momentum": 0.8}, 18)
     y, running_mean, running_variance = norms.batch_normalization(call, x, scale, bias, mean, variance, train=True)
     found, spread = x.mean((0, 2)), x.var((0, 2), unbiased=False)
     torch.testing.assert_close(running_mean, 0.8 * mean + 0.2 * found)
@@ -74,10 +74,10 @@ def test_normalizes_a_batch_by_its_own_statistics() -> None:
     assert torch.autograd.gradcheck(differentiable, [one.double().requires_grad_() for one in (x, scale, bias)])
 
 
-@pytest.mark.parametrize("call", [Call({"spatial": 0}, 7), Call({}, 9, outputs=5)])
-def test_refuses_old_statistics(call: Call) -> None:
+@pytest.mark.parametrize("call", [OperatorCall({"spatial": 0}, 7), OperatorCall({}, 9, outputs=5)])
+def test_refuses_old_statistics(call: OperatorCall) -> None:
     one = torch.ones(1)
-    with pytest.raises(Unsupported, match="BatchNormalization"):
+    with pytest.raises(NotInTorch, match="BatchNormalization"):
         norms.batch_normalization(call, torch.ones(2, 1, 2), one, one, one, one)
 
 
@@ -165,7 +165,7 @@ def test_normalizes_by_a_norm(attributes: dict[str, object]) -> None:
     x[0] = 0
     matches(norms.lp_normalization, node("LpNormalization", "x", **attributes), x)
     zero = torch.zeros(2, 3, requires_grad=True)
-    made = norms.lp_normalization(Call(attributes, 18), zero)
+    made = norms.lp_normalization(OperatorCall(attributes, 18), zero)
     assert isinstance(made, torch.Tensor)
     made.sum().backward()
     assert zero.grad is not None
@@ -214,8 +214,8 @@ def test_computes_in_bfloat16(autocast: bool) -> None:
         assert isinstance(y, torch.Tensor)
         assert y.dtype in ((torch.bfloat16, torch.float32) if autocast else (torch.bfloat16,))
     for wide in (scale, scale.float()):
-        y = norms.batch_normalization(Call({}, 18), x, wide, wide, wide, wide)
+        y = norms.batch_normalization(OperatorCall({}, 18), x, wide, wide, wide, wide)
         assert isinstance(y, torch.Tensor)
-        trained = norms.batch_normalization(Call({}, 18), x, wide, wide, wide, wide, train=True)
+        trained = norms.batch_normalization(OperatorCall({}, 18), x, wide, wide, wide, wide, train=True)
         assert y.dtype == trained[0].dtype == torch.bfloat16
         assert trained[1].dtype == trained[2].dtype == wide.dtype

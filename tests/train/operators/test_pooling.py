@@ -10,11 +10,11 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
 from lepton_cli.train.operators import pooling
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from tests.train.operators.oracle import agrees, cases, slopes
 from tests.train.operators.runtime import matches
 
-STANDARD: dict[str, Operator] = {
+STANDARD: dict[str, TorchOperator] = {
     "AveragePool": pooling.average_pool,
     "GlobalAveragePool": pooling.global_average_pool,
     "GlobalMaxPool": pooling.global_max_pool,
@@ -51,7 +51,7 @@ def node(name: str, outputs: int = 1, **attributes: object) -> onnx.NodeProto:
     ("function", "case"),
     [pytest.param(function, case, id=case.name) for name, function in STANDARD.items() for case in cases()[name]],
 )
-def test_computes_the_cases_of_the_standard(function: Operator, case: TestCase) -> None:
+def test_computes_the_cases_of_the_standard(function: TorchOperator, case: TestCase) -> None:
     agrees(function, case)
 
 
@@ -98,14 +98,14 @@ def test_says_where_the_largest_stands(order: int, attributes: dict[str, object]
 
 
 def test_refuses_indices_with_uneven_padding() -> None:
-    call = Call({"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}, 18, outputs=2)
-    with pytest.raises(Unsupported, match="indices"):
+    call = OperatorCall({"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}, 18, outputs=2)
+    with pytest.raises(NotInTorch, match="indices"):
         pooling.max_pool(call, torch.ones(1, 1, 4, 4))
 
 
 def test_norm_of_zeros_has_no_slope() -> None:
     x = torch.zeros(1, 1, 4, requires_grad=True)
-    pooling.lp_pool(Call({"kernel_shape": [2], "p": 2}, 18), x).sum().backward()
+    pooling.lp_pool(OperatorCall({"kernel_shape": [2], "p": 2}, 18), x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[[0.0] * 4]]
 
@@ -114,6 +114,6 @@ def test_keeps_channels_last_and_bfloat16() -> None:
     x = torch.randn(2, 4, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     for function in (pooling.max_pool, pooling.average_pool, pooling.lp_pool):
         for pads in ([1, 1, 1, 1], [0, 0, 1, 1]):
-            y = function(Call({"kernel_shape": [2, 2], "strides": [2, 2], "pads": pads}, 18), x)
+            y = function(OperatorCall({"kernel_shape": [2, 2], "strides": [2, 2], "pads": pads}, 18), x)
             assert y.dtype == torch.bfloat16
             assert y.is_contiguous(memory_format=torch.channels_last)

@@ -10,11 +10,11 @@ from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
 from lepton_cli.train.operators import recurrent
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from tests.train.operators.oracle import agrees, cases, slopes
 from tests.train.operators.runtime import matches
 
-STANDARD: dict[str, Operator] = {"GRU": recurrent.gru, "LSTM": recurrent.lstm, "RNN": recurrent.rnn}
+STANDARD: dict[str, TorchOperator] = {"GRU": recurrent.gru, "LSTM": recurrent.lstm, "RNN": recurrent.rnn}
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 STEPS, BATCH, FEATURES, SIZE = 4, 3, 2, 3
 
@@ -23,7 +23,7 @@ STEPS, BATCH, FEATURES, SIZE = 4, 3, 2, 3
     ("function", "case"),
     [pytest.param(function, case, id=case.name) for name, function in STANDARD.items() for case in cases()[name]],
 )
-def test_computes_the_cases_of_the_standard(function: Operator, case: TestCase) -> None:
+def test_computes_the_cases_of_the_standard(function: TorchOperator, case: TestCase) -> None:
     agrees(function, case)
 
 
@@ -113,7 +113,7 @@ def test_passes_gradients(name: str, variant: dict[str, object]) -> None:
     kept = [array for array in arrays if array is not None]
     places = [index for index, array in enumerate(arrays) if array is not None]
 
-    def spread(call: Call, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def spread(call: OperatorCall, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found: list[torch.Tensor | None] = [None] * len(arrays)
         for index, one in zip(places, given, strict=True):
             found[index] = one
@@ -133,15 +133,15 @@ def test_computes_in_bfloat16(name: str, lengths: list[int] | None, autocast: bo
     given = [None if one is None else torch.tensor(one) for one in arrays]
     given = [None if one is None else one.to(kind) if one.is_floating_point() else one for one in given]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = STANDARD[name](Call({"hidden_size": SIZE}, 18, 2), *given)
+        y = STANDARD[name](OperatorCall({"hidden_size": SIZE}, 18, 2), *given)
         if autocast:  # the input comes out of a convolution, the weights are float32
             assert given[0] is not None
-            STANDARD[name](Call({"hidden_size": SIZE}, 18, 2), given[0].bfloat16(), *given[1:])
+            STANDARD[name](OperatorCall({"hidden_size": SIZE}, 18, 2), given[0].bfloat16(), *given[1:])
     assert isinstance(y[0], torch.Tensor)
     assert y[0].dtype in (torch.bfloat16, kind)
 
 
 def test_refuses_clipped_gates() -> None:
     _, arrays = layer("RNN")
-    with pytest.raises(Unsupported, match="clips"):
-        recurrent.rnn(Call({"hidden_size": SIZE, "clip": 1.0}, 18), *(torch.tensor(one) for one in arrays[:3]))
+    with pytest.raises(NotInTorch, match="clips"):
+        recurrent.rnn(OperatorCall({"hidden_size": SIZE, "clip": 1.0}, 18), *(torch.tensor(one) for one in arrays[:3]))

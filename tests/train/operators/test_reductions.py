@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, holds, slopes, standard
 
@@ -20,7 +20,7 @@ X = np.array([[[0.3, 1.2], [2.5, 0.7]], [[1.9, 3.4], [0.8, 1.1]]], dtype=np.floa
 
 
 @standard([*REDUCTIONS, "ArgMax", "ArgMin", "TopK", "CumSum", "CumProd", "Einsum", "Det"])
-def test_the_standards_cases(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     holds(function, case, refuses)
 
 
@@ -94,15 +94,15 @@ def test_extremes_of_no_integers(kind: torch.dtype) -> None:
     """The ends of the type, as the standard asks."""
     nothing = torch.zeros((2, 0), dtype=kind)
     for name, end in (("ReduceMax", torch.iinfo(kind).min), ("ReduceMin", torch.iinfo(kind).max)):
-        made = OPERATORS["", name](Call({"axes": [1], "keepdims": 0}, 13), nothing)
+        made = OPERATORS["", name](OperatorCall({"axes": [1], "keepdims": 0}, 13), nothing)
         assert isinstance(made, torch.Tensor)
         assert made.tolist() == [end, end]
         assert made.dtype == kind
 
 
 def test_determinants_of_integers_are_refused() -> None:
-    with pytest.raises(Unsupported, match="integers"):
-        OPERATORS["", "Det"](Call({}, 11), torch.eye(2, dtype=torch.int32))
+    with pytest.raises(NotInTorch, match="integers"):
+        OPERATORS["", "Det"](OperatorCall({}, 11), torch.eye(2, dtype=torch.int32))
 
 
 def test_slopes_of_det() -> None:

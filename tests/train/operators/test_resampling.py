@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, cases, holds, slopes, standard
 
@@ -22,7 +22,7 @@ ONES = [1.0, 1.0]
 
 
 @standard(["Resize", "Upsample", "GridSample", "AffineGrid"])
-def test_the_standards_cases(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     if case.name not in OTHERWISE:
         holds(function, case, refuses)
 
@@ -152,7 +152,7 @@ def test_slopes(attributes: dict[str, Any], factors: list[float]) -> None:
     given = torch.tensor(ONES + factors)
     node = _node("scales", **attributes)
 
-    def function(call: Call, x: torch.Tensor) -> Any:
+    def function(call: OperatorCall, x: torch.Tensor) -> Any:
         return OPERATORS["", "Resize"](call, x, None, given)
 
     slopes(function, node, X[:, :1])
@@ -160,14 +160,14 @@ def test_slopes(attributes: dict[str, Any], factors: list[float]) -> None:
 
 def test_nothing_changes_where_no_size_does() -> None:
     x = torch.rand(1, 2, 2, 3)
-    assert OPERATORS["", "Resize"](Call({"mode": "linear"}, 13), x, None, torch.ones(4)) is x
+    assert OPERATORS["", "Resize"](OperatorCall({"mode": "linear"}, 13), x, None, torch.ones(4)) is x
     as_onnxruntime(_node("scales", mode="linear"), x.numpy(), np.array([1, 1, 1.3, 1.3], np.float32), opset=13)
 
 
 def test_channels_last_stays() -> None:
     x = torch.rand(2, 8, 4, 5).to(memory_format=torch.channels_last)
     for attributes in ({}, {"mode": "linear"}):
-        made = OPERATORS["", "Resize"](Call(attributes, 13), x, None, torch.tensor([1.0, 1, 2, 2]))
+        made = OPERATORS["", "Resize"](OperatorCall(attributes, 13), x, None, torch.tensor([1.0, 1, 2, 2]))
         assert isinstance(made, torch.Tensor)
         assert made.is_contiguous(memory_format=torch.channels_last)
 
@@ -176,20 +176,20 @@ def test_channels_last_stays() -> None:
     "change", [{"mode": "odd"}, {"nearest_mode": "odd"}, {"coordinate_transformation_mode": "odd"}]
 )
 def test_what_is_unknown_is_refused(change: dict[str, str]) -> None:
-    with pytest.raises(Unsupported, match="odd"):
-        OPERATORS["", "Resize"](Call(change, 13), torch.rand(1, 1, 3), None, torch.tensor([1, 1, 1.5]))
+    with pytest.raises(NotInTorch, match="odd"):
+        OPERATORS["", "Resize"](OperatorCall(change, 13), torch.rand(1, 1, 3), None, torch.tensor([1, 1, 1.5]))
 
 
 def test_nothing_to_go_by_is_refused() -> None:
-    with pytest.raises(Unsupported, match="without scales or sizes"):
-        OPERATORS["", "Resize"](Call({}, 13), torch.rand(1, 1, 3))
+    with pytest.raises(NotInTorch, match="without scales or sizes"):
+        OPERATORS["", "Resize"](OperatorCall({}, 13), torch.rand(1, 1, 3))
 
 
 def test_integers_have_only_nearest() -> None:
     x, factors = torch.arange(3)[None, None], torch.tensor([1, 1, 1.5])
     as_onnxruntime(_node("scales"), x.int().numpy(), factors.numpy(), opset=13)
-    with pytest.raises(Unsupported, match="integers"):
-        OPERATORS["", "Resize"](Call({"mode": "linear"}, 13), x, None, factors)
+    with pytest.raises(NotInTorch, match="integers"):
+        OPERATORS["", "Resize"](OperatorCall({"mode": "linear"}, 13), x, None, factors)
 
 
 @pytest.mark.parametrize("corners", [0, 1])
@@ -205,8 +205,10 @@ def test_grid_sample(mode: str, padding: str, corners: int) -> None:
 
 
 def test_grid_sample_of_volumes_is_not_cubic() -> None:
-    with pytest.raises(Unsupported, match="volumes"):
-        OPERATORS["", "GridSample"](Call({"mode": "cubic"}, 20), torch.rand(1, 1, 2, 2, 2), torch.rand(1, 1, 1, 1, 3))
+    with pytest.raises(NotInTorch, match="volumes"):
+        OPERATORS["", "GridSample"](
+            OperatorCall({"mode": "cubic"}, 20), torch.rand(1, 1, 2, 2, 2), torch.rand(1, 1, 1, 1, 3)
+        )
 
 
 def test_slopes_of_affine_grid() -> None:

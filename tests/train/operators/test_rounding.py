@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
 
-from lepton_cli.train.operators.call import Call, Operator, Unsupported
+from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator
 from lepton_cli.train.operators.rounding import rounded
 from lepton_cli.train.operators.table import OPERATORS
 from tests.train.operators.oracle import as_onnxruntime, computed, holds, standard
@@ -19,7 +19,7 @@ QUANTIZE, DEQUANTIZE = OPERATORS["", "QuantizeLinear"], OPERATORS["", "Dequantiz
 SMALL = ("e4m3fn", "e5m2", "uint4", "int4", "uint2", "int2", "float4e2m1")
 
 
-def _whole(function: Operator, case: TestCase) -> None:
+def _whole(function: TorchOperator, case: TestCase) -> None:
     """The numbers of the standard, as floats; those that are integers there are whole."""
     for made, expected in computed(function, case):
         for one, other in zip(made, expected, strict=True):
@@ -31,12 +31,12 @@ def _whole(function: Operator, case: TestCase) -> None:
     ["DequantizeLinear"],
     {f"test_dequantizelinear_{kind}" for kind in (*SMALL, "e4m3fn_float16", "e4m3fn_zero_point")},
 )
-def test_the_standards_cases_of_dequantize(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases_of_dequantize(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     holds(function, case, refuses)
 
 
 @standard(["QuantizeLinear", "DynamicQuantizeLinear"], {f"test_quantizelinear_{kind}" for kind in SMALL})
-def test_the_standards_cases_of_quantize(function: Operator, case: TestCase, refuses: bool) -> None:
+def test_the_standards_cases_of_quantize(function: TorchOperator, case: TestCase, refuses: bool) -> None:
     if refuses:
         holds(function, case, refuses)
     else:
@@ -84,7 +84,7 @@ def test_quantized_as_by_numpy(kind: type, axis: int | None) -> None:
     if axis is None:
         scale, zero = scale.reshape(()), zero.reshape(())
     node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], **({} if axis is None else {"axis": axis}))
-    call = Call({} if axis is None else {"axis": axis}, 21)
+    call = OperatorCall({} if axis is None else {"axis": axis}, 21)
     made = QUANTIZE(call, *(torch.from_numpy(np.array(array)) for array in (x, scale, zero)))
     assert isinstance(made, torch.Tensor)
     assert made.dtype == torch.float32
@@ -104,14 +104,14 @@ def test_dequantized(kind: type, attributes: dict[str, int]) -> None:
     node = helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["y"], **attributes)
     (expected,) = as_onnxruntime(node, x, scale, zero, opset=21, rtol=1e-6)
     given = (torch.from_numpy(np.array(array)) for array in (x.astype(np.float32), scale, zero.astype(np.float32)))
-    floats = DEQUANTIZE(Call(attributes, 21), *given)
+    floats = DEQUANTIZE(OperatorCall(attributes, 21), *given)
     assert isinstance(floats, torch.Tensor)
     np.testing.assert_allclose(floats.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("INT4", -8, 7), ("UINT4", 0, 15), ("INT16", -32768, 32767)])
 def test_the_type_by_attribute(kind: str, low: int, high: int) -> None:
-    call = Call({"output_dtype": onnx.TensorProto.DataType.Value(kind)}, 21)
+    call = OperatorCall({"output_dtype": onnx.TensorProto.DataType.Value(kind)}, 21)
     made = QUANTIZE(call, torch.tensor([-1e6, -1.5, 2.5, 1e6]), torch.tensor(1.0))
     assert isinstance(made, torch.Tensor)
     assert made.tolist() == [low, max(low, -2), 2, high]
@@ -120,19 +120,19 @@ def test_the_type_by_attribute(kind: str, low: int, high: int) -> None:
 def test_without_a_zero_point() -> None:
     """To uint8; back to the type of the scale, or another that is named."""
     x, scale = torch.tensor([-1.0, 1.5, 2.5, 300]), torch.tensor(1.0)
-    whole = QUANTIZE(Call({}, 13), x, scale)
+    whole = QUANTIZE(OperatorCall({}, 13), x, scale)
     assert isinstance(whole, torch.Tensor)
     assert whole.tolist() == [0, 2, 2, 255]
-    back = DEQUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT16}, 23), whole, scale)
+    back = DEQUANTIZE(OperatorCall({"output_dtype": onnx.TensorProto.FLOAT16}, 23), whole, scale)
     assert isinstance(back, torch.Tensor)
     assert back.dtype == torch.float16
-    with pytest.raises(Unsupported, match="FLOAT8E5M2"):
-        DEQUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 23), whole, scale)
+    with pytest.raises(NotInTorch, match="FLOAT8E5M2"):
+        DEQUANTIZE(OperatorCall({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 23), whole, scale)
 
 
 def test_types_of_no_range_are_refused() -> None:
-    with pytest.raises(Unsupported, match="FLOAT8E5M2"):
-        QUANTIZE(Call({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 21), torch.ones(1), torch.tensor(1.0))
+    with pytest.raises(NotInTorch, match="FLOAT8E5M2"):
+        QUANTIZE(OperatorCall({"output_dtype": onnx.TensorProto.FLOAT8E5M2}, 21), torch.ones(1), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_gradients_of_the_paper(x: float, by_x: int, by_scale: float, zero: int)
     value = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     place = torch.tensor(zero)
-    made = DEQUANTIZE(Call({}, 21), rounded(value, scale, place, -8 + zero, 7 + zero), scale, place)
+    made = DEQUANTIZE(OperatorCall({}, 21), rounded(value, scale, place, -8 + zero, 7 + zero), scale, place)
     assert isinstance(made, torch.Tensor)
     made.backward()
     assert value.grad is not None
@@ -168,7 +168,7 @@ def test_gradients_of_each_channel() -> None:
     x = torch.tensor([[0.3, 50.0], [0.25, 1.0]], requires_grad=True)
     scale = torch.tensor([0.5, 2.0], requires_grad=True)
     zero = torch.zeros(2, dtype=torch.int8)
-    call = Call({"axis": 0}, 13)
+    call = OperatorCall({"axis": 0}, 13)
     made = DEQUANTIZE(call, QUANTIZE(call, x, scale, zero), scale, zero)
     assert isinstance(made, torch.Tensor)
     made.sum().backward()
@@ -179,14 +179,14 @@ def test_gradients_of_each_channel() -> None:
 
 
 def test_a_range_of_nothing() -> None:
-    made = OPERATORS["", "DynamicQuantizeLinear"](Call({}, 11, 3), torch.zeros(3))
+    made = OPERATORS["", "DynamicQuantizeLinear"](OperatorCall({}, 11, 3), torch.zeros(3))
     assert [one.tolist() for one in made if one is not None] == [[0, 0, 0], 1, 0]
 
 
 def test_dynamic_ranges_have_gradients() -> None:
     """Half of the numbers' own, and through the scale by the largest and the least."""
     x = torch.tensor([-1.0, 0.2, 0.7, 1.0], requires_grad=True)
-    whole, scale, zero = OPERATORS["", "DynamicQuantizeLinear"](Call({}, 11, 3), x)
+    whole, scale, zero = OPERATORS["", "DynamicQuantizeLinear"](OperatorCall({}, 11, 3), x)
     assert whole is not None
     ((whole - zero) * scale).sum().backward()
     assert x.grad is not None
