@@ -13,13 +13,6 @@ class TrainingMark(Strict):
     loss: float
 
 
-class RateTrial(Strict):
-    """A learning rate that was tried, and the loss after the trial."""
-
-    rate: float
-    loss: float
-
-
 class TrainingDetails(Details):
     """How a model was trained, and what came of it.
 
@@ -33,7 +26,7 @@ class TrainingDetails(Details):
     steps: int = 0
     batch: int = 0
     learning_rate: float = 0.0
-    trials: tuple[RateTrial, ...] = ()
+    rates_too_high: tuple[float, ...] = ()
     precision: str = ""
     losses: dict[str, str] = {}
     marks: tuple[TrainingMark, ...] = ()

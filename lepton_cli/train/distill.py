@@ -22,14 +22,16 @@ from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Decision, Outcome
-from lepton_cli.train import losses, proof, rate
-from lepton_cli.train.details import RateTrial, TrainingDetails, TrainingMark
-from lepton_cli.train.loop import Lesson, Settings, Trained, Trainer
+from lepton_cli.train import losses, proof
+from lepton_cli.train.details import TrainingDetails, TrainingMark
+from lepton_cli.train.loop import HARM, Lesson, Settings, Trained, Trainer
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Distill
 
 #: Samples a step, where memory and data allow it; and bytes of the values of one step.
 BATCH, MOST_BYTES = 128, 2 << 30
+#: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
+RATES = (1e-2, 3e-3, 1e-3)
 #: Samples kept apart that are judged; more tell little more, and cost at every mark.
 JUDGED = 1000
 #: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
@@ -102,19 +104,16 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     lesson, seconds = _lesson(network, teacher, samples, kept, options, size)
     steps = _steps(options, samples.count, size, seconds)
     start = network.state()
-
-    def trainer(speed: float) -> Trainer:
-        network.load(start)
-        return Trainer(network, lesson, Settings(steps, size, speed, lesson.narrow))
-
-    speed = options.learning_rate
-    trials: tuple[RateTrial, ...] = ()
-    if isinstance(speed, str):
-        speed, seen = rate.probe(trainer, steps)
-        trials = tuple(RateTrial(rate=one, loss=mark.loss) for one, mark in seen)
+    rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
     with context.progress.stage("distill", steps) as stage:
-        begun = time.perf_counter()
-        trained = trainer(speed).run(stage)
+        for speed in rates:
+            begun = time.perf_counter()
+            network.load(start)
+            trainer = Trainer(network, lesson, Settings(steps, size, speed))
+            trained = trainer.run(stage, HARM if speed != rates[-1] else None)
+            if trained is not None:
+                break
+        assert trained is not None
         took = time.perf_counter() - begun
         stage.note(f"loss {trained.marks[0].loss:.4g} to {trained.best.loss:.4g}")
     if options.keep == "best":
@@ -128,7 +127,7 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         steps=steps,
         batch=size,
         learning_rate=speed,
-        trials=trials,
+        rates_too_high=rates[: rates.index(speed)],
         precision="bfloat16" if lesson.narrow else "float32",
         losses=teacher.said,
         marks=tuple(TrainingMark(step=mark.step, loss=mark.loss) for mark in trained.marks),
@@ -148,7 +147,7 @@ def _outcome(
     if options.keep == "best" and trained.best.step == 0:
         said = f"kept as it was: no state on the way was nearer to the teacher (loss {before:.4g})"
         return Outcome(model, 0, (), said, details, left_because=said)
-    reason = f"trained for {details.steps} steps of {details.batch} samples at {details.learning_rate:.0e}"
+    reason = f"trained for {details.steps} steps of {details.batch} samples at a rate of {details.learning_rate:g}"
     readers = {value.name for value in network.trained()}
     decisions = tuple(
         Decision(node=node.name or "", op=node.op_type, action="trained", reason=reason)
@@ -197,7 +196,7 @@ def _lesson(
     kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[options.precision]
     for narrow in kinds:
         lesson = Lesson(teacher, samples, kept if len(kinds) == 1 else (), narrow)
-        trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0, narrow))
+        trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))
         took = [_seconds(partial(trainer.step, number, 0.0)) for number in range(TIMED + 1)]
         found[narrow] = (min(took[1:]), lesson)
     network.load(start)

@@ -24,8 +24,10 @@ WARM_UP = 0.05
 CLIP = 5.0
 #: How often the state is judged.
 MARKS = 8
-#: Pull of matrices to zero (decoupled, Loshchilov and Hutter, 2019); biases and scales are left alone.
-DECAY = 5e-4
+#: Where the first mark is so many times worse than no training, the rate is too high: noise alone does not do that.
+HARM = 2.0
+#: Least size of a channel's weights as a share of the tensor's, and that of a tensor that begins at zero.
+_LEAST, _ZERO = 0.1, 1e-2
 
 
 class Task(Protocol):
@@ -50,12 +52,11 @@ class Samples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`batch`: samples a step. `rate`: the largest one of AdamW. `narrow`: bfloat16, but for losses and weights."""
+    """`batch`: samples a step. `rate`: the largest one, as a share of the size of a channel's weights."""
 
     steps: int
     batch: int
     rate: float
-    narrow: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +121,24 @@ class Lesson:
 
 
 class Trainer:
-    """One training of one network."""
+    """One training of one network, by Adam (Kingma and Ba, 2015) with steps in proportion to the weights.
+
+    BatchNormalization folded into convolutions leaves every channel with a size of its own, and steps of one length for
+    all destroy the small ones. A step is therefore a share of the root mean square of a channel's weights, of a whole
+    bias; one rate then fits networks that differ (You et al., 2020, scale by layer).
+    """
 
     def __init__(self, network: Network, lesson: Lesson, settings: Settings) -> None:
         self.network, self.lesson, self.settings = network, lesson, settings
         self._parameters = network.channels_last()
-        groups = [
-            {"params": [one for one in self._parameters if one.dim() > 1], "weight_decay": DECAY},
-            {"params": [one for one in self._parameters if one.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self._optimiser = torch.optim.AdamW(groups, lr=settings.rate)
+        self._sizes = [_size(one) for one in self._parameters]
+        self._optimiser = torch.optim.Adam(self._parameters, lr=settings.rate)
 
-    def run(self, stage: Stage) -> Trained:
-        """All steps. Where the loss stops being a number, the best until then stays; StepError where there is none."""
+    def run(self, stage: Stage, harm: float | None = None) -> Trained | None:
+        """All steps; `None` where the first mark is more than `harm` times as bad as no training.
+
+        Where the loss stops being a number, the best until then stays; StepError where there is none.
+        """
         marks = [Mark(0, self.lesson.judge(self.network))]
         best = self.network.state()
         places = {math.ceil(self.settings.steps * (number + 1) / MARKS) for number in range(MARKS)}
@@ -147,6 +153,8 @@ class Trainer:
                 )
             if number + 1 in places:
                 marks.append(Mark(number + 1, self.lesson.judge(self.network)))
+                if harm is not None and len(marks) == 2 and marks[1].loss > harm * marks[0].loss:
+                    return None
                 if marks[-1].loss < min(mark.loss for mark in marks[:-1]):
                     best = self.network.state()
         return Trained(best, tuple(marks))
@@ -161,7 +169,11 @@ class Trainer:
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
+            before = [one.detach().clone() for one in self._parameters]
             self._optimiser.step()
+            with torch.no_grad():
+                for one, old, size in zip(self._parameters, before, self._sizes, strict=True):
+                    one.sub_(old).mul_(size).add_(old)
             self.network.mask()
         return seen
 
@@ -171,3 +183,16 @@ class Trainer:
         if done < WARM_UP:
             return self.settings.rate * (number + 1) / max(1.0, WARM_UP * self.settings.steps)
         return self.settings.rate * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _size(one: Tensor) -> Tensor:
+    """Root mean square along axis 0 of a matrix or convolution (its channels), of the whole of anything smaller."""
+    squares = one.detach().square()
+    whole = squares.mean().sqrt()
+    if not whole:
+        return torch.full_like(whole, _ZERO)
+    return (
+        whole
+        if one.dim() < 2
+        else squares.mean(tuple(range(1, one.dim())), keepdim=True).sqrt().clamp_min(float(_LEAST * whole))
+    )

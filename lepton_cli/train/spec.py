@@ -36,7 +36,8 @@ class Distill(Options):
     step: Literal["distill"] = "distill"
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
     learning_rate: float | Literal["auto"] = Field(
-        default="auto", description="Largest rate of AdamW; auto: the largest one that a short trial survives"
+        default="auto",
+        description="Share of a channel's weights that a step changes at most; auto: 0.01, less where that harms",
     )
     batch: int | Literal["auto"] = Field(default="auto", description="Samples a step; auto: 128, or what there are")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -1,0 +1,205 @@
+"""`distill` end to end: a damaged network is healed by its original, and what cannot be trained is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+
+from lepton_cli.data.memory import Arrays
+from lepton_cli.data.spec import TrainingSpec
+from lepton_cli.data.training import TrainingData, open_training
+from lepton_cli.errors import LeptonError
+from lepton_cli.graph.edit import set_weight
+from lepton_cli.model import io
+from lepton_cli.runtime import Session
+from lepton_cli.step import Context, Outcome
+from lepton_cli.train.details import TrainingDetails
+from lepton_cli.train.spec import Distill, TrainingBudget
+from lepton_cli.train.steps import distill
+from tests.quantize.builders import Graph, context
+
+ROWS = np.random.default_rng(2).normal(size=(1200, 8)).astype(np.float32)
+
+
+def classifier(opset: int = 17) -> ir.Model:
+    graph = Graph(opset)
+    y = graph.op("Relu", graph.linear(graph.take("x", ["b", 8]), 8, 24))
+    return graph.model(graph.linear(y, 24, 5))
+
+
+def damaged(model: ir.Model, by: float = 0.3) -> ir.Model:
+    made, random = io.clone(model), np.random.default_rng(3)
+    for value in made.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        if array.dtype == np.float32:
+            set_weight(value, array + by * random.normal(size=array.shape).astype(np.float32) * array.std())
+    return made
+
+
+def given(model: ir.Model, folder: Path, **options: Any) -> TrainingData:
+    np.savez(folder / "train.npz", x=ROWS)
+    return open_training(TrainingSpec(path="train.npz", **options), io.inputs(model), seed=0, base=folder)
+
+
+def around(original: ir.Model, folder: Path, **options: Any) -> Context:
+    made = context(Arrays({"x": ROWS[:8]}), folder, original=original)
+    return dataclasses.replace(made, training=given(original, folder, **options))
+
+
+def trained(model: ir.Model, original: ir.Model, folder: Path, **options: Any) -> Outcome:
+    budget = options.pop("budget", TrainingBudget(epochs=20))
+    return distill(model, Distill(budget=budget, **options), around(original, folder))
+
+
+def answers(model: ir.Model, rows: np.ndarray) -> np.ndarray:
+    session = Session(io.to_bytes(model), threads=1)
+    return session.run({"x": rows})[session.outputs[0].name]
+
+
+def told(outcome: Outcome) -> TrainingDetails:
+    assert isinstance(outcome.details, TrainingDetails)
+    return outcome.details
+
+
+def test_a_damaged_network_answers_like_its_original_again(tmp_path: Path) -> None:
+    original = classifier()
+    broken = damaged(original)
+    outcome = trained(broken, original, tmp_path)
+    fresh = np.random.default_rng(9).normal(size=(500, 8)).astype(np.float32)
+    right = answers(original, fresh)
+    before, after = (np.square(answers(one, fresh) - right).mean() for one in (broken, outcome.model))
+    assert after < 0.2 * before
+    details = told(outcome)
+    assert details.kept_step > 0
+    assert details.agreement_after is not None
+    assert details.agreement_before is not None
+    assert details.agreement_after > details.agreement_before
+    assert details.losses == {original.graph.outputs[0].name: "distil"}
+    assert {one.action for one in outcome.decisions} == {"trained"}
+    assert outcome.changed == len(outcome.decisions) == 2
+    assert [node.op_type for node in outcome.model.graph] == [node.op_type for node in broken.graph]
+
+
+def test_the_original_itself_is_kept_as_it_was(tmp_path: Path) -> None:
+    original = classifier()
+    outcome = trained(original, original, tmp_path, budget=TrainingBudget(epochs=1))
+    assert outcome.model is original
+    assert outcome.changed == 0
+    assert "kept as it was" in outcome.left_because
+    assert told(outcome).kept_step == 0
+
+
+def test_keep_last_takes_what_came(tmp_path: Path) -> None:
+    original = classifier()
+    outcome = trained(original, original, tmp_path, budget=TrainingBudget(epochs=1), keep="last")
+    assert outcome.changed
+    assert told(outcome).kept_step == told(outcome).steps
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    original = classifier()
+    made = [
+        io.to_bytes(
+            trained(
+                damaged(original), original, tmp_path, budget=TrainingBudget(samples=1000), precision="float32"
+            ).model
+        )
+        for _ in range(2)
+    ]
+    assert made[0] == made[1]
+
+
+def test_only_what_is_included_is_trained(tmp_path: Path) -> None:
+    original = classifier()
+    broken = damaged(original)
+    outcome = trained(broken, original, tmp_path, include=("Gemm_2",))
+    changed = {
+        name
+        for name, value in broken.graph.initializers.items()
+        if not np.array_equal(value.const_value.numpy(), outcome.model.graph.initializers[name].const_value.numpy())  # type: ignore[union-attr]
+    }
+    assert changed == {"w2", "w3"}
+
+
+@pytest.mark.parametrize(("budget", "steps"), [({"epochs": 2}, 18), ({"samples": 300}, 3), ({"epochs": 0.001}, 1)])
+def test_budgets_are_steps(budget: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    original = classifier()
+    outcome = trained(damaged(original), original, tmp_path, budget=TrainingBudget(**budget))
+    details = told(outcome)
+    assert details.samples + details.kept_apart == len(ROWS)
+    assert details.steps == steps
+    assert details.batch == 128
+
+
+def test_a_rate_that_harms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton_cli.train.distill.RATES", (10.0, 1e-2))
+    original = classifier()
+    details = told(trained(damaged(original, 0.1), original, tmp_path))
+    assert details.rates_too_high == (10.0,)
+    assert details.learning_rate == 1e-2
+
+
+def refused(code: str, model: ir.Model, context: Context, **options: Any) -> LeptonError:
+    with pytest.raises(LeptonError) as caught:
+        distill(model, Distill(**options), context)
+    assert caught.value.code == code
+    return caught.value
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = classifier()
+    bare = context(Arrays({"x": ROWS[:8]}), tmp_path, original=original)
+    assert "labels are not needed" in (refused("data.training-missing", original, bare).hint or "")
+    refused("data.holdout", original, around(original, tmp_path, holdout="0 %"))
+    refused("train.nothing", original, around(original, tmp_path), exclude=("*",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = refused("environment.missing-extra", original, around(original, tmp_path))
+    assert "lepton-cli[train]" in (error.hint or "")
+    assert "whl/cpu" in (error.hint or "")
+
+
+def test_a_decision_in_between_lets_no_gradient_through(tmp_path: Path) -> None:
+    graph = Graph()
+    y = graph.op("ArgMax", graph.linear(graph.take("x", ["b", 8]), 8, 5), axis=1)
+    model = graph.model(graph.op("Cast", y, to=TensorProto.FLOAT))
+    refused("train.no-gradient", model, around(model, tmp_path))
+
+
+def test_a_teacher_with_other_outputs_is_refused(tmp_path: Path) -> None:
+    graph = Graph()
+    other = graph.model(graph.linear(graph.op("Relu", graph.linear(graph.take("x", ["b", 8]), 8, 24)), 24, 7))
+    other.graph.outputs[0].name = classifier().graph.outputs[0].name
+    refused("train.teacher", classifier(), around(other, tmp_path))
+
+
+def test_a_loss_that_is_no_number_from_the_start(tmp_path: Path) -> None:
+    original = classifier()
+    made = around(original, tmp_path)
+    error = refused("train.diverged", damaged(original), made, learning_rate=1e30)
+    assert "learning_rate" in (error.hint or "")
+
+
+def test_a_plan_trains_nothing(tmp_path: Path) -> None:
+    original = classifier()
+    outcome = distill(original, Distill(), dataclasses.replace(around(original, tmp_path), dry=True))
+    assert outcome.model is original
+    assert "samples" in outcome.summary
+
+
+@pytest.mark.parametrize("values", [{"epochs": 1, "samples": 3}, {}, {"epochs": 0}, {"time": "0 s"}, {"samples": 0}])
+def test_a_budget_is_one_number_above_zero(values: dict[str, Any]) -> None:
+    with pytest.raises(LeptonError):
+        TrainingBudget(**values)
+
+
+@pytest.mark.parametrize("values", [{"learning_rate": 0}, {"learning_rate": -1}, {"batch": 0}, {"precision": "int8"}])
+def test_options_are_checked(values: dict[str, Any]) -> None:
+    with pytest.raises(LeptonError):
+        Distill(**values)
