@@ -17,7 +17,8 @@ class TrainingDetails(Details):
     """How a model was trained, and what came of it.
 
     `proof`: largest difference between torch and onnxruntime before training, as a share of the largest output.
-    `agreement`: share of the samples kept apart with the teacher's answer, before and after, where there are classes.
+    `piece`: samples that the network takes at once; 0: any number. `agreement`: share of the samples kept apart with
+    the teacher's answer, before and after, where there are classes.
     """
 
     parameters: int = 0
@@ -25,6 +26,7 @@ class TrainingDetails(Details):
     kept_apart: int = 0
     steps: int = 0
     batch: int = 0
+    piece: int = 0
     learning_rate: float = 0.0
     rates_too_high: tuple[float, ...] = ()
     precision: str = ""

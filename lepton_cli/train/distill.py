@@ -74,15 +74,15 @@ class Teacher:
     @property
     def said(self) -> dict[str, str]:
         """The kind of loss by output."""
-        return {name: kind.__name__ for name, kind in self._kinds.items()}
+        return {name: said for name, (said, _) in self._kinds.items()}
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its outputs."""
         return self._network.run(feeds, self.outputs)
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
         """The sum over the outputs."""
-        return torch.stack([kind(found[name], answers[name]) for name, kind in self._kinds.items()]).sum()
+        return torch.stack([loss(found[name], answers[name]) for name, (_, loss) in self._kinds.items()]).sum()
 
 
 def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples, holdout: Dataset) -> Outcome:
@@ -97,11 +97,11 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     first = samples.batch(0, 8)
     teacher = Teacher(context.original, network, first)
     _reaches(network, teacher, first)
-    size = _batch(model, options, samples, holdout)
-    kept = list(activations.batches(model, holdout, size=min(size, 250), limit=JUDGED))
+    size, piece = _batch(model, options, samples), _piece(network, teacher, holdout, first)
+    kept = list(activations.batches(model, holdout, size=piece or min(size, 250), limit=JUDGED))
     if not kept:
         raise DataError("data.too-few", "no samples can be kept apart to judge by", hint="give more training samples")
-    lesson, seconds = _lesson(network, teacher, samples, kept, options, size)
+    lesson, seconds = _lesson(network, teacher, samples, kept, options, size, piece)
     steps = _steps(options, samples.count, size, seconds)
     start = network.state()
     rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
@@ -126,6 +126,7 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         kept_apart=sum(batch.count for batch in kept),
         steps=steps,
         batch=size,
+        piece=piece or 0,
         learning_rate=speed,
         rates_too_high=rates[: rates.index(speed)],
         precision="bfloat16" if lesson.narrow else "float32",
@@ -163,7 +164,7 @@ def _outcome(
 def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
     """Raises StepError where no gradient comes to the weights."""
     feeds = proof.tensors(batch.feeds)
-    loss = teacher.loss(network.run(feeds, teacher.outputs), teacher.answers(batch, feeds))
+    loss = teacher.loss(network.run(feeds, teacher.outputs), teacher.answers(feeds))
     if loss.requires_grad:
         loss.backward()
     if all(one.grad is None for one in network.parameters.values()):
@@ -175,11 +176,30 @@ def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
     network.forget()
 
 
-def _batch(model: ir.Model, options: Distill, samples: TrainingSamples, holdout: Dataset) -> int:
+def _piece(network: Network, teacher: Teacher, holdout: Dataset, batch: Batch) -> int | None:
+    """How many samples go in at once; `None`: any number.
+
+    A graph whose batch was frozen to 1 may fail with more, or lay one sample over another without failing: what comes
+    out of several has to be what comes out of each alone.
+    """
+    if holdout.fixed_batch is not None or batch.count < 2:
+        return holdout.fixed_batch
+    alone = [proof.tensors(batch.rows(np.array([row]))) for row in range(2)]
+    with torch.no_grad():
+        single = [network.run(feeds, teacher.outputs) for feeds in alone]
+        try:
+            both = network.run(proof.tensors(batch.rows(np.arange(2))), teacher.outputs)
+        except StepError:
+            return 1
+    for name, found in both.items():
+        expected = torch.cat([one[name] for one in single]) if single[0][name].dim() else found
+        if not proof.distance(expected.cpu().numpy(), found.cpu().numpy()) <= proof.SAME_INSIDE:
+            return 1
+    return None
+
+
+def _batch(model: ir.Model, options: Distill, samples: TrainingSamples) -> int:
     """As asked, else as many as the memory for one step allows."""
-    fixed = holdout.fixed_batch
-    if fixed is not None:
-        return fixed
     if isinstance(options.batch, int):
         return min(options.batch, samples.count)
     shapes = settle(model, default_feeds(model))[0]
@@ -189,20 +209,26 @@ def _batch(model: ir.Model, options: Distill, samples: TrainingSamples, holdout:
 
 
 def _lesson(
-    network: Network, teacher: Teacher, samples: TrainingSamples, kept: Sequence[Batch], options: Distill, size: int
+    network: Network,
+    teacher: Teacher,
+    samples: TrainingSamples,
+    kept: Sequence[Batch],
+    options: Distill,
+    size: int,
+    piece: int | None,
 ) -> tuple[Lesson, float]:
     """In the faster precision, unless one is asked for; and the seconds of one step in it."""
     start, found = network.state(), {}
     kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[options.precision]
     for narrow in kinds:
-        lesson = Lesson(teacher, samples, kept if len(kinds) == 1 else (), narrow)
+        lesson = Lesson(teacher, samples, kept if len(kinds) == 1 else (), piece=piece, narrow=narrow)
         trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))
         took = [_seconds(partial(trainer.step, number, 0.0)) for number in range(TIMED + 1)]
         found[narrow] = (min(took[1:]), lesson)
     network.load(start)
     narrow = len(found) > 1 and found[True][0] * FASTER < found[False][0]
     seconds, lesson = found[narrow] if len(found) > 1 else found[kinds[0]]
-    return (lesson if len(kinds) == 1 else Lesson(teacher, samples, kept, narrow)), seconds
+    return (lesson if len(kinds) == 1 else Lesson(teacher, samples, kept, piece=piece, narrow=narrow)), seconds
 
 
 def _seconds(work: partial[float]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lepton_cli.data.dataset import Batch
 from lepton_cli.errors import StepError
 from lepton_cli.progress import Stage
+from lepton_cli.runtime import Values
 from lepton_cli.train.network import Network
 from lepton_cli.train.proof import tensors
 
@@ -25,7 +26,7 @@ CLIP = 5.0
 #: How often the state is judged.
 MARKS = 8
 #: Where the first mark is so many times worse than no training, the rate is too high: noise alone does not do that.
-HARM = 2.0
+HARM = 1.5
 #: Least size of a channel's weights as a share of the tensor's, and that of a tensor that begins at zero.
 _LEAST, _ZERO = 0.1, 1e-2
 
@@ -36,7 +37,7 @@ class Task(Protocol):
     #: Outputs, or inner values, of the network that count.
     outputs: tuple[str, ...]
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the outputs should be, by name; no gradient."""
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
@@ -81,18 +82,31 @@ class Trained:
 
 
 class Lesson:
-    """Samples with what should come out of them; that of the samples kept apart is found once."""
+    """Samples with what should come out of them; that of the samples kept apart is found once.
 
-    def __init__(self, objective: Task, samples: Samples, kept: Sequence[Batch], narrow: bool) -> None:
-        self.objective, self.narrow = objective, narrow
-        self._samples = samples
-        self._kept = [(batch, feeds := self._feeds(batch), self._answers(batch, feeds)) for batch in kept]
+    `piece`: how many samples the network takes at once, where it does not take any number; the gradients of a batch's
+    pieces add up. `narrow`: computed in bfloat16, but for losses and weights.
+    """
+
+    def __init__(
+        self, task: Task, samples: Samples, kept: Sequence[Batch], *, piece: int | None = None, narrow: bool = False
+    ) -> None:
+        self.task, self.narrow = task, narrow
+        self._samples, self._piece = samples, piece
+        self._kept = [(batch, feeds := self._feeds(batch.feeds), self._answers(feeds)) for batch in kept]
 
     def loss(self, network: Network, step: int, size: int) -> Tensor:
         """Of batch number `step`, with its gradients."""
         batch = self._samples.batch(step, size)
-        feeds = self._feeds(batch)
-        return self._loss(network, feeds, self._answers(batch, feeds))
+        if self._piece is None or self._piece >= size:
+            return self._of(network, batch.feeds)
+        starts = range(0, size - self._piece + 1, self._piece)
+        parts = [self._of(network, batch.rows(np.arange(start, start + self._piece))) for start in starts]
+        return torch.stack(parts).mean()
+
+    def _of(self, network: Network, arrays: Values) -> Tensor:
+        feeds = self._feeds(arrays)
+        return self._loss(network, feeds, self._answers(feeds))
 
     def judge(self, network: Network) -> float:
         """The mean loss on the samples kept apart."""
@@ -104,19 +118,19 @@ class Lesson:
 
     def _loss(self, network: Network, feeds: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
-            found = network.run(feeds, self.objective.outputs)
-        return self.objective.loss({name: one.float() for name, one in found.items()}, answers)
+            found = network.run(feeds, self.task.outputs)
+        return self.task.loss({name: one.float() for name, one in found.items()}, answers)
 
-    def _answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
-            found = self.objective.answers(batch, feeds)
+            found = self.task.answers(feeds)
         return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
 
-    def _feeds(self, batch: Batch) -> dict[str, Tensor]:
+    def _feeds(self, arrays: Values) -> dict[str, Tensor]:
         """Pictures with the channels last in memory, as torch's convolutions are fastest."""
         return {
             name: one.contiguous(memory_format=torch.channels_last) if one.dim() == 4 else one
-            for name, one in tensors(batch.feeds).items()
+            for name, one in tensors(arrays).items()
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,9 +31,8 @@ def distil_shares(found: Tensor, teacher: Tensor) -> Tensor:
     return distil(found.clamp_min(_LEAST).log(), teacher.clamp_min(_LEAST).log())
 
 
-def relative(found: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error as a share of the teacher's variance in the batch; 1 is as bad as its mean."""
-    spread = (teacher - teacher.mean()).square().mean().clamp_min(1e-12)
+def relative(found: Tensor, teacher: Tensor, spread: float = 1.0) -> Tensor:
+    """Mean squared error over `spread`, the variance of answers: 1 is as bad as always giving their mean."""
     return (found - teacher).square().mean() / spread
 
 
@@ -41,10 +41,12 @@ def cross_entropy(found: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(found, labels)
 
 
-def kind(teacher: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """How answers like these are compared: `[samples, classes]` as classes, everything else by its numbers."""
+def kind(teacher: Tensor) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """How answers like these are compared, and what that is called: `[samples, classes]` as classes, others by numbers."""
     if teacher.dim() != 2 or teacher.shape[1] < 2:
-        return relative
+        spread = float((teacher - teacher.mean()).square().mean())
+        return "relative", partial(relative, spread=spread or 1.0)
     sums = teacher.sum(dim=1)
-    shares = bool((teacher >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-    return distil_shares if shares else distil
+    if bool((teacher >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3)):
+        return "distil_shares", distil_shares
+    return "distil", distil

@@ -146,6 +146,25 @@ def test_a_rate_that_harms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert details.learning_rate == 1e-2
 
 
+@pytest.mark.parametrize("shape", [[-1, 24], [1, -1, 24]])
+def test_samples_that_a_graph_would_mix_go_in_alone(shape: list[int], tmp_path: Path) -> None:
+    """A softmax over all rows of what was meant to be one sample: more at once give other numbers, and no error."""
+    graph = Graph()
+    y = graph.op("Relu", graph.linear(graph.take("x", ["b", 8]), 8, 24))
+    y = graph.op("Reshape", y, graph.constant(np.array([1, -1, 24], np.int64)))
+    y = graph.op("Softmax", y, axis=1) if len(shape) == 3 else y
+    y = graph.op("Reshape", y, graph.constant(np.array([-1, 24], np.int64)))
+    original = graph.model(graph.linear(y, 24, 5))
+    outcome = trained(damaged(original), original, tmp_path, budget=TrainingBudget(epochs=2))
+    fresh = np.random.default_rng(9).normal(size=(40, 8)).astype(np.float32)
+    distances = [
+        np.mean([np.square(answers(one, row[None]) - answers(original, row[None])).mean() for row in fresh])
+        for one in (damaged(original), outcome.model)
+    ]
+    assert distances[1] < distances[0]
+    assert told(outcome).piece == (1 if len(shape) == 3 else 0)
+
+
 def refused(code: str, model: ir.Model, context: Context, **options: Any) -> LeptonError:
     with pytest.raises(LeptonError) as caught:
         distill(model, Distill(**options), context)

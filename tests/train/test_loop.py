@@ -37,7 +37,7 @@ class Product:
 
     outputs: tuple[str, ...] = ("t0",)
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"t0": feeds["x"] @ torch.from_numpy(TRUE)}
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
@@ -51,7 +51,7 @@ def network(weight: np.ndarray | None = None) -> Network:
 
 
 def lesson(broken: int | None = None) -> Lesson:
-    return Lesson(Product(), Rows(broken), [Rows().batch(1000, 40), Rows().batch(1001, 8)], narrow=False)
+    return Lesson(Product(), Rows(broken), [Rows().batch(1000, 40), Rows().batch(1001, 8)])
 
 
 def settings(steps: int = 300, speed: float = 0.05) -> Settings:
@@ -144,6 +144,18 @@ def test_a_rate_that_harms_is_given_up_after_the_first_mark() -> None:
     kept = Trainer(network(near), lesson(), settings(80, speed=1e-4)).run(Silent().stage("train"), harm=2.0)
     assert kept is not None
     assert Trainer(network(near), lesson(), settings(80, speed=0.3)).run(Silent().stage("train")) is not None
+
+
+def test_pieces_add_up_to_their_batch() -> None:
+    whole, pieces = lesson(), Lesson(Product(), Rows(), [], piece=4)
+    slopes = []
+    for one in (whole, pieces):
+        given = network(TRUE + np.float32(1))
+        loss = one.loss(given, 3, 32)
+        loss.backward()
+        slopes.append((float(loss.detach()), given.parameters["w0"].grad.numpy()))  # type: ignore[union-attr]
+    assert slopes[0][0] == pytest.approx(slopes[1][0], rel=1e-5)
+    np.testing.assert_allclose(slopes[0][1], slopes[1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_marks_are_ordered_by_loss() -> None:
