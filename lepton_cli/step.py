@@ -121,6 +121,8 @@ class Context:
     threads: int
     seed: int
     progress: Progress
+    #: Where relative paths of options begin: the recipe's folder.
+    base: Path
     #: Scratch folder of this run; removed at its end.
     workdir: Path
     #: Results worth keeping between runs: ranges, rankings, measured times.

@@ -220,6 +220,7 @@ def context(job: Job, scratch: Path, progress: Progress, cache: Cache | None = N
         calibration=job.calibration,
         evaluation=job.evaluation,
         training=job.training,
+        base=job.recipe.base,
         check=job.check,
         original=job.loaded.model,
         score=scorer(job, scratch),

@@ -21,6 +21,7 @@ class TrainingDetails(Details):
     the teacher's answer, before and after, where there are classes.
     """
 
+    teacher: str = ""
     parameters: int = 0
     samples: int = 0
     kept_apart: int = 0

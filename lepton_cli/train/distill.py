@@ -95,7 +95,8 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
     difference = proof.prove(network, context.check, context.workdir, context.threads)
     first = samples.batch(0, 8)
-    teacher = Teacher(context.original, network, first)
+    original = context.original if options.teacher is None else io.load(context.base / options.teacher).model
+    teacher = Teacher(original, network, first)
     _reaches(network, teacher, first)
     size, piece = _batch(model, options, samples), _piece(network, teacher, holdout, first)
     kept = list(activations.batches(model, holdout, size=piece or min(size, 250), limit=JUDGED))
@@ -121,6 +122,7 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     made = network.written()
     proof.prove(network, context.check, context.workdir, context.threads)
     details = TrainingDetails(
+        teacher=options.teacher or "the original",
         parameters=sum(one.numel() for one in network.parameters.values()),
         samples=samples.count,
         kept_apart=sum(batch.count for batch in kept),
@@ -135,8 +137,8 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         kept_step=trained.best.step if options.keep == "best" else steps,
         samples_per_second=round(steps * size / max(took, 1e-9), 1),
         proof=difference,
-        agreement_before=_agreement(context.original, model, kept, context),
-        agreement_after=_agreement(context.original, made, kept, context),
+        agreement_before=_agreement(original, model, kept, context),
+        agreement_after=_agreement(original, made, kept, context),
     )
     return _outcome(model, made, network, trained, options, details)
 

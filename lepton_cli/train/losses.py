@@ -42,7 +42,7 @@ def cross_entropy(found: Tensor, labels: Tensor) -> Tensor:
 
 
 def kind(teacher: Tensor) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
-    """How answers like these are compared, and what that is called: `[samples, classes]` as classes, others by numbers."""
+    """How answers like these are compared, and its name: `[samples, classes]` as classes, all others by numbers."""
     if teacher.dim() != 2 or teacher.shape[1] < 2:
         spread = float((teacher - teacher.mean()).square().mean())
         return "relative", partial(relative, spread=spread or 1.0)

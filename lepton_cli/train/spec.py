@@ -35,6 +35,9 @@ class Distill(Options):
 
     step: Literal["distill"] = "distill"
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
+    teacher: str | None = Field(
+        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
         description="Share of a channel's weights that a step changes at most; auto: 0.01, less where that harms",

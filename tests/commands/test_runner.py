@@ -30,7 +30,7 @@ def _context(tmp_path: Path) -> Context:
     model = io.load(tmp_path / "model.onnx").model
     check = synthetic(io.inputs(model), seed=0, samples=8, batch=4)
     return Context(
-        calibration=None, evaluation=None, training=None, check=check, original=model, score=None,
+        calibration=None, evaluation=None, training=None, base=Path(), check=check, original=model, score=None,
         provider="cpu", batch=1, threads=1, seed=0, progress=Silent(), workdir=tmp_path, cache=Cache(None),
     )  # fmt: skip
 

@@ -258,7 +258,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 def _context(loaded: io.LoadedModel, folder: Path) -> Context:
     check = synthetic(io.inputs(loaded.model), seed=0, samples=4, batch=2)
     return Context(
-        calibration=check, evaluation=None, training=None, check=check, original=loaded.model, score=None, provider="cpu", batch=1, threads=1,
+        calibration=check, evaluation=None, training=None, base=Path(), check=check, original=loaded.model, score=None, provider="cpu", batch=1, threads=1,
         seed=0, progress=Silent(), workdir=folder, cache=Cache(None),
     )  # fmt: skip
 

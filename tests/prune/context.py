@@ -32,7 +32,7 @@ def context(
     shown = check or data
     assert shown is not None
     return Context(
-        calibration=data, evaluation=None, training=None, check=shown, original=model, score=None,
+        calibration=data, evaluation=None, training=None, base=Path(), check=shown, original=model, score=None,
         provider="cpu", batch=1, threads=1, seed=0, progress=Silent(), workdir=folder, cache=Cache(cache), dry=dry,
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ def context(data: Dataset | None, workdir: Path, cache: Path | None = None, **op
     defaults: dict[str, Any] = {
         "evaluation": None,
         "training": None,
+        "base": workdir,
         "check": data,
         "original": None,
         "score": None,

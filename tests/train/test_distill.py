@@ -87,6 +87,18 @@ def test_a_damaged_network_answers_like_its_original_again(tmp_path: Path) -> No
     assert [node.op_type for node in outcome.model.graph] == [node.op_type for node in broken.graph]
 
 
+def test_a_teacher_may_be_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    original = classifier()
+    broken = damaged(original)
+    (tmp_path / "teacher.onnx").write_bytes(io.to_bytes(original))
+    outcome = trained(broken, broken, tmp_path, teacher="teacher.onnx")
+    assert told(outcome).teacher == "teacher.onnx"
+    rows = ROWS[:100]
+    before, after = (np.square(answers(one, rows) - answers(original, rows)).mean() for one in (broken, outcome.model))
+    assert after < 0.3 * before
+    refused("model.missing", broken, around(broken, tmp_path), teacher="nowhere.onnx")
+
+
 def test_the_original_itself_is_kept_as_it_was(tmp_path: Path) -> None:
     original = classifier()
     outcome = trained(original, original, tmp_path, budget=TrainingBudget(epochs=1))
