@@ -6,8 +6,8 @@
 `distill`: a pruned CIFAR-10 network learns its original's answers from unlabelled images, flipped and cropped; top-1 on
 test images that it never sees, and CPU minutes of one thread, the search for the rate included.
 
-`executor`, for every model: the largest difference of an output as a share of its largest value, on made-up samples; the share of
-its float constants that train, and of those the share that a gradient of the squared outputs reaches.
+`executor`, for every model: the largest difference of an output as a share of its largest value, on made-up samples;
+the share of its float constants that train, and of those the share that a gradient of the squared outputs reaches.
 """
 
 from __future__ import annotations
