@@ -84,6 +84,10 @@ class Trail:
         done again.
         """
         left_out = [index for index in changed if records[index].step in CHOOSING]
+        # Training heals what pruning took: it takes long, and a model that lost nothing has no need of it.
+        left_out += [
+            index for index in changed if left_out and index > left_out[0] and STEPS[records[index].step].options.trains
+        ]
         if not self._job.spec.evaluate.latency:  # nothing could be said of its speed
             return None
         if not left_out or not any(records[i].step in COMPUTING for i in changed if i > left_out[0]):

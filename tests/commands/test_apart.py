@@ -149,6 +149,23 @@ def test_pruning_alone_is_compared_with_nothing(job: Job, context: Context) -> N
     assert [one.name for one in kept(job, context, 0, 1).parts(records(1, 1, 1, 0))] == NAMES[:2]
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_heals_pruning_is_not_trained_again_without_it(
+    trains: bool, job: Job, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run_step = runner.run_step
+
+    def noted(current: Any, options: Any, *rest: Any) -> Any:
+        ran.append(options.step)
+        return run_step(current, options, *rest)
+
+    monkeypatch.setattr(lepton.Fuse, "trains", trains)
+    monkeypatch.setattr(runner, "run_step", noted)
+    assert kept(job, context, 0, 1, 2).parts(records(1, 1, 1, 1))[-1].name == NAMES[2]
+    assert ran == (["quantize.static"] if trains else ["fuse", "quantize.static"])
+
+
 def test_without_a_clean_up_it_begins_with_the_original(job: Job, context: Context) -> None:
     found = kept(job, context, 1).parts(records(0, 1, 0, 1))
     assert [(one.name, one.steps) for one in found] == [(NAMES[1], (1,)), (NAMES[2], (3,))]
