@@ -86,7 +86,7 @@ def distil(options: argparse.Namespace) -> None:
             }
         },
         "steps": [{"step": "distill", "teacher": str(options.teacher.resolve()), "budget": {"epochs": options.epochs}}],
-        "evaluate": {"accuracy": False, "latency": {"threads": 1, "time": "100 ms"}, "memory": False},
+        "evaluate": {"accuracy": [], "latency": {"threads": 1, "time": "100 ms"}, "memory": False},
     }
     begun = time.process_time()
     made = lepton.compress(options.student, recipe)
