@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from lepton_cli.graph.select import select
 from lepton_cli.graph.settle import settle
 from lepton_cli.model import io
 from lepton_cli.probe import activations
-from lepton_cli.runtime import Session
+from lepton_cli.runtime import Session, Values
 from lepton_cli.step import Context, Decision, Outcome
 from lepton_cli.train import losses, proof
 from lepton_cli.train.details import TrainingDetails, TrainingMark
@@ -32,6 +33,8 @@ from lepton_cli.train.spec import Distill
 BATCH, MOST_BYTES = 128, 2 << 30
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
 RATES = (1e-2, 3e-3, 1e-3)
+#: Samples that the kinds of losses are read from; a fixed batch of more is taken whole.
+FIRST = 8
 #: Samples kept apart that are judged; more tell little more, and cost at every mark.
 JUDGED = 1000
 #: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
@@ -50,13 +53,14 @@ class TrainingSamples(Protocol):
 class Teacher:
     """What the original answers, in torch; the kind of every loss follows from its first answers."""
 
-    def __init__(self, model: ir.Model, student: Network, first: Batch) -> None:
+    def __init__(self, model: ir.Model, student: Network, first: Sequence[Values]) -> None:
+        """`first`: feeds that both can take."""
         self._network = Network(model, ())
         with torch.no_grad():
-            found = self._network.run(proof.tensors(first.feeds))
-            mine = student.run(proof.tensors(first.feeds))
+            given = [self._network.run(proof.tensors(feeds)) for feeds in first]
+            mine = student.run(proof.tensors(first[0]))
         self._kinds = {}
-        for name, one in found.items():
+        for name, one in given[0].items():
             if not one.is_floating_point():
                 continue
             if name not in mine or mine[name].shape != one.shape:
@@ -66,7 +70,8 @@ class Teacher:
                     f"the teacher's output `{name}` is {list(one.shape)}, the model's {shape}",
                     hint="give a `teacher` with the same outputs",
                 )
-            self._kinds[name] = losses.kind(one)
+            same = all(found[name].shape[1:] == one.shape[1:] for found in given) and one.dim() > 0
+            self._kinds[name] = losses.kind(torch.cat([found[name] for found in given]) if same else one)
         if not self._kinds:
             raise ModelError("train.teacher", "no output of the model is a float: there is nothing to learn from")
         self.outputs = tuple(self._kinds)
@@ -87,18 +92,24 @@ class Teacher:
 
 def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples, holdout: Dataset) -> Outcome:
     """The model with trained weights, or as it was where nothing better was found on `holdout`."""
-    torch.set_num_threads(context.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    with _settings(context.threads):
+        return _distilled(model, options, context, samples, holdout)
+
+
+def _distilled(
+    model: ir.Model, options: Distill, context: Context, samples: TrainingSamples, holdout: Dataset
+) -> Outcome:
     allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     network = Network(model, allowed)
     if not network.parameters:
         raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
     difference = proof.prove(network, context.check, context.workdir, context.threads)
-    first = samples.batch(0, 8)
+    piece = _piece(network, holdout, samples)
+    first = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
     original = context.original if options.teacher is None else io.load(context.base / options.teacher).model
     teacher = Teacher(original, network, first)
-    _reaches(network, teacher, first)
-    size, piece = _batch(model, options, samples), _piece(network, teacher, holdout, first)
+    _reaches(network, teacher, first[0])
+    size = _batch(model, options, samples, piece or 1)
     kept = list(activations.batches(model, holdout, size=piece or min(size, 250), limit=JUDGED))
     if not kept:
         raise DataError("data.too-few", "no samples can be kept apart to judge by", hint="give more training samples")
@@ -163,9 +174,9 @@ def _outcome(
     return Outcome(made, len(decisions), decisions, summary, details)
 
 
-def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
+def _reaches(network: Network, teacher: Teacher, first: Values) -> None:
     """Raises StepError where no gradient comes to the weights."""
-    feeds = proof.tensors(batch.feeds)
+    feeds = proof.tensors(first)
     loss = teacher.loss(network.run(feeds, teacher.outputs), teacher.answers(feeds))
     if loss.requires_grad:
         loss.backward()
@@ -178,36 +189,60 @@ def _reaches(network: Network, teacher: Teacher, batch: Batch) -> None:
     network.forget()
 
 
-def _piece(network: Network, teacher: Teacher, holdout: Dataset, batch: Batch) -> int | None:
+def _piece(network: Network, holdout: Dataset, samples: TrainingSamples) -> int | None:
     """How many samples go in at once; `None`: any number.
 
     A graph whose batch was frozen to 1 may fail with more, or lay one sample over another without failing: what comes
     out of several has to be what comes out of each alone.
     """
+    batch = samples.batch(0, 2)
     if holdout.fixed_batch is not None or batch.count < 2:
         return holdout.fixed_batch
-    alone = [proof.tensors(batch.rows(np.array([row]))) for row in range(2)]
     with torch.no_grad():
-        single = [network.run(feeds, teacher.outputs) for feeds in alone]
+        single = [network.run(proof.tensors(feeds)) for feeds in _pieces(batch, 1)]
         try:
-            both = network.run(proof.tensors(batch.rows(np.arange(2))), teacher.outputs)
+            both = network.run(proof.tensors(batch.feeds))
         except StepError:
             return 1
     for name, found in both.items():
-        expected = torch.cat([one[name] for one in single]) if single[0][name].dim() else found
-        if not proof.distance(expected.cpu().numpy(), found.cpu().numpy()) <= proof.SAME_INSIDE:
+        if not found.is_floating_point() or not single[0][name].dim():
+            continue
+        expected = torch.cat([one[name] for one in single]).cpu().numpy()
+        if not proof.distance(expected, found.cpu().numpy()) <= proof.SAME_INSIDE:
             return 1
     return None
 
 
-def _batch(model: ir.Model, options: Distill, samples: TrainingSamples) -> int:
-    """As asked, else as many as the memory for one step allows."""
+def _pieces(batch: Batch, piece: int | None) -> list[Values]:
+    """The feeds of as many samples at once as the network takes."""
+    if piece is None:
+        return [batch.feeds]
+    return [batch.rows(np.arange(start, start + piece)) for start in range(0, batch.count - piece + 1, piece)]
+
+
+@contextlib.contextmanager
+def _settings(threads: int) -> Iterator[None]:
+    """torch's switches are of the process, which may not be ours."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def _batch(model: ir.Model, options: Distill, samples: TrainingSamples, piece: int) -> int:
+    """As asked, else as many as the memory for one step allows; in whole pieces."""
     if isinstance(options.batch, int):
-        return min(options.batch, samples.count)
-    shapes = settle(model, default_feeds(model))[0]
-    values = {value.name for node in model.graph for value in node.outputs}
-    one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values)
-    return max(1, min(BATCH, samples.count, MOST_BYTES // max(one, 1)))
+        most = options.batch
+    else:
+        shapes = settle(model, default_feeds(model))[0]
+        values = {value.name for node in model.graph for value in node.outputs}
+        one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values) // piece
+        most = min(BATCH, MOST_BYTES // max(one, 1))
+    return max(piece, min(most, samples.count) // piece * piece)
 
 
 def _lesson(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto
 
 from lepton_cli.data.memory import Arrays
@@ -175,6 +176,50 @@ def test_samples_that_a_graph_would_mix_go_in_alone(shape: list[int], tmp_path: 
     ]
     assert distances[1] < distances[0]
     assert told(outcome).piece == (1 if len(shape) == 3 else 0)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_trains_piece_by_piece(batch: int, tmp_path: Path) -> None:
+    graph = Graph()
+    y = graph.op("Relu", graph.linear(graph.take("x", [batch, 8]), 8, 24))
+    y = graph.op("Reshape", y, graph.constant(np.array([batch, 24], np.int64)))
+    original = graph.model(graph.linear(y, 24, 5))
+    data = Arrays({"x": ROWS[:8]}).of(io.inputs(original), "check")
+    made = context(data, tmp_path, original=original)
+    made = dataclasses.replace(made, training=given(original, tmp_path))
+    broken = damaged(original)
+    outcome = distill(broken, Distill(budget=TrainingBudget(samples=2560)), made)
+    details = told(outcome)
+    assert details.piece == batch
+    assert details.steps * details.batch == 2560
+    assert details.marks[details.kept_step * 8 // details.steps].loss < details.marks[0].loss
+    fresh = np.random.default_rng(9).normal(size=(40, batch, 8)).astype(np.float32)
+    before, after = (
+        np.mean([np.square(answers(one, rows) - answers(original, rows)).mean() for rows in fresh])
+        for one in (broken, outcome.model)
+    )
+    assert after < before
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(3, 4), (9, 8), ("auto", 128)])
+def test_a_batch_is_of_whole_pieces(asked: Any, taken: int, tmp_path: Path) -> None:
+    graph = Graph()
+    original = graph.model(graph.linear(graph.take("x", [4, 8]), 8, 5))
+    made = context(Arrays({"x": ROWS[:8]}).of(io.inputs(original), "check"), tmp_path, original=original)
+    made = dataclasses.replace(made, training=given(original, tmp_path))
+    outcome = distill(damaged(original), Distill(budget=TrainingBudget(samples=20), batch=asked), made)
+    assert told(outcome).batch == taken
+
+
+def test_the_settings_of_torch_are_left_as_they_were(tmp_path: Path) -> None:
+    original = classifier()
+    torch.set_num_threads(2)
+    try:
+        trained(original, original, tmp_path, budget=TrainingBudget(epochs=1))
+        assert torch.get_num_threads() == 2
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(1)
 
 
 def refused(code: str, model: ir.Model, context: Context, **options: Any) -> LeptonError:
