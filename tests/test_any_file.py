@@ -183,7 +183,8 @@ def plain() -> Callable[[str], ir.Model]:
 
 
 def test_every_step_is_tried() -> None:
-    assert list(CHOSEN) == list(STEPS)
+    """Those that train need data in a file."""
+    assert list(CHOSEN) == [name for name, step in STEPS.items() if not step.options.trains]
 
 
 @pytest.mark.parametrize("step", CHOSEN)

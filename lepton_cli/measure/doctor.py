@@ -27,6 +27,7 @@ _EXTRAS = {
     "images": ("pillow", "image folders"),
     "tables": ("pyarrow", "parquet tables"),
     "tune": ("optuna", "lepton tune"),
+    "train": ("torch", "steps that train, such as `distill`"),
     "tools": ("onnxruntime-tools", "`engine: onnxruntime-tools` of the step `fuse`"),
 }
 _DISK = 5 * 10**9
