@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class Batch:
             axis = self._axis(name)
             found[name] = array if axis is None or array.shape[axis] != have else array.take(rows, axis)
         return found
+
+    def part(self, rows: NDArray[np.intp]) -> Self:
+        """The samples at these positions, with their labels."""
+        labels = {name: array[rows] for name, array in self.labels.items()}
+        return dataclasses.replace(self, feeds=self.rows(rows), labels=labels)
 
     def timed(self, count: int) -> dict[str, np.ndarray]:
         """The feeds with `count` samples; empty where the model takes one at a time and more are asked.

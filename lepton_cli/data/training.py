@@ -34,6 +34,12 @@ class TrainingBatch(Batch):
     #: `[n]`; `None` without `mixup`.
     share: NDArray[np.float32] | None = None
 
+    def part(self, rows: NDArray[np.intp]) -> TrainingBatch:
+        """The samples at these positions, with all that belongs to them."""
+        partners = {name: array[rows] for name, array in self.partners.items()}
+        share = None if self.share is None else self.share[rows]
+        return dataclasses.replace(super().part(rows), partners=partners, share=share)
+
 
 class TrainingData:
     """The samples to train with, without those held out.

@@ -28,6 +28,7 @@ class TrainingDetails(Details):
     steps: int = 0
     batch: int = 0
     piece: int = 0
+    device: str = ""
     learning_rate: float = 0.0
     rates_too_high: tuple[float, ...] = ()
     precision: str = ""

@@ -31,14 +31,17 @@ HARM = 1.5
 _LEAST, _ZERO = 0.1, 1e-2
 
 
+CPU = torch.device("cpu")
+
+
 class Task(Protocol):
     """What is learnt."""
 
     #: Outputs, or inner values, of the network that count.
     outputs: tuple[str, ...]
 
-    def answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the outputs should be, by name; no gradient."""
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss compares with for this batch, whose tensors are `feeds`; no gradient."""
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
         """How far they are from it, in float32: a mean over the samples."""
@@ -84,29 +87,36 @@ class Trained:
 class Lesson:
     """Samples with what should come out of them; that of the samples kept apart is found once.
 
-    `piece`: how many samples the network takes at once, where it does not take any number; the gradients of a batch's
-    pieces add up. `narrow`: computed in bfloat16, but for losses and weights.
+    `device`: that of the network. `piece`: how many samples the network takes at once, where it does not take any
+    number; the gradients of a batch's pieces add up. `narrow`: computed in bfloat16, but for losses and weights.
     """
 
     def __init__(
-        self, task: Task, samples: Samples, kept: Sequence[Batch], *, piece: int | None = None, narrow: bool = False
+        self,
+        task: Task,
+        samples: Samples,
+        kept: Sequence[Batch],
+        *,
+        device: torch.device = CPU,
+        piece: int | None = None,
+        narrow: bool = False,
     ) -> None:
         self.task, self.narrow = task, narrow
-        self._samples, self._piece = samples, piece
-        self._kept = [(batch, feeds := self._feeds(batch.feeds), self._answers(feeds)) for batch in kept]
+        self._samples, self._piece, self._device = samples, piece, device
+        self._kept = [(batch, feeds := self._feeds(batch.feeds), self._answers(batch, feeds)) for batch in kept]
 
     def loss(self, network: Network, step: int, size: int) -> Tensor:
         """Of batch number `step`, with its gradients."""
         batch = self._samples.batch(step, size)
         if self._piece is None or self._piece >= size:
-            return self._of(network, batch.feeds)
+            return self._of(network, batch)
         starts = range(0, size - self._piece + 1, self._piece)
-        parts = [self._of(network, batch.rows(np.arange(start, start + self._piece))) for start in starts]
+        parts = [self._of(network, batch.part(np.arange(start, start + self._piece))) for start in starts]
         return torch.stack(parts).mean()
 
-    def _of(self, network: Network, arrays: Values) -> Tensor:
-        feeds = self._feeds(arrays)
-        return self._loss(network, feeds, self._answers(feeds))
+    def _of(self, network: Network, batch: Batch) -> Tensor:
+        feeds = self._feeds(batch.feeds)
+        return self._loss(network, feeds, self._answers(batch, feeds))
 
     def judge(self, network: Network) -> float:
         """The mean loss on the samples kept apart."""
@@ -117,20 +127,20 @@ class Lesson:
         return total / sum(batch.count for batch, _, _ in self._kept)
 
     def _loss(self, network: Network, feeds: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.narrow):
             found = network.run(feeds, self.task.outputs)
         return self.task.loss({name: one.float() for name, one in found.items()}, answers)
 
-    def _answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
-            found = self.task.answers(feeds)
+    def _answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self.narrow):
+            found = self.task.answers(batch, feeds)
         return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
 
     def _feeds(self, arrays: Values) -> dict[str, Tensor]:
         """Pictures with the channels last in memory, as torch's convolutions are fastest."""
         return {
             name: one.contiguous(memory_format=torch.channels_last) if one.dim() == 4 else one
-            for name, one in tensors(arrays).items()
+            for name, one in tensors(arrays, self._device).items()
         }
 
 

@@ -20,7 +20,7 @@ from lepton_cli.graph.edit import captured
 from lepton_cli.model import io
 from lepton_cli.train import control, weights
 from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, call_of, tensor_of
-from lepton_cli.train.operators.table import OPERATORS
+from lepton_cli.train.operators.table import OPERATORS, READ_BY_PYTHON
 
 #: Tensors of a run, by the value of the graph that they are of.
 Known = dict[ir.Value, Tensor | None]
@@ -132,8 +132,8 @@ class Network:
         if tensor is None:
             return None
         made = _wide(tensor_of(tensor))
-        # Sizes, axes and places stay where Python reads them.
-        self._constants[value] = made.to(self.device) if made.is_floating_point() else made
+        here = made.is_floating_point() and not all(use.idx in _read(use.node) for use in value.uses())
+        self._constants[value] = made.to(self.device) if here else made
         return self._constants[value]
 
     def _plan(self, graph: ir.Graph, asked: Iterable[ir.Value]) -> list[_Use]:
@@ -164,6 +164,8 @@ class Network:
             given = [None if value is None else self._tensor(value, known) for value in use.node.inputs]
             while given and given[-1] is None:
                 given.pop()
+            if self.device.type != "cpu":
+                given = _together(use.node, given)
             try:
                 if use.function is None:
                     made = tuple(control.RUN[use.node.op_type](use.node, use.call, given, partial(self._body, known)))
@@ -182,6 +184,23 @@ class Network:
         inner = known | dict(zip(graph.inputs, inputs, strict=True))
         self._compute(self._bodies[graph], inner)
         return [self._tensor(value, inner) for value in graph.outputs]
+
+
+def _together(node: ir.Node, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Whole numbers, and what is made of them, begin where Python reads them: they join the floats that they meet."""
+    devices = {one.device for one in given if one is not None}
+    if len(devices) < 2:
+        return list(given)
+    (device,) = (one for one in devices if one.type != "cpu")
+    read = _read(node)
+    return [
+        one if one is None or place in read or one.device == device else one.to(device)
+        for place, one in enumerate(given)
+    ]
+
+
+def _read(node: ir.Node) -> tuple[int, ...]:
+    return READ_BY_PYTHON.get(node.op_type, ())
 
 
 def refused(node: ir.Node, why: str) -> StepError:

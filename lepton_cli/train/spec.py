@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,16 +28,12 @@ class TrainingBudget(Strict):
         return self
 
 
-class Distill(Options):
-    """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
+class TrainingOptions(Options):
+    """What the steps that train have in common."""
 
     trains: ClassVar[bool] = True
 
-    step: Literal["distill"] = "distill"
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
-    teacher: str | None = Field(
-        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
-    )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
         description="Share of a channel's weights that a step changes at most; auto: 0.01, less where that harms",
@@ -47,14 +43,26 @@ class Distill(Options):
         default="auto",
         description="What is computed in, but for losses and weights; auto: the faster of three steps each",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where it is computed; auto: a GPU where torch finds one"
+    )
     keep: Literal["best", "last"] = Field(
         default="best", description="Which state stays, by its loss on the samples kept apart; the untrained one counts"
     )
 
     @model_validator(mode="after")
-    def _above_zero(self) -> Distill:
+    def _above_zero(self) -> Self:
         for name in ("learning_rate", "batch"):
             value = getattr(self, name)
             if not isinstance(value, str) and value <= 0:
                 raise ValueError(f"{name} must be above 0")
         return self
+
+
+class Distill(TrainingOptions):
+    """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
+
+    step: Literal["distill"] = "distill"
+    teacher: str | None = Field(
+        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    )

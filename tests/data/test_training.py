@@ -301,3 +301,18 @@ def test_stored_samples_at_any_positions(tmp_path: Path, wanted: list[int]) -> N
     found = data.whole.stored(wanted)
     assert np.array_equal(found.inputs["x"], rows(40)[wanted])
     assert found.labels["labels"].tolist() == wanted
+
+
+def test_a_part_keeps_what_belongs_to_its_samples() -> None:
+    data = held(rows(20), labels={"labels": np.arange(20)}, augment=[{"mixup": 0.5}])
+    whole = data.batch(0, 6)
+    chosen = np.array([4, 1])
+    part = whole.part(chosen)
+    assert isinstance(part, TrainingBatch)
+    np.testing.assert_array_equal(part.feeds["x"], whole.feeds["x"][chosen])
+    for found, of in ((part.labels, whole.labels), (part.partners, whole.partners)):
+        np.testing.assert_array_equal(found["labels"], of["labels"][chosen])
+    assert part.share is not None
+    assert whole.share is not None
+    np.testing.assert_array_equal(part.share, whole.share[chosen])
+    assert part.count == 2

@@ -152,7 +152,7 @@ def test_budgets_are_steps(budget: dict[str, Any], steps: int, tmp_path: Path) -
 
 
 def test_a_rate_that_harms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lepton_cli.train.distill.RATES", (10.0, 1e-2))
+    monkeypatch.setattr("lepton_cli.train.course.RATES", (10.0, 1e-2))
     original = classifier()
     details = told(trained(damaged(original, 0.1), original, tmp_path))
     assert details.rates_too_high == (10.0,)

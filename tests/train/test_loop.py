@@ -37,7 +37,7 @@ class Product:
 
     outputs: tuple[str, ...] = ("t0",)
 
-    def answers(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"t0": feeds["x"] @ torch.from_numpy(TRUE)}
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:

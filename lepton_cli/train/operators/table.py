@@ -193,3 +193,28 @@ OPERATORS: dict[tuple[str, str], TorchOperator] = {
     ("com.microsoft", "SkipLayerNormalization"): norms.skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): norms.skip_rms_normalization,
 }
+
+#: Inputs that say how many, where or along which axis: on a GPU they stay with the processor, where they are read.
+READ_BY_PYTHON: dict[str, tuple[int, ...]] = {
+    "AffineGrid": (1,),
+    "ConstantOfShape": (0,),
+    "CumProd": (1,),
+    "CumSum": (1,),
+    "Dropout": (1, 2),
+    "Expand": (1,),
+    "If": (0,),
+    "Loop": (0, 1),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+} | {name: (1,) for _, name in OPERATORS if name.startswith("Reduce")}

@@ -1,0 +1,272 @@
+"""One training from the first look at the data to the state that stays: what every step that trains has in common.
+
+Found by measuring, unless the recipe says it: how many samples go in at once, how many a step takes, in which precision
+and at which rate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.errors import DataError, ProviderError, StepError
+from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.settle import settle
+from lepton_cli.probe import activations
+from lepton_cli.step import Context, Decision, Outcome
+from lepton_cli.train import proof
+from lepton_cli.train.details import TrainingDetails, TrainingMark
+from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
+from lepton_cli.train.network import Network
+from lepton_cli.train.spec import TrainingOptions
+
+#: Samples a step, where memory and data allow it; and bytes of the values of one step.
+BATCH, MOST_BYTES = 128, 2 << 30
+#: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
+RATES = (1e-2, 3e-3, 1e-3)
+#: Samples that the kinds of losses are read from; a fixed batch of more is taken whole.
+FIRST = 8
+#: Samples kept apart that are judged; more tell little more, and cost at every mark.
+JUDGED = 1000
+#: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
+TIMED, FASTER = 3, 1.1
+
+
+class TrainingSamples(Protocol):
+    """What a training step needs of its data."""
+
+    count: int
+
+    def batch(self, step: int, size: int) -> Batch:
+        """Batch number `step`: the same samples, changed the same way, for the same number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """`model`: with the weights that stay; `kept_as_it_was`: these are those it had."""
+
+    model: ir.Model
+    nodes: tuple[ir.Node, ...]
+    details: TrainingDetails
+    kept_as_it_was: bool
+
+
+class Course:
+    """Samples, settings and the network that learns.
+
+    `first`: feeds of some samples, as many at once as the network takes; `kept`: batches that judge.
+    """
+
+    def __init__(
+        self, network: Network, options: TrainingOptions, context: Context, samples: TrainingSamples, holdout: Dataset
+    ) -> None:
+        """Raises DataError where no samples can be kept apart."""
+        self._network, self._options, self._context, self._samples = network, options, context, samples
+        self._piece = piece = _piece(network, holdout, samples)
+        self._first = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
+        self.first = [part.feeds for part in self._first]
+        self._size = _batch(network.model, options, samples, piece or 1)
+        size = piece or min(self._size, 250)
+        self.kept: Sequence[Batch] = list(activations.batches(network.model, holdout, size=size, limit=JUDGED))
+        if not self.kept:
+            raise DataError(
+                "data.too-few", "no samples can be kept apart to judge by", hint="give more training samples"
+            )
+
+    def learn(self, task: Task, name: str) -> Learnt:
+        """Train for as long as the budget says; `name` is what the progress shows."""
+        self._reaches(task)
+        network, options, size = self._network, self._options, self._size
+        lesson, seconds = self._lesson(task)
+        steps = self._steps(seconds)
+        start = network.state()
+        rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
+        with self._context.progress.stage(name, steps) as stage:
+            for rate in rates:
+                begun = time.perf_counter()
+                network.load(start)
+                trainer = Trainer(network, lesson, Settings(steps, size, rate))
+                trained = trainer.run(stage, HARM if rate != rates[-1] else None)
+                if trained is not None:
+                    break
+            assert trained is not None
+            took = time.perf_counter() - begun
+            stage.note(f"loss {trained.marks[0].loss:.4g} to {trained.best.loss:.4g}")
+        if options.keep == "best":
+            network.load(trained.state)
+        made = network.written()
+        details = TrainingDetails(
+            parameters=sum(one.numel() for one in network.parameters.values()),
+            samples=self._samples.count,
+            kept_apart=sum(batch.count for batch in self.kept),
+            steps=steps,
+            batch=size,
+            piece=self._piece or 0,
+            device=str(network.device),
+            learning_rate=rate,
+            rates_too_high=rates[: rates.index(rate)],
+            precision="bfloat16" if lesson.narrow else "float32",
+            marks=tuple(TrainingMark(step=mark.step, loss=mark.loss) for mark in trained.marks),
+            kept_step=trained.best.step if options.keep == "best" else steps,
+            samples_per_second=round(steps * size / max(took, 1e-9), 1),
+        )
+        return Learnt(made, _readers(network, made), details, options.keep == "best" and trained.best.step == 0)
+
+    def _reaches(self, task: Task) -> None:
+        """Raises StepError where no gradient comes to the weights."""
+        network, batch = self._network, self._first[0]
+        feeds = proof.tensors(batch.feeds, network.device)
+        with torch.no_grad():
+            answers = task.answers(batch, feeds)
+        loss = task.loss(network.run(feeds, task.outputs), answers)
+        if loss.requires_grad:
+            loss.backward()
+        if all(one.grad is None for one in network.parameters.values()):
+            raise StepError(
+                "train.no-gradient",
+                "no gradient of the outputs reaches a weight: whole numbers or decisions (ArgMax, Cast) are in between",
+                hint="train a model that ends before them",
+            )
+        network.forget()
+
+    def _lesson(self, task: Task) -> tuple[Lesson, float]:
+        """In the faster precision, unless one is asked for; and the seconds of one step in it."""
+        network, options, size = self._network, self._options, self._size
+        start, found = network.state(), {}
+        lessons = partial(Lesson, task, self._samples, device=network.device, piece=self._piece)
+        kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[options.precision]
+        for narrow in kinds:
+            lesson = lessons(self.kept if len(kinds) == 1 else (), narrow=narrow)
+            trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))
+            took = [_seconds(partial(trainer.step, number, 0.0), network.device) for number in range(TIMED + 1)]
+            found[narrow] = (min(took[1:]), lesson)
+        network.load(start)
+        narrow = len(found) > 1 and found[True][0] * FASTER < found[False][0]
+        seconds, lesson = found[narrow] if len(found) > 1 else found[kinds[0]]
+        return (lesson if len(kinds) == 1 else lessons(self.kept, narrow=narrow)), seconds
+
+    def _steps(self, seconds: float) -> int:
+        budget = self._options.budget
+        if budget.time is not None:
+            return max(1, int(budget.time / seconds))
+        seen = budget.samples if budget.samples is not None else (budget.epochs or 0) * self._samples.count
+        return max(1, math.ceil(seen / self._size))
+
+
+def device(options: TrainingOptions) -> str:
+    """Where it is computed. Raises ProviderError where it was asked for and is not there."""
+    found = torch.cuda.is_available()
+    if options.device == "cuda" and not found:
+        raise ProviderError(
+            "provider.unavailable",
+            "torch finds no GPU",
+            cause=f"torch {torch.__version__}",
+            hint="leave `device` out, or install a CUDA build of torch",
+        )
+    return "cuda" if found and options.device != "cpu" else "cpu"
+
+
+@contextlib.contextmanager
+def settings(threads: int, device: str) -> Iterator[None]:
+    """torch's switches are of the process, which may not be ours."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    narrow = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: the same sums every time
+        # TensorFloat-32 keeps 10 bits: a model would not answer as onnxruntime computes it.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = narrow
+
+
+def outcome(model: ir.Model, learnt: Learnt, details: TrainingDetails) -> Outcome:
+    """What a step that trained says of it."""
+    before, after = details.marks[0].loss, min(mark.loss for mark in details.marks)
+    if learnt.kept_as_it_was:
+        said = f"kept as it was: no state on the way was better (loss {before:.4g})"
+        return Outcome(model, 0, (), said, details, left_because=said)
+    reason = f"trained for {details.steps} steps of {details.batch} samples at a rate of {details.learning_rate:g}"
+    decisions = tuple(
+        Decision(node=node.name or "", op=node.op_type, action="trained", reason=reason) for node in learnt.nodes
+    )
+    summary = f"loss {before:.4g} to {after:.4g} on {details.kept_apart} samples kept apart"
+    if details.agreement_before is not None and details.agreement_after is not None:
+        summary += f", agreement {details.agreement_before:.1%} to {details.agreement_after:.1%}"
+    return Outcome(learnt.model, len(decisions), decisions, summary, details)
+
+
+def _readers(network: Network, made: ir.Model) -> tuple[ir.Node, ...]:
+    names = {value.name for value in network.trained()}
+    return tuple(
+        node
+        for node in made.graph.all_nodes()
+        if any(value is not None and value.name in names for value in node.inputs)
+    )
+
+
+def _piece(network: Network, holdout: Dataset, samples: TrainingSamples) -> int | None:
+    """How many samples go in at once; `None`: any number.
+
+    A graph whose batch was frozen to 1 may fail with more, or lay one sample over another without failing: what comes
+    out of several has to be what comes out of each alone.
+    """
+    batch = samples.batch(0, 2)
+    if holdout.fixed_batch is not None or batch.count < 2:
+        return holdout.fixed_batch
+    with torch.no_grad():
+        single = [network.run(proof.tensors(part.feeds, network.device)) for part in _pieces(batch, 1)]
+        try:
+            both = network.run(proof.tensors(batch.feeds, network.device))
+        except StepError:
+            return 1
+    for name, found in both.items():
+        if not found.is_floating_point() or not single[0][name].dim():
+            continue
+        expected = torch.cat([one[name] for one in single]).cpu().numpy()
+        if not proof.distance(expected, found.cpu().numpy()) <= proof.SAME_INSIDE:
+            return 1
+    return None
+
+
+def _pieces(batch: Batch, piece: int | None) -> list[Batch]:
+    """As many samples at once as the network takes."""
+    if piece is None:
+        return [batch]
+    return [batch.part(np.arange(start, start + piece)) for start in range(0, batch.count - piece + 1, piece)]
+
+
+def _batch(model: ir.Model, options: TrainingOptions, samples: TrainingSamples, piece: int) -> int:
+    """As asked, else as many as the memory for one step allows; in whole pieces."""
+    if isinstance(options.batch, int):
+        most = options.batch
+    else:
+        shapes = settle(model, default_feeds(model))[0]
+        values = {value.name for node in model.graph for value in node.outputs}
+        one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values) // piece
+        most = min(BATCH, MOST_BYTES // max(one, 1))
+    return max(piece, min(most, samples.count) // piece * piece)
+
+
+def _seconds(work: partial[float], device: torch.device) -> float:
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
