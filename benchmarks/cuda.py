@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -63,19 +64,19 @@ class Bench:
             raise Failed(f"cut off after {left:.0f} s, as the time was up") from None
         if done.returncode not in codes:
             said = [line.strip() for line in done.stderr.splitlines() if line.startswith(("error", "  cause"))]
-            raise Failed(" ".join(said) or f"ended with {done.returncode}: {done.stderr[-300:]}")
+            raise Failed(" ".join(said) or f"ended with {done.returncode}: {(done.stderr or done.stdout)[-300:]}")
         return done.stdout
 
-    def data(self, model: Path) -> Path:
-        """Made-up samples to calibrate with. Raises Failed."""
+    def data(self, model: Path, samples: int = CALIBRATION) -> Path:
+        """Made-up samples to calibrate or to train with. Raises Failed."""
         from lepton_cli.data.open import synthetic
         from lepton_cli.errors import LeptonError
         from lepton_cli.graph.feeds import sized
         from lepton_cli.model import io
 
-        path = self.folder / f"{model.stem}.npz"
+        path = self.folder / f"{model.stem}.{samples}.npz"
         try:
-            made = synthetic(sized(io.load(model).model), seed=1, samples=CALIBRATION, batch=CALIBRATION)
+            made = synthetic(sized(io.load(model).model), seed=1, samples=samples, batch=samples)
             np.savez(path, allow_pickle=False, **next(iter(made.batches())).feeds)
         except (LeptonError, StopIteration) as error:
             raise Failed(f"no inputs could be made up: {error}") from error
@@ -107,6 +108,29 @@ class Bench:
             self.lepton("compress", model, "-r", path, "-o", self.folder / "out", "--json")
         )
         return row(report)
+
+    def distill(self, model: Path) -> dict[str, Any]:
+        """What training brings back of weights set to zero, and its rate on the device and beside it. Raises Failed."""
+        found: dict[str, Any] = {}
+        for device in dict.fromkeys((self.provider, "cpu")):
+            recipe = {
+                "version": 1,
+                "name": "trained",
+                "data": {"training": {"path": str(self.data(model, 160)), "holdout": "20 %"}},
+                "steps": [
+                    {"step": "prune.weights", "sparsity": "50 %"},
+                    {"step": "distill", "budget": {"time": f"{2 * self.seconds} s"}, "batch": 32, "device": device},
+                ],
+                "evaluate": {"accuracy": [], "latency": {"time": "100 ms"}, "memory": False},
+            }
+            path = self.folder / "recipe.yaml"
+            path.write_text(yaml.safe_dump(recipe))
+            report = json.loads(self.lepton("compress", model, "-r", path, "-o", self.folder / "out", "--json"))
+            said = report["steps"][-1]["details"]
+            found[f"{device}: samples/s"] = f"{said['samples_per_second']:,.0f} ({said['precision']})"
+            losses = [mark["loss"] for mark in said["marks"]]
+            found[f"{device}: loss"] = f"{losses[0]:.3g} to {min(losses):.3g}"
+        return found
 
     def same(self, model: Path) -> dict[str, Any]:
         """The model beside itself: the interval should hold 1. Raises Failed."""
@@ -182,6 +206,9 @@ def parts(bench: Bench, files: list[Path]) -> Iterator[tuple[str, str, Callable[
     for name in VARIANTS:
         for model in files:
             yield model.stem, name, functools.partial(bench.compress, model, name)
+    if importlib.util.find_spec("torch"):
+        for model in files:
+            yield model.stem, "distill", functools.partial(bench.distill, model)
 
 
 def main() -> int:
@@ -232,6 +259,11 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         said = f"{fastest} ({ratios[fastest]:.3f} of float's time)" if ratios and ratios[fastest] < 1 else "float"
         same = own.get("same twice", {})
         lines.append(f"| {model} | {same.get('ratio', same.get('failed'))} | {own.get('advice')} | {said} |")
+    trained = {model: own["distill"] for model, own in found.items() if "distill" in own}
+    columns = list(dict.fromkeys(key for got in trained.values() for key in got))
+    lines += ["", "| `distill` | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"] if trained else []
+    for model, got in trained.items():
+        lines.append(f"| {model} | " + " | ".join(got.get(key, "") for key in columns) + " |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from lepton_cli.quantize.details import (
     QuantizeStaticDetails,
     QuantizeWeightsDetails,
 )
-from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
+from lepton_cli.quantize.spec import ConvertFp16, QuantizeAware, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Step
 from lepton_cli.train.details import TrainingDetails
 from lepton_cli.train.spec import Distill
@@ -30,6 +30,7 @@ __all__ = [
     "Fuse",
     "PruneChannels",
     "PruneWeights",
+    "QuantizeAware",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
@@ -43,6 +44,7 @@ STEPS: dict[str, Step] = {
     "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),
     "distill": Step(Distill, "train.steps:distill", TrainingDetails),
     "quantize.static": Step(QuantizeStatic, "quantize.static:quantize", QuantizeStaticDetails),
+    "quantize.aware": Step(QuantizeAware, "quantize.aware:train", TrainingDetails),
     "quantize.dynamic": Step(QuantizeDynamic, "quantize.dynamic:quantize", QuantizeDynamicDetails),
     "quantize.weights": Step(QuantizeWeights, "quantize.weights:quantize", QuantizeWeightsDetails),
     "convert.fp16": Step(ConvertFp16, "quantize.fp16:convert", ConvertFp16Details),

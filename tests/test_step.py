@@ -47,7 +47,7 @@ def test_the_summary_is_the_first_line_of_the_description() -> None:
 
 def test_the_table_names_every_step_as_its_options_do() -> None:
     assert list(STEPS) == [
-        "simplify", "fuse", "prune.channels", "prune.weights", "distill", "quantize.static",
+        "simplify", "fuse", "prune.channels", "prune.weights", "distill", "quantize.static", "quantize.aware",
         "quantize.dynamic", "quantize.weights", "convert.fp16",
     ]  # fmt: skip
     for name, step in STEPS.items():
@@ -84,6 +84,7 @@ def test_what_is_known_about_a_step_stands_on_its_options() -> None:
         "prune.weights": (False, False, False),
         "distill": (False, False, False),
         "quantize.static": (False, True, True),
+        "quantize.aware": (False, False, False),
         "quantize.dynamic": (False, False, True),
         "quantize.weights": (False, False, False),
         "convert.fp16": (False, False, False),

@@ -11,20 +11,17 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.version_converter
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lepton_cli.graph import clean, shapes
+from lepton_cli.graph import clean, opset, shapes
 from lepton_cli.graph.edit import Editor
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.graph.settle import settle
-from lepton_cli.model import io
 from lepton_cli.step import Decision
 
-#: The opset that brought the operator, and the version of the file format that goes with it.
-OPSET, FORMAT = 23, 11
+#: The opset that brought the operator.
+OPSET = 23
 #: Axes of `[batch, length, heads, size]` as the products want them; the keys turned for the first one too.
 _HEADS_FIRST, _TURNED = (0, 2, 1, 3), (0, 2, 3, 1)
 #: Measured: 1.22 does not load the opset, 1.23 computes the same.
@@ -44,7 +41,7 @@ def join(model: ir.Model, excluded: Collection[str]) -> ir.Model:
     """
     if not any(node.op_type == "Softmax" for node in model.graph) or not _found(model, excluded):
         return model
-    modern = _modern(model)
+    modern = opset.raised(model, OPSET)
     if modern is None:
         return model
     editor = Editor(modern)
@@ -315,16 +312,3 @@ def _made_here(value: ir.Value | None) -> ir.Node | None:
 
 def _order(node: ir.Node) -> tuple[int, ...]:
     return tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else ()
-
-
-def _modern(model: ir.Model) -> ir.Model | None:
-    """A copy of an opset that has Attention; `None` where onnx cannot convert the model."""
-    if shapes.opset(model) >= OPSET:
-        return io.clone(model)
-    try:
-        made = io.from_proto(onnx.version_converter.convert_version(io.to_proto(model), OPSET))
-    except Exception:  # the converter raises whatever its C++ code throws
-        return None
-    made.ir_version = max(made.ir_version or 0, FORMAT)
-    io.name_nodes(made)
-    return made

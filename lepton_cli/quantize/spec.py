@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lepton_cli.quantize.effort import Name
 from lepton_cli.step import Lossy
+from lepton_cli.train.spec import TrainingOptions
 from lepton_cli.values import Points, Strict
 
 
@@ -68,6 +69,23 @@ class QuantizeStatic(Lossy):
         if self.prefer == "speed" and not self.speed_guard:
             raise ValueError("prefer: speed needs the speed_guard, which measures it")
         return self
+
+
+class QuantizeAware(TrainingOptions):
+    """Train codes and scales of a quantized model until it answers as the float model does (extra `train`)."""
+
+    step: Literal["quantize.aware"] = "quantize.aware"
+    teacher: str | None = Field(
+        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    )
+    weight_bits: Literal[4, 8] = Field(
+        default=8, description="4: weights are stored in 4 bits and computed with in 8, as fast as before"
+    )
+    eight_bits: tuple[str, ...] | Literal["auto"] = Field(
+        default="auto",
+        description="Globs on names of layers whose weights keep 8 bits; auto: those at inputs and outputs of the "
+        "model, and depthwise convolutions",
+    )
 
 
 class QuantizeDynamic(Lossy):

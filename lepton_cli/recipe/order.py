@@ -16,12 +16,17 @@ _HALF = (
 )
 _UNDONE = "`{later}` computes in float32 what it leaves, which undoes `convert.fp16`: leave that out"
 _ONCE = "one `quantize.static` takes all nodes, so that neighbours share int8: join the two steps"
+_CODES = "`{earlier}` trains what was quantized: put it behind `{later}`"
+_FLOAT = "behind `{earlier}` it is `quantize.aware` that trains: take that, or put `{later}` before"
 #: Earlier step, later step, what to do instead.
 _WRONG = {
     **{(step, "prune.channels"): _PRUNED for step in _INT8},
     **{(step, "convert.fp16"): _HALF for step in _INT8},
     **{("convert.fp16", step): _UNDONE for step in _INT8},
     ("quantize.static", "quantize.static"): _ONCE,
+    ("quantize.static", "distill"): _FLOAT,
+    ("quantize.aware", "prune.channels"): _PRUNED,
+    ("quantize.aware", "quantize.static"): _CODES,
 }
 
 

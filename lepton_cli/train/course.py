@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -69,10 +69,17 @@ class Course:
     """
 
     def __init__(
-        self, network: Network, options: TrainingOptions, context: Context, samples: TrainingSamples, holdout: Dataset
+        self,
+        network: Network,
+        options: TrainingOptions,
+        context: Context,
+        samples: TrainingSamples,
+        holdout: Dataset,
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
     ) -> None:
         """Raises DataError where no samples can be kept apart."""
         self._network, self._options, self._context, self._samples = network, options, context, samples
+        self._precision = precision
         self._piece = piece = _piece(network, holdout, samples)
         self._first = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
         self.first = [part.feeds for part in self._first]
@@ -142,10 +149,10 @@ class Course:
 
     def _lesson(self, task: Task) -> tuple[Lesson, float]:
         """In the faster precision, unless one is asked for; and the seconds of one step in it."""
-        network, options, size = self._network, self._options, self._size
+        network, size = self._network, self._size
         start, found = network.state(), {}
         lessons = partial(Lesson, task, self._samples, device=network.device, piece=self._piece)
-        kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[options.precision]
+        kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]
         for narrow in kinds:
             lesson = lessons(self.kept if len(kinds) == 1 else (), narrow=narrow)
             trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))

@@ -155,7 +155,9 @@ class Trainer:
     def __init__(self, network: Network, lesson: Lesson, settings: Settings) -> None:
         self.network, self.lesson, self.settings = network, lesson, settings
         self._parameters = network.channels_last()
-        self._sizes = [_size(one) for one in self._parameters]
+        self._sizes = [
+            torch.ones(()) if name in network.exponents else _size(one) for name, one in network.parameters.items()
+        ]
         self._optimiser = torch.optim.Adam(self._parameters, lr=settings.rate)
 
     def run(self, stage: Stage, harm: float | None = None) -> Trained | None:

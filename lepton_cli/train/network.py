@@ -6,7 +6,7 @@ The graph stays the source of truth: only constants that train are written back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -52,6 +52,10 @@ class Network:
         self.parameters: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
         self._constants: Known = {}
+        #: Values that are made of parameters rather than by their nodes.
+        self._computed: dict[ir.Value, Callable[[], Tensor]] = {}
+        #: Parameters that are exponents: a step is a share of what they scale.
+        self.exponents: set[str] = set()
         self._plans: dict[tuple[str, ...], list[_Use]] = {}
         self._bodies: dict[ir.Graph, list[_Use]] = {}
         for name, value in self._trained.items():
@@ -75,6 +79,7 @@ class Network:
         if asked not in self._plans:
             self._plans[asked] = self._plan(self.model.graph, [self._values[name] for name in asked])
         known: Known = {self._values[name]: _wide(one) for name, one in feeds.items() if name in self._values}
+        known |= {value: compute() for value, compute in self._computed.items()}
         self._compute(self._plans[asked], known)
         return {name: self._tensor(self._values[name], known) for name in asked}
 
@@ -112,8 +117,9 @@ class Network:
 
     def written(self) -> ir.Model:
         """A copy of the model with the parameters as they are now."""
-        for name, array in self.state().items():
-            weights.write(self._trained[name], array)
+        state = self.state()
+        for name, value in self._trained.items():
+            weights.write(value, state[name])
         return io.clone(self.model)
 
     def _tensor(self, value: ir.Value, known: Known) -> Tensor:
@@ -139,7 +145,7 @@ class Network:
     def _plan(self, graph: ir.Graph, asked: Iterable[ir.Value]) -> list[_Use]:
         wanted, uses = set(asked), []
         for node in reversed(list(graph)):
-            if not wanted & set(node.outputs) or node.op_type == "Constant":
+            if not (wanted - self._computed.keys()) & set(node.outputs) or node.op_type == "Constant":
                 continue
             reads = {value for value in node.inputs if value is not None} | set(captured(node))
             done = [value for value in reads - wanted if value.graph is graph and weights.held(value) is None]

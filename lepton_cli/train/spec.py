@@ -39,10 +39,6 @@ class TrainingOptions(Options):
         description="Share of a channel's weights that a step changes at most; auto: 0.01, less where that harms",
     )
     batch: int | Literal["auto"] = Field(default="auto", description="Samples a step; auto: 128, or what there are")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="What is computed in, but for losses and weights; auto: the faster of three steps each",
-    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it is computed; auto: a GPU where torch finds one"
     )
@@ -59,7 +55,16 @@ class TrainingOptions(Options):
         return self
 
 
-class Distill(TrainingOptions):
+class FloatTraining(TrainingOptions):
+    """What the steps that train float models have in common besides."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What is computed in, but for losses and weights; auto: the faster of three steps each",
+    )
+
+
+class Distill(FloatTraining):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
     step: Literal["distill"] = "distill"

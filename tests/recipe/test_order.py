@@ -24,6 +24,10 @@ def read(*steps: str | dict[str, Any]) -> None:
         (("quantize.dynamic", "convert.fp16"), "leave one out"),
         (("convert.fp16", "quantize.static"), "undoes `convert.fp16`"),
         (("quantize.static", "quantize.static"), "join the two steps"),
+        (("quantize.static", "distill"), "it is `quantize.aware` that trains"),
+        (("quantize.aware", "quantize.static"), "put it behind `quantize.static`"),
+        (("quantize.static", "quantize.aware", PRUNE), "put `prune.channels` before `quantize.static`"),
+        (("quantize.aware", PRUNE), "put `prune.channels` before `quantize.aware`"),
     ],
 )
 def test_wrong_orders(steps: tuple[str | dict[str, Any], ...], hint: str) -> None:
@@ -41,6 +45,7 @@ def test_wrong_orders(steps: tuple[str | dict[str, Any], ...], hint: str) -> Non
         ("quantize.dynamic", "quantize.static"),
         ("quantize.weights", "convert.fp16"),
         ("convert.fp16", "quantize.weights"),
+        (PRUNE, "distill", "quantize.static", "quantize.aware"),
         ("quantize.static", {**PRUNE, "if_possible": True}),
     ],
 )

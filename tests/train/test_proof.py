@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.train import proof
 from lepton_cli.train.network import Network
 from lepton_cli.train.operators import table
+from lepton_cli.train.quantized import QuantizedNetwork
 from tests.quantize.builders import Graph, images, residual_net
 
 
@@ -62,3 +64,38 @@ def test_numbers_that_say_where_stay_on_the_processor() -> None:
     assert made["i"].device.type == "cpu"
     given = Graph()
     assert Network(given.model(given.op("Relu", given.take("x", [2])))).parameters == {}
+
+
+def quantized() -> ir.Model:
+    graph, random = Graph(), np.random.default_rng(2)
+    scale, zero = graph.constant(np.float32(0.02)), graph.constant(np.uint8(128))
+    x = graph.op("QuantizeLinear", graph.take("x", ["b", 3, 16, 16]), scale, zero)
+    x = graph.op("Flatten", graph.op("DequantizeLinear", x, scale, zero))
+    codes = graph.constant(random.integers(-127, 128, (768, 4)).astype(np.int8))
+    w = graph.op("DequantizeLinear", codes, graph.constant(np.float32(0.01)))
+    x = graph.op("QuantizeLinear", graph.op("MatMul", x, w), graph.constant(np.float32(0.2)), zero)
+    return graph.model(graph.op("DequantizeLinear", x, graph.constant(np.float32(0.2)), zero))
+
+
+def test_a_number_in_the_middle_of_two_steps_may_go_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step up for every second number is a small share of the spread; another scale is another function."""
+    model, right = quantized(), table.OPERATORS["", "MatMul"]
+    assert proof.prove(QuantizedNetwork(model), images(8), tmp_path, 1) < 0.01
+    monkeypatch.setitem(table.OPERATORS, ("", "MatMul"), lambda *given: right(*given) + 0.1)
+    assert 0.002 < proof.prove(QuantizedNetwork(model), images(8), tmp_path, 1) < 0.05
+    monkeypatch.setitem(table.OPERATORS, ("", "MatMul"), lambda *given: right(*given) * 1.1)
+    with pytest.raises(StepError, match="first at node `MatMul_"):
+        proof.prove(QuantizedNetwork(model), images(8), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "noise"),
+    [
+        ([3.0, 4.0], [3.0, 4.5], 0.1),
+        ([0, 2], [0.0, 2.0], 0.0),
+        ([1.0], [1.0, 1.0], np.inf),
+        ([1.0, 1.0], [np.nan, 1.0], np.nan),
+    ],
+)
+def test_noise(expected: list[float], found: list[float], noise: float) -> None:
+    np.testing.assert_allclose(proof.noise(np.array(expected), np.array(found)), noise, equal_nan=True)

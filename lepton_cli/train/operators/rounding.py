@@ -21,6 +21,7 @@ RANGES: dict[ir.DataType, tuple[int, int]] = {
     ir.DataType.INT8: (-128, 127),
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT16: (-32768, 32767),
+    ir.DataType.INT32: (-(2**31), 2**31 - 1),
     ir.DataType.UINT16: (0, 65535),
 }
 _NAMES = {kind: name for name, kind in TYPES.items()}
@@ -35,7 +36,7 @@ def quantize_linear(call: OperatorCall, x: Tensor, scale: Tensor, zero: Tensor |
         kind = ir.DataType.UINT8 if zero is None else _NAMES[zero.dtype]
     if kind not in RANGES:
         raise NotInTorch(f"quantization to {kind.name}")
-    scale, zero = _spread(call, x, scale), None if zero is None else _spread(call, x, zero)
+    scale, zero = spread(call, x, scale), None if zero is None else spread(call, x, zero)
     return rounded(x, scale, zero, *RANGES[kind])
 
 
@@ -60,8 +61,8 @@ def dequantize_linear(call: OperatorCall, x: Tensor, scale: Tensor, zero: Tensor
     exact = torch.float64 if scale.dtype == torch.float64 else torch.float32
     steps = x.to(exact)
     if zero is not None:
-        steps = steps - _spread(call, x, zero).to(exact)
-    return (steps * _spread(call, x, scale).to(exact)).to(made)
+        steps = steps - spread(call, x, zero).to(exact)
+    return (steps * spread(call, x, scale).to(exact)).to(made)
 
 
 def dynamic_quantize_linear(call: OperatorCall, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +81,7 @@ def _straight(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def _spread(call: OperatorCall, x: Tensor, values: Tensor) -> Tensor:
+def spread(call: OperatorCall, x: Tensor, values: Tensor) -> Tensor:
     """Scales or zero points in a shape that broadcasts against `x`."""
     axis = call.get("axis", 1)
     if call.get("block_size", 0):
