@@ -1,61 +1,50 @@
-"""`distill`: the weights learn to answer as another model does, on samples without labels."""
+"""`distill`: the weights learn to answer as another model does, on samples without labels, or also by their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 
-import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.training import TrainingData
 from lepton_cli.errors import ModelError
-from lepton_cli.graph.select import select
-from lepton_cli.model import io
-from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Outcome
-from lepton_cli.train import course, proof
-from lepton_cli.train.course import Course, TrainingSamples
+from lepton_cli.train import course, judge
+from lepton_cli.train.course import Course
+from lepton_cli.train.labels import Labelled
 from lepton_cli.train.network import Network
-from lepton_cli.train.spec import Distill
+from lepton_cli.train.spec import Distill, TrainingLoss
 from lepton_cli.train.teacher import Teacher
+from lepton_cli.train.together import Part
+from lepton_cli.train.train import teacher, train
 
 
-def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingSamples, holdout: Dataset) -> Outcome:
+def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
     """The model with trained weights, or as it was where nothing better was found on `holdout`."""
-    device = course.device(options)
-    with course.settings(context.threads, device):
-        allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
-        network = Network(model, allowed, device)
-        if not network.parameters:
-            raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
-        difference = proof.prove(network, context.check, context.workdir, context.threads)
-        made = Course(network, options, context, samples, holdout)
-        original = context.original if options.teacher is None else io.load(context.base / options.teacher).model
-        teacher = Teacher(original, network, made.first)
-        result = made.learn(teacher, "distill")
-        proof.prove(network, context.check, context.workdir, context.threads)
-        details = result.details.model_copy(
-            update={
-                "teacher": options.teacher or "the original",
-                "losses": teacher.said,
-                "proof": difference,
-                "agreement_before": _agreement(original, model, made.kept, context),
-                "agreement_after": _agreement(original, result.model, made.kept, context),
-            }
-        )
-        return course.outcome(model, result, details)
+    original = teacher(options, context)
 
+    def parts(network: Network, made: Course) -> list[Part]:
+        taught = Teacher(original, network, made.first)
+        if not options.labels:
+            return [Part(taught)]
+        classes = [name for name, kind in taught.said.items() if kind != "relative"]
+        if not classes:
+            raise ModelError(
+                "train.no-classes",
+                "`labels` needs an output `[samples, classes]`",
+                hint="leave it out, or use `finetune`",
+            )
+        asked = TrainingLoss(kind="cross_entropy")
+        labelled = [Labelled(asked, name, network, samples, made.trial) for name in classes]
+        return [Part(taught, 1 - options.labels), *(Part(one, options.labels) for one in labelled)]
 
-def _agreement(original: ir.Model, made: ir.Model, kept: Sequence[Batch], context: Context) -> float | None:
-    """Share of the samples with the same answer, as onnxruntime computes both; `None` where there are no classes."""
-    first, second = (
-        Session(io.payload(model, context.workdir), threads=context.threads, spin=False) for model in (original, made)
-    )
-    name = first.outputs[0].name
-    same = []
-    for batch in kept:
-        one, other = first.run(batch.feeds, [name])[name], second.run(batch.feeds, [name])[name]
-        if one.ndim != 2 or one.shape[1] < 2:
-            return None
-        same.append(one.argmax(1) == other.argmax(1))
-    return float(np.concatenate(same).mean())
+    learnt, made = train(model, options, context, samples, holdout, parts)
+    agreement = [judge.agreement(original, one, made.kept, context) for one in (model, learnt.model)]
+    told = {
+        "teacher": options.teacher or "the original",
+        "agreement_before": agreement[0],
+        "agreement_after": agreement[1],
+    }
+    details = learnt.details.model_copy(update=told)
+    return course.outcome(model, dataclasses.replace(learnt, details=details), details)
