@@ -51,7 +51,7 @@ def test_recipes_run(name: str, index: int, checkout: Path) -> None:
     text = _blocks(_page(name), "yaml")[index]
     path.write_text(text)
     model = "digits_mlp" if "pixels" in text else "digits_cnn" if "32, 32" in text else "digits_vit"
-    if "step: distill" in text:
+    if "step: distill" in text or "step: finetune" in text:
         pytest.importorskip("torch", reason="needs the extra `train`")
     command = ["lepton", "compress", f"sample_models/{model}.onnx", "-r", "recipe.yaml", "-o", "out"]
     _run(" ".join(command) + " --set evaluate.latency.time=500ms", checkout)

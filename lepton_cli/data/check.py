@@ -118,7 +118,7 @@ def check_labels(labels: NDArray[Any], classes: int, *, name: str = "evaluation"
         raise DataError(
             "data.labels",
             f"labels of `{name}` are not class numbers ({labels.dtype}, such as {labels.flat[0]})",
-            hint="classes are whole numbers from 0; or choose a metric or loss for other numbers",
+            hint="classes are whole numbers from 0; or choose a regression metric or loss",
             option=option,
         )
     if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):

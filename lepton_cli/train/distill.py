@@ -16,7 +16,7 @@ from lepton_cli.train.labels import Labelled
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Distill, TrainingLoss
 from lepton_cli.train.teacher import Teacher
-from lepton_cli.train.together import Part
+from lepton_cli.train.together import WeightedTask
 from lepton_cli.train.train import teacher, train
 
 
@@ -24,10 +24,10 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     """The model with trained weights, or as it was where nothing better was found on `holdout`."""
     original = teacher(options, context)
 
-    def parts(network: Network, made: Course) -> list[Part]:
+    def parts(network: Network, made: Course) -> list[WeightedTask]:
         taught = Teacher(original, network, made.first)
         if not options.labels:
-            return [Part(taught)]
+            return [WeightedTask(taught)]
         classes = [name for name, kind in taught.said.items() if kind != "relative"]
         if not classes:
             raise ModelError(
@@ -37,7 +37,7 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
             )
         asked = TrainingLoss(kind="cross_entropy")
         labelled = [Labelled(asked, name, network, samples, made.trial) for name in classes]
-        return [Part(taught, 1 - options.labels), *(Part(one, options.labels) for one in labelled)]
+        return [WeightedTask(taught, 1 - options.labels), *(WeightedTask(one, options.labels) for one in labelled)]
 
     learnt, made = train(model, options, context, samples, holdout, parts)
     agreement = [judge.agreement(original, one, made.kept, context) for one in (model, learnt.model)]

@@ -16,7 +16,7 @@ from lepton_cli.train.labels import Labelled
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Finetune, TrainingLoss
 from lepton_cli.train.teacher import Teacher
-from lepton_cli.train.together import Part
+from lepton_cli.train.together import WeightedTask
 from lepton_cli.train.train import teacher, train
 
 
@@ -26,9 +26,11 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
     taught = any(asked.kind == "distill" for asked in options.losses)
     original = teacher(options, context) if taught else None
 
-    def parts(network: Network, made: Course) -> list[Part]:
+    def parts(network: Network, made: Course) -> list[WeightedTask]:
         if not options.losses:
-            return [Part(Labelled(TrainingLoss(), _output(None, floats[:1], network), network, samples, made.trial))]
+            return [
+                WeightedTask(Labelled(TrainingLoss(), _output(None, floats[:1], network), network, samples, made.trial))
+            ]
         found = []
         for index, asked in enumerate(options.losses):
             try:
@@ -41,7 +43,7 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
                 task: Labelled | Teacher = Teacher(original, network, made.first, (output,))
             else:
                 task = Labelled(asked, output, network, samples, made.trial)
-            found.append(Part(task, asked.weight))
+            found.append(WeightedTask(task, asked.weight))
         return found
 
     learnt, _ = train(model, options, context, samples, holdout, parts)

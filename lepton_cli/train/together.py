@@ -22,7 +22,7 @@ class NamedTask(Task, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class WeightedTask:
     """A task and the factor of its loss."""
 
     task: NamedTask
@@ -32,7 +32,7 @@ class Part:
 class Together:
     """The weighted sum of the losses of some tasks."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[WeightedTask]) -> None:
         self.parts = tuple(parts)
         self.outputs = tuple(dict.fromkeys(name for part in parts for name in part.task.outputs))
 

@@ -20,7 +20,7 @@ from lepton_cli.train.labels import Labelled
 from lepton_cli.train.loop import Lesson
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import TaughtOptions, TrainingOptions
-from lepton_cli.train.together import Part, Together
+from lepton_cli.train.together import Together, WeightedTask
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
     context: Context,
     samples: TrainingData,
     holdout: Dataset,
-    parts: Callable[[Network, Course], Sequence[Part]],
+    parts: Callable[[Network, Course], Sequence[WeightedTask]],
 ) -> tuple[Learnt, Course]:
     """The model with trained weights, or as it was where nothing better was found on `holdout`.
 
