@@ -8,11 +8,10 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.source import nearest
 from lepton_cli.data.training import TrainingData
 from lepton_cli.errors import RecipeError
-from lepton_cli.model import io
 from lepton_cli.step import Context, Outcome
 from lepton_cli.train import course
 from lepton_cli.train.course import Course
-from lepton_cli.train.labels import Labelled
+from lepton_cli.train.labels import Labelled, float_outputs
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Finetune, TrainingLoss
 from lepton_cli.train.teacher import Teacher
@@ -22,17 +21,14 @@ from lepton_cli.train.train import teacher, train
 
 def finetune(model: ir.Model, options: Finetune, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
     """The model with trained weights, or as it was where nothing better was found on `holdout`."""
-    floats = [info.name for info in io.outputs(model) if info.dtype.startswith(("float", "bfloat"))]
-    taught = any(asked.kind == "distill" for asked in options.losses)
+    floats = float_outputs(model)
+    losses = options.losses or (TrainingLoss(output=next(iter(floats), None)),)
+    taught = any(asked.kind == "distill" for asked in losses)
     original = teacher(options, context) if taught else None
 
     def parts(network: Network, made: Course) -> list[WeightedTask]:
-        if not options.losses:
-            return [
-                WeightedTask(Labelled(TrainingLoss(), _output(None, floats[:1], network), network, samples, made.trial))
-            ]
         found = []
-        for index, asked in enumerate(options.losses):
+        for index, asked in enumerate(losses):
             try:
                 output = _output(asked.output, floats, network)
             except RecipeError as error:
@@ -59,11 +55,9 @@ def _output(asked: str | None, floats: list[str], network: Network) -> str:
         return floats[0]
     if asked is not None and asked in network:
         return asked
-    said = (
-        f"the model has no value `{asked}`" if asked is not None else f"{len(floats)} outputs of the model are floats"
-    )
+    count = f"{len(floats)} outputs of the model are floats"
     raise RecipeError(
         "train.loss-output",
-        said,
+        count if asked is None else f"the model has no value `{asked}`",
         hint=nearest(asked or "", floats, what="its outputs of floats"),
     )

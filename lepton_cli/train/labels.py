@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.source import nearest
 from lepton_cli.data.training import TrainingBatch, TrainingData
 from lepton_cli.errors import DataError, RecipeError
+from lepton_cli.model import io
 from lepton_cli.train import losses, proof
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import TrainingLoss
@@ -90,6 +92,11 @@ class Labelled:
         return torch.from_numpy(array.astype(np.float32 if self.axis is None else np.int64)).to(self._device)
 
 
+def float_outputs(model: ir.Model) -> list[str]:
+    """Those that can learn, by name."""
+    return [info.name for info in io.outputs(model) if info.dtype in ("float16", "bfloat16", "float32", "float64")]
+
+
 def _array(asked: TrainingLoss, output: str, data: TrainingData) -> str:
     """Which labels they are: as asked, of the output's name, called `labels`, or the only ones."""
     names = data.whole.label_names
@@ -123,7 +130,7 @@ def _tried(network: Network, output: str, trial: Sequence[Batch]) -> Tensor:
             raise RecipeError(
                 "train.loss-output",
                 f"`{output}` is {list(one.shape)} for {batch.count} samples: labels need floats, a row per sample",
-                hint="train another output, or a value before it",
+                hint=nearest(output, float_outputs(network.model), what="outputs of floats"),
             )
         parts.append(one.float())
     return torch.cat(parts) if len({one.shape[1:] for one in parts}) == 1 else parts[0]

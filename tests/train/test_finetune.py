@@ -67,8 +67,8 @@ def seen(around: Context) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def tuned(model: ir.Model, around: Context, *losses: dict[str, Any], **options: Any) -> Outcome:
     """To the end, all samples in every step."""
     assert around.training is not None
-    defaults: dict[str, Any] = {"learning_rate": 0.6, "precision": "float32", "keep": "last"}
-    defaults |= {"batch": around.training.count, "budget": TrainingBudget(epochs=500)}
+    defaults: dict[str, Any] = {"learning_rate": 1.0, "precision": "float32", "keep": "last"}
+    defaults |= {"batch": around.training.count, "budget": TrainingBudget(epochs=250)}
     return finetune(
         model, Finetune(losses=tuple(TrainingLoss(**one) for one in losses), **(defaults | options)), around
     )
@@ -147,7 +147,9 @@ def test_sums_from_zero_to_one_are_no_probabilities(tmp_path: Path) -> None:
     model = linear("chance", wide=1)
     for value in model.graph.initializers.values():
         value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=value.name)  # type: ignore[union-attr]
-    outcome = tuned(model, given(model, tmp_path, labels=CLASSES % 2), {"kind": "binary"})
+    outcome = tuned(
+        model, given(model, tmp_path, labels=CLASSES % 2), {"kind": "binary"}, budget=TrainingBudget(epochs=1)
+    )
     assert told(outcome).losses == {"chance": "binary"}
 
 
@@ -327,7 +329,12 @@ NAN[-1, 0] = np.nan
         ({"labels": NAN}, [], "data.labels", ["NaN"]),
         ({"labels": NUMBERS[:, :2]}, [], "train.which-loss", ["[8, 2]", "[8, 3]", "kind: …"]),
         ({"labels": CLASSES}, [{"output": "logit"}], "train.loss-output", ["`logit`", "did you mean `logits`?"]),
-        ({"labels": CLASSES}, [{"output": "class"}], "train.loss-output", ["labels need floats"]),
+        (
+            {"labels": CLASSES},
+            [{"output": "class"}],
+            "train.loss-output",
+            ["labels need floats", "outputs of floats: `logits`, `number`"],
+        ),
         ({"labels": CLASSES}, [{"output": "w0"}], "train.loss-output", ["[3] for 8 samples"]),
     ],
 )
