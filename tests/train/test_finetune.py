@@ -132,6 +132,25 @@ def test_class_numbers_lead_to_the_optimum_of_logistic_regression(last: str, tmp
     assert f"accuracy {details.accuracy_before:.1%} to {details.accuracy_after:.1%}" in outcome.summary
 
 
+@pytest.mark.parametrize("classes_at", [1, 2])
+def test_every_place_of_a_sample_has_a_class(classes_at: int, tmp_path: Path) -> None:
+    """`[samples, classes, places]` as in images, `[samples, places, classes]` as in texts."""
+    shape = [-1, 3, 2] if classes_at == 1 else [-1, 2, 3]
+    graph = Graph()
+    sums = graph.linear(graph.take("x", ["b", 6]), 6, 6)
+    model = graph.model(graph.op("Reshape", sums, graph.constant(np.array(shape, np.int64))))
+    around = given(model, tmp_path, labels=np.stack([CLASSES, CLASSES[::-1]], 1))
+    outcome = tuned(model, around, {"kind": "cross_entropy"})
+    rows, labels = seen(around)
+    found = head(outcome.model).reshape(7, *shape[1:])
+    for place in range(2):
+        expected = centred(logistic(rows, np.eye(3)[labels["labels"][:, place]]))
+        np.testing.assert_allclose(centred(found.take(place, 3 - classes_at)), expected, atol=0.02)
+    holdout = next(around.training.holdout.batches(size=COUNT))  # type: ignore[union-attr]
+    right = answers(outcome.model, holdout.feeds["x"], model.graph.outputs[0].name or "").argmax(classes_at)
+    assert told(outcome).accuracy_after == pytest.approx((right == holdout.labels["labels"]).mean())
+
+
 @pytest.mark.parametrize(("last", "said"), [("", "binary"), ("Sigmoid", "binary_shares")])
 def test_yes_or_no_leads_to_the_same_as_two_classes(last: str, said: str, tmp_path: Path) -> None:
     model = linear("chance", last=last, wide=1)
@@ -198,8 +217,8 @@ def test_several_outputs_learn_at_once(tmp_path: Path) -> None:
 
 
 def test_weights_are_those_of_the_sum(tmp_path: Path) -> None:
-    """Two wishes for one output: least squares for their weighted mean."""
-    model, other = linear("number"), NUMBERS[::-1].copy()
+    """Two wishes for one output, one of whole numbers: least squares for their weighted mean."""
+    model, other = linear("number"), NUMBERS[::-1].round().astype(np.int64)
     around = given(model, tmp_path, one=NUMBERS, two=other)
     outcome = tuned(model, around, {"labels": "one"}, {"labels": "two", "weight": 3.0, "kind": "mse"})
     rows, labels = seen(around)
