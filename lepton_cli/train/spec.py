@@ -112,5 +112,7 @@ class Finetune(TaughtOptions):
 
     step: Literal["finetune"] = "finetune"
     losses: tuple[TrainingLoss, ...] = Field(
-        default=(), description="What is learnt, added up; default: the labels, by the first output of floats"
+        default=(),
+        description="What is learnt, added up; `output` may be a value inside the graph. Default: the labels, by the first "
+        "output of floats",
     )
