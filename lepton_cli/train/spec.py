@@ -113,6 +113,6 @@ class Finetune(TaughtOptions):
     step: Literal["finetune"] = "finetune"
     losses: tuple[TrainingLoss, ...] = Field(
         default=(),
-        description="What is learnt, added up; `output` may be a value inside the graph. Default: the labels, by the first "
-        "output of floats",
+        description="What is learnt, added up; `output` may be a value inside the graph. Default: the labels, by the "
+        "first output of floats",
     )
