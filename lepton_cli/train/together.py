@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lepton_cli.data.dataset import Batch
+from lepton_cli.train import proof
 from lepton_cli.train.loop import Task
+from lepton_cli.train.network import Network
 
 
 class NamedTask(Task, Protocol):
@@ -61,3 +63,14 @@ class Together:
             by_task[int(number)][name] = one
         losses = [part.weight * part.task.loss(found, mine) for part, mine in zip(self.parts, by_task, strict=True)]
         return torch.stack(losses).sum()
+
+    def apart(self, network: Network, kept: Sequence[Batch]) -> list[float]:
+        """The mean loss of each task on samples kept apart, without its weight."""
+        totals = [0.0 for _ in self.parts]
+        for batch in kept:
+            feeds = proof.tensors(batch.feeds, network.device)
+            with torch.no_grad():
+                found = {name: one.float() for name, one in network.run(feeds, self.outputs).items()}
+                for number, part in enumerate(self.parts):
+                    totals[number] += float(part.task.loss(found, part.task.answers(batch, feeds))) * batch.count
+        return [total / sum(batch.count for batch in kept) for total in totals]

@@ -17,7 +17,6 @@ from lepton_cli.train import course, judge, proof
 from lepton_cli.train.course import Course, Learnt
 from lepton_cli.train.details import TrainedLoss
 from lepton_cli.train.labels import Labelled
-from lepton_cli.train.loop import Lesson
 from lepton_cli.train.network import Network
 from lepton_cli.train.spec import TaughtOptions, TrainingOptions
 from lepton_cli.train.together import Together, WeightedTask
@@ -44,10 +43,10 @@ def train(
         difference = proof.prove(network, context.check, context.workdir, context.threads)
         made = Course(network, options, context, samples, holdout)
         task = Together(parts(network, made))
-        alone = [Lesson(part.task, samples, made.kept, device=network.device) for part in task.parts[1:] and task.parts]
-        before = [lesson.judge(network) for lesson in alone]
+        several = len(task.parts) > 1
+        before = task.apart(network, made.kept) if several else []
         learnt = made.learn(task, options.step)
-        after = [lesson.judge(network) for lesson in alone]
+        after = task.apart(network, made.kept) if several else []
         proof.prove(network, context.check, context.workdir, context.threads)
     losses = [
         TrainedLoss(
