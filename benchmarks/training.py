@@ -2,9 +2,11 @@
 
     PYTHONPATH=. python benchmarks/training.py executor MODEL_OR_FOLDER...
     PYTHONPATH=. python benchmarks/training.py distill --assets DIR --student PRUNED.onnx --teacher ORIGINAL.onnx
+        [--train IMAGES.npz] [--labels SHARE] [--epochs N]
 
-`distill`: a pruned CIFAR-10 network learns its original's answers from unlabelled images, flipped and cropped; top-1 on
-test images that it never sees, and CPU minutes of one thread, the search for the rate included.
+`distill`: a pruned CIFAR-10 network learns its original's answers from images, flipped and cropped, with a SHARE of the
+loss for their labels (default: none); top-1 on test images that it never sees, and CPU minutes of one thread, the
+search for the rate included.
 
 `executor`, for every model: the largest difference of an output as a share of its largest value, on made-up samples;
 the share of its float constants that train, and of those the share that a gradient of the squared outputs reaches.
@@ -79,13 +81,21 @@ def distil(options: argparse.Namespace) -> None:
         "version": 1,
         "data": {
             "training": {
-                "path": str((options.assets / "cifar10_train.npz").resolve()),
+                "path": str((options.train or options.assets / "cifar10_train.npz").resolve()),
                 "inputs": {name: "images"},
+                **({"labels": "labels"} if options.labels else {}),
                 "preprocess": IMAGES,
                 "augment": [{"flip": "horizontal"}, {"crop": {"pad": 4}}],
             }
         },
-        "steps": [{"step": "distill", "teacher": str(options.teacher.resolve()), "budget": {"epochs": options.epochs}}],
+        "steps": [
+            {
+                "step": "distill",
+                "teacher": str(options.teacher.resolve()),
+                "budget": {"epochs": options.epochs},
+                **({"labels": f"{100 * options.labels:g} %"} if options.labels else {}),
+            }
+        ],
         "evaluate": {"accuracy": [], "latency": {"threads": 1, "time": "100 ms"}, "memory": False},
     }
     begun = time.process_time()
@@ -119,6 +129,8 @@ def main() -> None:
     other = parts.add_parser("distill")
     for option in ("--assets", "--student", "--teacher"):
         other.add_argument(option, type=Path, required=True)
+    other.add_argument("--train", type=Path, help="NPZ with `images` and `labels`; default: cifar10_train.npz")
+    other.add_argument("--labels", type=float, default=0.0, help="share of the loss that the labels have")
     other.add_argument("--epochs", type=float, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)

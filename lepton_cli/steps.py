@@ -22,11 +22,12 @@ from lepton_cli.quantize.details import (
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeAware, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Step
 from lepton_cli.train.details import TrainingDetails
-from lepton_cli.train.spec import Distill
+from lepton_cli.train.spec import Distill, Finetune
 
 __all__ = [
     "ConvertFp16",
     "Distill",
+    "Finetune",
     "Fuse",
     "PruneChannels",
     "PruneWeights",
@@ -43,8 +44,9 @@ STEPS: dict[str, Step] = {
     "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),
     "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),
     "distill": Step(Distill, "train.steps:distill", TrainingDetails),
+    "finetune": Step(Finetune, "train.steps:finetune", TrainingDetails),
     "quantize.static": Step(QuantizeStatic, "quantize.static:quantize", QuantizeStaticDetails),
-    "quantize.aware": Step(QuantizeAware, "quantize.aware:train", TrainingDetails),
+    "quantize.aware": Step(QuantizeAware, "quantize.aware:aware", TrainingDetails),
     "quantize.dynamic": Step(QuantizeDynamic, "quantize.dynamic:quantize", QuantizeDynamicDetails),
     "quantize.weights": Step(QuantizeWeights, "quantize.weights:quantize", QuantizeWeightsDetails),
     "convert.fp16": Step(ConvertFp16, "quantize.fp16:convert", ConvertFp16Details),

@@ -47,8 +47,8 @@ def test_the_summary_is_the_first_line_of_the_description() -> None:
 
 def test_the_table_names_every_step_as_its_options_do() -> None:
     assert list(STEPS) == [
-        "simplify", "fuse", "prune.channels", "prune.weights", "distill", "quantize.static", "quantize.aware",
-        "quantize.dynamic", "quantize.weights", "convert.fp16",
+        "simplify", "fuse", "prune.channels", "prune.weights", "distill", "finetune", "quantize.static",
+        "quantize.aware", "quantize.dynamic", "quantize.weights", "convert.fp16",
     ]  # fmt: skip
     for name, step in STEPS.items():
         assert step.options.model_validate({"step": name}).step == name
@@ -83,6 +83,7 @@ def test_what_is_known_about_a_step_stands_on_its_options() -> None:
         "prune.channels": (False, False, False),
         "prune.weights": (False, False, False),
         "distill": (False, False, False),
+        "finetune": (False, False, False),
         "quantize.static": (False, True, True),
         "quantize.aware": (False, False, False),
         "quantize.dynamic": (False, False, True),

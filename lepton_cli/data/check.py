@@ -111,14 +111,14 @@ def _resize(size: Sequence[int | str | None]) -> str:
     return f" and `resize: [{', '.join(str(part) if isinstance(part, int) else 'auto' for part in size)}]`"
 
 
-def check_labels(labels: NDArray[Any], classes: int, *, name: str = "evaluation") -> None:
+def check_labels(labels: NDArray[Any], classes: int, *, name: str = "evaluation", whose: str = "the model") -> None:
     """Raise DataError unless the labels are whole numbers from 0 to `classes` - 1."""
     option = ("data", name, "labels")
     if labels.dtype.kind not in "biu" and not (labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))):
         raise DataError(
             "data.labels",
             f"labels of `{name}` are not class numbers ({labels.dtype}, such as {labels.flat[0]})",
-            hint="classes are whole numbers from 0; or choose a regression metric",
+            hint="classes are whole numbers from 0; or choose a regression metric or loss",
             option=option,
         )
     if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
@@ -130,7 +130,7 @@ def check_labels(labels: NDArray[Any], classes: int, *, name: str = "evaluation"
         hint = f"if they are shifted by {abs(shift)}: `label_offset: {shift}`"
     raise DataError(
         "data.labels",
-        f"labels of `{name}` run from {lowest} to {highest}, the model has {classes} classes (0 to {classes - 1})",
+        f"labels of `{name}` run from {lowest} to {highest}, {whose} has {classes} classes (0 to {classes - 1})",
         hint=hint,
         option=option,
     )

@@ -168,6 +168,11 @@ class SourceDataset:
             {name: np.concatenate([chunk.labels[name] for chunk in chunks]) for name in chunks[0].labels},
         )
 
+    def stored_labels(self, name: str) -> Iterator[Array]:
+        """All labels of this name, as batches have them, some at a time."""
+        for chunk in [self._held] if self._held is not None else self._chunks(self._indices, self._spec.batch):
+            yield self._label(name, chunk.labels[name])
+
     def as_batch(self, stored: Chunk, start: int) -> Batch:
         """Stored samples through preprocessing, as one feed. Raises DataError where they do not go into one."""
         chunk = self._chunk(stored)

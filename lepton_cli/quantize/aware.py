@@ -12,34 +12,44 @@ from lepton_cli.step import Context, Decision, Outcome
 from lepton_cli.train import steps
 
 
-def train(model: ir.Model, options: QuantizeAware, context: Context) -> Outcome:
+def aware(model: ir.Model, options: QuantizeAware, context: Context) -> Outcome:
     """The model with trained codes and scales: all else stays. Raises LeptonError where something is missing."""
-    samples, holdout = steps.needed(options, context)
+    samples, holdout = steps.needed(context, options.step, labelled=False)
     if context.dry:
-        return Outcome(model, 1, (), f"all codes and scales, with {samples.count:,} samples")
+        return steps.planned(model, samples, "all codes and scales")
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):
         raise ModelError(
             "train.not-quantized",
             "the model holds no QuantizeLinear and DequantizeLinear: there is nothing for `quantize.aware` to train",
             hint="put `quantize.static` before it",
         )
-    layers = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
     from lepton_cli.train import course
-    from lepton_cli.train.distill import taught
+    from lepton_cli.train.distill import beside
     from lepton_cli.train.quantized import QuantizedNetwork
+    from lepton_cli.train.teacher import Teacher
+    from lepton_cli.train.together import WeightedTask
+    from lepton_cli.train.train import teacher, train
 
-    device = course.device(options)
-    with course.settings(context.threads, device):
-        start, narrow = (model, []) if options.weight_bits == 8 else _narrowed(model, layers, options)
-        if narrow:  # biases in steps of the new scales
-            start = QuantizedNetwork(start, layers).written()
-        network = QuantizedNetwork(start, layers, device)
-        learnt, details = taught(network, options, context, samples, holdout, options.teacher, "float32")
-        made = course.outcome(model, learnt, details)
-    if narrow:
-        summary = f"{len(narrow)} layers of 4-bit weights: {made.summary}"
-        return Outcome(learnt.model, made.changed + len(narrow), (*narrow, *made.decisions), summary, made.details)
-    return made
+    start, narrow = model, list[Decision]()
+    if options.weight_bits == 4:
+        layers = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+        start, narrow = _narrowed(model, layers, options)
+        start = QuantizedNetwork(start, layers).written()  # biases in steps of the new scales
+    original = teacher(options, context)
+    learnt, made = train(
+        start,
+        options,
+        context,
+        samples,
+        holdout,
+        lambda network, made: [WeightedTask(Teacher(original, network, made.first))],
+        kind=QuantizedNetwork,
+    )
+    found = course.outcome(model, learnt, beside(original, start, learnt, made, options, context))
+    if not narrow:
+        return found
+    summary = f"{len(narrow)} layers of 4-bit weights: {found.summary}"
+    return Outcome(learnt.model, found.changed + len(narrow), (*narrow, *found.decisions), summary, found.details)
 
 
 def _narrowed(model: ir.Model, layers: set[str], options: QuantizeAware) -> tuple[ir.Model, list[Decision]]:

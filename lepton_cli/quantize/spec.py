@@ -75,9 +75,6 @@ class QuantizeAware(TrainingOptions):
     """Train codes and scales of a quantized model until it answers as the float model does (extra `train`)."""
 
     step: Literal["quantize.aware"] = "quantize.aware"
-    teacher: str | None = Field(
-        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
-    )
     weight_bits: Literal[4, 8] = Field(
         default=8, description="4: weights are stored in 4 bits and computed with in 8, as fast as before"
     )

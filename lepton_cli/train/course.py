@@ -65,7 +65,7 @@ class Learnt:
 class Course:
     """Samples, settings and the network that learns.
 
-    `first`: feeds of some samples, as many at once as the network takes; `kept`: batches that judge.
+    `trial`: some samples, as many at once as the network takes; `first`: their feeds; `kept`: batches that judge.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Course:
         self._network, self._options, self._context, self._samples = network, options, context, samples
         self._precision = precision
         self._piece = piece = _piece(network, holdout, samples)
-        self._first = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
-        self.first = [part.feeds for part in self._first]
+        self.trial = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
+        self.first = [part.feeds for part in self.trial]
         self._size = _batch(network.model, options, samples, piece or 1)
         size = piece or min(self._size, 250)
         self.kept: Sequence[Batch] = list(activations.batches(network.model, holdout, size=size, limit=JUDGED))
@@ -132,7 +132,7 @@ class Course:
 
     def _reaches(self, task: Task) -> None:
         """Raises StepError where no gradient comes to the weights."""
-        network, batch = self._network, self._first[0]
+        network, batch = self._network, self.trial[0]
         feeds = proof.tensors(batch.feeds, network.device)
         with torch.no_grad():
             answers = task.answers(batch, feeds)
@@ -214,8 +214,10 @@ def outcome(model: ir.Model, learnt: Learnt, details: TrainingDetails) -> Outcom
         Decision(node=node.name or "", op=node.op_type, action="trained", reason=reason) for node in learnt.nodes
     )
     summary = f"loss {before:.4g} to {after:.4g} on {details.kept_apart} samples kept apart"
-    if details.agreement_before is not None and details.agreement_after is not None:
-        summary += f", agreement {details.agreement_before:.1%} to {details.agreement_after:.1%}"
+    for name in ("agreement", "accuracy"):
+        first, last = getattr(details, f"{name}_before"), getattr(details, f"{name}_after")
+        if first is not None and last is not None:
+            summary += f", {name} {first:.1%} to {last:.1%}"
     return Outcome(learnt.model, len(decisions), decisions, summary, details)
 
 

@@ -13,12 +13,23 @@ class TrainingMark(Strict):
     loss: float
 
 
+class TrainedLoss(Strict):
+    """One of several losses on the samples kept apart, before and after, without its weight in the sum."""
+
+    output: str
+    kind: str
+    weight: float
+    before: float
+    after: float
+
+
 class TrainingDetails(Details):
     """How a model was trained, and what came of it.
 
     `proof`: largest difference between torch and onnxruntime before training, as a share of the largest output.
     `piece`: samples that the network takes at once; 0: any number. `agreement`: share of the samples kept apart with
-    the teacher's answer, before and after, where there are classes.
+    the teacher's answer, before and after, where there are classes; `accuracy`: the same for their labels, of the first
+    output that learns class numbers. `parts`: where several losses are added up.
     """
 
     teacher: str = ""
@@ -39,3 +50,6 @@ class TrainingDetails(Details):
     proof: float = 0.0
     agreement_before: float | None = None
     agreement_after: float | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    parts: tuple[TrainedLoss, ...] = ()

@@ -1,4 +1,4 @@
-"""What is made small: how far an output is from the teacher's, or from labels. Each is a mean over the samples."""
+"""What is made small: how far an output is from the teacher's (a mean over the samples), or from labels (by sample)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.nn import functional
 TEMPERATURE = 4.0
 #: Probabilities below this are noise.
 _LEAST = 1e-8
+#: What keeps logarithms of probabilities finite: gradients of classes that are all but ruled out have to come through.
+_TINY, _NEAR = 1e-30, 1e-7
 
 
 def distil(found: Tensor, teacher: Tensor) -> Tensor:
@@ -36,9 +38,46 @@ def relative(found: Tensor, teacher: Tensor, spread: float = 1.0) -> Tensor:
     return (found - teacher).square().mean() / spread
 
 
-def cross_entropy(found: Tensor, labels: Tensor) -> Tensor:
-    """`found`: `[samples, classes]` before the softmax; `labels`: whole numbers `[samples]`."""
-    return functional.cross_entropy(found, labels)
+def cross_entropy(found: Tensor, labels: Tensor, axis: int = 1, shares: bool = False) -> Tensor:
+    """`found`: classes on `axis`, before the softmax or (`shares`) after it; `labels`: class numbers without that axis,
+    or shares of the classes with it. A number per sample, the mean over whatever else there is, as of all below.
+    """
+    logs = found.clamp_min(_TINY).log() if shares else found.log_softmax(axis)
+    if labels.is_floating_point():
+        return _by_sample(-(labels * logs).sum(axis))
+    return _by_sample(-logs.gather(axis, labels.unsqueeze(axis)).squeeze(axis))
+
+
+def binary(found: Tensor, labels: Tensor, shares: bool = False) -> Tensor:
+    """Cross-entropy of every number by itself; `labels`: from 0 to 1, of the same shape."""
+    if shares:
+        found = found.clamp(_NEAR, 1 - _NEAR)
+        return _by_sample(-labels * found.log() - (1 - labels) * (1 - found).log())
+    return _by_sample(functional.binary_cross_entropy_with_logits(found, labels, reduction="none"))
+
+
+def mse(found: Tensor, labels: Tensor) -> Tensor:
+    """Squared error."""
+    return _by_sample((found - labels).square())
+
+
+def mae(found: Tensor, labels: Tensor) -> Tensor:
+    """Absolute error."""
+    return _by_sample((found - labels).abs())
+
+
+def huber(found: Tensor, labels: Tensor) -> Tensor:
+    """Half the squared error up to 1, growing as the absolute one beyond (Huber, 1964)."""
+    return _by_sample(functional.huber_loss(found, labels, reduction="none"))
+
+
+def cosine(found: Tensor, labels: Tensor) -> Tensor:
+    """1 minus the cosine of the angle between vectors on the last axis."""
+    return _by_sample(1 - functional.cosine_similarity(found, labels, dim=-1))
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(1) if values.dim() > 1 else values
 
 
 def kind(teacher: Tensor) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -46,7 +85,10 @@ def kind(teacher: Tensor) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
     if teacher.dim() != 2 or teacher.shape[1] < 2:
         spread = float((teacher - teacher.mean()).square().mean())
         return "relative", partial(relative, spread=spread or 1.0)
-    sums = teacher.sum(dim=1)
-    if bool((teacher >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3)):
-        return "distil_shares", distil_shares
-    return "distil", distil
+    return ("distil_shares", distil_shares) if are_shares(teacher) else ("distil", distil)
+
+
+def are_shares(values: Tensor, axis: int = 1) -> bool:
+    """Whether they are probabilities that add up to 1 along the axis."""
+    sums = values.sum(axis)
+    return bool((values >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))

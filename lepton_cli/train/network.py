@@ -70,6 +70,10 @@ class Network:
         """Names of the model's outputs."""
         return tuple(value.name or "" for value in self.model.graph.outputs)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the main graph has a value of this name."""
+        return name in self._values
+
     def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The outputs (default: all), or inner values, by name. Only what leads to them is computed.
 

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lepton_cli import units
 from lepton_cli.step import Options
-from lepton_cli.values import Duration, Strict
+from lepton_cli.values import Duration, Percent, Strict
 
 
 class TrainingBudget(Strict):
@@ -34,6 +35,9 @@ class TrainingOptions(Options):
     trains: ClassVar[bool] = True
 
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
+    teacher: str | None = Field(
+        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
         description="Share of a channel's weights that a step changes at most; auto: 0.01, less where that harms",
@@ -68,6 +72,47 @@ class Distill(FloatTraining):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
     step: Literal["distill"] = "distill"
-    teacher: str | None = Field(
-        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+    labels: Percent = Field(
+        default=units.Share(0),
+        description="Share of the loss for labels of the training data, by cross-entropy, where outputs are classes",
+    )
+
+    @model_validator(mode="after")
+    def _some_distilled(self) -> Self:
+        if self.labels >= 1:
+            raise ValueError("labels must be below 100 %: for labels alone there is `finetune`")
+        return self
+
+
+class TrainingLoss(Strict):
+    """What one output learns. Each loss is a mean over the samples."""
+
+    output: str | None = Field(
+        default=None, description="An output, or a value inside the graph; default: the only output of floats"
+    )
+    kind: Literal["auto", "cross_entropy", "binary", "mse", "mae", "huber", "cosine", "distill"] = Field(
+        default="auto",
+        description="auto: cross_entropy for `[samples, classes]` and class numbers, mse for floats of the output's "
+        "shape. Outputs may be probabilities or what comes before; distill compares with `teacher`",
+    )
+    labels: str | None = Field(
+        default=None, description="Array of labels; default: the one with the output's name, else `labels`"
+    )
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Factor of the loss in the sum")
+
+    @model_validator(mode="after")
+    def _compared_once(self) -> Self:
+        if self.kind == "distill" and self.labels is not None:
+            raise ValueError("distill compares with the teacher: leave `labels` out")
+        return self
+
+
+class Finetune(FloatTraining):
+    """Train the weights on the labels of the training data, several outputs at once where asked (extra `train`)."""
+
+    step: Literal["finetune"] = "finetune"
+    losses: tuple[TrainingLoss, ...] = Field(
+        default=(),
+        description="What is learnt, added up; `output` may be a value inside the graph. Default: the labels, by the "
+        "first output of floats",
     )

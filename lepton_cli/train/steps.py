@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from lepton_cli.data.dataset import Dataset
-from lepton_cli.data.training import TrainingData
 from lepton_cli.errors import DataError, MissingExtraError
 from lepton_cli.step import Context, Outcome
-from lepton_cli.train.spec import Distill, TrainingOptions
+from lepton_cli.train.spec import Distill, Finetune
+
+if TYPE_CHECKING:
+    from lepton_cli.data.dataset import Dataset
+    from lepton_cli.data.training import TrainingData
 
 #: PyPI's torch for Linux is a CUDA build of several GB.
 CPU_BUILD = "for the CPU alone `pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu` first"
@@ -18,30 +21,53 @@ CPU_BUILD = "for the CPU alone `pip install torch==2.13.0 --index-url https://do
 
 def distill(model: ir.Model, options: Distill, context: Context) -> Outcome:
     """Train until the model answers as the original does. Raises LeptonError where something is missing."""
-    samples, holdout = needed(options, context)
+    samples, holdout = needed(context, options.step, bool(options.labels))
     if context.dry:
-        return Outcome(model, 1, (), f"all weights, with {samples.count:,} samples")
+        return planned(model, samples)
     from lepton_cli.train import distill as work
 
     return work.distill(model, options, context, samples, holdout)
 
 
-def needed(options: TrainingOptions, context: Context) -> tuple[TrainingData, Dataset]:
-    """The samples to train with and those to judge by. Raises LeptonError where they, or torch, are missing."""
+def finetune(model: ir.Model, options: Finetune, context: Context) -> Outcome:
+    """Train on labels. Raises LeptonError where something is missing."""
+    labelled = any(asked.kind != "distill" for asked in options.losses) or not options.losses
+    samples, holdout = needed(context, options.step, labelled)
+    if context.dry:
+        return planned(model, samples)
+    from lepton_cli.train import finetune as work
+
+    return work.finetune(model, options, context, samples, holdout)
+
+
+def needed(context: Context, step: str, labelled: bool) -> tuple[TrainingData, Dataset]:
+    """What to train with and what to judge by. Raises LeptonError where one of them, labels or torch are missing."""
     samples = context.training
     if samples is None:
         raise DataError(
             "data.training-missing",
-            f"`{options.step}` needs training data",
-            hint="give `data: {training: {path: …}}` in the recipe; labels are not needed",
+            f"`{step}` needs training data",
+            hint="give `data: {training: {path: …" + (", labels: …}}`" if labelled else "}}`, labels are not needed"),
         )
     if samples.holdout is None:
         raise DataError(
             "data.holdout",
-            f"`{options.step}` judges by samples kept apart, and `holdout: 0 %` keeps none",
+            f"`{step}` judges by samples kept apart, and `holdout: 0 %` keeps none",
             hint="leave `holdout` out, or give a share",
             option=("data", "training", "holdout"),
         )
+    if labelled and not samples.whole.label_names:
+        raise DataError(
+            "data.no-labels",
+            f"`{step}` needs labels, and the training data have none",
+            hint="name the array or column: `data: {training: {labels: …}}`; without labels there is `distill`",
+            option=("data", "training", "labels"),
+        )
     if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("train", "torch", f"`{options.step}`", CPU_BUILD)
+        raise MissingExtraError("train", "torch", f"`{step}`", CPU_BUILD)
     return samples, samples.holdout
+
+
+def planned(model: ir.Model, samples: TrainingData, what: str = "all weights") -> Outcome:
+    """What a plan says of a step that trains."""
+    return Outcome(model, 1, (), f"{what}, with {samples.count:,} samples")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lepton_cli.data.dataset import Batch
+from lepton_cli.data.source import nearest
 from lepton_cli.errors import ModelError
 from lepton_cli.runtime import Values
 from lepton_cli.train import losses, proof
@@ -18,12 +19,21 @@ from lepton_cli.train.network import Network
 class Teacher:
     """What the original answers, in torch; the kind of every loss follows from its first answers."""
 
-    def __init__(self, model: ir.Model, student: Network, first: Sequence[Values]) -> None:
-        """`first`: feeds that both can take."""
+    def __init__(
+        self, model: ir.Model, student: Network, first: Sequence[Values], outputs: Sequence[str] | None = None
+    ) -> None:
+        """`first`: feeds that both can take. `outputs`: those that count (default: all of floats), or inner values."""
         self._network = Network(model, (), student.device)
+        for name in outputs or ():
+            if name not in self._network:
+                raise ModelError(
+                    "train.teacher",
+                    f"the teacher has no `{name}`",
+                    hint=nearest(name, self._network.outputs, what="its outputs"),
+                )
         with torch.no_grad():
-            given = [self._network.run(proof.tensors(feeds, student.device)) for feeds in first]
-            mine = student.run(proof.tensors(first[0], student.device))
+            given = [self._network.run(proof.tensors(feeds, student.device), outputs) for feeds in first]
+            mine = student.run(proof.tensors(first[0], student.device), outputs)
         self._kinds = {}
         for name, one in given[0].items():
             if not one.is_floating_point():

@@ -12,7 +12,7 @@ import pytest
 
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import LeptonError
-from lepton_cli.quantize import aware
+from lepton_cli.quantize.aware import aware
 from lepton_cli.quantize.spec import QuantizeAware
 from lepton_cli.step import Context, Outcome
 from lepton_cli.train.spec import TrainingBudget
@@ -39,7 +39,7 @@ def around(original: ir.Model, folder: Path) -> Context:
 def trained(original: ir.Model, folder: Path, **options: Any) -> tuple[ir.Model, Outcome]:
     start = quick(original, folder, Arrays({"x": ROWS[:200]})).model
     budget = options.pop("budget", TrainingBudget(epochs=15))
-    return start, aware.train(start, QuantizeAware(budget=budget, **options), around(original, folder))
+    return start, aware(start, QuantizeAware(budget=budget, **options), around(original, folder))
 
 
 def quantized(model: ir.Model) -> list[str]:
@@ -96,7 +96,7 @@ def test_layers_named_keep_eight_bits(tmp_path: Path) -> None:
 
 def refused(code: str, model: ir.Model, context: Context, **options: Any) -> LeptonError:
     with pytest.raises(LeptonError) as caught:
-        aware.train(model, QuantizeAware(**options), context)
+        aware(model, QuantizeAware(**options), context)
     assert caught.value.code == code
     return caught.value
 
@@ -117,6 +117,6 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_plan_trains_nothing(tmp_path: Path) -> None:
     original = deep()
     start = quick(original, tmp_path, Arrays({"x": ROWS[:200]})).model
-    outcome = aware.train(start, QuantizeAware(), dataclasses.replace(around(original, tmp_path), dry=True))
+    outcome = aware(start, QuantizeAware(), dataclasses.replace(around(original, tmp_path), dry=True))
     assert outcome.model is start
     assert "codes and scales" in outcome.summary

@@ -64,6 +64,13 @@ DETAILS: dict[str, dict[str, Any]] = {
         "agreement_before": 0.9,
         "agreement_after": 0.95,
     },
+    "finetune": {
+        "losses": {"logits": "cross_entropy"},
+        "marks": [{"step": 0, "loss": 1.5}, {"step": 10, "loss": 1.0}],
+        "accuracy_before": 0.8,
+        "accuracy_after": 0.9,
+        "parts": [{"output": "logits", "kind": "cross_entropy", "weight": 1.0, "before": 1.5, "after": 1.0}],
+    },
     "quantize.static": {
         "target": "x86-vnni",
         "why": "this machine",
