@@ -42,7 +42,7 @@ LAYERS = (
     ("runtime",),
     ("step",),
     ("data",),
-    ("cache", "garbage", "machine", "metrics", "plugin", "progress", "scratch", "tensors", "values"),
+    ("cache", "garbage", "interrupt", "machine", "metrics", "plugin", "progress", "scratch", "tensors", "values"),
     ("units",),
     ("errors", "version"),
 )

@@ -82,6 +82,11 @@ class TrainingData:
             )
         self.holdout = whole.part(held.tolist(), inputs) if len(held) else None
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples, how they are changed, and their order."""
+        return f"{self.whole.fingerprint} {self._seed}"
+
     def batch(self, step: int, size: int) -> TrainingBatch:
         """Batch number `step`, from 0: `size` samples, augmented and preprocessed; an epoch may end inside it.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lepton_cli import interrupt
 from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
-from lepton_cli.measure import fidelity, hooks, interrupt, metrics, stream
+from lepton_cli.measure import fidelity, hooks, metrics, stream
 from lepton_cli.measure.arms import InputNames, Payload
 from lepton_cli.measure.classes import Predictions
 from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue

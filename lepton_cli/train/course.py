@@ -19,13 +19,17 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from lepton_cli import cache
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError, ProviderError, StepError
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.graph.settle import settle
+from lepton_cli.machine import machine
+from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.step import Context, Decision, Outcome
 from lepton_cli.train import proof
+from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.details import TrainingDetails, TrainingMark
 from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
 from lepton_cli.train.network import Network
@@ -47,6 +51,10 @@ class TrainingSamples(Protocol):
     """What a training step needs of its data."""
 
     count: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of samples, their changes and their order."""
 
     def batch(self, step: int, size: int) -> Batch:
         """Batch number `step`: the same samples, changed the same way, for the same number."""
@@ -95,20 +103,37 @@ class Course:
         """Train for as long as the budget says; `name` is what the progress shows."""
         self._reaches(task)
         network, options, size = self._network, self._options, self._size
-        lesson, seconds = self._lesson(task)
-        steps = self._steps(seconds)
-        start = network.state()
+        kept = Checkpoints(self._context.cache, self._key(task, name))
+        found = kept.found()
+        if found is None:
+            lesson, seconds = self._lesson(task)
+            kept.facts = {"narrow": lesson.narrow, "steps": self._steps(seconds)}
+        else:
+            kept.facts = dict(found["facts"])
+            lesson = self._of(task, self.kept, narrow=kept.facts["narrow"])
+        steps, start = kept.facts["steps"], network.state()
         rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
         with self._context.progress.stage(name, steps) as stage:
             for rate in rates:
-                begun = time.perf_counter()
+                if found is not None and rate != found["facts"]["rate"]:
+                    continue
                 network.load(start)
                 trainer = Trainer(network, lesson, Settings(steps, size, rate))
-                trained = trainer.run(stage, HARM if rate != rates[-1] else None)
+                kept.facts["rate"] = rate
+                if found is not None:
+                    trainer.go_on(found)
+                    stage.advance(trainer.done)
+                    self._context.progress.say(f"{name}: goes on after step {trainer.done:,} of {steps:,}")
+                    found = None
+                begun, first = time.perf_counter(), trainer.done
+                trained = trainer.run(stage, HARM if rate != rates[-1] else None, kept)
                 if trained is not None:
                     break
             assert trained is not None
-            took = time.perf_counter() - begun
+            if trainer.done > first:
+                took = time.perf_counter() - begun
+                kept.facts["samples_per_second"] = round((trainer.done - first) * size / max(took, 1e-9), 1)
+                kept.keep(trainer.standing, now=True)
             stage.note(f"loss {trained.marks[0].loss:.4g} to {trained.best.loss:.4g}")
         if options.keep == "best":
             network.load(trained.state)
@@ -126,7 +151,7 @@ class Course:
             precision="bfloat16" if lesson.narrow else "float32",
             marks=tuple(TrainingMark(step=mark.step, loss=mark.loss) for mark in trained.marks),
             kept_step=trained.best.step if options.keep == "best" else steps,
-            samples_per_second=round(steps * size / max(took, 1e-9), 1),
+            samples_per_second=kept.facts.get("samples_per_second", 0.0),
         )
         return Learnt(made, _readers(network, made), details, options.keep == "best" and trained.best.step == 0)
 
@@ -151,17 +176,36 @@ class Course:
         """In the faster precision, unless one is asked for; and the seconds of one step in it."""
         network, size = self._network, self._size
         start, found = network.state(), {}
-        lessons = partial(Lesson, task, self._samples, device=network.device, piece=self._piece)
         kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]
         for narrow in kinds:
-            lesson = lessons(self.kept if len(kinds) == 1 else (), narrow=narrow)
+            lesson = self._of(task, self.kept if len(kinds) == 1 else (), narrow=narrow)
             trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))
             took = [_seconds(partial(trainer.step, number, 0.0), network.device) for number in range(TIMED + 1)]
             found[narrow] = (min(took[1:]), lesson)
         network.load(start)
         narrow = len(found) > 1 and found[True][0] * FASTER < found[False][0]
         seconds, lesson = found[narrow] if len(found) > 1 else found[kinds[0]]
-        return (lesson if len(kinds) == 1 else lessons(self.kept, narrow=narrow)), seconds
+        return (lesson if len(kinds) == 1 else self._of(task, self.kept, narrow=narrow)), seconds
+
+    def _of(self, task: Task, kept: Sequence[Batch], *, narrow: bool) -> Lesson:
+        return Lesson(task, self._samples, kept, device=self._network.device, piece=self._piece, narrow=narrow)
+
+    def _key(self, task: Task, name: str) -> str:
+        """All that decides what comes out."""
+        return cache.key(
+            step=name,
+            model=io.fingerprint(self._network.model),
+            options=self._options,
+            task=task.fingerprint,
+            samples=self._samples.fingerprint,
+            seed=self._context.seed,
+            threads=self._context.threads,
+            device=str(self._network.device),
+            torch=torch.__version__,
+            machine=machine(),
+            batch=self._size,
+            piece=self._piece,
+        )
 
     def _steps(self, seconds: float) -> int:
         budget = self._options.budget

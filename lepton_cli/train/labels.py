@@ -48,6 +48,7 @@ class Labelled:
 
         Raises DataError for labels that cannot be the output's, RecipeError where it is not clear how to compare.
         """
+        self.fingerprint = f"{asked.model_dump_json()} {output}"
         self.output, self.labels = output, _array(asked, output, data)
         self.outputs: tuple[str, ...] = (output,)
         self._device = network.device

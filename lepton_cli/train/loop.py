@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lepton_cli import interrupt
 from lepton_cli.data.dataset import Batch
 from lepton_cli.errors import StepError
 from lepton_cli.progress import Stage
 from lepton_cli.runtime import Values
+from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.network import Network
 from lepton_cli.train.proof import tensors
 
@@ -29,6 +31,8 @@ MARKS = 8
 HARM = 1.5
 #: Least size of a channel's weights as a share of the tensor's, and that of a tensor that begins at zero.
 _LEAST, _ZERO = 0.1, 1e-2
+#: What Adam keeps of every parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 CPU = torch.device("cpu")
@@ -39,6 +43,10 @@ class Task(Protocol):
 
     #: Outputs, or inner values, of the network that count.
     outputs: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides its losses, but for the samples."""
 
     def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the loss compares with for this batch, whose tensors are `feeds`; no gradient."""
@@ -159,31 +167,69 @@ class Trainer:
             torch.ones(()) if name in network.exponents else _size(one) for name, one in network.parameters.items()
         ]
         self._optimiser = torch.optim.Adam(self._parameters, lr=settings.rate)
+        #: Steps done, the way there, and the best parameters on it.
+        self.done = 0
+        self.marks: list[Mark] = []
+        self.best: dict[str, NDArray[np.float32]] = {}
 
-    def run(self, stage: Stage, harm: float | None = None) -> Trained | None:
-        """All steps; `None` where the first mark is more than `harm` times as bad as no training.
+    def run(self, stage: Stage, harm: float | None = None, kept: Checkpoints | None = None) -> Trained | None:
+        """All steps that are left; `None` where the first mark is more than `harm` times as bad as no training.
 
         Where the loss stops being a number, the best until then stays; StepError where there is none.
         """
-        marks = [Mark(0, self.lesson.judge(self.network))]
-        best = self.network.state()
-        places = {math.ceil(self.settings.steps * (number + 1) / MARKS) for number in range(MARKS)}
-        for number in range(self.settings.steps):
-            loss = self.step(number, self._rate(number))
-            stage.advance()
-            if not math.isfinite(loss):
-                if len(marks) > 1:
+        steps = self.settings.steps
+        places = {math.ceil(steps * number / MARKS) for number in range(MARKS + 1)}
+        try:
+            while True:
+                if self.done in places and (not self.marks or self.marks[-1].step != self.done):
+                    self._judge()
+                    if harm is not None and len(self.marks) == 2 and self.marks[1].loss > harm * self.marks[0].loss:
+                        return None
+                if self.done == steps:
                     break
-                raise StepError(
-                    "train.diverged", f"the loss is {loss} at step {number + 1}", hint="give a smaller `learning_rate`"
-                )
-            if number + 1 in places:
-                marks.append(Mark(number + 1, self.lesson.judge(self.network)))
-                if harm is not None and len(marks) == 2 and marks[1].loss > harm * marks[0].loss:
-                    return None
-                if marks[-1].loss < min(mark.loss for mark in marks[:-1]):
-                    best = self.network.state()
-        return Trained(best, tuple(marks))
+                loss = self.step(self.done, self._rate(self.done))
+                stage.advance()
+                if not math.isfinite(loss):
+                    if len(self.marks) > 1:
+                        break
+                    where = f"the loss is {loss} at step {self.done + 1}"
+                    raise StepError("train.diverged", where, hint="give a smaller `learning_rate`")
+                if kept is not None:
+                    kept.keep(self.standing)
+        except KeyboardInterrupt:
+            if kept is not None:
+                kept.keep(self.standing, now=True)
+            raise
+        return Trained(self.best, tuple(self.marks))
+
+    def _judge(self) -> None:
+        loss = self.lesson.judge(self.network)
+        with interrupt.later():
+            if not self.marks or loss < min(mark.loss for mark in self.marks):
+                self.best = self.network.state()
+            self.marks.append(Mark(self.done, loss))
+
+    def standing(self) -> dict[str, Any]:
+        """All that the next steps, if there are any, depend on: arrays and JSON values."""
+        over = self.done == self.settings.steps
+        found: dict[str, Any] = {"done": self.done, "marks": [[mark.step, mark.loss] for mark in self.marks]}
+        for name, array in self.network.state().items():
+            held = {} if over else self._optimiser.state.get(self.network.parameters[name], {})
+            found |= {f"now {name}": array, f"best {name}": self.best.get(name, array)}
+            found |= {f"{key} {name}": one.detach().cpu().numpy() for key, one in held.items()}
+        return found
+
+    def go_on(self, standing: Mapping[str, Any]) -> None:
+        """Stand where another run of the same training stood."""
+        self.done = int(standing["done"])
+        self.marks = [Mark(step, loss) for step, loss in standing["marks"]]
+        self.best = {name: standing[f"best {name}"] for name in self.network.parameters}
+        self.network.load({name: standing[f"now {name}"] for name in self.network.parameters})
+        for name, one in self.network.parameters.items():
+            held = {key: standing[f"{key} {name}"] for key in _MOMENTS if f"{key} {name}" in standing}
+            for key, array in held.items():
+                like = torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(one)
+                self._optimiser.state[one][key] = like.copy_(torch.from_numpy(np.asarray(array)))
 
     def step(self, number: int, rate: float) -> float:
         """One step on batch `number`; the loss before it. Nothing is changed by a loss that is no number."""
@@ -194,14 +240,19 @@ class Trainer:
         if math.isfinite(seen):
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
-            before = [one.detach().clone() for one in self._parameters]
-            self._optimiser.step()
-            with torch.no_grad():
-                for one, old, size in zip(self._parameters, before, self._sizes, strict=True):
-                    one.sub_(old).mul_(size).add_(old)
-            self.network.mask()
+            with interrupt.later():  # weights and moments are of one step
+                self._update()
+                self.done = number + 1
         return seen
+
+    def _update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
+        before = [one.detach().clone() for one in self._parameters]
+        self._optimiser.step()
+        with torch.no_grad():
+            for one, old, size in zip(self._parameters, before, self._sizes, strict=True):
+                one.sub_(old).mul_(size).add_(old)
+        self.network.mask()
 
     def _rate(self, number: int) -> float:
         """Up in a straight line, down along a cosine (Loshchilov and Hutter, 2017)."""

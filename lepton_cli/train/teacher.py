@@ -11,6 +11,7 @@ from torch import Tensor
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.source import nearest
 from lepton_cli.errors import ModelError
+from lepton_cli.model import io
 from lepton_cli.runtime import Values
 from lepton_cli.train import losses, proof
 from lepton_cli.train.network import Network
@@ -24,6 +25,7 @@ class Teacher:
     ) -> None:
         """`first`: feeds that both can take. `outputs`: those that count (default: all of floats), or inner values."""
         self._network = Network(model, (), student.device)
+        self.fingerprint = f"{io.fingerprint(model)} {outputs}"
         for name in outputs or ():
             if name not in self._network:
                 raise ModelError(

@@ -39,6 +39,11 @@ class Together:
         self.outputs = tuple(dict.fromkeys(name for part in parts for name in part.task.outputs))
 
     @property
+    def fingerprint(self) -> str:
+        """Those of the parts, with their weights."""
+        return "; ".join(f"{part.weight} {part.task.fingerprint}" for part in self.parts)
+
+    @property
     def said(self) -> dict[str, str]:
         """The kinds of losses by output."""
         kinds: dict[str, list[str]] = {name: [] for name in self.outputs}

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lepton_cli.measure import accuracy, interrupt, meters
+from lepton_cli import interrupt
+from lepton_cli.measure import accuracy, meters
 from lepton_cli.timing import compare
 from tests.cli.small import data, model, recipe
 from tests.conftest import Invoke

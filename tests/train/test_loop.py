@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import Batch
 from lepton_cli.errors import StepError
 from lepton_cli.progress import Silent
 from lepton_cli.train import loop
+from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.loop import Lesson, Mark, Settings, Trained, Trainer
 from lepton_cli.train.network import Network
 from tests.quantize.builders import Graph
@@ -36,6 +39,7 @@ class Product:
     """The answers are `x TRUE`."""
 
     outputs: tuple[str, ...] = ("t0",)
+    fingerprint = "product"
 
     def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"t0": feeds["x"] @ torch.from_numpy(TRUE)}
@@ -161,3 +165,56 @@ def test_pieces_add_up_to_their_batch() -> None:
 def test_marks_are_ordered_by_loss() -> None:
     marks = (Mark(0, 2.0), Mark(5, 1.0), Mark(10, 1.0))
     assert loop.Trained({}, marks).best == Mark(5, 1.0)
+
+
+class Stopped(Rows):
+    """Ctrl-C while a batch is read."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def batch(self, step: int, size: int) -> Batch:
+        if step == self.at:
+            raise KeyboardInterrupt
+        return super().batch(step, size)
+
+
+class Held(Checkpoints):
+    """In memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Cache(None), "")
+        self.last: Mapping[str, Any] | None = None
+
+    def keep(self, state: Callable[[], Mapping[str, Any]], *, now: bool = False) -> None:
+        if now:
+            self.last = state()
+
+
+@pytest.mark.parametrize("stops", [[1], [3, 4], [5, 20, 39], [0]])
+def test_a_run_cut_into_pieces_gives_the_same_bytes(stops: list[int]) -> None:
+    """Each piece is a trainer of its own on the untrained network, as of a process started anew."""
+    start = np.random.default_rng(9).normal(size=(6, 3)).astype(np.float32)
+    kept = [Rows().batch(1000, 40)]
+    whole = Trainer(network(start), Lesson(Product(), Rows(), kept), settings(40)).run(Silent().stage("train"))
+    held, made = Held(), None
+    for stop in [*stops, -1]:
+        trainer = Trainer(network(start), Lesson(Product(), Stopped(stop), kept), settings(40))
+        if held.last is not None:
+            trainer.go_on(held.last)
+        try:
+            made = trainer.run(Silent().stage("train"), None, held)
+        except KeyboardInterrupt:
+            assert held.last is not None
+            assert held.last["done"] == stop
+    assert whole is not None
+    assert made is not None
+    assert made.marks == whole.marks
+    assert made.state["w0"].tobytes() == whole.state["w0"].tobytes()
+
+
+def test_what_is_over_keeps_no_moments() -> None:
+    trainer = Trainer(network(), lesson(), settings(8))
+    trainer.run(Silent().stage("train"))
+    assert set(trainer.standing()) == {"done", "marks", "now w0", "best w0"}
