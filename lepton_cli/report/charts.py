@@ -7,6 +7,7 @@ classes (`before`, `after`, `worse`), set by the page for light and dark.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -141,6 +142,33 @@ def _axis(top: int, start: float, end: float) -> Iterable[Markup]:
         yield mark.format(at, top - 8, top - 3)
         label = Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>')
         yield label.format(at, top + 12, anchor, f"{time * 1e3:.6g} ms")
+
+
+_CURVE = 150
+
+
+def curve(title: str, description: str, points: Sequence[tuple[float, float]], chosen: int) -> Markup:
+    """A line through points (x from zero on, y), number `chosen` of them marked; the scale of y at the left."""
+    right = points[-1][0] or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    bottom = 0.0 if low < 0.55 * high else low - 0.1 * (high - low or high)
+    height = (high - bottom) or 1.0
+    places = [(100 * x / right, 20 + (_CURVE - 30) * (1 - (y - bottom) / height)) for x, y in points]
+    body = [
+        Markup('<line class="curve" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(*one, *other)
+        for one, other in itertools.pairwise(places)
+    ]
+    body += [
+        Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="{}"/>').format(
+            "after" if index == chosen else "before", x, y, 5 if index == chosen else 3
+        )
+        for index, (x, y) in enumerate(places)
+    ]
+    base = Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_CURVE - 8)
+    label = Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>')
+    body += [base, label.format("0", 12, "start", f"{high:.4g}"), label.format("0", _CURVE + 6, "start", "0")]
+    body.append(label.format("100%", _CURVE + 6, "end", f"{right:,.0f}"))
+    return joined([svg(title, description, _CURVE + 12, body)])
 
 
 def ticks(start: float, end: float) -> list[float]:

@@ -13,6 +13,7 @@ from lepton_cli.prune.details import PruneChannelsDetails
 from lepton_cli.report import charts, words
 from lepton_cli.report.charts import Bar
 from lepton_cli.report.model import Report
+from lepton_cli.train.details import TrainingDetails
 
 #: Rows drawn and rows listed; a longer list ends with how many more report.json holds.
 DRAWN = 24
@@ -40,7 +41,14 @@ _BOTH = (("before", "original"), ("after", "compressed"))
 
 def figures(report: Report) -> list[Figure]:
     """All figures that the report has numbers for, in reading order."""
-    made = (*_latencies(report), _layers(report), _widths(report), _errors(report), _classes(report))
+    made = (
+        *_latencies(report),
+        _layers(report),
+        _widths(report),
+        _errors(report),
+        *_trainings(report),
+        _classes(report),
+    )
     return [figure for figure in made if figure is not None]
 
 
@@ -187,6 +195,24 @@ def _errors(report: Report) -> Figure | None:
     ]
     header = ("layer", metric.label, *(("int8 GMAC/s", "float GMAC/s") if timed else ()))
     return _figure("errors", title, text, charts.bars(title, text, drawn), header, cells)
+
+
+def _trainings(report: Report) -> Iterator[Figure]:
+    """One figure for each step that trained."""
+    for number, step in enumerate(report.steps, start=1):
+        details = step.details
+        if not isinstance(details, TrainingDetails) or len(details.marks) < 2:
+            continue
+        title = f"Loss while training, {step.step}"
+        text = (
+            f"On {details.kept_apart:,} samples kept apart, after so many steps of "
+            f"{words.plural(details.batch, 'sample')}; the model is that after step {details.kept_step:,}."
+        )
+        steps = [mark.step for mark in details.marks]
+        chosen = steps.index(details.kept_step) if details.kept_step in steps else len(steps) - 1
+        chart = charts.curve(title, text, [(mark.step, mark.loss) for mark in details.marks], chosen)
+        rows = [(f"{mark.step:,}", f"{mark.loss:.4g}") for mark in details.marks]
+        yield _figure(f"training-{number}", title, text, chart, ("step", "loss"), rows)
 
 
 def _classes(report: Report) -> Figure | None:

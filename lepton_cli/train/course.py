@@ -126,7 +126,12 @@ class Course:
                     self._context.progress.say(f"{name}: goes on after step {trainer.done:,} of {steps:,}")
                     found = None
                 begun, first = time.perf_counter(), trainer.done
-                trained = trainer.run(stage, HARM if rate != rates[-1] else None, kept)
+                try:
+                    trained = trainer.run(stage, HARM if rate != rates[-1] else None, kept)
+                except KeyboardInterrupt:
+                    if self._context.cache.folder is not None:
+                        self._context.progress.say(f"{name}: the same command goes on after step {trainer.done:,}")
+                    raise
                 if trained is not None:
                     break
             assert trained is not None

@@ -16,10 +16,11 @@ from lepton_cli.errors import OutputError
 from lepton_cli.measure.results import ClassChange, Flip
 from lepton_cli.prune.details import PruneChannelsDetails, Width
 from lepton_cli.quantize.details import QuantizeStaticDetails, Sensitivity, Speed
-from lepton_cli.report import charts, github, junit, markdown, render, store
+from lepton_cli.report import charts, figures, github, junit, markdown, render, store
 from lepton_cli.report import html as page
 from lepton_cli.report.model import RECORDS, Failure, Report, StepRecord
 from lepton_cli.step import Decision
+from lepton_cli.train.details import TrainingDetails, TrainingMark
 from tests.report import builders
 
 HOSTILE = (
@@ -432,3 +433,30 @@ def test_outliers_do_not_flatten_a_distribution() -> None:
     slow = table.results[0].model_copy(update={"times": (0.483e-3,) * 90 + (0.5,) * 10})
     text = page.render(builders.report(latency=table.model_copy(update={"results": (slow, *table.results[1:])})))
     assert "runs took longer than the axis" in text
+
+
+def test_a_curve_ends_at_its_last_step_and_marks_what_stays() -> None:
+    """Heights are drawn downwards: the least loss is lowest, and the best mark the one that is filled."""
+    drawn = str(charts.curve("title", "text", [(0, 4.0), (50, 1.0), (100, 2.0)], 1))
+    circles = re.findall(r'<circle class="(\w+)" cx="([\d.]+)%" cy="([\d.]+)" r="(\d)"/>', drawn)
+    assert [(style, float(x), int(r)) for style, x, _, r in circles] == [
+        ("before", 0.0, 3),
+        ("after", 50.0, 5),
+        ("before", 100.0, 3),
+    ]
+    heights = [float(y) for _, _, y, _ in circles]
+    assert heights == [20.0, pytest.approx(20 + 120 * 0.75), pytest.approx(20 + 120 * 0.5)]
+    assert drawn.count('class="curve"') == 2
+    flat = str(charts.curve("title", "text", [(0, 1.0), (8, 1.0)], 0))
+    assert "nan" not in flat
+
+
+def test_what_a_training_did_is_drawn_and_listed() -> None:
+    marks = tuple(TrainingMark(step=step, loss=loss) for step, loss in ((0, 1.5), (5, 0.75), (10, 0.8)))
+    details = TrainingDetails(batch=128, kept_apart=300, marks=marks, kept_step=5)
+    step = RECORDS["distill"](index=0, step="distill", changed=1, seconds=1.0, summary="", details=details)
+    (figure,) = (one for one in figures.figures(builders.report(steps=(step,))) if one.key == "training-1")
+    assert figure.rows == (("0", "1.5"), ("5", "0.75"), ("10", "0.8"))
+    assert "300 samples kept apart" in figure.text
+    assert "after step 5" in figure.text
+    assert "Loss while training, distill" in page.render(builders.report(steps=(step,)))
