@@ -18,7 +18,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.progress import Stage
 from lepton_cli.runtime import Values
 from lepton_cli.train.checkpoint import Checkpoints
-from lepton_cli.train.network import Network
+from lepton_cli.train.network import Network, out_of_memory
 from lepton_cli.train.proof import tensors
 
 #: Share of the steps over which the rate rises from nothing.
@@ -235,14 +235,29 @@ class Trainer:
         """One step on batch `number`; the loss before it. Nothing is changed by a loss that is no number."""
         for group in self._optimiser.param_groups:
             group["lr"] = rate
+        try:
+            seen = self._gradients(number)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise StepError(
+                "train.memory",
+                f"a step of {self.settings.batch} samples does not fit into memory",
+                cause=str(error).strip().splitlines()[0],
+                hint=f"give `batch: {max(1, self.settings.batch // 2)}`",
+            ) from error
+        if math.isfinite(seen):
+            with interrupt.later():  # weights and moments are of one step
+                self._update()
+                self.done = number + 1
+        return seen
+
+    def _gradients(self, number: int) -> float:
         loss = self.lesson.loss(self.network, number, self.settings.batch)
         seen = float(loss.detach())
         if math.isfinite(seen):
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            with interrupt.later():  # weights and moments are of one step
-                self._update()
-                self.done = number + 1
         return seen
 
     def _update(self) -> None:

@@ -182,6 +182,8 @@ class Network:
                 else:
                     made = use.function(use.call, *given)
             except (NotInTorch, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
+                if out_of_memory(error):
+                    raise
                 raise refused(use.node, (str(error).strip().splitlines() or ["it fails"])[0]) from error
             known.update(zip(use.node.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
             for value in use.done:
@@ -211,6 +213,11 @@ def _together(node: ir.Node, given: Sequence[Tensor | None]) -> list[Tensor | No
 
 def _read(node: ir.Node) -> tuple[int, ...]:
     return READ_BY_PYTHON.get(node.op_type, ())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch found no room. On a processor only the text says so."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def refused(node: ir.Node, why: str) -> StepError:

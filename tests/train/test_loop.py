@@ -218,3 +218,18 @@ def test_what_is_over_keeps_no_moments() -> None:
     trainer = Trainer(network(), lesson(), settings(8))
     trainer.run(Silent().stage("train"))
     assert set(trainer.standing()) == {"done", "marks", "now w0", "best w0"}
+
+
+class Huge(Product):
+    """A loss that needs more than any machine has."""
+
+    def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        return super().loss(found, answers) + torch.empty(1 << 50).sum()
+
+
+def test_a_step_that_memory_does_not_hold_is_said() -> None:
+    trainer = Trainer(network(), Lesson(Huge(), Rows(), []), settings())
+    with pytest.raises(StepError, match="a step of 32 samples does not fit into memory") as caught:
+        trainer.step(0, 0.1)
+    assert caught.value.code == "train.memory"
+    assert caught.value.hint == "give `batch: 16`"
