@@ -11,6 +11,7 @@ from onnx import TensorProto
 from lepton_cli.errors import StepError
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
+from lepton_cli.train import network
 from lepton_cli.train.network import Network
 from tests.quantize.builders import Graph, residual_net
 from tests.train.test_weights import branching
@@ -167,3 +168,15 @@ def test_a_node_that_fails_is_named() -> None:
         Network(model).run(tensors({"x": np.ones((1, 5), np.float32)}))
     with pytest.raises(StepError, match="`x` has no value"):
         Network(model).run({})
+
+
+def test_whole_numbers_join_floats_on_their_device_unless_python_reads_them() -> None:
+    """With torch's `meta` device in the place of a GPU: it has shapes and no numbers."""
+    table, places = torch.zeros(10, 4, device="meta"), torch.tensor([1, 2])
+    found = network._together(ir.node("Gather", [None, None]), [table, places, None])
+    assert [None if one is None else one.device.type for one in found] == ["meta", "meta", None]
+    for kind in ("Reshape", "Expand", "ReduceSum", "TopK"):
+        found = network._together(ir.node(kind, [None, None]), [table, places])
+        assert [one.device.type for one in found if one is not None] == ["meta", "cpu"]
+    alone = network._together(ir.node("Add", [None, None]), [places, places])
+    assert all(one is places for one in alone)
