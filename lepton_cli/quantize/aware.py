@@ -16,7 +16,7 @@ def aware(model: ir.Model, options: QuantizeAware, context: Context) -> Outcome:
     """The model with trained codes and scales: all else stays. Raises LeptonError where something is missing."""
     samples, holdout = steps.needed(context, options.step, labelled=False)
     if context.dry:
-        return steps.planned(model, samples, "all codes and scales")
+        return Outcome(model, 1, (), f"all codes and scales, with {samples.count:,} samples")
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):
         raise ModelError(
             "train.not-quantized",

@@ -106,11 +106,11 @@ class Course:
         kept = Checkpoints(self._context.cache, self._key(task, name))
         found = kept.found()
         if found is None:
-            lesson, seconds = self._lesson(task)
-            kept.facts = {"narrow": lesson.narrow, "steps": self._steps(seconds)}
+            narrow, seconds = self._measured(task)
+            kept.facts = {"narrow": narrow, "steps": self._steps(seconds)}
         else:
             kept.facts = dict(found["facts"])
-            lesson = self._of(task, self.kept, narrow=kept.facts["narrow"])
+        lesson = self._of(task, self.kept, narrow=kept.facts["narrow"])
         steps, start = kept.facts["steps"], network.state()
         rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
         with self._context.progress.stage(name, steps) as stage:
@@ -160,6 +160,13 @@ class Course:
         )
         return Learnt(made, _readers(network, made), details, options.keep == "best" and trained.best.step == 0)
 
+    def foresee(self, task: Task) -> tuple[int, int, float]:
+        """How many steps, of how many samples, and the seconds of all, by three steps that are measured."""
+        self._reaches(task)
+        _, seconds = self._measured(task)
+        steps = self._steps(seconds)
+        return steps, self._size, steps * seconds
+
     def _reaches(self, task: Task) -> None:
         """Raises StepError where no gradient comes to the weights."""
         network, batch = self._network, self.trial[0]
@@ -177,20 +184,17 @@ class Course:
             )
         network.forget()
 
-    def _lesson(self, task: Task) -> tuple[Lesson, float]:
-        """In the faster precision, unless one is asked for; and the seconds of one step in it."""
-        network, size = self._network, self._size
-        start, found = network.state(), {}
-        kinds = {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]
-        for narrow in kinds:
-            lesson = self._of(task, self.kept if len(kinds) == 1 else (), narrow=narrow)
-            trainer = Trainer(network, lesson, Settings(TIMED + 1, size, 0.0))
+    def _measured(self, task: Task) -> tuple[bool, float]:
+        """Whether bfloat16 is faster, unless a precision is asked for; and a step's seconds. Nothing is learnt."""
+        network, size, found = self._network, self._size, {}
+        start = network.state()
+        for narrow in {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]:
+            trainer = Trainer(network, self._of(task, (), narrow=narrow), Settings(TIMED + 1, size, 0.0))
             took = [_seconds(partial(trainer.step, number, 0.0), network.device) for number in range(TIMED + 1)]
-            found[narrow] = (min(took[1:]), lesson)
+            found[narrow] = min(took[1:])
         network.load(start)
-        narrow = len(found) > 1 and found[True][0] * FASTER < found[False][0]
-        seconds, lesson = found[narrow] if len(found) > 1 else found[kinds[0]]
-        return (lesson if len(kinds) == 1 else self._of(task, self.kept, narrow=narrow)), seconds
+        narrow = found[True] * FASTER < found[False] if len(found) > 1 else True in found
+        return narrow, found[narrow]
 
     def _of(self, task: Task, kept: Sequence[Batch], *, narrow: bool) -> Lesson:
         return Lesson(task, self._samples, kept, device=self._network.device, piece=self._piece, narrow=narrow)

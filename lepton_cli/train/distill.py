@@ -16,7 +16,7 @@ from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Distill, TrainingLoss, TrainingOptions
 from lepton_cli.train.teacher import Teacher
 from lepton_cli.train.together import WeightedTask
-from lepton_cli.train.train import teacher, train
+from lepton_cli.train.train import foresee, teacher, train
 
 
 def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
@@ -38,6 +38,8 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
         labelled = [Labelled(asked, name, network, samples, made.trial) for name in classes]
         return [WeightedTask(taught, 1 - options.labels), *(WeightedTask(one, options.labels) for one in labelled)]
 
+    if context.dry:
+        return foresee(model, options, context, samples, holdout, parts, options.precision)
     learnt, made = train(model, options, context, samples, holdout, parts, precision=options.precision)
     return course.outcome(model, learnt, beside(original, model, learnt, made, options, context))
 

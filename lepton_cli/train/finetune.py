@@ -16,7 +16,7 @@ from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Finetune, TrainingLoss
 from lepton_cli.train.teacher import Teacher
 from lepton_cli.train.together import WeightedTask
-from lepton_cli.train.train import teacher, train
+from lepton_cli.train.train import foresee, teacher, train
 
 
 def finetune(model: ir.Model, options: Finetune, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
@@ -42,6 +42,8 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
             found.append(WeightedTask(task, asked.weight))
         return found
 
+    if context.dry:
+        return foresee(model, options, context, samples, holdout, parts, options.precision)
     learnt, _ = train(model, options, context, samples, holdout, parts, precision=options.precision)
     details = learnt.details
     if taught:

@@ -22,8 +22,6 @@ CPU_BUILD = "for the CPU alone `pip install torch==2.13.0 --index-url https://do
 def distill(model: ir.Model, options: Distill, context: Context) -> Outcome:
     """Train until the model answers as the original does. Raises LeptonError where something is missing."""
     samples, holdout = needed(context, options.step, bool(options.labels))
-    if context.dry:
-        return planned(model, samples)
     from lepton_cli.train import distill as work
 
     return work.distill(model, options, context, samples, holdout)
@@ -33,8 +31,6 @@ def finetune(model: ir.Model, options: Finetune, context: Context) -> Outcome:
     """Train on labels. Raises LeptonError where something is missing."""
     labelled = any(asked.kind != "distill" for asked in options.losses) or not options.losses
     samples, holdout = needed(context, options.step, labelled)
-    if context.dry:
-        return planned(model, samples)
     from lepton_cli.train import finetune as work
 
     return work.finetune(model, options, context, samples, holdout)
@@ -66,8 +62,3 @@ def needed(context: Context, step: str, labelled: bool) -> tuple[TrainingData, D
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("train", "torch", f"`{step}`", CPU_BUILD)
     return samples, samples.holdout
-
-
-def planned(model: ir.Model, samples: TrainingData, what: str = "all weights") -> Outcome:
-    """What a plan says of a step that trains."""
-    return Outcome(model, 1, (), f"{what}, with {samples.count:,} samples")

@@ -8,12 +8,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from lepton_cli import units
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.training import TrainingData
 from lepton_cli.errors import ModelError
 from lepton_cli.graph.select import select
 from lepton_cli.model import io
-from lepton_cli.step import Context
+from lepton_cli.step import Context, Outcome
 from lepton_cli.train import course, judge, proof
 from lepton_cli.train.course import Course, Learnt
 from lepton_cli.train.details import TrainedLoss
@@ -38,14 +39,8 @@ def train(
 
     `parts`: what is learnt, once it is known how many samples go in at once. `kind`: what of the model learns.
     """
-    device = course.device(options)
-    with course.settings(context.threads, device):
-        allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
-        network = kind(model, allowed, device)
-        if not network.parameters:
-            raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
-        difference = proof.prove(network, context.check, context.workdir, context.threads)
-        made = Course(network, options, context, samples, holdout, precision)
+    with course.settings(context.threads, course.device(options)):
+        network, made, difference = _begun(model, options, context, samples, holdout, kind, precision)
         task = Together(parts(network, made))
         several = len(task.parts) > 1
         before = task.apart(network, made.kept) if several else []
@@ -65,6 +60,43 @@ def train(
     told = {"losses": task.said, "proof": difference, "parts": tuple(losses)}
     told |= _accuracies(task, (model, learnt.model), made, context)
     return dataclasses.replace(learnt, details=learnt.details.model_copy(update=told)), made
+
+
+def foresee(
+    model: ir.Model,
+    options: TrainingOptions,
+    context: Context,
+    samples: TrainingData,
+    holdout: Dataset,
+    parts: Callable[[Network, Course], Sequence[WeightedTask]],
+    precision: Literal["auto", "float32", "bfloat16"],
+) -> Outcome:
+    """What a plan says: how long it will take, as three steps of the model as it is now tell. Raises what `train` does
+    before its first step."""
+    with course.settings(context.threads, course.device(options)):
+        network, made, _ = _begun(model, options, context, samples, holdout, Network, precision)
+        steps, size, seconds = made.foresee(Together(parts(network, made)))
+    said = f"{steps:,} steps of {size} out of {samples.count:,} samples"
+    said += f", about {units.format_duration(seconds)} for the model as it is"
+    return Outcome(model, len(network.parameters), (), said)
+
+
+def _begun(
+    model: ir.Model,
+    options: TrainingOptions,
+    context: Context,
+    samples: TrainingData,
+    holdout: Dataset,
+    kind: type[Network],
+    precision: Literal["auto", "float32", "bfloat16"],
+) -> tuple[Network, Course, float]:
+    """What trains, proved to be what onnxruntime computes, and how far it is from that."""
+    allowed = select((node.name or "" for node in model.graph.all_nodes()), options.include, options.exclude)
+    network = kind(model, allowed, course.device(options))
+    if not network.parameters:
+        raise ModelError("train.nothing", "no weight of the model trains", hint="look at `include` and `exclude`")
+    difference = proof.prove(network, context.check, context.workdir, context.threads)
+    return network, Course(network, options, context, samples, holdout, precision), difference
 
 
 def teacher(options: TrainingOptions, context: Context) -> ir.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +265,19 @@ def test_a_loss_that_is_no_number_from_the_start(tmp_path: Path) -> None:
 
 def test_a_plan_trains_nothing(tmp_path: Path) -> None:
     original = classifier()
-    outcome = distill(original, Distill(), dataclasses.replace(around(original, tmp_path), dry=True))
+    made = dataclasses.replace(around(original, tmp_path), dry=True)
+    outcome = distill(original, Distill(budget=TrainingBudget(samples=3000)), made)
     assert outcome.model is original
-    assert "samples" in outcome.summary
+    assert re.fullmatch(
+        r"24 steps of 128 out of 1,1\d\d samples, about [\d.]+ m?s for the model as it is", outcome.summary
+    )
+
+
+def test_a_plan_says_what_could_not_be_trained(tmp_path: Path) -> None:
+    graph = Graph()
+    y = graph.op("ArgMax", graph.linear(graph.take("x", ["b", 8]), 8, 5), axis=1)
+    model = graph.model(graph.op("Cast", y, to=TensorProto.FLOAT))
+    refused("train.no-gradient", model, dataclasses.replace(around(model, tmp_path), dry=True))
 
 
 @pytest.mark.parametrize("values", [{"epochs": 1, "samples": 3}, {}, {"epochs": 0}, {"time": "0 s"}, {"samples": 0}])
