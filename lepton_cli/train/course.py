@@ -258,7 +258,8 @@ def settings(threads: int, device: str) -> Iterator[None]:
 
 def outcome(model: ir.Model, learnt: Learnt, details: TrainingDetails) -> Outcome:
     """What a step that trained says of it."""
-    before, after = details.marks[0].loss, min(mark.loss for mark in details.marks)
+    before, last = details.marks[0].loss, details.marks[-1].loss
+    after = next((mark.loss for mark in details.marks if mark.step == details.kept_step), last)
     if learnt.kept_as_it_was:
         said = f"kept as it was: no state on the way was better (loss {before:.4g})"
         return Outcome(model, 0, (), said, details, left_because=said)

@@ -115,6 +115,7 @@ def test_keep_last_takes_what_came(tmp_path: Path) -> None:
     outcome = trained(original, original, tmp_path, budget=TrainingBudget(epochs=1), keep="last")
     assert outcome.changed
     assert told(outcome).kept_step == told(outcome).steps
+    assert f"to {told(outcome).marks[-1].loss:.4g} on" in outcome.summary
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
