@@ -177,6 +177,7 @@ def given_to(case: Case, model: ir.Model, threads: int, folder: Path) -> Context
     return Context(
         calibration=data,
         evaluation=None,
+        training=None,
         check=data,
         original=model,
         score=None,
@@ -185,6 +186,7 @@ def given_to(case: Case, model: ir.Model, threads: int, folder: Path) -> Context
         threads=threads,
         seed=0,
         progress=Silent(),
+        base=folder,
         workdir=folder,
         cache=Cache(None),
     )

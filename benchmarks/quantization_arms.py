@@ -14,6 +14,7 @@ from quantization_cases import Case, Feeds
 
 import lepton_cli
 from lepton_cli.cache import Cache
+from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.memory import Arrays
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -25,9 +26,12 @@ from lepton_cli.steps import STEPS
 CAUSE = 160
 
 
-def context(model: ir.Model, data: Arrays, threads: int, folder: Path) -> Context:
+def context(model: ir.Model, data: Dataset, threads: int, folder: Path) -> Context:
     """What a step works with: batch 1 on the CPU."""
-    return Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, Cache(None))
+    return Context(
+        calibration=data, evaluation=None, training=None, check=data, original=model, score=None, provider="cpu",
+        batch=1, threads=threads, seed=0, progress=Silent(), base=folder, workdir=folder, cache=Cache(None),
+    )  # fmt: skip
 
 
 def lepton(name: str, path: Path, data: Arrays, threads: int) -> tuple[ir.Model, str]:

@@ -99,7 +99,8 @@ def samples(model: ir.Model, data: Path | None, pixels: tuple[float, float], cou
         with np.load(data) as arrays:
             return {info.name: arrays[info.name][:count] for info in inputs}
     batches = [part.feeds for part in synthetic(inputs, seed=1, samples=count, batch=1).batches()]
-    feeds: Feeds = {info.name: np.concatenate([np.atleast_1d(part[info.name]) for part in batches]) for info in inputs}
+    feeds: Feeds = {info.name: np.concatenate([part[info.name] for part in batches]) if info.shape != ()
+                    else batches[0][info.name] for info in inputs}  # fmt: skip
     for info in inputs:
         if data is not None and image(info):
             low, high = (0.0, 255.0) if info.dtype == "uint8" else pixels
@@ -134,8 +135,8 @@ def read(folder: Path, shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def cut(feeds: Feeds, start: int, stop: int) -> Feeds:
-    """Some of the samples; a value that goes with all of them stays."""
-    return {name: array[start:stop] for name, array in feeds.items()}
+    """Some of the samples; a number that goes with all of them stays."""
+    return {name: array[start:stop] if array.ndim else array for name, array in feeds.items()}
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
@@ -237,8 +238,11 @@ def measure(path: Path, options: Any) -> dict[str, Any]:
     model = io.load(path).model
     if reason := unsuited(model):
         return {"model": path.stem, "left": reason}
-    if layout(sized(model)).alone:
+    where = layout(sized(model))
+    if where.alone:
         return {"model": path.stem, "left": "its inputs have no axis of samples"}
+    if any(where.axes.values()):
+        return {"model": path.stem, "left": "an input has its samples on another axis than the first"}
     first = io.inputs(model)[0].shape or ()
     fixed = first[0] if first and isinstance(first[0], int) else None
     size = fixed or 1

@@ -143,12 +143,12 @@ def _resnet18() -> onnx.ModelProto:
 
 def _calibrate(tool: str, method: str, samples: int, threads: int, path: Path) -> float:
     """Seconds from the float model to a range per tensor."""
+    from quantization_arms import context
+
     from lepton_cli.model import io
     from lepton_cli.probe import calibration
-    from lepton_cli.progress import Silent
     from lepton_cli.quantize import choose
     from lepton_cli.runtime import onnxruntime
-    from lepton_cli.step import Context
 
     onnxruntime()
     # Made when they are asked for, so that the data take no memory of their own.
@@ -156,11 +156,10 @@ def _calibrate(tool: str, method: str, samples: int, threads: int, path: Path) -
     data = synthetic([images], seed=0, samples=samples, batch=32)
     if tool == "lepton":
         model = io.load(path).model
-        folder = path.parent
-        context = Context(data, None, data, model, None, "cpu", 1, threads, 0, Silent(), folder, None)
+        here = context(model, data, threads, path.parent)
         started = time.perf_counter()
         names = choose.activations(model, choose.candidates(model, {node.name or "" for node in model.graph}))
-        calibration.collect(model, names, data, context).limits(method)  # type: ignore[arg-type]
+        calibration.collect(model, names, data, here).limits(method)  # type: ignore[arg-type]
         return time.perf_counter() - started
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 

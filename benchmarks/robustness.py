@@ -152,8 +152,8 @@ def _context(model: Any, data: Any, folder: Path) -> Any:
     from lepton_cli.step import Context
 
     return Context(
-        calibration=data, evaluation=None, check=data, original=model, score=None, provider="cpu", batch=1, threads=1,
-        seed=0, progress=Silent(), workdir=folder, cache=Cache(None),
+        calibration=data, evaluation=None, training=None, check=data, original=model, score=None, provider="cpu",
+        batch=1, threads=1, seed=0, progress=Silent(), base=folder, workdir=folder, cache=Cache(None),
     )  # fmt: skip
 
 

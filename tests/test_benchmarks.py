@@ -7,9 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
+from lepton_cli.data.memory import Arrays
+from lepton_cli.step import Context
 from tests.hostile.models import mlp
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -27,6 +32,21 @@ def test_a_benchmark_can_be_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -
         for module in set(sys.modules) - before:
             if Path(getattr(sys.modules[module], "__file__", None) or "").parent == FOLDER:
                 del sys.modules[module]
+
+
+def test_benchmarks_give_steps_what_they_work_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fields of `Context` come and go; the benchmarks that make one by hand are not seen by mypy."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    data, model = Arrays({"x": np.zeros((2, 3), np.float32)}), ir.from_proto(mlp(64))
+    case = SimpleNamespace(calibration=dict(data.feeds), batch=1)
+    arms, pruning, robustness = map(importlib.import_module, ("quantization_arms", "pruning", "robustness"))
+    made = [arms.context(model, data, 1, tmp_path), pruning.given_to(case, model, 1, tmp_path),
+            robustness._context(model, data, tmp_path)]  # fmt: skip
+    for context in made:
+        assert isinstance(context, Context)
+        assert (context.original, context.provider, context.batch, context.threads) == (model, "cpu", 1, 1)
+        assert (context.workdir, context.training) == (tmp_path, None)
+        assert context.calibration is context.check
 
 
 @pytest.mark.slow
