@@ -10,7 +10,7 @@ from lepton_cli.graph import shapes
 from lepton_cli.model import io
 
 #: Version of the file format that goes with an operator set, for those that brought something that is written here.
-_FORMATS = {21: 10, 23: 11}
+_FORMATS = {20: 9, 21: 10, 23: 11}
 
 
 def raised(model: ir.Model, opset: int) -> ir.Model | None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from lepton_cli.coupling import shortcuts
 from lepton_cli.graph.edit import Editor, array_of, weight_of
 from lepton_cli.probe.rewrites import Rewrite
-from lepton_cli.quantize import attention, choose, cpu, targets, upsampling
+from lepton_cli.quantize import attention, choose, cpu, gelu, targets, upsampling
 from lepton_cli.quantize.prepare import gemm_to_matmul, matmul_to_gemm, unshare
 from lepton_cli.simplify.rules import join
 
@@ -31,6 +31,7 @@ def rewrites(excluded: set[str], target: targets.Target) -> list[Rewrite]:
         found += [
             Rewrite("shortcuts as convolutions", lambda model: _convolutions(model, names(model) - excluded)),
             Rewrite("ConvTranspose as Conv", lambda model: upsampling.as_convolutions(model, excluded)),
+            Rewrite("GELU as one operator", lambda model: gelu.join(model, excluded)),
             Rewrite("GELU by its half last", cpu.order_gelu),
             Rewrite("Add before LayerNormalization as Sum", cpu.spare_slow_sums),
             Rewrite("Gemm read in float and int8 as MatMul and Add", lambda model: _split(model, candidates(model))),
