@@ -232,7 +232,7 @@ def test_a_value_inside_can_learn(tmp_path: Path) -> None:
     inner = graph.linear(graph.take("x", ["b", 6]), 6, 3)
     model = graph.model(graph.linear(graph.op("Relu", inner), 3, 2))
     around = given(model, tmp_path, labels=NUMBERS)
-    outcome = tuned(model, around, {"output": inner})
+    outcome = tuned(model, around, {"output": inner}, hold=False)
     rows, labels = seen(around)
     np.testing.assert_allclose(
         head(outcome.model), np.linalg.lstsq(rows, labels["labels"].astype(float), rcond=None)[0], atol=0.01
@@ -293,7 +293,7 @@ def test_labels_and_a_teacher_are_learnt_together(tmp_path: Path) -> None:
     assert told(outcome).teacher == "the original"
     (tmp_path / "teacher.onnx").write_bytes(io.to_bytes(teacher))
     alone = dataclasses.replace(given(model, tmp_path), original=model)
-    outcome = tuned(model, alone, {"output": "size", "kind": "distill"}, teacher="teacher.onnx")
+    outcome = tuned(model, alone, {"output": "size", "kind": "distill"}, teacher="teacher.onnx", hold=False)
     np.testing.assert_allclose(centred(head(outcome.model, 1)), centred(head(teacher, 1)), atol=0.01)
     np.testing.assert_array_equal(head(outcome.model), head(model))
 
