@@ -72,6 +72,9 @@ def _judge_one(gate: Gate, report: Report, baseline: Report | None, where: str) 
             where=where or None,
             hint="give --baseline FILE; `lepton baseline update` writes one",
         )
+    if gate.against == "original" and any(compared(gate.comparison, fact) is not None for fact in found):
+        # Outputs that a step made have nothing there to be compared with.
+        found = tuple(fact for fact in found if compared(gate.comparison, fact) is not None)
     verdicts = []
     for fact in _plain_scope(found):
         if baseline is not None and gate.against == "baseline":
@@ -97,9 +100,11 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
     comparison, limit = gate.comparison, float(gate.limit)
     observed = compared(comparison, fact)
     if observed is None:
+        alone = len(report.variants) < 2
         raise ReportError(
             "gate.no-reference",
-            f"the gate on `{gate.metric}` compares with the {gate.against}, but the report holds only one model",
+            f"the gate on `{gate.metric}` compares with the {gate.against}, "
+            + ("but the report holds only one model" if alone else "which has no such output"),
             where=where or None,
             hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
         )

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from lepton_cli import units
 from lepton_cli.cache import Cache
 from lepton_cli.progress import Progress
+from lepton_cli.tensors import TensorInfo
 from lepton_cli.values import Percent, Strict
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class Options(Strict):
     def _with_its_name(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written down, a step begins with its name, also where defaults are left out."""
         return {"step": self.step, **plain(self)}
+
+    def new_outputs(self, outputs: Sequence[TensorInfo]) -> tuple[str, ...]:
+        """Names of outputs that the step adds to a model with these, or makes anew: nothing compares them with what
+        was there before."""
+        return ()
 
     def knowing(self, later: Sequence[Options]) -> Options:
         """The step with what it leaves open (`auto`) decided by the steps behind it."""
@@ -145,8 +151,8 @@ class Outcome:
     summary: str = ""
     details: Details | None = None
     warnings: tuple[str, ...] = ()
-    #: Absolute-relative tolerance of the outputs against the step's input on the check batches; `None`: the step
-    #: changes results by design and only finiteness, names, shapes and types are checked.
+    #: Absolute-relative tolerance of the outputs, but new ones, against the step's input on the check batches; `None`:
+    #: the step changes results by design and only finiteness, names, shapes and types are checked.
     tolerance: float | None = None
     #: Speed relative to the step's input, where the step measured it.
     speedup: float | None = None

@@ -9,8 +9,8 @@ the name of its options, which is public with that (`lepton.Fuse`).
 
 from __future__ import annotations
 
-from lepton_cli.graph.details import FuseDetails
-from lepton_cli.graph.spec import Fuse, Simplify
+from lepton_cli.graph.details import FuseDetails, HeadDetails
+from lepton_cli.graph.spec import Fuse, HeadAdd, HeadReplace, Simplify
 from lepton_cli.prune.details import PruneChannelsDetails, PruneWeightsDetails
 from lepton_cli.prune.spec import PruneChannels, PruneWeights
 from lepton_cli.quantize.details import (
@@ -29,6 +29,8 @@ __all__ = [
     "Distill",
     "Finetune",
     "Fuse",
+    "HeadAdd",
+    "HeadReplace",
     "PruneChannels",
     "PruneWeights",
     "QuantizeAware",
@@ -41,6 +43,8 @@ __all__ = [
 STEPS: dict[str, Step] = {
     "simplify": Step(Simplify, "simplify.simplify:simplify"),
     "fuse": Step(Fuse, "graph.fuse:fuse", FuseDetails),
+    "head.add": Step(HeadAdd, "graph.heads:add", HeadDetails),
+    "head.replace": Step(HeadReplace, "graph.heads:replace", HeadDetails),
     "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),
     "prune.weights": Step(PruneWeights, "prune.weights:prune", PruneWeightsDetails),
     "distill": Step(Distill, "train.steps:distill", TrainingDetails),

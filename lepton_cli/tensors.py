@@ -29,6 +29,11 @@ class TensorInfo:
             return f"{self.name} {self.dtype}"
         return f"{self.name} {self.dtype} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
 
+    @property
+    def floating(self) -> bool:
+        """Whether it holds floats."""
+        return self.dtype in ("float16", "bfloat16", "float32", "float64")
+
     def concrete(self, batch: int, other: int = 1) -> tuple[int, ...]:
         """The shape with `batch` for a dynamic first dimension and `other` for every further dynamic one."""
         shape = self.shape or ()

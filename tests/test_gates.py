@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lepton_cli import gates
 from lepton_cli.errors import ReportError
-from lepton_cli.measure.results import Fidelity, FidelityPart, Latency, LatencyTable, Skipped
+from lepton_cli.measure.results import Fidelity, FidelityPart, Latency, LatencyTable, MetricValue, Skipped
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts
 from lepton_cli.report.model import FileFacts, Report, Verdict
@@ -359,3 +359,15 @@ def test_times_are_compared_with_those_of_as_many_threads(report: Report) -> Non
     one = gates.judge([gate("latency.median", max_ratio=1.1, against="baseline")], report, baseline=before)
     assert [verdict.verdict for verdict in one] == ["pass", "fail"]
     assert one[1].observed.startswith("2.00 ")
+
+
+def test_new_outputs_are_judged_by_limits_and_not_against_the_original(report: Report) -> None:
+    assert report.accuracy is not None
+    new = MetricValue(metric="top1", output="kind", value=0.9, low=0.89, high=0.91, n=5000)
+    values = {**report.accuracy.values, "compressed": (*report.accuracy.values["compressed"], new)}
+    report = report.model_copy(update={"accuracy": report.accuracy.model_copy(update={"values": values})})
+    assert len(gates.judge([gate("accuracy.top1", min="50 %")], report)) == 2
+    assert judge(gate("accuracy.top1", max_drop="0.4 pp"), report).verdict == "pass"
+    assert judge(gate("accuracy.top1", output="kind", min="91 %"), report).verdict == "fail"
+    with pytest.raises(ReportError, match="which has no such output"):
+        judge(gate("accuracy.top1", output="kind", max_drop="1 pp"), report)

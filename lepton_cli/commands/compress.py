@@ -152,6 +152,8 @@ class _Compression:
             compressed = self._steps(context, kept, resume, trail)
             saved = self._save(compressed, context)
             beside = trail.parts(self.records)
+            changed = [record.index for record in self.records if record.changed]
+            steps = {"compressed": changed, **{part.name: part.steps for part in beside}}
             measuring.measure(
                 {"original": self.job.loaded, "compressed": saved},
                 self.job,
@@ -159,6 +161,7 @@ class _Compression:
                 seed=self.job.spec.seed,
                 found=self.run.measured,
                 beside=beside,
+                new={name: self.job.new_outputs(done) for name, done in steps.items()},
             )
         except KeyboardInterrupt:
             self._partial(None)

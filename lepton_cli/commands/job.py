@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,12 @@ class Job:
     def runs(self) -> bool:
         """Whether the models are run at all."""
         return not self.misfit and (bool(self.data) or must_run(self.loaded.model, self.spec))
+
+    def new_outputs(self, steps: Iterable[int] | None = None) -> frozenset[str]:
+        """Outputs that the steps of these numbers make (default: all): the original has none to compare them with."""
+        given = io.outputs(self.loaded.model)
+        chosen = self.spec.steps if steps is None else [self.spec.steps[index] for index in steps]
+        return frozenset(name for step in chosen for name in step.new_outputs(given))
 
     @property
     def data(self) -> dict[str, Dataset]:
@@ -209,7 +215,7 @@ def prepare(
     if not run(loaded.model):
         return job
     try:
-        _check_runs(job)
+        _check_runs(job, job.new_outputs() if steps else frozenset())
     except LeptonError as error:
         if error.code in MISFITS and real is None and not given:
             return _without_running(job, error)
@@ -244,7 +250,7 @@ def check_shapes(given: Mapping[str, tuple[int, ...]], inputs: Sequence[TensorIn
             raise UsageError("usage.shape", f"--shape {name}={'x'.join(map(str, shape))} does not fit {known[name]}")
 
 
-def _check_runs(job: Job) -> None:
+def _check_runs(job: Job, new: frozenset[str]) -> None:
     """The float model itself must load and run on the data before anything else is tried."""
     session = runtime.Session(_payload(job.loaded), threads=job.threads)
     batch = next(iter(job.check.batches(size=1, limit=1)), None)
@@ -259,7 +265,7 @@ def _check_runs(job: Job) -> None:
             )  # fmt: skip
 
     if job.evaluation is not None and job.evaluation.label_names:
-        _check_labels(job, outputs)
+        _check_labels(job, outputs, new)
     else:
         _check_metrics(job)
 
@@ -274,14 +280,20 @@ def _check_metrics(job: Job) -> None:
         )
 
 
-def _check_labels(job: Job, outputs: runtime.Values) -> None:
+def _check_labels(job: Job, outputs: runtime.Values, new: frozenset[str]) -> None:
     """Metrics and labels must fit the model before any work: a few samples are scored, all cheap labels looked at.
 
-    Raises DataError, RecipeError.
+    `new`: outputs that steps will make, of which only the names can be looked at. Raises DataError, RecipeError.
     """
     data, specs = job.evaluation, job.spec.evaluate.accuracy
     if data is None:
         return
+    accuracy.check_names(specs, (*outputs, *new), data.label_names)
+    first = next(iter(outputs))
+    specs = tuple(spec for spec in specs or (AccuracySpec(metric="top1"),) if (spec.output or first) not in new)
+    if not specs:
+        return
+    specs = specs if job.spec.evaluate.accuracy else ()
     feeds = job.feeds(1)
     cheap = data.count * sum(array.nbytes for array in feeds.values()) < CACHE_BYTES
     for spec in specs or (AccuracySpec(metric="top1"),):

@@ -17,7 +17,7 @@ from lepton_cli.commands.assemble import variant
 from lepton_cli.commands.job import Job
 from lepton_cli.errors import Interrupted, LeptonError
 from lepton_cli.measure import accuracy, cost, energy, latency, memory, meters, nvml, size
-from lepton_cli.measure.arms import InputNames
+from lepton_cli.measure.arms import InputNames, NewOutputs
 from lepton_cli.measure.results import Accuracy, CostTable, EnergyTable, LatencyTable, Size, Skipped
 from lepton_cli.measure.spec import LatencySpec
 from lepton_cli.model import io
@@ -55,11 +55,13 @@ def measure(
     input_names: InputNames | None = None,
     found: Measured | None = None,
     beside: Sequence[Apart] = (),
+    new: NewOutputs | None = None,
 ) -> Measured:
     """Measure models of the same task, the reference first. Raises MeasurementError, Interrupted.
 
     `beside`: what parts of the steps made, measured with them as far as speed and accuracy go.
     `input_names`: of models whose inputs are named otherwise than the data, by variant: input -> name in the data.
+    `new`: outputs that steps made, by variant and by name of a part.
     `found` is filled and returned: whoever gives it has what was measured when an error ends the rest.
     """
     found = found if found is not None else Measured()
@@ -74,7 +76,7 @@ def measure(
     paths = {name: loaded.payload for name, loaded in models.items()}
     try:
         judged = {part.name: part.loaded for part in beside if not part.equal}
-        close = _accuracy({**models, **judged}, job, progress, input_names)
+        close = _accuracy({**models, **judged}, job, progress, input_names, new)
         found.accuracy = apart.only(close, models)
         times: LatencyTable | None = None
         if spec.latency:
@@ -101,7 +103,11 @@ def measure(
 
 
 def _accuracy(
-    models: Mapping[str, io.LoadedModel], job: Job, progress: Progress, input_names: InputNames | None
+    models: Mapping[str, io.LoadedModel],
+    job: Job,
+    progress: Progress,
+    input_names: InputNames | None,
+    new: NewOutputs | None,
 ) -> Accuracy:
     """Accuracy and fidelity; where outputs are found by a search, the fidelity of what is searched."""
     beside = {name: searched(loaded.model) for name, loaded in models.items()}
@@ -120,6 +126,7 @@ def _accuracy(
             input_names=input_names,
             ways=parts.segments(own.model if own else next(iter(models.values())).model),
             searched=dict.fromkeys(own.found, own.searched) if own else None,
+            new=new,
         )
 
 
@@ -201,10 +208,12 @@ def scorer(job: Job, workdir: Path) -> Callable[[ir.Model], float] | None:
         return None
 
     def score(model: ir.Model) -> float:
+        there = {info.name for info in io.outputs(model)}
+        specs = [spec for spec in job.spec.evaluate.accuracy if spec.output is None or spec.output in there]
         return accuracy.score(
             io.payload(model, workdir),
             data,
-            job.spec.evaluate.accuracy,
+            specs or job.spec.evaluate.accuracy,  # before a head is added there may be none
             threads=job.threads,
             allow_code=job.allow_code,
             base=job.recipe.base,

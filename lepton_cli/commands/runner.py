@@ -1,7 +1,8 @@
 """Runs one step and checks what it made, so that no step has to be trusted.
 
-Before and after: valid ONNX, the same inputs, outputs and types, finite outputs on real batches, and outputs equal
-within the step's tolerance where it promises that. The input of a step that fails is kept on disk.
+Before and after: valid ONNX, the same inputs, outputs and types (but for the outputs that a step says it makes), finite
+outputs on real batches, and outputs equal within the step's tolerance where it promises that. The input of a step that
+fails is kept on disk.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def run_step(
         left_because=outcome.left_because,
         decisions=outcome.decisions,
         details=outcome.details or STEPS[options.step].details(),
-        warnings=(*outcome.warnings, *resized, *_strangers(before.outputs, outputs, outcome)),
+        warnings=(*outcome.warnings, *resized, *_strangers(_kept(before, options), outputs, outcome)),
         size_after=io.weight_bytes(outcome.model),
     )
     return Checked(outcome.model, outputs), record
@@ -222,7 +223,10 @@ def _check(
         ) from error
     free = _sized_by_data(before) if outcome.tolerance is None else {}
     resized: dict[str, list[str]] = {}
-    for number, (old, new) in enumerate(zip(before.outputs, outputs, strict=True)):
+    made = options.new_outputs(io.outputs(before.model))
+    for number, (old, new) in enumerate(zip(_kept(before, options) or (), outputs, strict=True)):
+        for name in made:
+            _check_finite(name, new[name], number, len(outputs), options)
         for name, value in old.items():
             if _resized(value, new[name], free.get(name, frozenset())):
                 resized.setdefault(name, []).append(f"{list(value.shape)} to {list(new[name].shape)}")
@@ -235,6 +239,14 @@ def _check(
         f"check batches, first from {changes[:1] and changes[0]}{also}: it is compared in the others"
     )
     return outputs, [said] if resized else []
+
+
+def _kept(before: Checked, options: Options) -> BatchOutputs | None:
+    """The outputs before a step that it should give too."""
+    made = options.new_outputs(io.outputs(before.model))
+    if before.outputs is None or not made:
+        return before.outputs
+    return [{name: value for name, value in batch.items() if name not in made} for batch in before.outputs]
 
 
 def _check_loads(before: ir.Model, after: ir.Model, options: Options, context: Context) -> None:
@@ -290,11 +302,16 @@ def _passes_checker(model: ir.Model, context: Context) -> bool:
 
 
 def _check_signature(before: ir.Model, after: ir.Model, options: Options) -> None:
+    made = () if after is before else options.new_outputs(io.outputs(before))
+    if missing := [name for name in made if name not in {one.name for one in io.outputs(after)}]:
+        raise _changed(options, f"the model has no output `{missing[0]}`")
     for what, old, new in (
         ("inputs", io.inputs(before), io.inputs(after)),
         ("outputs", io.outputs(before), io.outputs(after)),
     ):
-        was, now = ([(one.name, _kind(one.dtype, options)) for one in side] for side in (old, new))
+        was, now = (
+            [(one.name, _kind(one.dtype, options)) for one in side if one.name not in made] for side in (old, new)
+        )
         if was != now:
             raise _changed(options, f"the {what} changed from {', '.join(map(str, old))} to {', '.join(map(str, new))}")
 
@@ -302,6 +319,11 @@ def _check_signature(before: ir.Model, after: ir.Model, options: Options) -> Non
 def _kind(dtype: str, options: Options) -> str:
     """The type as far as the step must keep it."""
     return "float" if options.changes_types and dtype.startswith("float") else dtype
+
+
+def _check_finite(name: str, values: np.ndarray, number: int, count: int, options: Options) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise _changed(options, f"output `{name}` contains NaN or infinity on check batch {number + 1} of {count}")
 
 
 def _check_output(
@@ -313,8 +335,7 @@ def _check_output(
         )
     if old.dtype.kind != "f":
         return
-    if not np.isfinite(new[np.isfinite(old)]).all():
-        raise _changed(options, f"output `{name}` contains NaN or infinity on check batch {number + 1} of {count}")
+    _check_finite(name, new[np.isfinite(old)], number, count, options)
     if outcome.tolerance is None or not old.size:
         return
     scale = max(float(np.abs(old[np.isfinite(old)]).max(initial=0.0)), 1e-3)

@@ -1,4 +1,4 @@
-"""What `fuse` says about its work, and what differs between two graphs: the parts of a report about graphs. Light."""
+"""What `fuse` and the steps for heads say about their work, and what differs between two graphs. Light: no numpy."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ class FuseDetails(Details):
     heads: int | None = None
     hidden_size: int | None = None
     operators: dict[str, int] = {}
+
+
+class HeadDetails(Details):
+    """The new output, the value that its linear layer reads, with how many channels, and the numbers a sample.
+
+    `left`: the layer before it, where other outputs go on being computed from that.
+    """
+
+    output: str = ""
+    at: str = ""
+    channels: int = 0
+    width: int = 0
+    left: str = ""
 
 
 class LayerChange(Strict):

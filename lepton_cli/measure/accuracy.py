@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from lepton_cli import interrupt
 from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
 from lepton_cli.measure import fidelity, hooks, metrics, stream
-from lepton_cli.measure.arms import InputNames, Payload
+from lepton_cli.measure.arms import InputNames, NewOutputs, Payload
 from lepton_cli.measure.classes import Predictions
 from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
@@ -38,19 +37,29 @@ def evaluate(
     input_names: InputNames | None = None,
     ways: Mapping[str, Sequence[Segments]] | None = None,
     searched: Mapping[str, Sequence[str]] | None = None,
+    new: NewOutputs | None = None,
 ) -> Accuracy:
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
     Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
     alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
     outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
-    in their place (`probe.comparable`). Raises RecipeError for an output or label name that does not exist, DataError
-    for labels that do not fit, MeasurementError for NaN, and Interrupted with the accuracy on the samples until then.
+    in their place (`probe.comparable`); `new`: by arm, outputs that steps made, with which nothing of the original is
+    compared, and whose metrics are those of the arms that have them. Raises RecipeError for an output or label name
+    that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and Interrupted with the
+    accuracy on the samples until then.
     """
-    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched)
+    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new)
     try:
         for results in stream.run(
-            arms, dataset, provider=provider, threads=threads, limit=limit, input_names=input_names, progress=progress
+            arms,
+            dataset,
+            provider=provider,
+            threads=threads,
+            limit=limit,
+            input_names=input_names,
+            new=new,
+            progress=progress,
         ):
             with interrupt.later():
                 run.add(results)
@@ -96,8 +105,12 @@ class _Run:
         seed: int,
         ways: Mapping[str, Sequence[Segments]] | None = None,
         searched: Mapping[str, Sequence[str]] | None = None,
+        new: NewOutputs | None = None,
     ) -> None:
         self.arms, self.ways, self.searched = list(arms), ways or {}, searched or {}
+        self.new = {arm: tuple((new or {}).get(arm, ())) for arm in self.arms}
+        #: Outputs that some arm has of its own.
+        self.made = dict.fromkeys(name for names in self.new.values() for name in names)
         self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
         self.hooks = {
             index: hooks.load(spec.function, base, allow_code, ("evaluate", "accuracy", index, "function"))
@@ -117,10 +130,11 @@ class _Run:
         reference = results.outputs[self.arms[0]]
         self._count += results.count
         if not self._started:
-            self._start(reference, results.labels)
+            own = {name: results.outputs[arm][name] for arm in self.arms for name in self.new[arm]}
+            self._start({**reference, **own}, results.labels)
             self._started = True
-        for track in self.tracks:
-            for arm in self.arms:
+        for arm in self.arms:
+            for track in self._tracks(arm):
                 track.add(arm, results.outputs[arm], results.labels, results.count)
         for (arm, output), tracker in self.fidelity.items():
             tracker.add(reference[output], results.outputs[arm][output], results.count)
@@ -133,6 +147,10 @@ class _Run:
             output = self.predictions.output
             labels = self._classes.class_labels(results.labels, reference) if self._classes else None
             self.predictions.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
+
+    def _tracks(self, arm: str) -> list[Track]:
+        """What is measured of an arm: of new outputs where it has them."""
+        return [track for track in self.tracks if track.output not in self.made or track.output in self.new[arm]]
 
     def _start(self, outputs: dict[str, Array], labels: dict[str, Array]) -> None:
         """Settle what is measured once the first outputs are known."""
@@ -152,17 +170,20 @@ class _Run:
                 continue
             own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)
-            if self.predictions is None and own.ndim == 1:
+            if self.predictions is None and own.ndim == 1 and track.output not in self.made:
                 self.predictions = Predictions(track.output, tuple(self.dataset.class_names.get(track.label, ())))
                 self._classes = track
         if self.predictions is None and not labels:
-            scores = next((name for name, decide in deciders.items() if _one_each(outputs[name], decide)), None)
+            scores = next(
+                (name for name, one in deciders.items() if name not in self.made and _one_each(outputs[name], one)),
+                None,
+            )
             self.predictions = Predictions(scores) if scores else None
         self.fidelity = {
             (arm, name): fidelity.Tracker(arm, name, deciders[name], self.ways.get(name, ()))
             for arm in self.arms[1:]
             for name in outputs
-            if name not in self.searched
+            if name not in self.searched and name not in self.made
         }
 
     def partial(self) -> Accuracy | None:
@@ -191,6 +212,7 @@ class _Run:
                 f"the size of {_listed(self.searched)} follows from the data: {_listed(compared)}, from which "
                 "they are chosen, are compared in their place"
             )
+        warnings += [f"new output `{name}`: nothing to compare with" for name in self.made]
         flips: tuple[Flip, ...] = ()
         flips_total = 0
         classes: tuple[ClassChange, ...] = ()
@@ -201,9 +223,10 @@ class _Run:
                 flips, flips_total = self.predictions.flips(reference, self.arms[1])
                 classes = self.predictions.changes(reference, self.arms[1])
                 confusions = self.predictions.confusions(reference, self.arms[1])
-        values = {arm: tuple(track.result(arm, self.seed) for track in self.tracks) for arm in self.arms}
-        changes = tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in self.tracks)
-        if len({track.output for track in self.tracks}) > 1 or len({track.spec.weight for track in self.tracks}) > 1:
+        values = {arm: tuple(track.result(arm, self.seed) for track in self._tracks(arm)) for arm in self.arms}
+        shared = self._tracks(reference)
+        changes = tuple(track.change(reference, arm, self.seed) for arm in self.arms[1:] for track in shared)
+        if len({track.output for track in shared}) > 1 or len({track.spec.weight for track in shared}) > 1:
             values = {arm: (*found, self._score(arm)) for arm, found in values.items()}
             changes += tuple(self._score_change(arm) for arm in self.arms[1:])
         return Accuracy(
@@ -217,14 +240,15 @@ class _Run:
             warnings=tuple(warnings),
         )
 
+    def _weighted(self, arm: str) -> float:
+        return weighted(self._tracks(self.arms[0]), arm)
+
     def _score(self, arm: str) -> MetricValue:
         """All metrics as one number, weighted: of several outputs none alone says how good a model is."""
-        return MetricValue(
-            metric="score", output="", value=weighted(self.tracks, arm), low=None, high=None, n=self._count
-        )
+        return MetricValue(metric="score", output="", value=self._weighted(arm), low=None, high=None, n=self._count)
 
     def _score_change(self, arm: str) -> MetricChange:
-        before, after = (weighted(self.tracks, name) for name in (self.arms[0], arm))
+        before, after = (self._weighted(name) for name in (self.arms[0], arm))
         return MetricChange(
             metric="score",
             output="",
@@ -269,7 +293,13 @@ def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) ->
     return (AccuracySpec(metric="rmse"),)
 
 
-def _output_name(spec: AccuracySpec, index: int, outputs: Mapping[str, Array]) -> str:
+def check_names(specs: Sequence[AccuracySpec], outputs: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise RecipeError for a metric of an output or of labels that are not among these."""
+    for index, spec in enumerate(specs):
+        _label_name(spec, index, _output_name(spec, index, outputs), labels)
+
+
+def _output_name(spec: AccuracySpec, index: int, outputs: Collection[str]) -> str:
     if spec.output is None:
         return next(iter(outputs))
     if spec.output not in outputs:
@@ -292,7 +322,7 @@ def _label_name(spec: AccuracySpec, index: int, output: str, names: Sequence[str
     return next((name for name in (output, "labels") if name in names), names[0])
 
 
-def _unknown(message: str, word: str, known: Sequence[str] | Mapping[str, Any], index: int, key: str) -> RecipeError:
+def _unknown(message: str, word: str, known: Collection[str], index: int, key: str) -> RecipeError:
     near = difflib.get_close_matches(word, list(known), 1)
     return RecipeError(
         "recipe.unknown-name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from lepton_cli.tensors import TensorInfo
 Payload = bytes | Path
 #: Arm -> its input name -> the name in the data, where they differ.
 InputNames = Mapping[str, Mapping[str, str]]
+#: Arm -> outputs that steps made for it: the first model has none of that name, or one of another meaning.
+NewOutputs = Mapping[str, Collection[str]]
 
 _FLOATS = {"float16", "float32", "float64"}
 

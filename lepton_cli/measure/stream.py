@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import LeptonError, MeasurementError
-from lepton_cli.measure.arms import InputNames, Payload, feeds_for, output_names
+from lepton_cli.measure.arms import InputNames, NewOutputs, Payload, feeds_for, output_names
 from lepton_cli.progress import Progress, Silent
 from lepton_cli.runtime import Session
 
@@ -35,16 +35,22 @@ def run(
     threads: int | None = None,
     limit: int | None = None,
     input_names: InputNames | None = None,
+    new: NewOutputs | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Results]:
     """Outputs of every model for every batch; an arm may be a session that is open already.
+
+    `new`: by arm, outputs that are its own, whatever the first model has under these names.
 
     A model with a fixed batch size gets batches of that size, the last one filled up with copies whose results are
     dropped. Raises MeasurementError for NaN outputs, naming output and sample, and when a model fails to run.
     """
     sessions = {name: _open(name, payload, provider, threads) for name, payload in arms.items()}
     reference = next(iter(sessions.values()))
-    names = {arm: output_names(reference, session) for arm, session in sessions.items()}
+    names = {
+        arm: output_names(reference, session) | {name: name for name in (new or {}).get(arm, ())}
+        for arm, session in sessions.items()
+    }
     size = dataset.fixed_batch  # known from the graph, which a session does not show
     if size is None:
         size = next((fixed for s in sessions.values() if (fixed := layout(s.inputs).fixed) is not None), None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from lepton_cli import metrics, units
-from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, Size
+from lepton_cli.measure.results import Accuracy, Latency, LatencyChange, LatencyTable, MetricChange, MetricValue, Size
 from lepton_cli.metrics import Kind
 from lepton_cli.report import facts, words
 from lepton_cli.report.model import Report, Variant
@@ -113,18 +113,11 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[TableRow]:
     for change in accuracy.changes:
         yield _metric_change(change, several)
     changed = {(change.metric, change.output) for change in accuracy.changes}
-    first = report.variants[0].name if report.variants else next(iter(accuracy.values), "")
-    for value in accuracy.values.get(first, ()):
-        if (value.metric, value.output) not in changed:
-            metric = metrics.accuracy(value.metric)
-            label = f"accuracy, {metric.label}{_of(value.output, several)}"
-            bounds = value.low is not None and value.high is not None
-            shown = (
-                words.interval(value.low or 0.0, value.high or 0.0, "percent" if metric.kind == "share" else "")
-                if bounds
-                else ""
-            )
-            yield TableRow(label, f"(n = {value.n:,})", words.value(value.value, metric.kind), interval=shown)
+    names = [variant.name for variant in report.variants] or [*accuracy.values]
+    for name in dict.fromkeys([*names[:1], *names[-1:]]):
+        for value in accuracy.values.get(name, ()):
+            if (value.metric, value.output) not in changed:
+                yield _alone(value, several or len(names) > 1, name == names[0])
     for close in accuracy.fidelity:
         detail = "" if accuracy.changes else f"(n = {close.n:,})"
         if close.agreement is not None:
@@ -141,6 +134,18 @@ def _accuracy(report: Report, accuracy: Accuracy) -> Iterator[TableRow]:
             yield TableRow(label, detail, "-", fidelity, note=cosine)
         for part in close.parts:
             yield TableRow(f"fidelity of {close.output}{part.where}", "", "-", words.value(part.sqnr_db, "decibel"))
+
+
+def _alone(value: MetricValue, several: bool, original: bool) -> TableRow:
+    """A metric of one model: of the only one, or of an output that the other has not."""
+    metric = metrics.accuracy(value.metric)
+    shown = ""
+    if value.low is not None and value.high is not None:
+        shown = words.interval(value.low, value.high, "percent" if metric.kind == "share" else "")
+    said = words.value(value.value, metric.kind)
+    label = f"accuracy, {metric.label}{_of(value.output, several)}"
+    pair = (said, "") if original else ("-", said)
+    return TableRow(label, f"(n = {value.n:,})", *pair, interval=shown)
 
 
 def _of(output: str, several: bool) -> str:

@@ -29,7 +29,8 @@ class TrainingDetails(Details):
     `proof`: largest difference between torch and onnxruntime before training, as a share of the largest output.
     `piece`: samples that the network takes at once; 0: any number. `agreement`: share of the samples kept apart with
     the teacher's answer, before and after, where there are classes; `accuracy`: the same for their labels, of the first
-    output that learns class numbers. `parts`: where several losses are added up.
+    output that learns class numbers. `parts`: where several losses are added up. `held`: outputs that no loss was asked
+    for and that learn the teacher's answers, so as to stay what they were.
     """
 
     teacher: str = ""
@@ -53,3 +54,4 @@ class TrainingDetails(Details):
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     parts: tuple[TrainedLoss, ...] = ()
+    held: tuple[str, ...] = ()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from lepton_cli.data.dataset import Dataset
 from lepton_cli.data.source import nearest
 from lepton_cli.data.training import TrainingData
 from lepton_cli.errors import RecipeError
+from lepton_cli.graph import shapes
+from lepton_cli.graph.heads import Layers
+from lepton_cli.graph.shapes import Inferred
 from lepton_cli.step import Context, Outcome
 from lepton_cli.train import course
 from lepton_cli.train.course import Course
@@ -22,9 +28,14 @@ from lepton_cli.train.train import foresee, teacher, train
 def finetune(model: ir.Model, options: Finetune, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
     """The model with trained weights, or as it was where nothing better was found on `holdout`."""
     floats = float_outputs(model)
-    losses = options.losses or (TrainingLoss(output=next(iter(floats), None)),)
+    losses = options.losses
+    if not losses:
+        known = same_outputs(model, context.original)
+        new = [name for name in floats if name not in known]
+        losses = tuple(TrainingLoss(output=name) for name in new or floats[:1]) or (TrainingLoss(),)
     taught = any(asked.kind == "distill" for asked in losses)
-    original = teacher(options, context) if taught else None
+    original = teacher(options, context) if taught or options.hold else None
+    held = _held(model, original, losses) if options.hold and original is not None else ()
 
     def parts(network: Network, made: Course) -> list[WeightedTask]:
         found = []
@@ -40,15 +51,47 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
             else:
                 task = Labelled(asked, output, network, samples, made.trial)
             found.append(WeightedTask(task, asked.weight))
+        if held and original is not None:
+            found.append(WeightedTask(Teacher(original, network, made.first, held)))
         return found
 
     if context.dry:
         return foresee(model, options, context, samples, holdout, parts, options.precision)
     learnt, _ = train(model, options, context, samples, holdout, parts, precision=options.precision)
-    details = learnt.details
-    if taught:
+    details = learnt.details.model_copy(update={"held": held})
+    if taught or held:
         details = details.model_copy(update={"teacher": options.teacher or "the original"})
-    return course.outcome(model, learnt, details)
+    outcome = course.outcome(model, learnt, details)
+    if not held:
+        return outcome
+    said = f"{outcome.summary}; held to {details.teacher}'s answers: {', '.join(f'`{name}`' for name in held)}"
+    return dataclasses.replace(outcome, summary=said)
+
+
+def same_outputs(model: ir.Model, other: ir.Model) -> tuple[str, ...]:
+    """Outputs of floats that both have, of shapes that do not contradict each other."""
+    mine, theirs = shapes.infer(model), shapes.infer(other)
+    return tuple(
+        name for name in float_outputs(model) if name in float_outputs(other) and _fits(mine[name], theirs[name])
+    )
+
+
+def _fits(one: Inferred, other: Inferred) -> bool:
+    if one.shape is None or other.shape is None:
+        return True
+    pairs = zip(one.shape, other.shape, strict=False)
+    return len(one.shape) == len(other.shape) and all(a == b or a is None or b is None for a, b in pairs)
+
+
+def _held(model: ir.Model, original: ir.Model, losses: Sequence[TrainingLoss]) -> tuple[str, ...]:
+    """Outputs to hold: no loss is about them, or about what they are made of without weights in between."""
+    layers, outputs = Layers(model), float_outputs(model)
+    values = {value.name: value for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))}
+    named = [outputs[0] if asked.output is None and outputs else asked.output for asked in losses]
+    learnt = {layers.answer(values[name]) for name in named if name in values}
+    return tuple(
+        name for name in same_outputs(model, original) if name in values and layers.answer(values[name]) not in learnt
+    )
 
 
 def _output(asked: str | None, floats: list[str], network: Network) -> str:

@@ -95,7 +95,7 @@ class Labelled:
 
 def float_outputs(model: ir.Model) -> list[str]:
     """Those that can learn, by name."""
-    return [info.name for info in io.outputs(model) if info.dtype in ("float16", "bfloat16", "float32", "float64")]
+    return [info.name for info in io.outputs(model) if info.floating]
 
 
 def _array(asked: TrainingLoss, output: str, data: TrainingData) -> str:

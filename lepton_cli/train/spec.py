@@ -114,5 +114,10 @@ class Finetune(FloatTraining):
     losses: tuple[TrainingLoss, ...] = Field(
         default=(),
         description="What is learnt, added up; `output` may be a value inside the graph. Default: the labels, by the "
-        "first output of floats",
+        "outputs of floats that the original has not, else by the first one",
+    )
+    hold: bool = Field(
+        default=True,
+        description="Outputs of floats without a loss go on answering as the original (or `teacher`) does, where that "
+        "has them in the same shape; but for those that a Softmax or the like makes of one with a loss",
     )

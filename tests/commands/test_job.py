@@ -11,7 +11,7 @@ import pytest
 from lepton_cli.commands import compress as compressing
 from lepton_cli.commands import measuring
 from lepton_cli.commands.job import Job, prepare
-from lepton_cli.errors import DataError
+from lepton_cli.errors import DataError, RecipeError
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.step import Options
@@ -123,3 +123,27 @@ def test_the_report_names_it(tmp_path: Path) -> None:
     ]
     assert UNUSED in made.report.warnings
     assert load_recipe(tmp_path / "recipe.resolved.yaml").recipe.data.training is not None
+
+
+HEADS = [
+    {"step": "head.replace", "classes": 5},
+    {"step": "head.add", "at": "pixels", "name": "kind", "classes": 30},
+]
+
+
+def test_metrics_of_outputs_to_come_are_looked_at_by_name() -> None:
+    """Their labels may be none of the original's classes."""
+    labels = {"logits": "labels", "kind": "labels"}
+    data = {"evaluation": {**TEST, "labels": labels, "label_offset": 20}}
+    asked = [{"metric": "top1", "output": name} for name in labels]
+    made = job(data, steps=HEADS, evaluate={"accuracy": asked})
+    assert made.new_outputs() == {"logits", "kind"}
+    assert made.new_outputs([1]) == {"kind"}
+    assert job(data, steps=HEADS).new_outputs([]) == set(), "nor is the first output looked at unasked"
+    for spec, said in (({"output": "knid"}, "no output `knid`"), ({"output": "kind", "labels": "knid"}, "no labels")):
+        with pytest.raises(RecipeError, match=said):
+            job(data, steps=HEADS, evaluate={"accuracy": [*asked, {"metric": "top1", **spec}]})
+    with pytest.raises(DataError, match="run from 20 to 29"):
+        job(data, steps=HEADS[1:], evaluate={"accuracy": asked})
+    with pytest.raises(RecipeError, match="no output `kind`"):
+        job(data, evaluate={"accuracy": asked[1:]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from lepton_cli.data.open import synthetic
 from lepton_cli.errors import LeptonError, ModelError, StepError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
+from lepton_cli.report.model import StepRecord
 from lepton_cli.step import Context, Options, Outcome, Step
 from lepton_cli.steps import STEPS
 from tests.hostile.models import mlp
@@ -230,3 +231,68 @@ def test_a_large_result_is_checked_and_run_from_one_file(context: Context, monke
     monkeypatch.setattr(io, "_too_large", lambda model: True)
     _run(_edited(_scaled), context, monkeypatch)
     assert [issubclass(kind, Path) for kind in kinds] == [False, True]
+
+
+def _second(output: str = "kind") -> Callable[[ir.Model], None]:
+    """One more output: the first one again, negative."""
+
+    def edit(model: ir.Model) -> None:
+        first = model.graph.outputs[0]
+        node = ir.node("Neg", [first])
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = output, first.type, first.shape
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
+
+    return edit
+
+
+def _both(*edits: Callable[[ir.Model], object]) -> Callable[[ir.Model], None]:
+    def edit(model: ir.Model) -> None:
+        for one in edits:
+            one(model)
+
+    return edit
+
+
+ADDED = {"step": "head.add", "name": "kind", "at": "x", "classes": 2}
+
+
+def _heads(
+    edit: Callable[[ir.Model], object],
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Mapping[str, object] = ADDED,
+) -> tuple[runner.Checked, StepRecord]:
+    monkeypatch.setattr(Step, "apply", lambda self, *arguments: _edited(edit, tolerance=1e-4)(*arguments))
+    before = runner.reference(context.original, context)
+    params = STEPS[str(options["step"])].options.model_validate(options)
+    return runner.run_step(before, params, 0, context, None)
+
+
+def test_a_step_may_make_the_outputs_that_it_says(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    after, record = _heads(_second(), context, monkeypatch)
+    assert after.outputs is not None
+    assert [set(batch) for batch in after.outputs] == [{"y", "kind"}] * 2
+    assert record.warnings == ()
+    made = {"y": after.outputs[0]["y"]}
+    after, record = _heads(_scaled, context, monkeypatch, {"step": "head.replace", "classes": 2})
+    assert record.warnings == ()
+    assert after.outputs is not None
+    assert not np.array_equal(after.outputs[0]["y"], made["y"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_second("other"), "the model has no output `kind`"),
+        (_both(_second(), _second("other")), "outputs changed"),
+        (_both(_second(), _scaled), "output `y` differs by"),
+        (_both(_second(), _nan), "`kind` contains NaN or infinity"),
+        (_both(_second(), _other_type), "inputs changed"),
+    ],
+)
+def test_whatever_else_it_makes_is_wrong(
+    edit: Callable[[ir.Model], object], message: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StepError, match=message):
+        _heads(edit, context, monkeypatch)

@@ -274,3 +274,40 @@ def test_a_background_class_is_noticed() -> None:
     dataset = Arrays({"x": np.pad(dataset.feeds["x"], ((0, 0), (1, 0)))}, dataset.labels)
     (warning,) = accuracy.evaluate({"original": SAME}, dataset).warnings
     assert "`label_offset: 1`" in warning
+
+
+def test_outputs_that_steps_made_are_measured_alone_and_compared_with_nothing() -> None:
+    """`z` is new and `y` another one than the original's, which would not even take its labels."""
+    weight = np.eye(4, dtype=np.float32)[:, [0, 1]] - np.eye(4, dtype=np.float32)[:, [2, 3]]
+    text = """g (float[N, 4] x) => (float[N, 4] k, float[N, 2] y, float[N, 4] z)
+        { k = Identity (x) y = MatMul (x, w) z = Neg (x) }"""
+    before = builders.model("g (float[N, 4] x) => (float[N, 4] k, float[N, 4] y) { k = Neg (x) y = Identity (x) }")
+    samples = data()
+    samples = Arrays(samples.feeds, {"y": samples.labels["labels"] % 4 // 2, "all": samples.labels["labels"]})
+    specs = [AccuracySpec(metric="top1", output=output, labels=labels) for output, labels in
+             (("k", "all"), ("y", "y"), ("z", "all"))]  # fmt: skip
+    arms = {"original": before, "compressed": builders.model(text, w=weight), "between": before}
+    found = accuracy.evaluate(arms, samples, specs, new={"compressed": ("y", "z")})
+    scores, labels = samples.feeds["x"], samples.labels
+    wanted = [
+        (scores.argmax(1) == labels["all"]).mean(),
+        ((scores @ weight).argmax(1) == labels["y"]).mean(),
+        (scores.argmin(1) == labels["all"]).mean(),
+    ]
+    assert [(one.output, one.value) for one in found.values["compressed"]] == list(zip("kyz", wanted, strict=True))
+    for arm in ("original", "between"):
+        assert [(one.output, one.value) for one in found.values[arm]] == [("k", wanted[2])]
+    assert [(one.variant, one.output) for one in found.changes] == [("compressed", "k"), ("between", "k")]
+    assert [(one.variant, one.output) for one in found.fidelity] == [("compressed", "k"), ("between", "k")]
+    assert found.changes[0].difference == pytest.approx(wanted[0] - wanted[2])
+    assert [w for w in found.warnings if "new" in w] == [
+        f"new output `{name}`: nothing to compare with" for name in ("y", "z")
+    ]
+
+
+def test_new_outputs_decide_nothing_without_labels() -> None:
+    both = builders.model("g (float[N, 4] x) => (float[N, 4] z, float[N, 4] y) { z = Neg (x) y = Identity (x) }")
+    samples = Arrays(data().feeds)
+    found = accuracy.evaluate({"original": both, "compressed": both}, samples, new={"compressed": ("z",)})
+    assert [one.output for one in found.fidelity] == ["y"]
+    assert found.flips_total == 0

@@ -22,6 +22,8 @@ from tests.report import builders
 DETAILS: dict[str, dict[str, Any]] = {
     "simplify": {},
     "fuse": {"model_type": "vit", "heads": 4, "hidden_size": 64, "operators": {"Attention": 2}},
+    "head.add": {"output": "kind", "at": "pool", "channels": 64, "width": 2},
+    "head.replace": {"output": "logits", "at": "pool", "channels": 64, "width": 7, "left": "fc"},
     "prune.channels": {
         "widths": [{"node": "conv", "before": 32, "after": 16}],
         "groups": [
@@ -70,6 +72,7 @@ DETAILS: dict[str, dict[str, Any]] = {
         "accuracy_before": 0.8,
         "accuracy_after": 0.9,
         "parts": [{"output": "logits", "kind": "cross_entropy", "weight": 1.0, "before": 1.5, "after": 1.0}],
+        "held": ["features"],
     },
     "quantize.static": {
         "target": "x86-vnni",

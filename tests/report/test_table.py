@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lepton_cli.measure.results import CostTable, FidelityPart, LatencyTable, Skipped
+from lepton_cli.measure.results import CostTable, FidelityPart, LatencyTable, MetricValue, Skipped
 from lepton_cli.prune.details import Width
 from lepton_cli.report import words
 from lepton_cli.report.headline import headline
@@ -262,3 +262,13 @@ def test_a_part_far_behind_comes_first() -> None:
 )
 def test_decibels_as_shares(decibel: float, share: str) -> None:
     assert words.error_share(decibel) == share
+
+
+def test_a_metric_of_a_new_output_stands_alone() -> None:
+    report = builders.report()
+    assert report.accuracy is not None
+    new = MetricValue(metric="top1", output="kind", value=0.978, low=0.974, high=0.982, n=5000)
+    values = {**report.accuracy.values, "compressed": (*report.accuracy.values["compressed"], new)}
+    made = row("accuracy, top-1 of kind", accuracy=report.accuracy.model_copy(update={"values": values}))
+    assert (made.original, made.compressed, made.change) == ("-", "97.80 %", "")
+    assert (made.detail, made.interval) == ("(n = 5,000)", "[97.40, 98.20]")

@@ -16,6 +16,8 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.data.spec import Augmentation, TrainingSpec
 from lepton_cli.data.training import TrainingBatch, TrainingData, open_training
 from lepton_cli.errors import LeptonError
+from lepton_cli.graph.heads import add, replace
+from lepton_cli.graph.spec import HeadAdd, HeadReplace
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Outcome
@@ -232,7 +234,7 @@ def test_a_value_inside_can_learn(tmp_path: Path) -> None:
     inner = graph.linear(graph.take("x", ["b", 6]), 6, 3)
     model = graph.model(graph.linear(graph.op("Relu", inner), 3, 2))
     around = given(model, tmp_path, labels=NUMBERS)
-    outcome = tuned(model, around, {"output": inner})
+    outcome = tuned(model, around, {"output": inner}, hold=False)
     rows, labels = seen(around)
     np.testing.assert_allclose(
         head(outcome.model), np.linalg.lstsq(rows, labels["labels"].astype(float), rcond=None)[0], atol=0.01
@@ -293,7 +295,7 @@ def test_labels_and_a_teacher_are_learnt_together(tmp_path: Path) -> None:
     assert told(outcome).teacher == "the original"
     (tmp_path / "teacher.onnx").write_bytes(io.to_bytes(teacher))
     alone = dataclasses.replace(given(model, tmp_path), original=model)
-    outcome = tuned(model, alone, {"output": "size", "kind": "distill"}, teacher="teacher.onnx")
+    outcome = tuned(model, alone, {"output": "size", "kind": "distill"}, teacher="teacher.onnx", hold=False)
     np.testing.assert_allclose(centred(head(outcome.model, 1)), centred(head(teacher, 1)), atol=0.01)
     np.testing.assert_array_equal(head(outcome.model), head(model))
 
@@ -406,3 +408,59 @@ def test_losses_are_checked(values: dict[str, Any]) -> None:
         TrainingLoss(**values)
     with pytest.raises(LeptonError):
         Distill(labels="100 %")
+
+
+def trunk() -> ir.Model:
+    """Room for two tasks, one output and the first output's probabilities."""
+    graph = Graph(seed=2)
+    inner = graph.linear(graph.take("x", ["b", 6]), 6, 8)
+    old = graph.linear(inner, 8, 3)
+    model = graph.model(old, graph.op("Softmax", old))
+    for value, name in zip(model.graph.outputs, ("old", "likely"), strict=True):
+        value.name = name
+    return model
+
+
+def with_head(model: ir.Model, folder: Path) -> ir.Model:
+    at = next(iter(model.graph)).outputs[0].name or ""
+    return add(model, HeadAdd(at=at, name="new", outputs=3), context(None, folder)).model
+
+
+@pytest.mark.parametrize("asked", [(), ({"output": "new", "kind": "mse"},)])
+def test_outputs_without_a_loss_are_held(asked: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    """And without a word of it, what the original has not is what learns."""
+    original = trunk()
+    model = with_head(original, tmp_path)
+    around = dataclasses.replace(given(model, tmp_path, new=NUMBERS / 2), original=original)
+    options: dict[str, Any] = {"budget": TrainingBudget(epochs=100), "learning_rate": 0.1}
+    held = tuned(model, around, *asked, **options)
+    free = tuned(model, around, *asked, **options, hold=False)
+    details = told(held)
+    assert (details.held, details.teacher) == (("old", "likely"), "the original")
+    assert details.losses == {"new": "mse", "old": "distil", "likely": "distil_shares"}
+    assert "held to the original's answers: `old`, `likely`" in held.summary
+    assert (told(free).held, told(free).teacher, told(free).losses) == ((), "", {"new": "mse"})
+    before = answers(original, ROWS, "old").argmax(1)
+    agree = [float((answers(one.model, ROWS, "old").argmax(1) == before).mean()) for one in (held, free)]
+    assert agree[0] > 0.95 > 0.8 > agree[1]
+    rows, labels = seen(around)
+    best = rows @ np.linalg.lstsq(rows, labels["new"], rcond=None)[0]
+    found = answers(held.model, rows[:, :6], "new")
+    assert np.square(found - labels["new"]).mean() < 1.02 * np.square(best - labels["new"]).mean()
+
+
+def test_what_is_made_of_an_output_that_learns_is_not_held(tmp_path: Path) -> None:
+    """Nor what it is made of without weights, nor an output of another shape; a teacher in a file has its own."""
+    original = trunk()
+    model = with_head(original, tmp_path)
+    around = dataclasses.replace(given(model, tmp_path, labels=CLASSES), original=model)
+    once: dict[str, Any] = {"budget": TrainingBudget(epochs=1)}
+    for name in ("old", "likely"):
+        outcome = tuned(model, around, {"output": name, "kind": "cross_entropy"}, **once)
+        assert told(outcome).held == ("new",)
+    other = replace(model, HeadReplace(output="new", classes=5), context(None, tmp_path)).model
+    (tmp_path / "teacher.onnx").write_bytes(io.to_bytes(other))
+    outcome = tuned(model, around, {"output": "old", "kind": "cross_entropy"}, **once, teacher="teacher.onnx")
+    assert told(outcome).held == ()
+    changed = tuned(other, around, **once)
+    assert told(changed).losses == {"new": "cross_entropy", "old": "distil", "likely": "distil_shares"}
