@@ -39,6 +39,9 @@ from lepton_cli.train.spec import TrainingOptions
 BATCH, MOST_BYTES = 128, 2 << 30
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
 RATES = (1e-2, 3e-3, 1e-3)
+#: Where codes learn, which are near already, more and smaller steps come nearer from as many samples (ResNet-20 in 4
+#: bits: loss 0.159 at a rate of 1e-2, 0.137 at 3e-3, 0.119 with half of the samples a step).
+QUANTIZED_BATCH, QUANTIZED_RATES = 64, (3e-3, 1e-3, 3e-4)
 #: Samples that the kinds of losses are read from; a fixed batch of more is taken whole.
 FIRST = 8
 #: Samples kept apart that are judged; more tell little more, and cost at every mark.
@@ -91,7 +94,7 @@ class Course:
         self._piece = piece = _piece(network, holdout, samples)
         self.trial = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
         self.first = [part.feeds for part in self.trial]
-        self._size = _batch(network.model, options, samples, piece or 1)
+        self._size = _batch(network, options, samples, piece or 1)
         size = piece or min(self._size, 250)
         self.kept: Sequence[Batch] = list(activations.batches(network.model, holdout, size=size, limit=JUDGED))
         if not self.kept:
@@ -112,7 +115,8 @@ class Course:
             kept.facts = dict(found["facts"])
         lesson = self._of(task, self.kept, narrow=kept.facts["narrow"])
         steps, start = kept.facts["steps"], network.state()
-        rates = RATES if isinstance(options.learning_rate, str) else (options.learning_rate,)
+        auto = QUANTIZED_RATES if network.exponents else RATES
+        rates = auto if isinstance(options.learning_rate, str) else (options.learning_rate,)
         with self._context.progress.stage(name, steps) as stage:
             for rate in rates:
                 if found is not None and rate != found["facts"]["rate"]:
@@ -315,15 +319,16 @@ def _pieces(batch: Batch, piece: int | None) -> list[Batch]:
     return [batch.part(np.arange(start, start + piece)) for start in range(0, batch.count - piece + 1, piece)]
 
 
-def _batch(model: ir.Model, options: TrainingOptions, samples: TrainingSamples, piece: int) -> int:
+def _batch(network: Network, options: TrainingOptions, samples: TrainingSamples, piece: int) -> int:
     """As asked, else as many as the memory for one step allows; in whole pieces."""
     if isinstance(options.batch, int):
         most = options.batch
     else:
+        model = network.model
         shapes = settle(model, default_feeds(model))[0]
         values = {value.name for node in model.graph for value in node.outputs}
         one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values) // piece
-        most = min(BATCH, MOST_BYTES // max(one, 1))
+        most = min(QUANTIZED_BATCH if network.exponents else BATCH, MOST_BYTES // max(one, 1))
     return max(piece, min(most, samples.count) // piece * piece)
 
 
