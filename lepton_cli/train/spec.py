@@ -40,8 +40,8 @@ class TrainingOptions(Options):
     )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
-        description="Share of a channel's weights that a step changes at most; auto: 0.01 (0.003 for codes), less where "
-        "that harms",
+        description="Share of a channel's weights that a step changes at most; auto: 0.01 (0.003 for codes), less "
+        "where that harms",
     )
     batch: int | Literal["auto"] = Field(
         default="auto", description="Samples a step; auto: 128 (64 for codes), or what there are"
