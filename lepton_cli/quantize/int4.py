@@ -24,8 +24,9 @@ OPSET = 21
 #: Ends of the codes, and the scales that are tried, as shares of the one that cuts nothing.
 LOW, HIGH = -8, 7
 _SHARES = np.linspace(0.4, 1.05, 40)
-#: A convolution of fewer weights a channel (depthwise) saves little and errs much.
-_FEW = 32
+#: A convolution of fewer weights a channel (depthwise) saves little and errs much; so does a layer at an end of the
+#: model with at most this share of all weights.
+_FEW, _SMALL = 32, 0.1
 _MOVES = frozenset(
     {
         "Cast",
@@ -112,19 +113,25 @@ def _along(scale: NDArray[np.float32], axes: int, axis: int) -> NDArray[np.float
 
 def eight_bits(model: ir.Model) -> set[str]:
     """Names of layers that 4 bits cost most and save least: those that read an input of the model or make an output,
-    and convolutions of few weights a channel."""
+    where they hold few of the weights, and convolutions of few weights a channel."""
     ends = set(model.graph.outputs)
+    layers = {node: _weights(node) for node in model.graph if node.op_type in _LAYERS}
+    few = _SMALL * sum(math.prod(shape) for shape in layers.values())
     return {
         node.name or ""
-        for node in model.graph
-        if node.op_type in _LAYERS
-        and (_few(node) or _from_input(node.inputs[0]) or any(_reaches(value, ends) for value in node.outputs))
+        for node, shape in layers.items()
+        if (node.op_type == "Conv" and math.prod(shape[1:]) < _FEW)
+        or (
+            math.prod(shape) <= few
+            and (_from_input(node.inputs[0]) or any(_reaches(value, ends) for value in node.outputs))
+        )
     }
 
 
-def _few(node: ir.Node) -> bool:
+def _weights(node: ir.Node) -> tuple[int, ...]:
+    """The shape of the weights; empty sides where it is not known."""
     shape = node.inputs[1].shape if node.inputs[1] is not None else None
-    return node.op_type == "Conv" and shape is not None and math.prod(shape.numpy()[1:]) < _FEW
+    return tuple(shape.numpy()) if shape is not None and shape.is_static() else (0, 0)
 
 
 def _from_input(value: ir.Value | None) -> bool:

@@ -81,7 +81,7 @@ class QuantizeAware(TrainingOptions):
     eight_bits: tuple[str, ...] | Literal["auto"] = Field(
         default="auto",
         description="Globs on names of layers whose weights keep 8 bits; auto: those at inputs and outputs of the "
-        "model, and depthwise convolutions",
+        "model with at most a tenth of all weights, and depthwise convolutions",
     )
 
 

@@ -94,3 +94,12 @@ def test_ends_of_a_model_and_small_kernels_keep_eight_bits(tmp_path: Path) -> No
     last = graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", inner)), 16, 4)
     model = quick(graph.model(graph.op("Softmax", last)), tmp_path, images(16)).model
     assert layers(model) - int4.eight_bits(model) == {"Conv_4"}
+
+
+def test_an_end_that_holds_most_of_the_weights_has_four_bits(tmp_path: Path) -> None:
+    """A classifier of many classes is what a small network weighs."""
+    graph = Graph()
+    inner = graph.conv(graph.conv(graph.take("x", ["b", 3, 16, 16]), 3, 16), 16, 16)
+    model = graph.model(graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", inner)), 16, 1000))
+    made = quick(model, tmp_path, images(16)).model
+    assert layers(made) - int4.eight_bits(made) == {"Conv_2", "Gemm_6"}
