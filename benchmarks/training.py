@@ -90,10 +90,11 @@ def distil(options: argparse.Namespace) -> None:
         },
         "steps": [
             {
-                "step": "distill",
+                "step": "quantize.aware" if options.weight_bits else "distill",
                 "teacher": str(options.teacher.resolve()),
                 "budget": {"epochs": options.epochs},
                 **({"labels": f"{100 * options.labels:g} %"} if options.labels else {}),
+                **({"weight_bits": options.weight_bits} if options.weight_bits else {}),
             }
         ],
         "evaluate": {"accuracy": [], "latency": {"threads": 1, "time": "100 ms"}, "memory": False},
@@ -132,6 +133,9 @@ def main() -> None:
     other.add_argument("--train", type=Path, help="NPZ with `images` and `labels`; default: cifar10_train.npz")
     other.add_argument("--labels", type=float, default=0.0, help="share of the loss that the labels have")
     other.add_argument("--epochs", type=float, default=5)
+    other.add_argument(
+        "--weight-bits", type=int, choices=(4, 8), help="the student is int8: train it by quantize.aware"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part == "distill":
