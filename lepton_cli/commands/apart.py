@@ -90,6 +90,8 @@ class Trail:
         ]
         if not self._job.spec.evaluate.latency:  # nothing could be said of its speed
             return None
+        if self._job.new_outputs(changed):  # without training they would say nothing
+            return None
         if not left_out or not any(records[i].step in COMPUTING for i in changed if i > left_out[0]):
             return None
         first = left_out[0]

@@ -82,7 +82,7 @@ def run_step(
         left_because=outcome.left_because,
         decisions=outcome.decisions,
         details=outcome.details or STEPS[options.step].details(),
-        warnings=(*outcome.warnings, *resized, *_strangers(_kept(before, options), outputs, outcome)),
+        warnings=(*outcome.warnings, *resized, *_strangers(before, outputs, outcome, options)),
         size_after=io.weight_bytes(outcome.model),
     )
     return Checked(outcome.model, outputs), record
@@ -347,15 +347,16 @@ def _check_output(
         )
 
 
-def _strangers(before: BatchOutputs | None, after: BatchOutputs | None, outcome: Outcome) -> list[str]:
-    """BatchOutputs that a step, which changes results by design, left little of."""
-    if before is None or after is None or outcome.tolerance is not None or not outcome.changed or not before:
+def _strangers(before: Checked, after: BatchOutputs | None, outcome: Outcome, options: Options) -> list[str]:
+    """Outputs that a step, which changes results by design, left little of; training is judged by its own samples."""
+    was = _kept(before, options)
+    if not was or after is None or outcome.tolerance is not None or not outcome.changed or options.trains:
         return []
     found = []
-    for name, first in before[0].items():
+    for name, first in was[0].items():
         if first.dtype.kind != "f":
             continue
-        pairs = [(a[name], b[name]) for a, b in zip(before, after, strict=True) if a[name].shape == b[name].shape]
+        pairs = [(a[name], b[name]) for a, b in zip(was, after, strict=True) if a[name].shape == b[name].shape]
         if not pairs:
             continue
         old, new = (np.concatenate([pair[i].ravel() for pair in pairs]).astype(np.float64) for i in (0, 1))

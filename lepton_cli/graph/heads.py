@@ -330,13 +330,12 @@ class _Surgery:
         at = source.value.name or ""
         read = f"{_READS.get(len(source.dims), '')}`{at}` ({source.channels} channels)"
         node = next(node for node in reversed(list(self.model.graph)) if node.op_type in ("Gemm", "MatMul", "Conv"))
-        shape = f"[{', '.join(str(size or '?') for size in made.shape or ())}]"
         decision = Decision(
             node=node.name or "", op=node.op_type, action=action, reason=f"{self._width} numbers from {read}"
         )
         details = HeadDetails(output=self._name, at=at, channels=source.channels, width=self._width, left=left)
         warning = f"other outputs are still computed from the layer before, `{left}`"
-        said = f"output `{self._name}` {shape} {action}, from {read}, to be trained"
+        said = f"output {next(one for one in io.outputs(self.model) if one.name == self._name)} {action}"
         return Outcome(self.model, 1, (decision,), said, details, warnings=(warning,) if left else (), tolerance=_SAME)
 
 

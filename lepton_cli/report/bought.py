@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from lepton_cli import metrics
+from lepton_cli.graph.details import HeadDetails
 from lepton_cli.measure.results import Fidelity, LatencyChange, MetricChange
 from lepton_cli.prune.details import PruneChannelsDetails
 from lepton_cli.report import words
 from lepton_cli.report.model import Bought, Report
+from lepton_cli.steps import STEPS
 
 #: Files closer than this are equally large.
 SAME_SIZE = 1.05
@@ -80,7 +82,9 @@ def speed(change: LatencyChange | None) -> str:
 def exactness(report: Report, part: Bought) -> str:
     """Differences of the metrics, and the worst output."""
     if not part.fidelity and not part.changes:
-        return "equal outputs" if report.accuracy is not None else "-"
+        known = {step.index: STEPS.get(step.step) for step in report.steps}
+        equal = all((step := known.get(index)) is not None and step.options.cleaning for index in part.steps)
+        return "equal outputs" if report.accuracy is not None and equal else "-"
     told = [difference(change) for change in part.changes]
     worst = _worst(part.fidelity)
     return ", ".join([*told, "identical" if worst is None else f"{words.value(worst, 'decibel')} SQNR"])
@@ -103,7 +107,8 @@ def beaten(report: Report) -> Bought | None:
 
     Larger is no objection to a part that leaves out what was asked to make the model fast, and not small.
     """
-    if len(report.variants) < 2:
+    made = any(isinstance(step.details, HeadDetails) and step.changed for step in report.steps)
+    if len(report.variants) < 2 or made:  # a part without a head, or its training, does not do what was asked for
         return None
     whole = result(report)
     found = [part for part in report.bought if _faster(part, whole) and _as_exact(part, whole) and _fits(report, part)]

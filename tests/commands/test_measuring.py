@@ -12,10 +12,13 @@ import pytest
 
 import lepton_cli as lepton
 from lepton_cli.commands.compress import compress
+from lepton_cli.commands.plan import plan
 from lepton_cli.measure import meters
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict
 from lepton_cli.report.model import Report
+from lepton_cli.runtime import Session
+from tests.conftest import SAMPLES
 from tests.corpus import MEMBERS
 from tests.hostile.models import mlp
 
@@ -90,3 +93,49 @@ def test_of_boxes_that_suppression_leaves_all_boxes_are_compared(tmp_path: Path)
     for name, (signal, noise) in sums.items():
         assert told[name].sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.05)
         assert told[name].n == 6
+
+
+def test_new_outputs_are_measured_and_named_and_the_others_compared(tmp_path: Path) -> None:
+    """Also between the steps: what pruning made has the old `logits`, of other classes than its labels."""
+    stored = np.load(SAMPLES / "digits_test.npz")
+    digits = stored["labels"]
+    np.savez(tmp_path / "data.npz", images=stored["images"], many=digits * 10, few=digits % 3)
+    data = {
+        "path": str(tmp_path / "data.npz"),
+        "inputs": {"pixels": "images"},
+        "labels": {"logits": "many", "kind": "few"},
+        "preprocess": {"scale": "1/16", "shape": [64]},
+    }
+    recipe = {
+        "version": 1,
+        "name": "heads",
+        "data": {"evaluation": data},
+        "steps": [
+            {"step": "prune.weights", "sparsity": "30 %"},
+            {"step": "head.replace", "classes": 91},
+            {"step": "head.add", "at": "pixels", "name": "kind", "classes": 3},
+            {"step": "quantize.weights", "bits": 8},
+        ],
+        "evaluate": {
+            "accuracy": [{"metric": "top1", "output": name} for name in ("logits", "kind")],
+            "latency": False,
+            "memory": False,
+        },
+    }
+    done = compress(SAMPLES / "digits_mlp.onnx", from_dict(recipe), tmp_path / "out", Silent())
+    report = done.report
+    assert done.error is None
+    assert report.accuracy is not None
+    assert report.accuracy.values["original"] == ()
+    session = Session(tmp_path / "out" / "heads.onnx", threads=1)
+    outputs = session.run({"pixels": (stored["images"].reshape(-1, 64) / 16).astype(np.float32)})
+    wanted = {"logits": (outputs["logits"].argmax(1) == digits * 10).mean(), "kind": outputs["kind"].argmax(1)}
+    wanted["kind"] = (wanted["kind"] == digits % 3).mean()
+    assert {one.output: one.value for one in report.accuracy.values["compressed"]} == pytest.approx(wanted)
+    assert (report.accuracy.changes, report.accuracy.fidelity) == ((), ())
+    assert {w for w in report.warnings if w.startswith("new")} == {
+        f"new output `{name}`: nothing to compare with" for name in wanted
+    }
+    planned = plan(SAMPLES / "digits_mlp.onnx", from_dict(recipe), Silent())
+    assert [step.changed for step in planned.steps][1:3] == [1, 1]
+    assert planned.steps[2].summary == "output kind float32 [batch, 3] added"

@@ -169,6 +169,9 @@ def test_outputs_of_another_model_are_warned_about(context: Context, monkeypatch
         _, _, record = _run(_edited(edit), context, monkeypatch)
         (warning,) = record.warnings  # type: ignore[attr-defined]
         assert "output `y` has little to do with what it was" in warning
+    tuned = STEPS["finetune"].options.model_validate({"step": "finetune"})
+    _, trained = runner.run_step(runner.reference(context.original, context), tuned, 0, context, None)
+    assert trained.warnings == (), "labels may want other answers"
     _, _, record = _run(_edited(_scaled), context, monkeypatch)
     assert record.warnings == ()  # type: ignore[attr-defined]
 

@@ -80,6 +80,7 @@ def test_a_head_is_linear_in_the_mean_over_the_places(
     np.testing.assert_allclose(found["answer"], ran(model)["answer"], rtol=1e-5, atol=1e-6)
     assert [str(info) for info in io.outputs(outcome.model)] == ["answer float32 [b, 4]", "kind float32 [b, 7]"]
     assert outcome.details == HeadDetails(output="kind", at=names[at], channels=8, width=7)
+    assert [(one.node, one.action) for one in outcome.decisions] == [("kind.linear", "added")]
     assert io.to_bytes(model) == before
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lepton_cli.graph.details import HeadDetails
 from lepton_cli.measure.results import Fidelity
 from lepton_cli.prune.details import PruneChannelsDetails, ReachedTarget
 from lepton_cli.report import bought, html, markdown
@@ -205,3 +206,16 @@ def test_it_is_in_every_rendering_and_read_again() -> None:
 def test_a_step_of_a_later_version_is_no_reason_to_fail() -> None:
     steps = (*builders.steps()[:2], RECORDS["simplify"](index=2, step="simplify", changed=1, seconds=0.1, summary=""))
     assert bought.rows(builders.report(steps=steps, bought=(SIMPLIFIED,)))[-1].name == "3. simplify"
+
+
+def test_a_part_without_the_new_outputs_is_never_better() -> None:
+    """Nor is it said to be equal where nothing can be compared."""
+    assert bought.beaten(report(part())) is not None
+    steps = list(report().steps)
+    details = HeadDetails(output="kind", at="pool", channels=64, width=2)
+    steps[0] = RECORDS["head.replace"](
+        index=0, step="head.replace", changed=1, seconds=0.1, summary="", details=details
+    )
+    made = report(part("after 1. head.replace", steps=(0,), changes=(), fidelity=()), part(), steps=tuple(steps))
+    assert bought.beaten(made) is None
+    assert bought.rows(made)[0].exactness == "-"
