@@ -303,11 +303,12 @@ def _piece(network: Network, holdout: Dataset, samples: TrainingSamples) -> int 
             both = network.run(proof.tensors(batch.feeds, network.device))
         except StepError:
             return 1
+    apart, _, same = proof.measure(network.model)
     for name, found in both.items():
         if not found.is_floating_point() or not single[0][name].dim():
             continue
         expected = torch.cat([one[name] for one in single]).cpu().numpy()
-        if not proof.distance(expected, found.cpu().numpy()) <= proof.SAME_INSIDE:
+        if not apart(expected, found.cpu().numpy()) <= same:
             return 1
     return None
 

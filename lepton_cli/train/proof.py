@@ -42,7 +42,7 @@ def tensors(feeds: Values, device: torch.device | str = "cpu") -> dict[str, torc
 def prove(network: Network, check: Dataset, workdir: Path, threads: int) -> float:
     """The largest difference on the check batches. Raises StepError that names the first node that differs."""
     model, worst = network.model, 0.0
-    apart, same, _ = _measure(model)
+    apart, same, _ = measure(model)
     session = Session(io.payload(model, workdir), threads=threads, spin=False)
     for batch in activations.batches(model, check):
         expected = session.run(batch.feeds)
@@ -62,7 +62,7 @@ def _half(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def _measure(model: ir.Model) -> tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, float]:
+def measure(model: ir.Model) -> tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, float]:
     """How outputs are compared, the most that is rounding, and the most for a value inside."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
         return noise, SAME_QUANTIZED, SAME_QUANTIZED
@@ -115,7 +115,7 @@ def _first(network: Network, feeds: Values, workdir: Path, threads: int) -> ir.N
     names = [value.name or "" for node in nodes for value in node.outputs if value.name]
     expected = activations.Activations(network.model, names, workdir, threads).run(feeds)
     given = tensors(feeds, network.device)
-    apart, _, same = _measure(network.model)
+    apart, _, same = measure(network.model)
     for node in nodes:
         for value in node.outputs:
             array = expected.get(value.name or "")

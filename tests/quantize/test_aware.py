@@ -62,7 +62,7 @@ def test_four_bits_learn_to_answer_like_the_float_model(tmp_path: Path) -> None:
     _, rounded = trained(original, tmp_path, weight_bits=4, eight_bits=(), budget=TrainingBudget(samples=1))
     assert "kept as it was" in rounded.summary or told(rounded).steps == 1
     assert far(outcome.model, original) < 0.5 * far(rounded.model, original)
-    assert told(outcome).precision == "float32"
+    assert (told(outcome).precision, told(outcome).piece) == ("float32", 0)
     kinds = [value.dtype for value in outcome.model.graph.initializers.values()]
     assert kinds.count(ir.DataType.INT4) == count >= 2
     assert f"{count} layers of 4-bit weights" in outcome.summary
@@ -120,3 +120,28 @@ def test_a_plan_trains_nothing(tmp_path: Path) -> None:
     outcome = aware(start, QuantizeAware(), dataclasses.replace(around(original, tmp_path), dry=True))
     assert outcome.model is start
     assert "codes and scales" in outcome.summary
+
+
+@pytest.mark.parametrize(("shift", "piece"), [(0.1, None), (20.0, 1)])
+def test_rounding_that_depends_on_the_batch_is_no_mixing_of_samples(
+    shift: float, piece: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in another order: a number between two steps is one step away among others; another answer is not."""
+    network, right = QuantizedNetwork(quantized_product()), table.OPERATORS["", "MatMul"]
+
+    def product(call: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return right(call, x, y) + (shift if len(x) > 1 else 0)  # type: ignore[operator]
+
+    monkeypatch.setitem(table.OPERATORS, ("", "MatMul"), product)
+    assert course._piece(network, images(8), Pictures()) == piece
+
+
+class Pictures:
+    """Samples drawn from their number."""
+
+    count = 100
+    fingerprint = "pictures"
+
+    def batch(self, step: int, size: int) -> Batch:
+        drawn = np.random.default_rng(step).normal(size=(size, 3, 16, 16)).astype(np.float32)
+        return Batch({"x": drawn}, {}, step * size)
