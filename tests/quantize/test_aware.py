@@ -120,28 +120,3 @@ def test_a_plan_trains_nothing(tmp_path: Path) -> None:
     outcome = aware(start, QuantizeAware(), dataclasses.replace(around(original, tmp_path), dry=True))
     assert outcome.model is start
     assert "codes and scales" in outcome.summary
-
-
-@pytest.mark.parametrize(("shift", "piece"), [(0.1, None), (20.0, 1)])
-def test_rounding_that_depends_on_the_batch_is_no_mixing_of_samples(
-    shift: float, piece: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sums in another order: a number between two steps is one step away among others; another answer is not."""
-    network, right = QuantizedNetwork(quantized_product()), table.OPERATORS["", "MatMul"]
-
-    def product(call: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
-        return right(call, x, y) + (shift if len(x) > 1 else 0)  # type: ignore[operator]
-
-    monkeypatch.setitem(table.OPERATORS, ("", "MatMul"), product)
-    assert course._piece(network, images(8), Pictures()) == piece
-
-
-class Pictures:
-    """Samples drawn from their number."""
-
-    count = 100
-    fingerprint = "pictures"
-
-    def batch(self, step: int, size: int) -> Batch:
-        drawn = np.random.default_rng(step).normal(size=(size, 3, 16, 16)).astype(np.float32)
-        return Batch({"x": drawn}, {}, step * size)
