@@ -29,6 +29,8 @@ from lepton_cli.recipe.load import LoadedRecipe
 from lepton_cli.recipe.schema import Recipe
 from lepton_cli.report.model import DataFacts
 from lepton_cli.tensors import TensorInfo
+from lepton_cli.train.spec import TrainingOptions
+from lepton_cli.train.steps import needed
 
 if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
@@ -188,6 +190,8 @@ def prepare(
                 allow_code=allow_code,
             )
         _check_providers(recipe.recipe)
+        if steps:
+            _check_training(recipe, training)
     except LeptonError as error:
         if error.option and not arrays.keys() & set(error.option[1:2]):
             error.at(recipe.source.place(error.option))
@@ -222,6 +226,21 @@ def prepare(
         job.locate(error)
         raise
     return job
+
+
+def _check_training(recipe: LoadedRecipe, training: TrainingData | None) -> None:
+    """What a step that trains will need, before those in front of it have taken their time."""
+    for index, step in enumerate(recipe.recipe.steps):
+        if not isinstance(step, TrainingOptions) or step.if_possible:
+            continue
+        try:
+            needed(training, step)
+        except LeptonError as error:
+            error.option = error.option or ("steps", index)
+            raise
+        if step.teacher is not None and not (recipe.base / step.teacher).exists():
+            option = ("steps", index, "teacher")
+            raise ModelError("model.missing", f"{recipe.base / step.teacher} does not exist", option=option)
 
 
 def _made_up(model: ir.Model, seed: int, samples: int, given: Mapping[str, tuple[int, ...]]) -> Dataset:

@@ -14,7 +14,7 @@ from lepton_cli.train import steps
 
 def aware(model: ir.Model, options: QuantizeAware, context: Context) -> Outcome:
     """The model with trained codes and scales: all else stays. Raises LeptonError where something is missing."""
-    samples, holdout = steps.needed(context, options.step, labelled=False)
+    samples, holdout = steps.needed(context.training, options)
     if context.dry:
         return Outcome(model, 1, (), f"all codes and scales, with {samples.count:,} samples")
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):

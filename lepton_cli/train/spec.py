@@ -53,6 +53,11 @@ class TrainingOptions(Options):
         default="best", description="Which state stays, by its loss on the samples kept apart; the untrained one counts"
     )
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are learnt."""
+        return False
+
     @model_validator(mode="after")
     def _above_zero(self) -> Self:
         for name in ("learning_rate", "batch"):
@@ -79,6 +84,11 @@ class Distill(FloatTraining):
         default=units.Share(0),
         description="Share of the loss for labels of the training data, by cross-entropy, where outputs are classes",
     )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are learnt."""
+        return self.labels > 0
 
     @model_validator(mode="after")
     def _some_distilled(self) -> Self:
@@ -124,3 +134,8 @@ class Finetune(FloatTraining):
         description="Outputs of floats without a loss go on answering as the original (or `teacher`) does, where that "
         "has them in the same shape; but for those that a Softmax or the like makes of one with a loss",
     )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are learnt."""
+        return not self.losses or any(asked.kind != "distill" for asked in self.losses)

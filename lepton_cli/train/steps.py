@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lepton_cli.errors import DataError, MissingExtraError
 from lepton_cli.step import Context, Outcome
-from lepton_cli.train.spec import Distill, Finetune
+from lepton_cli.train.spec import Distill, Finetune, TrainingOptions
 
 if TYPE_CHECKING:
     from lepton_cli.data.dataset import Dataset
@@ -21,7 +21,7 @@ CPU_BUILD = "for the CPU alone `pip install torch==2.13.0 --index-url https://do
 
 def distill(model: ir.Model, options: Distill, context: Context) -> Outcome:
     """Train until the model answers as the original does. Raises LeptonError where something is missing."""
-    samples, holdout = needed(context, options.step, bool(options.labels))
+    samples, holdout = needed(context.training, options)
     from lepton_cli.train import distill as work
 
     return work.distill(model, options, context, samples, holdout)
@@ -29,16 +29,15 @@ def distill(model: ir.Model, options: Distill, context: Context) -> Outcome:
 
 def finetune(model: ir.Model, options: Finetune, context: Context) -> Outcome:
     """Train on labels. Raises LeptonError where something is missing."""
-    labelled = any(asked.kind != "distill" for asked in options.losses) or not options.losses
-    samples, holdout = needed(context, options.step, labelled)
+    samples, holdout = needed(context.training, options)
     from lepton_cli.train import finetune as work
 
     return work.finetune(model, options, context, samples, holdout)
 
 
-def needed(context: Context, step: str, labelled: bool) -> tuple[TrainingData, Dataset]:
+def needed(samples: TrainingData | None, options: TrainingOptions) -> tuple[TrainingData, Dataset]:
     """What to train with and what to judge by. Raises LeptonError where one of them, labels or torch are missing."""
-    samples = context.training
+    step, labelled = options.step, options.labelled
     if samples is None:
         raise DataError(
             "data.training-missing",

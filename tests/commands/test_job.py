@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lepton_cli.commands import compress as compressing
 from lepton_cli.commands import measuring
 from lepton_cli.commands.job import Job, prepare
-from lepton_cli.errors import DataError, RecipeError
+from lepton_cli.errors import DataError, LeptonError, RecipeError
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.step import Options
@@ -147,3 +148,29 @@ def test_metrics_of_outputs_to_come_are_looked_at_by_name() -> None:
         job(data, steps=HEADS[1:], evaluate={"accuracy": asked})
     with pytest.raises(RecipeError, match="no output `kind`"):
         job(data, evaluate={"accuracy": asked[1:]})
+
+
+@pytest.mark.parametrize(
+    ("training", "step", "said"),
+    [
+        (None, {"step": "distill"}, "`distill` needs training data"),
+        ({**TRAIN, "holdout": "0 %"}, {"step": "quantize.aware"}, "`holdout: 0 %` keeps none"),
+        (TRAIN, {"step": "finetune"}, "`finetune` needs labels"),
+        (TRAIN, {"step": "distill", "labels": "30 %"}, "`distill` needs labels"),
+        (TRAIN, {"step": "distill", "teacher": "gone.onnx"}, "gone.onnx does not exist"),
+    ],
+)
+def test_what_training_needs_is_missed_before_the_first_step(
+    training: dict[str, Any] | None, step: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """The steps in front of it may take an hour."""
+    pytest.importorskip("torch", reason="needs the extra `train`")
+    recipe = tmp_path / "recipe.yaml"
+    data = {} if training is None else {"data": {"training": training}}
+    recipe.write_text(yaml.safe_dump({"version": 1, **data, "steps": [{"step": "simplify"}, step]}, sort_keys=False))
+    with pytest.raises(LeptonError, match=said) as raised:
+        prepare(MLP, load_recipe(recipe))
+    assert str(raised.value.where).startswith(f"{recipe}:")
+    with_it = from_dict({"version": 1, "steps": [{"step": "simplify"}, {**step, "if_possible": True}]})
+    assert prepare(MLP, with_it).training is None
+    assert prepare(MLP, with_it, steps=False).training is None
