@@ -70,6 +70,8 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return (
             "{" + ", ".join(f"{key}: {_kind(part, schema)}" for key, part in target.get("properties", {}).items()) + "}"
         )
+    if "const" in field:
+        return str(field["const"]).lower()
     if "enum" in field:
         return " | ".join(str(value) for value in field["enum"])
     if "anyOf" in field:

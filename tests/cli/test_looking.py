@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,13 @@ def test_init_with_data_that_needs_preprocessing_says_so(invoke: Invoke, tmp_pat
     assert "NOT READY" in text
     assert "resize: [32, 32]" in text
     load_recipe(tmp_path / "digits_cnn.yaml")
+
+
+def test_words_that_an_option_takes_are_named(invoke: Invoke) -> None:
+    """A number or `auto` is no number or any text."""
+    shown = invoke("steps", "distill").stdout
+    assert re.search(r"learning_rate +number \| auto +auto", shown)
+    assert re.search(r"least_gain +60 % \| false", invoke("steps", "quantize.static").stdout)
 
 
 def test_steps(invoke: Invoke) -> None:
