@@ -49,7 +49,7 @@ def test_recipes_are_valid(name: str, index: int, checkout: Path) -> None:
 def test_recipes_run(name: str, index: int, checkout: Path) -> None:
     path = checkout / "recipe.yaml"
     text = _blocks(_page(name), "yaml")[index]
-    path.write_text(text)
+    path.write_text(text.replace("latency: 90 %, ", ""))  # which is measured for minutes
     model = "digits_mlp" if "pixels" in text else "digits_cnn" if "32, 32" in text else "digits_vit"
     if "training:" in text:
         pytest.importorskip("torch", reason="needs the extra `train`")
