@@ -119,6 +119,7 @@ def rows_as_channels(editor: Editor) -> None:
         editor.insert_before(node, made)
         node.replace_input_with(0, made[-1].outputs[0])
         editor.give(found.weight, 0, weight, f"{node.name}_weight")
+        found.weight.outputs[0].shape = None
         node.attributes.update(
             kernel_shape=ir.AttrInt64s("kernel_shape", [1, columns]),
             strides=ir.AttrInt64s("strides", [1, across]),
@@ -242,6 +243,9 @@ def _widen(editor: Editor, conv: _Conv, axis: int, more: int) -> None:
     codes = conv.codes
     width = [(0, more if at == axis else 0) for at in range(codes.ndim)]
     editor.give(conv.weight, 0, np.pad(codes, width), f"{conv.node.name}_weight")
+    for made in (conv.weight, conv.bias):
+        if made is not None:
+            made.outputs[0].shape = None
     for part in (conv.weight, conv.bias) if axis == 0 else ():
         for index in (1, 2) if part is conv.weight else (0, 1, 2):
             held = None if part is None else array_of(part, index)
