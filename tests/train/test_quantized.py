@@ -199,3 +199,22 @@ def test_layers_left_in_float_train_too() -> None:
     (free,) = [name for name, one in network.parameters.items() if one.shape == (4, 2)]
     network.load(network.state() | {free: np.full((4, 2), 3, np.float32)})
     assert (held(network.written(), free) == 3).all()
+
+
+def test_weights_whose_codes_do_not_begin_at_zero() -> None:
+    """uint8, as other tools write them, with a zero point for each channel."""
+    graph, zeros = Quantized(), np.array([128, 120, 7, 255], np.uint8)
+    codes = RANDOM.integers(0, 256, (6, 4)).astype(np.uint8)
+    values = [graph.constant(one) for one in (codes, SCALES, zeros)]
+    weight = graph.op("DequantizeLinear", *values, axis=1)
+    model = graph.model(graph.op("MatMul", graph.take("x", ["b", 6]), weight))
+    network = QuantizedNetwork(model)
+    exact = (codes.astype(np.float32) - zeros) * SCALES
+    np.testing.assert_allclose(network.state()["w0"], exact, rtol=1e-6)
+    np.testing.assert_allclose(torch_run(network), X @ exact, rtol=1e-4, atol=1e-4)
+    assert io.to_bytes(network.written()) == io.to_bytes(model)
+    moved = exact + (RANDOM.integers(-9, 10, (6, 4)) + 0.2) * SCALES
+    network.load(network.state() | {"w0": moved.astype(np.float32)})
+    np.testing.assert_array_equal(
+        held(network.written(), "w0"), np.clip(np.rint(moved / SCALES) + zeros, 0, 255).astype(np.uint8)
+    )
