@@ -113,7 +113,7 @@ class Course:
             kept.facts = {"narrow": narrow, "steps": self._steps(seconds)}
         else:
             kept.facts = dict(found["facts"])
-        lesson = self._of(task, self.kept, narrow=kept.facts["narrow"])
+        lesson = self._lesson(task, self.kept, narrow=kept.facts["narrow"])
         steps, start = kept.facts["steps"], network.state()
         auto = QUANTIZED_RATES if network.exponents else RATES
         rates = auto if isinstance(options.learning_rate, str) else (options.learning_rate,)
@@ -193,14 +193,14 @@ class Course:
         network, size, found = self._network, self._size, {}
         start = network.state()
         for narrow in {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]:
-            trainer = Trainer(network, self._of(task, (), narrow=narrow), Settings(TIMED + 1, size, 0.0))
+            trainer = Trainer(network, self._lesson(task, (), narrow=narrow), Settings(TIMED + 1, size, 0.0))
             took = [_seconds(partial(trainer.step, number, 0.0), network.device) for number in range(TIMED + 1)]
             found[narrow] = min(took[1:])
         network.load(start)
         narrow = found[True] * FASTER < found[False] if len(found) > 1 else True in found
         return narrow, found[narrow]
 
-    def _of(self, task: Task, kept: Sequence[Batch], *, narrow: bool) -> Lesson:
+    def _lesson(self, task: Task, kept: Sequence[Batch], *, narrow: bool) -> Lesson:
         return Lesson(task, self._samples, kept, device=self._network.device, piece=self._piece, narrow=narrow)
 
     def _key(self, task: Task, name: str) -> str:
