@@ -45,8 +45,6 @@ class Options(Strict):
     needs_data: ClassVar[bool] = False
     #: Its option `target` is the machine that the model will run on.
     for_machine: ClassVar[bool] = False
-    #: Trains, with the samples of `data.training`.
-    trains: ClassVar[bool] = False
 
     step: str
     include: tuple[str, ...] = Field(
@@ -68,6 +66,11 @@ class Options(Strict):
     def knowing(self, later: Sequence[Options]) -> Options:
         """The step with what it leaves open (`auto`) decided by the steps behind it."""
         return self
+
+    @property
+    def training(self) -> Options | None:
+        """The options of what it trains with the samples of `data.training`; `None` where it does not train."""
+        return None
 
     @property
     def changes_types(self) -> bool:

@@ -86,7 +86,7 @@ class Trail:
         left_out = [index for index in changed if records[index].step in CHOOSING]
         # Training heals what pruning took: it takes long, and a model that lost nothing has no need of it.
         left_out += [
-            index for index in changed if left_out and index > left_out[0] and STEPS[records[index].step].options.trains
+            index for index in changed if left_out and index > left_out[0] and self._job.spec.steps[index].training
         ]
         if not self._job.spec.evaluate.latency:  # nothing could be said of its speed
             return None

@@ -196,7 +196,7 @@ def prepare(
         if error.option and not arrays.keys() & set(error.option[1:2]):
             error.at(recipe.source.place(error.option))
         raise
-    if training is not None and not any(step.trains for step in recipe.recipe.steps):
+    if training is not None and not (recipe.recipe.tune or any(step.training for step in recipe.recipe.steps)):
         warnings.append("no step of the recipe trains: `data.training` is not used")
     used = [data for data in (calibration, training.whole if training else None) if data is not None]
     warnings += [note for data in (*used, evaluation) if data is not None for note in data.notes]
@@ -231,16 +231,17 @@ def prepare(
 def _check_training(recipe: LoadedRecipe, training: TrainingData | None) -> None:
     """What a step that trains will need, before those in front of it have taken their time."""
     for index, step in enumerate(recipe.recipe.steps):
-        if not isinstance(step, TrainingOptions) or step.if_possible:
+        trained = step.training
+        if not isinstance(trained, TrainingOptions) or step.if_possible:
             continue
         try:
-            needed(training, step)
+            needed(training, trained)
         except LeptonError as error:
             error.option = error.option or ("steps", index)
             raise
-        if step.teacher is not None and not (recipe.base / step.teacher).exists():
+        if trained.teacher is not None and not (recipe.base / trained.teacher).exists():
             option = ("steps", index, "teacher")
-            raise ModelError("model.missing", f"{recipe.base / step.teacher} does not exist", option=option)
+            raise ModelError("model.missing", f"{recipe.base / trained.teacher} does not exist", option=option)
 
 
 def _made_up(model: ir.Model, seed: int, samples: int, given: Mapping[str, tuple[int, ...]]) -> Dataset:

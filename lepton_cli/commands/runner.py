@@ -350,7 +350,7 @@ def _check_output(
 def _strangers(before: Checked, after: BatchOutputs | None, outcome: Outcome, options: Options) -> list[str]:
     """Outputs that a step, which changes results by design, left little of; training is judged by its own samples."""
     was = _kept(before, options)
-    if not was or after is None or outcome.tolerance is not None or not outcome.changed or options.trains:
+    if not was or after is None or outcome.tolerance is not None or not outcome.changed or options.training:
         return []
     found = []
     for name, first in was[0].items():

@@ -31,6 +31,7 @@ from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize.draft import drafter
 from lepton_cli.quantize.prepare import refuse_quantized
 from lepton_cli.step import Context, Outcome
+from lepton_cli.train import steps as training
 
 __all__ = ["prune", "survey"]
 
@@ -106,6 +107,8 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
             whole = len(latency.droppable(plan, options, context))
             reach.append(f"{whole} residual branches can go as a whole; latency is measured when the step runs")
         text = f"{len(plan.groups)} groups can lose channels; {'; '.join(reach)}"
+        if options.training is not None:
+            text += f"; distill: {training.distill(model, options.training, context).summary}"
         return Outcome(model, len(plan.groups), decisions(plan, None), text, details(plan, None, [], []))
     proof.same(model, plan.model, PREPARING, context)
     warnings: list[str] = []
@@ -135,6 +138,8 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     result, repairs = _recover(thinner, plan, removed, stand_ins, kinds, context, warnings)
     clean.remove_unused(result)  # dropped branches leave their weights
     clean.tie_tables(result)
+    trained = None if options.training is None else training.distill(result, options.training, context)
+    result = result if trained is None else trained.model
     reached += [
         ReachedTarget(
             metric=goal.metric, target=goal.share, reached=_spent(goal.metric, result, plan) / (goal.whole or 1)
@@ -150,6 +155,9 @@ def prune(model: ir.Model, options: PruneChannels, context: Context) -> Outcome:
     found = details(plan, widths, repairs, reached, dropped)
     if time is not None:
         found = found.model_copy(update={"timed_as": options.timed_as, "time": time})
+    if trained is not None:
+        text += f"; distill: {trained.summary}"
+        found = found.model_copy(update={"training": trained.details})
     return Outcome(result, changed, decisions(plan, widths, dropped), text, found, tuple(warnings))
 
 
@@ -167,11 +175,13 @@ def _leaving(plan: Analysis, rankings: Sequence[Ranking], widths: Widths) -> lis
 
 
 def _recoveries(options: PruneChannels, context: Context) -> tuple[str, ...]:
+    if options.training is not None:
+        training.needed(context.training, options.training)
     if context.calibration is None:
-        if options.recover:
+        if options.repairs:
             raise DataError(
                 "data.missing",
-                f"recovery ({', '.join(options.recover)}) needs calibration data, and the recipe gives none",
+                f"recovery ({', '.join(options.repairs)}) needs calibration data, and the recipe gives none",
                 hint="add `data: {calibration: {path: ...}}`, or `recover: []`",
                 option=("recover",),
             )
@@ -183,7 +193,7 @@ def _recoveries(options: PruneChannels, context: Context) -> tuple[str, ...]:
                 option=("importance",),
             )
         return ()
-    return ("least_squares", "bias", "batch_norm") if options.recover is None else options.recover
+    return ("least_squares", "bias", "batch_norm") if options.repairs is None else options.repairs
 
 
 def _levels(group: Group, options: PruneChannels) -> Widths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lepton_cli.step import Details
+from lepton_cli.train.details import TrainingDetails
 from lepton_cli.values import Strict
 
 
@@ -67,6 +68,8 @@ class PruneChannelsDetails(Details):
     #: share of the original's time, both in that precision and not yet repaired.
     timed_as: str | None = None
     time: float | None = None
+    #: Of `recover: [distill]`.
+    training: TrainingDetails | None = None
 
 
 class PrunedTensor(Strict):

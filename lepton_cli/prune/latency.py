@@ -72,7 +72,7 @@ class Met:
 
 def droppable(plan: Analysis, options: PruneChannels, context: Context) -> list[Branch]:
     """Branches that may go as a whole under `include`, `exclude` and `scope`, and whose loss can be repaired."""
-    if context.calibration is None or options.recover == () or options.scope != "global" or not options.drop_branches:
+    if context.calibration is None or options.repairs == () or options.scope != "global" or not options.drop_branches:
         return []
     names = [node.name or "" for node in plan.model.graph]
     chosen = select.select(names, options.include, options.exclude)
@@ -191,7 +191,7 @@ def _judge(
         with context.progress.stage("comparing whole models", len(offered)) as stage:
             found = []
             for widths in offered:
-                found.append(columns.loss(widths, orders, trial, options.recover != ()))
+                found.append(columns.loss(widths, orders, trial, options.repairs != ()))
                 stage.advance()
         return found
 

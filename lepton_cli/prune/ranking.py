@@ -48,7 +48,7 @@ def ranked_groups(
     key = cache.key(
         model=io.fingerprint(plan.model),
         importance=kind,
-        repaired=options.recover != (),
+        repaired=options.repairs != (),
         groups=names,
         least=low,
         data=None if source is None else source.data.fingerprint,
@@ -95,7 +95,7 @@ def _rank(plan: Analysis, options: PruneChannels, context: Context, low: Sequenc
         )
     with context.progress.stage("ranking channels", len(plan.groups)) as stage:
         for chunk in importance.chunks(plan.groups, layers, plan.model):
-            needs = source is not None and (kind in ("hessian", "activation") or options.recover != ())
+            needs = source is not None and (kind in ("hessian", "activation") or options.repairs != ())
             grams = importance.grams(plan.model, chunk, layers, source) if needs and source is not None else {}
             for group in chunk:
                 readers = importance.consumers(group, layers)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from lepton_cli import units
 from lepton_cli.quantize.targets import resolve, runs_here
 from lepton_cli.step import Options
+from lepton_cli.train.spec import Distill
 from lepton_cli.values import Percent, Strict
 
 #: The precision that later steps bring.
@@ -68,9 +69,20 @@ class PruneChannels(Options):
         default=True,
         description="Where models are timed, whole residual branches may go (global scope, calibration data, recovery)",
     )
-    recover: tuple[Literal["least_squares", "bias", "batch_norm"], ...] | None = Field(
-        default=None, description="Repairs to try; each is kept only where it helps. Default: all that the data allows"
+    recover: tuple[Literal["least_squares", "bias", "batch_norm", "distill"], ...] | None = Field(
+        default=None,
+        description="Repairs to try; each is kept only where it helps. Default: all that calibration data allow; "
+        "`distill`, that step with its defaults behind the others, only where named",
     )
+
+    @property
+    def repairs(self) -> tuple[str, ...] | None:
+        """What `recover` names that needs no training; `None`: all that the data allow."""
+        return None if self.recover is None else tuple(kind for kind in self.recover if kind != "distill")
+
+    @property
+    def training(self) -> Distill | None:
+        return Distill() if "distill" in (self.recover or ()) else None
 
     def knowing(self, later: Sequence[Options]) -> PruneChannels:
         """Timed as the first later step that decides about kernels leaves the model, if it is one for this machine."""

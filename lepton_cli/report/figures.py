@@ -200,7 +200,7 @@ def _errors(report: Report) -> Figure | None:
 def _trainings(report: Report) -> Iterator[Figure]:
     """One figure for each step that trained."""
     for number, step in enumerate(report.steps, start=1):
-        details = step.details
+        details = step.details.training if isinstance(step.details, PruneChannelsDetails) else step.details
         if not isinstance(details, TrainingDetails) or len(details.marks) < 2:
             continue
         title = f"Loss while training, {step.step}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,8 +32,6 @@ class TrainingBudget(Strict):
 class TrainingOptions(Options):
     """What the steps that train have in common."""
 
-    trains: ClassVar[bool] = True
-
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
     teacher: str | None = Field(
         default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
@@ -57,6 +55,10 @@ class TrainingOptions(Options):
     def labelled(self) -> bool:
         """Whether labels are learnt."""
         return False
+
+    @property
+    def training(self) -> Self:
+        return self
 
     @model_validator(mode="after")
     def _above_zero(self) -> Self:

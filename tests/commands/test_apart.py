@@ -160,7 +160,7 @@ def test_what_heals_pruning_is_not_trained_again_without_it(
         ran.append(options.step)
         return run_step(current, options, *rest)
 
-    monkeypatch.setattr(lepton.Fuse, "trains", trains)
+    monkeypatch.setattr(lepton.Fuse, "training", lepton.Distill() if trains else None)
     monkeypatch.setattr(runner, "run_step", noted)
     assert kept(job, context, 0, 1, 2).parts(records(1, 1, 1, 1))[-1].name == NAMES[2]
     assert ran == (["quantize.static"] if trains else ["fuse", "quantize.static"])

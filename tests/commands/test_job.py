@@ -17,6 +17,7 @@ from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
+from lepton_cli.train.spec import Distill
 from tests.conftest import SAMPLES
 
 MLP = SAMPLES / "digits_mlp.onnx"
@@ -55,9 +56,9 @@ def test_without_a_hold_out_models_are_checked_on_made_up_samples() -> None:
 def test_it_is_said_that_no_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job({"training": TRAIN}).warnings == (UNUSED,)
     assert job({"calibration": TRAIN}).warnings == ()
-    monkeypatch.setattr(STEPS["simplify"].options, "trains", True)
+    monkeypatch.setattr(STEPS["simplify"].options, "training", Distill())
     assert job({"training": TRAIN}).warnings == ()
-    assert not Options.trains
+    assert Options(step="any").training is None
 
 
 def test_samples_that_are_evaluated_too_are_warned_about() -> None:
