@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lepton_cli.data.memory import Arrays as Arrays
     from lepton_cli.data.spec import DataSpec as DataSpec
+    from lepton_cli.data.spec import TrainingSpec as TrainingSpec
     from lepton_cli.errors import LeptonError as LeptonError
     from lepton_cli.library import Applied as Applied
     from lepton_cli.library import Result as Result
@@ -39,6 +40,7 @@ _PUBLIC = {
     "Progress": "progress",
     "Recipe": "recipe.schema",
     "Result": "library",
+    "TrainingSpec": "data.spec",
     "__version__": "version",
     "apply": "library",
     "bench": "library",

@@ -24,7 +24,7 @@ from lepton_cli.commands.job import must_run, prepare
 from lepton_cli.commands.resume import Kept
 from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.data.memory import Arrays
-from lepton_cli.data.spec import DataSpec
+from lepton_cli.data.spec import DataSpec, TrainingSpec
 from lepton_cli.errors import LeptonError, UsageError
 from lepton_cli.measure.results import Accuracy, LatencyTable
 from lepton_cli.measure.spec import AccuracySpec
@@ -63,18 +63,19 @@ def compress(
     data: Data | None = None,
     *,
     evaluation: Data | None = None,
+    training: Data | None = None,
     output: str | os.PathLike[str] | None = None,
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Run a recipe, measure original and result side by side, judge the gates: `lepton compress`.
 
-    `recipe`: a file, a Recipe, or a mapping as in a file. `data` and `evaluation` stand in for the recipe's
-    calibration and evaluation data. `output`: the folder that receives the model and the reports. `cache`: keep ranges
-    and rankings for later runs, as the command does. A gate that fails is no error: `report.status` says it. Raises
-    LeptonError; where `output` is given and the work had begun, a partial report is there.
+    `recipe`: a file, a Recipe, or a mapping as in a file. `data`, `evaluation` and `training` stand in for the recipe's
+    calibration, evaluation and training data. `output`: the folder that receives the model and the reports. `cache`:
+    keep ranges and rankings for later runs, as the command does. A gate that fails is no error: `report.status` says
+    it. Raises LeptonError; where `output` is given and the work had begun, a partial report is there.
     """
-    loaded, arrays = _with_data(_recipe(recipe), data, evaluation)
+    loaded, arrays = _with_data(_recipe(recipe), calibration=data, evaluation=evaluation, training=training)
     with workspace.temporary() as scratch:
         made = compressing.compress(
             given.load(model, scratch),
@@ -96,6 +97,7 @@ def apply(
     *steps: Options,
     data: Data | None = None,
     evaluation: Data | None = None,
+    training: Data | None = None,
     provider: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
@@ -104,12 +106,13 @@ def apply(
 ) -> Applied:
     """Run steps, each checked like in a recipe, and measure nothing: `apply(model, Simplify(), QuantizeStatic())`.
 
-    `data` calibrates; `evaluation` is for options that look at accuracy. `provider` and `threads`: where the model
-    will run. `cache`: see `compress`. Raises LeptonError.
+    `data` calibrates; `evaluation` is for options that look at accuracy; `training` is for the steps that train, 5 % of
+    it kept apart to judge by (`TrainingSpec` says how much, and what is changed at random). `provider` and `threads`:
+    where the model will run. `cache`: see `compress`. Raises LeptonError.
     """
     latency = {"providers": (provider,), **({} if threads is None else {"threads": threads})}
     made = from_dict({"version": 1, "seed": seed, "steps": steps, "evaluate": {"latency": latency, "memory": False}})
-    recipe, arrays = _with_data(made, data, evaluation)
+    recipe, arrays = _with_data(made, calibration=data, evaluation=evaluation, training=training)
     with workspace.temporary() as scratch:
         job = prepare(
             given.load(model, scratch),
@@ -176,7 +179,7 @@ def evaluate(
     latency = False if threads is None else {"threads": threads}
     measured = {"accuracy": accuracy, "latency": latency, "memory": False}
     made = from_dict({"version": 1, "steps": ({"step": "simplify"},), "evaluate": measured})
-    recipe, arrays = _with_data(made, None, data)
+    recipe, arrays = _with_data(made, evaluation=data)
     with workspace.temporary() as scratch:
         job = prepare(given.load(model, scratch), recipe, arrays=arrays, steps=False)
         return evaluating.measure(job, progress or Silent())
@@ -190,17 +193,16 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Load
     return from_dict(recipe)
 
 
-def _with_data(
-    recipe: LoadedRecipe, calibration: Data | None, evaluation: Data | None
-) -> tuple[LoadedRecipe, dict[str, Arrays]]:
-    """The recipe with other data, and those of them that are in memory."""
+def _with_data(recipe: LoadedRecipe, **given: Data | None) -> tuple[LoadedRecipe, dict[str, Arrays]]:
+    """The recipe with other data, by role, and those of them that are in memory."""
     arrays: dict[str, Arrays] = {}
     section: dict[str, DataSpec | None] = {}
-    for name, data in (("calibration", calibration), ("evaluation", evaluation)):
+    for name, data in given.items():
         if isinstance(data, Arrays):
             arrays[name], section[name] = data, None
         elif isinstance(data, DataSpec):
-            section[name] = data.model_copy(update={"path": os.path.relpath(data.path, recipe.base)})
+            placed = data.model_copy(update={"path": os.path.relpath(data.path, recipe.base)})
+            section[name] = TrainingSpec(**dict(placed)) if name == "training" else placed
         elif data is not None:
             raise UsageError(
                 "usage.data",

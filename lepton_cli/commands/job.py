@@ -11,11 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli import metrics, runtime
+from lepton_cli.data import memory
 from lepton_cli.data.batching import fits
 from lepton_cli.data.check import check_labels
 from lepton_cli.data.dataset import First
 from lepton_cli.data.open import open_dataset, synthetic
 from lepton_cli.data.reader import CACHE_BYTES, SourceDataset
+from lepton_cli.data.spec import TrainingSpec
 from lepton_cli.data.training import TrainingData, open_training
 from lepton_cli.errors import DataError, LeptonError, ModelError, Place, ProviderError, RecipeError, UsageError
 from lepton_cli.graph import cost, feeds
@@ -159,7 +161,7 @@ def prepare(
 ) -> Job:
     """Open model, data and providers. Raises LeptonError (exit code 2) with the place in the recipe.
 
-    `arrays`: data that are in memory already, as `calibration` and `evaluation`, instead of the recipe's. `run`:
+    `arrays`: data that are in memory already, by role, instead of the recipe's. `run`:
     whether a model is tried on a sample of the data. `steps`: whether those of the recipe will run; training data are
     opened for nothing else.
     """
@@ -180,14 +182,16 @@ def prepare(
             learned = opened["calibration"].statistics if "calibration" in opened else None
         calibration, evaluation = opened.get("calibration"), opened.get("evaluation")
         training = None
-        if steps and section.training is not None:
+        held = arrays.get("training")
+        if steps and (section.training is not None or held is not None):
             training = open_training(
-                section.training,
+                section.training or TrainingSpec(path=memory.PATH),
                 inputs,
                 seed=recipe.recipe.seed,
                 base=recipe.base,
                 statistics=learned,
                 allow_code=allow_code,
+                arrays=held,
             )
         _check_providers(recipe.recipe)
         if steps:

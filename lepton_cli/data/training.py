@@ -14,6 +14,7 @@ from lepton_cli.data import batching
 from lepton_cli.data.augment import augment, kind
 from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.fit import Statistics
+from lepton_cli.data.memory import Arrays
 from lepton_cli.data.open import open_dataset
 from lepton_cli.data.reader import SourceDataset
 from lepton_cli.data.source import Chunk
@@ -120,9 +121,15 @@ def open_training(
     base: Path,
     statistics: Statistics | None = None,
     allow_code: bool = False,
+    arrays: Arrays | None = None,
 ) -> TrainingData:
-    """Open the training data for a model with these `inputs`: see `open_dataset`. Reads all samples once."""
+    """Open the training data for a model with these `inputs`: see `open_dataset`. Reads all samples once.
+
+    `arrays`: samples in memory, as a model takes them, of which `spec` says what is kept apart.
+    """
     free = batching.freed(inputs)
+    if arrays is not None:
+        return TrainingData(arrays.of(free, "training"), inputs, spec, seed)
     whole = open_dataset(spec, free, name="training", base=base, statistics=statistics, allow_code=allow_code)
     return TrainingData(whole, inputs, spec, seed)
 
