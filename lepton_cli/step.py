@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -138,6 +139,8 @@ class Context:
     cache: Cache
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
+    #: Moment of `time.monotonic()` by which a training has to be done: one that takes longer is not begun.
+    until: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)

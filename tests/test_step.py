@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -63,14 +64,16 @@ def test_an_outcome_says_nothing_unless_told() -> None:
 
 def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> None:
     made = context(rows(1), tmp_path)
-    assert made.dry is False
+    assert (made.dry, made.until) == (False, math.inf)
     for value, name in ((made, "seed"), (Outcome(mlp(), 0), "changed"), (STEPS["fuse"], "options")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, 1)
     decision = Decision(node="a", op="b", action="c", reason="d")
     with pytest.raises(ValidationError):
         decision.node = "e"  # type: ignore[misc]
-    assert {field.name for field in dataclasses.fields(Context) if field.default is not dataclasses.MISSING} == {"dry"}
+    assert {field.name for field in dataclasses.fields(Context) if field.default is not dataclasses.MISSING} == {
+        "dry", "until",
+    }  # fmt: skip
 
 
 def test_what_is_known_about_a_step_stands_on_its_options() -> None:

@@ -85,6 +85,13 @@ class Job:
         chosen = self.spec.steps if steps is None else [self.spec.steps[index] for index in steps]
         return frozenset(name for step in chosen for name in step.new_outputs(given))
 
+    def teachers(self) -> dict[str, str]:
+        """SHA-256 of the model files that the steps learn from, by name."""
+        trained = [step.training for step in self.spec.steps]
+        names = [one.teacher for one in trained if isinstance(one, TrainingOptions) and one.teacher is not None]
+        paths = {name: self.recipe.base / name for name in names}
+        return {name: io.load(path).sha256 for name, path in paths.items() if path.exists()}
+
     @property
     def data(self) -> dict[str, Dataset]:
         """The data sets that were given, by role."""

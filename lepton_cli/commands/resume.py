@@ -39,7 +39,7 @@ class Kept:
         self._folder = (output or context.workdir) / workspace.RESUME
         self._in_memory = output is None
         self._job, self._context = job, context
-        self._keeps = True
+        self._keeps, self._teachers = True, job.teachers()
         #: Steps that the next run need not do again.
         self.count = 0
         self._between: set[int] = set()
@@ -148,6 +148,7 @@ class Kept:
         return cache.key(
             model=job.loaded.sha256,
             data={role: data.fingerprint for role, data in job.data.items()},
+            teachers=self._teachers,
             check=context.check.fingerprint,
             sources=resolved["data"],
             metrics=resolved["evaluate"]["accuracy"],

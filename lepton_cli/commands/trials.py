@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from lepton_cli.progress import Progress
 from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.runtime import Session
-from lepton_cli.step import Context
+from lepton_cli.step import Context, Options
 from lepton_cli.tune.candidate import Candidate, prefix_key
 from lepton_cli.tune.journal import Quiet, lock
 from lepton_cli.tune.limits import Judge
@@ -51,6 +52,9 @@ class Built:
 class Laboratory:
     """Builds and measures candidates of one search. `folder` is shared by all its processes."""
 
+    #: Moment of `time.monotonic()` by which a trial has to be over.
+    until = math.inf
+
     def __init__(self, job: Job, judge: Judge, search: str, folder: Path, scratch: Path, progress: Progress) -> None:
         self.job, self.judge, self.search, self.scratch = job, judge, search, scratch
         self.models = folder / "models"
@@ -62,18 +66,25 @@ class Laboratory:
         self._original: runner.Checked | None = None
         #: What was built last, by key and name: the best is built, measured and written.
         self._last: tuple[tuple[str, str], Built] | None = None
+        #: Outputs that every candidate has and the original has not.
+        self.new = {"compressed": job.new_outputs()}
         self.ways = parts.segments(job.loaded.model)
         payload = io.payload(job.loaded.model, scratch)
         self.reference: Session | Path = (
             Remembered(payload, threads=job.threads) if isinstance(payload, bytes) else payload
         )
 
-    def original(self) -> Trial:
-        """The original against itself: what a trial costs at least, and what can be measured at all."""
-        loaded, started = self.job.loaded, time.monotonic()
+    def original(self, first: tuple[Options, ...]) -> Trial:
+        """The original against itself: what a trial costs at least, and what can be measured at all.
+
+        `first`: what every candidate begins with; the accuracy is that of what these steps make.
+        """
+        loaded = self.job.loaded
         with self.quiet.working():
+            judged = self.build(Candidate("original", first)).path if first else loaded.path
+            started = time.monotonic()
             facts = slim_size(measuring.structure(loaded, self.job))
-            found = self._accuracy(loaded.path, None)
+            found = self._accuracy(judged, None)
             peak = self._memory(loaded.path)
         trial = Trial(key="original", name="original", reached="accuracy", size=facts, accuracy=found, memory=peak)
         trial = self._timed(trial, loaded.path)
@@ -96,7 +107,7 @@ class Laboratory:
         )
         try:
             with self.quiet.working():
-                built = self.build(candidate)
+                built = self.build(candidate, until=self.until)
                 trial = self._quality(self._structure(trial, built), built)
             if not trial.reason:
                 trial = self._timed(trial, built.path)
@@ -105,7 +116,8 @@ class Laboratory:
             if (full := disk_full(error, self.scratch, None)) is not None:
                 raise full from error
             reason = error.message + (f": {error.cause}" if error.cause else "")
-            return trial.model_copy(update={"reached": "failed", "reason": reason})
+            begun = error.code != "train.no-time"
+            return trial.model_copy(update={"reached": "failed", "reason": reason, "begun": begun})
         return trial
 
     def _structure(self, trial: Trial, built: Built) -> Trial:
@@ -138,6 +150,7 @@ class Laboratory:
             base=job.recipe.base,
             limit=limit,
             ways=self.ways,
+            new=self.new,
         )
         return slim_accuracy(found)
 
@@ -163,8 +176,12 @@ class Laboratory:
         with self.quiet.measuring():
             return latency.compare(arms, self.job.timed, spec, progress=self.progress, seed=self.job.spec.seed)
 
-    def build(self, candidate: Candidate, name: str = "candidate") -> Built:
-        """Run the steps, from the longest beginning that is kept. Raises LeptonError of the step that fails."""
+    def build(self, candidate: Candidate, name: str = "candidate", *, until: float = math.inf) -> Built:
+        """Run the steps, from the longest beginning that is kept. Raises LeptonError of the step that fails.
+
+        `until`: see `Context.until`.
+        """
+        context = dataclasses.replace(self.context, until=until)
         keys = [prefix_key(self.search, candidate.steps[: index + 1]) for index in range(len(candidate.steps))]
         if self._last is not None and self._last[0] == (keys[-1], name):
             return self._last[1]
@@ -173,7 +190,7 @@ class Laboratory:
         current, records = self._load(keys[done - 1]) if done else (self._reference(), [])
         spent = 0.0
         for index in range(done, len(keys)):
-            current, record = runner.run_step(current, candidate.steps[index], index, self.context, None)
+            current, record = runner.run_step(current, candidate.steps[index], index, context, None)
             records.append(record)
             spent += record.seconds
             if spent > KEEP_SECONDS:

@@ -13,7 +13,7 @@ from lepton_cli.commands.job import Job, prepare
 from lepton_cli.commands.run import Arguments, Run
 from lepton_cli.commands.trials import Built, Laboratory
 from lepton_cli.commands.tune_report import RECIPE, About, Publisher
-from lepton_cli.commands.tune_traits import traits
+from lepton_cli.commands.tune_traits import check_space, traits
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
 from lepton_cli.machine import machine
 from lepton_cli.measure.environment import environment
@@ -27,7 +27,7 @@ from lepton_cli.report.model import Report
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
-from lepton_cli.tune.candidate import Candidate, read_steps
+from lepton_cli.tune.candidate import Candidate, beginning, read_steps
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
 from lepton_cli.tune.limits import Judge, check_contradictions
 from lepton_cli.tune.search import Propose, Search
@@ -108,13 +108,18 @@ class _Tuning:
             model=job.loaded.sha256,
             evaluation=evaluation.fingerprint if evaluation else None,
             calibration=calibration.fingerprint if calibration else None,
+            training=job.training.fingerprint if job.training else None,
+            teachers=job.teachers(),
             evaluate=job.spec.evaluate,
             threads=job.threads,
             seed=job.spec.seed,
         )
         self.judge = Judge(self.limits, self.section.goal, measuring.structure(job.loaded, job), self.environment)
         self.lab = Laboratory(job, self.judge, self.search, folder, scratch, progress)
-        self.space = spaces.derive(self.section.space, traits(job, self.limits, self.section.goal))
+        first = beginning(job.spec.steps)
+        check_space(job, self.section.space, first)
+        known = traits(job, self.limits, self.section.goal, first)
+        self.space = spaces.derive(self.section.space, known, first)
         self.store: Store = self._open_store()
         self.run = run
         self.run.warnings += job.warnings
@@ -167,11 +172,11 @@ class _Tuning:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
         known = {trial.key: trial for trial in self.store.trials()}
         needed = {source: self.judge.needs(source) for source in ("latency", "memory")}
-        key = cache.key(search=self.search, needed=needed, machine=machine())
+        key = cache.key(search=self.search, needed=needed, machine=machine(), first=self.space.first)
         original = known.get(key)
         if original is None:
             with self.progress.stage("original"):
-                original = self.lab.original().model_copy(update={"key": key})
+                original = self.lab.original(self.space.first).model_copy(update={"key": key})
             self.store.add(original)
         self.judge = self.lab.judge = dataclasses.replace(self.judge, memory=original.memory)
         report = self.judge.report(original)
@@ -211,7 +216,7 @@ class _Tuning:
             raise _too_small(
                 f"a trial of this model takes at least {original.seconds:.1f} s, and the budget is {budget.time}"
             )
-        return Bench(
+        bench = Bench(
             self.store,
             self.judge,
             self.search,
@@ -222,6 +227,8 @@ class _Tuning:
             finished=self._finished,
             beginning=lambda candidate: self.watch.begin(candidate.name),
         )
+        self.lab.until = bench.end
+        return bench
 
     def _start(self) -> list[Candidate]:
         """The recipe's own steps, where there is more to them than cleaning up."""
@@ -293,6 +300,7 @@ class _Tuning:
                         self.job,
                         self.progress,
                         seed=self.job.spec.seed,
+                        new=self.lab.new,
                     )
                 report = self.publisher.judged(trial, trials, built.records, measured, ended)
                 if all(gate.verdict in ("pass", "skipped") or gate.level == "warn" for gate in report.gates):

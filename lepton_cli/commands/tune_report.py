@@ -205,7 +205,7 @@ class Publisher:
             ended=ended,
             trials=tuple(rows),
             importance={name: round(share, 4) for name, share in front.importance(points).items()},
-            records=tuple(trials),
+            records=tuple(trial for trial in trials if trial.begun),
         )
 
     def _row(self, trial: Trial) -> TrialRow:

@@ -8,20 +8,25 @@ import onnx_ir as ir
 
 from lepton_cli import metrics
 from lepton_cli.commands.job import Job
+from lepton_cli.errors import LeptonError, RecipeError
 from lepton_cli.graph import facts
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.machine import machine
 from lepton_cli.prune import channels
+from lepton_cli.quantize.spec import QuantizeAware
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.recipe.tuning import Objective
+from lepton_cli.recipe.tuning import Objective, Space
+from lepton_cli.step import Options
+from lepton_cli.train.spec import Distill, TrainingOptions
+from lepton_cli.train.steps import needed
 from lepton_cli.tune.space import Traits
 
 #: Elements of an embedding table that is worth storing in other bits than the rest.
 _TABLE = 4096
 
 
-def traits(job: Job, limits: Sequence[Gate], goal: Objective) -> Traits:
-    """Facts about model, data, machine and goal."""
+def traits(job: Job, limits: Sequence[Gate], goal: Objective, first: Sequence[Options]) -> Traits:
+    """Facts about model, data, machine and goal; `first`: what every candidate begins with."""
     found = facts.facts(job.loaded.model, job.one_sample_shapes())
     latency = job.spec.evaluate.latency
     drops = [float(g.limit) for g in limits if g.comparison == "max_drop" and _is_share(g)]
@@ -39,7 +44,40 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective) -> Traits:
         goal="size" if metrics.of(goal.metric).sized else "time",
         sized=any(metrics.of(gate.metric).sized for gate in limits),
         max_drop=min(drops) if drops else None,
+        trainable=not first and _trainable(job),
     )
+
+
+def _trainable(job: Job) -> bool:
+    try:
+        needed(job.training, Distill())
+    except LeptonError:
+        return False
+    return True
+
+
+def check_space(job: Job, space: Space, first: Sequence[Options]) -> None:
+    """Raise LeptonError where the space names a training, and what that needs is missing.
+
+    Nor can it learn from the original what the steps of `first` teach.
+    """
+    named: list[tuple[tuple[str, int], TrainingOptions]] = [
+        (("distill", at), Distill()) for at, epochs in enumerate(space.distill or ()) if epochs != "none"
+    ]
+    named += [(("precision", at), QuantizeAware()) for at, one in enumerate(space.precision or ()) if one == "w4a8"]
+    for place, options in named:
+        try:
+            needed(job.training, options)
+        except LeptonError as error:
+            error.option = error.option or ("tune", "space", *place)
+            raise
+        if first:
+            raise RecipeError(
+                "tune.impossible",
+                f"`{options.step}` learns the original's answers, which `{first[-1].step}` changes for every candidate",
+                hint="tune the model that those steps make (`lepton compress`), or leave it out of the space",
+                option=("tune", "space", *place),
+            )
 
 
 def _is_share(gate: Gate) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Points, Strict
 
-Precision = Literal["float", "int8", "dynamic", "mixed", "weights8", "weights4", "fp16"]
+Precision = Literal["float", "int8", "dynamic", "mixed", "weights8", "weights4", "fp16", "w4a8"]
 
 
 def _metric(name: object) -> object:
@@ -70,13 +70,16 @@ class Space(Strict):
     precision: tuple[Precision, ...] | None = Field(
         default=None,
         description="`int8`: with calibration data; `dynamic`: int8 while running; `weights8`, `weights4`: storage; "
-        "`mixed`: tables in 4 bits, products as `dynamic`",
+        "`mixed`: tables in 4 bits, products as `dynamic`; `w4a8`: `int8`, 4-bit weights trained; only where named",
     )
     calibration: tuple[Literal["auto", "minmax", "percentile", "entropy", "mse"], ...] | None = Field(
         default=None, description="How the ranges of `int8` are chosen"
     )
     guard: tuple[Literal["none"] | Points, ...] | None = Field(
         default=None, description="Accuracy that `int8` may cost before its worst layers return to float"
+    )
+    distill: tuple[Literal["none"] | Annotated[float, Field(gt=0, le=100_000)], ...] | None = Field(
+        default=None, description="Epochs of `distill` behind pruning; default: none, and with training data 5"
     )
     fuse: tuple[bool, ...] | None = Field(default=None, description="Transformers: fuse attention and LayerNorm")
 

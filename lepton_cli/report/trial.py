@@ -25,6 +25,8 @@ class Trial(BaseModel):
     steps: tuple[dict[str, JsonValue], ...] = ()
     #: How far it went; `failed`: a step or a measurement broke.
     reached: Literal["failed", "size", "proxy", "accuracy", "latency"]
+    #: `False`: left out for now, as its training takes longer than the search has left.
+    begun: bool = True
     #: Why it ended there: the limit it breaks, or the error. Empty for what was measured to the end.
     reason: str = ""
     size: Size | None = None

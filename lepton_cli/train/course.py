@@ -11,15 +11,15 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from lepton_cli import cache
+from lepton_cli import cache, units
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError, ProviderError, StepError
 from lepton_cli.graph.feeds import default_feeds
@@ -110,9 +110,10 @@ class Course:
         found = kept.found()
         if found is None:
             narrow, seconds = self._measured(task)
-            kept.facts = {"narrow": narrow, "steps": self._steps(seconds)}
+            kept.facts = {"narrow": narrow, "steps": self._steps(seconds), "seconds": seconds}
         else:
             kept.facts = dict(found["facts"])
+        self._in_time(kept.facts, 0 if found is None else int(found["done"]))
         lesson = self._lesson(task, self.kept, narrow=kept.facts["narrow"])
         steps, start = kept.facts["steps"], network.state()
         auto = QUANTIZED_RATES if network.exponents else RATES
@@ -170,6 +171,13 @@ class Course:
         _, seconds = self._measured(task)
         steps = self._steps(seconds)
         return steps, self._size, steps * seconds
+
+    def _in_time(self, facts: Mapping[str, Any], done: int) -> None:
+        """Raises StepError where the steps that are left take longer than there is time."""
+        seconds, left = (facts["steps"] - done) * facts["seconds"], self._context.until - time.monotonic()
+        if seconds > left:
+            takes, there = (units.format_duration(max(0.0, part)) for part in (seconds, left))
+            raise StepError("train.no-time", f"training takes about {takes}, and {there} are left")
 
     def _reaches(self, task: Task) -> None:
         """Raises StepError where no gradient comes to the weights."""

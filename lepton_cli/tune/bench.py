@@ -45,6 +45,8 @@ class Bench:
         self._before = max((trial.elapsed for trial in self.store.trials()), default=0.0)
         #: Seconds spent in `measure`: the rest is the overhead of the search.
         self.measuring = 0.0
+        #: Trials that were not begun: with more time they are, so the store does not have them.
+        self._left_out: dict[str, Trial] = {}
 
     @property
     def elapsed(self) -> float:
@@ -56,10 +58,17 @@ class Bench:
         """Seconds of search in this run alone."""
         return time.monotonic() - self._started
 
+    @property
+    def end(self) -> float:
+        """The moment of `time.monotonic()` at which a trial is given up."""
+        return self._started - self._before + self.seconds * (1 + OVERTIME)
+
     def trials(self) -> list[Trial]:
         """All trials that still count, the newest of each candidate."""
-        by_key = {trial.key: trial for trial in self.store.trials()}
-        return list(by_key.values())
+        return list(self._known().values())
+
+    def _known(self) -> dict[str, Trial]:
+        return self._left_out | {trial.key: trial for trial in self.store.trials()}
 
     def run(self, candidates: Sequence[Candidate]) -> list[Trial]:
         """Trials of the candidates, in their order. Raises Spent when the budget ends first.
@@ -69,7 +78,7 @@ class Bench:
         by_key = {candidate.key(self.search): candidate for candidate in candidates}
         results: dict[str, Trial] = {}
         while len(results) < len(by_key):
-            known = {trial.key: trial for trial in self.store.trials()}
+            known = self._known()
             results |= {key: known[key] for key in by_key if key in known and self._usable(known[key])}
             waiting = False
             for key, candidate in by_key.items():
@@ -95,14 +104,17 @@ class Bench:
         self.beginning(candidate)
         before = time.monotonic()
         try:
-            with deadline(self.seconds * (1 + OVERTIME) - self.elapsed):
+            with deadline(self.end - time.monotonic()):
                 trial = self.measure(candidate)
         except OutOfTime:
             raise Spent from None
         finally:
             self.measuring += time.monotonic() - before
         trial = trial.model_copy(update={"key": key, "elapsed": self.elapsed, "cpu": self.cpu})
-        self.store.add(trial)
+        if trial.begun:
+            self.store.add(trial)
+        else:
+            self._left_out[key] = trial
         self.finished(trial)
         return trial
 
@@ -111,7 +123,12 @@ class Bench:
             raise Spent
 
     def _check_fits(self, candidate: Candidate, known: Iterable[Trial]) -> None:
-        """Raises Spent when trials like this one took longer than is left: what cannot be finished is not begun."""
+        """Raises Spent when trials like this one took longer than is left: what cannot be finished is not begun.
+
+        Not for one that trains: that is foreseen when its training begins, and others may fit yet.
+        """
+        if any(step.training for step in candidate.steps):
+            return
         alike = [trial.seconds for trial in known if trial.complete and _kind(trial.point) == _kind(candidate.point)]
         if alike and self.elapsed + statistics.median(alike) > self.seconds * (1 + OVERTIME):
             raise Spent
@@ -131,6 +148,6 @@ class Bench:
 
 
 def _kind(point: Point) -> tuple[object, ...]:
-    """What decides how long a trial takes: the precision, and whether channels are pruned."""
+    """What decides how long a trial takes: the precision, whether channels are pruned, and how long is trained."""
     pruned = any(point.get(name) not in (None, 1) for name in ("keep", "keep_params"))
-    return point.get("precision"), pruned
+    return point.get("precision"), pruned, point.get("distill")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lepton_cli import cache
+from lepton_cli.errors import RecipeError
+from lepton_cli.graph.spec import HeadOptions
 from lepton_cli.report.trial import Value
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
+from lepton_cli.train.spec import FloatTraining
 
 Point = Mapping[str, Value]
 
@@ -31,6 +35,28 @@ class Candidate:
     def plain_steps(self) -> list[dict[str, Any]]:
         """The steps as a recipe writes them, defaults left out."""
         return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
+
+
+def beginning(steps: Sequence[Options]) -> tuple[Options, ...]:
+    """What every candidate begins with: the recipe's steps before the first that compresses, up to the last of these
+    that trains or makes an output. Raises RecipeError where an output is made later: other candidates would lack it.
+    """
+    early = list(itertools.takewhile(lambda step: step.cleaning or _teaches(step), steps))
+    while early and not _teaches(early[-1]):
+        early.pop()
+    for index, step in enumerate(steps[len(early) :], start=len(early)):
+        if isinstance(step, HeadOptions):
+            raise RecipeError(
+                "tune.late-head",
+                f"`{step.step}` stands behind a step that compresses, so that other candidates would lack its output",
+                hint="put it, and the `finetune` for it, in front: every candidate begins with them",
+                option=("steps", index),
+            )
+    return tuple(early)
+
+
+def _teaches(step: Options) -> bool:
+    return isinstance(step, (HeadOptions, FloatTraining))
 
 
 def prefix_key(search: str, steps: Sequence[Options]) -> str:

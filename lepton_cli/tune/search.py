@@ -81,8 +81,14 @@ class Search:
         if self._best_point() is None:
             # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
             self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
+        self._bisect(self._trained(self._best_point() or ranked[0]))
         self._refine()
         self._rest([("optuna", propose), ("mutation", None)] if propose else [("mutation", None)], PATIENCE)
+
+    def _trained(self, point: Point) -> list[Point]:
+        """The point with the last of the trainings, where there is one: what it heals can be pruned deeper."""
+        last = self.space.dimensions["distill"][-1]
+        return [] if last == self.space.dimensions["distill"][0] else [{**point, "distill": last}]
 
     def _trial(self, point: Point, origin: str) -> Trial:
         return self._run([point], origin)[0]
@@ -134,7 +140,7 @@ class Search:
         return bool(excess) and max(excess) <= NEAR
 
     def _bisect(self, branches: Sequence[Point]) -> None:
-        """The deepest pruning that keeps the quality, for every branch at once: processes share the work.
+        """The deepest pruning that keeps the quality, from that of each branch, for all at once: processes share it.
 
         Mild pruning is tried first, then ever more until one is too far: trials on the mild side tell more, and many
         models end there; the first that misses by little does not stop it yet. Between the last that held and the
@@ -143,7 +149,7 @@ class Search:
         levels = self.space.dimensions["keep"]
         if len(levels) < 2:
             return
-        brackets = {index: (0, len(levels)) for index in range(len(branches))}
+        brackets = {index: (levels.index(point["keep"]), len(levels)) for index, point in enumerate(branches)}
         missed: set[int] = set()
         while brackets:
             middles = {i: _probe(low, high, len(levels)) for i, (low, high) in brackets.items() if high - low > 1}

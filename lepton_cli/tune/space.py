@@ -13,22 +13,27 @@ from lepton_cli import units
 from lepton_cli.errors import RecipeError
 from lepton_cli.recipe.tuning import Space
 from lepton_cli.report.trial import Value
+from lepton_cli.step import Options
+from lepton_cli.train.spec import Distill
 from lepton_cli.tune.candidate import Candidate, Point, read_steps
 
 #: Below this share a layer may keep less than the 5 % of its channels that pruning keeps by default.
 _DEEP = 0.12
 #: Dimensions that mean nothing unless another one has a certain value.
-_PRUNING = ("prune_by", "importance", "round_to")
+_PRUNING = ("prune_by", "importance", "round_to", "distill")
 #: Dimensions that fall from 1 in steps.
 LADDERS = ("keep", "keep_params")
 _CALIBRATED = ("calibration", "guard")
+#: Precisions that are calibrated.
+_INTEGER = ("int8", "w4a8")
 #: Precisions that pruning by time can time its models in.
-_TIMED = {"int8": "int8", "dynamic": "dynamic", "mixed": "dynamic"}
+_TIMED = {"int8": "int8", "w4a8": "int8", "dynamic": "dynamic", "mixed": "dynamic"}
 WORDS = {
     "dynamic": "dynamic int8",
     "mixed": "dynamic int8 with 4-bit tables",
     "weights8": "8-bit weights",
     "weights4": "4-bit weights",
+    "w4a8": "int8 with 4-bit weights",
 }
 
 
@@ -54,6 +59,8 @@ class Traits:
     max_drop: float | None
     #: Whether limits bound the size, whatever the goal is.
     sized: bool = False
+    #: Whether there is what training needs.
+    trainable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +72,13 @@ class SearchSpace:
     dropped: tuple[str, ...] = ()
     #: Nodes that look up large float tables (embeddings).
     tables: tuple[str, ...] = ()
+    #: Steps that every candidate begins with.
+    first: tuple[Options, ...] = ()
 
     def point(self, **chosen: Value) -> Point:
         """A point: the first value of every dimension not named, and where a dimension means nothing."""
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
-        idle: tuple[str, ...] = _CALIBRATED if full["precision"] != "int8" else ()
+        idle: tuple[str, ...] = _CALIBRATED if full["precision"] not in _INTEGER else ()
         idle += _PRUNING if full["keep"] == 1 and full["keep_params"] == 1 else ()
         idle += ("round_to",) if full["prune_by"] == "latency" else ()
         idle += ("keep_params",) if full["prune_by"] in ("params", "size") else ()
@@ -77,7 +86,8 @@ class SearchSpace:
 
     def candidate(self, point: Point, origin: str) -> Candidate:
         """The steps of a point."""
-        return Candidate(describe(point), read_steps(list(_steps(point, self.tables))), point, origin)
+        steps = read_steps(list(_steps(point, self.tables)))
+        return Candidate(describe(point), (*self.first, *steps), point, origin)
 
     def random(self, source: random.Random) -> Point:
         """A point, every value of a dimension equally likely."""
@@ -115,8 +125,11 @@ class SearchSpace:
         return count
 
 
-def derive(given: Space, traits: Traits) -> SearchSpace:
-    """The space for a model. Raises RecipeError for values that cannot work here, and when nothing is left to try."""
+def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> SearchSpace:
+    """The space for a model; every candidate begins with the steps of `first`.
+
+    Raises RecipeError for values that cannot work here, and when nothing is left to try.
+    """
     dropped: list[str] = []
     precision = tuple(dict.fromkeys(given.precision or _precisions(traits)))
     for index, value in enumerate(given.precision or ()):
@@ -129,6 +142,7 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
     keep = _levels(given, traits, dropped)
     besides = _besides(given, traits, keep)
     guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
+    epochs = tuple(None if value == "none" else value for value in given.distill or ())
     ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
     # In the order in which neighbours are tried: what changes most comes first.
     dimensions: dict[str, tuple[Value, ...]] = {
@@ -139,11 +153,15 @@ def derive(given: Space, traits: Traits) -> SearchSpace:
         "prune_by": given.prune_by or _prices(traits),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "fuse": given.fuse or _fusions(traits),
+        "distill": epochs or ((None, Distill().budget.epochs) if traits.trainable else (None,)),
         "keep_params": besides,
         "calibration": ranges or (None, "percentile", "minmax"),
     }
     space = SearchSpace(
-        {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()}, tuple(dropped), traits.tables
+        {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()},
+        tuple(dropped),
+        traits.tables,
+        first,
     )
     if precision in ((), ("float",)) and keep == (1,) == besides and dimensions["fuse"] == (False,):
         raise RecipeError(
@@ -189,7 +207,7 @@ def _impossible(precision: str, traits: Traits) -> str:
         return ""
     if traits.quantized:
         return "the model is quantized already"
-    if precision == "int8" and not traits.calibrated:
+    if precision in _INTEGER and not traits.calibrated:
         return "it needs calibration data (`data.calibration`)"
     if precision in ("dynamic", "mixed", "weights8", "weights4") and not traits.products:
         return "the model has no MatMul and no Gemm"
@@ -256,14 +274,18 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
         if min(shares.values()) < _DEEP:
             prune["min_width"] = "1 %"
         yield prune
+        if point["distill"] is not None:
+            yield {"step": "distill", "budget": {"epochs": point["distill"]}}
     if point["fuse"]:
         yield {"step": "fuse", "if_possible": True}
     match point["precision"]:
-        case "int8":
+        case "int8" | "w4a8":
             static: dict[str, Any] = {"step": "quantize.static", "calibration": point["calibration"]}
             if point["guard"] is not None:
                 static["accuracy_guard"] = {"max_drop": units.write_points(float(point["guard"]))}
             yield static
+            if point["precision"] == "w4a8":
+                yield {"step": "quantize.aware", "weight_bits": 4}
         case "dynamic":
             yield {"step": "quantize.dynamic"}
         case "mixed":
@@ -290,6 +312,7 @@ def describe(point: Point) -> str:
         kept = " and ".join(f"{units.write_percent(share)} {metric}" for metric, share in shares.items())
         multiple = "" if point["prune_by"] == "latency" else f", x{point['round_to']}"
         words.append(f"keep {kept} ({point['importance']}{multiple})")
+        words += [] if point["distill"] is None else [f"distilled {point['distill']:g} epochs"]
     if point["fuse"]:
         words.append("fused")
     precision = str(point["precision"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import WIDEN, Search, _probe
 from lepton_cli.tune.space import SearchSpace, derive
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
-from tests.tune.test_space import CNN
+from tests.tune.test_space import CNN, TRAINED
 
 SPEED = {"float": 1.0, "int8": 0.5}
 
@@ -226,3 +227,79 @@ def test_a_size_limit_beside_a_goal_in_time(tmp_path: Path) -> None:
     assert 0.5 < best.point["keep_params"] < 0.65
     (prune,) = [step for step in best.steps if step["step"] == "prune.channels"]
     assert set(prune["target"]) == {"latency", "params"}
+
+
+def healed(candidate: Candidate, one: Judge) -> Trial:
+    """As `measured`, and training gives back most of what pruning took."""
+    point: dict[str, Any] = dict(candidate.point)
+    made = measured(candidate, one)
+    if point["distill"] is None:
+        return made
+    drop = 0.002 * (1 / point["keep"] - 1) ** 1.5
+    made = made.model_copy(update={"accuracy": accuracy(drop), "reached": "latency", "reason": "", "seconds": 60.0})
+    breaches = one.breaches(made)
+    return made.model_copy(update={"reached": "accuracy", "reason": breaches[0].text}) if breaches else made
+
+
+def test_what_training_heals_is_pruned_deeper(tmp_path: Path) -> None:
+    """The deepest level of all is found within few trainings, from where pruning alone ends."""
+    one = judge(LIMIT)
+    space = derive(Space(prune_by=("macs",), round_to=(16,), importance=("hessian",)), TRAINED)
+    bench = Bench(Journal(tmp_path, "s"), one, "s", lambda candidate: healed(candidate, one), 1000.0, 40, "cpu")
+    Search(space, bench, [], 0).structured()
+    best = one.best(bench.trials())
+    assert best is not None
+    points = [
+        space.point(precision=p, keep=k, distill=e)
+        for p in SPEED
+        for k in space.dimensions["keep"]
+        for e in space.dimensions["distill"]
+    ]
+    optimum = one.best(healed(space.candidate(point, ""), one) for point in points)
+    assert optimum is not None
+    assert optimum.point["distill"] == 5
+    assert best.point == optimum.point
+    bisected = [trial for trial in bench.trials() if trial.origin == "bisection"]
+    trained = [trial.point for trial in bisected if trial.point["distill"]]
+    alone = min(trial.point["keep"] for trial in bisected if not trial.point["distill"] and one.feasible(trial))
+    assert 0 < len(trained) <= 8
+    assert max(point["keep"] for point in trained) < alone
+
+
+def test_what_cannot_be_trained_in_time_is_left_out_and_tried_with_more(tmp_path: Path) -> None:
+    one = judge()
+    space = derive(Space.model_validate({"keep": ("50 %", "40 %"), "prune_by": ("macs",)}), TRAINED)
+    plain, trained = (space.candidate(space.point(keep=0.5, distill=epochs), "") for epochs in (None, 5))
+    begun: list[str] = []
+
+    def bench(seconds: float) -> Bench:
+        def measure(candidate: Candidate) -> Trial:
+            begun.append(candidate.name)
+            made = measured(candidate, one)
+            late = candidate is trained and time.monotonic() + 60 > found.end
+            return made.model_copy(update={"reached": "failed", "reason": "late", "begun": False}) if late else made
+
+        found = Bench(Journal(tmp_path, "s"), one, "s", measure, seconds, None, "cpu")
+        return found
+
+    short = bench(50)
+    first, second = short.run([trained, plain])
+    assert (first.reason, second.reached) == ("late", "latency"), "the others go on"
+    assert short.run([trained])[0].reason == "late"
+    assert begun == [trained.name, plain.name], "asked for again it is not tried again"
+    assert {trial.key for trial in short.trials()} == {trial.key for trial in (first, second)}
+    assert [trial.key for trial in short.store.trials()] == [second.key], "with more time it may be begun"
+    assert bench(100).run([trained])[0].reached == "latency"
+
+
+def test_trainings_say_nothing_of_what_others_take(tmp_path: Path) -> None:
+    """A minute each, twenty seconds left: what trains is begun and says itself that it does not fit."""
+    one = judge()
+    space = derive(Space.model_validate({"keep": ("50 %", "40 %"), "prune_by": ("macs",)}), TRAINED)
+    bench = Bench(Journal(tmp_path, "s"), one, "s", lambda candidate: healed(candidate, one), 20.0, None, "cpu")
+    first, second, third = (
+        space.candidate(space.point(keep=keep, distill=epochs), "")
+        for keep, epochs in ((0.5, 5), (0.4, 5), (0.4, None))
+    )
+    assert [trial.reached for trial in bench.run([first, second, third])] == ["latency"] * 3
+    assert [trial.seconds for trial in bench.trials()] == [60.0, 60.0, 1.0]

@@ -105,3 +105,32 @@ def test_keys_depend_on_search_and_steps_only() -> None:
     first = space.candidate(space.point(keep=0.5), "grid")
     again = space.candidate(space.point(keep=0.5), "refinement")
     assert first.key("s") == again.key("s") != first.key("t")
+
+
+TRAINED = dataclasses.replace(CNN, trainable=True)
+
+
+def test_what_was_pruned_is_distilled_where_there_is_what_that_needs() -> None:
+    assert derive(Space(), CNN).dimensions["distill"] == (None,)
+    space = derive(Space(), TRAINED)
+    assert space.dimensions["distill"] == (None, 5)
+    candidate = space.candidate(space.point(keep=0.5, precision="int8", distill=5), "")
+    assert [step.step for step in candidate.steps] == ["simplify", "prune.channels", "distill", "quantize.static"]
+    assert "distilled 5 epochs" in candidate.name
+    assert space.point(distill=5) == space.point(), "what lost nothing has nothing to learn"
+
+
+def test_epochs_are_searched() -> None:
+    space = derive(Space.model_validate({"distill": ("none", 0.5, 3)}), CNN)
+    assert space.dimensions["distill"] == (None, 0.5, 3)
+    steps = space.candidate(space.point(keep=0.5, precision="float", distill=0.5), "").plain_steps()
+    assert steps[-1] == {"step": "distill", "budget": {"epochs": 0.5}}
+
+
+def test_int8_with_weights_of_4_bits_is_trained_and_only_where_named() -> None:
+    assert "w4a8" not in derive(Space(), dataclasses.replace(TRAINED, goal="size")).dimensions["precision"]
+    space = derive(Space(precision=("w4a8",), calibration=("minmax",), prune_by=("latency",)), TRAINED)
+    steps = space.candidate(space.point(keep=0.5), "").plain_steps()
+    assert [step["step"] for step in steps] == ["simplify", "prune.channels", "quantize.static", "quantize.aware"]
+    assert steps[1]["timed_as"] == "int8"
+    assert (steps[2]["calibration"], steps[3]["weight_bits"]) == ("minmax", 4)
