@@ -12,9 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
+from lepton_cli.commands import measuring
 from lepton_cli.commands.job import prepare
+from lepton_cli.commands.resume import Kept
 from lepton_cli.commands.tune import Tuned, tune
 from lepton_cli.errors import LeptonError
+from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import load_recipe
 from lepton_cli.report.model import Tune
 from lepton_cli.train.course import Course
@@ -121,20 +124,22 @@ def test_other_samples_are_another_search(folder: Path) -> None:
 
 
 def test_another_teacher_is_another_search_and_another_run(folder: Path) -> None:
-    path = folder / "r.yaml"
-    path.write_text("version: 1\nsteps: [{step: distill, teacher: teacher.onnx, if_possible: true}]\n")
+    """What a search found, and what `--resume` goes on from, follows from the teacher's weights too."""
+    learnt = "{step: distill, teacher: teacher.onnx, budget: {samples: 100}, if_possible: true}"
+    path = builders.recipe(folder / "r.yaml", "{minimize: size.file}", steps=f"steps: [{learnt}]")
     assert prepare(folder / "net.onnx", load_recipe(path)).teachers() == {}
-    seen = []
+    searches, runs = set(), set()
     for scale in (1.0, 2.0):
         model = onnx.load(folder / "net.onnx")
         weight = model.graph.initializer[0]
-        weight.CopyFrom(
-            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(scale), weight.name)
-        )
+        array = onnx.numpy_helper.to_array(weight) * np.float32(scale)
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
         onnx.save(model, folder / "teacher.onnx")
-        seen.append(prepare(folder / "net.onnx", load_recipe(path)).teachers())
-    assert [list(one) for one in seen] == [["teacher.onnx"]] * 2
-    assert seen[0] != seen[1]
+        searches.add(search(run(folder, trials=1, distill=None, steps=f"steps: [{learnt}]\n")).search)
+        job = prepare(folder / "net.onnx", load_recipe(path))
+        context = measuring.context(job, folder, Silent())
+        runs.add(Kept(None, job, context)._key(1))
+    assert (len(searches), len(runs)) == (2, 2)
 
 
 def test_a_training_that_does_not_fit_is_left_out_and_the_others_go_on(
