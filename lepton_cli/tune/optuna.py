@@ -43,7 +43,7 @@ def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> 
 
     def propose(trials: Sequence[Trial]) -> Point | None:
         for trial in trials:
-            if trial.key not in told and trial.point and set(trial.point) == set(choices):
+            if trial.key not in told and trial.point in space:
                 study.add_trial(_told(optuna, trial, space, judge, choices))
                 told.add(trial.key)
         # A sampler of its own for every question: what it proposes follows from trials and seed, and asking again

@@ -81,14 +81,20 @@ class Search:
         if self._best_point() is None:
             # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
             self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
-        self._bisect(self._trained(self._best_point() or ranked[0]))
+        self._bisect(self._trained(ranked[0]))
         self._refine()
         self._rest([("optuna", propose), ("mutation", None)] if propose else [("mutation", None)], PATIENCE)
 
-    def _trained(self, point: Point) -> list[Point]:
-        """The point with the last of the trainings, where there is one: what it heals can be pruned deeper."""
-        last = self.space.dimensions["distill"][-1]
-        return [] if last == self.space.dimensions["distill"][0] else [{**point, "distill": last}]
+    def _trained(self, otherwise: Point) -> list[Point]:
+        """The best without training so far, with the last of the trainings, where there is one: what that heals can be
+        pruned deeper. Of a search that is run again, later trials are known already, and do not count."""
+        plain, last = (self.space.dimensions["distill"][at] for at in (0, -1))
+        if last == plain:
+            return []
+        known = [trial for trial in self.bench.trials() if trial.point in self.space]
+        early = [trial for trial in known if trial.origin in ("grid", "bisection") and trial.point["distill"] == plain]
+        best = self.judge.best(early)
+        return [{**(otherwise if best is None else best.point), "distill": last}]
 
     def _trial(self, point: Point, origin: str) -> Trial:
         return self._run([point], origin)[0]
@@ -166,8 +172,8 @@ class Search:
         return self.space.point(**{**point, "keep": keep})
 
     def _best_point(self) -> Point | None:
-        """The best feasible point of the space (the recipe's own steps have none)."""
-        best = self.judge.best(trial for trial in self.bench.trials() if trial.point)
+        """The best feasible point of the space."""
+        best = self.judge.best(trial for trial in self.bench.trials() if trial.point in self.space)
         return None if best is None else best.point
 
     def _front(self) -> list[Point]:
@@ -175,7 +181,7 @@ class Search:
         best = self._best_point()
         if self.axes is None:
             return [] if best is None else [best]
-        feasible = [trial for trial in self.bench.trials() if trial.point and self.judge.feasible(trial)]
+        feasible = [trial for trial in self.bench.trials() if trial.point in self.space and self.judge.feasible(trial)]
         pairs = [tuple(self.judge.value(trial, axis) for axis in self.axes) for trial in feasible]
         known = [(index, (a, b)) for index, (a, b) in enumerate(pairs) if a is not None and b is not None]
         return [feasible[known[at][0]].point for at in front.pareto([pair for _, pair in known])]

@@ -75,6 +75,10 @@ class SearchSpace:
     #: Steps that every candidate begins with.
     first: tuple[Options, ...] = ()
 
+    def __contains__(self, point: Point) -> bool:
+        """Whether it is one of this space: trials may be of another, and the recipe's own steps are of none."""
+        return self.dimensions.keys() == point.keys() and all(point[name] in self.dimensions[name] for name in point)
+
     def point(self, **chosen: Value) -> Point:
         """A point: the first value of every dimension not named, and where a dimension means nothing."""
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}

@@ -63,6 +63,18 @@ def test_optuna_proposes_points_of_the_space(tmp_path: Path) -> None:
 
 
 @needs_optuna
+def test_optuna_is_told_of_its_own_space_alone() -> None:
+    one = judge(LIMIT)
+    other, space = (derive(Space.model_validate({"keep": keep}), CNN) for keep in (("50 %",), ("60 %",)))
+    propose = shared.proposer(space, one, 0, required=True)
+    assert propose is not None
+    before = measured(other.candidate(other.point(), ""), one).model_copy(update={"key": "before"})
+    point = propose([before])
+    assert point is not None
+    assert point["keep"] == 0.6
+
+
+@needs_optuna
 def test_machines_share_trials_and_claims(tmp_path: Path) -> None:
     first, second = (shared.SharedStore("study.log", "s", tmp_path) for _ in range(2))
     first.add(trial("a"))

@@ -266,6 +266,49 @@ def test_what_training_heals_is_pruned_deeper(tmp_path: Path) -> None:
     assert max(point["keep"] for point in trained) < alone
 
 
+def test_a_search_with_training_that_runs_again_goes_on_as_in_one_piece(tmp_path: Path) -> None:
+    one, space = judge(LIMIT), derive(Space(prune_by=("macs",)), TRAINED)
+
+    def ran(folder: str, most: int) -> list[str]:
+        found = Bench(Journal(tmp_path / folder, "s"), one, "s", lambda each: healed(each, one), 1000.0, most, "cpu")
+        Search(space, found, [], 0, AXES).structured()
+        return [trial.name for trial in found.trials()]
+
+    for most in (12, 25, 40):
+        pieces = ran("pieces", most)
+    assert pieces == ran("whole", 40)
+
+
+def test_training_begins_where_pruning_alone_ended_and_not_at_later_trials(tmp_path: Path) -> None:
+    one, space = judge(LIMIT), derive(Space(prune_by=("macs",)), TRAINED)
+
+    def trained(folder: str, *known: Trial) -> list[str]:
+        found = Bench(Journal(tmp_path / folder, "s"), one, "s", lambda each: healed(each, one), 1000.0, 30, "cpu")
+        for index, each in enumerate(known):
+            found.store.add(each.model_copy(update={"key": f"known {index}"}))
+        Search(space, found, [], 0).structured()
+        return [trial.name for trial in found.trials() if trial.origin == "bisection" and trial.point["distill"]]
+
+    later = space.candidate(space.point(keep=0.74, precision="int8", round_to=16), "refinement")
+    assert one.feasible(measured(later, one))
+    assert trained("known", measured(later, one)) == trained("alone") != []
+
+
+def test_trials_of_another_space_are_judged_and_nothing_more(tmp_path: Path) -> None:
+    """The search goes on in its own: their best has no neighbours in it."""
+    one = judge(LIMIT)
+    for keep, most in (("90 %", 30), ("95 %", 80)):
+        space = derive(Space.model_validate({"keep": ("100 %", keep), "prune_by": ("macs", "params")}), CNN)
+        search = Search(space, bench(tmp_path, one, most), [], 0, AXES)
+        search.structured()
+    kept = [trial.point["keep"] for trial in search.bench.trials()]
+    assert not {0.9} & set(kept[30:])
+    assert {0.95} <= set(kept[30:])
+    best = one.best(search.bench.trials())
+    assert best is not None
+    assert best.point["keep"] == 0.9
+
+
 def test_what_cannot_be_trained_in_time_is_left_out_and_tried_with_more(tmp_path: Path) -> None:
     one = judge()
     space = derive(Space.model_validate({"keep": ("50 %", "40 %"), "prune_by": ("macs",)}), TRAINED)
