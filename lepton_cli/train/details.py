@@ -30,7 +30,8 @@ class TrainingDetails(Details):
     `piece`: samples that the network takes at once; 0: any number. `agreement`: share of the samples kept apart with
     the teacher's answer, before and after, where there are classes; `accuracy`: the same for their labels, of the first
     output that learns class numbers. `parts`: where several losses are added up. `held`: outputs that no loss was asked
-    for and that learn the teacher's answers, so as to stay what they were.
+    for and that learn the teacher's answers, so as to stay what they were. `features`: values inside that learn the
+    teacher's too; the losses told are those of the outputs.
     """
 
     teacher: str = ""
@@ -55,3 +56,4 @@ class TrainingDetails(Details):
     accuracy_after: float | None = None
     parts: tuple[TrainedLoss, ...] = ()
     held: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()

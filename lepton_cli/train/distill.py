@@ -24,7 +24,7 @@ def distill(model: ir.Model, options: Distill, context: Context, samples: Traini
     original = teacher(options, context)
 
     def parts(network: Network, made: Course) -> list[WeightedTask]:
-        taught = Teacher(original, network, made.first)
+        taught = Teacher(original, network, made.first, inside=options.features == "auto")
         if not options.labels:
             return [WeightedTask(taught)]
         classes = [name for name, kind in taught.said.items() if kind != "relative"]

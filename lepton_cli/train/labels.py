@@ -51,6 +51,7 @@ class Labelled:
         self.fingerprint = f"{asked.model_dump_json()} {output}"
         self.output, self.labels = output, _array(asked, output, data)
         self.outputs: tuple[str, ...] = (output,)
+        self.inside: tuple[str, ...] = ()
         self._device = network.device
         found = _tried(network, output, trial)
         some = trial[0].labels[self.labels]
@@ -70,7 +71,7 @@ class Labelled:
             self._rows = NUMBERS[kind]
         self.said = {output: f"{kind}_shares" if shares else kind}
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         """Its labels."""
         made = {"labels": self._tensor(batch.labels[self.labels])}
         if isinstance(batch, TrainingBatch) and batch.share is not None:

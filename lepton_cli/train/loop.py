@@ -43,16 +43,18 @@ class Task(Protocol):
 
     #: Outputs, or inner values, of the network that count.
     outputs: tuple[str, ...]
+    #: Inner values that count besides in a step, not where a state is judged.
+    inside: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
         """Of all that decides its losses, but for the samples."""
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         """What the loss compares with for this batch, whose tensors are `feeds`; no gradient."""
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
-        """How far they are from it, in float32: a mean over the samples."""
+        """How far all that there are answers for is from them, in float32: a mean over the samples."""
 
 
 class Samples(Protocol):
@@ -124,7 +126,7 @@ class Lesson:
 
     def _of(self, network: Network, batch: Batch) -> Tensor:
         feeds = self._feeds(batch.feeds)
-        return self._loss(network, feeds, self._answers(batch, feeds))
+        return self._loss(network, feeds, self._answers(batch, feeds, inside=True), self.task.inside)
 
     def judge(self, network: Network) -> float:
         """The mean loss on the samples kept apart."""
@@ -134,14 +136,20 @@ class Lesson:
                 total += float(self._loss(network, feeds, answers)) * batch.count
         return total / sum(batch.count for batch, _, _ in self._kept)
 
-    def _loss(self, network: Network, feeds: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+    def _loss(
+        self,
+        network: Network,
+        feeds: Mapping[str, Tensor],
+        answers: Mapping[str, Tensor],
+        inside: tuple[str, ...] = (),
+    ) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.narrow):
-            found = network.run(feeds, self.task.outputs)
+            found = network.run(feeds, self.task.outputs + inside)
         return self.task.loss({name: one.float() for name, one in found.items()}, answers)
 
-    def _answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self.narrow):
-            found = self.task.answers(batch, feeds)
+            found = self.task.answers(batch, feeds, inside=inside)
         return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
 
     def _feeds(self, arrays: Values) -> dict[str, Tensor]:

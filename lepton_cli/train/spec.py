@@ -82,6 +82,10 @@ class Distill(FloatTraining):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
     step: Literal["distill"] = "distill"
+    features: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: values inside learn the teacher's too, where blocks end, by name, if channels went too",
+    )
     labels: Percent = Field(
         default=units.Share(0),
         description="Share of the loss for labels of the training data, by cross-entropy, where outputs are classes",

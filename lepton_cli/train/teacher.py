@@ -14,16 +14,29 @@ from lepton_cli.errors import ModelError
 from lepton_cli.model import io
 from lepton_cli.runtime import Values
 from lepton_cli.train import losses, proof
+from lepton_cli.train.features import Feature, features
 from lepton_cli.train.network import Network
+
+#: Weight of what is inside, whose losses are shares of what is there, beside the outputs'.
+INSIDE = 1.0
 
 
 class Teacher:
     """What the original answers, in torch; the kind of every loss follows from its first answers."""
 
     def __init__(
-        self, model: ir.Model, student: Network, first: Sequence[Values], outputs: Sequence[str] | None = None
+        self,
+        model: ir.Model,
+        student: Network,
+        first: Sequence[Values],
+        outputs: Sequence[str] | None = None,
+        *,
+        inside: bool = False,
     ) -> None:
-        """`first`: feeds that both can take. `outputs`: those that count (default: all of floats), or inner values."""
+        """`first`: feeds that both can take. `outputs`: those that count (default: all of floats), or inner values.
+
+        `inside`: what both have in common inside counts in a step too.
+        """
         self._network = Network(model, (), student.device)
         self.fingerprint = f"{io.fingerprint(model)} {outputs}"
         for name in outputs or ():
@@ -52,16 +65,22 @@ class Teacher:
         if not self._kinds:
             raise ModelError("train.teacher", "no output of the model is a float: there is nothing to learn from")
         self.outputs = tuple(self._kinds)
+        self.features: tuple[Feature, ...] = features(student, self._network, first) if inside else ()
+        self.inside = tuple(one.name for one in self.features)
+        self.fingerprint += f" {self.inside}" if inside else ""
 
     @property
     def said(self) -> dict[str, str]:
         """The kind of loss by output."""
         return {name: said for name, (said, _) in self._kinds.items()}
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its outputs."""
-        return self._network.run(feeds, self.outputs)
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
+        """Its outputs, and what the student should have inside."""
+        found = self._network.run(feeds, self.outputs + (self.inside if inside else ()))
+        return found | {one.name: one.of(found[one.name]) for one in self.features if inside}
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
-        """The sum over the outputs."""
-        return torch.stack([loss(found[name], answers[name]) for name, (_, loss) in self._kinds.items()]).sum()
+        """The sum over the outputs, and the mean over what is inside."""
+        outputs = torch.stack([loss(found[name], answers[name]) for name, (_, loss) in self._kinds.items()]).sum()
+        inside = [one.loss(found[one.name], answers[one.name]) for one in self.features if one.name in answers]
+        return outputs + INSIDE * torch.stack(inside).mean() if inside else outputs

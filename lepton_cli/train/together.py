@@ -37,6 +37,7 @@ class Together:
     def __init__(self, parts: Sequence[WeightedTask]) -> None:
         self.parts = tuple(parts)
         self.outputs = tuple(dict.fromkeys(name for part in parts for name in part.task.outputs))
+        self.inside = tuple(dict.fromkeys(name for part in parts for name in part.task.inside))
 
     @property
     def fingerprint(self) -> str:
@@ -52,12 +53,12 @@ class Together:
                 kinds[name].append(kind)
         return {name: " + ".join(several) for name, several in kinds.items()}
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         """Those of every task, behind its number."""
         return {
             f"{number} {name}": one
             for number, part in enumerate(self.parts)
-            for name, one in part.task.answers(batch, feeds).items()
+            for name, one in part.task.answers(batch, feeds, inside=inside).items()
         }
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:

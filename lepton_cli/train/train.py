@@ -57,7 +57,7 @@ def train(
         )
         for part, first, last in zip(task.parts, before, after, strict=False)
     ]
-    told = {"losses": task.said, "proof": difference, "parts": tuple(losses)}
+    told = {"losses": task.said, "proof": difference, "parts": tuple(losses), "features": task.inside}
     told |= _accuracies(task, (model, learnt.model), made, context)
     return dataclasses.replace(learnt, details=learnt.details.model_copy(update=told)), made
 

@@ -39,9 +39,10 @@ class Product:
     """The answers are `x TRUE`."""
 
     outputs: tuple[str, ...] = ("t0",)
+    inside: tuple[str, ...] = ()
     fingerprint = "product"
 
-    def answers(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         return {"t0": feeds["x"] @ torch.from_numpy(TRUE)}
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
