@@ -33,10 +33,12 @@ from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.details import TrainingDetails, TrainingMark
 from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
 from lepton_cli.train.network import Network
-from lepton_cli.train.spec import TrainingOptions
+from lepton_cli.train.spec import TrainingBudget, TrainingOptions
 
 #: Samples a step, where memory and data allow it; and bytes of the values of one step.
 BATCH, MOST_BYTES = 128, 2 << 30
+#: So many steps at least, where a budget of few samples allows it: the fewest of a step are as fast as more.
+STEPS, FEWEST = 200, 16
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
 RATES = (1e-2, 3e-3, 1e-3)
 #: Where codes learn, which are near already, more and smaller steps come nearer from as many samples (ResNet-20 in 4
@@ -230,10 +232,8 @@ class Course:
 
     def _steps(self, seconds: float) -> int:
         budget = self._options.budget
-        if budget.time is not None:
-            return max(1, int(budget.time / seconds))
-        seen = budget.samples if budget.samples is not None else (budget.epochs or 0) * self._samples.count
-        return max(1, math.ceil(seen / self._size))
+        seen = _seen(budget, self._samples.count)
+        return max(1, math.ceil(seen / self._size) if seen is not None else int((budget.time or 0.0) / seconds))
 
 
 def device(options: TrainingOptions) -> str:
@@ -328,6 +328,13 @@ def _pieces(batch: Batch, piece: int | None) -> list[Batch]:
     return [batch.part(np.arange(start, start + piece)) for start in range(0, batch.count - piece + 1, piece)]
 
 
+def _seen(budget: TrainingBudget, count: int) -> int | None:
+    """Samples seen, counted each time; `None` where the time decides."""
+    if budget.time is not None:
+        return None
+    return budget.samples if budget.samples is not None else math.ceil((budget.epochs or 0) * count)
+
+
 def _batch(network: Network, options: TrainingOptions, samples: TrainingSamples, piece: int) -> int:
     """As asked, else as many as the memory for one step allows; in whole pieces."""
     if isinstance(options.batch, int):
@@ -338,6 +345,8 @@ def _batch(network: Network, options: TrainingOptions, samples: TrainingSamples,
         values = {value.name for node in model.graph for value in node.outputs}
         one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values) // piece
         most = min(QUANTIZED_BATCH if network.exponents else BATCH, MOST_BYTES // max(one, 1))
+        if (seen := _seen(options.budget, samples.count)) is not None:
+            most = min(most, max(FEWEST, seen // STEPS))
     return max(piece, min(most, samples.count) // piece * piece)
 
 

@@ -18,7 +18,7 @@ from lepton_cli.train.features import Feature, features
 from lepton_cli.train.network import Network
 
 #: Weight of what is inside, whose losses are shares of what is there, beside the outputs'.
-INSIDE = 1.0
+INSIDE = 100.0
 
 
 class Teacher:

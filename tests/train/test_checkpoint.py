@@ -90,7 +90,7 @@ def run(
     original = classifier()
     context = dataclasses.replace(around(original, folder), cache=Cache(cache), **changes)
     asked = counted(context, stop, monkeypatch)
-    options = Distill(budget=TrainingBudget(samples=3000), precision="float32")
+    options = Distill(batch=128, budget=TrainingBudget(samples=3000), precision="float32")
     return distill(damaged(original), options, context), asked
 
 

@@ -95,5 +95,5 @@ def test_a_plan_says_how_long_it_will_train(tmp_path: Path) -> None:
     context = around(model, tmp_path, dry=True)
     outcome = pruned(model, context, "distill")
     assert outcome.summary.startswith(pruned(model, context).summary + "; distill: ")
-    assert "steps of 128 out of" in outcome.summary
+    assert "steps of 16 out of" in outcome.summary
     assert outcome.model is model

@@ -30,7 +30,7 @@ def train(folder: Path, left: float, cache: Path | None = None) -> Any:
     """Three steps of 128 samples, 300 seconds."""
     original = classifier()
     made = dataclasses.replace(around(original, folder), until=time.monotonic() + left, cache=Cache(cache))
-    return distill(damaged(original), Distill(budget=TrainingBudget(samples=384), precision="float32"), made)
+    return distill(damaged(original), Distill(budget=TrainingBudget(samples=384), batch=128, precision="float32"), made)
 
 
 def refused(folder: Path, left: float, cache: Path | None = None) -> LeptonError:
