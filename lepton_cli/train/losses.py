@@ -25,7 +25,8 @@ def distil(found: Tensor, teacher: Tensor) -> Tensor:
     classes = found.shape[-1]
     first = functional.log_softmax(found.reshape(-1, classes) / TEMPERATURE, dim=1)
     second = functional.log_softmax(teacher.reshape(-1, classes) / TEMPERATURE, dim=1)
-    return functional.kl_div(first, second, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    apart = functional.kl_div(first, second, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    return apart.clamp_min(0.0)  # rounding alone makes a divergence negative: that is no better than none
 
 
 def distil_shares(found: Tensor, teacher: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ from lepton_cli.train import losses, proof
 from lepton_cli.train.features import Feature, features
 from lepton_cli.train.network import Network
 
-#: Weight of what is inside, whose losses are shares of what is there, beside the outputs'.
-INSIDE = 100.0
+#: How many times the loss of the outputs that of what is inside is before training. Answers are few numbers, which few
+#: samples leave undecided: divergence from the original on pictures not seen, ResNet-20 at half its work, 6,000
+#: pictures five times: 1.33 without, 1.27 at 0.5, 1.24 at 1.5, 1.19 at 5.
+INSIDE = 10.0
 
 
 class Teacher:
@@ -68,19 +70,40 @@ class Teacher:
         self.features: tuple[Feature, ...] = features(student, self._network, first) if inside else ()
         self.inside = tuple(one.name for one in self.features)
         self.fingerprint += f" {self.inside}" if inside else ""
+        self._factor = self._balance(student, first) if self.features else 0.0
 
     @property
     def said(self) -> dict[str, str]:
         """The kind of loss by output."""
         return {name: said for name, (said, _) in self._kinds.items()}
 
+    def _balance(self, student: Network, first: Sequence[Values]) -> float:
+        """The factor of what is inside."""
+        outputs = inside = 0.0
+        for feeds in first:
+            given = proof.tensors(feeds, student.device)
+            with torch.no_grad():
+                found, answers = student.run(given, self.outputs + self.inside), self._answers(given, inside=True)
+                outputs += float(self._of_outputs(found, answers))
+                inside += float(self._of_inside(found, answers))
+        return INSIDE * outputs / inside if outputs and inside else 1.0
+
     def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         """Its outputs, and what the student should have inside."""
+        return self._answers(feeds, inside=inside)
+
+    def _answers(self, feeds: Mapping[str, Tensor], *, inside: bool) -> dict[str, Tensor]:
         found = self._network.run(feeds, self.outputs + (self.inside if inside else ()))
         return found | {one.name: one.of(found[one.name]) for one in self.features if inside}
 
     def loss(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
         """The sum over the outputs, and the mean over what is inside."""
-        outputs = torch.stack([loss(found[name], answers[name]) for name, (_, loss) in self._kinds.items()]).sum()
-        inside = [one.loss(found[one.name], answers[one.name]) for one in self.features if one.name in answers]
-        return outputs + INSIDE * torch.stack(inside).mean() if inside else outputs
+        outputs = self._of_outputs(found, answers)
+        learning = any(name in answers for name in self.inside)
+        return outputs + self._factor * self._of_inside(found, answers) if learning else outputs
+
+    def _of_outputs(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([loss(found[name], answers[name]) for name, (_, loss) in self._kinds.items()]).sum()
+
+    def _of_inside(self, found: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([one.loss(found[one.name], answers[one.name]) for one in self.features]).mean()
