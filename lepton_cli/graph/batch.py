@@ -16,14 +16,14 @@ import onnx_ir as ir
 
 from lepton_cli import runtime
 from lepton_cli.data.batching import layout, single
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.data.synthetic import SyntheticDataset, synthetic
 from lepton_cli.errors import LeptonError, ModelError, RecipeError, StepError
 from lepton_cli.graph.feeds import sized
-from lepton_cli.graph.freeing import COUNTS, Freeing, NotFree
-from lepton_cli.graph.frozen import Array, Choices
+from lepton_cli.graph.freeing import COUNTS, Freeing, NotFree, Traced
+from lepton_cli.graph.frozen import Choices
 from lepton_cli.graph.spec import BatchFree
-from lepton_cli.graph.stacked import Place, found, same
+from lepton_cli.graph.stacked import SampleAxis, found, same
 from lepton_cli.model import io
 from lepton_cli.step import Context, Outcome
 from lepton_cli.tensors import Dim, TensorInfo
@@ -223,49 +223,39 @@ def _joined(alone: Sequence[Any], together: Any, tolerance: float) -> bool:
     return found(alone, together, tolerance=tolerance)[0] is not None
 
 
-def _finish(model: ir.Model, freeing: Freeing, axes: Mapping[str, int], name: str) -> dict[str, Place | None]:
+def _finish(model: ir.Model, freeing: Freeing, axes: Mapping[str, int], name: str) -> dict[str, SampleAxis | None]:
     """Turn outputs whose samples lie inside another axis, and write down the shapes; where outputs have the samples."""
-    places: dict[str, Place | None] = {}
+    places: dict[str, SampleAxis | None] = {}
     for output in list(model.graph.outputs):
-        (shape, place, two), node, called = freeing.shapes[output], output.producer(), output.name or ""
-        if place is None and two != shape and node is not None:
+        known, node, called = freeing.known[output], output.producer(), output.name or ""
+        place = known.place
+        if known.counted and node is not None:
             raise NotFree(node, f"output `{called}` follows from the number of samples, not from them")
-        if place is not None and not place.plain(shape):
-            freeing.changes.first(output, shape, place)
-            place = Place(0, shape[0])
+        if place is not None and not place.plain(known.shape):
+            freeing.changes.first(output, known.shape, place)
+            place = SampleAxis(0, known.shape[0])
         places[called] = place
-    for value, (shape, place, two) in freeing.shapes.items():
-        if value.shape is not None and not value.is_initializer():
-            dims = _dims(value.shape, shape, place, two, name)
-            value.shape = None if dims is None else ir.Shape(dims)
     for output in model.graph.outputs:
-        place = places[output.name or ""]
-        if output not in freeing.shapes and output.shape is not None and place is not None:
+        if output not in freeing.known and output.shape is not None:
             output.shape = ir.Shape([None, *list(output.shape)[1:]])
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value not in freeing.shapes and value.shape is not None and not value.is_graph_output():
-                value.shape = None
-    for value in model.graph.inputs:
-        if value.name in axes and value.shape is not None:
-            value.shape = ir.Shape(
-                [name if at == axes[value.name or ""] else dim for at, dim in enumerate(value.shape)]
-            )
+    for value in (*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
+        if value in freeing.known and value.shape is not None:
+            dims = _dims(value.shape, freeing.known[value], name)
+            value.shape = None if dims is None else ir.Shape(dims)
+        elif value not in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = None
     return places
 
 
-def _dims(
-    stored: ir.Shape, shape: Sequence[int], place: Place | None, two: Sequence[int], name: str
-) -> list[Dim] | None:
+def _dims(stored: ir.Shape, known: Traced, name: str) -> list[Dim] | None:
     """A stored shape with what samples make longer left open; `None` where it was wrong anyway."""
-    if len(stored) != len(shape):
+    if len(stored) != len(known.shape):
         return None
-    found: list[Dim] = [dim if isinstance(dim, int) else getattr(dim, "value", None) for dim in stored]
-    for at, (size, more) in enumerate(zip(shape, two, strict=True)):
-        if place is not None and at == place.axis:
-            found[at] = name if size == 1 else None
-        elif size != more:
-            found[at] = None
+    found: list[Dim] = [dim if isinstance(dim, int) else dim.value for dim in stored]
+    for at, (size, two) in enumerate(zip(known.shape, known.two, strict=True)):
+        if size != two:
+            samples = known.place is not None and at == known.place.axis
+            found[at] = name if samples and size == 1 else None
     return found
 
 
@@ -274,7 +264,7 @@ def _prove(
     after: ir.Model,
     groups: Sequence[Sequence[_Feeds]],
     axes: Mapping[str, int],
-    places: Mapping[str, Place | None],
+    places: Mapping[str, SampleAxis | None],
     context: Context,
 ) -> None:
     """Raise StepError unless one sample gives the same bytes, and several what each alone does."""

@@ -7,16 +7,18 @@ to be its own results put together in the same way. Where it is not, the first c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph.edit import inner_graphs
-from lepton_cli.graph.frozen import Array, Change, Changes, Choices, Reads, Seen
-from lepton_cli.graph.kernel import Kernel, outer_values
+from lepton_cli.graph.frozen import Change, Changes, Choices, Reads, Seen
+from lepton_cli.graph.one_node import OneNode, outer_values
 from lepton_cli.graph.sized import RANDOM
-from lepton_cli.graph.stacked import Place, found
+from lepton_cli.graph.stacked import SampleAxis, found
 from lepton_cli.step import Decision
 
 #: Numbers of samples that every node is run on together.
@@ -29,6 +31,16 @@ class NotFree(Exception):
     def __init__(self, node: ir.Node, reason: str, *, alone: bool = False) -> None:
         super().__init__(reason)
         self.node, self.reason, self.alone = node, reason, alone
+
+
+class Traced(NamedTuple):
+    """Of a value: the shape of one sample, where samples lie, the shape of two, and whether it follows from how many
+    there are."""
+
+    shape: tuple[int, ...]
+    place: SampleAxis | None
+    two: tuple[int, ...]
+    counted: bool
 
 
 class Freeing:
@@ -52,13 +64,13 @@ class Freeing:
         source, axis = next(iter(axes.items()))
         self.changes = Changes(model, inputs[source], axis, choices, sizes_known=sizes_known)
         self.decisions: list[Decision] = []
-        #: By value: the shape of one sample, where samples lie, the shape of two together.
-        self.shapes: dict[ir.Value, tuple[tuple[int, ...], Place | None, tuple[int, ...]]] = {}
+        #: Every value that was seen.
+        self.known: dict[ir.Value, Traced] = {}
         self._seen: dict[ir.Value, Seen] = {}
         self._done: set[ir.Node] = set()
         for name in samples[0]:
             given = [one[name] for one in samples]
-            self._keep(inputs[name], Seen(given, Place(axes[name], 1)) if name in axes else Seen(given[:1]))
+            self._keep(inputs[name], Seen(given, SampleAxis(axes[name], 1)) if name in axes else Seen(given[:1]))
 
     def run(self) -> None:
         """Look at every node in turn. Raises NotFree at the first that cannot be mended."""
@@ -74,7 +86,8 @@ class Freeing:
             else:
                 self._without(node, reads)
             self._done.update([node, *(inner for inside in inner_graphs(node) for inner in inside.all_nodes())])
-            self._forget([*node.inputs, *outer_values(node)])
+            if graph is self._model.graph:  # an If reads again what its branches have read
+                self._forget([*node.inputs, *outer_values(node)])
 
     def _reads(self, node: ir.Node) -> Reads:
         reads: dict[int | str, Seen] = {
@@ -91,7 +104,7 @@ class Freeing:
 
     def _keep(self, value: ir.Value, seen: Seen) -> None:
         self._seen[value] = seen
-        self.shapes[value] = seen.of(0).shape, seen.place, seen.together(2).shape
+        self.known[value] = Traced(seen.of(0).shape, seen.place, seen.together(2).shape, seen.counted is not None)
 
     def _forget(self, values: Sequence[ir.Value | None]) -> None:
         """Let go of what no node will read any more."""
@@ -126,8 +139,8 @@ class Freeing:
         fixed = {key: one.of(0) for key, one in reads.items() if one.shared}
         fed = [{key: one.of(at) for key, one in reads.items() if key not in fixed} for at in range(count)]
         try:
-            kernel = Kernel(node, self._model, fixed, fed[0])
-            return [kernel.run(one) for one in fed]
+            runner = OneNode(node, self._model, fixed, fed[0])
+            return [runner.run(one) for one in fed]
         except LeptonError as error:
             reason = f"it cannot be looked at: {error.cause or error.message}"
             raise NotFree(node, reason, alone=True) from error
@@ -142,7 +155,7 @@ class Freeing:
         fed: dict[int | str, Array] = {key: one.together(count) for key, one in kept.items() if not one.shared}
         fed.update(given.items())
         try:
-            return Kernel(run, self._model, fixed, fed).run(fed)
+            return OneNode(run, self._model, fixed, fed).run(fed)
         except LeptonError as error:
             raise NotFree(node, f"it does not take {count} samples: {error.cause or error.message}") from error
 
@@ -183,10 +196,12 @@ class Freeing:
                 if not refused.alone:
                     raise
 
-    def _places(self, node: ir.Node, change: Change, reads: Reads, alone: Sequence[Sequence[Array]]) -> list[Place]:
+    def _places(
+        self, node: ir.Node, change: Change, reads: Reads, alone: Sequence[Sequence[Array]]
+    ) -> list[SampleAxis]:
         """Where the samples lie in each result. Raises NotFree where they lie nowhere."""
         likely = [one.place for one in reads.values()]
-        places: list[Place] = []
+        places: list[SampleAxis] = []
         for count in COUNTS:
             for at, together in enumerate(self._together(node, change.run, reads, count, change.given(count))):
                 place, why = found([one[at] for one in alone[:count]], together, [*places[at : at + 1], *likely])

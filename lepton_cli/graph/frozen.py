@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from lepton_cli.data.dataset import Array
 from lepton_cli.graph import shapes
 from lepton_cli.graph.edit import Editor, is_constant
 from lepton_cli.graph.sized import SHAPE_INPUTS
-from lepton_cli.graph.stacked import Place, reshaped
+from lepton_cli.graph.stacked import SampleAxis, reshaped
 
 #: Operators that only move numbers: where one leaves all in place, it is a Reshape.
 _MOVING = frozenset({"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Unsqueeze"})
@@ -27,7 +26,6 @@ _COUNTING = frozenset({"Expand", "Resize", "Slice", "Split", "Tile"})
 #: Bounds of slices beyond this mean the end.
 _ENDLESS = 1 << 31
 
-Array = NDArray[Any]
 #: Numbers of a vector; `None`: the number of samples, times another.
 Spec = tuple[int | None, ...]
 
@@ -40,7 +38,7 @@ class Seen:
     """
 
     alone: list[Array]
-    place: Place | None = None
+    place: SampleAxis | None = None
     counted: Mapping[int, Array] | None = None
 
     def of(self, sample: int) -> Array:
@@ -75,7 +73,7 @@ class Change:
     run: ir.Node
     given: Callable[[int], dict[int, Array]]
     edit: Callable[[], ir.Node]
-    at: Sequence[Place] = ()
+    at: Sequence[SampleAxis] = ()
 
 
 class Choices:
@@ -118,7 +116,7 @@ class Changes:
         """Changes that may be right, the plainest first; none at all as the first. `alone`: results by sample."""
         nothing = Change("", node, lambda count: {}, lambda: node)
         places = _order_kept(node, reads, alone)
-        if node.op_type == "Reshape" and places:
+        if node.op_type in ("Flatten", "Reshape") and places:
             yield from self._chosen(node, reads, alone, places, nothing)
             return
         yield nothing
@@ -129,9 +127,14 @@ class Changes:
             yield from self._repeats(node, reads)
 
     def _chosen(
-        self, node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]], places: Sequence[Place], nothing: Change
+        self,
+        node: ir.Node,
+        reads: Reads,
+        alone: Sequence[Sequence[Array]],
+        places: Sequence[SampleAxis],
+        nothing: Change,
     ) -> Iterator[Change]:
-        """A Reshape with the samples where they are wanted; as it is, only if it leaves them there.
+        """A Reshape or Flatten with the samples where they are wanted; as it is, only if it leaves them there.
 
         The 1 of a frozen batch fits any number of samples, which are then merged into the axis of a -1.
         """
@@ -153,7 +156,7 @@ class Changes:
                     yield self._given(node, index, asked, (*asked[:place], None, *asked[place + 1 :]), size)
 
     def _reshapes(
-        self, node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]], place: Place
+        self, node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]], place: SampleAxis
     ) -> Iterator[Change]:
         """A shape with room for several samples at a place."""
         shape, target, source = reads[0].of(0).shape, alone[0][0].shape, reads[0].place
@@ -195,7 +198,7 @@ class Changes:
         times: int,
         *,
         reshape: bool = False,
-        at: Sequence[Place] = (),
+        at: Sequence[SampleAxis] = (),
     ) -> Change:
         """These numbers as an input of the node, or of a Reshape in its place; `None` is `times` the samples."""
 
@@ -299,7 +302,7 @@ class Changes:
             self.count = count.outputs[0]
         return self.count
 
-    def first(self, output: ir.Value, shape: Sequence[int], place: Place) -> None:
+    def first(self, output: ir.Value, shape: Sequence[int], place: SampleAxis) -> None:
         """Let an output of the graph hold one sample behind the other on its first axis, in place.
 
         `shape`: of one sample.
@@ -326,7 +329,7 @@ class Changes:
         graph.outputs[list(graph.outputs).index(output)] = result
 
 
-def _order_kept(node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]]) -> list[Place]:
+def _order_kept(node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]]) -> list[SampleAxis]:
     """Where samples can lie in the result of a node that leaves all numbers of each in place; nowhere for others."""
     data = reads.get(0)
     if node.domain or node.op_type not in _MOVING or data is None or data.place is None or len(node.outputs) != 1:

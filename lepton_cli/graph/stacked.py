@@ -17,11 +17,11 @@ TURNED = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SampleAxis:
     """The axis that holds the samples, and how many neighbours along it are of one sample.
 
-    With `[1, 6]` of one sample, two are `[2, 6]` at `Place(0, 1)`; with `[4, 6]` two are `[8, 6]`: one sample behind
-    the other at `Place(0, 4)`, row by row in turns at `Place(0, 1)`.
+    With `[1, 6]` of one sample, two are `[2, 6]` at `SampleAxis(0, 1)`; with `[4, 6]` two are `[8, 6]`: one sample behind
+    the other at `SampleAxis(0, 4)`, row by row in turns at `SampleAxis(0, 1)`.
     """
 
     axis: int
@@ -50,9 +50,9 @@ class Place:
 def found(
     alone: Sequence[NDArray[Any]],
     together: NDArray[Any],
-    likely: Iterable[Place | None] = (),
+    likely: Iterable[SampleAxis | None] = (),
     tolerance: float | None = None,
-) -> tuple[Place | None, str]:
+) -> tuple[SampleAxis | None, str]:
     """Where the samples `alone` lie in `together`; else `None` and why they lie nowhere.
 
     `likely`: places to try before others, as a value may look the same at several.
@@ -73,7 +73,9 @@ def found(
     )
 
 
-def _places(shape: Sequence[int], many: Sequence[int], count: int, likely: Iterable[Place | None]) -> Iterator[Place]:
+def _places(
+    shape: Sequence[int], many: Sequence[int], count: int, likely: Iterable[SampleAxis | None]
+) -> Iterator[SampleAxis]:
     if len(many) != len(shape):
         return
     for axis, size in enumerate(shape):
@@ -81,10 +83,10 @@ def _places(shape: Sequence[int], many: Sequence[int], count: int, likely: Itera
         if size and scaled == tuple(many):
             usual = (place.inner for place in likely if place is not None and place.axis == axis)
             divisors = (inner for inner in (size, *range(1, size)) if size % inner == 0)
-            yield from (Place(axis, inner) for inner in dict.fromkeys((*usual, *divisors)) if size % inner == 0)
+            yield from (SampleAxis(axis, inner) for inner in dict.fromkeys((*usual, *divisors)) if size % inner == 0)
 
 
-def reshaped(place: Place, shape: Sequence[int], target: Sequence[int]) -> list[Place]:
+def reshaped(place: SampleAxis, shape: Sequence[int], target: Sequence[int]) -> list[SampleAxis]:
     """Where samples can lie when a value is reshaped: their order in memory stays. The likeliest place first.
 
     `shape`, `target`: of one sample. An axis of size 1 is one that exporters froze.
@@ -93,7 +95,7 @@ def reshaped(place: Place, shape: Sequence[int], target: Sequence[int]) -> list[
     for axis, size in enumerate(target):
         rest = math.prod(target[axis + 1 :])
         if size and rest and behind and behind % rest == 0 and size % (behind // rest) == 0:
-            places.append(Place(axis, behind // rest))
+            places.append(SampleAxis(axis, behind // rest))
     stays = tuple(shape) == tuple(target)
     return sorted(places, key=lambda one: (target[one.axis] != 1, not (stays and one.axis == place.axis), one.axis))
 

@@ -26,7 +26,7 @@ def outer_values(node: ir.Node) -> list[ir.Value]:
     return list(found)
 
 
-class Kernel:
+class OneNode:
     """A node as a model of its own: inputs by their number, what inner graphs read from outside by name."""
 
     def __init__(
@@ -42,6 +42,7 @@ class Kernel:
         """
         proto = ir.serde.serialize_node(node)
         proto.input[:] = [_name(index) if one is not None else "" for index, one in enumerate(node.inputs)]
+        _forget_shapes(proto)
         self._names = [value.name or "" for value in node.outputs if value.name]
         inputs = [onnx.helper.make_tensor_value_info(_name(k), _kind(a), _dims(a)) for k, a in fed.items()]
         held = [ir.serde.serialize_tensor(ir.tensor(array, name=_name(key))) for key, array in fixed.items()]
@@ -57,6 +58,17 @@ class Kernel:
         if not all(isinstance(one, np.ndarray) for one in found):
             raise ModelError("model.run", "its result is a sequence or a map")
         return list(found)
+
+
+def _forget_shapes(node: onnx.NodeProto) -> None:
+    """Those that inner graphs state, of one sample: onnxruntime holds results to them."""
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+            del graph.value_info[:]
+            for value in graph.output:
+                value.type.tensor_type.ClearField("shape")
+            for inner in graph.node:
+                _forget_shapes(inner)
 
 
 def _name(key: int | str) -> str:
