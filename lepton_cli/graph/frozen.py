@@ -263,7 +263,7 @@ class Changes:
     def _vector(self, node: ir.Node, before: ir.Value | None, asked: Sequence[int], spec: Spec, times: int) -> ir.Value:
         """Numbers as a value that the node can read; those of `before` that stay are read from it."""
         name = f"{node.name}/shape"
-        reads_before = before is not None and not is_constant(before) and not self._sizes_known
+        reads_before = before is not None and not _constant(before) and not self._sizes_known
 
         def source(at: int) -> str:
             if spec[at] is None:
@@ -339,6 +339,11 @@ def _order_kept(node: ir.Node, reads: Reads, alone: Sequence[Sequence[Array]]) -
     if not all(_in_place(data.of(at), results[0]) for at, results in enumerate(alone)):
         return []
     return reshaped(data.place, data.of(0).shape, alone[0][0].shape)
+
+
+def _constant(value: ir.Value) -> bool:
+    node = value.producer()
+    return is_constant(value) or (node is not None and node.op_type == "Constant")
 
 
 def _in_place(one: Array, other: Array) -> bool:

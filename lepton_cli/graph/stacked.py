@@ -20,8 +20,8 @@ TURNED = 0.01
 class SampleAxis:
     """The axis that holds the samples, and how many neighbours along it are of one sample.
 
-    With `[1, 6]` of one sample, two are `[2, 6]` at `SampleAxis(0, 1)`; with `[4, 6]` two are `[8, 6]`: one sample behind
-    the other at `SampleAxis(0, 4)`, row by row in turns at `SampleAxis(0, 1)`.
+    With `[1, 6]` of one sample, two are `[2, 6]` on axis 0, inner 1. With `[4, 6]` two are `[8, 6]`: one sample behind
+    the other with inner 4, row by row in turns with inner 1.
     """
 
     axis: int
