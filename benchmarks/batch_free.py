@@ -106,7 +106,7 @@ def row(path: Path) -> tuple[str, str]:
     freed = ir.to_proto(made.model).SerializeToString()
     worst = difference(onnx.load(path).SerializeToString(), freed)
     nodes = len(made.steps[0].decisions)
-    return ("freed" if worst <= ROUNDING else "WRONG"), f"{nodes} nodes changed, {worst:.1e} apart at most"
+    return ("freed" if worst <= ROUNDING else "WRONG"), f"nodes changed: {nodes}; {worst:.1e} apart at most"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lepton_cli import runtime
-from lepton_cli.data.batching import layout, single
+from lepton_cli.data.batching import sample_axes
 from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.data.synthetic import SyntheticDataset, synthetic
 from lepton_cli.errors import LeptonError, ModelError, RecipeError, StepError
@@ -88,7 +88,8 @@ def _freed(model: ir.Model, options: BatchFree, context: Context) -> Outcome:
     warnings = [
         f"output `{name}` is the same for all samples: it has no axis for them" for name, at in places.items() if not at
     ]
-    said = f"{len(freeing.decisions)} nodes changed, outputs {shown}"
+    count = len(freeing.decisions)
+    said = f"{'1 node' if count == 1 else f'{count} nodes'} changed, outputs {shown}"
     changed = len(axes) + len(freeing.decisions)
     return Outcome(copy, changed, tuple(freeing.decisions), said, warnings=tuple(warnings), tolerance=SAME)
 
@@ -115,14 +116,8 @@ def _walked(
 
 def _axes(inputs: Sequence[TensorInfo]) -> dict[str, int]:
     """Inputs that hold samples, and on which axis. Raises StepError where none does, or several that are fixed."""
-    how = layout(inputs)
-    several = any(not single(info) for info in inputs)
-    axes = {
-        info.name: axis
-        for info in inputs
-        if (axis := how.axes[info.name]) is not None and info.shape is not None and not (several and single(info))
-    }
-    if how.alone or not axes:
+    axes = sample_axes(inputs)
+    if not axes:
         raise StepError(
             "batch.none", "the model's inputs have no axis of samples: each feed is one sample as it is", hint=_HINT
         )
@@ -244,18 +239,17 @@ def _finish(model: ir.Model, freeing: Freeing, axes: Mapping[str, int], name: st
             output.shape = ir.Shape([None, *list(output.shape)[1:]])
     for value in (*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
         if value in freeing.known and value.shape is not None:
-            dims = _dims(value.shape, freeing.known[value], name)
-            value.shape = None if dims is None else ir.Shape(dims)
+            value.shape = ir.Shape(_dims(value.shape, freeing.known[value], name))
         elif value not in (*model.graph.inputs, *model.graph.outputs):
             value.shape = None
     return places
 
 
-def _dims(stored: ir.Shape, known: Traced, name: str) -> list[Dim] | None:
-    """A stored shape with what samples make longer left open; `None` where it was wrong anyway."""
-    if len(stored) != len(known.shape):
-        return None
+def _dims(stored: ir.Shape, known: Traced, name: str) -> list[Dim]:
+    """A stored shape with what samples make longer left open; all of one that had the wrong number of axes."""
     found: list[Dim] = [dim if isinstance(dim, int) else dim.value for dim in stored]
+    if len(found) != len(known.shape):
+        found = [None] * len(known.shape)
     for at, (size, two) in enumerate(zip(known.shape, known.two, strict=True)):
         if size != two:
             samples = known.place is not None and at == known.place.axis

@@ -317,7 +317,8 @@ def _piece(network: Network, samples: TrainingSamples) -> int | None:
     for name, found in both.items():
         if not found.is_floating_point() or not single[0][name].dim():
             continue
-        expected = torch.cat([one[name] for one in single]).cpu().numpy()
+        axis = proof.sample_axis(single[0][name].shape, found.shape)
+        expected = torch.cat([one[name] for one in single], axis).cpu().numpy()
         if not apart(expected, found.cpu().numpy()) <= same:
             return 1
     return None
