@@ -31,7 +31,7 @@ from lepton_cli.tensors import Dim, TensorInfo
 #: Largest difference between outputs that is rounding: in float32, with halves, and with numbers rounded to integers.
 SAME, SAME_HALF, SAME_QUANTIZED = 1e-4, 2e-2, 5e-2
 #: Samples that the proof is made with, of the data and made up.
-SAMPLES = 5
+SAMPLES = 4
 #: Open sizes are that much larger in a second look at made-up inputs.
 _LARGER = 2
 #: Times that a model is looked at, each with another place for samples that a Reshape leaves open.
