@@ -276,26 +276,31 @@ def _prove(
     for samples in groups:
         alone = [old.run(one) for one in samples]
         for one, results in zip(samples, alone, strict=True):
-            _compare(results, exact.run(one), 0.0, "of one sample")
+            _compare(results, _run(exact, one, "one sample"), 0.0, "one sample")
         for rows in _combined(len(samples)):
-            parts = [alone[row] for row in rows]
-            expected = {name: parts[0][name] if at is None else at.stack([one[name] for one in parts])
-                        for name, at in places.items()}  # fmt: skip
-            try:
-                got = usual.run(_together([samples[row] for row in rows], axes))
-            except ModelError as error:
-                raise _wrong(f"of {len(rows)} samples", "the graph", error.cause or error.message) from error
-            _compare(expected, got, tolerance, f"of {len(rows)} samples")
+            parts, what = [alone[row] for row in rows], f"{len(rows)} samples"
+            expected = {
+                name: parts[0][name] if at is None else at.stack([one[name] for one in parts])
+                for name, at in places.items()
+            }
+            _compare(expected, _run(usual, _together([samples[row] for row in rows], axes), what), tolerance, what)
+
+
+def _run(session: runtime.Session, feeds: _Feeds, what: str) -> _Feeds:
+    try:
+        return session.run(feeds)
+    except ModelError as error:
+        raise _wrong(what, f"it does not run: {error.cause or error.message}") from error
 
 
 def _compare(expected: _Feeds, got: _Feeds, tolerance: float, what: str) -> None:
     for name, array in expected.items():
         if not same(array, got[name], tolerance):
-            raise _wrong(what, f"output `{name}`", "it is not what comes out of each alone")
+            raise _wrong(what, f"output `{name}` is not what comes out of each alone")
 
 
-def _wrong(what: str, where: str, cause: str) -> StepError:
-    return StepError("batch.not-proven", f"freed, the graph would be wrong: {where} {what}", cause=cause, hint=_HINT)
+def _wrong(what: str, cause: str) -> StepError:
+    return StepError("batch.not-proven", f"freed, the graph would be wrong with {what}", cause=cause, hint=_HINT)
 
 
 def _refused(refused: NotFree) -> StepError:

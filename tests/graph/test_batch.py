@@ -222,6 +222,34 @@ def second_axis() -> Case:
     return Case(graph.model(made), lambda x: x.reshape(3, 1, 4), axis=1, shape=(3, "batch", 4))
 
 
+def copied() -> Case:
+    """A 0 that copies the 1 of the samples, which end up elsewhere; then one that copies another size."""
+    graph = Graph()
+    time = graph.op("Transpose", graph.take("x", [1, 4, 6]), perm=[1, 0, 2])
+    apart = graph.op("Relu", graph.op("Reshape", time, numbers(graph, 2, 0, 2, 6)))
+    back = graph.op("Transpose", graph.op("Reshape", apart, numbers(graph, 4, 1, 6)), perm=[1, 0, 2])
+    made = graph.op("Reshape", back, numbers(graph, 1, 0, 2, 3))
+    shapes = {"Reshape_1": "[2, 0, 2, 6] became [2, 1, -1, 6]", "Reshape_5": "[1, 0, 2, 3] became [-1, 0, 2, 3]"}
+    return Case(graph.model(made), lambda x: np.maximum(x, 0).reshape(1, 4, 2, 3), shapes)
+
+
+def zeros() -> Case:
+    """What is made once for each sample without reading any, and loses its axis."""
+    graph = Graph()
+    x = graph.take("x", [1, 4])
+    shape = graph.op("Concat", graph.op("Shape", x, start=0, end=1), numbers(graph, 1, 3), axis=0)
+    made = graph.op("Concat", x, graph.op("Reshape", graph.op("ConstantOfShape", shape), numbers(graph, 1, 3)), axis=1)
+    return Case(graph.model(made), lambda x: np.pad(x, ((0, 0), (0, 3))), {"Reshape_3": "[1, 3] became [-1, 3]"})
+
+
+def in_constants() -> Case:
+    """A shape in a Constant node."""
+    graph = Graph()
+    shape = graph.op("Constant", value=helper.make_tensor("shape", TensorProto.INT64, [3], [1, 2, -1]))
+    made = graph.op("Reshape", graph.take("x", [1, 6]), shape)
+    return Case(graph.model(made), lambda x: x.reshape(1, 2, 3), {"Reshape_1": "[1, 2, -1] became [0, 2, -1]"})
+
+
 def half_frozen() -> Case:
     """An input that is open already, and keeps its name for the axis."""
     graph = Graph()
@@ -232,7 +260,7 @@ def half_frozen() -> Case:
 
 CASES = (
     rows, columns, merged, flattened, attention, attention_in_time, resized, token, beside_rows, recurrent, picked,
-    turned, shared, second_axis, half_frozen,
+    turned, shared, second_axis, copied, zeros, in_constants, half_frozen,
 )  # fmt: skip
 
 
@@ -244,6 +272,7 @@ def test_several_samples_give_what_each_alone_gives(case: Callable[[], Case], tm
     assert io.to_bytes(made.model) == before
     said = {decision.node: decision.reason for decision in outcome.decisions}
     assert {decision.action for decision in outcome.decisions} <= {"freed"}
+    assert outcome.changed == 1 + len(outcome.decisions)
     for node, reason in made.changed.items():
         assert reason in said[node]
     assert not made.changed or set(said) >= set(made.changed)
@@ -287,6 +316,9 @@ def test_a_shape_that_nothing_reads_any_more_goes(tmp_path: Path) -> None:
     assert "w0" not in outcome.model.graph.initializers
     inside = {value.name: value.shape for node in outcome.model.graph for value in node.outputs}
     assert str(inside["t0"]) == "[batch,2,3,4]"
+    assert "w3" in picked().model.graph.initializers, "which of a sample"
+    assert "w3" not in freed(picked().model, tmp_path).model.graph.initializers
+    assert not [node for node in freed(in_constants().model, tmp_path).model.graph if node.op_type == "Constant"]
 
 
 def test_inner_shapes_that_are_not_the_batch_stay(tmp_path: Path) -> None:
@@ -329,6 +361,24 @@ def test_what_is_right_for_one_size_only_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="freed, the graph would be wrong") as caught:
         freed(model, tmp_path)
     assert caught.value.code == "batch.not-proven"
+
+
+def test_what_runs_for_one_size_only_is_refused(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.take("x", [1, 6, "w"])
+    model = graph.model(graph.op("Add", graph.op("Flatten", x, axis=0), graph.op("Flatten", x)))
+    with pytest.raises(StepError) as caught:
+        freed(model, tmp_path)
+    assert caught.value.code == "batch.not-proven"
+    assert "it does not run" in str(caught.value.cause)
+
+
+def test_sizes_that_the_graph_does_not_take_are_not_asked_for(tmp_path: Path) -> None:
+    """The axis is open, and the weights behind it know one size only."""
+    graph = Graph()
+    summed = graph.op("Add", graph.take("x", [1, 6, "w"]), weight(graph, 1, 6, 8)[0])
+    outcome = freed(graph.model(graph.op("Reshape", summed, numbers(graph, 1, -1, 2))), tmp_path)
+    assert outcome.decisions[0].reason == "[1, -1, 2] became [0, -1, 2]"
 
 
 def branches(*shapes: tuple[int, ...]) -> ir.Model:
@@ -445,6 +495,40 @@ def test_what_is_open_already_stays(squeeze: bool, tmp_path: Path) -> None:
     outcome = freed(model, tmp_path)
     assert outcome.model is model
     assert outcome.left_because == "takes any number of samples already"
+
+
+def test_what_only_some_samples_show_is_found_at_the_end(tmp_path: Path) -> None:
+    """Sums over the samples of what is above 0, which nothing in the data is."""
+    graph = Graph()
+    x = graph.take("x", [1, 4])
+    model = graph.model(graph.op("Add", x, graph.op("CumSum", graph.op("Relu", x), graph.constant(np.array(0)))))
+    with pytest.raises(StepError, match="wrong with 2 samples") as caught:
+        freed(model, tmp_path, Arrays({"x": -np.random.default_rng(0).uniform(1, 2, (8, 4)).astype(np.float32)}))
+    assert caught.value.code == "batch.not-proven"
+    assert "not what comes out of each alone" in str(caught.value.cause)
+
+
+def test_equal_samples_tell_nothing(tmp_path: Path) -> None:
+    outcome = freed(attention_in_time().model, tmp_path, Arrays({"x": np.ones((8, 5, 8), np.float32)}))
+    assert {decision.node for decision in outcome.decisions} >= {"Reshape_1", "Reshape_8", "Reshape_10"}
+
+
+def test_samples_are_as_wide_as_the_model_takes_them(tmp_path: Path) -> None:
+    """Behind `convert.fp16` the data are those of the float32 model."""
+    graph = Graph()
+    made = graph.op("Reshape", graph.take("x", [1, 6], TensorProto.FLOAT16), numbers(graph, 1, 2, 3))
+    model = graph.model(graph.op("Cast", made, to=TensorProto.FLOAT))
+    wide = synthetic([dataclasses.replace(io.inputs(model)[0], dtype="float32")], seed=0, samples=8, batch=1)
+    outcome = batch.free(model, BatchFree(), context(None, tmp_path, check=wide))
+    assert outcome.decisions[0].reason == "[1, 2, 3] became [-1, 2, 3]"
+
+
+def test_maps_are_joined_by_row() -> None:
+    """Probabilities by class, as trees give them."""
+    one, two = [{0: 0.25, 1: 0.75}], [{0: 1.0, 1: 0.0}]
+    assert batch._joined([one, two], one + two, 1e-4)
+    assert not batch._joined([one, two], two + one, 1e-4)
+    assert not batch._joined([one, two], [{0: 0.25, 2: 0.75}, *two], 1e-4)
 
 
 def test_samples_of_the_data_are_looked_at(tmp_path: Path) -> None:
