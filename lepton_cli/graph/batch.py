@@ -265,25 +265,27 @@ def _prove(
     places: Mapping[str, SampleAxis | None],
     context: Context,
 ) -> None:
-    """Raise StepError unless one sample gives the same bytes, and several what each alone does."""
+    """Raise StepError unless several samples give what each alone does, and one the same bytes.
 
-    def session(model: ir.Model, *, optimise: bool) -> runtime.Session:
-        source = io.payload(model, context.workdir)
-        return runtime.Session(source, threads=context.threads, optimise=optimise, spin=False)
-
-    old, exact, usual = session(before, optimise=False), session(after, optimise=False), session(after, optimise=True)
-    tolerance = _tolerance(before)
-    for samples in groups:
-        alone = [old.run(one) for one in samples]
-        for one, results in zip(samples, alone, strict=True):
-            _compare(results, _run(exact, one, "one sample"), 0.0, "one sample")
-        for rows in _combined(len(samples)):
-            parts, what = [alone[row] for row in rows], f"{len(rows)} samples"
-            expected = {
-                name: parts[0][name] if at is None else at.stack([one[name] for one in parts])
-                for name, at in places.items()
-            }
-            _compare(expected, _run(usual, _together([samples[row] for row in rows], axes), what), tolerance, what)
+    With onnxruntime's optimiser and without: it may join other operators where sizes are open, which rounds otherwise.
+    """
+    for optimise in (False, True):
+        old, new = (
+            runtime.Session(io.payload(model, context.workdir), threads=context.threads, optimise=optimise, spin=False)
+            for model in (before, after)
+        )
+        tolerance = _tolerance(before)
+        for samples in groups:
+            alone = [old.run(one) for one in samples]
+            for one, results in zip(samples, alone, strict=True):
+                _compare(results, _run(new, one, "one sample"), tolerance if optimise else 0.0, "one sample")
+            for rows in _combined(len(samples)):
+                parts, what = [alone[row] for row in rows], f"{len(rows)} samples"
+                expected = {
+                    name: parts[0][name] if at is None else at.stack([one[name] for one in parts])
+                    for name, at in places.items()
+                }
+                _compare(expected, _run(new, _together([samples[row] for row in rows], axes), what), tolerance, what)
 
 
 def _run(session: runtime.Session, feeds: _Feeds, what: str) -> _Feeds:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 #: Largest difference, as a share of the largest value, that is rounding: sums in another order.
 ROUNDING, ROUNDING_HALF = 2e-5, 5e-3
+#: Outputs below this are as exact as numbers of this size: of a sigmoid near 0 there are few.
+LEAST = 1e-3
 #: Share of 8-bit numbers that rounding may turn.
 TURNED = 0.01
 
@@ -101,17 +103,21 @@ def reshaped(place: SampleAxis, shape: Sequence[int], target: Sequence[int]) -> 
 
 
 def same(expected: NDArray[Any], got: NDArray[Any], tolerance: float | None = None) -> bool:
-    """Whether two results are one up to rounding. `tolerance`: as a share of the largest value."""
+    """Whether two results are one up to rounding.
+
+    `tolerance`: of a model's outputs, as a share of the largest value, or of LEAST where all are smaller.
+    """
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     if expected.dtype.kind != "f":
         rounded = tolerance or (expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" and tolerance is None)
         return bool(not expected.size or np.mean(expected != got) <= (TURNED if rounded else 0.0))
+    least = 0.0 if tolerance is None else LEAST
     if tolerance is None:
         tolerance = ROUNDING_HALF if expected.dtype == np.float16 else ROUNDING
     first, second = expected.astype(np.float64), got.astype(np.float64)
     usable = np.isfinite(first)
     if not np.array_equal(first[~usable], second[~usable], equal_nan=True) or not np.isfinite(second[usable]).all():
         return False
-    largest = float(np.abs(first[usable]).max(initial=0.0))
+    largest = float(np.abs(first[usable]).max(initial=least))
     return float(np.abs(first[usable] - second[usable]).max(initial=0.0)) <= tolerance * largest

@@ -250,6 +250,21 @@ def in_constants() -> Case:
     return Case(graph.model(made), lambda x: x.reshape(1, 2, 3), {"Reshape_1": "[1, 2, -1] became [0, 2, -1]"})
 
 
+def without_copies() -> Case:
+    """Where a 0 means no numbers at all."""
+    graph = Graph()
+    made = graph.op("Reshape", graph.take("x", [1, 6]), numbers(graph, 1, 2, -1), allowzero=1)
+    return Case(graph.model(made), lambda x: x.reshape(1, 2, 3), {"Reshape_0": "[1, 2, -1] became [-1, 2, 3]"})
+
+
+def in_turns() -> Case:
+    """An output that would have a row of each sample in turns: it has one sample behind the other."""
+    graph = Graph()
+    time = graph.op("Transpose", graph.take("x", [1, 4, 6]), perm=[1, 0, 2])
+    made = graph.op("Neg", graph.op("Reshape", time, numbers(graph, 4, 2, 3)))
+    return Case(graph.model(made), lambda x: -x.reshape(4, 2, 3), shape=(None, 2, 3))
+
+
 def half_frozen() -> Case:
     """An input that is open already, and keeps its name for the axis."""
     graph = Graph()
@@ -260,7 +275,8 @@ def half_frozen() -> Case:
 
 CASES = (
     rows, columns, merged, flattened, attention, attention_in_time, resized, token, beside_rows, recurrent, picked,
-    turned, shared, second_axis, copied, zeros, in_constants, half_frozen,
+    turned, shared, second_axis, copied, zeros, in_constants, without_copies, in_turns,
+    half_frozen,
 )  # fmt: skip
 
 
@@ -319,6 +335,12 @@ def test_a_shape_that_nothing_reads_any_more_goes(tmp_path: Path) -> None:
     assert "w3" in picked().model.graph.initializers, "which of a sample"
     assert "w3" not in freed(picked().model, tmp_path).model.graph.initializers
     assert not [node for node in freed(in_constants().model, tmp_path).model.graph if node.op_type == "Constant"]
+    graph = Graph()
+    shape = graph.op("Concat", numbers(graph, 1), numbers(graph, 2, 3), axis=0)
+    computed = graph.model(graph.op("Reshape", graph.take("x", [1, 6]), shape))
+    left = freed(computed, tmp_path).model.graph
+    assert [node.op_type for node in left] == ["Reshape"]
+    assert len(left.initializers) == 1
 
 
 def test_inner_shapes_that_are_not_the_batch_stay(tmp_path: Path) -> None:
@@ -521,6 +543,17 @@ def test_samples_are_as_wide_as_the_model_takes_them(tmp_path: Path) -> None:
     wide = synthetic([dataclasses.replace(io.inputs(model)[0], dtype="float32")], seed=0, samples=8, batch=1)
     outcome = batch.free(model, BatchFree(), context(None, tmp_path, check=wide))
     assert outcome.decisions[0].reason == "[1, 2, 3] became [-1, 2, 3]"
+
+
+def test_rounding_is_as_coarse_as_the_model() -> None:
+    def made(*kinds: str, half: bool = False) -> ir.Model:
+        graph = Graph()
+        x = graph.op("Mul", graph.take("x", [1, 4]), graph.constant(np.ones(4, np.float16 if half else np.float32)))
+        for kind in kinds:
+            x = graph.op(kind, x, graph.constant(np.float32(0.1)))
+        return graph.model(x)
+
+    assert batch._tolerance(made()) < batch._tolerance(made(half=True)) < batch._tolerance(made("QuantizeLinear"))
 
 
 def test_maps_are_joined_by_row() -> None:
