@@ -16,7 +16,7 @@ from lepton_cli.data.dataset import Array
 from lepton_cli.errors import LeptonError
 from lepton_cli.graph.edit import inner_graphs
 from lepton_cli.graph.frozen import Change, Changes, Choices, Reads, Seen
-from lepton_cli.graph.one_node import OneNode, outer_values
+from lepton_cli.graph.one_node import NO_ARRAY, OneNode, outer_values
 from lepton_cli.graph.sized import RANDOM
 from lepton_cli.graph.stacked import SampleAxis, found
 from lepton_cli.step import Decision
@@ -143,7 +143,7 @@ class Freeing:
             return [runner.run(one) for one in fed]
         except LeptonError as error:
             reason = f"it cannot be looked at: {error.cause or error.message}"
-            raise NotFree(node, reason, alone=True) from error
+            raise NotFree(node, reason, alone=error.code != NO_ARRAY) from error
 
     def _together(
         self, node: ir.Node, run: ir.Node, reads: Reads, count: int, given: Mapping[int, Array]

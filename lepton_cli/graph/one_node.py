@@ -14,6 +14,9 @@ from lepton_cli import runtime
 from lepton_cli.errors import ModelError
 from lepton_cli.graph.edit import inner_graphs
 
+#: The error of a node whose result cannot be looked at.
+NO_ARRAY = "model.no-array"
+
 
 def outer_values(node: ir.Node) -> list[ir.Value]:
     """Values from outside that graphs inside the node read, whatever graph around it they stand in."""
@@ -56,7 +59,7 @@ class OneNode:
         """The node's results. Raises ModelError where there are none, or where they are no arrays."""
         found: Sequence[Any] = list(self._session.run({_name(key): one for key, one in fed.items()}).values())
         if not all(isinstance(one, np.ndarray) for one in found):
-            raise ModelError("model.run", "its result is a sequence or a map")
+            raise ModelError(NO_ARRAY, "its result is a sequence or a map")
         return list(found)
 
 

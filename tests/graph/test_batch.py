@@ -510,6 +510,20 @@ def test_what_cannot_be_freed_is_said(case: str, tmp_path: Path) -> None:
     assert outcome.warnings
 
 
+def test_a_branch_that_cannot_be_looked_at_is_no_branch_that_never_runs(tmp_path: Path) -> None:
+    """It is taken for another flag."""
+    model = branches((1, 24), (1, 24))
+    inner = next(iter(model.graph)).attributes["then_branch"].as_graph()
+    first = inner[0]
+    split = ir.node("SplitToSequence", [first.outputs[0]], {"axis": 0, "keepdims": 1})
+    back = ir.node("ConcatFromSequence", split.outputs, {"axis": 0})
+    split.outputs[0].name, back.outputs[0].name = "parts", "whole"
+    inner.insert_after(first, [split, back])
+    inner[3].replace_input_with(0, back.outputs[0])
+    with pytest.raises(StepError, match="SplitToSequence"):
+        freed(model, tmp_path)
+
+
 @pytest.mark.parametrize("squeeze", [False, True])
 def test_what_is_open_already_stays(squeeze: bool, tmp_path: Path) -> None:
     """A Squeeze takes the axis of a single sample away, and of several gives what it should."""
