@@ -54,7 +54,8 @@ def free(model: ir.Model, options: BatchFree, context: Context) -> Outcome:
             option=(option,),
         )  # fmt: skip
     try:
-        return _freed(model, options, context)
+        with context.progress.stage(options.step):
+            return _freed(model, options, context)
     except StepError as error:
         if not options.if_possible:
             raise
@@ -77,13 +78,12 @@ def _freed(model: ir.Model, options: BatchFree, context: Context) -> Outcome:
         isinstance(dim, int) for info in inputs for at, dim in enumerate(info.shape or ()) if at != axes[info.name]
     )
     name = _name(inputs, axes, options)
-    with context.progress.stage(options.step):
-        copy, freeing = _walked(model, samples[: max(COUNTS)], axes, sizes_known=known)
-        try:
-            places = _finish(copy, freeing, axes, name)
-        except NotFree as refused:
-            raise _refused(refused) from refused
-        _prove(model, copy, groups, axes, places, context)
+    copy, freeing = _walked(model, samples[: max(COUNTS)], axes, sizes_known=known)
+    try:
+        places = _finish(copy, freeing, axes, name)
+    except NotFree as refused:
+        raise _refused(refused) from refused
+    _prove(model, copy, groups, axes, places, context)
     shown = ", ".join(str(info) for info in io.outputs(copy))
     warnings = [
         f"output `{name}` is the same for all samples: it has no axis for them" for name, at in places.items() if not at
@@ -91,7 +91,7 @@ def _freed(model: ir.Model, options: BatchFree, context: Context) -> Outcome:
     count = len(freeing.decisions)
     said = f"{'1 node' if count == 1 else f'{count} nodes'} changed, outputs {shown}"
     changed = len(axes) + len(freeing.decisions)
-    return Outcome(copy, changed, tuple(freeing.decisions), said, warnings=tuple(warnings), tolerance=SAME)
+    return Outcome(copy, changed, tuple(freeing.decisions), said, warnings=tuple(warnings), tolerance=_tolerance(model))
 
 
 def _walked(

@@ -142,7 +142,7 @@ class Freeing:
             runner = OneNode(node, self._model, fixed, fed[0])
             return [runner.run(one) for one in fed]
         except LeptonError as error:
-            reason = f"it cannot be looked at: {error.cause or error.message}"
+            reason = f"it cannot be looked at: {_cause(error)}"
             raise NotFree(node, reason, alone=error.code != NO_ARRAY) from error
 
     def _together(
@@ -157,7 +157,7 @@ class Freeing:
         try:
             return OneNode(run, self._model, fixed, fed).run(fed)
         except LeptonError as error:
-            raise NotFree(node, f"it does not take {count} samples: {error.cause or error.message}") from error
+            raise NotFree(node, f"it does not take {count} samples: {_cause(error)}") from error
 
     def _with_samples(self, node: ir.Node, reads: Reads) -> None:
         """A node that reads samples: as it is, or with the first change that makes it right."""
@@ -214,3 +214,8 @@ class Freeing:
                 if count == COUNTS[0]:
                     places.append(place)
         return places
+
+
+def _cause(error: LeptonError) -> str:
+    """What onnxruntime says, without the node, which is named already."""
+    return (error.cause or error.message).rpartition("Status Message: ")[2]
