@@ -37,6 +37,10 @@ SHARED_TESTS = {
     ],
     "coupling/operators.py": [("tests/coupling/test_operators_in_networks.py", "operators beside others")],
     "graph/feeds.py": [("tests/graph/test_feeds_sizes.py", "the sizes alone")],
+    **{
+        f"graph/{part}.py": [("tests/graph/test_batch.py", "parts of that step")]
+        for part in ("freeing", "frozen", "one_node", "stacked")
+    },
     "probe/linear.py": [("tests/probe/test_linear_found.py", "which layers are found")],
     "probe/rewrites.py": [
         ("tests/probe/test_rewrites_in_steps.py", "errors planted into steps"),

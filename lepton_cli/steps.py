@@ -10,7 +10,7 @@ the name of its options, which is public with that (`lepton.Fuse`).
 from __future__ import annotations
 
 from lepton_cli.graph.details import FuseDetails, HeadDetails
-from lepton_cli.graph.spec import Fuse, HeadAdd, HeadReplace, Simplify
+from lepton_cli.graph.spec import BatchFree, Fuse, HeadAdd, HeadReplace, Simplify
 from lepton_cli.prune.details import PruneChannelsDetails, PruneWeightsDetails
 from lepton_cli.prune.spec import PruneChannels, PruneWeights
 from lepton_cli.quantize.details import (
@@ -25,6 +25,7 @@ from lepton_cli.train.details import TrainingDetails
 from lepton_cli.train.spec import Distill, Finetune
 
 __all__ = [
+    "BatchFree",
     "ConvertFp16",
     "Distill",
     "Finetune",
@@ -43,6 +44,7 @@ __all__ = [
 STEPS: dict[str, Step] = {
     "simplify": Step(Simplify, "simplify.simplify:simplify"),
     "fuse": Step(Fuse, "graph.fuse:fuse", FuseDetails),
+    "batch.free": Step(BatchFree, "graph.batch:free"),
     "head.add": Step(HeadAdd, "graph.heads:add", HeadDetails),
     "head.replace": Step(HeadReplace, "graph.heads:replace", HeadDetails),
     "prune.channels": Step(PruneChannels, "prune.channels:prune", PruneChannelsDetails),

@@ -48,8 +48,8 @@ def test_the_summary_is_the_first_line_of_the_description() -> None:
 
 def test_the_table_names_every_step_as_its_options_do() -> None:
     assert list(STEPS) == [
-        "simplify", "fuse", "head.add", "head.replace", "prune.channels", "prune.weights", "distill", "finetune",
-        "quantize.static", "quantize.aware", "quantize.dynamic", "quantize.weights", "convert.fp16",
+        "simplify", "fuse", "batch.free", "head.add", "head.replace", "prune.channels", "prune.weights", "distill",
+        "finetune", "quantize.static", "quantize.aware", "quantize.dynamic", "quantize.weights", "convert.fp16",
     ]  # fmt: skip
     needed = {"head.add": {"at": "x", "name": "y", "classes": 2}, "head.replace": {"classes": 2}}
     for name, step in STEPS.items():
@@ -84,6 +84,7 @@ def test_what_is_known_about_a_step_stands_on_its_options() -> None:
     assert known == {
         "simplify": (True, False, False),
         "fuse": (True, False, False),
+        "batch.free": (False, False, False),
         "head.add": (False, False, False),
         "head.replace": (False, False, False),
         "prune.channels": (False, False, False),

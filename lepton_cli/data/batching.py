@@ -48,16 +48,24 @@ def layout(inputs: Sequence[TensorInfo]) -> Layout:
     return Layout(axes, 1 if alone else next(iter(sizes), None), alone)
 
 
+def sample_axes(inputs: Sequence[TensorInfo]) -> dict[str, int]:
+    """Inputs that several samples make longer, and on which axis; none where each feed is one sample as it is.
+
+    An input of one value beside others is one for all samples.
+    """
+    how, several = layout(inputs), any(not single(info) for info in inputs)
+    found = {info.name: how.axes[info.name] for info in inputs if info.shape and not (several and single(info))}
+    return {} if how.alone else {name: axis for name, axis in found.items() if axis is not None}
+
+
 def freed(inputs: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
     """The inputs with the number of samples left open, as whoever trains leaves it; not where each is a feed alone."""
-    how = layout(inputs)
-    if how.fixed is None or how.alone:
+    if layout(inputs).fixed is None:
         return tuple(inputs)
-    several = any(not single(info) for info in inputs)
-    found = []
+    axes, found = sample_axes(inputs), []
     for info in inputs:
-        axis = how.axes[info.name]
-        if axis is not None and info.shape is not None and not (several and single(info)):
+        if info.name in axes and info.shape is not None:
+            axis = axes[info.name]
             info = dataclasses.replace(info, shape=(*info.shape[:axis], "batch", *info.shape[axis + 1 :]))
         found.append(info)
     return tuple(found)

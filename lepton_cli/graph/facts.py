@@ -143,9 +143,10 @@ def _hazards(model: ir.Model, operators: Counter[str]) -> list[str]:
         found.append(f"{len(defaults)} weights are also graph inputs: `simplify` makes them constants")
     if operators["Loop"] or operators["Scan"] or operators["If"]:
         found.append("control flow (Loop, Scan, If): only `quantize.weights` and `convert.fp16` reach the nodes inside")
-    fixed = [value.name for value in model.graph.inputs if not value.is_initializer() and _fixed_batch(value)]
+    fixed = [value for value in model.graph.inputs if not value.is_initializer() and _fixed_batch(value)]
     if fixed:
-        found.append(f"the batch size of `{fixed[0]}` is fixed: other batch sizes cannot be measured")
+        freed = "; `batch.free` frees it where it can" if fixed[0].shape and fixed[0].shape[0] == 1 else ""
+        found.append(f"the batch size of `{fixed[0].name}` is fixed: other batch sizes cannot be measured{freed}")
     unfolded = sum(
         1 for node in model.graph
         if node.op_type == "BatchNormalization" and _linear_before(node)

@@ -31,7 +31,7 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
 #: Operators whose data decides how much comes out.
 _SEARCHING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress", "StringSplit"})
 #: Operators whose outputs differ from run to run.
-_RANDOM = frozenset(
+RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 
@@ -59,6 +59,6 @@ def from_data(model: ir.Model) -> FromData:
         measures = node.op_type in ("Shape", "Size")
         if not measures and (read & sized or not fed.isdisjoint(steering(node)) or (searches and read & fed)):
             sized.update(node.outputs)
-        if read & sized if measures else (read & fed or node.op_type in _RANDOM):
+        if read & sized if measures else (read & fed or node.op_type in RANDOM):
             fed.update(node.outputs)
     return FromData(frozenset(fed), frozenset(sized))

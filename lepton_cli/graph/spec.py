@@ -1,4 +1,4 @@
-"""Options of the steps that rewrite a graph into an equal one (`simplify`, `fuse`) or give it other outputs (heads)."""
+"""Options of the steps that rewrite a graph into an equal one (`simplify`, `fuse`), free its batch, or make outputs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ class Fuse(Options):
     )
     heads: int | None = Field(default=None, ge=1, description="Attention heads; default: read from the graph")
     hidden_size: int | None = Field(default=None, ge=1, description="Default: read from the graph")
+
+
+class BatchFree(Options):
+    """Let a graph for one sample at a time take any number: shapes that hold the 1 follow the batch.
+
+    Which nodes take one sample only is measured. All is done or nothing: of several samples has to come out what comes
+    out of each alone, and of one the same bytes as before.
+    """
+
+    step: Literal["batch.free"] = "batch.free"
+    name: str = Field(default="batch", min_length=1, description="What the axis is called, where it has no name yet")
 
 
 class HeadOptions(Options):

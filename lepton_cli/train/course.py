@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 
 from lepton_cli import cache, units
+from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError, ProviderError, StepError
 from lepton_cli.graph.feeds import default_feeds
@@ -93,7 +94,7 @@ class Course:
         """Raises DataError where no samples can be kept apart."""
         self._network, self._options, self._context, self._samples = network, options, context, samples
         self._precision = precision
-        self._piece = piece = _piece(network, holdout, samples)
+        self._piece = piece = _piece(network, samples)
         self.trial = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
         self.first = [part.feeds for part in self.trial]
         self._size = _batch(network, options, samples, piece or 1)
@@ -296,15 +297,16 @@ def _readers(network: Network, made: ir.Model) -> tuple[ir.Node, ...]:
     )
 
 
-def _piece(network: Network, holdout: Dataset, samples: TrainingSamples) -> int | None:
+def _piece(network: Network, samples: TrainingSamples) -> int | None:
     """How many samples go in at once; `None`: any number.
 
     A graph whose batch was frozen to 1 may fail with more, or lay one sample over another without failing: what comes
     out of several has to be what comes out of each alone.
     """
+    fixed = layout(io.inputs(network.model)).fixed  # the data was opened for the model that the recipe began with
     batch = samples.batch(0, 2)
-    if holdout.fixed_batch is not None or batch.count < 2:
-        return holdout.fixed_batch
+    if fixed is not None or batch.count < 2:
+        return fixed
     with torch.no_grad():
         single = [network.run(proof.tensors(part.feeds, network.device)) for part in _pieces(batch, 1)]
         try:
@@ -315,7 +317,8 @@ def _piece(network: Network, holdout: Dataset, samples: TrainingSamples) -> int 
     for name, found in both.items():
         if not found.is_floating_point() or not single[0][name].dim():
             continue
-        expected = torch.cat([one[name] for one in single]).cpu().numpy()
+        axis = proof.sample_axis(single[0][name].shape, found.shape)
+        expected = torch.cat([one[name] for one in single], axis).cpu().numpy()
         if not apart(expected, found.cpu().numpy()) <= same:
             return 1
     return None

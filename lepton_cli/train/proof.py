@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ def tensors(feeds: Values, device: torch.device | str = "cpu") -> dict[str, torc
     """Arrays as tensors; numbers that say where or how many stay where Python reads them."""
     found = {name: torch.from_numpy(np.array(array, order="C")) for name, array in feeds.items()}
     return {name: one.to(device) if one.is_floating_point() else one for name, one in found.items()}
+
+
+def sample_axis(alone: Sequence[int], together: Sequence[int]) -> int:
+    """Along which axis results of single samples are joined: the first that is longer where they go in together."""
+    pairs = enumerate(zip(alone, together, strict=False))
+    return next((axis for axis, (one, several) in pairs if one != several), 0)
 
 
 def prove(network: Network, check: Dataset, workdir: Path, threads: int) -> float:

@@ -69,6 +69,23 @@ def test_where_samples_are(shapes: list[Any], axes: list[int | None], fixed: int
 
 
 @pytest.mark.parametrize(
+    ("shapes", "axes", "open_shapes"),
+    [
+        ([(1, 3, 8)], {"0": 0}, [("batch", 3, 8)]),
+        ([(1, 512), (2, 1, 64), (1,), ()], {"0": 0, "1": 1}, [("batch", 512), (2, "batch", 64), (1,), ()]),
+        ([(1, 1)], {"0": 0}, [("batch", 1)]),
+        ([("n", 4)], {"0": 0}, [("n", 4)]),
+        ([("N", 16), (2, "E")], {}, [("N", 16), (2, "E")]),
+        ([None], {}, [None]),
+    ],
+)
+def test_several_samples_make_inputs_longer(shapes: list[Any], axes: dict[str, int], open_shapes: list[Any]) -> None:
+    inputs = [TensorInfo(str(number), "float32", shape) for number, shape in enumerate(shapes)]
+    assert batching.sample_axes(inputs) == axes
+    assert [one.shape for one in batching.freed(inputs)] == open_shapes
+
+
+@pytest.mark.parametrize(
     ("shape", "told", "axis", "fixed", "alone"),
     [
         (("a", "c", 4), 1, 1, None, False),

@@ -42,3 +42,12 @@ def test_fused_layers_are_told() -> None:
     weight = graph.constant(np.ones((4, 3, 1, 1), np.float32))
     fused = graph.op("FusedConv", graph.take("x", ["b", 3, 4, 4]), weight, domain="com.microsoft", activation="Relu")
     assert any("1 layers are onnxruntime's own fused operators" in one for one in facts(graph.model(fused)).hazards)
+
+
+@pytest.mark.parametrize(("batch", "freed"), [(1, True), (4, False), ("b", None)])
+def test_a_fixed_batch_is_told(batch: int | str, freed: bool | None) -> None:
+    graph = Graph()
+    model = graph.model(graph.op("Relu", graph.take("x", [batch, 3])))
+    told = [one for one in facts(model).hazards if "batch size" in one]
+    assert len(told) == (freed is not None)
+    assert not told or ("`batch.free` frees it" in told[0]) == freed

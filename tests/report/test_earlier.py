@@ -22,6 +22,7 @@ from tests.report import builders
 DETAILS: dict[str, dict[str, Any]] = {
     "simplify": {},
     "fuse": {"model_type": "vit", "heads": 4, "hidden_size": 64, "operators": {"Attention": 2}},
+    "batch.free": {},
     "head.add": {"output": "kind", "at": "pool", "channels": 64, "width": 2},
     "head.replace": {"output": "logits", "at": "pool", "channels": 64, "width": 7, "left": "fc"},
     "prune.channels": {

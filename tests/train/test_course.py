@@ -12,7 +12,6 @@ from lepton_cli.data.dataset import Batch
 from lepton_cli.train import course
 from lepton_cli.train.operators import table
 from lepton_cli.train.quantized import QuantizedNetwork
-from tests.quantize.builders import images
 from tests.train.test_proof import quantized
 
 
@@ -27,7 +26,7 @@ def test_rounding_that_depends_on_the_batch_is_no_mixing_of_samples(
         return right(call, x, y) + (shift if len(x) > 1 else 0)  # type: ignore[operator]
 
     monkeypatch.setitem(table.OPERATORS, ("", "MatMul"), product)
-    assert course._piece(network, images(8), Pictures()) == piece
+    assert course._piece(network, Pictures()) == piece
 
 
 class Pictures:

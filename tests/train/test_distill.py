@@ -17,7 +17,9 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.data.spec import TrainingSpec
 from lepton_cli.data.training import TrainingData, open_training
 from lepton_cli.errors import LeptonError
+from lepton_cli.graph.batch import free
 from lepton_cli.graph.edit import set_weight
+from lepton_cli.graph.spec import BatchFree
 from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Outcome
@@ -211,6 +213,28 @@ def test_a_fixed_batch_trains_piece_by_piece(batch: int, tmp_path: Path) -> None
         for one in (broken, outcome.model)
     )
     assert after < before
+
+
+def test_a_freed_batch_goes_in_whole_and_the_teacher_answers_in_pieces(tmp_path: Path) -> None:
+    """What the recipe began with, and with it the data, takes one sample at a time; one output has it in the middle."""
+    graph = Graph()
+    y = graph.op("Relu", graph.linear(graph.take("x", [1, 8]), 8, 24))
+    y = graph.op("Softmax", graph.op("Reshape", y, graph.constant(np.array([1, 4, 6]))), axis=1)
+    state = graph.op("Transpose", y, perm=[1, 0, 2])
+    y = graph.linear(graph.op("Reshape", y, graph.constant(np.array([1, 24]))), 24, 5)
+    original = graph.model(y, state)
+    data = Arrays({"x": ROWS[:8]}).of(io.inputs(original), "check")
+    made = dataclasses.replace(context(data, tmp_path, original=original), training=given(original, tmp_path))
+    start = free(damaged(original), BatchFree(), made).model
+    outcome = distill(start, Distill(budget=TrainingBudget(epochs=4)), made)
+    assert told(outcome).piece == 0
+    before, after, taught = (Session(io.to_bytes(one), threads=1) for one in (start, outcome.model, original))
+    fresh = np.random.default_rng(9).normal(size=(40, 8)).astype(np.float32)
+    alone = [taught.run({"x": row[None]}) for row in fresh]
+    for name, axis in ((y, 0), (state, 1)):
+        wanted = np.concatenate([one[name] for one in alone], axis)
+        was, now = (np.square(one.run({"x": fresh})[name] - wanted).mean() for one in (before, after))
+        assert now < 0.5 * was
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(3, 4), (9, 8), ("auto", 16)])
