@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/training.py executor MODEL_OR_FOLDER...
     PYTHONPATH=. python benchmarks/training.py distill --assets DIR --student PRUNED.onnx --teacher ORIGINAL.onnx
-        [--train IMAGES.npz] [--labels SHARE] [--epochs N]
+        [--train IMAGES.npz] [--labels SHARE] [--epochs N] [--features none]
 
 `distill`: a pruned CIFAR-10 network learns its original's answers from images, flipped and cropped, with a SHARE of the
 loss for their labels (default: none); top-1 on test images that it never sees, and CPU minutes of one thread, the
@@ -93,6 +93,7 @@ def distil(options: argparse.Namespace) -> None:
                 "step": "quantize.aware" if options.weight_bits else "distill",
                 "teacher": str(options.teacher.resolve()),
                 "budget": {"epochs": options.epochs},
+                "features": options.features,
                 **({"labels": f"{100 * options.labels:g} %"} if options.labels else {}),
                 **({"weight_bits": options.weight_bits} if options.weight_bits else {}),
             }
@@ -133,6 +134,7 @@ def main() -> None:
     other.add_argument("--train", type=Path, help="NPZ with `images` and `labels`; default: cifar10_train.npz")
     other.add_argument("--labels", type=float, default=0.0, help="share of the loss that the labels have")
     other.add_argument("--epochs", type=float, default=5)
+    other.add_argument("--features", choices=("auto", "none"), default="auto", help="whether values inside are learnt")
     other.add_argument(
         "--weight-bits", type=int, choices=(4, 8), help="the student is int8: train it by quantize.aware"
     )

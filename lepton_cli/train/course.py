@@ -41,7 +41,7 @@ BATCH, MOST_BYTES = 128, 2 << 30
 #: So many steps at least, where a budget of few samples allows it: the fewest of a step are as fast as more.
 STEPS, FEWEST = 200, 16
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
-RATES = (1e-2, 3e-3, 1e-3)
+RATES = (3e-2, 1e-2, 3e-3, 1e-3)
 #: Where codes learn, which are near already, more and smaller steps come nearer from as many samples (ResNet-20 in 4
 #: bits: loss 0.159 at a rate of 1e-2, 0.137 at 3e-3, 0.119 with half of the samples a step).
 QUANTIZED_BATCH, QUANTIZED_RATES = 64, (3e-3, 1e-3, 3e-4)

@@ -10,6 +10,8 @@ from lepton_cli import units
 from lepton_cli.step import Options
 from lepton_cli.values import Duration, Percent, Strict
 
+FEATURES = "auto: values inside learn the teacher's of the same name too, where blocks end, whatever channels went"
+
 
 class TrainingBudget(Strict):
     """How much training: one of the three."""
@@ -38,7 +40,7 @@ class TrainingOptions(Options):
     )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
-        description="Share of a channel's weights that a step changes at most; auto: 0.01 (0.003 for codes), less "
+        description="Share of a channel's weights that a step changes at most; auto: 0.03 (0.003 for codes), less "
         "where that harms",
     )
     batch: int | Literal["auto"] = Field(
@@ -82,10 +84,7 @@ class Distill(FloatTraining):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
     step: Literal["distill"] = "distill"
-    features: Literal["auto", "none"] = Field(
-        default="auto",
-        description="auto: values inside learn the teacher's too, where blocks end, by name, if channels went too",
-    )
+    features: Literal["auto", "none"] = Field(default="auto", description=FEATURES)
     labels: Percent = Field(
         default=units.Share(0),
         description="Share of the loss for labels of the training data, by cross-entropy, where outputs are classes",
