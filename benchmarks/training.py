@@ -93,7 +93,7 @@ def distil(options: argparse.Namespace) -> None:
                 "step": "quantize.aware" if options.weight_bits else "distill",
                 "teacher": str(options.teacher.resolve()),
                 "budget": {"epochs": options.epochs},
-                "features": options.features,
+                **({} if options.weight_bits else {"features": options.features}),
                 **({"labels": f"{100 * options.labels:g} %"} if options.labels else {}),
                 **({"weight_bits": options.weight_bits} if options.weight_bits else {}),
             }

@@ -42,7 +42,7 @@ def aware(model: ir.Model, options: QuantizeAware, context: Context) -> Outcome:
         context,
         samples,
         holdout,
-        lambda network, made: [WeightedTask(Teacher(original, network, made.first, inside=options.features == "auto"))],
+        lambda network, made: [WeightedTask(Teacher(original, network, made.first))],
         kind=QuantizedNetwork,
     )
     found = course.outcome(model, learnt, beside(original, start, learnt, made, options, context))

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lepton_cli.quantize.effort import Name
 from lepton_cli.step import Lossy
-from lepton_cli.train.spec import FEATURES, TrainingOptions
+from lepton_cli.train.spec import TrainingOptions
 from lepton_cli.values import Points, Strict
 
 
@@ -75,7 +75,6 @@ class QuantizeAware(TrainingOptions):
     """Train codes and scales of a quantized model until it answers as the float model does (extra `train`)."""
 
     step: Literal["quantize.aware"] = "quantize.aware"
-    features: Literal["auto", "none"] = Field(default="auto", description=FEATURES)
     weight_bits: Literal[4, 8] = Field(
         default=8, description="4: weights are stored in 4 bits and computed with in 8, as fast as before"
     )

@@ -10,8 +10,6 @@ from lepton_cli import units
 from lepton_cli.step import Options
 from lepton_cli.values import Duration, Percent, Strict
 
-FEATURES = "auto: values inside learn the teacher's of the same name too, where blocks end, whatever channels went"
-
 
 class TrainingBudget(Strict):
     """How much training: one of the three."""
@@ -84,7 +82,10 @@ class Distill(FloatTraining):
     """Train the weights until the model answers as the original does; needs no labels (extra `train`)."""
 
     step: Literal["distill"] = "distill"
-    features: Literal["auto", "none"] = Field(default="auto", description=FEATURES)
+    features: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: values inside learn the teacher's too, where blocks end, by name, whatever channels went",
+    )
     labels: Percent = Field(
         default=units.Share(0),
         description="Share of the loss for labels of the training data, by cross-entropy, where outputs are classes",

@@ -151,6 +151,32 @@ def test_a_rate_that_harms_is_given_up_after_the_first_mark() -> None:
     assert Trainer(network(near), lesson(), settings(80, speed=0.3)).run(Silent().stage("train")) is not None
 
 
+@pytest.mark.parametrize("stop", [None, 2, 7, 9])
+def test_harm_is_judged_by_the_mean_of_the_weights_on_the_way(stop: int | None) -> None:
+    """Of 80 steps that is the mean behind steps 6 to 10, also where the run was cut before them or in between."""
+    start = TRUE + np.random.default_rng(5).normal(size=TRUE.shape).astype(np.float32) * 1e-2
+    how, way = settings(80, speed=0.1), []
+    trainer = Trainer(network(start), lesson(), how)
+    for number in range(10):
+        trainer.step(number, trainer._rate(number))
+        way.append(trainer.network.state()["w0"])
+    limit = judged(np.mean(way[5:], 0)) / judged(start)
+    assert judged(way[-1]) / judged(start) > 1.2 * limit, "the weights of one step would not do"
+    for factor in (0.999, 1.001):
+        trainer = Trainer(network(start), lesson(), how)
+        if stop is not None:
+            held = Held()
+            with pytest.raises(KeyboardInterrupt):
+                Trainer(
+                    network(start),
+                    Lesson(Product(), Stopped(stop), [Rows().batch(1000, 40), Rows().batch(1001, 8)]),
+                    how,
+                ).run(Silent().stage("train"), None, held)
+            assert held.last is not None
+            trainer.go_on(held.last)
+        assert (trainer.run(Silent().stage("train"), harm=factor * limit) is None) == (factor < 1)
+
+
 def test_pieces_add_up_to_their_batch() -> None:
     whole, pieces = lesson(), Lesson(Product(), Rows(), [], piece=4)
     slopes = []
