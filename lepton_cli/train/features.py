@@ -99,7 +99,9 @@ def joints(network: Network) -> list[list[str]]:
 
 def _is_matrix(value: ir.Value) -> bool:
     """Whether it mixes or moves what passes; a vector shifts or scales it. What is not known does."""
-    return value.shape is None or sum(size != 1 for size in value.shape) > 1
+    tensor = weights.held(value)
+    shape = value.shape if tensor is None else tensor.shape
+    return shape is None or sum(size != 1 for size in shape) > 1
 
 
 def _feature(name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Feature | None:

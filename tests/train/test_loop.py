@@ -177,6 +177,15 @@ def test_harm_is_judged_by_the_mean_of_the_weights_on_the_way(stop: int | None) 
         assert (trainer.run(Silent().stage("train"), harm=factor * limit) is None) == (factor < 1)
 
 
+def test_looking_for_harm_changes_nothing() -> None:
+    start = np.random.default_rng(9).normal(size=(6, 3)).astype(np.float32)
+    ways = [Trainer(network(start), lesson(), settings(80)).run(Silent().stage("train"), harm) for harm in (None, 1e9)]
+    assert ways[0] is not None
+    assert ways[1] is not None
+    assert ways[0].marks == ways[1].marks
+    np.testing.assert_array_equal(ways[0].state["w0"], ways[1].state["w0"])
+
+
 def test_pieces_add_up_to_their_batch() -> None:
     whole, pieces = lesson(), Lesson(Product(), Rows(), [], piece=4)
     slopes = []
