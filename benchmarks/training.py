@@ -5,8 +5,8 @@
         [--train IMAGES.npz] [--labels SHARE] [--epochs N] [--features none]
 
 `distill`: a pruned CIFAR-10 network learns its original's answers from images, flipped and cropped, with a SHARE of the
-loss for their labels (default: none); top-1 on test images that it never sees, the divergence from the teacher's answers
-there (which tells methods apart with less noise), and CPU minutes of one thread, the search for the rate included.
+loss for their labels (default: none); top-1 on test images that it never sees, the divergence from the teacher there
+(which tells methods apart with less noise), and CPU minutes of one thread, the search for the rate included.
 
 `executor`, for every model: the largest difference of an output as a share of its largest value, on made-up samples;
 the share of its float constants that train, and of those the share that a gradient of the squared outputs reaches.
