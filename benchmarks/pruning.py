@@ -1,6 +1,7 @@
 """Accuracy that channel pruning keeps, and what each part of it contributes.
 
-    python benchmarks/pruning.py --assets DIR [--only NAME] [--ablation | --int8] [--samples N] [--threads N]
+    python benchmarks/pruning.py --assets DIR [--only NAME] [--ablation | --int8 [--distill]]
+        [--samples N] [--threads N]
 
 Without `--assets` only the bundled sample models are measured. Everything is measured on data that calibration has
 not seen; calibration uses no labels.
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from lepton_cli import runtime
 from lepton_cli.cache import Cache
 from lepton_cli.data.memory import Arrays
+from lepton_cli.data.spec import TrainingSpec
+from lepton_cli.data.training import open_training
 from lepton_cli.errors import LeptonError
 from lepton_cli.model import io
 from lepton_cli.progress import Silent
@@ -30,9 +33,15 @@ from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.quantize import static
 from lepton_cli.quantize.spec import QuantizeStatic
 from lepton_cli.step import Context
+from lepton_cli.train.spec import Distill
+from lepton_cli.train.steps import distill
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 Feeds = dict[str, NDArray[np.generic]]
+IMAGES = {
+    "preprocess": {"layout": "nchw", "scale": "1/255", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    "augment": [{"flip": "horizontal"}, {"crop": {"pad": 4}}],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,17 +230,27 @@ def measure(case: Case, label: str, target: str, options: dict[str, object], thr
     )
 
 
-def beside_int8(case: Case, threads: int, share: str = "60 %") -> None:
-    """`prune.channels` and `quantize.static` beside `quantize.static` alone, as a recipe without options has them."""
+def beside_int8(case: Case, threads: int, training: Path | None = None, share: str = "60 %") -> None:
+    """`prune.channels` and `quantize.static` beside `quantize.static` alone, as a recipe without options has them.
+
+    `training`: NPZ of CIFAR-10 images by which `distill` trains in between.
+    """
     model = io.load(case.model).model
     wanted = {"step": "prune.channels", "target": {"macs": share}, "timed_as": "int8"}
     with tempfile.TemporaryDirectory() as folder:
         context = given_to(case, model, threads, Path(folder))
         start = time.process_time()
         pruned = channels.prune(model, PruneChannels.model_validate(wanted), context)
-        seconds = time.process_time() - start
+        seconds, small = time.process_time() - start, pruned.model
+        if training is not None:
+            (name,) = case.evaluation
+            spec = TrainingSpec.model_validate({"path": training.name, "inputs": {name: "images"}, **IMAGES})
+            data = open_training(spec, io.inputs(model), seed=0, base=training.parent)
+            begun = time.process_time()
+            small = distill(small, Distill(step="distill"), dataclasses.replace(context, training=data)).model
+            print(f"distill: {(time.process_time() - begun) / 60:.2f} CPU minutes", flush=True)
         plain, both = (
-            static.quantize(one, QuantizeStatic(step="quantize.static"), context).model for one in (model, pruned.model)
+            static.quantize(one, QuantizeStatic(step="quantize.static"), context).model for one in (model, small)
         )
         feeds = {name: np.resize(array, (case.batch, *array.shape[1:])) for name, array in case.evaluation.items()}
         ratio = stopwatch.Stopwatch(plain, feeds, "cpu", threads, context.workdir).ratio(both)
@@ -256,6 +275,7 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--ablation", action="store_true", help="what each part contributes, at the middle target")
     parser.add_argument("--int8", action="store_true", help="60 % of the MACs and int8 beside int8 alone")
+    parser.add_argument("--distill", action="store_true", help="train in between, with cifar10_train.npz")
     parser.add_argument("--samples", type=int, default=2048, help="calibration samples at most")
     parser.add_argument("--threads", type=int, default=runtime.usable_threads())
     chosen = parser.parse_args()
@@ -269,7 +289,7 @@ def main() -> None:
             print(f"| {case.name} | {case.model.name} is not in the folder | | | | | |", flush=True)
             continue
         if chosen.int8:
-            beside_int8(case, chosen.threads)
+            beside_int8(case, chosen.threads, chosen.assets / "cifar10_train.npz" if chosen.distill else None)
         elif chosen.ablation:
             middle = list(case.targets)[len(case.targets) // 2]
             for label, options in ABLATION.items():
