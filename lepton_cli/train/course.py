@@ -45,8 +45,8 @@ RATES = (3e-2, 1e-2, 3e-3, 1e-3)
 #: Where codes learn, which are near already, more and smaller steps come nearer from as many samples (ResNet-20 in 4
 #: bits: loss 0.159 at a rate of 1e-2, 0.137 at 3e-3, 0.119 with half of the samples a step).
 QUANTIZED_BATCH, QUANTIZED_RATES = 64, (3e-3, 1e-3, 3e-4)
-#: Samples that the kinds of losses are read from; a fixed batch of more is taken whole.
-FIRST = 8
+#: Samples that losses are chosen and weighed by, and how many of them at once; a fixed batch of more is taken whole.
+TRIED, FIRST = 64, 8
 #: Samples kept apart that are judged; more tell little more, and cost at every mark.
 JUDGED = 1000
 #: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
@@ -95,7 +95,8 @@ class Course:
         self._network, self._options, self._context, self._samples = network, options, context, samples
         self._precision = precision
         self._piece = piece = _piece(network, samples)
-        self.trial = _pieces(samples.batch(0, max(FIRST, piece or 1)), piece)
+        tried = samples.batch(0, max(TRIED, piece or 1))
+        self.trial = _pieces(tried, piece or min(FIRST, tried.count))
         self.first = [part.feeds for part in self.trial]
         self._size = _batch(network, options, samples, piece or 1)
         size = piece or min(self._size, 250)

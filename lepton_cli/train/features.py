@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -17,6 +18,8 @@ from lepton_cli.train.network import Network
 
 #: At most so many are compared: three taught ResNet-20 as much as nine, a third faster, and four of 27 ResNet-56.
 MOST = 4
+#: Samples, of those given, by which channels are told apart.
+SAMPLES = 8
 #: Numbers of a channel for each channel that it could be mistaken for: fewer tell channels apart by chance.
 _NUMBERS = 4
 #: What these read passes on only how large it is.
@@ -54,8 +57,9 @@ def features(student: Network, teacher: Network, first: Sequence[Values]) -> tup
     names = [name for row in rows for name in row]
     if not names:
         return ()
+    count = max((len(array) for array in first[0].values() if array.ndim), default=1)
     with torch.no_grad():
-        given = [proof.tensors(feeds, student.device) for feeds in first]
+        given = [proof.tensors(feeds, student.device) for feeds in first[: math.ceil(SAMPLES / count)]]
         mine, theirs = ([network.run(feeds, names) for feeds in given] for network in (student, teacher))
     known = []
     for row in filter(None, rows):

@@ -54,7 +54,7 @@ class Labelled:
         self.inside: tuple[str, ...] = ()
         self._device = network.device
         found = _tried(network, output, trial)
-        some = trial[0].labels[self.labels]
+        some = np.concatenate([batch.labels[self.labels] for batch in trial])
         kind = _kind(output, found, some) if asked.kind == "auto" else asked.kind
         axis = _class_axis(found, some) if kind == "cross_entropy" else None
         for labels in data.whole.stored_labels(self.labels):

@@ -348,7 +348,7 @@ NAN[-1, 0] = np.nan
         ({"labels": NUMBERS[:, :2]}, [{"kind": "mse"}], "data.labels", ["[2]", "[3]"]),
         ({"labels": NUMBERS}, [{"kind": "binary"}], "data.labels", ["0, 1 or shares"]),
         ({"labels": NAN}, [], "data.labels", ["NaN"]),
-        ({"labels": NUMBERS[:, :2]}, [], "train.which-loss", ["[8, 2]", "[8, 3]", "kind: …"]),
+        ({"labels": NUMBERS[:, :2]}, [], "train.which-loss", ["[64, 2]", "[64, 3]", "kind: …"]),
         ({"labels": CLASSES}, [{"output": "logit"}], "train.loss-output", ["`logit`", "did you mean `logits`?"]),
         (
             {"labels": CLASSES},
