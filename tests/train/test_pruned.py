@@ -27,7 +27,7 @@ from tests.prune.context import images, redundant
 
 @pytest.fixture(autouse=True)
 def _same_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The faster of two precisions is measured: two runs may choose differently. What was repaired is hard to better."""
+    """Of two precisions the faster is measured: two runs may choose differently. A repaired model is hard to better."""
     monkeypatch.setattr("lepton_cli.prune.spec.Distill", lambda: Distill(precision="float32", keep="last"))
 
 
