@@ -23,7 +23,7 @@ SAMPLES = 8
 #: Numbers of a channel for each channel that it could be mistaken for: fewer tell channels apart by chance.
 _NUMBERS = 4
 #: What these read passes on only how large it is.
-SIZES = ("Shape", "Size")
+_SIZES = ("Shape", "Size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def joints(network: Network) -> list[list[str]]:
     for node, several in reads.items():
         left.subtract(several)
         mixed = mixed or any(_is_matrix(value) for value in several & learnt - outside)
-        if node.op_type not in SIZES:
+        if node.op_type not in _SIZES:
             learnt.update(node.outputs if several & learnt else ())
             outside.update(node.outputs if several & outside else ())
         alive = {
