@@ -74,6 +74,11 @@ class Options(Strict):
         return None
 
     @property
+    def new_answers(self) -> bool:
+        """Whether it makes the model answer otherwise on purpose: later steps keep what it answers then."""
+        return False
+
+    @property
     def changes_types(self) -> bool:
         """Whether floating-point inputs and outputs may get another width."""
         return False
@@ -141,6 +146,8 @@ class Context:
     dry: bool = False
     #: Moment of `time.monotonic()` by which a training has to be done: one that takes longer is not begun.
     until: float = math.inf
+    #: The model that learnt new answers last (`Options.new_answers`): recovery restores these; `None`: nothing did.
+    answers: ir.Model | None = None
 
 
 @dataclasses.dataclass(frozen=True)

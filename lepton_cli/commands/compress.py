@@ -117,6 +117,7 @@ def run_steps(
     """
     steps = job.spec.steps
     current = runner.reference(start, context) if job.runs else runner.Checked(start, None)
+    current = dataclasses.replace(current, answers=kept.answers())
     for index in range(len(records), len(steps)):
         current, record = runner.run_step(current, steps[index], index, context, failed)
         records.append(record)

@@ -1,15 +1,16 @@
 """What `compress --resume` goes on from: the model after the last finished step, kept in the output folder.
 
 `DIR/.lepton-resume` holds `step-N.onnx` (with `step-N.onnx.data` for large models) and `step-N.json` for the last
-finished step N, and for those before it whose models are measured in the end. The JSON is written last, atomically, and
-names what the step depended on and the hash of the model: what is half-written, of another recipe, model, data or
-version, or was touched since, is never used. A run that ends well removes the folder, a run without `--resume` begins
-by removing it.
+finished step N, and for those before it whose models are measured in the end or whose answers are learnt. The JSON is
+written last, atomically, and names what the step depended on and the hash of the model: what is half-written, of
+another recipe, model, data or version, or was touched since, is never used. A run that ends well removes the folder, a
+run without `--resume` begins by removing it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class Kept:
         #: Steps that the next run need not do again.
         self.count = 0
         self._between: set[int] = set()
+        #: The step behind which the model stands whose answers later steps learn; 0: there is none.
+        self._answering = 0
 
     def latest(self) -> tuple[ir.Model, list[StepRecord]] | None:
         """The model after the last step that an interrupted run finished, and the records of all steps up to it.
@@ -51,7 +54,8 @@ class Kept:
         """
         for count in range(len(self._job.spec.steps), 0, -1):
             records = self._records(count)
-            if records is None:
+            answering = 0 if records is None else self._last_answering(records)
+            if records is None or (answering and self._records(answering) is None):
                 continue
             try:
                 model = io.load(self._model(count)).model
@@ -60,6 +64,7 @@ class Kept:
             self.count = count
             self._between = {one for one in range(1, count) if self._records(one) is not None}
             self._note(model, records)
+            self._answering = answering
             return model, records
         self.clear()
         return None
@@ -67,6 +72,14 @@ class Kept:
     def file(self, count: int) -> Path | None:
         """The model after step `count`, where it was changed, and is there to be measured beside the result."""
         return self._model(count) if count in self._between else None
+
+    def answers(self) -> ir.Model | None:
+        """The model whose answers later steps learn, where `latest` found one."""
+        return io.load(self._model(self._answering)).model if self._answering else None
+
+    def _last_answering(self, records: Sequence[StepRecord]) -> int:
+        steps = self._job.spec.steps
+        return max((one.index + 1 for one in records if one.changed and steps[one.index].new_answers), default=0)
 
     def keep(self, current: runner.Checked, records: Sequence[StepRecord]) -> runner.Checked:
         """Write the model after the last of `records`; returns it as it reads back.
@@ -79,7 +92,7 @@ class Kept:
         if self._in_memory:  # large models go on as they are: copies of them would fill the disk
             if io.weight_bytes(current.model) > io.STREAMED_ABOVE:
                 return current
-            return runner.Checked(io.reopened(current.model, self._context.workdir).model, current.outputs)
+            return _replaced(current, io.reopened(current.model, self._context.workdir).model)
         if not self._keeps:
             return current
         try:
@@ -98,10 +111,10 @@ class Kept:
             self._context.progress.warn(f"the result of step {count} cannot be kept for --resume: {reason}")
             self._remove_others()
             return current
-        self.count = count
+        self.count, self._answering = count, self._last_answering(records)
         self._remove_others()
         self._note(loaded.model, records)
-        return runner.Checked(loaded.model, current.outputs)
+        return _replaced(current, loaded.model)
 
     def _note(self, model: ir.Model, records: Sequence[StepRecord]) -> None:
         """Let the model after the last of `records` stay when the next step is done, if it is one to measure."""
@@ -110,7 +123,7 @@ class Kept:
 
     def _remove_others(self) -> None:
         """Remove all but the last step that is kept, and those that stay."""
-        stay = tuple(f"step-{count}." for count in (*self._between, self.count))
+        stay = tuple(f"step-{count}." for count in (*self._between, self._answering, self.count))
         with contextlib.suppress(OSError):
             for file in self._folder.iterdir():
                 if not file.name.startswith(stay):
@@ -159,3 +172,9 @@ class Kept:
             threads=context.threads,
             seed=context.seed,
         )
+
+
+def _replaced(current: runner.Checked, model: ir.Model) -> runner.Checked:
+    """The same with its model read back."""
+    answers = model if current.answers is current.model else current.answers
+    return dataclasses.replace(current, model=model, answers=answers)

@@ -42,10 +42,14 @@ BatchOutputs = list[dict[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A model with its outputs on the check batches; `None`: it is too large to be run for a plan."""
+    """A model with its outputs on the check batches; `None`: it is too large to be run for a plan.
+
+    `answers`: the model after the last step that made it answer anew (`Context.answers`); `None`: there was none.
+    """
 
     model: ir.Model
     outputs: BatchOutputs | None
+    answers: ir.Model | None = None
 
 
 def reference(model: ir.Model, context: Context) -> Checked:
@@ -63,6 +67,7 @@ def run_step(
     `option` extended to the path in the recipe. A step that changes nothing is an error, but not in a plan.
     """
     started = time.monotonic()
+    context = dataclasses.replace(context, answers=before.answers)
     try:
         outcome, outputs, resized = _attempt(before, options, context)
         if not context.dry and (refused := no_effect(before.model, options, outcome)) is not None:
@@ -85,7 +90,8 @@ def run_step(
         warnings=(*outcome.warnings, *resized, *_strangers(before, outputs, outcome, options)),
         size_after=io.weight_bytes(outcome.model),
     )
-    return Checked(outcome.model, outputs), record
+    answers = outcome.model if options.new_answers and outcome.changed else before.answers
+    return Checked(outcome.model, outputs, answers), record
 
 
 def _attempt(before: Checked, options: Options, context: Context) -> tuple[Outcome, BatchOutputs | None, list[str]]:

@@ -186,14 +186,14 @@ class Laboratory:
         if self._last is not None and self._last[0] == (keys[-1], name):
             return self._last[1]
         self._last = None
-        done = next((index for index in range(len(keys), 0, -1) if self._kept(keys[index - 1])), 0)
-        current, records = self._load(keys[done - 1]) if done else (self._reference(), [])
+        current, records = self._begun(keys, candidate.steps)
+        done = len(records)
         spent = 0.0
         for index in range(done, len(keys)):
             current, record = runner.run_step(current, candidate.steps[index], index, context, None)
             records.append(record)
             spent += record.seconds
-            if spent > KEEP_SECONDS:
+            if spent > KEEP_SECONDS or candidate.steps[index].new_answers:
                 self._keep(keys[index], current.model, records)
                 spent = 0.0
         path = self.scratch / f"{name}.onnx"
@@ -210,11 +210,24 @@ class Laboratory:
     def _kept(self, key: str) -> bool:
         return (self.models / f"{key}.json").exists() and (self.models / f"{key}.onnx").exists()
 
-    def _load(self, key: str) -> tuple[runner.Checked, list[StepRecord]]:
+    def _begun(self, keys: Sequence[str], steps: Sequence[Options]) -> tuple[runner.Checked, list[StepRecord]]:
+        """What the longest beginning that is kept made, with the model whose answers the steps behind it learn."""
+        answering = [index for index, options in enumerate(steps) if options.new_answers]
+        for done in range(len(keys), 0, -1):
+            needed = [done - 1, *(index for index in answering if index < done)]
+            if not all(self._kept(keys[index]) for index in needed):
+                continue
+            model, records = self._load(keys[done - 1])
+            changed = [index for index in answering if index < done and records[index].changed]
+            answers = self._load(keys[changed[-1]])[0] if changed else None
+            return dataclasses.replace(runner.reference(model, self.context), answers=answers), records
+        return self._reference(), []
+
+    def _load(self, key: str) -> tuple[ir.Model, list[StepRecord]]:
         path = self.models / f"{key}.onnx"
         os.utime(path)
         records = list(STEP_RECORDS.validate_json((self.models / f"{key}.json").read_bytes()))
-        return runner.reference(io.load(path).model, self.context), records
+        return io.load(path).model, records
 
     def _keep(self, key: str, model: ir.Model, records: Sequence[StepRecord]) -> None:
         """The model first: what has a record is whole. The longest unused go when the folder gets too large."""

@@ -11,6 +11,7 @@ from lepton_cli.commands.job import Job
 from lepton_cli.errors import LeptonError, RecipeError
 from lepton_cli.graph import facts
 from lepton_cli.graph.feeds import default_feeds
+from lepton_cli.graph.spec import HeadOptions
 from lepton_cli.machine import machine
 from lepton_cli.prune import channels
 from lepton_cli.quantize.spec import QuantizeAware
@@ -44,7 +45,7 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective, first: Sequence[Op
         goal="size" if metrics.of(goal.metric).sized else "time",
         sized=any(metrics.of(gate.metric).sized for gate in limits),
         max_drop=min(drops) if drops else None,
-        trainable=not first and _trainable(job),
+        trainable=_taught(first) and _trainable(job),
     )
 
 
@@ -57,10 +58,7 @@ def _trainable(job: Job) -> bool:
 
 
 def check_space(job: Job, space: Space, first: Sequence[Options]) -> None:
-    """Raise LeptonError where the space names a training, and what that needs is missing.
-
-    Nor can it learn from the original what the steps of `first` teach.
-    """
+    """Raise LeptonError where the space names a training, and what that needs is missing: also a head that answers."""
     named: list[tuple[tuple[str, int], TrainingOptions]] = [
         (("distill", at), Distill()) for at, epochs in enumerate(space.distill or ()) if epochs != "none"
     ]
@@ -71,13 +69,18 @@ def check_space(job: Job, space: Space, first: Sequence[Options]) -> None:
         except LeptonError as error:
             error.option = error.option or ("tune", "space", *place)
             raise
-        if first:
+        if not _taught(first):
             raise RecipeError(
                 "tune.impossible",
-                f"`{options.step}` learns the original's answers, which `{first[-1].step}` changes for every candidate",
-                hint="tune the model that those steps make (`lepton compress`), or leave it out of the space",
+                f"`{options.step}` keeps what the model answers, and nothing has taught what `{first[-1].step}` makes",
+                hint="put `finetune` behind it, or leave the training out of the space",
                 option=("tune", "space", *place),
             )
+
+
+def _taught(first: Sequence[Options]) -> bool:
+    """Whether there are answers for candidates to keep: the original's, but for new heads, or what a step teaches."""
+    return any(one.new_answers for one in first) or not any(isinstance(one, HeadOptions) for one in first)
 
 
 def _is_share(gate: Gate) -> bool:

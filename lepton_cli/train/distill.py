@@ -16,7 +16,7 @@ from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Distill, TrainingLoss, TrainingOptions
 from lepton_cli.train.teacher import Teacher
 from lepton_cli.train.together import WeightedTask
-from lepton_cli.train.train import foresee, teacher, train
+from lepton_cli.train.train import foresee, teacher, teachers_name, train
 
 
 def distill(model: ir.Model, options: Distill, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
@@ -49,5 +49,5 @@ def beside(
 ) -> TrainingDetails:
     """The details, with the share of answers that are the teacher's before and after."""
     before, after = (judge.agreement(original, one, made.kept, context) for one in (model, learnt.model))
-    told = {"teacher": options.teacher or "the original", "agreement_before": before, "agreement_after": after}
+    told = {"teacher": teachers_name(options, context), "agreement_before": before, "agreement_after": after}
     return learnt.details.model_copy(update=told)

@@ -22,7 +22,7 @@ from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Finetune, TrainingLoss
 from lepton_cli.train.teacher import Teacher
 from lepton_cli.train.together import WeightedTask
-from lepton_cli.train.train import foresee, teacher, train
+from lepton_cli.train.train import foresee, teacher, teachers_name, train
 
 
 def finetune(model: ir.Model, options: Finetune, context: Context, samples: TrainingData, holdout: Dataset) -> Outcome:
@@ -60,7 +60,7 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
     learnt, _ = train(model, options, context, samples, holdout, parts, precision=options.precision)
     details = learnt.details.model_copy(update={"held": held})
     if taught or held:
-        details = details.model_copy(update={"teacher": options.teacher or "the original"})
+        details = details.model_copy(update={"teacher": teachers_name(options, context)})
     outcome = course.outcome(model, learnt, details)
     if not held:
         return outcome

@@ -34,7 +34,9 @@ class TrainingOptions(Options):
 
     budget: TrainingBudget = Field(default=TrainingBudget(epochs=5), description="How much training")
     teacher: str | None = Field(
-        default=None, description="Model file whose answers are learnt, relative to the recipe; default: the original"
+        default=None,
+        description="Model file whose answers are learnt, relative to the recipe; default: the original, or the model "
+        "as the last `finetune` before made it",
     )
     learning_rate: float | Literal["auto"] = Field(
         default="auto",
@@ -145,3 +147,7 @@ class Finetune(FloatTraining):
     def labelled(self) -> bool:
         """Whether labels are learnt."""
         return not self.losses or any(asked.kind != "distill" for asked in self.losses)
+
+    @property
+    def new_answers(self) -> bool:
+        return self.labelled

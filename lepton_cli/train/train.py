@@ -100,8 +100,15 @@ def _begun(
 
 
 def teacher(options: TrainingOptions, context: Context) -> ir.Model:
-    """Whose answers are learnt: the original's, unless a file is given."""
-    return context.original if options.teacher is None else io.load(context.base / options.teacher).model
+    """Whose answers are learnt, unless a file is given: the original's, or those that a step before learnt."""
+    if options.teacher is not None:
+        return io.load(context.base / options.teacher).model
+    return context.original if context.answers is None else context.answers
+
+
+def teachers_name(options: TrainingOptions, context: Context) -> str:
+    """What the report calls the teacher."""
+    return options.teacher or ("the original" if context.answers is None else "the model as it was fine-tuned")
 
 
 def _accuracies(task: Together, models: Sequence[ir.Model], made: Course, context: Context) -> dict[str, float | None]:

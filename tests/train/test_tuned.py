@@ -194,7 +194,7 @@ name: net
 data:
   training: {path: train.npz, labels: {sign: sign}, holdout: 20 %}
   evaluation: {path: test.npz, labels: {y: labels, sign: sign}}
-steps: [{step: simplify}, {step: head.add, at: h1, name: sign, classes: 2}, {step: finetune, budget: {epochs: 10}}STEPS]
+steps: [{step: simplify}, {step: head.add, at: h1, name: sign, classes: 2}STEPS]
 evaluate:
   accuracy: [{metric: top1, output: y}, {metric: top1, output: sign}]
   latency: false
@@ -207,6 +207,9 @@ tune:
 """
 
 
+FINETUNE = ", {step: finetune, budget: {epochs: 10}}"
+
+
 @pytest.fixture(name="headed")
 def _headed(folder: Path) -> Callable[..., Tuned]:
     """The network gets a second output, whether its samples have a positive sum, and is searched with it."""
@@ -216,7 +219,7 @@ def _headed(folder: Path) -> Callable[..., Tuned]:
     np.savez(folder / "train.npz", x=rows, sign=(rows.sum(axis=1) > 0).astype(np.int64))
     np.savez(folder / "test.npz", x=x, labels=labels, sign=(x.sum(axis=1) > 0).astype(np.int64))
 
-    def call(steps: str = "", space: str = "") -> Tuned:
+    def call(steps: str = FINETUNE, space: str = "") -> Tuned:
         path = folder / "tune.yaml"
         path.write_text(HEADED.replace("STEPS", steps).replace("SPACE", space))
         return tune(folder / "net.onnx", load_recipe(path), folder / "out", Lines())
@@ -225,7 +228,7 @@ def _headed(folder: Path) -> Callable[..., Tuned]:
 
 
 def test_every_candidate_has_the_heads_of_the_recipe(headed: Callable[..., Tuned], trained: list[str]) -> None:
-    result = headed()
+    result = headed(space=", distill: [none]")
     rows = search(result).trials
     assert {row.point["keep"] for row in rows if row.point} == {1, 0.9}
     begun = [[step["step"] for step in row.steps][:3] for row in rows]
@@ -237,14 +240,26 @@ def test_every_candidate_has_the_heads_of_the_recipe(headed: Callable[..., Tuned
     assert "sign" not in {value.output for value in result.report.accuracy.values["original"]}
     model = onnx.load(result.files[0])
     assert [output.name for output in model.graph.output] == ["y", "sign"]
-    again = search(headed())
+    again = search(headed(space=", distill: [none]"))
     assert (again.best, trained) == (search(result).best, ["finetune"]), "nor when it is run again"
+
+
+def test_candidates_keep_what_was_taught(headed: Callable[..., Tuned], trained: list[str]) -> None:
+    result = headed(space=", distill: [none, 2]")
+    assert "distill" in trained
+    kept = [row for row in search(result).trials if any(step["step"] == "distill" for step in row.steps)]
+    assert kept
+    assert all(row.reached != "failed" for row in kept), [row.reason for row in kept]
 
 
 @pytest.mark.parametrize(
     ("steps", "space", "code"),
     [
-        (", {step: quantize.weights}, {step: head.add, at: h0, name: late, classes: 2}", "", "tune.late-head"),
+        (
+            f"{FINETUNE}, {{step: quantize.weights}}, {{step: head.add, at: h0, name: late, classes: 2}}",
+            "",
+            "tune.late-head",
+        ),
         ("", ", distill: [none, 2]", "tune.impossible"),
     ],
 )
