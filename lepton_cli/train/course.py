@@ -13,57 +13,31 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from lepton_cli import cache, units
-from lepton_cli.data.batching import layout
 from lepton_cli.data.dataset import Batch, Dataset
 from lepton_cli.errors import DataError, ProviderError, StepError
-from lepton_cli.graph.feeds import default_feeds
-from lepton_cli.graph.settle import settle
 from lepton_cli.machine import machine
 from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.step import Context, Decision, Outcome
-from lepton_cli.train import proof
+from lepton_cli.train import amounts, proof
 from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.details import TrainingDetails, TrainingMark
 from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
 from lepton_cli.train.network import Network
-from lepton_cli.train.spec import TrainingBudget, TrainingOptions
+from lepton_cli.train.spec import TrainingOptions
 
-#: Samples a step, where memory and data allow it; and bytes of the values of one step.
-BATCH, MOST_BYTES = 128, 2 << 30
-#: So many steps at least, where a budget of few samples allows it: the fewest of a step are as fast as more.
-STEPS, FEWEST = 200, 16
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
 RATES = (3e-2, 1e-2, 3e-3, 1e-3)
-#: Where codes learn, which are near already, more and smaller steps come nearer from as many samples (ResNet-20 in 4
-#: bits: loss 0.159 at a rate of 1e-2, 0.137 at 3e-3, 0.119 with half of the samples a step).
-QUANTIZED_BATCH, QUANTIZED_RATES = 64, (3e-3, 1e-3, 3e-4)
-#: Samples that losses are chosen and weighed by, and how many of them at once; a fixed batch of more is taken whole.
-TRIED, FIRST = 64, 8
-#: Samples kept apart that are judged; more tell little more, and cost at every mark.
-JUDGED = 1000
+#: The same where codes learn, which are near already (ResNet-20 in 4 bits: loss 0.159 at 1e-2, 0.137 at 3e-3).
+QUANTIZED_RATES = (3e-3, 1e-3, 3e-4)
 #: Steps that are timed in each precision, after one to warm up; bfloat16 must be so much faster.
 TIMED, FASTER = 3, 1.1
-
-
-class TrainingSamples(Protocol):
-    """What a training step needs of its data."""
-
-    count: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Of samples, their changes and their order."""
-
-    def batch(self, step: int, size: int) -> Batch:
-        """Batch number `step`: the same samples, changed the same way, for the same number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +61,23 @@ class Course:
         network: Network,
         options: TrainingOptions,
         context: Context,
-        samples: TrainingSamples,
+        samples: amounts.TrainingSamples,
         holdout: Dataset,
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
     ) -> None:
         """Raises DataError where no samples can be kept apart."""
         self._network, self._options, self._context, self._samples = network, options, context, samples
         self._precision = precision
-        self._piece = piece = _piece(network, samples)
-        tried = samples.batch(0, max(TRIED, piece or 1))
-        self.trial = _pieces(tried, piece or min(FIRST, tried.count))
+        whole = amounts.piece(network, samples)
+        tried = samples.batch(0, max(amounts.TRIED, whole or 1))
+        self.trial = amounts.pieces(tried, whole or min(amounts.FIRST, tried.count))
         self.first = [part.feeds for part in self.trial]
-        self._size = _batch(network, options, samples, piece or 1)
-        size = piece or min(self._size, 250)
-        self.kept: Sequence[Batch] = list(activations.batches(network.model, holdout, size=size, limit=JUDGED))
+        load = amounts.load(network, self.trial[0])
+        self._size = amounts.batch(network, options, samples.count, whole or 1)
+        self._piece = whole or amounts.piece_that_fits(load, self._size)
+        size = whole or min(self._piece or self._size, 250)
+        most = max(size, amounts.judged(load))
+        self.kept: Sequence[Batch] = list(activations.batches(network.model, holdout, size=size, limit=most))
         if not self.kept:
             raise DataError(
                 "data.too-few", "no samples can be kept apart to judge by", hint="give more training samples"
@@ -234,7 +211,7 @@ class Course:
 
     def _steps(self, seconds: float) -> int:
         budget = self._options.budget
-        seen = _seen(budget, self._samples.count)
+        seen = amounts.seen(budget, self._samples.count)
         return max(1, math.ceil(seen / self._size) if seen is not None else int((budget.time or 0.0) / seconds))
 
 
@@ -296,62 +273,6 @@ def _readers(network: Network, made: ir.Model) -> tuple[ir.Node, ...]:
         for node in made.graph.all_nodes()
         if any(value is not None and value.name in names for value in node.inputs)
     )
-
-
-def _piece(network: Network, samples: TrainingSamples) -> int | None:
-    """How many samples go in at once; `None`: any number.
-
-    A graph whose batch was frozen to 1 may fail with more, or lay one sample over another without failing: what comes
-    out of several has to be what comes out of each alone.
-    """
-    fixed = layout(io.inputs(network.model)).fixed  # the data was opened for the model that the recipe began with
-    batch = samples.batch(0, 2)
-    if fixed is not None or batch.count < 2:
-        return fixed
-    with torch.no_grad():
-        single = [network.run(proof.tensors(part.feeds, network.device)) for part in _pieces(batch, 1)]
-        try:
-            both = network.run(proof.tensors(batch.feeds, network.device))
-        except StepError:
-            return 1
-    apart, _, same = proof.measure(network.model)
-    for name, found in both.items():
-        if not found.is_floating_point() or not single[0][name].dim():
-            continue
-        axis = proof.sample_axis(single[0][name].shape, found.shape)
-        expected = torch.cat([one[name] for one in single], axis).cpu().numpy()
-        if not apart(expected, found.cpu().numpy()) <= same:
-            return 1
-    return None
-
-
-def _pieces(batch: Batch, piece: int | None) -> list[Batch]:
-    """As many samples at once as the network takes."""
-    if piece is None:
-        return [batch]
-    return [batch.part(np.arange(start, start + piece)) for start in range(0, batch.count - piece + 1, piece)]
-
-
-def _seen(budget: TrainingBudget, count: int) -> int | None:
-    """Samples seen, counted each time; `None` where the time decides."""
-    if budget.time is not None:
-        return None
-    return budget.samples if budget.samples is not None else math.ceil((budget.epochs or 0) * count)
-
-
-def _batch(network: Network, options: TrainingOptions, samples: TrainingSamples, piece: int) -> int:
-    """As asked, else as many as the memory for one step allows; in whole pieces."""
-    if isinstance(options.batch, int):
-        most = options.batch
-    else:
-        model = network.model
-        shapes = settle(model, default_feeds(model))[0]
-        values = {value.name for node in model.graph for value in node.outputs}
-        one = 4 * sum(math.prod(shape) for name, shape in shapes.items() if name in values) // piece
-        most = min(QUANTIZED_BATCH if network.exponents else BATCH, MOST_BYTES // max(one, 1))
-        if (seen := _seen(options.budget, samples.count)) is not None:
-            most = min(most, max(FEWEST, seen // STEPS))
-    return max(piece, min(most, samples.count) // piece * piece)
 
 
 def _seconds(work: partial[float], device: torch.device) -> float:

@@ -99,8 +99,8 @@ class Trained:
 class Lesson:
     """Samples with what should come out of them; that of the samples kept apart is found once.
 
-    `device`: that of the network. `piece`: how many samples the network takes at once, where it does not take any
-    number; the gradients of a batch's pieces add up. `narrow`: computed in bfloat16, but for losses and weights.
+    `device`: that of the network. `piece`: how many samples go in at once, where the network or the memory does not
+    take them all; the gradients of a batch's pieces add up. `narrow`: computed in bfloat16, but for losses and weights.
     """
 
     def __init__(
@@ -113,18 +113,22 @@ class Lesson:
         piece: int | None = None,
         narrow: bool = False,
     ) -> None:
-        self.task, self.narrow = task, narrow
-        self._samples, self._piece, self._device = samples, piece, device
+        self.task, self.narrow, self.piece = task, narrow, piece
+        self._samples, self._device = samples, device
         self._kept = [(batch, feeds := self._feeds(batch.feeds), self._answers(batch, feeds)) for batch in kept]
 
-    def loss(self, network: Network, step: int, size: int) -> Tensor:
-        """Of batch number `step`, with its gradients."""
-        batch = self._samples.batch(step, size)
-        if self._piece is None or self._piece >= size:
-            return self._of(network, batch)
-        starts = range(0, size - self._piece + 1, self._piece)
-        parts = [self._of(network, batch.part(np.arange(start, start + self._piece))) for start in starts]
-        return torch.stack(parts).mean()
+    def learn(self, network: Network, step: int, size: int) -> float:
+        """The loss of batch number `step`; its gradients are added to those of the parameters, where it is a number."""
+        whole, total = self._samples.batch(step, size), 0.0
+        at_once = min(self.piece or whole.count, whole.count)
+        for start in range(0, whole.count, at_once):
+            part = whole if at_once == whole.count else whole.part(np.arange(start, min(start + at_once, whole.count)))
+            loss = self._of(network, part) * (part.count / whole.count)
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            loss.backward()
+        return total
 
     def _of(self, network: Network, batch: Batch) -> Tensor:
         feeds = self._feeds(batch.feeds)
@@ -270,11 +274,13 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            at_once = self.lesson.piece or self.settings.batch
+            less = f"give `batch: {at_once // 2}`" if at_once > 1 else "train fewer layers (`include`)"
             raise StepError(
                 "train.memory",
-                f"a step of {self.settings.batch} samples does not fit into memory",
+                f"a step does not fit into memory, with {at_once} of its {self.settings.batch} samples at once",
                 cause=str(error).strip().splitlines()[0],
-                hint=f"give `batch: {max(1, self.settings.batch // 2)}`",
+                hint=f"{less}, or use a machine with more of it",
             ) from error
         if math.isfinite(seen):
             with interrupt.later():  # weights and moments are of one step
@@ -285,12 +291,8 @@ class Trainer:
         return seen
 
     def _gradients(self, number: int) -> float:
-        loss = self.lesson.loss(self.network, number, self.settings.batch)
-        seen = float(loss.detach())
-        if math.isfinite(seen):
-            self._optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-        return seen
+        self._optimiser.zero_grad(set_to_none=True)
+        return self.lesson.learn(self.network, number, self.settings.batch)
 
     def _update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)

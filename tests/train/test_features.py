@@ -135,7 +135,7 @@ def test_a_step_sees_what_is_inside_and_the_judge_does_not() -> None:
         theirs, mine = (net.run(given, ["t1"])["t1"].detach().numpy() for net in (teacher, student))
         shares.append(np.square(mine - theirs[:, kept]).mean())
     for step, share in enumerate(shares):  # as the outputs' on the first samples, ten times, and as it is on others
-        more = float((with_inside.loss(student, step, 8) - without.loss(student, step, 8)).detach())
+        more = with_inside.learn(student, step, 8) - without.learn(student, step, 8)
         assert more == pytest.approx(INSIDE * outputs * share / shares[0], rel=1e-3)
 
 

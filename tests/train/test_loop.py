@@ -187,15 +187,17 @@ def test_looking_for_harm_changes_nothing() -> None:
 
 
 def test_pieces_add_up_to_their_batch() -> None:
-    whole, pieces = lesson(), Lesson(Product(), Rows(), [], piece=4)
-    slopes = []
-    for one in (whole, pieces):
-        given = network(TRUE + np.float32(1))
-        loss = one.loss(given, 3, 32)
-        loss.backward()
-        slopes.append((float(loss.detach()), given.parameters["w0"].grad.numpy()))  # type: ignore[union-attr]
-    assert slopes[0][0] == pytest.approx(slopes[1][0], rel=1e-5)
-    np.testing.assert_allclose(slopes[0][1], slopes[1][1], rtol=1e-4, atol=1e-5)
+    """Also where the last is smaller: loss and gradient are the closed forms of all samples' mean."""
+    weights = TRUE + np.random.default_rng(8).normal(size=TRUE.shape).astype(np.float32)
+    x = Rows().batch(3, 32).feeds["x"].astype(np.float64)
+    off = x @ (weights - TRUE)
+    for piece in (None, 4, 32, 24, 5, 100):
+        given = network(weights)
+        loss = Lesson(Product(), Rows(), [], piece=piece).learn(given, 3, 32)
+        assert loss == pytest.approx(np.square(off).mean(), rel=1e-5)
+        slope = given.parameters["w0"].grad
+        assert slope is not None
+        np.testing.assert_allclose(slope.numpy(), 2 * x.T @ off / off.size, rtol=1e-4, atol=1e-5)
 
 
 def test_marks_are_ordered_by_loss() -> None:
@@ -264,8 +266,13 @@ class Huge(Product):
 
 
 def test_a_step_that_memory_does_not_hold_is_said() -> None:
-    trainer = Trainer(network(), Lesson(Huge(), Rows(), []), settings())
-    with pytest.raises(StepError, match="a step of 32 samples does not fit into memory") as caught:
-        trainer.step(0, 0.1)
-    assert caught.value.code == "train.memory"
-    assert caught.value.hint == "give `batch: 16`"
+    for piece, at_once, less in (
+        (None, 32, "give `batch: 16`"),
+        (6, 6, "give `batch: 3`"),
+        (1, 1, "train fewer layers"),
+    ):
+        trainer = Trainer(network(), Lesson(Huge(), Rows(), [], piece=piece), settings())
+        with pytest.raises(StepError, match=f"with {at_once} of its 32 samples at once") as caught:
+            trainer.step(0, 0.1)
+        assert caught.value.code == "train.memory"
+        assert str(caught.value.hint).startswith(less)
