@@ -26,6 +26,8 @@ EVERY, FEWEST = 4, 16
 #: What is fitted to samples may be this much closer on them than on others (4.5 dB were seen): from so far above the
 #: floor on, nothing is fitted anew to find out.
 OPTIMISM_DB = 6.0
+#: Share of the layers whose return costs enough of the gain to be spoken of (MobileNetV2: 2.8 times became 1.9).
+MANY = 0.1
 #: Noise without end, as good as: of an output that is constant in float it is beyond what numbers hold.
 LOST_DB = -1000.0
 #: Where what is assured is so much less than what was seen, the samples seen say little about others.
@@ -234,10 +236,10 @@ def _as_noise(ranked: Sequence[GroupSensitivity], drop: float) -> int:
     return len(noise) - sum(some <= allowed for some in left)
 
 
-def mostly_returned(before: Choice, after: Choice, came: Closeness, what: str, form: str) -> tuple[str, ...]:
-    """A warning where most of the `what` are float again. `came`: how the outputs were with all of them in `form`."""
+def many_returned(before: Choice, after: Choice, came: Closeness, what: str, form: str) -> tuple[str, ...]:
+    """A warning where many of the `what` are float again. `came`: how the outputs were with all of them in `form`."""
     whole, returned = len(before.anchors), len(before.anchors) - len(after.anchors)
-    if 2 * returned <= whole:
+    if returned <= MANY * whole:
         return ()
     return (
         f"all in {form}, the worst part of the outputs came out at {came.sqnr_db:.1f} dB{_at_worst(came)}: {returned} "

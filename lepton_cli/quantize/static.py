@@ -339,7 +339,7 @@ class _Quantization:
             self._return_layers(best, self._best(self.apart, judge, fit, best.repairs), judge)
         if self.choice.anchors:
             made = self._return_layers(best, best, self.fidelity, (made, came) if self.choice is before else None)
-        self.warnings += guard.mostly_returned(before, self.choice, came, "matrix operators", "int8")
+        self.warnings += guard.many_returned(before, self.choice, came, "matrix operators", "int8")
         return made if self.choice.anchors else self.model
 
     def _return_layers(

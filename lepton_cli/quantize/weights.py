@@ -113,7 +113,7 @@ def _held(
         first=(made, came),
     )
     holds = fidelity.closeness(made)
-    warnings = (*guard.mostly_returned(before, choice, came, "weights", "8 bits"), *guard.far(holds, context))
+    warnings = (*guard.many_returned(before, choice, came, "weights", "8 bits"), *guard.far(holds, context))
     measured = {"fidelity_guard": told, **guard.told(holds)}
     return made, {decision.node: decision.reason for decision in choice.kept}, measured, warnings
 

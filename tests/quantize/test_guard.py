@@ -409,3 +409,11 @@ def test_outputs_far_off_or_known_of_these_samples_only_are_spoken_of(
     found = guard.far(came, context(None, tmp_path))
     assert all(said in one for one in found)
     assert len(found) == bool(said)
+
+
+@pytest.mark.parametrize(("returned", "spoken"), [(0, False), (2, False), (3, True), (20, True)])
+def test_layers_that_went_back_are_spoken_of(returned: int, spoken: bool) -> None:
+    before, after = (choose.Choice(frozenset(map(str, range(count))), frozenset(), ()) for count in (20, 20 - returned))
+    found = guard.many_returned(before, after, Closeness(12.3, 11.0), "layers", "int8")
+    assert bool(found) == spoken
+    assert all(f"came out at 12.3 dB: {returned} of 20 layers are float again" in one for one in found)
