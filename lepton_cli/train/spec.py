@@ -44,7 +44,8 @@ class TrainingOptions(Options):
         "where that harms",
     )
     batch: int | Literal["auto"] = Field(
-        default="auto", description="Samples a step; auto: 128 (64 for codes), fewer where the budget is of few"
+        default="auto",
+        description="Samples a step, in pieces that memory holds; auto: 128 (64 for codes), fewer where the budget is of few",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it is computed; auto: a GPU where torch finds one"
