@@ -45,7 +45,7 @@ class TrainingOptions(Options):
     )
     batch: int | Literal["auto"] = Field(
         default="auto",
-        description="Samples a step, in pieces that memory holds; auto: 128 (64 for codes), fewer where the budget is of few",
+        description="Samples a step, in pieces that memory holds; auto: 128 (64 for codes), fewer for a small budget",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it is computed; auto: a GPU where torch finds one"
