@@ -33,7 +33,8 @@ from lepton_cli.train import proof
 from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.details import TrainingDetails, TrainingMark
 from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
-from lepton_cli.train.network import Network
+from lepton_cli.train.network import Network, no_gradient
+from lepton_cli.train.outside import is_float
 from lepton_cli.train.spec import TrainingBudget, TrainingOptions
 
 #: Samples a step, where memory and data allow it; and bytes of the values of one step.
@@ -193,11 +194,8 @@ class Course:
         if loss.requires_grad:
             loss.backward()
         if all(one.grad is None for one in network.parameters.values()):
-            raise StepError(
-                "train.no-gradient",
-                "no gradient of the outputs reaches a weight: whole numbers or decisions (ArgMax, Cast) are in between",
-                hint="train a model that ends before them",
-            )
+            ends = [network.gradients.end(network.value(name)) for name in task.outputs]
+            raise no_gradient(next(filter(None, ends), None))
         network.forget()
 
     def _measured(self, task: Task) -> tuple[bool, float]:
@@ -286,6 +284,8 @@ def outcome(model: ir.Model, learnt: Learnt, details: TrainingDetails) -> Outcom
         first, last = getattr(details, f"{name}_before"), getattr(details, f"{name}_after")
         if first is not None and last is not None:
             summary += f", {name} {first:.1%} to {last:.1%}"
+    for name, learnt_values in details.in_place.items():
+        summary += f"; learnt in the place of `{name}`: {', '.join(f'`{one}`' for one in learnt_values)}"
     return Outcome(learnt.model, len(decisions), decisions, summary, details)
 
 
@@ -309,14 +309,15 @@ def _piece(network: Network, samples: TrainingSamples) -> int | None:
     if fixed is not None or batch.count < 2:
         return fixed
     with torch.no_grad():
-        single = [network.run(proof.tensors(part.feeds, network.device)) for part in _pieces(batch, 1)]
+        names = network.compared
+        single = [network.run(proof.tensors(part.feeds, network.device), names) for part in _pieces(batch, 1)]
         try:
-            both = network.run(proof.tensors(batch.feeds, network.device))
+            both = network.run(proof.tensors(batch.feeds, network.device), names)
         except StepError:
             return 1
     apart, _, same = proof.measure(network.model)
     for name, found in both.items():
-        if not found.is_floating_point() or not single[0][name].dim():
+        if not is_float(found) or not single[0][name].dim():
             continue
         axis = proof.sample_axis(single[0][name].shape, found.shape)
         expected = torch.cat([one[name] for one in single], axis).cpu().numpy()
