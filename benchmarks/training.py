@@ -9,7 +9,8 @@ loss for their labels (default: none); top-1 on test images that it never sees, 
 (which tells methods apart with less noise), and CPU minutes of one thread, the search for the rate included.
 
 `executor`, for every model: the largest difference of an output as a share of its largest value, on made-up samples;
-the share of its float constants that train, and of those the share that a gradient of the squared outputs reaches.
+the share of its float constants that train, and of those the share that a gradient of the squared outputs reaches, or
+of what those are made of that no gradient comes back from.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lepton_cli.model import io
 from lepton_cli.runtime import Session
 from lepton_cli.train import losses, proof, weights
 from lepton_cli.train.network import Network
+from lepton_cli.train.outside import is_float
 
 SAMPLES, BATCH, SEED = 4, 2, 0
 
@@ -53,8 +55,8 @@ def executor(path: Path) -> tuple[str, bool]:
     every = sum(tensor.size for tensor in _floats(network.model))
     mine = sum(parameter.numel() for parameter in network.parameters.values())
     batch = next(iter(data.batches()))
-    outputs = network.run(proof.tensors(batch.feeds))
-    loss = sum((one.float().square().mean() for one in outputs.values() if one.requires_grad), torch.zeros(()))
+    values = network.run(proof.tensors(batch.feeds), network.compared).values()
+    loss = sum((one.square().mean() for one in values if is_float(one) and one.requires_grad), torch.zeros(()))
     reached = 0
     if loss.requires_grad:
         loss.backward()

@@ -181,7 +181,7 @@ class Session:
         """Floats as wide as this model takes them: one data set is for a model and its float16 version."""
         wanted = {one.name: one.dtype for one in self.inputs if one.dtype in _FLOATS}
         return {
-            name: array.astype(wanted[name], copy=False) if array.dtype.kind == "f" and name in wanted else array
+            name: array.astype(wanted[name], copy=False) if name in wanted and array.dtype.kind == "f" else array
             for name, array in feeds.items()
         }
 

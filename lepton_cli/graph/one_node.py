@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,10 @@ class OneNode:
         node: ir.Node,
         model: ir.Model,
         fixed: Mapping[int | str, NDArray[Any]],
-        fed: Mapping[int | str, NDArray[Any]],
+        fed: Mapping[int | str, Any],
     ) -> None:
-        """`fixed`: what is the same in every run. `fed`: of the rest, arrays as they will be given.
+        """`fixed`: what is the same in every run. `fed`: of the rest, arrays as they will be given; lists of arrays for
+        sequences.
 
         Raises ModelError where onnxruntime does not take the node.
         """
@@ -47,8 +48,8 @@ class OneNode:
         proto.input[:] = [_name(index) if one is not None else "" for index, one in enumerate(node.inputs)]
         _forget_shapes(proto)
         self._names = [value.name or "" for value in node.outputs if value.name]
-        inputs = [onnx.helper.make_tensor_value_info(_name(k), _kind(a), _dims(a)) for k, a in fed.items()]
-        held = [ir.serde.serialize_tensor(ir.tensor(array, name=_name(key))) for key, array in fixed.items()]
+        inputs = [onnx.ValueInfoProto(name=_name(key), type=type_of(one)) for key, one in fed.items()]
+        held = [ir.serde.serialize_tensor(_tensor(array, _name(key))) for key, array in fixed.items()]
         outputs = [onnx.ValueInfoProto(name=name) for name in self._names]
         graph = onnx.helper.make_graph([proto], "node", inputs, outputs, held)
         imports = [onnx.helper.make_opsetid(*one) for one in model.graph.opset_imports.items()]
@@ -57,10 +58,23 @@ class OneNode:
 
     def run(self, fed: Mapping[int | str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The node's results. Raises ModelError where there are none, or where they are no arrays."""
-        found: Sequence[Any] = list(self._session.run({_name(key): one for key, one in fed.items()}).values())
+        found = self.results(fed)
         if not all(isinstance(one, np.ndarray) for one in found):
             raise ModelError(NO_ARRAY, "its result is a sequence or a map")
-        return list(found)
+        return found
+
+    def results(self, fed: Mapping[int | str, Any]) -> list[Any]:
+        """The same where sequences and maps may be among them. Raises ModelError where there are none."""
+        return list(self._session.run({_name(key): one for key, one in fed.items()}).values())
+
+
+def type_of(value: Any) -> onnx.TypeProto:
+    """The type of an array or of a sequence, a list of arrays. Raises ModelError for anything else."""
+    if isinstance(value, np.ndarray):
+        return onnx.helper.make_tensor_type_proto(_kind(value), _dims(value))
+    if not isinstance(value, list) or not value or not isinstance(value[0], np.ndarray):
+        raise ModelError(NO_ARRAY, "one of its inputs is a map, or a sequence of maps or of nothing")
+    return onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(_kind(value[0]), None))
 
 
 def _forget_shapes(node: onnx.NodeProto) -> None:
@@ -72,6 +86,13 @@ def _forget_shapes(node: onnx.NodeProto) -> None:
                 value.type.tensor_type.ClearField("shape")
             for inner in graph.node:
                 _forget_shapes(inner)
+
+
+def _tensor(array: NDArray[Any], name: str) -> ir.TensorProtocol:
+    if array.dtype == object:
+        texts = [one if isinstance(one, bytes) else str(one).encode() for one in array.ravel()]
+        return ir.StringTensor(texts, shape=ir.Shape(array.shape), name=name)
+    return ir.tensor(array, name=name)
 
 
 def _name(key: int | str) -> str:

@@ -29,7 +29,7 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     },
 }
 #: Operators whose data decides how much comes out.
-_SEARCHING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress", "StringSplit"})
+SEARCHING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress", "StringSplit"})
 #: Operators whose outputs differ from run to run.
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -55,7 +55,7 @@ def from_data(model: ir.Model) -> FromData:
     fed, sized = {value for value in model.graph.inputs if not value.is_initializer()}, set[ir.Value]()
     for node in model.graph:
         read = {value for value in (*node.inputs, *captured(node)) if value is not None}
-        searches = node.op_type in _SEARCHING or bool(captured(node))
+        searches = node.op_type in SEARCHING or bool(captured(node))
         measures = node.op_type in ("Shape", "Size")
         if not measures and (read & sized or not fed.isdisjoint(steering(node)) or (searches and read & fed)):
             sized.update(node.outputs)

@@ -15,6 +15,7 @@ from lepton_cli.errors import StepError
 from lepton_cli.model import io
 from lepton_cli.train import proof
 from lepton_cli.train.network import Network
+from lepton_cli.train.outside import is_float
 from lepton_cli.train.spec import TrainingBudget, TrainingOptions
 
 #: Samples a step, where the data allows it. Where codes learn, which are near already, more and smaller steps come
@@ -62,14 +63,15 @@ def piece(network: Network, samples: TrainingSamples) -> int | None:
     if fixed is not None or both.count < 2:
         return fixed
     with torch.no_grad():
-        single = [network.run(proof.tensors(part.feeds, network.device)) for part in pieces(both, 1)]
+        names = network.compared
+        single = [network.run(proof.tensors(part.feeds, network.device), names) for part in pieces(both, 1)]
         try:
-            together = network.run(proof.tensors(both.feeds, network.device))
+            together = network.run(proof.tensors(both.feeds, network.device), names)
         except StepError:
             return 1
     apart, _, same = proof.measure(network.model)
     for name, found in together.items():
-        if not found.is_floating_point() or not single[0][name].dim():
+        if not is_float(found) or not single[0][name].dim():
             continue
         axis = proof.sample_axis(single[0][name].shape, found.shape)
         expected = torch.cat([one[name] for one in single], axis).cpu().numpy()
@@ -96,8 +98,8 @@ def load(network: Network, samples: Batch) -> Load:
 
     feeds = proof.tensors(samples.feeds, network.device)
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
-        outputs = network.run(feeds)
-    fed, found = (sum(one.nbytes for one in some.values()) for some in (feeds, outputs))
+        outputs = network.run(feeds, network.compared)
+    fed, found = (sum(one.nbytes for one in some.values() if is_float(one)) for some in (feeds, outputs))
     return Load(sum(held.values()) // samples.count, (2 * fed + found) // samples.count)
 
 

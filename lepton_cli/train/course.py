@@ -29,7 +29,7 @@ from lepton_cli.train import amounts, proof
 from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.details import TrainingDetails, TrainingMark
 from lepton_cli.train.loop import HARM, Lesson, Settings, Task, Trainer
-from lepton_cli.train.network import Network
+from lepton_cli.train.network import Network, no_gradient
 from lepton_cli.train.spec import TrainingOptions
 
 #: Shares of a channel's weights that a step changes at most; the next one where the one before does harm.
@@ -170,11 +170,8 @@ class Course:
         if loss.requires_grad:
             loss.backward()
         if all(one.grad is None for one in network.parameters.values()):
-            raise StepError(
-                "train.no-gradient",
-                "no gradient of the outputs reaches a weight: whole numbers or decisions (ArgMax, Cast) are in between",
-                hint="train a model that ends before them",
-            )
+            ends = [network.gradients.end(network.value(name)) for name in task.outputs]
+            raise no_gradient(next(filter(None, ends), None))
         network.forget()
 
     def _measured(self, task: Task) -> tuple[bool, float]:
@@ -263,6 +260,8 @@ def outcome(model: ir.Model, learnt: Learnt, details: TrainingDetails) -> Outcom
         first, last = getattr(details, f"{name}_before"), getattr(details, f"{name}_after")
         if first is not None and last is not None:
             summary += f", {name} {first:.1%} to {last:.1%}"
+    for name, learnt_values in details.in_place.items():
+        summary += f"; learnt in the place of `{name}`: {', '.join(f'`{one}`' for one in learnt_values)}"
     return Outcome(learnt.model, len(decisions), decisions, summary, details)
 
 

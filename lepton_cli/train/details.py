@@ -31,7 +31,8 @@ class TrainingDetails(Details):
     the teacher's answer, before and after, where there are classes; `accuracy`: the same for their labels, of the first
     output that learns class numbers. `parts`: where several losses are added up. `held`: outputs that no loss was asked
     for and that learn the teacher's answers, so as to stay what they were. `features`: values inside that learn the
-    teacher's too; the losses told are those of the outputs.
+    teacher's too; the losses told are those of the outputs. `in_place`: by output that does not learn (a label, boxes
+    that were chosen), the values it is made of, which did.
     """
 
     teacher: str = ""
@@ -57,3 +58,4 @@ class TrainingDetails(Details):
     parts: tuple[TrainedLoss, ...] = ()
     held: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    in_place: dict[str, tuple[str, ...]] = {}

@@ -53,7 +53,8 @@ def features(student: Network, teacher: Network, first: Sequence[Values]) -> tup
     `first`: feeds that both can take. Channels that pruning took out are found by correlation, which pruned layers
     that were repaired keep; a joint whose channels are not told apart is left out.
     """
-    rows = [[name for name in row if name in teacher] for row in joints(student)]
+    learns = student.gradients.learns
+    rows = [[name for name in row if name in teacher and learns(student.value(name))] for row in joints(student)]
     names = [name for row in rows for name in row]
     if not names:
         return ()

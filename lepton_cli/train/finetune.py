@@ -49,7 +49,8 @@ def finetune(model: ir.Model, options: Finetune, context: Context, samples: Trai
                 assert original is not None
                 task: Labelled | Teacher = Teacher(original, network, made.first, (output,))
             else:
-                task = Labelled(asked, output, network, samples, made.trial)
+                learns = stand_in(network, output)
+                task = Labelled(asked, learns, network, samples, made.trial, None if learns == output else output)
             found.append(WeightedTask(task, asked.weight))
         if held and original is not None:
             found.append(WeightedTask(Teacher(original, network, made.first, held)))
@@ -94,10 +95,21 @@ def _held(model: ir.Model, original: ir.Model, losses: Sequence[TrainingLoss]) -
     )
 
 
+def stand_in(network: Network, name: str) -> str:
+    """For an output that no gradient comes back from the value that it is made of, if that is a single one; else the
+    value itself."""
+    value = network.value(name)
+    ends = value.is_graph_output() and network.gradients.end(value) is not None
+    found = network.gradients.made_of(value) if ends else ()
+    return found[0] if len(found) == 1 else name
+
+
 def _output(asked: str | None, floats: list[str], network: Network) -> str:
     """Raises RecipeError where the model has no such value, and where it is not clear which output is meant."""
     if asked is None and len(floats) == 1:
         return floats[0]
+    if asked is None and not floats and len({stand_in(network, name) for name in network.outputs}) == 1:
+        return network.outputs[0]
     if asked is not None and asked in network:
         return asked
     count = f"{len(floats)} outputs of the model are floats"

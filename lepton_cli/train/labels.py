@@ -42,9 +42,16 @@ class Labelled:
     """
 
     def __init__(
-        self, asked: TrainingLoss, output: str, network: Network, data: TrainingData, trial: Sequence[Batch]
+        self,
+        asked: TrainingLoss,
+        output: str,
+        network: Network,
+        data: TrainingData,
+        trial: Sequence[Batch],
+        in_place_of: str | None = None,
     ) -> None:
-        """`trial`: some samples, as many at once as the network takes. Reads all labels once.
+        """`trial`: some samples, as many at once as the network takes. `in_place_of`: the output that is made of this
+        one, and does not learn. Reads all labels once.
 
         Raises DataError for labels that cannot be the output's, RecipeError where it is not clear how to compare.
         """
@@ -52,6 +59,7 @@ class Labelled:
         self.output, self.labels = output, _array(asked, output, data)
         self.outputs: tuple[str, ...] = (output,)
         self.inside: tuple[str, ...] = ()
+        self.in_place: dict[str, tuple[str, ...]] = {} if in_place_of is None else {in_place_of: self.outputs}
         self._device = network.device
         found = _tried(network, output, trial)
         some = np.concatenate([batch.labels[self.labels] for batch in trial])

@@ -19,6 +19,7 @@ from lepton_cli.progress import Stage
 from lepton_cli.runtime import Values
 from lepton_cli.train.checkpoint import Checkpoints
 from lepton_cli.train.network import Network, out_of_memory
+from lepton_cli.train.outside import is_float
 from lepton_cli.train.proof import tensors
 
 #: Share of the steps over which the rate rises from nothing.
@@ -161,7 +162,7 @@ class Lesson:
     def _feeds(self, arrays: Values) -> dict[str, Tensor]:
         """Pictures with the channels last in memory, as torch's convolutions are fastest."""
         return {
-            name: one.contiguous(memory_format=torch.channels_last) if one.dim() == 4 else one
+            name: one.contiguous(memory_format=torch.channels_last) if is_float(one) and one.dim() == 4 else one
             for name, one in tensors(arrays, self._device).items()
         }
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,26 +17,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lepton_cli.errors import StepError
+from lepton_cli.graph import shapes
 from lepton_cli.graph.edit import captured
+from lepton_cli.graph.one_node import outer_values
+from lepton_cli.graph.sized import RANDOM
 from lepton_cli.model import io
 from lepton_cli.train import control, weights
-from lepton_cli.train.operators.call import NotInTorch, OperatorCall, TorchOperator, call_of, tensor_of
+from lepton_cli.train.gradients import LACKING, Gradients, Origin, is_lacking, operator
+from lepton_cli.train.operators.call import TYPES, NotInTorch, OperatorCall, TorchOperator, call_of, tensor_of
+from lepton_cli.train.operators.rounding import RANGES
 from lepton_cli.train.operators.table import OPERATORS, READ_BY_PYTHON
+from lepton_cli.train.outside import Outside, are_tensors, is_float, plain
 
-#: Tensors of a run, by the value of the graph that they are of.
-Known = dict[ir.Value, Tensor | None]
+#: Tensors of a run, by the value of the graph that they are of; strings, sequences and maps as `Outside` has them.
+Known = dict[ir.Value, Any]
 #: Attributes that name a type, and the types that become float32.
 _TYPES, _HALF = ("to", "dtype", "stash_type"), (int(ir.DataType.FLOAT16), int(ir.DataType.BFLOAT16))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """A node, what computes it (`None`: graphs of its own), and which values nobody reads after it."""
+    """A node, what computes it (`None`: graphs of its own, or onnxruntime), and which values nobody reads after it.
+
+    `free`: no gradient has to come back through it.
+    """
 
     node: ir.Node
     function: TorchOperator | None
     call: OperatorCall
     done: tuple[ir.Value, ...]
+    free: bool
 
 
 class Network:
@@ -58,6 +69,8 @@ class Network:
         self.exponents: set[str] = set()
         self._plans: dict[tuple[str, ...], list[_Use]] = {}
         self._bodies: dict[ir.Graph, list[_Use]] = {}
+        #: Nodes that onnxruntime computes.
+        self._outside: dict[ir.Node, Outside] = {}
         for name, value in self._trained.items():
             array = _array(value)
             self.parameters[name] = torch.from_numpy(array).to(self.device).requires_grad_()
@@ -70,6 +83,30 @@ class Network:
         """Names of the model's outputs."""
         return tuple(value.name or "" for value in self.model.graph.outputs)
 
+    @cached_property
+    def gradients(self) -> Gradients:
+        """From which values a gradient comes back."""
+        trained = {*self._trained.values(), *self._computed}
+        return Gradients(self.model, trained, self._types if trained else {})
+
+    @cached_property
+    def _types(self) -> dict[str, ir.DataType | None]:
+        return {name: one.dtype for name, one in shapes.infer(self.model).items()}
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Values by which it is compared with onnxruntime: outputs where they can be, and what those that do not learn
+        are made of."""
+        names: list[str] = []
+        for value in self.model.graph.outputs:
+            names += [value.name or ""] if self.gradients.compares(value) else []
+            names += () if self.gradients.learns(value) else self.gradients.made_of(value)
+        return tuple(dict.fromkeys(names))
+
+    def value(self, name: str) -> ir.Value:
+        """The value of the main graph of this name."""
+        return self._values[name]
+
     def __contains__(self, name: str) -> bool:
         """Whether the main graph has a value of this name."""
         return name in self._values
@@ -77,10 +114,15 @@ class Network:
     def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The outputs (default: all), or inner values, by name. Only what leads to them is computed.
 
-        Raises StepError that names the node where torch cannot compute what the graph asks for.
+        What torch lacks is computed by onnxruntime where no gradient has to come back. Raises StepError that names the
+        node where one has to, and where neither can compute what the graph asks for.
         """
         asked = tuple(self.outputs if outputs is None else outputs)
         if asked not in self._plans:
+            for value in (self._values[name] for name in asked):
+                node = self.gradients.end(value)
+                if node is not None and self.gradients.origin(value) == Origin.BARRED:
+                    raise refused(node, LACKING)
             self._plans[asked] = self._plan(self.model.graph, [self._values[name] for name in asked])
         known: Known = {self._values[name]: _wide(one) for name, one in feeds.items() if name in self._values}
         known |= {value: compute() for value, compute in self._computed.items()}
@@ -126,7 +168,7 @@ class Network:
             weights.write(value, state[name])
         return io.clone(self.model)
 
-    def _tensor(self, value: ir.Value, known: Known) -> Tensor:
+    def _tensor(self, value: ir.Value, known: Known) -> Any:
         if value in known:
             found = known[value]
         else:
@@ -137,10 +179,12 @@ class Network:
             raise StepError("train.missing", f"`{value.name}` has no value", hint="feed all of the model's inputs")
         return found
 
-    def _constant(self, value: ir.Value) -> Tensor | None:
+    def _constant(self, value: ir.Value) -> Any:
         tensor = weights.held(value)
         if tensor is None:
             return None
+        if tensor.dtype not in TYPES:
+            return plain(tensor)
         made = _wide(tensor_of(tensor))
         here = made.is_floating_point() and not all(use.idx in _read(use.node) for use in value.uses())
         self._constants[value] = made.to(self.device) if here else made
@@ -154,40 +198,74 @@ class Network:
             reads = {value for value in node.inputs if value is not None} | set(captured(node))
             done = [value for value in reads - wanted if value.graph is graph and weights.held(value) is None]
             wanted |= reads
-            uses.append(_Use(node, *self._function(node), tuple(done)))
+            free = all(self.gradients.origin(value) != Origin.LEARNT for value in node.outputs)
+            uses.append(_Use(node, *self._function(node, free=free), tuple(done), free))
         return uses[::-1]
 
-    def _function(self, node: ir.Node) -> tuple[TorchOperator | None, OperatorCall]:
-        domain = "" if node.domain == "ai.onnx" else node.domain
+    def _function(self, node: ir.Node, *, free: bool) -> tuple[TorchOperator | None, OperatorCall]:
+        if node.op_type in RANDOM:
+            raise refused(node, "its results are others in every run")
+        opset = self.model.graph.opset_imports.get(node.domain, 1)
+        why = LACKING
         try:
-            call = _widely(call_of(node, self.model.graph.opset_imports.get(node.domain, 1)))
-            if domain == "" and node.op_type in control.RUN:
-                return None, call
-            if (domain, node.op_type) not in OPERATORS:
-                raise NotInTorch("no gradient is known for it")
-            return OPERATORS[domain, node.op_type], call
+            if not is_lacking(node):
+                return OPERATORS.get(operator(node)), _widely(call_of(node, opset))
         except NotInTorch as error:
-            raise refused(node, str(error)) from error
+            why = str(error)
+        if not free:
+            raise refused(node, why)
+        self._outside.setdefault(node, Outside(node, self.model, self.device))
+        return None, OperatorCall({}, opset)
 
     def _compute(self, uses: Sequence[_Use], known: Known) -> None:
         for use in uses:
-            given = [None if value is None else self._tensor(value, known) for value in use.node.inputs]
-            while given and given[-1] is None:
-                given.pop()
-            if self.device.type != "cpu":
-                given = _together(use.node, given)
-            try:
-                if use.function is None:
-                    made = tuple(control.RUN[use.node.op_type](use.node, use.call, given, partial(self._body, known)))
-                else:
-                    made = use.function(use.call, *given)
-            except (NotInTorch, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
-                if out_of_memory(error):
-                    raise
-                raise refused(use.node, (str(error).strip().splitlines() or ["it fails"])[0]) from error
-            known.update(zip(use.node.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
+            outside = self._outside.get(use.node)
+            made = self._in_torch(use, known) if outside is None else self._in_onnxruntime(use.node, outside, known)
+            known.update(zip(use.node.outputs, made, strict=False))
             for value in use.done:
                 known.pop(value, None)
+
+    def _in_torch(self, use: _Use, known: Known) -> Sequence[Any]:
+        given = [None if value is None else self._tensor(value, known) for value in use.node.inputs]
+        while given and given[-1] is None:
+            given.pop()
+        if self.device.type != "cpu":
+            given = _together(use.node, given)
+        try:
+            if use.function is None:
+                return control.RUN[use.node.op_type](use.node, use.call, given, partial(self._body, known))
+            if not are_tensors(given):
+                raise NotInTorch("torch has no strings and no maps")
+            made = use.function(use.call, *given)
+        except (NotInTorch, RuntimeError, ValueError, TypeError, IndexError) as error:  # what torch raises
+            if out_of_memory(error):
+                raise
+            why = (str(error).strip().splitlines() or ["it fails"])[0]
+            if not use.free:
+                raise refused(use.node, why) from error
+            outside = Outside(use.node, self.model, self.device)
+            made = self._in_onnxruntime(use.node, outside, known, why)
+            self._outside[use.node] = outside
+        return made if isinstance(made, (tuple, list)) else (made,)
+
+    def _in_onnxruntime(self, node: ir.Node, outside: Outside, known: Known, why: str = "") -> Sequence[Any]:
+        """`why`: the reason where neither can."""
+        reads = dict[int | str, ir.Value](
+            (index, value) for index, value in enumerate(node.inputs) if value is not None
+        ) | {value.name or "": value for value in outer_values(node)}
+        given = {key: self._typed(value, self._tensor(value, known)) for key, value in reads.items()}
+        fixed = {key for key, value in reads.items() if value not in known and not _trains(given[key])}
+        parts = ({key: one for key, one in given.items() if (key in fixed) is held} for held in (True, False))
+        try:
+            return outside.run(*parts)
+        except NotInTorch as error:
+            raise refused(node, why or str(error)) from error
+
+    def _typed(self, value: ir.Value, given: Any) -> Any:
+        """Quantized numbers, which are floats here, as what they are."""
+        kind = value.dtype or self._types.get(value.name or "")
+        codes = kind in RANGES and kind in TYPES and is_float(given)
+        return given.detach().to(TYPES[kind]) if codes and kind is not None else given
 
     def _body(self, known: Known, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         """The outputs of a graph inside a node, for its inputs."""
@@ -200,13 +278,13 @@ class Network:
 
 def _together(node: ir.Node, given: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Whole numbers, and what is made of them, begin where Python reads them: they join the floats that they meet."""
-    devices = {one.device for one in given if one is not None}
+    devices = {one.device for one in given if isinstance(one, Tensor)}
     if len(devices) < 2:
         return list(given)
     (device,) = (one for one in devices if one.type != "cpu")
     read = _read(node)
     return [
-        one if one is None or place in read or one.device == device else one.to(device)
+        one.to(device) if isinstance(one, Tensor) and place not in read and one.device != device else one
         for place, one in enumerate(given)
     ]
 
@@ -225,17 +303,33 @@ def refused(node: ir.Node, why: str) -> StepError:
     return StepError(
         "train.unsupported",
         f"node `{node.name}` ({node.op_type}) cannot be trained through: {why}",
-        hint="train with a loss on a value before it, or leave the step out",
+        hint="train with a loss on a value before it, or only nodes behind it (`include`), or leave the step out",
     )
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def no_gradient(node: ir.Node | None, cause: str | None = None) -> StepError:
+    """Nothing is learnt behind the node."""
+    what = "decisions are" if node is None else f"node `{node.name}` ({node.op_type}) is"
+    return StepError(
+        "train.no-gradient",
+        f"no gradient of the outputs reaches a weight: {what} in between",
+        cause=cause,
+        hint="train with a loss on a value before, or a model that ends there",
+    )
+
+
+def _wide(tensor: Any) -> Any:
     """Half precision is for storing and running a model: it trains in float32, whatever its file holds."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    half = isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half else tensor
+
+
+def _trains(given: Any) -> bool:
+    return isinstance(given, Tensor) and given.requires_grad
 
 
 def _widely(call: OperatorCall) -> OperatorCall:
-    attributes = {name: _wide(one) if isinstance(one, Tensor) else one for name, one in call.attributes.items()}
+    attributes = {name: _wide(one) for name, one in call.attributes.items()}
     for name in _TYPES:
         if attributes.get(name) in _HALF:
             attributes[name] = int(ir.DataType.FLOAT)

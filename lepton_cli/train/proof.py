@@ -17,6 +17,7 @@ from lepton_cli.model import io
 from lepton_cli.probe import activations
 from lepton_cli.runtime import Session, Values
 from lepton_cli.train.network import Network
+from lepton_cli.train.outside import as_numpy, as_torch
 
 #: Largest difference of an output, as a share of its largest value, that is rounding.
 SAME = 1e-4
@@ -34,9 +35,8 @@ TURNED = 0.01
 
 
 def tensors(feeds: Values, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Arrays as tensors; numbers that say where or how many stay where Python reads them."""
-    found = {name: torch.from_numpy(np.array(array, order="C")) for name, array in feeds.items()}
-    return {name: one.to(device) if one.is_floating_point() else one for name, one in found.items()}
+    """Arrays as tensors; numbers that say where or how many stay where Python reads them, strings are no tensors."""
+    return {name: as_torch(array, torch.device(device)) for name, array in feeds.items()}
 
 
 def sample_axis(alone: Sequence[int], together: Sequence[int]) -> int:
@@ -46,17 +46,22 @@ def sample_axis(alone: Sequence[int], together: Sequence[int]) -> int:
 
 
 def prove(network: Network, check: Dataset, workdir: Path, threads: int) -> float:
-    """The largest difference on the check batches. Raises StepError that names the first node that differs."""
-    model, worst = network.model, 0.0
-    apart, same, _ = measure(model)
-    session = Session(io.payload(model, workdir), threads=threads, spin=False)
+    """The largest difference on the check batches, of what can be compared (`Network.compared`). Raises StepError that
+    names the first node that differs."""
+    model, names, worst = network.model, network.compared, 0.0
+    apart, same, inside = measure(model)
+    right = activations.Activations(model, names, workdir, threads)
     for batch in activations.batches(model, check):
-        expected = session.run(batch.feeds)
+        expected = right.run(batch.feeds)
         with torch.no_grad():
-            found = network.run(tensors(batch.feeds, network.device))
-        for name, array in expected.items():
-            difference = apart(array, found[name].cpu().numpy())
-            if not difference <= same and not difference <= MARGIN * apart(
+            found = network.run(tensors(batch.feeds, network.device), names)
+        for name in names:
+            array = expected[name]
+            if not isinstance(array, np.ndarray):
+                continue
+            difference = apart(array, as_numpy(found[name]))
+            most = same if name in network.outputs else inside
+            if not difference <= most and not difference <= MARGIN * apart(
                 array, _otherwise(model, batch.feeds, name, workdir, threads)
             ):
                 raise _differs(network, batch.feeds, name, difference, workdir, threads)
@@ -78,8 +83,9 @@ def measure(model: ir.Model) -> tuple[Callable[[NDArray[Any], NDArray[Any]], flo
 
 def _otherwise(model: ir.Model, feeds: Values, name: str, workdir: Path, threads: int) -> NDArray[np.generic]:
     """What onnxruntime itself gives when it computes in another order."""
-    session = Session(io.payload(model, workdir), threads=threads, optimise=False, spin=False)
-    return session.run(feeds, [name])[name]
+    part = activations.piece(model, {}, [name])
+    session = Session(io.payload(part, workdir), threads=threads, optimise=False, spin=False)
+    return session.run({info.name: feeds[info.name] for info in session.inputs if info.name in feeds}, [name])[name]
 
 
 def noise(expected: NDArray[np.generic], found: NDArray[np.generic]) -> float:
@@ -125,10 +131,10 @@ def _first(network: Network, feeds: Values, workdir: Path, threads: int) -> ir.N
     for node in nodes:
         for value in node.outputs:
             array = expected.get(value.name or "")
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray) or not network.gradients.compares(value):
                 continue
             with torch.no_grad():
                 found = network.run(given, [value.name or ""])[value.name or ""]
-            if not apart(array, found.cpu().numpy()) <= same:
+            if not apart(array, as_numpy(found)) <= same:
                 return node
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import onnx_ir as ir
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 from lepton_cli.data.batching import layout, sample_axes
 from lepton_cli.data.dataset import Batch
 from lepton_cli.data.source import nearest
-from lepton_cli.errors import ModelError
+from lepton_cli.errors import LeptonError, ModelError
 from lepton_cli.model import io
 from lepton_cli.runtime import Values
 from lepton_cli.train import losses, proof
 from lepton_cli.train.features import Feature, features
-from lepton_cli.train.network import Network
+from lepton_cli.train.gradients import Origin
+from lepton_cli.train.network import Network, no_gradient
+from lepton_cli.train.outside import is_float
 
 #: How many times the loss of the outputs that of what is inside is before training. Answers are few numbers, which few
 #: samples leave undecided: divergence from the original on pictures not seen, ResNet-20 at half its work, 6,000
@@ -45,7 +48,10 @@ class InPieces(Network):
             return super().run(feeds, outputs)
         parts = []
         for start in range(0, count, self._fixed):
-            part = {name: feeds[name].narrow(axis, start, self._fixed) for name, axis in axes.items()}
+            part = {
+                name: feeds[name][(slice(None),) * axis + (slice(start, start + self._fixed),)]  # strings are arrays
+                for name, axis in axes.items()
+            }
             parts.append(super().run({**feeds, **part}, outputs))
         self._learn(feeds, parts[0])
         return {
@@ -76,12 +82,12 @@ class Teacher:
         *,
         inside: bool = False,
     ) -> None:
-        """`first`: feeds that both can take. `outputs`: those that count (default: all of floats), or inner values.
+        """`first`: feeds that both can take. `outputs`: those that count (default: all), or inner values.
 
-        `inside`: what both have in common inside counts in a step too.
+        What does not learn, or has no rows of its own, is taught by what it is made of (`Gradients.made_of`) where the
+        teacher has that in the same shape. `inside`: what both have in common inside counts in a step too.
         """
         self._network = InPieces(model, student)
-        self.fingerprint = f"{io.fingerprint(model)} {outputs}"
         for name in outputs or ():
             if name not in self._network:
                 raise ModelError(
@@ -89,12 +95,18 @@ class Teacher:
                     f"the teacher has no `{name}`",
                     hint=nearest(name, self._network.outputs, what="its outputs"),
                 )
+        asked = tuple(self._network.outputs if outputs is None else outputs)
+        #: What is learnt in the place of an output, by its name.
+        self.in_place: dict[str, tuple[str, ...]] = {}
+        own = self._own(student, asked, first[0])
+        names = tuple(dict.fromkeys((*own, *chain(*self.in_place.values()))))
+        self.fingerprint = f"{io.fingerprint(model)} {outputs} {self.in_place}"
         with torch.no_grad():
-            given = [self._network.run(proof.tensors(feeds, student.device), outputs) for feeds in first]
-            mine = student.run(proof.tensors(first[0], student.device), outputs)
+            given = [self._network.run(proof.tensors(feeds, student.device), names) for feeds in first]
+            mine = student.run(proof.tensors(first[0], student.device), [name for name in names if name in student])
         self._kinds = {}
         for name, one in given[0].items():
-            if not one.is_floating_point():
+            if not is_float(one):
                 continue
             if name not in mine or mine[name].shape != one.shape:
                 shape = list(mine[name].shape) if name in mine else "not there"
@@ -106,12 +118,45 @@ class Teacher:
             same = all(found[name].shape[1:] == one.shape[1:] for found in given) and one.dim() > 0
             self._kinds[name] = losses.kind(torch.cat([found[name] for found in given]) if same else one)
         if not self._kinds:
-            raise ModelError("train.teacher", "no output of the model is a float: there is nothing to learn from")
+            raise self._nothing(student, asked)
         self.outputs = tuple(self._kinds)
         self.features: tuple[Feature, ...] = features(student, self._network, first) if inside else ()
         self.inside = tuple(one.name for one in self.features)
         self.fingerprint += f" {self.inside}" if inside else ""
         self._factor = self._balance(student, first) if self.features else 0.0
+
+    def _own(self, student: Network, asked: Sequence[str], feeds: Values) -> list[str]:
+        """Those that are learnt as they are; what of the others is not learnt by these already goes to `in_place`."""
+        given, gradients = proof.tensors(feeds, student.device), student.gradients
+
+        def fit(names: Sequence[str]) -> list[str]:
+            common = [name for name in names if name in self._network]
+            with torch.no_grad():
+                mine, theirs = (network.run(given, common) for network in (student, self._network))
+            return [name for name in common if is_float(theirs[name]) and mine[name].shape == theirs[name].shape]
+
+        origins = {name: gradients.origin(student.value(name)) for name in asked if name in student}
+        others = [
+            name
+            for name, origin in origins.items()
+            if origin != Origin.GIVEN and not gradients.learns(student.value(name))
+        ]
+        own = [name for name in asked if name not in others]
+        taught = gradients.before([student.value(name) for name in own if name in student])
+        for name in others:
+            found = gradients.made_of(student.value(name), fit)
+            if new := tuple(one for one in found if one not in taught):
+                self.in_place[name] = new
+            elif not found and origins[name] == Origin.LEARNT:
+                own.append(name)
+        return own
+
+    def _nothing(self, student: Network, asked: Sequence[str]) -> LeptonError:
+        nodes = [student.gradients.end(student.value(name)) for name in asked if name in student]
+        node = next(filter(None, nodes), None)
+        if node is not None:
+            return no_gradient(node, "the teacher has nothing before it under the same name and in the same shape")
+        return ModelError("train.teacher", "no output of the model is a float: there is nothing to learn from")
 
     @property
     def said(self) -> dict[str, str]:

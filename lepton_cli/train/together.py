@@ -18,6 +18,9 @@ from lepton_cli.train.network import Network
 class NamedTask(Task, Protocol):
     """A task that tells how it compares."""
 
+    #: By output that does not learn, what does in its place.
+    in_place: dict[str, tuple[str, ...]]
+
     @property
     def said(self) -> dict[str, str]:
         """The kind of loss by output."""
@@ -52,6 +55,11 @@ class Together:
             for name, kind in part.task.said.items():
                 kinds[name].append(kind)
         return {name: " + ".join(several) for name, several in kinds.items()}
+
+    @property
+    def in_place(self) -> dict[str, tuple[str, ...]]:
+        """By output that does not learn, what does in its place."""
+        return {name: values for part in self.parts for name, values in part.task.in_place.items()}
 
     def answers(self, batch: Batch, feeds: Mapping[str, Tensor], *, inside: bool = False) -> dict[str, Tensor]:
         """Those of every task, behind its number."""

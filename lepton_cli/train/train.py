@@ -57,7 +57,13 @@ def train(
         )
         for part, first, last in zip(task.parts, before, after, strict=False)
     ]
-    told = {"losses": task.said, "proof": difference, "parts": tuple(losses), "features": task.inside}
+    told = {
+        "losses": task.said,
+        "proof": difference,
+        "parts": tuple(losses),
+        "features": task.inside,
+        "in_place": task.in_place,
+    }
     told |= _accuracies(task, (model, learnt.model), made, context)
     return dataclasses.replace(learnt, details=learnt.details.model_copy(update=told)), made
 
@@ -115,6 +121,7 @@ def _accuracies(task: Together, models: Sequence[ir.Model], made: Course, contex
     """Before and after, where class numbers are learnt."""
     for part in task.parts:
         if isinstance(one := part.task, Labelled) and one.axis is not None:
-            found = [judge.accuracy(model, one.output, one.axis, one.labels, made.kept, context) for model in models]
+            name = next(iter(one.in_place), one.output)
+            found = [judge.accuracy(model, name, one.axis, one.labels, made.kept, context) for model in models]
             return dict(zip(("accuracy_before", "accuracy_after"), found, strict=True))
     return {}

@@ -80,6 +80,9 @@ def held(value: ir.Value | None) -> ir.TensorProtocol | None:
         ir.AttributeType.INT: np.int64,
         ir.AttributeType.INTS: np.int64,
     }.get(attribute.type)
+    if attribute.type in (ir.AttributeType.STRING, ir.AttributeType.STRINGS):
+        texts = np.array(attribute.value, object)
+        return ir.StringTensor([text.encode() for text in texts.ravel()], shape=ir.Shape(texts.shape))
     return None if kind is None else ir.tensor(np.array(attribute.value, kind))
 
 

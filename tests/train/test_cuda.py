@@ -38,8 +38,17 @@ def tokens() -> ir.Model:
     return graph.model(graph.op("Mul", graph.op("Gather", table, ids), column))
 
 
+def scaled() -> ir.Model:
+    """What onnxruntime computes goes to the GPU, and a sequence of it through torch."""
+    graph = Graph()
+    x = graph.op("Scaler", graph.take("x", ["b", 4]), domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    rows = graph.op("SplitToSequence", x, graph.constant(np.array([1, 3])), axis=1)
+    y = graph.op("SequenceAt", rows, graph.constant(np.int64(1)))
+    return graph.model(graph.linear(y, 3, 2))
+
+
 @gpu
-@pytest.mark.parametrize("build", [classifier, convolutions, tokens])
+@pytest.mark.parametrize("build", [classifier, convolutions, scaled, tokens])
 def test_a_gpu_computes_what_onnxruntime_does(build: object, tmp_path: Path) -> None:
     assert callable(build)
     model = build()

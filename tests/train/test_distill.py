@@ -27,6 +27,7 @@ from lepton_cli.train.details import TrainingDetails
 from lepton_cli.train.spec import Distill, TrainingBudget
 from lepton_cli.train.steps import distill
 from tests.quantize.builders import Graph, context
+from tests.train.test_outside import boxed, labelled, typed
 
 ROWS = np.random.default_rng(2).normal(size=(1200, 8)).astype(np.float32)
 
@@ -277,11 +278,95 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "whl/cpu" in (error.hint or "")
 
 
-def test_a_decision_in_between_lets_no_gradient_through(tmp_path: Path) -> None:
-    graph = Graph()
-    y = graph.op("ArgMax", graph.linear(graph.take("x", ["b", 8]), 8, 5), axis=1)
+def label(seed: int = 0) -> ir.Model:
+    """Class numbers alone, as floats, from `classes`."""
+    graph = Graph(seed=seed)
+    y = graph.op("ArgMax", graph.linear(graph.take("x", ["b", 8]), 8, 5), axis=1, keepdims=0)
     model = graph.model(graph.op("Cast", y, to=TensorProto.FLOAT))
-    refused("train.no-gradient", model, around(model, tmp_path))
+    model.graph[0].outputs[0].name = "classes"
+    return model
+
+
+def test_a_label_is_learnt_by_the_classes_it_is_picked_from(tmp_path: Path) -> None:
+    """As the model that ends with the classes learns them, to the byte."""
+    original, options = label(), {"budget": TrainingBudget(samples=2000), "precision": "float32"}
+    broken = damaged(original)
+    outcome = trained(broken, original, tmp_path, **options)
+    details, name = told(outcome), original.graph.outputs[0].name
+    assert details.losses == {"classes": "distil"}
+    assert details.in_place == {name: ("classes",)}
+    assert f"learnt in the place of `{name}`: `classes`" in outcome.summary
+    open_, opened = (cut(one, "classes") for one in (broken, original))
+    assert weights(outcome.model) == weights(trained(open_, opened, tmp_path, **options).model) != weights(broken)
+    fresh = np.random.default_rng(9).normal(size=(500, 8)).astype(np.float32)
+    before, after = (np.mean(answers(one, fresh) == answers(original, fresh)) for one in (broken, outcome.model))
+    assert after > before
+
+
+def cut(model: ir.Model, name: str) -> ir.Model:
+    """The model that ends with the value."""
+    made = io.clone(model)
+    made.graph.outputs[:] = [value for node in made.graph for value in node.outputs if value.name == name]
+    for node in reversed(list(made.graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            made.graph.remove(node, safe=True)
+    return made
+
+
+def weights(model: ir.Model) -> dict[str | None, bytes]:
+    return {value.name: value.const_value.tobytes() for value in model.graph.initializers.values() if value.const_value}
+
+
+def test_agreement_is_that_of_the_labels(tmp_path: Path) -> None:
+    graph = Graph()
+    model = typed(graph, **labelled(graph, graph.linear(graph.take("x", ["b", 8]), 8, 3)))
+    broken = damaged(model, 0.6)
+    made = around(model, tmp_path)
+    outcome = distill(broken, Distill(budget=TrainingBudget(epochs=5)), made)
+    assert made.training is not None
+    assert made.training.holdout is not None
+    rows = np.concatenate([batch.feeds["x"] for batch in made.training.holdout.batches(100)])
+    right = answers(model, rows)
+    expected = [np.mean(answers(one, rows) == right) for one in (broken, outcome.model)]
+    assert [told(outcome).agreement_before, told(outcome).agreement_after] == pytest.approx(expected)
+    assert expected[0] < expected[1]
+
+
+def test_boxes_are_learnt_before_suppression(tmp_path: Path) -> None:
+    graph = Graph()
+    inner = graph.op("Relu", graph.linear(graph.take("x", ["b", 8]), 8, 48))
+    boxes, scores, left, chosen = boxed(graph, graph.op("Reshape", inner, graph.constant(np.array([0, 6, 8]))), 8)
+    model = typed(graph, **{left: TensorProto.INT64, chosen: TensorProto.FLOAT})
+    broken = damaged(model)
+    outcome = trained(broken, model, tmp_path, budget=TrainingBudget(epochs=5))
+    details = told(outcome)
+    assert set(details.in_place) == {left, chosen}
+    assert len(set(details.in_place.values())) == 1
+    assert boxes in details.losses
+    assert len(details.losses) == 2
+    fresh = np.random.default_rng(9).normal(size=(300, 8)).astype(np.float32)
+    for name in (boxes, scores):
+        wanted, was, now = (answers(cut(one, name), fresh) for one in (model, broken, outcome.model))
+        assert np.square(now - wanted).mean() < 0.1 * np.square(was - wanted).mean()
+
+
+def test_what_another_output_teaches_already_is_not_taught_again(tmp_path: Path) -> None:
+    graph = Graph()
+    shares = graph.op("Softmax", graph.linear(graph.take("x", ["b", 8]), 8, 5))
+    number = graph.op("ArgMax", shares, axis=1)
+    model = typed(graph, **{shares: TensorProto.FLOAT, number: TensorProto.INT64})
+    details = told(trained(damaged(model), model, tmp_path, budget=TrainingBudget(samples=500)))
+    assert details.losses == {shares: "distil_shares"}
+    assert details.in_place == {}
+
+
+def test_where_the_teacher_has_nothing_of_the_same_name_the_node_is_named(tmp_path: Path) -> None:
+    model = label()
+    other = io.clone(model)
+    other.graph[0].outputs[0].name = "elsewhere"
+    error = refused("train.no-gradient", model, around(other, tmp_path))
+    assert "`ArgMax_1` (ArgMax)" in error.message
+    assert "the same name" in (error.cause or "")
 
 
 def test_a_teacher_with_other_outputs_is_refused(tmp_path: Path) -> None:
@@ -309,10 +394,9 @@ def test_a_plan_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_a_plan_says_what_could_not_be_trained(tmp_path: Path) -> None:
-    graph = Graph()
-    y = graph.op("ArgMax", graph.linear(graph.take("x", ["b", 8]), 8, 5), axis=1)
-    model = graph.model(graph.op("Cast", y, to=TensorProto.FLOAT))
-    refused("train.no-gradient", model, dataclasses.replace(around(model, tmp_path), dry=True))
+    model, other = label(), label()
+    other.graph[0].outputs[0].name = "elsewhere"
+    refused("train.no-gradient", model, dataclasses.replace(around(other, tmp_path), dry=True))
 
 
 @pytest.mark.parametrize("values", [{"epochs": 1, "samples": 3}, {}, {"epochs": 0}, {"time": "0 s"}, {"samples": 0}])

@@ -27,6 +27,7 @@ from lepton_cli.train.network import Network
 from lepton_cli.train.spec import Distill, Finetune, TrainingBudget, TrainingLoss
 from lepton_cli.train.steps import distill, finetune
 from tests.quantize.builders import Graph, context
+from tests.train.test_outside import labelled, typed
 
 COUNT = 400
 RANDOM = np.random.default_rng(5)
@@ -375,6 +376,26 @@ def test_what_does_not_fit_is_said(
     error = refused(code, finetune, model, given(model, tmp_path, **labels), options)
     said = f"{error.message} {error.hint}"
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_label_learns_by_the_classes_it_is_picked_from(named: bool, tmp_path: Path) -> None:
+    graph = Graph()
+    label, maps = labelled(graph, graph.linear(graph.take("x", ["b", 6]), 6, 3)).items()
+    number = graph.op("ArgMax", "t1", axis=1, keepdims=0)
+    model = typed(graph, **{number: TensorProto.INT64} | (dict([label, maps]) if named else {}))
+    options = Finetune(losses=(TrainingLoss(output=number),) if named else (), budget=TrainingBudget(epochs=20))
+    around = given(model, tmp_path, labels=CLASSES)
+    outcome = finetune(model, options, around)
+    assert told(outcome).in_place == {number: ("t1",)}
+    assert told(outcome).losses == {"t1": "cross_entropy_shares"}
+    assert around.training is not None
+    assert around.training.holdout is not None
+    (kept,) = around.training.holdout.batches(100)
+    for one, accuracy in ((model, told(outcome).accuracy_before), (outcome.model, told(outcome).accuracy_after)):
+        found = Session(io.to_bytes(one), threads=1).run(kept.feeds, [number])[number]
+        assert accuracy == pytest.approx((found == kept.labels["labels"]).mean())
+    assert (told(outcome).accuracy_after or 0) > (told(outcome).accuracy_before or 0)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import TensorProto
 
+from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import StepError
 from lepton_cli.train import proof
 from lepton_cli.train.network import Network
 from lepton_cli.train.operators import table
 from lepton_cli.train.quantized import QuantizedNetwork
 from tests.quantize.builders import Graph, images, residual_net
+from tests.train.test_outside import boxed, typed
 
 
 def test_equal_functions_pass(tmp_path: Path) -> None:
@@ -29,6 +32,22 @@ def test_the_first_node_that_differs_is_named(size: float, tmp_path: Path, monke
     monkeypatch.setitem(table.OPERATORS, ("", pool.op_type), lambda *given: right(*given) * size)
     with pytest.raises(StepError, match=f"first at node `{pool.name}`"):
         proof.prove(Network(model), images(4), tmp_path, 1)
+
+
+@pytest.mark.parametrize("wrong", ["Abs", "Sigmoid"])
+def test_what_cannot_be_compared_is_proved_by_what_it_is_made_of(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes and scores, not which of them are left: that rests on the last bit."""
+    graph = Graph()
+    *_, left, chosen = boxed(graph, graph.take("x", ["b", 6, 4]))
+    model = typed(graph, **{left: TensorProto.INT64, chosen: TensorProto.FLOAT})
+    data = Arrays({"x": np.random.default_rng(5).normal(size=(4, 6, 4)).astype(np.float32)})
+    assert 0 < proof.prove(Network(model), data, tmp_path, 1) < 1e-5
+    right = table.OPERATORS["", wrong]
+    monkeypatch.setitem(table.OPERATORS, ("", wrong), lambda *given: right(*given) * 1.01)
+    with pytest.raises(StepError, match=f"first at node `{wrong}_"):
+        proof.prove(Network(model), data, tmp_path, 1)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class OperatorCall:
 
 #: `(call, *inputs)`: inputs that a node leaves out are `None`, and missing at the end. Inputs may stand on any device
 #: and have any floating type (also under autocast); gradients pass wherever the operator has one. Nothing is changed in
-#: place.
-TorchOperator = Callable[..., "Tensor | tuple[Tensor | None, ...]"]
+#: place. A sequence is a list of tensors.
+TorchOperator = Callable[..., "Tensor | tuple[Tensor | list[Tensor] | None, ...]"]
 
 TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32,
