@@ -129,6 +129,26 @@ def test_loops_carry_what_is_learnt(step: str, learnt: str, origin: Origin) -> N
         np.testing.assert_allclose(found.detach().numpy(), ran(model, {"x": X})[y], rtol=0, atol=1e-6)
 
 
+def test_what_a_loop_bars_is_barred_for_all_that_it_carries() -> None:
+    """One value is added to the other a round later than it was barred."""
+    graph = Graph()
+    inner = linear(graph)
+    nodes = [
+        helper.make_node("Normalizer", [inner], ["barred"], name="step", domain=ML, norm="L2"),
+        helper.make_node("Add", ["sum", "last"], ["more"], name="sum"),
+        helper.make_node("Identity", ["on"], ["on_"], name="on"),
+    ]
+    bools, floats = (
+        [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "on_")],
+        {name: helper.make_tensor_value_info(name, FLOAT, None) for name in ("last", "sum", "barred", "more")},
+    )
+    taken = [helper.make_tensor_value_info("i", INT, []), bools[0], floats["last"], floats["sum"]]
+    body = helper.make_graph(nodes, "body", taken, [bools[1], floats["barred"], floats["more"]])
+    _, total = graph.op("Loop", graph.constant(np.int64(2)), "", inner, inner, body=body, outputs=2)
+    network = Network(typed(graph, **{total: FLOAT}))
+    assert origins(network) == {total: Origin.BARRED}
+
+
 def test_quantized_numbers_are_floats_here() -> None:
     """Rounding passes gradients; but none comes through a product of integers, which torch lacks."""
     graph = Graph()
