@@ -31,6 +31,7 @@ def origins(network: Network) -> dict[str, Origin]:
 DECIDED: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("ArgMax", [], {"axis": 1}, INT),
     ("Cast", [], {"to": INT}, INT),
+    ("Cast", [], {"to": TensorProto.UINT8}, TensorProto.UINT8),
     ("Greater", [np.float32(0.1)], {}, TensorProto.BOOL),
     ("Hardmax", [], {}, FLOAT),
     ("Shape", [], {}, INT),
