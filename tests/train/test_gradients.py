@@ -210,6 +210,17 @@ def test_what_keeps_its_rows_stays(rows: bool) -> None:
     assert network.compared == ((inner,) if rows else (y,))
 
 
+def test_what_is_cut_where_a_decision_says_has_no_size_of_its_own() -> None:
+    graph = Graph()
+    inner = linear(graph)
+    end = graph.op("ReduceMax", graph.op("ArgMax", inner, axis=1, keepdims=0), axes=[0])
+    places = [graph.constant(np.array([value])) for value in (0, 1)]
+    y = graph.op("Slice", inner, places[0], end, places[1])
+    network = Network(typed(graph, **{y: FLOAT}))
+    assert origins(network) == {y: Origin.LEARNT}
+    assert network.compared == (inner,)
+
+
 def test_all_that_scikit_learn_ends_with_is_one_value() -> None:
     graph = Graph()
     classes = linear(graph)
