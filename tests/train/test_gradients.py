@@ -31,6 +31,7 @@ def origins(network: Network) -> dict[str, Origin]:
 DECIDED: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("ArgMax", [], {"axis": 1}, INT),
     ("Cast", [], {"to": INT}, INT),
+    ("Cast", [], {"to": TensorProto.UINT8}, TensorProto.UINT8),
     ("Greater", [np.float32(0.1)], {}, TensorProto.BOOL),
     ("Hardmax", [], {}, FLOAT),
     ("Shape", [], {}, INT),
@@ -129,6 +130,26 @@ def test_loops_carry_what_is_learnt(step: str, learnt: str, origin: Origin) -> N
         np.testing.assert_allclose(found.detach().numpy(), ran(model, {"x": X})[y], rtol=0, atol=1e-6)
 
 
+def test_what_a_loop_bars_is_barred_for_all_that_it_carries() -> None:
+    """One value is added to the other a round later than it was barred."""
+    graph = Graph()
+    inner = linear(graph)
+    nodes = [
+        helper.make_node("Normalizer", [inner], ["barred"], name="step", domain=ML, norm="L2"),
+        helper.make_node("Add", ["sum", "last"], ["more"], name="sum"),
+        helper.make_node("Identity", ["on"], ["on_"], name="on"),
+    ]
+    bools, floats = (
+        [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "on_")],
+        {name: helper.make_tensor_value_info(name, FLOAT, None) for name in ("last", "sum", "barred", "more")},
+    )
+    taken = [helper.make_tensor_value_info("i", INT, []), bools[0], floats["last"], floats["sum"]]
+    body = helper.make_graph(nodes, "body", taken, [bools[1], floats["barred"], floats["more"]])
+    _, total = graph.op("Loop", graph.constant(np.int64(2)), "", inner, inner, body=body, outputs=2)
+    network = Network(typed(graph, **{total: FLOAT}))
+    assert origins(network) == {total: Origin.BARRED}
+
+
 def test_quantized_numbers_are_floats_here() -> None:
     """Rounding passes gradients; but none comes through a product of integers, which torch lacks."""
     graph = Graph()
@@ -187,6 +208,17 @@ def test_what_keeps_its_rows_stays(rows: bool) -> None:
     network = Network(typed(graph, **{y: FLOAT}))
     assert origins(network) == {y: Origin.LEARNT}
     assert network.compared == ((inner,) if rows else (y,))
+
+
+def test_what_is_cut_where_a_decision_says_has_no_size_of_its_own() -> None:
+    graph = Graph()
+    inner = linear(graph)
+    end = graph.op("ReduceMax", graph.op("ArgMax", inner, axis=1, keepdims=0), axes=[0])
+    places = [graph.constant(np.array([value])) for value in (0, 1)]
+    y = graph.op("Slice", inner, places[0], end, places[1])
+    network = Network(typed(graph, **{y: FLOAT}))
+    assert origins(network) == {y: Origin.LEARNT}
+    assert network.compared == (inner,)
 
 
 def test_all_that_scikit_learn_ends_with_is_one_value() -> None:
