@@ -1,8 +1,8 @@
-"""Nodes that torch does not compute, and need not, as no gradient comes back through them: onnxruntime does."""
+"""What torch does not compute, and need not, as no gradient comes back through it: onnxruntime does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lepton_cli import scratch
 from lepton_cli.errors import ModelError
 from lepton_cli.graph.one_node import OneNode, type_of
+from lepton_cli.probe.activations import Activations
 from lepton_cli.train.operators.call import NotInTorch
 
 #: Sessions that are kept of a node: lists of numbers, of sizes say, are of a length that a session is made for.
@@ -45,6 +47,23 @@ class Outside:
         except ModelError as error:
             raise NotInTorch(f"onnxruntime, which has to in torch's place: {error.cause or error.message}") from error
         return tuple(as_torch(next(found), self._device) if value.name else None for value in self._node.outputs)
+
+
+class WholeGraph:
+    """A model in onnxruntime, on the processor, for what needs no gradient at all."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model, self._parts = model, dict[tuple[str, ...], Activations]()
+
+    def run(self, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Outputs or inner values by name; what leads to others is not computed."""
+        asked = tuple(names)
+        if asked not in self._parts:
+            with scratch.folder() as folder:
+                self._parts[asked] = Activations(self._model, asked, folder, torch.get_num_threads())
+        arrays = {name: np.asarray(as_numpy(one), order="C") for name, one in feeds.items()}
+        found = self._parts[asked].run(arrays)
+        return {name: as_torch(found[name], torch.device("cpu")) for name in asked}
 
 
 def as_numpy(value: Any) -> Any:
