@@ -158,6 +158,18 @@ def test_weights_before_a_decision_are_those_of_now() -> None:
     assert not np.array_equal(before, after)
 
 
+def test_a_weight_that_goes_in_itself_is_that_of_now() -> None:
+    graph = Graph()
+    weight = graph.constant(np.random.default_rng(4).normal(size=(4, 3)).astype(np.float32))
+    y = graph.op("MatMul", graph.take("x", ["b", 4]), weight)
+    best = graph.op("ArgMax", graph.op("Scaler", weight, domain=ML, offset=[0.0], scale=[2.0]), axis=1)
+    network = Network(typed(graph, **{best: TensorProto.INT64, y: TensorProto.FLOAT}))
+    for _ in range(2):
+        found = network.run(tensors({"x": X}), [best])[best].numpy()
+        assert np.array_equal(found[:, 0], network.state()[weight].argmax(1))
+        network.load({name: -array for name, array in network.state().items()})
+
+
 @pytest.mark.parametrize("behind", [False, True])
 def test_floats_behind_weights_are_refused_where_they_are_needed(behind: bool) -> None:
     graph = Graph()
