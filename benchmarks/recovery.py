@@ -1,7 +1,8 @@
 """What pruning takes and `distill` gives back without a label, on trained networks: the whole job by recipes.
 
     PYTHONPATH=. python benchmarks/recovery.py --assets DIR [--only squeezenet,minilm,resnet8,resnet20,resnet56]
-        [--epochs N] [--seed N] [--set features=none]...
+        [--epochs N] [--seed N] [--set features=none]... [--macs SHARE]
+    PYTHONPATH=. python benchmarks/recovery.py --assets DIR --only resnet20 --model NETWORK.onnx [--preprocess YAML]
 
 Each network is simplified, loses channels down to its share of the MACs (`prune.channels`, calibrated without labels),
 and learns its original's answers from samples without labels (`distill`). Judged by onnxruntime and numpy alone, on
@@ -57,11 +58,13 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network, the share of its MACs that stays, where samples come from, and what `distill` changes at random."""
+    """A network, the share of its MACs that stays, and its samples: where they come from, what the network takes of
+    them, and what `distill` changes at random."""
 
-    file: str
+    file: Path
     macs: str
-    samples: Callable[[Path, Path], Samples]
+    samples: Callable[[Case, Path, Path], Samples]
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     augment: tuple[dict[str, Any], ...] = ()
     calibration: int = 512
 
@@ -76,44 +79,36 @@ def prepared(
     return np.ascontiguousarray(shifted.transpose(0, 3, 1, 2))
 
 
-def cifar(**preprocess: Any) -> Callable[[Path, Path], Samples]:
+def cifar(case: Case, assets: Path, folder: Path) -> Samples:
     """6,000 images to learn from, 5,000 test images."""
-
-    def read(assets: Path, folder: Path) -> Samples:
-        with np.load(assets / "cifar10_test.npz") as test:
-            images, labels = test["images"], test["labels"]
-        return _images(assets / "cifar10_train.npz", images, labels, preprocess)
-
-    return read
+    with np.load(assets / "cifar10_test.npz") as test:
+        images, labels = test["images"], test["labels"]
+    return _images(case, assets / "cifar10_train.npz", images, labels)
 
 
-def photographs(**preprocess: Any) -> Callable[[Path, Path], Samples]:
+def photographs(case: Case, assets: Path, folder: Path) -> Samples:
     """400 pictures to learn from, 200 others of other classes."""
+    from PIL import Image
 
-    def read(assets: Path, folder: Path) -> Samples:
-        from PIL import Image
-
-        root = assets / "imagenet_600"
-        with (root / "labels.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        images = np.stack([np.asarray(Image.open(root / row["file"]).convert("RGB")) for row in rows])
-        labels = np.array([int(row["label"]) for row in rows])
-        order = np.random.default_rng(DRAWN).permutation(len(rows))
-        judged, learnt = order[:JUDGED], np.sort(order[JUDGED:])
-        np.savez(folder / "learnt.npz", images=images[learnt])
-        return _images(folder / "learnt.npz", images[judged], labels[judged], preprocess)
-
-    return read
+    root = assets / "imagenet_600"
+    with (root / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    images = np.stack([np.asarray(Image.open(root / row["file"]).convert("RGB")) for row in rows])
+    labels = np.array([int(row["label"]) for row in rows])
+    order = np.random.default_rng(DRAWN).permutation(len(rows))
+    seen, learnt = order[:JUDGED], np.sort(order[JUDGED:])
+    np.savez(folder / "learnt.npz", images=images[learnt])
+    return _images(case, folder / "learnt.npz", images[seen], labels[seen])
 
 
-def _images(
-    learnt: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], preprocess: Mapping[str, Any]
-) -> Samples:
-    section = {"path": str(learnt), "inputs": {"input": "images"}, "preprocess": {"layout": "nchw", **preprocess}}
-    return Samples(section, {"input": prepared(images, **preprocess)}, labels)
+def _images(case: Case, learnt: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Samples:
+    (info,) = io.inputs(io.load(case.file).model)
+    preprocess = {"layout": "nchw", **case.preprocess}
+    section = {"path": str(learnt), "inputs": {info.name: "images"}, "preprocess": preprocess}
+    return Samples(section, {info.name: prepared(images, **case.preprocess)}, labels)
 
 
-def sentences(assets: Path, folder: Path) -> Samples:
+def sentences(case: Case, assets: Path, folder: Path) -> Samples:
     """500 sentences to learn from, 872 others."""
     with np.load(assets / "sst2_dev.npz") as dev:
         feeds, labels = {name: dev[name] for name in TOKENS}, dev["label"]
@@ -122,18 +117,13 @@ def sentences(assets: Path, folder: Path) -> Samples:
 
 
 PADDED = ({"flip": "horizontal"}, {"crop": {"pad": 4}})
+CROPPED = ({"flip": "horizontal"}, {"crop": {"random": [0.5, 1.0]}})
 CASES = {
-    "resnet8": Case("mlperf_resnet8_cifar10.onnx", "50 %", cifar(), PADDED),
-    "resnet20": Case("resnet20_cifar10.onnx", "50 %", cifar(**STANDARDISED), PADDED),
-    "resnet56": Case("resnet56_cifar10.onnx", "50 %", cifar(**STANDARDISED), PADDED),
-    "squeezenet": Case(
-        "squeezenet_v1.1.onnx",
-        "75.2 %",
-        photographs(**CAFFE),
-        ({"flip": "horizontal"}, {"crop": {"random": [0.5, 1.0]}}),
-        calibration=100,
-    ),
-    "minilm": Case("sst2_minilm.onnx", "50 %", sentences, calibration=256),
+    "squeezenet": Case(Path("squeezenet_v1.1.onnx"), "75.2 %", photographs, CAFFE, CROPPED, calibration=100),
+    "minilm": Case(Path("sst2_minilm.onnx"), "50 %", sentences, calibration=256),
+    "resnet8": Case(Path("mlperf_resnet8_cifar10.onnx"), "50 %", cifar, augment=PADDED),
+    "resnet20": Case(Path("resnet20_cifar10.onnx"), "50 %", cifar, STANDARDISED, PADDED),
+    "resnet56": Case(Path("resnet56_cifar10.onnx"), "50 %", cifar, STANDARDISED, PADDED),
 }
 
 
@@ -162,20 +152,19 @@ def judged(outputs: NDArray[Any], original: NDArray[Any], labels: NDArray[Any]) 
 
 def recovered(name: str, case: Case, assets: Path, step: Mapping[str, Any], seed: int) -> tuple[str, str]:
     """A row of the table, and what the step says of its work."""
-    original = assets / case.file
     measured = {"accuracy": [], "latency": {"threads": 1, "time": "100 ms"}, "memory": False}
     common = {"version": 1, "seed": seed, "evaluate": measured}
     with tempfile.TemporaryDirectory() as scratch:
-        samples = case.samples(assets, Path(scratch))
+        samples = case.samples(case, assets, Path(scratch))
         calibration = {"calibration": {**samples.learnt, "samples": case.calibration}}
         pruning = [{"step": "simplify"}, {"step": "prune.channels", "target": {"macs": case.macs}}]
-        pruned = lepton.compress(original, {**common, "data": calibration, "steps": pruning})
+        pruned = lepton.compress(case.file, {**common, "data": calibration, "steps": pruning})
         training = {"training": {**samples.learnt, "augment": list(case.augment)}}
-        recipe = {**common, "data": training, "steps": [{"step": "distill", "teacher": str(original), **step}]}
+        recipe = {**common, "data": training, "steps": [{"step": "distill", "teacher": str(case.file), **step}]}
         begun = time.process_time()
         trained = lepton.compress(pruned.model, recipe)
         minutes = (time.process_time() - begun) / 60
-    whole = answers(original, samples.feeds)
+    whole = answers(case.file, samples.feeds)
     before, after = (judged(answers(made.model, samples.feeds), whole, samples.labels) for made in (pruned, trained))
     (target,) = pruned.report.steps[1].details.model_dump()["targets"]
     top = judged(whole, whole, samples.labels)[0]
@@ -194,6 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help="names, with commas")
+    parser.add_argument("--model", type=Path, help="another network, of the samples that the one of `--only` takes")
+    parser.add_argument("--macs", help="share that stays, instead of the network's own")
+    parser.add_argument("--preprocess", type=yaml.safe_load, help="what `--model` takes of pictures, as in a recipe")
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of `distill`")
@@ -209,8 +201,13 @@ def main() -> None:
     print(
         "| network | MACs | original | top-1 | same answers | dB | CPU minutes | n |\n|---|---|---|---|---|---|---|---|"
     )
+    assets = options.assets.resolve()
     for name in options.only:
-        row, details = recovered(name, CASES[name], options.assets.resolve(), step, options.seed)
+        case = CASES[name]
+        given = {"macs": options.macs, "preprocess": options.preprocess}
+        case = dataclasses.replace(case, **{key: value for key, value in given.items() if value is not None})
+        case = dataclasses.replace(case, file=assets / case.file if options.model is None else options.model.resolve())
+        row, details = recovered(case.file.stem if options.model else name, case, assets, step, options.seed)
         print(row, flush=True)
         said.append(details)
     print("\n" + "\n".join(said))
