@@ -38,8 +38,12 @@ SHARED_TESTS = {
     "coupling/operators.py": [("tests/coupling/test_operators_in_networks.py", "operators beside others")],
     "graph/feeds.py": [("tests/graph/test_feeds_sizes.py", "the sizes alone")],
     **{
-        f"graph/{part}.py": [("tests/graph/test_batch.py", "parts of that step")]
-        for part in ("freeing", "frozen", "one_node", "stacked")
+        f"graph/{part}.py": [
+            (f"tests/graph/test_{other}.py", "parts of one step")
+            for other in ("batch", "freeing", "frozen")
+            if other != part
+        ]
+        for part in ("batch", "freeing", "frozen", "one_node", "stacked")
     },
     "probe/linear.py": [("tests/probe/test_linear_found.py", "which layers are found")],
     "probe/rewrites.py": [
@@ -47,7 +51,10 @@ SHARED_TESTS = {
         ("tests/probe/test_rewrites_of_nodes.py", "the second half of test_rewrites.py"),
     ],
     "prune/allocate.py": [("tests/prune/test_allocate_parts.py", "the parts of the search")],
+    "prune/recover.py": [("tests/prune/test_recover_aims.py", "what is repaired, and to what end")],
     "quantize/blocks.py": [("tests/quantize/test_weights.py", "blocks are what the step writes")],
+    "quantize/qdq.py": [("tests/quantize/test_qdq_between.py", "between int8 layers")],
+    "quantize/speed.py": [("tests/quantize/test_speed_remembered.py", "the second half of test_speed.py")],
     "quantize/static.py": [("tests/quantize/test_static_guards.py", "the second half of test_static.py")],
 }
 #: Of address space for one test run: an endless loop that collects must not take the machine's memory.

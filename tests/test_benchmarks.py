@@ -7,15 +7,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from lepton_cli.data.memory import Arrays
+from lepton_cli.data.preprocess import apply
+from lepton_cli.data.spec import Preprocess
+from lepton_cli.model import io
 from lepton_cli.step import Context
 from tests.hostile.models import mlp
+from tests.prune.context import images, redundant
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -68,3 +73,54 @@ def test_the_run_for_a_gpu_does_all_its_parts_on_the_processor(tmp_path: Path) -
     assert made["nodes"].startswith("CPU ")
     assert 0.05 < made["ratio"] < 20
     assert "| resnet20_cifar10 | int8 static |" in done.stdout
+
+
+@pytest.fixture
+def recovery(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("torch", reason="needs the extra `train`")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("recovery")
+
+
+def test_recovery_judges_by_labels_by_the_original_and_by_decibels(recovery: ModuleType) -> None:
+    original = np.array([[3, 0, 0], [0, 4, 0], [0, 0, 5], [0, 0, 5]], np.float32)
+    outputs = np.array([[3, 0, 0], [0, 4, 1], [0, 6, 5], [0, 0, 5]], np.float32)
+    top, same, decibels = recovery.judged(outputs, original, np.array([0, 1, 1, 0]))
+    assert (top, same) == (3 / 4, 3 / 4)
+    assert decibels == pytest.approx(10 * np.log10((9 + 16 + 25 + 25) / (1 + 36)))
+    assert recovery.judged(original, original, np.array([0, 1, 1, 0]))[1:] == (1.0, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "expected"),
+    [({}, [10, 20, 30]), ("CAFFE", [-74, -97, -113]), ("STANDARDISED", [-1.946656, -1.685574, -1.281569])],
+)
+def test_recovery_judges_pixels_that_the_recipe_learns_from(
+    preprocess: str | dict[str, Any], expected: list[float], recovery: ModuleType
+) -> None:
+    spec = getattr(recovery, preprocess) if isinstance(preprocess, str) else preprocess
+    stored = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    stored[0, 1, 2] = 10, 20, 30
+    made = recovery.prepared(stored, **spec)
+    np.testing.assert_allclose(made[0, :, 1, 2], expected, atol=1e-5)
+    read = apply(stored, Preprocess(layout="nchw", **spec), "float32")
+    np.testing.assert_allclose(made, read, atol=1e-5)
+
+
+def test_recovery_prunes_trains_and_tells(recovery: ModuleType, tmp_path: Path) -> None:
+    """Labels are the original's answers: what meets them is the same as what agrees with it."""
+    model = redundant(3)
+    io.save(model, tmp_path / "net.onnx")
+    learnt, seen = images(128).feeds["x"], images(40).feeds["x"]
+    np.savez(tmp_path / "learnt.npz", x=learnt)
+    labels = recovery.answers(model, {"x": seen}).argmax(1)
+    section = {"path": str(tmp_path / "learnt.npz")}
+    given = recovery.Samples(section, {"x": seen}, labels)
+    case = recovery.Case(tmp_path / "net.onnx", "60 %", lambda *_: given, calibration=96)
+    row, told = recovery.recovered("net", case, tmp_path, {"budget": {"samples": 256}, "batch": 32}, seed=0)
+    name, macs, top, met, same, _, minutes, count = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, top, met, count) == ("net", "100.00%", same, "40")
+    assert 50 < float(macs.rstrip("%")) <= 60
+    assert float(minutes) < 5
+    assert "steps 8, " in told
+    assert "batch 32, " in told

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,19 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from lepton_cli.coupling import cut
-from lepton_cli.coupling.links import Coupling
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import StepError
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.model import io
 from lepton_cli.probe import linear, moments
 from lepton_cli.probe.linear import Linear
-from lepton_cli.probe.moments import Aim, LayerSample
+from lepton_cli.probe.moments import LayerSample
 from lepton_cli.prune import recover
-from lepton_cli.prune.recover import Calibration, Repair, Repairer
-from tests.coupling.networks import Network, analysed
-from tests.prune.context import rectified_ridge, ridge_solution, whole
+from lepton_cli.prune.recover import Calibration, Repair
+from tests.coupling.networks import Network
+from tests.prune.context import rectified_ridge, ridge_solution
+from tests.prune.recovered import Array, Case, perceptron, rows
 
-Array = NDArray[Any]
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 
 
@@ -81,53 +78,6 @@ def parameters(model: ir.Model, node: str, bias: bool = True) -> Array:
     return np.concatenate([arrays[0], arrays[1][None] if bias else np.zeros((1, arrays[0].shape[1]))]).astype(
         np.float64
     )
-
-
-class Case:
-    """A reference, its pruned model, and data; `repair` runs the repairer on some nodes."""
-
-    def __init__(self, model: ir.Model, gone: Sequence[tuple[str, Sequence[int]]], x: Array, folder: Path) -> None:
-        self.reference, self.coupling = analysed(model)
-        labels = [self.coupling.labels[(value, 1)][channel] for value, channels in gone for channel in channels]
-        self.removed = np.array(labels, np.int64)
-        self.model = cut.cut(self.reference, self.coupling, self.removed)
-        self.x, self.folder = x, folder
-
-    def source(self) -> Calibration:
-        return Calibration(Arrays({"x": self.x}), self.folder, threads=1, seed=0, samples=len(self.x))
-
-    def repairer(self, kinds: Collection[str]) -> Repairer:
-        return Repairer(self.reference, self.coupling, self.removed, self.source(), kinds)
-
-    def repair(self, *stages: Sequence[str], kinds: Collection[str] = ("least_squares", "bias")) -> list[Repair]:
-        with contextlib.closing(self.repairer(kinds)) as repairer:
-            found = []
-            for nodes in stages:
-                layers = linear.find(self.model)
-                found += repairer.repair(self.model, [layers[node] for node in nodes])
-        return found
-
-    def now(self, *names: str) -> list[Array]:
-        values = whole(self.model, {"x": self.x}, names)
-        return [values[name] for name in names]
-
-    def then(self, *names: str) -> list[Array]:
-        values = whole(self.reference, {"x": self.x}, names)
-        return [values[name] for name in names]
-
-
-def rows(count: int, width: int = 6, seed: int = 0) -> Array:
-    random = np.random.default_rng(seed)
-    mixed = random.normal(size=(count, width)) @ random.normal(size=(width, width))
-    return (mixed + random.normal(size=width)).astype(np.float32)
-
-
-def perceptron(last: str = "Neg", seed: int = 0, bias: bool = True, wide: int = 4) -> ir.Model:
-    """Gemm_0, Tanh_1, Gemm_2 and something behind it."""
-    n = Network(seed)
-    hidden = n.node("Tanh", n.node("Gemm", n.input("x", "batch", 6), n.weight(6, 8), n.weight(8)))
-    product = n.node("Gemm", hidden, n.weight(8, wide), *([n.weight(wide)] if bias else []))
-    return n.model(n.node(last, product))
 
 
 def one_layer(case: Case, relu: bool) -> Fit:
@@ -497,124 +447,6 @@ def test_batches_are_counted_as_the_model_takes_them(tmp_path: Path) -> None:
         assert len(list(recover.batches(model, source))) == recover.count(model, source) == 40
         assert len(list(recover.fitting(model, source))) == 30
         assert len(recover.judging(model, source, 3)) == 3
-
-
-Added = Callable[[Network, str, str], list[str]]
-
-
-def aim_of(make: Added, *, conv: bool = False) -> tuple[Aim, Coupling]:
-    """Aim of the layer `Gemm_2` (or `Conv_2`), whose output `make` puts to use; the stem's output is at hand too."""
-    n = Network()
-    if conv:
-        stem = n.node("Tanh", n.conv(n.input("x", "batch", 3, 5, 5), 3, 4))
-        made = n.conv(stem, 4, 4)
-    else:
-        stem = n.node("Tanh", n.node("Gemm", n.input("x", "batch", 4), n.weight(4, 4), n.weight(4)))
-        made = n.node("Gemm", stem, n.weight(4, 4), n.weight(4))
-    prepared, coupling = analysed(n.model(*make(n, stem, made)))
-    layer = linear.find(prepared)["Conv_2" if conv else "Gemm_2"]
-    removed = coupling.labels[(layer.output, 1)][[1]]
-    return recover.aim(prepared, layer, coupling, removed), coupling
-
-
-AIMS: dict[str, tuple[Added, str, str | None, bool]] = {
-    "its output": (lambda n, s, y: [n.node("Neg", y)], "Gemm_2_out", None, False),
-    "a relu": (lambda n, s, y: [n.node("Relu", y)], "Gemm_2_out", None, True),
-    "two relus": (lambda n, s, y: [n.node("Relu", y), n.node("Relu", y)], "Gemm_2_out", None, True),
-    "a relu and more": (lambda n, s, y: [n.node("Relu", y), n.node("Neg", y)], "Gemm_2_out", None, False),
-    "a relu and the caller": (lambda n, s, y: [n.node("Relu", y), y], "Gemm_2_out", None, False),
-    "the caller": (lambda n, s, y: [y], "Gemm_2_out", None, False),
-    "a sum": (lambda n, s, y: [n.node("Neg", n.node("Add", y, s))], "Add_3_out", "Tanh_1_out", False),
-    "a sum, second": (lambda n, s, y: [n.node("Neg", n.node("Add", s, y))], "Add_3_out", "Tanh_1_out", False),
-    "a sum and a relu": (lambda n, s, y: [n.node("Relu", n.node("Add", y, s))], "Add_3_out", "Tanh_1_out", True),
-    "the caller's sum": (lambda n, s, y: [n.node("Add", y, s)], "Add_3_out", "Tanh_1_out", False),
-    "a product": (lambda n, s, y: [n.node("Neg", n.node("Mul", y, s))], "Gemm_2_out", None, False),
-    "a constant": (lambda n, s, y: [n.node("Neg", n.node("Add", y, n.weight(2, 4)))], "Gemm_2_out", None, False),
-    "the input": (lambda n, s, y: [n.node("Neg", n.node("Add", y, "x"))], "Gemm_2_out", None, False),
-    "itself": (lambda n, s, y: [n.node("Neg", n.node("Add", y, y))], "Gemm_2_out", None, False),
-    "a row": (
-        lambda n, s, y: [n.node("Neg", n.node("Add", y, n.node("ReduceSum", s, n.literal(1))))],
-        "Gemm_2_out",
-        None,
-        False,
-    ),
-    "a sum and more": (
-        lambda n, s, y: [n.node("Neg", n.node("Add", y, s)), n.node("Neg", y)],
-        "Gemm_2_out",
-        None,
-        False,
-    ),
-    "a sum and the caller": (lambda n, s, y: [n.node("Neg", n.node("Add", y, s)), y], "Gemm_2_out", None, False),
-}
-
-
-@pytest.mark.parametrize("name", AIMS)
-def test_a_layer_aims_at_the_sum_that_it_ends_or_at_its_own_output(name: str) -> None:
-    make, value, shortcut, rectified = AIMS[name]
-    found, _ = aim_of(make)
-    assert (found.value, found.shortcut, found.rectified) == (value, shortcut, rectified)
-    assert found.keep is not None
-    np.testing.assert_array_equal(found.keep, [True, False, True, True])
-
-
-def test_a_convolution_aims_along_its_channel_axis() -> None:
-    for make in (AIMS["its output"][0], AIMS["a sum"][0]):
-        found, _ = aim_of(make, conv=True)
-        assert found.keep is not None
-        np.testing.assert_array_equal(found.keep, [True, False, True, True])
-
-
-def test_a_target_that_keeps_every_channel_has_no_mask() -> None:
-    prepared, coupling = analysed(perceptron())
-    removed = coupling.labels[("Gemm_0_out", 1)][[0]]
-    assert recover.aim(prepared, linear.find(prepared)["Gemm_2"], coupling, removed).keep is None
-
-
-def dirty(case: Case, model: ir.Model | None = None, **options: Any) -> list[str]:
-    return [layer.node for layer in recover.after_the_cut(model or case.model, case.coupling, case.removed, **options)]
-
-
-def parallel() -> ir.Model:
-    """Two chains on one input; the first (Gemm_0 to Gemm_4) loses channels, the second (Gemm_5, Gemm_7) does not."""
-    n = Network()
-    x = n.input("x", "batch", 6)
-    first = n.node("Gemm", n.node("Tanh", n.node("Gemm", x, n.weight(6, 8), n.weight(8))), n.weight(8, 4), n.weight(4))
-    first = n.node("Gemm", n.node("Tanh", first), n.weight(4, 3), n.weight(3))
-    second = n.node("Gemm", n.node("Tanh", n.node("Gemm", x, n.weight(6, 5))), n.weight(5, 3), n.weight(3))
-    return n.model(n.node("Gemm", n.node("Add", first, second), n.weight(3, 2)))
-
-
-def test_layers_behind_the_cut_are_those_that_see_other_inputs(tmp_path: Path) -> None:
-    case = Case(parallel(), [("Gemm_0_out", [1, 4])], rows(4), tmp_path)
-    assert dirty(case) == ["Gemm_2", "Gemm_4", "Gemm_9"]
-    assert dirty(case, reference=case.reference) == ["Gemm_2", "Gemm_4", "Gemm_9"]
-    untouched = Case(parallel(), [], rows(4), tmp_path)
-    assert dirty(untouched) == []
-    late = Case(parallel(), [("Gemm_5_out", [0])], rows(4), tmp_path)
-    assert dirty(late) == ["Gemm_7", "Gemm_9"]
-
-
-def test_layers_behind_a_dropped_branch_see_other_inputs(tmp_path: Path) -> None:
-    case = Case(parallel(), [], rows(4), tmp_path)
-    model = io.clone(case.model)
-    nodes = {node.name: node for node in model.graph}
-    ir.convenience.replace_all_uses_with(nodes["Add_8"].outputs[0], nodes["Gemm_4"].outputs[0])
-    assert dirty(case, model) == []
-    assert dirty(case, model, reference=case.reference) == ["Gemm_9"]
-    stand_in = {"Gemm_4_out"}
-    assert dirty(case, model, reference=case.reference, stand_ins=stand_in) == ["Gemm_4", "Gemm_9"]
-    assert dirty(case, model, stand_ins=stand_in) == ["Gemm_4", "Gemm_9"]
-
-
-def test_weights_that_are_new_and_inputs_left_empty_make_no_other_input(tmp_path: Path) -> None:
-    n = Network()
-    clipped = n.node("Clip", n.input("x", "batch", 3), "", n.weight(values=np.array(2, np.float32)))
-    model = n.model(n.node("Gemm", n.node("Tanh", n.node("Gemm", clipped, n.weight(3, 3))), n.weight(3, 2)))
-    case = Case(model, [], rows(4, 3), tmp_path)
-    changed = io.clone(case.model)
-    first = linear.find(changed)["Gemm_1"]
-    linear.store(changed, first, linear.matrix_of(changed, first), np.ones(3))
-    assert dirty(case, changed, reference=case.reference) == []
 
 
 def layer(node: str, read: str) -> Linear:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,12 @@ def quantized(model: ir.Model, choice: choose.Choice | None = None) -> ir.Model:
         name: ((0.0, 3.0) if name in _relus(model) else (-3.0, 3.0)) for name in choose.activations(model, choice)
     }
     return qdq.write(model, qdq.Scheme(TARGETS["x86"], choice, ranges))
+
+
+def write(model: ir.Model, ranges: Mapping[str, tuple[float, float]], **options: Any) -> ir.Model:
+    """In int8 between these ranges, for AVX512-VNNI and whole if `options` of the scheme say nothing else."""
+    target, choice = options.pop("target", TARGETS["x86-vnni"]), options.pop("choice", None) or chosen(model)
+    return qdq.write(model, qdq.Scheme(target, choice, ranges, **options))
 
 
 def _relus(model: ir.Model) -> set[str]:
