@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tune import hypervolume
+from benchmarks.tune_table import hypervolume
 from lepton_cli.tune import front
 
 POINTS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=30)

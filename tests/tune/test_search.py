@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tune import hypervolume
+from benchmarks.tune_table import hypervolume
 from lepton_cli.recipe.tuning import Objective, Space
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.bench import Bench
