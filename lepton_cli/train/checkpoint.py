@@ -33,7 +33,7 @@ class Checkpoints:
     def keep(self, state: Callable[[], Mapping[str, Any]], *, now: bool = False) -> None:
         """Write `state`, arrays and JSON values, if it is time, or `now`."""
         begun = time.monotonic()
-        if not now and begun - self._last < self._wait:
+        if self._cache.folder is None or (not now and begun - self._last < self._wait):
             return
         self._cache.put(_KIND, self._key, {**state(), "facts": self.facts})
         self._last = time.monotonic()

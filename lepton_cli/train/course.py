@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -48,6 +48,13 @@ class Learnt:
     nodes: tuple[ir.Node, ...]
     details: TrainingDetails
     kept_as_it_was: bool
+
+
+class Took(NamedTuple):
+    """Seconds on the clock, and of the processor, which others that are busy do not change."""
+
+    seconds: float
+    work: float
 
 
 class Course:
@@ -176,15 +183,19 @@ class Course:
 
     def _measured(self, task: Task) -> tuple[bool, float]:
         """Whether bfloat16 is faster, unless a precision is asked for; and a step's seconds. Nothing is learnt."""
-        network, size, found = self._network, self._size, {}
-        start = network.state()
-        for narrow in {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]:
-            trainer = Trainer(network, self._lesson(task, (), narrow=narrow), Settings(TIMED + 1, size, 0.0))
-            took = [_seconds(partial(trainer.step, number, 0.0), network.device) for number in range(TIMED + 1)]
-            found[narrow] = min(took[1:])
+        network, start = self._network, self._network.state()
+        trainers = {
+            narrow: Trainer(network, self._lesson(task, (), narrow=narrow), Settings(TIMED + 1, self._size, 0.0))
+            for narrow in {"auto": (False, True), "float32": (False,), "bfloat16": (True,)}[self._precision]
+        }
+        took: dict[bool, list[Took]] = {narrow: [] for narrow in trainers}
+        for number in range(TIMED + 1):
+            for narrow, trainer in trainers.items():
+                took[narrow].append(_took(partial(trainer.step, number, 0.0), network.device))
         network.load(start)
-        narrow = found[True] * FASTER < found[False] if len(found) > 1 else True in found
-        return narrow, found[narrow]
+        found = {narrow: Took(*map(min, zip(*some[1:], strict=True))) for narrow, some in took.items()}
+        narrow = found[True].work * FASTER < found[False].work if len(found) > 1 else True in found
+        return narrow, found[narrow].seconds
 
     def _lesson(self, task: Task, kept: Sequence[Batch], *, narrow: bool) -> Lesson:
         return Lesson(task, self._samples, kept, device=self._network.device, piece=self._piece, narrow=narrow)
@@ -274,9 +285,10 @@ def _readers(network: Network, made: ir.Model) -> tuple[ir.Node, ...]:
     )
 
 
-def _seconds(work: partial[float], device: torch.device) -> float:
-    begun = time.perf_counter()
+def _took(work: partial[float], device: torch.device) -> Took:
+    begun = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    seconds = time.perf_counter() - begun[0]
+    return Took(seconds, seconds if device.type == "cuda" else time.process_time() - begun[1])
