@@ -21,8 +21,9 @@ from lepton_cli.train.spec import TrainingBudget, TrainingOptions
 #: Samples a step, where the data allows it. Where codes learn, which are near already, more and smaller steps come
 #: nearer from as many samples (ResNet-20 in 4 bits: loss 0.137 with 128, 0.119 with 64).
 BATCH, QUANTIZED_BATCH = 128, 64
-#: So many steps at least, where a budget of few samples allows it: the fewest of a step are as fast as more.
-STEPS, FEWEST = 200, 16
+#: So many steps at least, where a budget of few samples allows it. ResNet-20 at half its work, 6,000 pictures five
+#: times, divergence from the original on others: 1.13 in 224 steps of 128, 1.03 in 448, 1.01 in 896, 1.08 in 1,792.
+STEPS, FEWEST = 500, 16
 #: Bytes that are kept for the gradients of samples that go in at once; what a step takes beyond them follows.
 MOST_BYTES = 2 << 30
 #: Samples that losses are chosen and weighed by, and how many of them at once; a fixed batch of more is taken whole.
