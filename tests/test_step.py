@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
@@ -64,7 +64,7 @@ def test_an_outcome_says_nothing_unless_told() -> None:
 
 def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> None:
     made = context(rows(1), tmp_path)
-    assert (made.dry, made.until) == (False, math.inf)
+    assert (made.dry, made.until, made.answers) == (False, math.inf, None)
     for value, name in ((made, "seed"), (Outcome(mlp(), 0), "changed"), (STEPS["fuse"], "options")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, 1)
@@ -72,7 +72,7 @@ def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> No
     with pytest.raises(ValidationError):
         decision.node = "e"  # type: ignore[misc]
     assert {field.name for field in dataclasses.fields(Context) if field.default is not dataclasses.MISSING} == {
-        "dry", "until",
+        "dry", "until", "answers",
     }  # fmt: skip
 
 
@@ -97,6 +97,17 @@ def test_what_is_known_about_a_step_stands_on_its_options() -> None:
         "quantize.weights": (False, False, False),
         "convert.fp16": (False, False, False),
     }
+
+
+def test_only_labels_make_new_answers() -> None:
+    def new(step: str, **options: Any) -> bool:
+        return STEPS[step].options.model_validate({"step": step, **options}).new_answers
+
+    assert new("finetune")
+    assert new("finetune", losses=[{"kind": "mse"}, {"kind": "distill"}])
+    assert not new("finetune", losses=[{"kind": "distill"}])
+    assert not new("distill", labels="30 %")
+    assert not new("quantize.static")
 
 
 @pytest.mark.parametrize(

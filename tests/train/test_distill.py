@@ -152,12 +152,12 @@ def test_only_what_is_included_is_trained(tmp_path: Path) -> None:
         ({"epochs": 2}, 16, 144),
         ({"samples": 300}, 16, 19),
         ({"epochs": 0.001}, 16, 1),
-        ({"samples": 12_000}, 60, 200),
-        ({"samples": 27_000}, 128, 211),
+        ({"samples": 12_000}, 24, 500),
+        ({"samples": 66_000}, 128, 516),
     ],
 )
 def test_budgets_are_steps(budget: dict[str, Any], batch: int, steps: int, tmp_path: Path) -> None:
-    """At least 200 steps, where they need not have fewer than 16 samples."""
+    """At least 500 steps, where they need not have fewer than 16 samples."""
     original = classifier()
     outcome = trained(damaged(original), original, tmp_path, budget=TrainingBudget(**budget))
     details = told(outcome)
