@@ -24,7 +24,7 @@ from lepton_cli.measure.results import (
     Skipped,
 )
 from lepton_cli.quantize.details import QuantizeStaticDetails, QuantizeWeightsDetails, Sensitivity
-from lepton_cli.report.trial import Trial, Value
+from lepton_cli.report.trial import Band, Forecast, Trial, Value
 from lepton_cli.step import Decision, Details, Step
 from lepton_cli.steps import STEPS
 
@@ -200,6 +200,27 @@ class Axes(ReportPart):
     quality: Axis
 
 
+class Margin(ReportPart):
+    """A limit and what a trial has of the number that it bounds.
+
+    `limit`: its position. `room`: distance to the bound as a share of it, below 0 beyond it; `error`: half of the 95 %
+    interval of `room`, 0 for what is counted and not measured.
+    """
+
+    limit: int
+    found: Band
+    room: float
+    error: float = 0.0
+
+
+class Nearest(ReportPart):
+    """Where nothing holds all limits: the trial that comes nearest to this one of those that hold the others."""
+
+    limit: int
+    key: str
+    text: str
+
+
 class TrialRow(ReportPart):
     """A trial in short. Cost and quality are better when lower, times as ratios to the original."""
 
@@ -217,6 +238,10 @@ class TrialRow(ReportPart):
     file: int | None
     seconds: float
     front: bool
+    #: Why the search chose it, what it expected, and how far it is from each limit.
+    why: str = ""
+    forecast: Forecast | None = None
+    margins: tuple[Margin, ...] = ()
 
 
 class Tune(ReportPart):
@@ -240,6 +265,7 @@ class Tune(ReportPart):
     best: str
     met: bool
     ended: str = ""
+    nearest: tuple[Nearest, ...] = ()
     trials: tuple[TrialRow, ...]
     importance: dict[str, float] = {}
     records: tuple[Trial, ...] = ()

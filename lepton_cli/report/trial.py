@@ -12,6 +12,30 @@ from lepton_cli.measure.results import Accuracy, Costs, LatencyTable, Memory, Si
 Value = str | float | int | bool | None
 
 
+class Band(BaseModel):
+    """A number and the interval that 95 of 100 such numbers lie in."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    value: float
+    low: float
+    high: float
+
+
+class Forecast(BaseModel):
+    """What a search expected of a candidate before it was measured.
+
+    `chance`: of holding all limits. `goal`: as the judge counts it, lower is better, times as ratios to the original.
+    `limits`: what each limit looks at (a drop, a ratio, a value); `None` where nothing was expected.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    chance: float
+    goal: Band | None = None
+    limits: tuple[Band | None, ...] = ()
+
+
 class Trial(BaseModel):
     """Measurements of one candidate. Keys a later version adds are left out, not errors."""
 
@@ -29,6 +53,11 @@ class Trial(BaseModel):
     begun: bool = True
     #: Why it ended there: the limit it breaks, or the error. Empty for what was measured to the end.
     reason: str = ""
+    #: The code of the error that it ended with.
+    code: str = ""
+    #: Why the search chose it, and what it expected.
+    why: str = ""
+    forecast: Forecast | None = None
     size: Size | None = None
     #: On some samples when `reached` is `proxy`, else on all.
     accuracy: Accuracy | None = None
