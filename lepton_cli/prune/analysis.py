@@ -44,11 +44,16 @@ def analysed(
     *,
     folding: bool = True,
     run: bool = True,
+    rewriting: bool = False,
 ) -> Analysis:
-    """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model."""
+    """The prepared model and its groups under `include` and `exclude`. `run=False`: only look, as at a large model.
+
+    `rewriting`: shortcuts of Slice and Pad become convolutions, which lose channels, also without a latency target.
+    """
     chosen = select.select([node.name or "" for node in model.graph.all_nodes()], options.include, options.exclude)
     prepared, facts = known_shapes.prepare(model, feeds, run=run)
-    rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if options.target.latency is not None else []
+    rewriting = rewriting or options.target.latency is not None
+    rewritten = shortcuts.as_convolutions(prepared, facts, chosen) if rewriting else []
     scales = batch_norm.fold_batch_norm(prepared).scales if folding else {}
     coupling = analyse(prepared, facts.with_weights(prepared))
     groups: list[Group] = []

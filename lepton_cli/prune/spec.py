@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,11 @@ class PruneChannels(Options):
     target: PruneTarget = Field(
         default=PruneTarget(macs=units.Share(0.6)), description="What remains of the original; several all hold"
     )
+    widths: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        description="Instead of a target: channels that remain, by group (as `inspect --channels` and reports name "
+        "them); groups not named keep all. Nothing is timed: the same model on every machine",
+    )
     timed_as: Literal["auto", "float", "int8", "dynamic", "fp16"] = Field(
         default="auto",
         description="Precision that the result will run in, as what is fast in float is not what is fast in int8: "
@@ -65,15 +70,24 @@ class PruneChannels(Options):
     min_width: Percent = Field(
         default=units.Share(0.05), description="Least share of its channels a layer keeps, unless its branch goes"
     )
-    drop_branches: bool = Field(
+    drop_branches: bool | tuple[str, ...] = Field(
         default=True,
-        description="Where models are timed, whole residual branches may go (global scope, calibration data, recovery)",
+        description="Where models are timed, residual branches may go as a whole (global scope, calibration data, "
+        "recovery); with `widths`: those that go, by the addition that each leads into",
     )
     recover: tuple[Literal["least_squares", "bias", "batch_norm", "distill"], ...] | None = Field(
         default=None,
         description="Repairs to try; each is kept only where it helps. Default: all that calibration data allow; "
         "`distill`, that step with its defaults behind the others, only where named",
     )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PruneChannels:
+        if self.widths is not None and "target" in self.model_fields_set:
+            raise ValueError("give `target` or `widths`, not both")
+        if self.widths is None and not isinstance(self.drop_branches, bool):
+            raise ValueError("branches are named beside `widths` only (`widths: {}` where no group becomes narrower)")
+        return self
 
     @property
     def repairs(self) -> tuple[str, ...] | None:
@@ -86,7 +100,7 @@ class PruneChannels(Options):
 
     def knowing(self, later: Sequence[Options]) -> PruneChannels:
         """Timed as the first later step that decides about kernels leaves the model, if it is one for this machine."""
-        if self.timed_as != "auto":
+        if self.timed_as != "auto" or self.widths is not None:
             return self
         made = next((step for step in later if step.step in _KERNELS), None)
         here = made is not None and runs_here(resolve(getattr(made, "target", "auto"))) is None
@@ -95,10 +109,14 @@ class PruneChannels(Options):
     @property
     def timed(self) -> bool:
         """Whether widths are chosen by measured times."""
+        if self.widths is not None:
+            return False
         return self.target.latency is not None or (self.timed_as not in ("auto", "float") and self.scope == "global")
 
     @property
     def kept_share(self) -> float | None:
+        if self.widths is not None:
+            return None
         shares = self.target.shares
         return shares.get("params") or shares.get("size")
 

@@ -17,7 +17,7 @@ from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
 from lepton_cli.machine import Machine, machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity, times
+from lepton_cli.prune import allocate, analysis, channels, depth, latency, sensitivity, targets, times
 from lepton_cli.prune.allocate import Table
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.hessian import Ranking
@@ -535,7 +535,7 @@ def test_without_a_latency_time_decides_between_widths_and_branches(
         Table(levels, 0.1 * (levels[0] - levels) ** 2.0)
         for levels in (np.arange(g.channels, 0, -3) for g in found.groups)
     ]
-    goal = channels._goal(found, metric, 0.5, context(redundant(), tmp_path, images(16)))
+    goal = targets.goal(found, metric, 0.5, context(redundant(), tmp_path, images(16)))
     here = context(redundant(), tmp_path, images(16), cache=tmp_path)
     choice = latency.choose(found, wanted, [goal.part], here, rankings, tables, None)
     assert choice.widths is not None
