@@ -28,8 +28,9 @@ from lepton_cli.report.trial import Trial
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate, beginning, read_steps
+from lepton_cli.tune.contradictions import check_contradictions
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
-from lepton_cli.tune.limits import Judge, check_contradictions
+from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import Propose, Search
 
 #: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
@@ -188,7 +189,7 @@ class _Tuning:
         if self.judge.value(original) is None:
             key_word = "minimize" if self.section.minimize else "maximize"
             raise _not_measured(self.judge.goal.metric, ("tune", key_word), report)
-        check_contradictions(self.limits, self.judge, original)
+        check_contradictions(self.limits, self.judge, original, at=tuple(self.limits_at.split(".")))
         return original
 
     def _take_over(self, earlier: Path) -> None:
