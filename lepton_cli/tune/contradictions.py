@@ -1,14 +1,15 @@
-"""Limits that no model can hold, by arithmetic alone."""
+"""Limits that no model can hold, by arithmetic alone, and those that a search cannot judge."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from lepton_cli import metrics
+from lepton_cli import gates, metrics
 from lepton_cli.errors import RecipeError
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts, words
+from lepton_cli.report.facts import Fact
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.readings import UPPER, binding
@@ -22,12 +23,15 @@ def check_contradictions(
     *,
     at: tuple[str, ...] = ("tune", "limits"),
 ) -> None:
-    """Raise RecipeError for two limits that no model can hold together, and for one that none can hold.
+    """Raise RecipeError for two limits that no model can hold together, for one that none can hold, and for one that
+    compares with what there is not.
 
     `original`: the original, measured. `floors`: metric -> the least that any candidate can have of it, in the metric's
     own unit (`size.file` in bytes). `at`: where in the recipe the limits stand.
     """
     report = judge.report(original)
+    for index, gate in enumerate(limits):
+        _check_comparable(gate, facts.find(report, gate.metric, **gate.scope), (*at, index))
     bounds: dict[tuple[object, ...], dict[bool, tuple[float, int]]] = {}
     for index, gate in binding(limits):
         for fact in facts.find(report, gate.metric, **gate.scope):
@@ -48,6 +52,23 @@ def check_contradictions(
                 hint="widen one of the two",
                 option=(*at, sides[True][1]),
             )
+
+
+def _check_comparable(gate: Gate, found: Sequence[Fact], option: tuple[str | int, ...]) -> None:
+    if gate.against == "baseline":
+        raise RecipeError(
+            "tune.no-baseline",
+            f"a search compares with the original: the limit on `{gate.metric}` is against a baseline",
+            hint="leave `against` out, and judge the result with `lepton gate --baseline`",
+            option=option,
+        )
+    if found and all(gates.compared(gate.comparison, fact) is None for fact in found):
+        raise RecipeError(
+            "tune.no-reference",
+            f"`{gate.comparison}` compares `{gate.metric}` with the original's, which has none",
+            hint="use `min`" if found[0].about.better == "higher" else "use `max`",
+            option=option,
+        )
 
 
 def _check_reachable(gate: Gate, upper: bool, bound: float, floor: float, option: tuple[str | int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lepton_cli.errors import RecipeError
+from lepton_cli.measure.results import Accuracy, Fidelity
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.tune.contradictions import check_contradictions
 from tests.tune.builders import accuracy, gate, judge, size, trial
@@ -66,7 +67,20 @@ def test_shares_end_at_one() -> None:
 
 
 def test_only_what_binds_contradicts() -> None:
-    low = gate("size.file", min="500 B")
-    for high in (gate("size.file", max="400 B", level="warn"), gate("size.file", max_ratio=0.4, against="baseline")):
-        check_contradictions([low, high], judge(low, high), trial(), {"size.file": 450.0})
+    low, wish = gate("size.file", min="500 B"), gate("size.file", max="400 B", level="warn")
+    check_contradictions([low, wish], judge(low, wish), trial(), {"size.file": 450.0})
     assert refused(low, gate("size.file", max="400 B")).option == ("gates", 1)
+
+
+def test_what_cannot_be_compared() -> None:
+    """Said before the search, and not by the gates behind it."""
+    alike = Fidelity(output="y", agreement=1, agreement_low=0.9, agreement_high=1, sqnr_db=None, max_abs_error=0, n=9)
+    measured = trial(accuracy=Accuracy(fidelity=(alike,)))
+    for limit in (gate("agreement", max_drop="1 pp"), gate("agreement", min_ratio=0.9, level="warn")):
+        with pytest.raises(RecipeError) as found:
+            check_contradictions([limit], judge(limit), measured)
+        assert found.value.code == "tune.no-reference"
+        assert found.value.option == ("tune", "limits", 0)
+        assert found.value.hint == "use `min`"
+    error = refused(gate("size.file", max="9 MB"), gate("size.file", max_ratio=0.4, against="baseline"))
+    assert (error.code, error.option) == ("tune.no-baseline", ("gates", 1))
