@@ -20,16 +20,19 @@ from lepton_cli.measure.environment import environment
 from lepton_cli.model import io
 from lepton_cli.progress import Progress, Silent
 from lepton_cli.recipe.load import LoadedRecipe
-from lepton_cli.recipe.schema import TuneSection
+from lepton_cli.recipe.schema import Gate, TuneSection
 from lepton_cli.recipe.tuning import Objective
-from lepton_cli.report import facts, store
+from lepton_cli.report import facts, store, words
 from lepton_cli.report.model import Report
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune import space as spaces
 from lepton_cli.tune.bench import Bench
 from lepton_cli.tune.candidate import Candidate, beginning, read_steps
+from lepton_cli.tune.contradictions import check_contradictions
+from lepton_cli.tune.evaluation import Evaluation
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
-from lepton_cli.tune.limits import Judge, check_contradictions
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.readings import named
 from lepton_cli.tune.search import Propose, Search
 
 #: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
@@ -184,11 +187,15 @@ class _Tuning:
             if not facts.find(report, gate.metric, **gate.scope):
                 if facts.skipped(report, gate.metric, gate.provider, gate.batch):
                     continue
-                raise _not_measured(gate.metric, (*self.limits_at.split("."), index), report)
+                raise _not_measured(gate, (*self.limits_at.split("."), index), report)
+        goal_at = ("tune", "minimize" if self.section.minimize else "maximize")
         if self.judge.value(original) is None:
-            key_word = "minimize" if self.section.minimize else "maximize"
-            raise _not_measured(self.judge.goal.metric, ("tune", key_word), report)
-        check_contradictions(self.limits, self.judge, original)
+            raise _not_measured(self.judge.goal, goal_at, report)
+        at = tuple(self.limits_at.split("."))
+        check_contradictions(self.limits, self.judge, original, at=at)
+        job = self.job
+        told = Evaluation(job.evaluation or job.check, self.lab.reference, job.spec.evaluate.accuracy, job.threads)
+        self.run.warnings += told.check(self.judge, original, at=at, goal_at=goal_at)
         return original
 
     def _take_over(self, earlier: Path) -> None:
@@ -359,11 +366,12 @@ def _candidate(trial: Trial) -> Candidate:
     return Candidate(trial.name, read_steps(trial.steps), trial.point, trial.origin)
 
 
-def _not_measured(metric: str, path: tuple[str | int, ...], report: Report) -> RecipeError:
+def _not_measured(asked: Gate | Objective, path: tuple[str | int, ...], report: Report) -> RecipeError:
+    others = ", ".join(words.scope(fact.scope) for fact in facts.find(report, asked.metric))
     return RecipeError(
         "tune.not-measured",
-        f"`{metric}` cannot be measured with this model and recipe",
-        hint=f"measured: {', '.join(facts.names(report))}",
+        f"{named(asked.metric, asked.scope)} cannot be measured with this model and recipe",
+        hint=f"it is measured for: {others}" if others else f"measured: {', '.join(facts.names(report))}",
         option=path,
     )
 

@@ -154,9 +154,9 @@ class _Run:
 
     def _start(self, outputs: dict[str, Array], labels: dict[str, Array]) -> None:
         """Settle what is measured once the first outputs are known."""
-        for index, spec in enumerate(self.specs or _default_specs(outputs, labels)):
+        for index, spec in enumerate(self.specs or default_specs(outputs, labels)):
             output = _output_name(spec, index, outputs)
-            label = _label_name(spec, index, output, tuple(labels))
+            label = label_name(spec, index, output, tuple(labels))
             self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
         inner = {name for names in self.searched.values() for name in names}
         deciders = {
@@ -278,11 +278,11 @@ def weighted(tracks: Sequence[Track], arm: str) -> float:
     return sum(track.spec.weight * track.score(arm) for track in tracks) / total
 
 
-def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> tuple[AccuracySpec, ...]:
+def default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> tuple[AccuracySpec, ...]:
     """Top-1 for whole-number labels that fit the output's classes, the root mean squared error for other numbers."""
     if not labels:
         return ()
-    own = labels[_label_name(AccuracySpec(metric="top1"), 0, next(iter(outputs)), tuple(labels))]
+    own = labels[label_name(AccuracySpec(metric="top1"), 0, next(iter(outputs)), tuple(labels))]
     output = next(iter(outputs.values()))
     if not np.issubdtype(own.dtype, np.number):
         return (AccuracySpec(metric="top1"),)
@@ -296,7 +296,7 @@ def _default_specs(outputs: Mapping[str, Array], labels: Mapping[str, Array]) ->
 def check_names(specs: Sequence[AccuracySpec], outputs: Sequence[str], labels: Sequence[str]) -> None:
     """Raise RecipeError for a metric of an output or of labels that are not among these."""
     for index, spec in enumerate(specs):
-        _label_name(spec, index, _output_name(spec, index, outputs), labels)
+        label_name(spec, index, _output_name(spec, index, outputs), labels)
 
 
 def _output_name(spec: AccuracySpec, index: int, outputs: Collection[str]) -> str:
@@ -307,7 +307,7 @@ def _output_name(spec: AccuracySpec, index: int, outputs: Collection[str]) -> st
     return spec.output
 
 
-def _label_name(spec: AccuracySpec, index: int, output: str, names: Sequence[str]) -> str:
+def label_name(spec: AccuracySpec, index: int, output: str, names: Sequence[str]) -> str:
     """Which labels belong to a metric: the named ones, those named like the output, `labels`, or the only ones."""
     if not names:
         raise DataError(

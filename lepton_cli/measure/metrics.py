@@ -47,7 +47,10 @@ def class_labels(labels: Array, output: Array) -> Array:
         raise DataError("data.labels", f"labels of type {labels.dtype} are not class numbers")
     if np.issubdtype(labels.dtype, np.floating) and (labels != np.round(labels)).any():
         raise DataError(
-            "data.labels", "labels are not whole numbers, so they are no classes", hint="use `metric: rmse` or `mae`"
+            "data.labels",
+            "labels are not whole numbers, so they are no classes",
+            hint="use `metric: rmse` or `mae`",
+            option=("data", "evaluation", "labels"),
         )
     labels = labels.astype(np.int64)
     if labels.ndim == 2 and labels.shape == output.shape and labels.shape[1] > 1:

@@ -53,6 +53,21 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return Estimate(difference, max(-1.0, difference - below), min(1.0, difference + above))
 
 
+def paired_half_width(difference: float, discordant: float, n: int) -> float:
+    """Half of the interval of a paired difference of two proportions, as it is to be expected before it is measured.
+
+    `discordant`: share of the samples on which the two differ, at least `difference`. Of one sample the difference is
+    -1, 0 or 1, so that its variance is `discordant` - `difference`², and that of the mean of `n` an n-th of it: the
+    first method in Newcombe's article, the interval to McNemar's test.
+    """
+    return Z * math.sqrt(max(0.0, discordant - difference * difference) / n)
+
+
+def samples_to_tell(difference: float, discordant: float) -> int:
+    """The least number of samples with which `paired_half_width` is not above the difference itself."""
+    return max(1, math.ceil(Z * Z * (discordant / (difference * difference) - 1) - 1e-9))
+
+
 def _phi(a: int, b: int, c: int, d: int) -> float:
     """Correlation of two binary variables, positive ones corrected for continuity as Newcombe proposes."""
     product = (a + b) * (c + d) * (a + c) * (b + d)

@@ -169,6 +169,7 @@ class Track:
                 "measure.undefined",
                 f"`{self.about.short}` of `{arm}` is not defined on this data",
                 cause="the labels or the outputs are all equal",
+                option=("evaluate", "accuracy"),
             )
         return value
 

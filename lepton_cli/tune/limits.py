@@ -1,26 +1,23 @@
-"""Trials against limits and goal: which limit is broken by how much, and which trial is better."""
+"""Trials against limits and goal: how far each limit is, which is broken by how much, and which trial is better."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from lepton_cli import gates, metrics
-from lepton_cli.errors import RecipeError
+from lepton_cli import metrics
 from lepton_cli.measure.results import Environment, Memory, Size
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
-from lepton_cli.report import facts, words
-from lepton_cli.report.facts import BoundedValue, Fact
-from lepton_cli.report.model import FileFacts, Report, Variant
+from lepton_cli.report import facts
+from lepton_cli.report.model import FileFacts, Margin, Nearest, Report, Variant
 from lepton_cli.report.trial import Trial
+from lepton_cli.tune.nearby import nearby
+from lepton_cli.tune.readings import Reading, read
 
 _T = TypeVar("_T")
-_UPPER = ("max", "max_ratio", "max_drop", "max_increase")
-#: Differences in time that a trial cannot tell.
-_BLUR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +73,28 @@ class Judge:
             cost=trial.cost,
         )
 
-    def breaches(self, trial: Trial) -> tuple[Breach, ...]:
-        """Limits that what was measured does not hold, the worst first.
+    def margins(self, trial: Trial) -> tuple[Margin, ...]:
+        """How far every limit is that can be judged by what was measured, one for each number that it bounds.
 
-        Times are as good as the limit when they are within 1 % of it; accuracy on a part of the samples counts by
-        its whole interval.
+        `found` is in what the limit compares; `room` in shares of the limit, of at least a point where it is one.
         """
+        return tuple(margin for reading in self._read(trial) if (margin := reading.margin) is not None)
+
+    def breaches(self, trial: Trial) -> tuple[Breach, ...]:
+        """Limits that what was measured does not hold, the worst first. See `Reading.excess` for what counts."""
         return self._once(trial, ("breaches",), lambda: self._breaches(trial))
+
+    def _breaches(self, trial: Trial) -> tuple[Breach, ...]:
+        partial = trial.reached == "proxy"
+        found = [
+            Breach(reading.gate.metric, excess, reading.breach, reading.index)
+            for reading in self._read(trial)
+            if (excess := reading.excess(partial=partial))
+        ]
+        return tuple(sorted(found, key=lambda breach: -breach.excess))
+
+    def _read(self, trial: Trial) -> tuple[Reading, ...]:
+        return self._once(trial, ("read",), lambda: read(self.report(trial), self.limits))
 
     def _once(self, trial: Trial, question: tuple[object, ...], answer: Callable[[], _T]) -> _T:
         if not trial.elapsed:  # not finished, or not measured here
@@ -92,17 +104,6 @@ class Judge:
             self._said[key] = answer()
         found: _T = self._said[key]
         return found
-
-    def _breaches(self, trial: Trial) -> tuple[Breach, ...]:
-        report, found = self.report(trial), []
-        for index, gate in enumerate(self.limits):
-            if gate.level != "error" or gate.against != "original":
-                continue
-            for fact in facts.find(report, gate.metric, **gate.scope):
-                breach = _breach(gate, fact, index, partial=trial.reached == "proxy")
-                if breach is not None:
-                    found.append(breach)
-        return tuple(sorted(found, key=lambda breach: -breach.excess))
 
     def value(self, trial: Trial, goal: Objective | None = None) -> float | None:
         """The goal as a number that is better when lower; for times the paired ratio to the original."""
@@ -132,11 +133,16 @@ class Judge:
 
     def nearest(self, trials: Iterable[Trial]) -> Trial | None:
         """The trial that breaks the limits least, of those that were measured furthest."""
-        broken = [
-            (self.breaches(trial), trial) for trial in trials if trial.reached in ("accuracy", "latency", "proxy")
-        ]
+        broken = [(self.breaches(trial), trial) for trial in trials if _measured(trial)]
         usable = [(sum(breach.excess for breach in breaches), trial) for breaches, trial in broken if breaches]
         return min(usable, key=lambda pair: (pair[0], pair[1].name))[1] if usable else None
+
+    def nearest_by_limit(self, trials: Iterable[Trial]) -> tuple[Nearest, ...]:
+        """Where no trial is within all limits: for each, the trial nearest to it of those that hold the others."""
+        known = list(trials)
+        if any(self.feasible(trial) for trial in known):
+            return ()
+        return nearby(self.limits, [(trial, self._read(trial)) for trial in known if _measured(trial)])
 
     def needs(self, source: metrics.Measurement) -> bool:
         """Whether limits or goal cannot be judged without that measurement."""
@@ -144,71 +150,6 @@ class Judge:
         return any(metrics.of(metric).source == source for metric in named)
 
 
-def _breach(gate: Gate, fact: Fact, index: int, *, partial: bool) -> Breach | None:
-    observed = gates.compared(gate.comparison, fact)
-    if observed is None:
-        return None
-    limit, upper = float(gate.limit), gate.comparison in _UPPER
-    uncertain = partial and fact.about.quality
-    value = (observed.low if upper else observed.high) if uncertain else observed.value
-    if fact.about.varies:
-        value *= 1 - _BLUR if upper else 1 + _BLUR
-    beyond = (value - limit) if upper else (limit - value)
-    if not beyond > 1e-12 * max(1.0, abs(limit)) and not math.isnan(beyond):
-        return None
-    scale = max(abs(limit), 0.01 if fact.kind == "share" else 1e-12)
-    shown = _shown(gate.comparison, observed, fact)
-    return Breach(gate.metric, beyond / scale, f"{gate.metric}: {gate.comparison} {gate.limit}, found {shown}", index)
-
-
-def _shown(comparison: str, observed: BoundedValue, fact: Fact) -> str:
-    if comparison.endswith("_ratio"):
-        return words.significant(observed.value)
-    if comparison in ("max_drop", "max_increase") and fact.kind == "share":
-        return words.points(observed.value, sign=False)
-    return words.value(observed.value, fact.kind, fact.unit)
-
-
-def check_contradictions(limits: Sequence[Gate], judge: Judge, original: Trial) -> None:
-    """Limits that no model can hold together. Raises RecipeError naming both. `original`: the original, measured."""
-    report = judge.report(original)
-    bounds: dict[tuple[object, ...], dict[bool, tuple[float, int]]] = {}
-    for index, gate in enumerate(limits):
-        for fact in facts.find(report, gate.metric, **gate.scope):
-            key = (gate.metric, *sorted(fact.scope.items()))
-            upper, bound = _absolute(gate, fact.value.value)
-            known = bounds.setdefault(key, {}).get(upper)
-            if known is None or (bound < known[0] if upper else bound > known[0]):
-                bounds[key][upper] = (bound, index)
-    for sides in bounds.values():
-        if True in sides and False in sides and sides[False][0] > sides[True][0]:
-            low, high = limits[sides[False][1]], limits[sides[True][1]]
-            raise RecipeError(
-                "tune.limits-contradict",
-                f"no model can hold both `{low.comparison} {low.limit}` and `{high.comparison} {high.limit}` "
-                f"of `{low.metric}`",
-                cause=_why(low, high, sides[False][0], sides[True][0]),
-                hint="widen one of the two",
-                option=("tune", "limits", sides[True][1]),
-            )
-
-
-def _absolute(gate: Gate, original: float) -> tuple[bool, float]:
-    """Whether the gate bounds from above, and the bound in the metric's own unit."""
-    limit = float(gate.limit)
-    match gate.comparison:
-        case "max_ratio" | "min_ratio":
-            bound = limit * original
-        case "max_increase":
-            bound = original + limit
-        case "max_drop":
-            # A drop bounds from below: the value must stay above.
-            return False, original - limit
-        case _:
-            bound = limit
-    return gate.comparison in _UPPER, bound
-
-
-def _why(low: Gate, high: Gate, least: float, most: float) -> str:
-    kind = metrics.of(low.metric).kind
-    return f"with this original they mean at least {words.value(least, kind)} and at most {words.value(most, kind)}"
+def _measured(trial: Trial) -> bool:
+    """Whether more is known than its size."""
+    return trial.reached in ("accuracy", "latency", "proxy")

@@ -12,7 +12,8 @@ import yaml
 from lepton_cli.commands import compress as compressing
 from lepton_cli.commands import measuring
 from lepton_cli.commands.job import Job, prepare
-from lepton_cli.errors import DataError, LeptonError, RecipeError
+from lepton_cli.data.memory import Arrays
+from lepton_cli.errors import DataError, LeptonError, MeasurementError, RecipeError
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import from_dict, load_recipe
 from lepton_cli.step import Options
@@ -175,3 +176,16 @@ def test_what_training_needs_is_missed_before_the_first_step(
     with_it = from_dict({"version": 1, "steps": [{"step": "simplify"}, {**step, "if_possible": True}]})
     assert prepare(MLP, with_it).training is None
     assert prepare(MLP, with_it, steps=False).training is None
+
+
+def test_sorted_labels_are_not_taken_for_equal_ones() -> None:
+    """R2 is not defined on the samples that are looked at first; on all of them it may be."""
+    rows = np.random.default_rng(0).random((40, 64), np.float32)
+    labels = np.random.default_rng(1).random((40, 10), np.float32)
+    labels[:16] = 1
+    recipe = from_dict({"version": 1, "steps": [{"step": "simplify"}], "evaluate": {"accuracy": {"metric": "r2"}}})
+    assert prepare(MLP, recipe, arrays={"evaluation": Arrays({"pixels": rows}, labels)}).runs
+    with pytest.raises(MeasurementError) as found:
+        prepare(MLP, recipe, arrays={"evaluation": Arrays({"pixels": rows[:16]}, labels[:16])})
+    assert found.value.code == "measure.undefined"
+    assert found.value.option == ("evaluate", "accuracy")

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from lepton_cli.commands.compress import compress
 from lepton_cli.commands.tune import Tuned, tune
-from lepton_cli.errors import LeptonError, OutputError, RecipeError, ReportError
+from lepton_cli.errors import LeptonError, OutputError, Place, RecipeError, ReportError
 from lepton_cli.progress import Silent
 from lepton_cli.recipe.load import load_recipe
 from lepton_cli.report import store
@@ -206,6 +207,11 @@ def error_of(folder: Path, section: str, **options: Any) -> LeptonError:
         ("{minimize: latency.median}", "tune.not-measured"),
         ("{minimize: accuracy.mae}", "tune.not-measured"),
         ("{minimize: size.file, limits: [{metric: accuracy.f1, min: 50 %}]}", "recipe.gate-not-measured"),
+        ("{minimize: size.file, limits: [{metric: accuracy.top1, max_drop: 0.5 pp}]}", "tune.too-few-samples"),
+        ("{minimize: size.file, limits: [{metric: accuracy.top1, output: z, min: 1 %}]}", "tune.not-measured"),
+        ("{minimize: size.file, limits: [{metric: agreement, max_drop: 5 pp}]}", "tune.no-reference"),
+        ("{minimize: size.file, limits: [{metric: size.file, max_ratio: 0.5, against: baseline}]}", "tune.no-baseline"),
+        ("{minimize: size.file, limits: [{metric: accuracy.top1, min_ratio: 1.1}]}", "tune.limit-impossible"),
     ],
 )
 def test_what_cannot_be_searched(folder: Path, section: str, code: str) -> None:
@@ -214,12 +220,66 @@ def test_what_cannot_be_searched(folder: Path, section: str, code: str) -> None:
     assert error.where is not None
 
 
+def test_labels_that_are_all_the_same(folder: Path) -> None:
+    with np.load(folder / "data.npz") as stored:
+        np.savez(folder / "data.npz", x=stored["x"], labels=np.full(builders.SAMPLES, 3))
+    error = error_of(folder, SMALL)
+    assert error.code == "tune.metric-constant"
+    assert "all 120 labels are 3" in error.message
+    assert isinstance(error.where, Place)
+    assert "limits:" in error.where.source
+
+
+def test_the_gate_at_fault_is_named(folder: Path) -> None:
+    """Where the limits are the recipe's gates."""
+    path = builders.recipe(folder / "r.yaml", "{minimize: size.file}")
+    path.write_text(
+        path.read_text() + "gates:\n  - {metric: size.file, max: 1 MB}\n  - {metric: size.file, min: 2 MB}\n"
+    )
+    with pytest.raises(RecipeError) as found:
+        tune(folder / "net.onnx", load_recipe(path), folder / "out", Lines())
+    assert isinstance(found.value.where, Place)
+    assert "max: 1 MB" in found.value.where.source
+
+
+def test_few_samples_are_warned_of(folder: Path) -> None:
+    result = run(folder, SMALL.replace("10 pp", "1 pp").replace("trials: 6", "trials: 2"))
+    assert any("with 120 samples" in text and "765 samples would tell" in text for text in result.report.warnings)
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """What the user has of a search."""
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.is_file()}
+
+
+def one_line(error: LeptonError) -> bool:
+    return "\n" not in error.message and len(error.message) < 200
+
+
 def test_another_versions_storage(folder: Path) -> None:
+    """The best so far stays as it is."""
+    run(folder)
+    best = stored(folder)
+    assert "net.onnx" in best
     journal = folder / "out" / ".lepton-tune" / "journal.jsonl"
-    journal.parent.mkdir(parents=True)
-    journal.write_text(json.dumps({"lepton-tune": "0.0.0"}) + "\n")
-    with pytest.raises(OutputError, match=r"lepton 0\.0\.0"):
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([json.dumps({"lepton-tune": "0.0.0"}).encode() + b"\n", *lines[1:]]))
+    with pytest.raises(OutputError, match=r"lepton 0\.0\.0") as found:
         run(folder)
+    assert one_line(found.value)
+    assert stored(folder) == best
+
+
+def test_a_budget_below_one_trial(folder: Path) -> None:
+    """Also where there is a best already."""
+    run(folder)
+    best = stored(folder)
+    error = error_of(folder, SMALL.replace("60 s", "1 ms"), output="out")
+    assert error.code == "tune.budget-too-small"
+    assert one_line(error)
+    assert isinstance(error.where, Place)
+    assert "1 ms" in error.where.source
+    assert stored(folder) == best
 
 
 def test_reports_that_cannot_be_taken_over(folder: Path) -> None:

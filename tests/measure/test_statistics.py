@@ -91,3 +91,21 @@ def test_bootstrap_without_finite_values_has_no_interval() -> None:
     low, high = statistics.bootstrap(lambda rows: np.full(len(rows), np.nan), 5, seed=0)
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(0.03, 0.01, 400), (0.05, 0.05, 1000), (0.02, 0.0, 2000)])
+def test_width_of_a_paired_difference(lost: float, gained: float, n: int) -> None:
+    """Against the spread of differences that are drawn."""
+    drawn = np.random.default_rng(0).multinomial(n, [lost, gained, 1 - lost - gained], size=40_000)
+    spread = 1.959964 * ((drawn[:, 0] - drawn[:, 1]) / n).std()
+    assert statistics.paired_half_width(lost - gained, lost + gained, n) == pytest.approx(spread, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("difference", "discordant"), [(0.01, 0.02), (0.005, 0.02), (0.01, 0.01), (0.1, 0.5), (0.9, 0.9)]
+)
+def test_samples_that_tell_a_difference(difference: float, discordant: float) -> None:
+    least = statistics.samples_to_tell(difference, discordant)
+    assert statistics.paired_half_width(difference, discordant, least) <= difference
+    assert least == 1 or statistics.paired_half_width(difference, discordant, least - 1) > difference
+    assert statistics.samples_to_tell(0.01, 0.02) == 765
