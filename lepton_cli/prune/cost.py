@@ -75,7 +75,7 @@ def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> CostMo
             terms.append((float(count), [(weight.name or "", axis) for axis in range(len(shape))], shape))
         else:
             terms.append((float(count), *_activation_axes(node, coupling)))
-    return _build(terms, 0.0, coupling, groups)
+    return build(terms, 0.0, coupling, groups)
 
 
 def _activation_axes(node: ir.Node, coupling: Coupling) -> tuple[list[TensorAxis], tuple[int, ...]]:
@@ -113,7 +113,7 @@ def parameters(
             shape = tuple(int(d) for d in value.const_value.shape.numpy())
             unit = value.const_value.nbytes / value.const_value.size if as_bytes else 1.0
             terms.append((unit * value.const_value.size, [(name, axis) for axis in range(len(shape))], shape))
-    return _build(terms, base, coupling, groups)
+    return build(terms, base, coupling, groups)
 
 
 def _own(coupling: Coupling, axis: TensorAxis, atoms: Sequence[int]) -> NDArray[np.int64]:
@@ -123,7 +123,7 @@ def _own(coupling: Coupling, axis: TensorAxis, atoms: Sequence[int]) -> NDArray[
     return np.where(found, labels, -1) if found.any() else labels[:0]
 
 
-def _build(
+def build(
     terms: Sequence[tuple[float, list[TensorAxis], tuple[int, ...]]],
     base: float,
     coupling: Coupling,

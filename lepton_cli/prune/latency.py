@@ -107,7 +107,7 @@ def choose(
     )
     stored = context.cache.get("latency", key, "widths", "dropped", "ratio", "predicted")
     if stored is None:
-        stored = _decide(plan, options, others, context, rankings, tables, found, quantize)
+        stored = _decide(plan, options, others, context, rankings, tables, quantize)
         context.cache.put("latency", key, stored)
     return Met(
         None if stored["widths"] is None else np.array(stored["widths"], np.int64),
@@ -124,16 +124,15 @@ def _decide(
     context: Context,
     rankings: Sequence[Ranking],
     tables: Sequence[Table],
-    found: Sequence[Branch],
     quantize: Quantize | None,
 ) -> dict[str, Any]:
-    columns = depth.columns(plan, found)
-    offered = _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
+    columns, offer = offered(plan, options, context, tables)
     batch = next(iter(context.check.batches(context.batch, context.batch)))
     shown = batch.sized(context.check.fixed_batch or context.batch)
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
     target = options.target.latency
-    cost = _times(columns, [table.levels for table in offered], watch, options, context)
+    seconds = times.SECONDS * (ASIDE if target is None else 1)
+    cost = times_of(columns, [table.levels for table in offer], watch, options, context, seconds)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     if target is None:
@@ -142,7 +141,7 @@ def _decide(
             return columns.cut(widths, orders)
 
         return _stored(
-            columns, _thrifty(offered, cost, rest, options, cut, watch, _judge(columns, orders, options, context))
+            columns, _thrifty(offer, cost, rest, options, cut, watch, _judge(columns, orders, options, context))
         )
     with context.progress.stage("measuring latency", TRIES) as stage:
 
@@ -150,7 +149,7 @@ def _decide(
             stage.advance()
             return watch.ratio(columns.cut(widths, orders))
 
-        result = search(float(target), offered, cost, rest, options.scope, measure)
+        result = search(float(target), offer, cost, rest, options.scope, measure)
         stage.note(f"{result.ratio:.1%} of the original")
     return _stored(columns, result)
 
@@ -209,15 +208,23 @@ def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
     }
 
 
-def _times(
+def offered(
+    plan: Analysis, options: PruneChannels, context: Context, tables: Sequence[Table]
+) -> tuple[depth.Columns, list[Table]]:
+    """All that can become narrower or go: the plan's groups, with their `tables`, and branches, with what they lose."""
+    columns = depth.columns(plan, droppable(plan, options, context))
+    return columns, _with_branches(columns, tables, _losses(plan, list(columns.branches.values()), context))
+
+
+def times_of(
     columns: depth.Columns,
     levels: Sequence[Widths],
     watch: stopwatch.Stopwatch,
     options: PruneChannels,
     context: Context,
+    seconds: float,
 ) -> times.Times:
-    """What every width costs on this machine; measured once for all targets, more coarsely where time is none."""
-    seconds = times.SECONDS * (ASIDE if options.target.latency is None else 1)
+    """What every width costs on this machine, measured in about so many seconds, once for all targets."""
     trials = times.trials(columns, levels, watch.once, seconds)
     key = cache.key(
         **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds

@@ -36,7 +36,7 @@ def check_contradictions(
     for index, gate in binding(limits):
         for fact in facts.find(report, gate.metric, **gate.scope):
             key = (gate.metric, *sorted(fact.scope.items()))
-            upper, bound = _absolute(gate, fact.value.value)
+            upper, bound = bound_of(gate, fact.value.value)
             _check_reachable(gate, upper, bound, (floors or {}).get(gate.metric, -math.inf), (*at, index))
             known = bounds.setdefault(key, {}).get(upper)
             if known is None or (bound < known[0] if upper else bound > known[0]):
@@ -89,7 +89,7 @@ def _check_reachable(gate: Gate, upper: bool, bound: float, floor: float, option
     )
 
 
-def _absolute(gate: Gate, original: float) -> tuple[bool, float]:
+def bound_of(gate: Gate, original: float) -> tuple[bool, float]:
     """Whether the gate bounds from above, and the bound in the metric's own unit."""
     limit = float(gate.limit)
     match gate.comparison:

@@ -104,7 +104,7 @@ def test_a_stored_choice_gives_the_same_bytes_and_is_reported(tmp_path: Path, mo
 
     def decide(plan: object, *rest: object) -> dict[str, object]:
         stored = found(plan, *rest)  # type: ignore[arg-type]
-        branch = rest[-2][0]  # type: ignore[index]
+        branch = latency.droppable(plan, params(), cached)[0]  # type: ignore[arg-type]
         return {**stored, "dropped": [branch.add]}
 
     monkeypatch.setattr(latency, "_decide", decide)

@@ -1,0 +1,124 @@
+"""What pruning can leave of a model, before anything is built: widths with their loss and cost, from tables alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.prune import allocate, depth, latency, ranking, stopwatch, targets, times
+from lepton_cli.prune.allocate import Price, Table
+from lepton_cli.prune.analysis import Analysis, analysed, feeds
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.latency import Parts, Quantize
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.prune.stored import Stored, stored
+from lepton_cli.step import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Prospect:
+    """Widths and branches that pruning may leave, and what tables say of them."""
+
+    #: Widths of all columns, and those of the groups that become narrower, by name.
+    columns: tuple[int, ...]
+    widths: Mapping[str, int]
+    #: Branches that go, by the addition that each leads into, and their nodes.
+    dropped: tuple[str, ...]
+    gone: frozenset[str]
+    #: Summed losses of the groups and branches, each alone: squared output error as a share of the variance.
+    loss: float
+    #: Shares of the original's.
+    parameters: float
+    macs: float
+
+    def options(self, importance: str | None) -> PruneChannels:
+        """The step that leaves them."""
+        branches = {"drop_branches": self.dropped} if self.dropped else {}
+        ranked = {"importance": importance} if importance else {}
+        return PruneChannels.model_validate({"widths": dict(self.widths), **branches, **ranked})
+
+
+class Prospects:
+    """Tables of one prepared model under one ranking and one rule for widths."""
+
+    def __init__(self, plan: Analysis, columns: depth.Columns, tables: Sequence[Table], context: Context) -> None:
+        """`tables`: by column, with a dropped branch as width 0."""
+        self.plan, self.columns, self.tables, self._context = plan, columns, tables, context
+
+    @cached_property
+    def macs(self) -> targets.Goal:
+        """Multiply-accumulates as a share of the original's."""
+        return targets.goal(self.plan, "macs", 1.0, self._context)
+
+    @cached_property
+    def parameters(self) -> targets.Goal:
+        """Float parameters as a share of the original's."""
+        return targets.goal(self.plan, "params", 1.0, self._context)
+
+    def price(self, cost: Price) -> Price:
+        """A cost of the plan's groups as one of the columns."""
+        return self.columns.priced(cost)
+
+    def stored(self, written: ir.Model) -> Stored:
+        """Bytes of a file, where the unpruned model becomes `written`."""
+        return stored(self.plan, written)
+
+    def times(self, options: PruneChannels, quantize: Quantize | None, seconds: float) -> times.Times:
+        """Time by widths as a share of the original's, both behind `quantize`; measured in about so many seconds, once
+        for a model and machine."""
+        context = self._context
+        batch = next(iter(context.check.batches(context.batch, context.batch)))
+        shown = batch.sized(context.check.fixed_batch or context.batch)
+        watch = stopwatch.Stopwatch(
+            context.original, shown, context.provider, context.threads, context.workdir, quantize
+        )
+        return latency.times_of(self.columns, [table.levels for table in self.tables], watch, options, context, seconds)
+
+    def least(self, cost: Price) -> float:
+        """What the cheapest widths cost."""
+        return cost(allocate.fastest(self.tables, cost))
+
+    def choose(self, parts: Parts) -> Prospect | None:
+        """What loses least and costs no more than each budget; `None` where nothing does."""
+        limits = allocate.Limits(parts)
+        widths = allocate.choose(self.tables, limits, "global")
+        return self.prospect(widths) if limits(widths) <= 1 else None
+
+    def prospect(self, widths: Widths) -> Prospect:
+        """These widths of all columns."""
+        kept, dropped = self.columns.kept(widths), self.columns.dropped(widths)
+        gone = frozenset(node for branch in dropped for node in branch.nodes)
+        named = {g.name: int(w) for g, w in zip(self.plan.groups, kept, strict=True) if w < g.channels}
+        return Prospect(
+            columns=tuple(map(int, widths)),
+            widths=named,
+            dropped=tuple(branch.add for branch in dropped),
+            gone=gone,
+            loss=allocate.total(self.tables, widths),
+            parameters=self.parameters.of(kept),
+            macs=self.macs.of(kept),
+        )
+
+
+def prospects(model: ir.Model, options: PruneChannels, context: Context) -> Prospects | None:
+    """Tables of a model under the ranking and the widths of `options`, whose targets do not count; with a target of
+    `latency`, shortcuts are rewritten. `None` where no channel can go.
+
+    The ranking is kept between runs.
+    """
+    plan = analysed(model, options, feeds(model, context))
+    if not plan.groups:
+        return None
+    levels = [targets.levels(group, options) for group in plan.groups]
+    _, tables = ranking.ranked_groups(plan, options, context, levels, [])
+    columns, offered = latency.offered(plan, options, context, tables)
+    return Prospects(plan, columns, offered, context)
+
+
+def full(found: Prospects) -> Widths:
+    """The widths of the model as it is."""
+    return np.array([table.levels[0] for table in found.tables], np.int64)
