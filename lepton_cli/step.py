@@ -144,10 +144,17 @@ class Context:
     cache: Cache
     #: True for `plan`: decide and report, but do not spend time on measurements or recovery.
     dry: bool = False
+    #: True for a model that is only timed: it gets its kernels and shapes, and nothing of it is proved or judged.
+    draft: bool = False
     #: Moment of `time.monotonic()` by which a training has to be done: one that takes longer is not begun.
     until: float = math.inf
     #: The model that learnt new answers last (`Options.new_answers`): recovery restores these; `None`: nothing did.
     answers: ir.Model | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether a step runs what it makes, to see that it computes the same, or how close it comes."""
+        return not (self.dry or self.draft)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,10 @@ def test_an_outcome_says_nothing_unless_told() -> None:
 
 def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> None:
     made = context(rows(1), tmp_path)
-    assert (made.dry, made.until, made.answers) == (False, math.inf, None)
+    assert (made.dry, made.draft, made.until, made.answers) == (False, False, math.inf, None)
+    assert [made.judged, *(dataclasses.replace(made, **{kind: True}).judged for kind in ("dry", "draft"))] == [
+        True, False, False,
+    ]  # fmt: skip
     for value, name in ((made, "seed"), (Outcome(mlp(), 0), "changed"), (STEPS["fuse"], "options")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, 1)
@@ -72,7 +75,7 @@ def test_outcomes_and_contexts_and_decisions_do_not_change(tmp_path: Path) -> No
     with pytest.raises(ValidationError):
         decision.node = "e"  # type: ignore[misc]
     assert {field.name for field in dataclasses.fields(Context) if field.default is not dataclasses.MISSING} == {
-        "dry", "until", "answers",
+        "dry", "draft", "until", "answers",
     }  # fmt: skip
 
 

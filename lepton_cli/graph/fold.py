@@ -61,7 +61,7 @@ def expose_weights(model: ir.Model, growth: float = 1) -> None:
 def _fold(
     model: ir.Model, allowed: set[str], growth: float = 1, known: dict[str, shapes.Inferred] | None = None
 ) -> list[tuple[ir.Node, str]]:
-    candidates = _candidates(model, allowed, known or shapes.infer(model))
+    candidates = _candidates(model, allowed, known)
     return [(node, "depends on constants only") for node in _replace(model, candidates, growth)] if candidates else []
 
 
@@ -99,8 +99,11 @@ def _held(node: ir.Node) -> ir.TensorProtocol | np.ndarray | None:
             return None
 
 
-def _candidates(model: ir.Model, allowed: set[str], inferred: dict[str, shapes.Inferred]) -> list[ir.Node]:
-    """Foldable nodes in topological order: all inputs constant, or made by foldable nodes."""
+def _candidates(model: ir.Model, allowed: set[str], known: dict[str, shapes.Inferred] | None) -> list[ir.Node]:
+    """Foldable nodes in topological order: all inputs constant, or made by foldable nodes.
+
+    Shapes are inferred where they are not `known`, and only when a node depends on nothing else.
+    """
     constant: set[ir.Value] = set()
     found: list[ir.Node] = []
     for node in model.graph:
@@ -113,7 +116,8 @@ def _candidates(model: ir.Model, allowed: set[str], inferred: dict[str, shapes.I
         inputs = [value for value in node.inputs if value is not None]
         if not inputs or not all(is_constant(value) or value in constant for value in inputs):
             continue
-        if any(_bytes(inferred.get(output.name or ""), node) > LARGEST for output in node.outputs if output.name):
+        known = known or shapes.infer(model)
+        if any(_bytes(known.get(output.name or ""), node) > LARGEST for output in node.outputs if output.name):
             continue
         found.append(node)
         constant.update(node.outputs)

@@ -52,20 +52,25 @@ class Rewrite:
 
     def on(self, model: ir.Model) -> ir.Model:
         """A rewritten copy."""
-        copy = io.clone(model)
-        made = self.apply(copy)
-        return copy if made is None else made
+        return self.into(io.clone(model))
+
+    def into(self, model: ir.Model) -> ir.Model:
+        """The model itself rewritten, or another one in its place."""
+        made = self.apply(model)
+        return model if made is None else made
 
 
 def held(model: ir.Model, rewrites: Sequence[Rewrite], context: Context) -> tuple[ir.Model, tuple[str, ...]]:
     """A copy with all the rewrites that compute the same on the check samples, and a warning for each other one.
 
-    In a dry run none is checked. Raises StepError where one that is needed does not compute the same.
+    In a dry run and for a draft none is checked. Raises StepError where one that is needed does not compute the same.
     """
-    made = model
+    if not rewrites:
+        return model, ()
+    made = io.clone(model)
     for rewrite in rewrites:
-        made = rewrite.on(made)
-    if context.dry or not rewrites:
+        made = rewrite.into(made)
+    if not context.judged:
         return made, ()
     given = Given(model, context)
     if given.difference(made) is None:

@@ -56,8 +56,8 @@ def energy(gram: Matrix, weight: Matrix) -> float:
     return max(float(np.sum(weight * (gram @ weight)) - np.sum(mean**2) / count), 1e-12)
 
 
-def rank(sides: list[Side], least: int = 1) -> Ranking:
-    """Order of removal down to `least` channels; losses are summed over the consumers, each relative to its energy."""
+def rank(sides: list[Side]) -> Ranking:
+    """Order of removal down to one channel; losses are summed over the consumers, each relative to its energy."""
     states = [_State(side) for side in sides]
     channels = len(sides[0].blocks)
     left = np.arange(channels)
@@ -65,10 +65,9 @@ def rank(sides: list[Side], least: int = 1) -> Ranking:
     order: list[int] = []
     loss: list[float] = []
     total = 0.0
-    while len(left) > least:
+    while len(left) > 1:
         cost = sum((state.costs(left) for state in states), np.zeros(len(left)))
         count = max(1, len(left) // 24) if large else 1
-        count = min(count, len(left) - least)
         places = np.argsort(cost, kind="stable")[:count]
         gone = left[places]
         before, total = total, total + sum(state.remove(gone) for state in states)

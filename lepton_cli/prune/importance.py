@@ -53,10 +53,10 @@ def _shares(values: Scores) -> Scores:
     return np.asarray(values / max(float(values.sum()), 1e-30))
 
 
-def by_scores(scores: Scores, least: int) -> Ranking:
+def by_scores(scores: Scores) -> Ranking:
     """Least score first; the loss is the share of importance that is gone."""
     order = np.argsort(scores, kind="stable")
-    return Ranking(order, np.cumsum(scores[order])[: len(order) - least])
+    return Ranking(order, np.cumsum(scores[order])[:-1])
 
 
 def consumers(group: Group, layers: Mapping[str, Linear]) -> list[tuple[Linear, NDArray[np.int64]]]:
@@ -100,7 +100,7 @@ def grams(
 
 
 def with_data(
-    kind: str, model: ir.Model, group: Group, layers: Mapping[str, Linear], grams: Mapping[str, Matrix], least: int
+    kind: str, model: ir.Model, group: Group, layers: Mapping[str, Linear], grams: Mapping[str, Matrix]
 ) -> Ranking:
     """`hessian` or `activation` ranking of one group."""
     sides = []
@@ -112,12 +112,12 @@ def with_data(
         gram, weight = grams[layer.node], np.concatenate([weight, row])
         sides.append(Side(gram, _weighed(gram, weight) if layer.node in last else weight, blocks))
     if kind == "hessian":
-        return hessian.rank(sides, least)
+        return hessian.rank(sides)
     scores = np.zeros(group.channels)
     for side in sides:
         energy = np.diag(side.gram) * np.sum(side.weight**2, axis=1)
         scores += energy[side.blocks].sum(axis=1) / hessian.energy(side.gram, side.weight)
-    return by_scores(scores, least)
+    return by_scores(scores)
 
 
 def _last(model: ir.Model, layers: Mapping[str, Linear]) -> set[str]:

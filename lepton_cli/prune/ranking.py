@@ -36,7 +36,10 @@ def source_of(context: Context) -> recover.Calibration | None:
 def ranked_groups(
     plan: Analysis, options: PruneChannels, context: Context, levels: Sequence[Widths], warnings: list[str]
 ) -> tuple[list[Ranking], list[Table]]:
-    """The order of removal and the loss at every level, for every group."""
+    """The order of removal and the loss at every level, for every group.
+
+    Channels are ranked down to the last one, so that one ranking serves all targets and levels.
+    """
     source = source_of(context)
     kind = options.importance or ("hessian" if source is not None else "l2")
     if source is None:
@@ -44,20 +47,18 @@ def ranked_groups(
             "no calibration data: channels are ranked by their weights and nothing is repaired; expect to lose accuracy"
         )
     names = [group.name for group in plan.groups]
-    low = [int(level[-1]) for level in levels]
     key = cache.key(
         model=io.fingerprint(plan.model),
         importance=kind,
         repaired=options.repairs != (),
         groups=names,
-        least=low,
         data=None if source is None else source.data.fingerprint,
         samples=None if source is None else source.samples,
         seed=context.seed,
     )
     stored = context.cache.get("ranking", key, *(f"{what}{i}" for i in range(len(names)) for what in _PARTS))
     if stored is None:
-        ranked = _rank(plan, options, context, low, kind)
+        ranked = _rank(plan, options, context, kind)
         context.cache.put("ranking", key, _stored(ranked))
     else:
         parts = [[stored[f"{what}{i}"] for what in _PARTS] for i in range(len(names))]
@@ -78,13 +79,12 @@ def _stored(ranked: Ranked) -> dict[str, NDArray[Any]]:
     }
 
 
-def _rank(plan: Analysis, options: PruneChannels, context: Context, low: Sequence[int], kind: str) -> Ranked:
+def _rank(plan: Analysis, options: PruneChannels, context: Context, kind: str) -> Ranked:
     """The order of removal and its loss, group by group: the long part, and the same for every target."""
     layers = linear.find(plan.model)
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
     source = source_of(context)
-    least = dict(zip((group.name for group in plan.groups), low, strict=True))
     if source is not None:
         total = cost_model.macs(plan.model, plan.coupling, plan.groups)(np.array([g.channels for g in plan.groups]))
         samples = next(
@@ -100,13 +100,11 @@ def _rank(plan: Analysis, options: PruneChannels, context: Context, low: Sequenc
             for group in chunk:
                 readers = importance.consumers(group, layers)
                 if kind in ("hessian", "activation") and readers:
-                    rankings[group.name] = importance.with_data(
-                        kind, plan.model, group, layers, grams, least[group.name]
-                    )
+                    rankings[group.name] = importance.with_data(kind, plan.model, group, layers, grams)
                 else:
                     fallback = "l2" if kind in ("hessian", "activation") else kind
                     scores = importance.data_free(fallback, plan.model, group, plan.scales)
-                    rankings[group.name] = importance.by_scores(scores, least[group.name])
+                    rankings[group.name] = importance.by_scores(scores)
                 curve = rankings[group.name]
                 curves[group.name] = (
                     sensitivity.curve(trial, group, curve, layers, grams)

@@ -16,7 +16,7 @@ from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStati
 from lepton_cli.step import Context
 
 #: Samples that drafts are calibrated with.
-_FEW = 16
+_FEW = 4
 
 
 def drafter(
@@ -26,7 +26,7 @@ def drafter(
     if precision in ("auto", "float"):
         return None
     few = First(context.check, _FEW)
-    quick = dataclasses.replace(context, calibration=few, check=few, cache=Cache(None), progress=Silent())
+    quick = dataclasses.replace(context, calibration=few, check=few, cache=Cache(None), progress=Silent(), draft=True)
     if precision == "dynamic":
         plain = QuantizeDynamic(step="quantize.dynamic")
         return lambda model: dynamic.quantize(model, plain, dataclasses.replace(quick, calibration=None)).model
@@ -40,5 +40,6 @@ def drafter(
         bias_correction=False,
         rounding="nearest",
         speed_guard=False,
+        fidelity_guard=False,
     )
     return lambda model: static.quantize(model, nearest, quick).model

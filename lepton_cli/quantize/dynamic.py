@@ -96,8 +96,8 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
         def smoothed() -> tuple[ir.Model, QuantizeDynamicDetails]:
             return _smoothed(given, names, write, unsmoothed, context)
 
-        made, details = (write(ready), details) if context.dry else smoothed()
-        if not context.dry and (wrong := strayed(given, made, names, context)):
+        made, details = smoothed() if context.judged else (write(ready), details)
+        if context.judged and (wrong := strayed(given, made, names, context)):
             names -= wrong.keys()
             decisions = kept(decisions, wrong)
             made, details = smoothed() if names else (given, unsmoothed)
@@ -109,7 +109,7 @@ def quantize(model: ir.Model, options: QuantizeDynamic, context: Context) -> Out
     if not changed:
         refuse_quantized(model)
         return Outcome(model, 0, tuple(decisions), summary, details)
-    if context.dry:
+    if not context.judged:
         return Outcome(made, changed, tuple(decisions), summary, details)
     if context.check.count:
         came = Reference(model, context).closeness(made)

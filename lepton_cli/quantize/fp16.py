@@ -54,10 +54,10 @@ def convert(model: ir.Model, options: ConvertFp16, context: Context) -> Outcome:
     looked_at &= context.check.count > 0
     kept = {name: "left out by include/exclude" for name in names if name not in chosen} | _deadly(work)
     if options.repair:
-        kept |= _beyond_range(work, context, run=looked_at and not context.dry)
+        kept |= _beyond_range(work, context, run=looked_at and context.judged)
     conversion = _Conversion(work, context)
     came = None
-    if looked_at and not context.dry:
+    if looked_at and context.judged:
         came, found = conversion.repaired(kept, options.repair)
         kept |= found
     made = conversion.made(kept, options.keep_io)

@@ -176,7 +176,7 @@ def _chains(convs: Mapping[ir.Node, _Conv]) -> Iterator[_Chain]:
         behind = _read_by(maker.node.outputs[0])
         values = behind.values
         while len(behind.nodes) == 1 and (layer := convs.get(behind.nodes[0])) is not None and layer.groups == channels:
-            if layer.codes.shape[:2] != (channels, 1):
+            if channels == 1 or layer.codes.shape[:2] != (channels, 1):  # of one channel it is any convolution
                 break
             layers.append(layer)
             behind = _read_by(layer.node.outputs[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -11,6 +11,7 @@ from lepton_cli.data.dataset import Dataset
 from lepton_cli.errors import DataError
 from lepton_cli.graph.select import select
 from lepton_cli.probe import activations, calibration
+from lepton_cli.probe.clipping import Range
 from lepton_cli.probe.distances import Closeness, Reference
 from lepton_cli.quantize import (
     alternatives,
@@ -75,11 +76,18 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
     allowed = forms.names(work) - excluded
     choice = choose.candidates(work, allowed)
     told = QuantizeStaticDetails(target=target.name, why=target.why)
+
+    def written(ranges: Mapping[str, Range]) -> tuple[ir.Model, list[Decision]]:
+        """What `choice` makes of it, but for what loses time in int8 and for repairs."""
+        made = qdq.write(work, qdq.Scheme(target, choice, ranges, activations=options.activations))
+        return _stored(kernels.fit(made, target, larger=options.prefer != "size"), allowed)
+
     if context.dry or not choice.anchors:
         summary = f"{len(choice.anchors)} of {len(choice.anchors) + len(choice.kept)} matrix operators to int8"
         if not choice.anchors:
             refuse_quantized(model)
-        planned, stored = _planned(work, choice, target, options, allowed) if choice.anchors else (model, [])
+        made_up = {name: (-1.0 - n / 100, 1.0) for n, name in enumerate(choose.activations(work, choice))}  # none alike
+        planned, stored = written(made_up) if choice.anchors else (model, [])
         count = len(choice.nodes) + len(stored)
         decisions = (*_decisions(work, choice, target), *stored)
         return _complete(Outcome(planned, count, decisions, summary, told, prepared.warnings), work)
@@ -93,21 +101,13 @@ def quantize(model: ir.Model, options: QuantizeStatic, context: Context) -> Outc
         summary = "the ranges of its tensors forbid int8"
         decisions = _decisions(work, choice, target)
         return _complete(Outcome(model, 0, decisions, summary, told, prepared.warnings, left_because=summary), work)
+    if context.draft:
+        return Outcome(written(found.limits("minmax"))[0], len(choice.nodes))
     made = _Quantization(model, work, choice, found, apart, target, options, context)
     outcome = made.outcome(allowed, prepared.warnings)
     if outcome.changed:
         outcome = dataclasses.replace(outcome, decisions=(*outcome.decisions, *rewritten))
     return _complete(outcome, work)
-
-
-def _planned(
-    model: ir.Model, choice: choose.Choice, target: targets.Target, options: QuantizeStatic, allowed: set[str]
-) -> tuple[ir.Model, list[Decision]]:
-    """What will be written but for the values, which are not known without data, and for what loses time in int8."""
-    names = choose.activations(model, choice)
-    ranges = {name: (-1.0 - number / 100, 1.0) for number, name in enumerate(names)}  # no two alike, as in a model
-    made = qdq.write(model, qdq.Scheme(target, choice, ranges, activations=options.activations))
-    return _stored(kernels.fit(made, target, larger=options.prefer != "size"), allowed)
 
 
 def _stored(model: ir.Model, allowed: set[str]) -> tuple[ir.Model, list[Decision]]:

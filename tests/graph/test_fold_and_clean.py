@@ -36,6 +36,16 @@ def test_constants_are_computed(tmp_path: Path) -> None:
     np.testing.assert_allclose(held.numpy(), -np.exp([1.0, 2.0]), rtol=1e-6)
 
 
+def test_shapes_are_inferred_only_where_something_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inference takes longer than the rest where nothing folds."""
+    monkeypatch.setattr(shapes, "infer", lambda *_: pytest.fail("inferred"))
+    without = _load("g (float[n, 2] x) => (float[n, 2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }", tmp_path)
+    assert fold.fold_constants(without, _all(without)) == []
+    within = _load("g (float[n, 2] x) => (float[n, 2] y) <float[2] w = {1, 2}> { t = Neg(w) y = Mul(x, t) }", tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="inferred"):
+        fold.fold_constants(within, _all(within))
+
+
 @pytest.mark.parametrize(
     "text",
     [

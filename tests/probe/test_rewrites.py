@@ -69,8 +69,10 @@ def test_without_the_one_that_is_needed_the_step_ends(tmp_path: Path) -> None:
     assert caught.value.hint == "do without"
 
 
-def test_a_plan_runs_nothing(tmp_path: Path) -> None:
-    _, warnings = held(mlp(), [scaled(2.0)], context(None, tmp_path, check=None, dry=True))
+@pytest.mark.parametrize("kind", ["dry", "draft"])
+def test_a_plan_and_a_draft_run_nothing(kind: str, tmp_path: Path) -> None:
+    made, warnings = held(mlp(), [scaled(2.0)], context(None, tmp_path, check=None, **{kind: True}))
+    assert "scaled" in made.graph.initializers
     assert warnings == ()
 
 

@@ -101,10 +101,9 @@ def test_scales_of_normalisations_multiply() -> None:
 
 
 def test_the_least_score_goes_first_and_its_share_is_the_loss() -> None:
-    ranking = importance.by_scores(np.array([0.5, 0.125, 0.25, 0.125]), 1)
+    ranking = importance.by_scores(np.array([0.5, 0.125, 0.25, 0.125]))
     assert ranking.order.tolist() == [1, 3, 2, 0]
     assert ranking.loss.tolist() == [0.125, 0.25, 0.5]
-    assert importance.by_scores(np.array([0.5, 0.125, 0.25, 0.125]), 2).loss.tolist() == [0.125, 0.25]
 
 
 def convolutions() -> tuple[ir.Model, list[Group]]:
@@ -184,7 +183,7 @@ def test_activation_is_the_energy_a_channel_brings_to_the_outputs() -> None:
     node = group.consumers[0].node
     outputs = rows @ np.concatenate([LAST, [[1, -1]]])
     variance = np.square(outputs - outputs.mean(axis=0)).sum()
-    found = importance.with_data("activation", model, group, linear.find(model), {node: rows.T @ rows}, 1)
+    found = importance.with_data("activation", model, group, linear.find(model), {node: rows.T @ rows})
     scores = np.array([8 * 9, 4 * 2, 12 * 8]) / variance
     assert found.order.tolist() == [1, 0, 2]
     assert found.loss == pytest.approx([scores[1], scores[1] + scores[0]])
@@ -210,21 +209,18 @@ def test_activation_sums_over_consumers_and_over_the_features_of_a_channel() -> 
         outputs = rows[:, :6] @ w + b
         brought = [np.square(rows[:, k, None] * w[k]).sum() for k in range(6)]
         scores += np.reshape(brought, (3, 2)).sum(axis=1) / np.square(outputs - outputs.mean(axis=0)).sum()
-    found_ranking = importance.with_data("activation", model, group, layers, grams, 1)
+    found_ranking = importance.with_data("activation", model, group, layers, grams)
     assert found_ranking.order.tolist() == np.argsort(scores).tolist()
     assert found_ranking.loss == pytest.approx(np.cumsum(np.sort(scores))[:2])
 
 
-@pytest.mark.parametrize("least", [1, 2])
-def test_hessian_removes_the_channel_that_the_others_stand_for(least: int) -> None:
+def test_hessian_removes_the_channel_that_the_others_stand_for() -> None:
     """The first two see nearly the same, so one of them can go although the third has the least weights."""
     model, group = mlp(last=np.array([[5, 0], [0, 4], [1, 1]]))
     rows = np.random.default_rng(0).normal(size=(50, 4))
     rows[:, 1] = rows[:, 0] + 0.05 * rows[:, 1]
     rows[:, 3] = 1
-    found = importance.with_data(
-        "hessian", model, group, linear.find(model), {group.consumers[0].node: rows.T @ rows}, least
-    )
+    found = importance.with_data("hessian", model, group, linear.find(model), {group.consumers[0].node: rows.T @ rows})
     # The ridge: a thousandth of the inputs' mean square.
     tall = np.concatenate([rows, np.sqrt(0.001 * np.square(rows[:, :3]).sum() / 3) * np.eye(3, 4)])
     weight = np.array([[5, 0], [0, 4], [1, 1], [1, -1]], np.float64)
@@ -235,7 +231,7 @@ def test_hessian_removes_the_channel_that_the_others_stand_for(least: int) -> No
         missed.append(np.square(tall @ weight - tall[:, keep] @ fitted).sum())
     assert found.order[0] == np.argmin(missed) != 2
     assert found.loss[0] == pytest.approx(min(missed) / np.square(outputs - outputs.mean(axis=0)).sum(), rel=1e-4)
-    assert len(found.loss) == 3 - least
+    assert len(found.loss) == 2
 
 
 @pytest.mark.parametrize("kind", ["hessian", "activation"])
@@ -248,7 +244,7 @@ def test_pixels_beside_scores_count_no_more_than_scores(kind: str) -> None:
     model, group = mlp(last=np.array([[200, 1], [100, 1], [0, 3]]), bias=np.zeros(2))
     signs = np.array([[a, b, c, 1] for a in (1, -1) for b in (1, -1) for c in (1, -1)], np.float64)
     grams = {group.consumers[0].node: signs.T @ signs}
-    found = importance.with_data(kind, model, group, linear.find(model), grams, 1)
+    found = importance.with_data(kind, model, group, linear.find(model), grams)
     shares = np.array([4 / 5 + 1 / 11, 1 / 5 + 1 / 11, 9 / 11]) / 2
     assert found.order.tolist() == [1, 2, 0]
     # The ridge adds a thousandth to what a removal costs.
@@ -266,4 +262,4 @@ def test_what_is_no_output_is_of_one_kind() -> None:
     group = next(group for group in found.groups if group.channels == 3)
     signs = np.array([[a, b, c, 1] for a in (1, -1) for b in (1, -1) for c in (1, -1)], np.float64)
     grams = {group.consumers[0].node: signs.T @ signs}
-    assert importance.with_data("hessian", model, group, linear.find(model), grams, 1).order.tolist() == [2, 1, 0]
+    assert importance.with_data("hessian", model, group, linear.find(model), grams).order.tolist() == [2, 1, 0]

@@ -64,7 +64,7 @@ def test_without_data_weights_rank_and_shares_are_squared(tmp_path: Path) -> Non
         assert table.levels is levels
         gone = np.append(0, np.cumsum(np.sort(scores)))
         np.testing.assert_allclose(table.loss, gone[group.channels - levels] ** 2)
-        assert len(order.loss) == group.channels - levels[-1]
+        assert len(order.loss) == group.channels - 1
 
 
 @pytest.mark.parametrize("kind", ["l1", "zscore"])
@@ -91,9 +91,9 @@ def test_with_data_losses_are_measured_curves_at_the_levels(
     grams = importance.grams(found.model, found.groups, layers, source)
     for group, order, table, levels in zip(found.groups, rankings, tables, LEVELS, strict=True):
         if kind == "l1":
-            wanted = importance.by_scores(importance.data_free("l1", found.model, group, {}), int(levels[-1]))
+            wanted = importance.by_scores(importance.data_free("l1", found.model, group, {}))
         else:
-            wanted = importance.with_data(kind or "hessian", found.model, group, layers, grams, int(levels[-1]))
+            wanted = importance.with_data(kind or "hessian", found.model, group, layers, grams)
         assert order.order.tolist() == wanted.order.tolist()
         seen = {} if kind == "l1" and recover == () else grams
         curve = sensitivity.curve(trial, group, wanted, layers, seen)
@@ -148,14 +148,14 @@ def test_rankings_are_kept_for_the_same_question_only(tmp_path: Path, monkeypatc
         np.testing.assert_array_equal(one.order, two.order)
     for one, two in zip(first[1], again[1], strict=True):
         np.testing.assert_array_equal(one.loss, two.loss)
-    lower = ranked(given, levels=[np.array([8, 7, 2]), np.array([6, 1])])
-    assert lower[1][0].loss[-1] == first[1][0].loss[-1], "the levels between do not matter"
+    lower = ranked(given, levels=[np.array([8, 7, 2, 1]), np.array([6, 3])])
+    assert lower[1][0].loss[2] == first[1][0].loss[-1], "levels do not matter"
+    assert lower[1][1].loss[1] < first[1][1].loss[-1]
     other = Arrays(data().feeds)
     other.fingerprint = "1"
     fewer = Arrays({"x": data().feeds["x"][:60]})
     asked: list[tuple[Context, dict[str, object]]] = [
         (given, {"recover": ()}),
-        (given, {"levels": [np.array([8, 3]), np.array([6, 1])]}),
         (given, {"exclude": ["Gemm_2"], "levels": [np.array([8, 2])]}),
         (dataclasses.replace(given, seed=1), {}),
         (dataclasses.replace(given, calibration=other), {}),

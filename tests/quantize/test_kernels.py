@@ -162,6 +162,15 @@ def test_two_depthwise_layers_in_a_row_are_filled(monkeypatch: pytest.MonkeyPatc
     assert list(made.values()) == [(32, 8, 1, 1), (32, 1, 3, 3), (32, 1, 3, 3), (8, 32, 1, 1)]
 
 
+def test_a_depthwise_layer_of_one_channel_is_filled_once_on_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the convolution with one input and one output that it is."""
+    monkeypatch.setattr(kernels, "MOST_ADDED", 200.0)
+    graph = Graph()
+    x = graph.conv(graph.conv(graph.take("x", ["b", 8, 6, 6]), 8, 1, 1), 1, 1)
+    made = weights(check(quantized(graph, graph.conv(x, 1, 8, 1, relu=False)), images(2, 8, 6)))
+    assert list(made.values()) == [(16, 8, 1, 1), (16, 16, 3, 3), (8, 16, 1, 1)]
+
+
 @pytest.mark.parametrize("channels", [16, 48])
 def test_full_blocks_stay(channels: int) -> None:
     model = depthwise(channels)
