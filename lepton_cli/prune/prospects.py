@@ -23,17 +23,20 @@ from lepton_cli.step import Context
 class Prospect:
     """Widths and branches that pruning may leave, and what tables say of them."""
 
-    #: Widths of all columns, and those of the groups that become narrower, by name.
-    columns: tuple[int, ...]
+    #: Channels that remain, of the groups that become narrower.
     widths: Mapping[str, int]
-    #: Branches that go, by the addition that each leads into, and their nodes.
+    #: Branches that go, by the addition that each leads into.
     dropped: tuple[str, ...]
-    gone: frozenset[str]
     #: Summed losses of the groups and branches, each alone: squared output error as a share of the variance.
     loss: float
     #: Shares of the original's.
     parameters: float
     macs: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same widths."""
+        return tuple(sorted(self.widths.items())), self.dropped
 
     def options(self, importance: str | None) -> PruneChannels:
         """The step that leaves them."""
@@ -85,23 +88,40 @@ class Prospects:
     def choose(self, parts: Parts) -> Prospect | None:
         """What loses least and costs no more than each budget; `None` where nothing does."""
         limits = allocate.Limits(parts)
-        widths = allocate.choose(self.tables, limits, "global")
+        widths = allocate.choose(self.tables, limits, "global", quick=True)
         return self.prospect(widths) if limits(widths) <= 1 else None
 
     def prospect(self, widths: Widths) -> Prospect:
         """These widths of all columns."""
         kept, dropped = self.columns.kept(widths), self.columns.dropped(widths)
-        gone = frozenset(node for branch in dropped for node in branch.nodes)
-        named = {g.name: int(w) for g, w in zip(self.plan.groups, kept, strict=True) if w < g.channels}
+        gone = {node for branch in dropped for node in branch.nodes}
+        named = {
+            group.name: int(width)
+            for group, width in zip(self.plan.groups, kept, strict=True)
+            if width < group.channels and not {port.node for port in group.producers} <= gone
+        }
         return Prospect(
-            columns=tuple(map(int, widths)),
             widths=named,
             dropped=tuple(branch.add for branch in dropped),
-            gone=gone,
             loss=allocate.total(self.tables, widths),
-            parameters=self.parameters.of(kept),
-            macs=self.macs.of(kept),
+            parameters=self.price(self.parameters.price)(widths) / (self.parameters.whole or 1.0),
+            macs=self.price(self.macs.price)(widths) / (self.macs.whole or 1.0),
         )
+
+    def widths(self, prospect: Prospect) -> Widths:
+        """Widths of all columns."""
+        named = [prospect.widths.get(group.name, group.channels) for group in self.plan.groups]
+        widths = self.columns.full
+        widths[: len(named)] = named
+        for column, branch in self.columns.branches.items():
+            if branch.add in prospect.dropped:
+                widths[column] = 0
+        return widths
+
+    def cut(self, prospect: Prospect) -> ir.Model:
+        """A model with these widths and branches, of whichever channels, without repair: it is as small and as fast."""
+        orders = [np.arange(group.channels) for group in self.plan.groups]
+        return self.columns.cut(self.widths(prospect), orders)
 
 
 def prospects(model: ir.Model, options: PruneChannels, context: Context) -> Prospects | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import onnx_ir as ir
 
@@ -13,10 +13,21 @@ from lepton_cli.data.dataset import First
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import dynamic, fp16, static
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic
-from lepton_cli.step import Context
+from lepton_cli.step import Context, Options
 
+_Step = TypeVar("_Step", bound=Options)
 #: Samples that drafts are calibrated with.
 _FEW = 4
+#: What of `quantize.static` decides about values alone, and guards, which judge them.
+_COARSE: dict[str, object] = {
+    "calibration": "minmax",
+    "equalise": False,
+    "bias_correction": False,
+    "rounding": "nearest",
+    "speed_guard": False,
+    "fidelity_guard": False,
+    "accuracy_guard": None,
+}
 
 
 def drafter(
@@ -25,21 +36,34 @@ def drafter(
     """What makes a draft of a model in this precision; `None` for float (`auto`: nothing else is known)."""
     if precision in ("auto", "float"):
         return None
-    few = First(context.check, _FEW)
-    quick = dataclasses.replace(context, calibration=few, check=few, cache=Cache(None), progress=Silent(), draft=True)
     if precision == "dynamic":
-        plain = QuantizeDynamic(step="quantize.dynamic")
-        return lambda model: dynamic.quantize(model, plain, dataclasses.replace(quick, calibration=None)).model
+        plain = QuantizeDynamic()
+        return lambda model: dynamic.quantize(model, plain, drafting(plain, context)).model
     if precision == "fp16":
-        half = ConvertFp16(repair=False)
-        return lambda model: fp16.convert(model, half, dataclasses.replace(quick, calibration=None)).model
-    nearest = QuantizeStatic(
-        step="quantize.static",
-        calibration="minmax",
-        equalise=False,
-        bias_correction=False,
-        rounding="nearest",
-        speed_guard=False,
-        fidelity_guard=False,
+        half = coarse(ConvertFp16())
+        return lambda model: fp16.convert(model, half, drafting(half, context)).model
+    nearest = coarse(QuantizeStatic())
+    return lambda model: static.quantize(model, nearest, drafting(nearest, context)).model
+
+
+def drafting(options: Options, context: Context) -> Context:
+    """What a step that makes a draft may use: a few samples, those to calibrate with only where it cannot do without,
+    and nothing that is proved, judged or kept."""
+    few = First(context.check, _FEW)
+    return dataclasses.replace(
+        context,
+        calibration=few if options.needs_data else None,
+        check=few,
+        evaluation=None,
+        score=None,
+        cache=Cache(None),
+        progress=Silent(),
+        draft=True,
     )
-    return lambda model: static.quantize(model, nearest, quick).model
+
+
+def coarse(options: _Step) -> _Step:
+    """The step with the same kernels, shapes and bytes, and nothing spent on what it rounds to."""
+    if isinstance(options, QuantizeStatic):
+        return options.model_copy(update=_COARSE)
+    return options.model_copy(update={"repair": False}) if isinstance(options, ConvertFp16) else options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import Candidate, Point
@@ -17,6 +17,8 @@ from lepton_cli.tune.limits import Judge
 _POLL = 0.2
 
 
+#: Times that training makes a trial longer, before one is known.
+_TRAINING = 10.0
 #: A trial may end this much after the search should have, as a share of its time; then it is given up.
 OVERTIME = 0.05
 
@@ -36,6 +38,8 @@ class Bench:
     seconds: float
     most: int | None
     cpu: str
+    #: Seconds of a trial before one of its kind is known.
+    usual: float = 1.0
     #: Told of every trial when it is new, and before one is begun.
     finished: Callable[[Trial], None] = lambda trial: None
     beginning: Callable[[Candidate], None] = lambda candidate: None
@@ -93,7 +97,6 @@ class Bench:
                         results[key] = newest[key]  # another process finished it between look and claim
                         continue
                     self._check_budget(1 + sum(trial.elapsed > 0 and trial.key != key for trial in newest.values()))
-                    self._check_fits(candidate, newest.values())
                     results[key] = self._new(key, candidate)
             if waiting:
                 self._check_budget(0)
@@ -122,16 +125,20 @@ class Bench:
         if self.elapsed >= self.seconds or (self.most is not None and count > self.most):
             raise Spent
 
-    def _check_fits(self, candidate: Candidate, known: Iterable[Trial]) -> None:
-        """Raises Spent when trials like this one took longer than is left: what cannot be finished is not begun.
+    def expected(self, point: Point) -> float:
+        """Seconds that such a trial takes, as far as others tell."""
+        known = [trial for trial in self.store.trials() if trial.point and trial.reached != "failed"]
+        alike = [trial.seconds for trial in known if _kind(trial.point) == _kind(point)]
+        return statistics.median(alike) if alike else self.usual * (_TRAINING if _kind(point)[-1] else 1.0)
 
-        Not for one that trains: that is foreseen when its training begins, and others may fit yet.
+    def fits(self, candidate: Candidate) -> bool:
+        """Whether it can be finished, as far as trials like it tell: what cannot is not begun.
+
+        One that trains is: how long it takes is foreseen when its training begins.
         """
         if any(step.training for step in candidate.steps):
-            return
-        alike = [trial.seconds for trial in known if trial.complete and _kind(trial.point) == _kind(candidate.point)]
-        if alike and self.elapsed + statistics.median(alike) > self.seconds * (1 + OVERTIME):
-            raise Spent
+            return True
+        return self.elapsed + self.expected(candidate.point) <= self.seconds * (1 + OVERTIME)
 
     def _usable(self, trial: Trial) -> bool:
         """Whether an earlier trial says all that the present limits ask.
@@ -149,5 +156,5 @@ class Bench:
 
 def _kind(point: Point) -> tuple[object, ...]:
     """What decides how long a trial takes: the precision, whether channels are pruned, and how long is trained."""
-    pruned = any(point.get(name) not in (None, 1) for name in ("keep", "keep_params"))
-    return point.get("precision"), pruned, point.get("distill")
+    pruned = bool(point.get("loss"))
+    return point.get("precision"), point.get("guard"), pruned, point.get("distill") if pruned else None

@@ -10,7 +10,7 @@ from typing import Any
 from lepton_cli import cache
 from lepton_cli.errors import RecipeError
 from lepton_cli.graph.spec import HeadOptions
-from lepton_cli.report.trial import Value
+from lepton_cli.report.trial import Forecast, Value
 from lepton_cli.step import Options
 from lepton_cli.steps import STEPS
 from lepton_cli.train.spec import FloatTraining
@@ -25,8 +25,10 @@ class Candidate:
     name: str
     steps: tuple[Options, ...]
     point: Point = dataclasses.field(default_factory=dict)
-    #: Which part of the search asked for it.
+    #: Which part of the search asked for it, why, and what it expects.
     origin: str = ""
+    why: str = ""
+    forecast: Forecast | None = None
 
     def key(self, search: str) -> str:
         """Hash of the steps within a search; `search` stands for model, data and seed."""

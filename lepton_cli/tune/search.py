@@ -1,40 +1,51 @@
-"""What to try next. The structured search knows three things a blind one does not:
+"""What to try next: the candidate with the best chance to hold the limits and to be better.
 
-* accuracy falls with pruning, so the limit is found by bisection, for the most promising precisions only;
-* what is good without pruning is mostly good with it, so precisions are ranked on the unpruned model first;
-* the best lies at the limit, so the rest of the budget goes into the neighbours of the best and of the front.
+Widths are chosen by the pruner's tables under what limits allow, so a candidate costs little to propose. What it will
+measure is foretold from these tables and the trials so far (`outlook.py`); the most promising is drafted, which counts
+and times it, and tried when it still is the most promising. Where the outlook expects nothing more, the search widens:
+first around what is best or missed a limit by little, then to everything the space holds; then it ends, and says why.
 
-Every choice follows from the trials and the seed alone: a search that is run again reads its trials from the journal
-and goes on where it ended.
+Every choice follows from the trials: a search that is run again reads them from the journal and goes on where it ended.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 
-from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report.trial import Trial, Value
-from lepton_cli.tune import front
+from lepton_cli.tune import moves
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate, Point
-from lepton_cli.tune.space import LADDERS, SearchSpace
+from lepton_cli.tune.forecasts import Forecasts, Prediction
+from lepton_cli.tune.known import Budget, Figures, Knowledge, Proposal
+from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.yardsticks import Yardstick
 
-#: Precisions that are pruned, of those ranked without pruning, and how close to the best they must be.
+#: Precisions that are pruned at first, of those whose unpruned goal is at most so many times the best one's.
 BRANCHES, CLOSE = 2, 1.6
-#: Loss of accuracy beyond the limit, relative to it, that one deeper trial may follow.
-NEAR = 0.5
-#: Trials around the best for each one around the rest of the front.
-WIDEN = 2
-#: Share of the mutations that begin with the point of the front that keeps most.
-KEEPING = 0.4
-#: Trials that improve nothing after which the search is done, and points drawn in vain before the space is.
-PATIENCE = 24
-_DRAWS = 60
+#: Shares of the unpruned cost that widths are chosen for at first; between the best and its neighbours they are halved
+#: until they are so close.
+LEVELS = (0.92, 0.82, 0.7, 0.55, 0.4, 0.25, 0.12)
+APART = 1.03
+#: Where the goal is a quality: shares of the limit on cost.
+WITHIN = (1.0, 0.97, 0.93, 0.88)
+#: Drafts made at most before a trial.
+DRAFTS = 8
+#: Expected gain, as a share of the best, and chance of holding the limits, below which nothing is expected.
+GAIN, CHANCE = 0.003, 0.02
+#: How far the search is widened: the promising, all around what is best or missed by little, everything.
+STAGES = 3
 
-Propose = Callable[[Sequence[Trial]], Point | None]
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A proposal, what is expected of it, and how much that is worth."""
+
+    proposal: Proposal
+    prediction: Prediction
+    score: float
 
 
 class Search:
@@ -44,224 +55,235 @@ class Search:
         self,
         space: SearchSpace,
         bench: Bench,
-        start: Sequence[Candidate],
-        seed: int,
-        axes: tuple[Objective, Objective] | None = None,
+        known: Knowledge,
+        sticks: tuple[Sequence[Yardstick], Yardstick],
+        start: Sequence[Candidate] = (),
     ) -> None:
-        """`start`: candidates tried before all others, such as the recipe's own steps.
-
-        `axes`: the two sides of the front, what is made small and what is kept; without them the best alone counts.
-        """
-        self.space, self.bench, self.judge = space, bench, bench.judge
-        self.start, self.seed, self.axes = start, seed, axes
+        """`sticks`: what the limits bound, and the goal. `start`: tried before all others: the recipe's own steps."""
+        self.space, self.bench, self.judge, self.known, self.start = space, bench, bench.judge, known, start
+        self.forecasts = Forecasts(bench.judge, *sticks)
+        self.bounds, self.goal = sticks
+        self.stage = 0
         #: Why the search ended, in words.
         self.ended = ""
+        self._levels: dict[tuple[object, ...], list[float]] = {}
 
-    def structured(self, propose: Propose | None = None) -> None:
-        """Grid, bisection, refinement; then `propose` (Optuna) or mutations of the front."""
-        self._until_spent(lambda: self._structured(propose))
-
-    def sampled(self, propose: Propose | None = None) -> None:
-        """Points from `propose`, or at random, until the budget ends or the space does."""
-        source = random.Random(self.seed)
-        blind: Propose = lambda trials: self.space.random(source)  # noqa: E731
-        self._until_spent(lambda: self._rest([("optuna", propose) if propose else ("random", blind)], None))
-
-    def _until_spent(self, work: Callable[[], None]) -> None:
+    def run(self) -> None:
+        """Until the budget ends, or nothing more is expected."""
         try:
             self.bench.run(self.start)
-            work()
-        except Spent:
-            self.ended = "the budget is spent"
-
-    def _structured(self, propose: Propose | None) -> None:
-        ranked = self._grid()
-        ranked[:BRANCHES] = [self._small_enough(point) for point in ranked[:BRANCHES]]
-        self._bisect(self._close([point for point in ranked if self.judge.feasible(self._trial(point, "grid"))]))
-        if self._best_point() is None:
-            # Nothing holds the limits unpruned: smaller models may (limits on size or time), the mildest first.
-            self._bisect([point for point in ranked if not self._too_far(self._trial(point, "grid"))][:BRANCHES])
-        self._bisect(self._trained(ranked[0]))
-        self._refine()
-        self._rest([("optuna", propose), ("mutation", None)] if propose else [("mutation", None)], PATIENCE)
-
-    def _trained(self, otherwise: Point) -> list[Point]:
-        """The best without training so far, with the last of the trainings, where there is one: what that heals can be
-        pruned deeper. Of a search that is run again, later trials are known already, and do not count."""
-        plain, last = (self.space.dimensions["distill"][at] for at in (0, -1))
-        if last == plain:
-            return []
-        known = [trial for trial in self.bench.trials() if trial.point in self.space]
-        early = [trial for trial in known if trial.origin in ("grid", "bisection") and trial.point["distill"] == plain]
-        best = self.judge.best(early)
-        return [{**(otherwise if best is None else best.point), "distill": last}]
-
-    def _trial(self, point: Point, origin: str) -> Trial:
-        return self._run([point], origin)[0]
-
-    def _run(self, points: Sequence[Point], origin: str) -> list[Trial]:
-        return self.bench.run([self.space.candidate(point, origin) for point in points])
-
-    def _grid(self) -> list[Point]:
-        """Every precision without pruning, the best goal first; what could not be measured last."""
-        dimensions = self.space.dimensions
-        points = [
-            self.space.point(fuse=fuse, precision=precision)
-            for precision in dimensions["precision"]
-            for fuse in dimensions["fuse"]
-        ]
-        trials = self._run(points, "grid")
-        worst = float("inf")
-        values = [self.judge.value(trial) if trial.complete else None for trial in trials]
-        order = sorted(range(len(points)), key=lambda i: (worst if values[i] is None else values[i], i))
-        return [points[index] for index in order]
-
-    def _small_enough(self, point: Point) -> Point:
-        """The point with as few parameters as the limits on size ask for: there the bisection begins."""
-        levels = self.space.dimensions["keep_params"]
-        while point["keep_params"] != levels[-1]:
-            trial = self._trial(point, "grid")
-            excess = max((breach.excess for breach in self.judge.breaches(trial) if breach.sized), default=0.0)
-            if excess == 0 or self._too_far(trial):
-                break
-            at = levels.index(point["keep_params"]) + 1
-            wanted = float(levels[at - 1] or 1) / (1 + excess)
-            fewer = next((level for level in levels[at:] if float(level or 1) <= wanted), levels[-1])
-            point = self.space.point(**{**point, "keep_params": fewer})
-        return point
-
-    def _close(self, ranked: Sequence[Point]) -> Sequence[Point]:
-        """The first few, without those that are far behind the best: pruning helps them no more than the best."""
-        values = [self.judge.value(self._trial(point, "grid")) for point in ranked[:BRANCHES]]
-        limit = CLOSE * values[0] if values and values[0] is not None and values[0] > 0 else float("inf")
-        return [point for point, value in zip(ranked, values, strict=False) if value is not None and value <= limit]
-
-    def _too_far(self, trial: Trial) -> bool:
-        """Whether less compression is needed, as far as one can tell."""
-        return trial.reached == "failed" or any(breach.quality for breach in self.judge.breaches(trial))
-
-    def _near_miss(self, trial: Trial) -> bool:
-        """Whether quality is just beyond the limit: accuracy falls with noise, so the next may be better."""
-        excess = [breach.excess for breach in self.judge.breaches(trial) if breach.quality]
-        return bool(excess) and max(excess) <= NEAR
-
-    def _bisect(self, branches: Sequence[Point]) -> None:
-        """The deepest pruning that keeps the quality, from that of each branch, for all at once: processes share it.
-
-        Mild pruning is tried first, then ever more until one is too far: trials on the mild side tell more, and many
-        models end there; the first that misses by little does not stop it yet. Between the last that held and the
-        first that did not, probes lie at a third.
-        """
-        levels = self.space.dimensions["keep"]
-        if len(levels) < 2:
-            return
-        brackets = {index: (levels.index(point["keep"]), len(levels)) for index, point in enumerate(branches)}
-        missed: set[int] = set()
-        while brackets:
-            middles = {i: _probe(low, high, len(levels)) for i, (low, high) in brackets.items() if high - low > 1}
-            points = [self._pruned(branches[i], levels[middle]) for i, middle in middles.items()]
-            trials = self._run(points, "bisection")
-            for (i, middle), trial in zip(middles.items(), trials, strict=True):
-                low, high = brackets[i]
-                near = i not in missed and self._near_miss(trial)
-                missed |= {i} if near else set()
-                brackets[i] = (low, middle) if self._too_far(trial) and not near else (middle, high)
-            brackets = {i: brackets[i] for i in middles}
-
-    def _pruned(self, point: Point, keep: Value) -> Point:
-        return self.space.point(**{**point, "keep": keep})
-
-    def _best_point(self) -> Point | None:
-        """The best feasible point of the space."""
-        best = self.judge.best(trial for trial in self.bench.trials() if trial.point in self.space)
-        return None if best is None else best.point
-
-    def _front(self) -> list[Point]:
-        """Points that no other within the limits beats in both axes, by rising cost; without axes the best alone."""
-        best = self._best_point()
-        if self.axes is None:
-            return [] if best is None else [best]
-        feasible = [trial for trial in self.bench.trials() if trial.point in self.space and self.judge.feasible(trial)]
-        pairs = [tuple(self.judge.value(trial, axis) for axis in self.axes) for trial in feasible]
-        known = [(index, (a, b)) for index, (a, b) in enumerate(pairs) if a is not None and b is not None]
-        return [feasible[known[at][0]].point for at in front.pareto([pair for _, pair in known])]
-
-    def _refine(self) -> None:
-        """Climb: all neighbours of the best, again from each better one; every few trials one for the whole front."""
-        tried: set[str] = set()
-        while (point := self._best_point()) is not None:
-            name = repr(sorted(point.items()))
-            if name in tried:
-                return
-            tried.add(name)
-            for neighbour in self.space.neighbours(point):
-                self._trial(neighbour, "refinement")
-                self._widen()
-                if self._best_point() != point:
-                    break
-
-    def _widen(self) -> None:
-        """One trial for the front where enough were spent on the best: the trials themselves tell, so that a search
-        that is run again goes on alike."""
-        counts = Counter(trial.origin for trial in self.bench.trials())
-        if self.axes is not None and counts["refinement"] >= WIDEN * (counts["front"] + 1):
-            candidate = next(self._unknown(self._mutation(), "front"), None)
-            if candidate is not None:
+            while (candidate := self._next()) is not None:
                 self.bench.run([candidate])
+        except Spent:
+            self.ended = self.ended or "the budget is spent"
 
-    def _mutation(self) -> Propose:
-        """Points near the front: one of it, one or two dimensions drawn anew, pruning by a few levels."""
-        draws = itertools.count()
+    def _next(self) -> Candidate | None:
+        """The most promising candidate, drafted; `None` when nothing is expected any more."""
+        while self.stage < STAGES:
+            for _ in range(DRAFTS):
+                ranked = self._ranked()
+                if not ranked or not self._promising(ranked[0]):
+                    break
+                first = ranked[0]
+                if first.prediction.figures.drafted:
+                    return self._candidate(first)
+                self.known.draft(first.proposal)
+            else:
+                return self._candidate(ranked[0])
+            self.stage += 1
+        self.ended = self._reason()
+        return None
 
-        def propose(trials: Sequence[Trial]) -> Point | None:
-            source = random.Random(f"{self.seed} {len(trials)} {next(draws)}")
-            parents = self._front()
-            if not parents:
-                return self.space.random(source)
-            # The best has the rest of the search: here the end where quality is kept gets more than its part.
-            chosen = dict(parents[-1] if source.random() < KEEPING else source.choice(parents))
-            for name in source.sample(sorted(self.space.dimensions), source.choice((1, 1, 2))):
-                values = self.space.dimensions[name]
-                chosen[name] = (
-                    self.space.near(name, chosen[name], source.choice((-3, -2, -1, 1, 2, 3)))
-                    if name in LADDERS
-                    else source.choice(values)
-                )
-            return self.space.point(**chosen)
+    def _reason(self) -> str:
+        best = self.judge.best(self.bench.trials())
+        if best is not None:
+            return f"no candidate is expected to be better by {100 * GAIN:g} %"
+        return "nothing that is known is expected to hold all limits"
 
-        return propose
+    def _promising(self, one: Ranked) -> bool:
+        if self._best() is None:
+            return one.prediction.chance >= CHANCE and one.score > 0
+        return one.prediction.chance * one.prediction.gain >= GAIN
 
-    def _rest(self, proposals: Sequence[tuple[str, Propose | None]], patience: int | None) -> None:
-        """Proposals in turn until the budget ends, the space does, or `patience` of them improved nothing.
+    def _best(self) -> float | None:
+        """The goal of the best trial, in the unit of its yardstick."""
+        best = self.judge.best(self.bench.trials())
+        return None if best is None else self.forecasts.found(best, self.goal)
 
-        Without a function of its own a proposal is a mutation of the front.
-        """
-        fruitless = 0
-        while patience is None or fruitless < patience:
-            first = len(self.bench.trials()) % len(proposals)
-            turn = [*proposals[first:], *proposals[:first]]
-            found = (next(self._unknown(propose or self._mutation(), origin), None) for origin, propose in turn)
-            candidate = next(filter(None, found), None)
-            if candidate is None:
-                self.ended = "every candidate has been tried"
-                return
-            before = self._front()
-            self.bench.run([candidate])
-            fruitless = 0 if self._front() != before else fruitless + 1
-        self.ended = f"{patience} trials in a row brought nothing better"
-
-    def _unknown(self, propose: Propose, origin: str) -> Iterator[Candidate]:
+    def _ranked(self) -> list[Ranked]:
+        """Everything that could be tried, the most promising first; levels are halved around the best."""
         trials = self.bench.trials()
-        known = {trial.key for trial in trials}
-        for _ in range(_DRAWS):
-            point = propose(trials)
-            if point is None:
-                return
-            candidate = self.space.candidate(point, origin)
-            if candidate.key(self.bench.search) not in known:
-                yield candidate
+        self.forecasts.learn(trials)
+        while True:
+            ranked = self._scored(self._pool(trials), trials)
+            if not ranked or not self._halved(ranked[0].proposal):
+                return ranked
+
+    def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Ranked]:
+        tried = {trial.key for trial in trials}
+        left = []
+        for proposal in pool:
+            candidate = self.space.candidate(proposal.point, proposal.prospect)
+            if candidate.key(self.bench.search) not in tried and self.bench.fits(candidate):
+                left.append(proposal)
+        best = self._best()
+        found = []
+        for proposal, prediction in zip(left, self.forecasts.predict(self._figured(left), best), strict=True):
+            # Until something holds, that it will is worth more than what it gains.
+            certain = prediction.chance ** (1 if best is not None else 2)
+            cost = math.sqrt(max(self.bench.expected(proposal.point), 1e-3))
+            found.append(Ranked(proposal, prediction, certain * prediction.gain / cost))
+        return sorted(found, key=lambda one: -one.score)
+
+    def _figured(self, pool: Sequence[Proposal]) -> list[tuple[Proposal, Figures]]:
+        return [(proposal, self.known.figures(proposal)) for proposal in pool]
+
+    def _pool(self, trials: Sequence[Trial]) -> list[Proposal]:
+        """Proposals of this stage, each once."""
+        found: dict[tuple[object, ...], Proposal] = {}
+        parents = moves.parents(self.judge, trials)
+        for proposal in (*self._unpruned(), *self._pruned(parents), *moves.variants(self.space, parents, self.stage)):
+            key = (*sorted(proposal.point.items(), key=repr), proposal.prospect and proposal.prospect.key)
+            if not self.known.draft_failed(proposal):
+                found.setdefault(key, proposal)
+        return list(found.values())
+
+    def _unpruned(self) -> Iterator[Proposal]:
+        """Every precision, of the first form, later of all."""
+        forms = self.space.dimensions["fuse"][: None if self.stage else 1]
+        for precision in self.space.dimensions["precision"]:
+            for fuse in forms:
+                proposal = Proposal(self.space.point({"precision": precision, "fuse": fuse}))
+                if precision != "float" or fuse:
+                    yield proposal
+
+    def _pruned(self, parents: Sequence[moves.Parent]) -> Iterator[Proposal]:
+        """Along what pruning steers by: for every family widths of several costs, which hold what can be counted."""
+        if not self.space.prunes:
+            return
+        for point in self._families(parents):
+            for level in self._levels_of(point):
+                prospect = self.known.widths(point, self._budget(point, level))
+                if prospect is not None:
+                    yield Proposal(point, prospect)
+
+    def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
+        """Precisions that may be best when pruned, with every training; later other rankings and widths, of those that
+        came near, then of all."""
+        dimensions = self.space.dimensions
+        found = []
+        for place, precision in enumerate(self._branches()):
+            near = any(parent.proposal.point["precision"] == precision for parent in parents)
+            wide = self.stage >= 2 or (self.stage == 1 and near)
+            for importance in dimensions["importance"][: None if wide else 1]:
+                for multiple in dimensions["round_to"][: None if wide else 1]:
+                    for epochs in dimensions["distill"][: None if wide or not place else 1]:
+                        chosen: dict[str, Value] = {"precision": precision, "importance": importance}
+                        chosen |= {"round_to": multiple, "distill": epochs}
+                        found.append(self.space.point(chosen, pruned=True))
+        return found
+
+    def _branches(self) -> list[Value]:
+        """Precisions to prune, the best unpruned goal first: a few at first, later all."""
+        costs = []
+        for precision in self.space.dimensions["precision"]:
+            proposal = Proposal(self.space.point({"precision": precision}))
+            if not self.known.draft(proposal):
+                costs.append((getattr(self.known.figures(proposal), self._steer), precision))
+        costs.sort(key=lambda pair: pair[0])
+        most = None if self.stage >= 2 else BRANCHES
+        return [precision for cost, precision in costs if self.stage >= 2 or cost <= CLOSE * costs[0][0]][:most]
+
+    @property
+    def _steer(self) -> str:
+        """What widths are chosen to save: what the goal counts, or the limit that a quality stands against."""
+        if self.space.steers:
+            return self.space.steers[0]
+        looked_at = [self.goal, *self.bounds]
+        return next((found for one in looked_at if (found := saved(one))), "macs")
+
+    def _levels_of(self, point: Point) -> list[float]:
+        """Costs that widths are chosen for, as shares of the original's; infinite: what the limits alone ask for."""
+        key = tuple(sorted(point.items(), key=repr))
+        if key not in self._levels:
+            self._levels[key] = sorted(self._first_levels(point), reverse=True)
+        return self._levels[key]
+
+    def _first_levels(self, point: Point) -> list[float]:
+        name = self._steer
+        unpruned = getattr(self.known.figures(Proposal(self.space.point(_unpruned(point)))), name)
+        if self.space.keep is not None:
+            return [share * unpruned for share in self.space.keep]
+        floor = self.known.floor(point, name)
+        if floor is None:
+            return []
+        limit = min((one.bound for one in self.bounds if saved(one) == name), default=math.inf)
+        if self.goal.about.quality and limit < unpruned:
+            return [share * limit for share in WITHIN if share * limit > floor]
+        return [math.inf, *(share * unpruned for share in LEVELS if share * unpruned > floor)]
+
+    def _budget(self, point: Point, level: float) -> Budget:
+        """What limits allow that can be told before a trial, and the level."""
+        most: dict[str, float] = {}
+        for one in self.bounds:
+            name = saved(one)
+            if one.counted or (name == "time" and self._steer != "time"):
+                bound = one.bound / (1.0 if one.counted else self.forecasts.slower(point, one))
+                most[name] = min(most.get(name, math.inf), bound)
+        most[self._steer] = min(most.get(self._steer, math.inf), level)
+        return Budget(**most)
+
+    def _halved(self, proposal: Proposal) -> bool:
+        """Add the levels between this proposal's and the next ones, where they are far apart."""
+        if proposal.prospect is None or self.space.keep is not None:
+            return False
+        levels = self._levels_of(proposal.point)
+        at = next(
+            (
+                place
+                for place, level in enumerate(levels)
+                if (found := self.known.widths(proposal.point, self._budget(proposal.point, level))) is not None
+                and found.key == proposal.prospect.key
+            ),
+            None,
+        )
+        if at is None:
+            return False
+        new = {
+            round(math.sqrt(high * low), 4)
+            for high, low in zip(levels[max(at - 1, 0) : at + 1], levels[max(at - 1, 0) + 1 : at + 2], strict=False)
+            if math.isfinite(high) and high > low * APART
+        } - set(levels)
+        levels[:] = sorted({*levels, *new}, reverse=True)
+        return bool(new)
+
+    def _candidate(self, ranked: Ranked) -> Candidate:
+        """With what was expected of it, and where it lies, which trials are remembered by."""
+        proposal, prediction = ranked.proposal, ranked.prediction
+        made = self.space.candidate(proposal.point, proposal.prospect, origin=proposal.origin or self._origin)
+        where = self.forecasts.written(proposal, prediction.figures)
+        why = proposal.why or self._why(prediction)
+        return dataclasses.replace(made, point={**proposal.point, **where}, why=why, forecast=prediction.forecast)
+
+    @property
+    def _origin(self) -> str:
+        return ("outlook", "widened", "everything")[min(self.stage, STAGES - 1)]
+
+    def _why(self, prediction: Prediction) -> str:
+        chance = f"{100 * prediction.chance:.0f} % chance to hold the limits"
+        if self._best() is None:
+            return chance
+        return f"{chance}, expected to gain {100 * prediction.chance * prediction.gain:.1f} %"
 
 
-def _probe(low: int, high: int, count: int) -> int:
-    """The next level between one that holds and one that does not; `high` is `count` while none is too far."""
-    return min(2 * low + 2, high - 1) if high == count else low + max(1, (high - low) // 3)
+def saved(one: Yardstick) -> str:
+    """What of a candidate's figures a yardstick falls with; empty for qualities."""
+    if one.counted:
+        return one.counted
+    if one.about.quality:
+        return ""
+    return "time" if one.about.source in ("latency", "energy") else "bytes"
+
+
+def _unpruned(point: Point) -> dict[str, Value]:
+    return {"precision": point["precision"], "fuse": point["fuse"]}

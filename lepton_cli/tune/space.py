@@ -1,33 +1,40 @@
-"""The space: dimensions with their values, what is derived from a model, and the steps that a point stands for."""
+"""What a search may choose: precision and its options, how channels are ranked, which widths they may have, training.
+
+How much is pruned is no choice of the space: widths follow from limits and goal (`search.py`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
-import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lepton_cli import units
 from lepton_cli.errors import RecipeError
+from lepton_cli.prune.prospects import Prospect
 from lepton_cli.recipe.tuning import Space
 from lepton_cli.report.trial import Value
 from lepton_cli.step import Options
 from lepton_cli.train.spec import Distill
 from lepton_cli.tune.candidate import Candidate, Point, read_steps
 
-#: Below this share a layer may keep less than the 5 % of its channels that pruning keeps by default.
-_DEEP = 0.12
-#: Dimensions that mean nothing unless another one has a certain value.
-_PRUNING = ("prune_by", "importance", "round_to", "distill")
-#: Dimensions that fall from 1 in steps.
-LADDERS = ("keep", "keep_params")
+#: Choices that mean nothing unless another one has a certain value.
+_PRUNING = ("importance", "round_to", "distill")
 _CALIBRATED = ("calibration", "guard")
 #: Precisions that are calibrated.
 _INTEGER = ("int8", "w4a8")
-#: Precisions that pruning by time can time its models in.
-_TIMED = {"int8": "int8", "w4a8": "int8", "dynamic": "dynamic", "mixed": "dynamic"}
+#: Precisions whose kernels pruning can time its models in.
+Kernels = Literal["float", "int8", "dynamic", "fp16"]
+KERNELS: dict[str, Kernels] = {
+    "int8": "int8",
+    "w4a8": "int8",
+    "dynamic": "dynamic",
+    "mixed": "dynamic",
+    "fp16": "fp16",
+}
+#: Weights of one block in 4 bits: narrower layers stay in float.
+_BLOCK = 32
 WORDS = {
     "dynamic": "dynamic int8",
     "mixed": "dynamic int8 with 4-bit tables",
@@ -35,6 +42,8 @@ WORDS = {
     "weights4": "4-bit weights",
     "w4a8": "int8 with 4-bit weights",
 }
+#: What recipes call what pruning steers by, and what figures do.
+_STEERED = {"latency": "time", "size": "bytes", "params": "parameters", "macs": "macs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +74,13 @@ class Traits:
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """Dimensions by name; the first value of each is the one to begin with. `keep` and `keep_params` fall from 1."""
+    """Choices by name; the first value of each is the one to begin with."""
 
     dimensions: Mapping[str, tuple[Value, ...]]
+    #: What pruning may leave, as shares of what it steers by; empty: nothing is pruned. `None`: any share.
+    keep: tuple[float, ...] | None = None
+    #: What pruning steers by: `time`, `bytes`, `parameters` or `macs`; empty: by the goal.
+    steers: tuple[str, ...] = ()
     #: What was asked for and left out, with the reason.
     dropped: tuple[str, ...] = ()
     #: Nodes that look up large float tables (embeddings).
@@ -75,58 +88,26 @@ class SearchSpace:
     #: Steps that every candidate begins with.
     first: tuple[Options, ...] = ()
 
-    def __contains__(self, point: Point) -> bool:
-        """Whether it is one of this space: trials may be of another, and the recipe's own steps are of none."""
-        return self.dimensions.keys() == point.keys() and all(point[name] in self.dimensions[name] for name in point)
+    @property
+    def prunes(self) -> bool:
+        """Whether channels may go."""
+        return self.keep is None or len(self.keep) > 0
 
-    def point(self, **chosen: Value) -> Point:
-        """A point: the first value of every dimension not named, and where a dimension means nothing."""
+    def point(self, chosen: Mapping[str, Value], *, pruned: bool = False) -> Point:
+        """A point: the first value of every choice not named, and of those that mean nothing here."""
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
         idle: tuple[str, ...] = _CALIBRATED if full["precision"] not in _INTEGER else ()
-        idle += _PRUNING if full["keep"] == 1 and full["keep_params"] == 1 else ()
-        idle += ("round_to",) if full["prune_by"] == "latency" else ()
-        idle += ("keep_params",) if full["prune_by"] in ("params", "size") else ()
+        idle += () if pruned else _PRUNING
         return {name: self.dimensions[name][0] if name in idle else value for name, value in full.items()}
 
-    def candidate(self, point: Point, origin: str) -> Candidate:
-        """The steps of a point."""
-        steps = read_steps(list(_steps(point, self.tables)))
-        return Candidate(describe(point), (*self.first, *steps), point, origin)
+    def candidate(self, point: Point, prospect: Prospect | None = None, origin: str = "") -> Candidate:
+        """The steps of a point, pruned to these widths."""
+        steps = read_steps(list(_steps(point, prospect, self.tables)))
+        return Candidate(describe(point, prospect), (*self.first, *steps), point, origin)
 
-    def random(self, source: random.Random) -> Point:
-        """A point, every value of a dimension equally likely."""
-        return self.point(**{name: source.choice(values) for name, values in self.dimensions.items()})
-
-    def neighbours(self, point: Point) -> Iterator[Point]:
-        """Points pruned one level further; that differ in one dimension, and those one level further; then by more.
-
-        What is fastest as a whole need not be when little is left: there float may be as fast as int8 and keep more.
-        """
-        levels = self.dimensions["keep"]
-        at = levels.index(point["keep"])
-        for name in LADDERS:
-            yield self.point(**{**point, name: self.near(name, point[name], 1)})
-        for name, values in self.dimensions.items():
-            for value in values:
-                if name in LADDERS or value == point[name]:
-                    continue
-                yield self.point(**{**point, name: value})
-                if at + 1 < len(levels) and name != "precision":
-                    yield self.point(**{**point, name: value, "keep": levels[at + 1]})
-        for name, step in itertools.product(LADDERS, (-1, 2, -2)):
-            yield self.point(**{**point, name: self.near(name, point[name], step)})
-
-    def near(self, name: str, value: Value, steps: int) -> Value:
-        """The value so many places further, or the last there is."""
-        values = self.dimensions[name]
-        return values[min(len(values) - 1, max(0, values.index(value) + steps))]
-
-    def __len__(self) -> int:
-        """Number of different points."""
-        count = 1
-        for name in ("fuse", "precision", *LADDERS):
-            count *= len(self.dimensions[name])
-        return count
+    def quantizing(self, point: Point) -> tuple[Options, ...]:
+        """The steps behind pruning and training."""
+        return read_steps(list(_quantizing(point, self.tables)))
 
 
 def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> SearchSpace:
@@ -143,31 +124,28 @@ def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> Sea
                 f"`{value}` cannot be tried: {reason}",
                 option=("tune", "space", "precision", index),
             )
-    keep = _levels(given, traits, dropped)
-    besides = _besides(given, traits, keep)
+    keep = _shares(given, traits, dropped)
     guards = tuple(None if guard == "none" else float(guard) for guard in given.guard or ())
     epochs = tuple(None if value == "none" else value for value in given.distill or ())
     ranges = tuple(None if name == "auto" else name for name in given.calibration or ())
-    # In the order in which neighbours are tried: what changes most comes first.
     dimensions: dict[str, tuple[Value, ...]] = {
-        "keep": keep,
         "precision": precision,
-        "round_to": given.round_to or ((1, 8) if traits.goal == "size" else (8, traits.block, 1)),
-        "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
-        "prune_by": given.prune_by or _prices(traits),
-        "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "fuse": given.fuse or _fusions(traits),
+        "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
+        "round_to": given.round_to or _multiples(traits, precision),
         "distill": epochs or ((None, Distill().budget.epochs) if traits.trainable else (None,)),
-        "keep_params": besides,
+        "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
         "calibration": ranges or (None, "percentile", "minmax"),
     }
     space = SearchSpace(
         {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()},
+        keep,
+        tuple(_STEERED[name] for name in given.prune_by or ()),
         tuple(dropped),
         traits.tables,
         first,
     )
-    if precision in ((), ("float",)) and keep == (1,) == besides and dimensions["fuse"] == (False,):
+    if precision in ((), ("float",)) and keep == () and dimensions["fuse"] == (False,):
         raise RecipeError(
             "tune.space-empty",
             "there is nothing to search: the space holds the original only",
@@ -176,6 +154,33 @@ def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> Sea
             option=("tune", "space"),
         )
     return space
+
+
+def _multiples(traits: Traits, precision: Sequence[Value]) -> tuple[Value, ...]:
+    """Widths that are a multiple of these; `None`: of the machine's vector blocks. A size is least with any width, but
+    for weights in blocks."""
+    blocks = (_BLOCK,) if {"weights4", "mixed"} & set(precision) and traits.products else ()
+    return (1, *blocks, None) if traits.goal == "size" else (None, 1, *blocks)
+
+
+def _shares(given: Space, traits: Traits, dropped: list[str]) -> tuple[float, ...] | None:
+    """What may remain after pruning, most first; `None`: any share."""
+    if traits.quantized or not traits.prunable:
+        reason = "the model is quantized already" if traits.quantized else "no channel can be removed"
+        if given.keep and min(given.keep) < 1:
+            raise RecipeError("tune.impossible", f"it cannot be pruned: {reason}", option=("tune", "space", "keep"))
+        dropped.append(f"pruning: {reason}")
+        return ()
+    if given.keep is None:
+        return None
+    for index, share in enumerate(given.keep):
+        if not 0 < share <= 1:
+            raise RecipeError(
+                "recipe.wrong-value",
+                f"`tune.space.keep`: {units.write_percent(share)} is not above 0 % and at most 100 %",
+                option=("tune", "space", "keep", index),
+            )
+    return tuple(sorted({float(share) for share in given.keep if share < 1}, reverse=True))
 
 
 def _precisions(traits: Traits) -> Sequence[Value]:
@@ -190,13 +195,6 @@ def _precisions(traits: Traits) -> Sequence[Value]:
     else:
         found = [*(["fp16"] if device else []), *dynamic, *integer, *(["weights4", "weights8"] if stored else [])]
     return [value for value in (*found, "float") if not _impossible(value, traits)]
-
-
-def _prices(traits: Traits) -> tuple[Value, ...]:
-    """What pruning counts. Measured time knows vector blocks and whole branches; models too small for it have size."""
-    if traits.goal == "size" or not (traits.convolutions or traits.transformer):
-        return ("params",)
-    return ("latency", "macs") if traits.calibrated else ("macs", "latency")
 
 
 def _fusions(traits: Traits) -> tuple[bool, ...]:
@@ -220,66 +218,17 @@ def _impossible(precision: str, traits: Traits) -> str:
     return ""
 
 
-def _levels(given: Space, traits: Traits, dropped: list[str]) -> tuple[Value, ...]:
-    """What may remain after pruning, most first."""
-    if traits.quantized or not traits.prunable:
-        reason = "the model is quantized already" if traits.quantized else "no channel can be removed"
-        if given.keep and min(given.keep) < 1:
-            raise RecipeError("tune.impossible", f"it cannot be pruned: {reason}", option=("tune", "space", "keep"))
-        dropped.append(f"pruning: {reason}")
-        return (1,)
-    if given.keep is not None:
-        return _shares("keep", given.keep)
-    return tuple(ladder())
-
-
-def _besides(given: Space, traits: Traits, keep: tuple[Value, ...]) -> tuple[Value, ...]:
-    """Parameters that may remain besides `keep`: less than all only where the goal is a time and size is limited."""
-    if given.keep_params is not None:
-        return _shares("keep_params", given.keep_params)
-    return tuple(ladder(least=0.05)) if traits.sized and traits.goal == "time" and len(keep) > 1 else (1,)
-
-
-def _shares(name: str, given: Sequence[float]) -> tuple[Value, ...]:
-    for index, share in enumerate(given):
-        if not 0 < share <= 1:
-            raise RecipeError(
-                "recipe.wrong-value",
-                f"`tune.space.{name}`: {units.write_percent(share)} is not above 0 % and at most 100 %",
-                option=("tune", "space", name, index),
-            )
-    return tuple(sorted({float(share) if share < 1 else 1 for share in given}, reverse=True))
-
-
-def ladder(factor: float = 0.95, least: float = 0.005) -> Iterator[Value]:
-    """1, 0.95, 0.9, … as shares of two digits: close where accuracy begins to fall, and few steps to the end."""
-    level, before = 1.0, 0.0
-    while level >= least:
-        rounded = float(f"{level:.2g}")
-        if rounded != before:
-            yield 1 if rounded == 1 else rounded
-        before, level = rounded, level * factor
-
-
-def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _steps(point: Point, prospect: Prospect | None, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The steps of a point as a recipe writes them."""
     yield {"step": "simplify"}
-    shares = _targets(point)
-    if shares:
-        prune: dict[str, Any] = {
-            "step": "prune.channels",
-            "target": {metric: units.write_percent(share) for metric, share in shares.items()},
-            "importance": point["importance"],
-        }
-        if "latency" not in shares:  # by time, widths are those that the machine is fast at
-            prune |= {"round_to": point["round_to"], "timed_as": "float"}
-        elif point["precision"] in _TIMED:
-            prune["timed_as"] = _TIMED[str(point["precision"])]
-        if min(shares.values()) < _DEEP:
-            prune["min_width"] = "1 %"
-        yield prune
+    if prospect is not None:
+        yield prospect.options(str(point["importance"])).model_dump(mode="json", exclude_defaults=True)
         if point["distill"] is not None:
             yield {"step": "distill", "budget": {"epochs": point["distill"]}}
+    yield from _quantizing(point, tables)
+
+
+def _quantizing(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
     if point["fuse"]:
         yield {"step": "fuse", "if_possible": True}
     match point["precision"]:
@@ -301,21 +250,15 @@ def _steps(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield {"step": "convert.fp16"}
 
 
-def _targets(point: Point) -> dict[str, float]:
-    """What pruning leaves, by metric; empty without pruning."""
-    given = {str(point["prune_by"]): float(point["keep"] or 1)}
-    given.setdefault("params", float(point["keep_params"] or 1))
-    return {metric: share for metric, share in given.items() if share < 1}
-
-
-def describe(point: Point) -> str:
-    """A point in a few words: `keep 40 % macs (hessian, x16), int8 (guard 0.5 pp)`."""
+def describe(point: Point, prospect: Prospect | None = None) -> str:
+    """A point in a few words: `keep 81 % params, 74 % macs (hessian), int8 (guard 0.5 pp)`."""
     words = []
-    shares = _targets(point)
-    if shares:
-        kept = " and ".join(f"{units.write_percent(share)} {metric}" for metric, share in shares.items())
-        multiple = "" if point["prune_by"] == "latency" else f", x{point['round_to']}"
-        words.append(f"keep {kept} ({point['importance']}{multiple})")
+    if prospect is not None:
+        kept = (("params", prospect.parameters), ("macs", prospect.macs))
+        shares = ", ".join(f"{100 * share:.1f} % {name}" for name, share in kept)
+        gone = len(prospect.dropped)
+        branches = f", {gone} {'branch' if gone == 1 else 'branches'} less" if gone else ""
+        words.append(f"keep {shares} ({point['importance']}{branches})")
         words += [] if point["distill"] is None else [f"distilled {point['distill']:g} epochs"]
     if point["fuse"]:
         words.append("fused")

@@ -1,11 +1,10 @@
-"""Optuna, where it is installed (extra `tune`): a sampler for what the structured search leaves, and shared storage."""
+"""Trials shared by several machines, in an Optuna storage (extra `tune`): a journal file, or a database."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +12,10 @@ from pydantic import ValidationError
 
 from lepton_cli.errors import MissingExtraError, OutputError, cause_of
 from lepton_cli.report.trial import Trial
-from lepton_cli.tune.candidate import Point
-from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.search import Propose
-from lepton_cli.tune.space import LADDERS, SearchSpace
 from lepton_cli.version import __version__
 
 #: Trials are stored under these names in an Optuna study.
 _TRIAL, _CLAIM, _VERSION = "lepton.trial", "lepton.claim", "lepton.version"
-#: Worse than any goal: times are ratios, sizes bytes.
-_BEYOND = 1e15
-
-
-def proposer(space: SearchSpace, judge: Judge, seed: int, *, required: bool) -> Propose | None:
-    """Points from Optuna's TPE, told of every trial so far. Without Optuna `None`, or MissingExtraError."""
-    optuna = _optuna("the strategy `optuna`") if required or _installed() else None
-    if optuna is None:
-        return None
-    kinds = optuna.distributions
-    choices = {
-        # Levels of a ladder are near each other, other values are not.
-        name: kinds.IntDistribution(0, len(v) - 1) if name in LADDERS else kinds.CategoricalDistribution(range(len(v)))
-        for name, v in space.dimensions.items()
-    }
-
-    study = optuna.create_study()
-    told: set[str] = set()
-    asked_at: list[int] = []
-
-    def propose(trials: Sequence[Trial]) -> Point | None:
-        for trial in trials:
-            if trial.key not in told and trial.point in space:
-                study.add_trial(_told(optuna, trial, space, judge, choices))
-                told.add(trial.key)
-        # A sampler of its own for every question: what it proposes follows from trials and seed, and asking again
-        # without a new trial gives another point.
-        asked_at[:] = [at for at in asked_at if at == len(trials)] + [len(trials)]
-        study.sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(trials) * 1009 + len(asked_at)) % 2**32)
-        asked = study.ask(choices)
-        study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        return space.point(**{name: space.dimensions[name][asked.params[name]] for name in choices})
-
-    return propose
-
-
-def _told(optuna: Any, trial: Trial, space: SearchSpace, judge: Judge, choices: dict[str, Any]) -> Any:
-    """A trial as Optuna knows it. TPE looks at ranks only: what breaks a limit comes after all that holds them."""
-    value = judge.value(trial)
-    excess = sum(breach.excess for breach in judge.breaches(trial)) + (trial.reached == "failed")
-    if not trial.complete or value is None or not math.isfinite(value):
-        value = _BEYOND * (1 + excess)
-    return optuna.trial.create_trial(
-        params={name: space.dimensions[name].index(trial.point[name]) for name in choices},
-        distributions=choices,
-        value=value,
-    )
 
 
 class SharedStore:
@@ -137,12 +85,6 @@ class SharedStore:
             young = stored.datetime_start and (now - stored.datetime_start).total_seconds() < self.STALE
             if stored.user_attrs.get(_CLAIM) == key and young:
                 yield stored.number
-
-
-def _installed() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("optuna") is not None
 
 
 def _optuna(purpose: str) -> Any:

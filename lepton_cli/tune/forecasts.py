@@ -1,0 +1,171 @@
+"""What trials are expected to measure: an outlook for every yardstick, from the trials so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_cli.report.trial import Band, Forecast, Trial, Value
+from lepton_cli.tune.candidate import Point
+from lepton_cli.tune.known import Figures, Proposal
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.outlook import Features, Observation, Outlook
+from lepton_cli.tune.yardsticks import Yardstick, comparison
+
+#: What a point holds besides choices: where the candidate lies by tables or its draft.
+PLACED = ("loss", "time", "bytes", "parameters", "macs")
+#: Choices that may change what a candidate measures, besides precision and training.
+_OPTIONS = ("fuse", "importance", "round_to", "guard", "calibration")
+#: Standard errors of figures, relatively: of widths by tables, of a precision before its draft.
+_BY_TABLES, _GUESSED = 0.02, 0.3
+#: Losses of quality are compared with this many times what matters, where nothing is known yet.
+_MANY = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of one proposal. `gain`: how much better than the best it is expected to be where it holds, as a share of it."""
+
+    figures: Figures
+    chance: float
+    gain: float
+    forecast: Forecast
+
+
+class Forecasts:
+    """Outlooks of limits and goal."""
+
+    def __init__(self, judge: Judge, bounds: Sequence[Yardstick], goal: Yardstick) -> None:
+        self.judge, self.bounds, self.goal = judge, bounds, goal
+        self._outlooks: dict[Yardstick, Outlook] = {}
+        self._learnt: tuple[str, ...] | None = None
+        self._ratios: dict[tuple[Value, Yardstick], list[float]] = {}
+
+    def learn(self, trials: Sequence[Trial]) -> None:
+        """Take in the trials, where there are new ones."""
+        keys = tuple(f"{trial.key} {trial.reached}" for trial in trials)
+        if keys == self._learnt:
+            return
+        self._learnt = keys
+        self._ratios = {}
+        placed = [(trial, _features(trial.point)) for trial in trials if "loss" in trial.point]
+        for one in {*self.bounds, self.goal}:
+            seen = []
+            for trial, features in placed:
+                read = one.read(self.judge.report(trial))
+                if read is not None and math.isfinite(read[0]):
+                    seen.append(Observation(features, *read))
+                    if features.time > 0 and not one.about.quality:
+                        self._ratios.setdefault((features.precision, one), []).append(read[0] / features.time)
+            if not one.counted:
+                self._outlooks[one] = Outlook(one.quantity, seen)
+
+    def slower(self, point: Point, one: Yardstick) -> float:
+        """How much more than its draft a candidate of that precision takes, by the trials."""
+        return statistics.median(self._ratios.get((point["precision"], one), [1.0]))
+
+    def found(self, trial: Trial, one: Yardstick) -> float | None:
+        """What a trial has of a yardstick."""
+        read = one.read(self.judge.report(trial))
+        return None if read is None else read[0]
+
+    def written(self, proposal: Proposal, figures: Figures) -> dict[str, Value]:
+        """Where a candidate lies, as its point holds it."""
+        macs = figures.macs if proposal.prospect is None else proposal.prospect.macs
+        parameters = figures.parameters if proposal.prospect is None else proposal.prospect.parameters
+        numbers = (proposal.loss, figures.time, figures.bytes, parameters, macs)
+        return {name: float(f"{number:.5g}") for name, number in zip(PLACED, numbers, strict=True)}
+
+    def predict(self, proposals: Sequence[tuple[Proposal, Figures]], best: float | None) -> list[Prediction]:
+        """What is expected of each. `best`: the goal so far."""
+        if not proposals:
+            return []
+        features = [
+            _features({**one.point, **self.written(one, figures)}, pruned=one.prospect) for one, figures in proposals
+        ]
+        figures = [found for _, found in proposals]
+        chances = np.ones(len(proposals))
+        bands: dict[Yardstick, list[Band]] = {}
+        for one in self.bounds:
+            chance, bands[one] = self._held(one, features, figures)
+            chances *= chance
+        gains, bands[self.goal] = self._gained(features, figures, best)
+        found = []
+        for place, figure in enumerate(figures):
+            limits: list[Band | None] = [None] * len(self.judge.limits)
+            for one in self.bounds:
+                if one.index is not None:
+                    limits[one.index] = one.shown(bands[one][place], comparison(self.judge, one))
+            goal = self.goal.shown(bands[self.goal][place], None)
+            forecast = Forecast(chance=round(float(chances[place]), 4), goal=goal, limits=tuple(limits))
+            found.append(Prediction(figure, float(chances[place]), float(gains[place]), forecast))
+        return found
+
+    def _held(
+        self, one: Yardstick, features: Sequence[Features], figures: Sequence[Figures]
+    ) -> tuple[NDArray[np.float64], list[Band]]:
+        """The chance that each holds a limit, and what is expected of it."""
+        if one.counted:
+            values, errors = _counted(one, figures)
+            chance = np.array([_below(one.bound, value, error) for value, error in zip(values, errors, strict=True)])
+            return chance, _bands(values, values - 1.96 * errors, values + 1.96 * errors)
+        expected = self._outlooks[one].expect(features)
+        return expected.below(one.bound), _bands(expected.mean, expected.low, expected.high)
+
+    def _gained(
+        self, features: Sequence[Features], figures: Sequence[Figures], best: float | None
+    ) -> tuple[NDArray[np.float64], list[Band]]:
+        """How much better than the best each is expected to be, as a share of it."""
+        goal = self.goal
+        if goal.about.quality:
+            unit = getattr(goal.quantity, "unit", 1.0)
+            reference, scale = (_MANY * unit, unit) if best is None else (best, unit)
+        else:
+            reference = scale = 1.0 if best is None else best
+        if goal.counted:
+            values, errors = _counted(goal, figures)
+            gains = np.maximum(reference - values, 0.0)
+            return gains / scale, _bands(values, values - 1.96 * errors, values + 1.96 * errors)
+        expected = self._outlooks[goal].expect(features)
+        return expected.gain(reference) / scale, _bands(expected.mean, expected.low, expected.high)
+
+
+def _features(point: Point, pruned: object = True) -> Features:
+    def number(name: str, otherwise: float) -> float:
+        value = point.get(name)
+        return float(value) if isinstance(value, (int, float)) else otherwise
+
+    loss = number("loss", 0.0)
+    unpruned = not loss or pruned is None
+    options = tuple(
+        (name, point.get(name)) for name in _OPTIONS if not (unpruned and name in ("importance", "round_to"))
+    )
+    return Features(
+        precision=str(point["precision"]),
+        loss=loss,
+        time=number("time", 1.0),
+        bytes=number("bytes", 1.0),
+        trained=0.0 if unpruned else number("distill", 0.0),
+        options=options,
+    )
+
+
+def _counted(one: Yardstick, figures: Sequence[Figures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values = np.array([getattr(found, one.counted) for found in figures])
+    doubt = [0.0 if found.drafted else _BY_TABLES if found.told else _GUESSED for found in figures]
+    return values, values * np.array(doubt)
+
+
+def _below(bound: float, value: float, error: float) -> float:
+    if error <= 0:
+        return float(value <= bound * (1 + 1e-9))
+    return 0.5 * math.erfc((value - bound) / error / math.sqrt(2))
+
+
+def _bands(middle: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> list[Band]:
+    return [Band(value=float(a), low=float(b), high=float(c)) for a, b, c in zip(middle, low, high, strict=True)]

@@ -1,0 +1,328 @@
+"""What is known of candidates before any is tried: widths, bytes and times by tables, and drafts that are counted and
+timed. Computed once a search; what takes long is asked for first when a candidate that needs it is the most promising.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from lepton_cli.errors import LeptonError
+from lepton_cli.measure import size
+from lepton_cli.measure.results import Size
+from lepton_cli.prune import prospects as tables
+from lepton_cli.prune.allocate import Price
+from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.prospects import Prospect, Prospects
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.prune.stopwatch import Stopwatch
+from lepton_cli.prune.times import Times
+from lepton_cli.quantize.draft import coarse, drafter, drafting
+from lepton_cli.step import Context
+from lepton_cli.steps import STEPS
+from lepton_cli.tune.candidate import Point
+from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace
+
+#: Bytes and time of unpruned precisions as shares of float's, before one is drafted: guesses that decide what is
+#: drafted first, and nothing else.
+_GUESSED = {
+    "float": (1.0, 1.0),
+    "fp16": (0.5, 1.0),
+    "int8": (0.27, 0.5),
+    "dynamic": (0.3, 0.6),
+    "mixed": (0.2, 0.6),
+    "weights8": (0.3, 0.9),
+    "weights4": (0.2, 0.9),
+    "w4a8": (0.18, 0.5),
+}
+#: Shares below this are nothing.
+_LEAST = 1e-4
+#: Seconds that a draft is timed, and that tables of times may take.
+_GLANCE, _TABLES = 1.0, 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of a candidate before it is made, as shares of the original's.
+
+    `told`: by tables. `drafted`: counted, and timed, on a draft. Else they are guesses.
+    """
+
+    bytes: float
+    parameters: float = 1.0
+    macs: float = 1.0
+    time: float = 1.0
+    told: bool = False
+    drafted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Something that could be tried: choices (`point`), and what pruning leaves; `None`: everything."""
+
+    point: Point
+    prospect: Prospect | None = None
+    #: Which part of the search it comes from, and why; empty: by its outlook alone.
+    origin: str = ""
+    why: str = ""
+
+    @property
+    def loss(self) -> float:
+        """What pruning loses by the tables."""
+        return 0.0 if self.prospect is None else self.prospect.loss
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for proposals that make the same file: a draft knows no ranking, no ranges and no training."""
+        widths = None if self.prospect is None else self.prospect.key
+        return self.point["precision"], self.point["fuse"], widths
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What widths may cost: upper bounds as shares of the original's; infinite where nothing bounds."""
+
+    bytes: float = np.inf
+    parameters: float = np.inf
+    macs: float = np.inf
+    time: float = np.inf
+
+
+class Knowledge(Protocol):
+    """What a search asks before it tries."""
+
+    def figures(self, proposal: Proposal) -> Figures:
+        """By tables, or of its draft where there is one."""
+        ...
+
+    def draft(self, proposal: Proposal) -> str:
+        """Make its draft, so that its figures are exact; returns why it cannot be made, or nothing."""
+        ...
+
+    def draft_failed(self, proposal: Proposal) -> bool:
+        """Whether its draft was tried, and cannot be made."""
+        ...
+
+    def floor(self, point: Point, price: str) -> float | None:
+        """Least share of a price that pruning can leave; `None` where no channel can go."""
+        ...
+
+    def widths(self, point: Point, budget: Budget) -> Prospect | None:
+        """What loses least within a budget; `None` where nothing holds it, or all channels do."""
+        ...
+
+
+class Known:
+    """Of one model on one machine."""
+
+    def __init__(
+        self,
+        model: Callable[[], ir.Model],
+        space: SearchSpace,
+        context: Context,
+        original: Size,
+        *,
+        timed: bool,
+        macs: Callable[[ir.Model], Mapping[str, int]],
+        alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """`model`: what candidates begin with, cleaned up. `timed`: whether limits or goal look at times. `alone`: held
+        while something is timed."""
+        self._model, self._space, self._context, self._original = model, space, context, original
+        self._timed, self._macs, self._alone = timed, macs, alone
+        self._prospects: dict[tuple[object, ...], Prospects | None] = {}
+        self._drafts: dict[tuple[object, ...], Figures] = {}
+        self._failed: dict[tuple[object, ...], str] = {}
+        self._written: dict[tuple[object, ...], ir.Model] = {}
+        self._prices: dict[tuple[object, ...], Price] = {}
+        self._times: dict[tuple[object, ...], Times] = {}
+        self._chosen: dict[tuple[object, ...], Prospect | None] = {}
+        #: How far the last draft of pruned widths was from what tables said, as a factor.
+        self._off: dict[tuple[object, ...], float] = {}
+        self._watch: Stopwatch | None = None
+
+    def figures(self, proposal: Proposal) -> Figures:
+        """By tables, or of its draft where there is one."""
+        found = self._drafts.get(proposal.key)
+        if found is not None:
+            return found
+        point, prospect = proposal.point, proposal.prospect
+        if prospect is None:
+            share, time = _GUESSED[str(point["precision"])]
+            return Figures(bytes=share, time=time)
+        names = ("bytes", "parameters", "macs", *(("time",) if self._timed else ()))
+        told = {name: self.off(point, name) * self._told(point, name, prospect) for name in names}
+        return dataclasses.replace(Figures(bytes=told["bytes"], told=True), **told)  # type: ignore[arg-type]
+
+    def _told(self, point: Point, name: str, prospect: Prospect) -> float:
+        """What tables say of widths."""
+        found = self._tables(point)
+        assert found is not None
+        return max(self._price(point, name)(found.widths(prospect)), _LEAST)
+
+    def off(self, point: Point, name: str) -> float:
+        """How far tables are off: what the last draft of pruned widths had of a price, over what they said."""
+        return self._off.get((*self._family(point), name), 1.0)
+
+    def draft(self, proposal: Proposal) -> str:
+        """Make its draft, so that its figures are exact; returns why it cannot be made."""
+        if proposal.key in self._drafts or proposal.key in self._failed:
+            return self._failed.get(proposal.key, "")
+        try:
+            found = self._drafts[proposal.key] = self._counted(proposal)
+            if proposal.prospect is not None:
+                for name in ("bytes", "parameters", "macs", *(("time",) if self._timed else ())):
+                    told = self._told(proposal.point, name, proposal.prospect)
+                    self._off[(*self._family(proposal.point), name)] = getattr(found, name) / told
+        except LeptonError as error:
+            self._failed[proposal.key] = error.message + (f": {error.cause}" if error.cause else "")
+        return self._failed.get(proposal.key, "")
+
+    def draft_failed(self, proposal: Proposal) -> bool:
+        """Whether its draft was tried, and cannot be made."""
+        return proposal.key in self._failed
+
+    def _counted(self, proposal: Proposal) -> Figures:
+        made = self._made(proposal)
+        found = size.measure(None, made, macs=self._macs(made), compress=False)
+        if proposal.prospect is None:
+            self._written[proposal.key] = made
+        with self._alone():
+            time = self._timing(made) if self._timed else 1.0
+        whole = self._original
+        return Figures(
+            bytes=found.file / whole.file,
+            parameters=found.parameters / max(whole.parameters, 1),
+            macs=found.macs / whole.macs if found.macs and whole.macs else 1.0,
+            time=time,
+            drafted=True,
+        )
+
+    def _made(self, proposal: Proposal) -> ir.Model:
+        """The model with these widths and steps, as small and as fast as the candidate, and as good as nothing."""
+        model = self._model()
+        if proposal.prospect is not None:
+            known = self._tables(proposal.point)
+            assert known is not None
+            model = known.cut(proposal.prospect)
+        for step in self._space.quantizing(proposal.point):
+            rough = coarse(step)
+            model = STEPS[rough.step].apply(model, rough, drafting(rough, self._context)).model
+        return model
+
+    def _timing(self, model: ir.Model) -> float:
+        if self._watch is None:
+            context = self._context
+            batch = next(iter(context.check.batches(context.batch, context.batch)))
+            shown = batch.sized(context.check.fixed_batch or context.batch)
+            self._watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir)
+        return float(self._watch.ratios([lambda: model], _GLANCE)[0][0])
+
+    def floor(self, point: Point, price: str) -> float | None:
+        """Least share of a price (`bytes`, `parameters`, `macs`, `time`) that pruning can leave."""
+        found = self._tables(point)
+        return None if found is None else self.off(point, price) * found.least(self._price(point, price))
+
+    def widths(self, point: Point, budget: Budget) -> Prospect | None:
+        """What loses least within a budget; `None` where nothing holds it, or all channels do."""
+        found = self._tables(point)
+        asked = dataclasses.asdict(budget)
+        bounds = {name: round(bound / self.off(point, name), 4) for name, bound in asked.items() if bound < np.inf}
+        key = (*self._family(point), *sorted(bounds.items()))
+        if found is not None and bounds and key not in self._chosen:
+            parts = [(self._price(point, name), max(bound, _LEAST)) for name, bound in bounds.items()]
+            full = tables.full(found)
+            enough = all(price(full) <= bound for price, bound in parts)
+            self._chosen[key] = None if enough else found.choose(parts)
+        return self._chosen.get(key)
+
+    def _tables(self, point: Point) -> Prospects | None:
+        key = self._ranked(point)
+        if key not in self._prospects:
+            options = self._pruning(point)
+            try:
+                self._prospects[key] = tables.prospects(self._model(), options, self._context)
+            except LeptonError:  # a model that cannot be analysed is not pruned
+                self._prospects[key] = None
+        return self._prospects[key]
+
+    def _pruning(self, point: Point) -> PruneChannels:
+        """Options that tables of this ranking and these widths follow from."""
+        given: dict[str, object] = {"importance": point["importance"], "round_to": point["round_to"]}
+        if point["round_to"] is None:
+            given["timed_as"] = "int8"  # the machine's vector blocks
+        return PruneChannels.model_validate(given)
+
+    def _ranked(self, point: Point) -> tuple[object, ...]:
+        return point["importance"], point["round_to"]
+
+    def _family(self, point: Point) -> tuple[object, ...]:
+        return *self._ranked(point), point["precision"], point["fuse"]
+
+    def _unpruned(self, point: Point) -> Proposal:
+        return Proposal(self._space.point({"precision": point["precision"], "fuse": point["fuse"]}))
+
+    def _price(self, point: Point, name: str) -> Price:
+        """A share of the original's as a function of the columns' widths."""
+        key = (*self._family(point), name)
+        if key not in self._prices:
+            self._prices[key] = self._priced(point, name)
+        return self._prices[key]
+
+    def _priced(self, point: Point, name: str) -> Price:
+        found = self._tables(point)
+        assert found is not None
+        whole = self._unpruned(point)
+        if problem := self.draft(whole):
+            raise _not_drafted(point, problem)
+        figures = self._drafts[whole.key]
+        if name == "bytes":
+            stored = found.stored(self._written[whole.key])
+            return Share(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
+        if name == "time":
+            times = self._timing_tables(point)
+            return Share(times, figures.time / max(times(tables.full(found)), 1e-9))
+        goal = found.parameters if name == "parameters" else found.macs
+        share = figures.parameters if name == "parameters" else figures.macs
+        return Share(found.price(goal.price), share / max(goal.price(_full_groups(found)), 1e-9))
+
+    def _timing_tables(self, point: Point) -> Price:
+        """Times in the precision whose kernels the candidate runs; where drafts have none, multiply-accumulates."""
+        found = self._tables(point)
+        assert found is not None
+        kernels: Kernels = KERNELS.get(str(point["precision"]), "float")
+        key = (*self._ranked(point), kernels)
+        if key not in self._times:
+            options = self._pruning(point).model_copy(update={"timed_as": kernels})
+            with self._alone():
+                self._times[key] = found.times(options, drafter(kernels, self._context), _TABLES)
+        return self._times[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A price in another unit."""
+
+    price: Price
+    factor: float
+
+    def __call__(self, widths: Widths) -> float:
+        return self.factor * self.price(widths)
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
+        return np.asarray(self.factor * self.price.table(widths, group, levels))
+
+
+def _full_groups(found: Prospects) -> Widths:
+    return np.array([group.channels for group in found.plan.groups], np.int64)
+
+
+def _not_drafted(point: Point, problem: str) -> LeptonError:
+    from lepton_cli.errors import StepError
+
+    return StepError("tune.not-drafted", f"`{point['precision']}` cannot be made of this model", cause=problem)

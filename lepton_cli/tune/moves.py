@@ -1,0 +1,81 @@
+"""What mends a candidate that missed by little, or may better the best: the same widths, made in another way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from lepton_cli.prune.prospects import Prospect
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.report.trial import Trial
+from lepton_cli.tune.candidate import read_steps
+from lepton_cli.tune.known import Proposal
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.space import SearchSpace
+
+#: A limit is missed by little within this share of it, and within so many times its error.
+NEAR, ERRORS = 0.3, 1.5
+#: Trials that are worked on at a time.
+PARENTS = 3
+#: Choices that leave widths as they are.
+_IN_PLACE = ("calibration", "guard", "distill", "fuse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """A trial that is the best, or missed a limit by little (`missed`: on quality)."""
+
+    trial: Trial
+    proposal: Proposal
+    missed: bool
+
+
+def parents(judge: Judge, trials: Sequence[Trial]) -> list[Parent]:
+    """The best, and the nearest of those that missed by little."""
+    best = judge.best(trials)
+    found = [] if best is None else [(0.0, best, False)]
+    for trial in trials:
+        margins = judge.margins(trial)
+        short = [margin for margin in margins if margin.room < 0]
+        if not short or trial.reached == "failed":
+            continue
+        if all(-margin.room <= max(NEAR, ERRORS * margin.error) for margin in short):
+            quality = any(breach.quality for breach in judge.breaches(trial))
+            found.append((sum(-margin.room for margin in short), trial, quality))
+    ordered = sorted(found, key=lambda one: (one[0], one[1].name))
+    return [
+        Parent(trial, proposal, missed) for _, trial, missed in ordered if (proposal := remembered(trial)) is not None
+    ][:PARENTS]
+
+
+def remembered(trial: Trial) -> Proposal | None:
+    """The proposal that a trial of the search was; `None` for others, as the recipe's own steps."""
+    if "loss" not in trial.point:
+        return None
+    choices = {name: value for name, value in trial.point.items() if name not in _NUMBERS}
+    pruned = next((step for step in read_steps(trial.steps) if isinstance(step, PruneChannels)), None)
+    if pruned is None or pruned.widths is None:
+        return Proposal(choices)
+    dropped = pruned.drop_branches if isinstance(pruned.drop_branches, tuple) else ()
+    numbers = {name: float(str(trial.point[name])) for name in ("loss", "parameters", "macs")}
+    return Proposal(choices, Prospect(widths=pruned.widths, dropped=dropped, **numbers))
+
+
+def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterator[Proposal]:
+    """The same widths with one choice changed: of what missed by little at once, of the best when the search widens."""
+    for parent in found:
+        if not parent.missed and not stage:
+            continue
+        proposal = parent.proposal
+        why = f"`{parent.trial.name}` {'missed by little' if parent.missed else 'is the best'}"
+        for name in _IN_PLACE:
+            for value in space.dimensions[name]:
+                if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
+                    continue
+                point = space.point({**proposal.point, name: value}, pruned=proposal.prospect is not None)
+                if point != proposal.point:
+                    origin = "near miss" if parent.missed else "around the best"
+                    yield Proposal(point, proposal.prospect, origin, why)
+
+
+_NUMBERS = ("loss", "time", "bytes", "parameters", "macs")
