@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -12,17 +13,21 @@ from rich.text import Text
 
 from lepton_cli.cli.boundary import printable
 from lepton_cli.cli.console import is_live, make_console, plain_table
+from lepton_cli.commands.tune_report import bound
 from lepton_cli.recipe.tuning import Objective
-from lepton_cli.report import facts, words
+from lepton_cli.report import facts, tune_facts, words
+from lepton_cli.report.facts import Fact
 from lepton_cli.report.model import Report
-from lepton_cli.report.trial import Trial
+from lepton_cli.report.trial import Band, Forecast, Trial
 from lepton_cli.report.tune_facts import axis_value
 from lepton_cli.tune import front
 from lepton_cli.tune.limits import Judge
 from lepton_cli.units import format_duration
 
 #: Rows of the front and of the newest trials in the live view.
-_ROWS, _NEWEST = 8, 5
+_ROWS, _NEWEST = 8, 3
+#: Between the parts of a line.
+_GAP = "   "
 
 
 class View:
@@ -32,8 +37,7 @@ class View:
         self.console = console
         self.judge: Judge | None = None
         self.axes: tuple[Objective, Objective] | None = None
-        self.seconds, self.most = 0.0, 0
-        self.count = 0
+        self.seconds, self._headed = 0.0, False
 
     def __enter__(self) -> View:
         return self
@@ -44,7 +48,7 @@ class View:
 
     def start(self, judge: Judge, axes: tuple[Objective, Objective], seconds: float, trials: int | None) -> None:
         """The search begins."""
-        self.judge, self.axes, self.seconds, self.most = judge, axes, seconds, trials or 0
+        self.judge, self.axes, self.seconds = judge, axes, seconds
         self.began = time.monotonic()
         most = f" or {trials} trials" if trials else ""
         self.say(f"  searching for {format_duration(seconds)}{most}")
@@ -54,11 +58,13 @@ class View:
 
     def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
         """It has been."""
-        self.count = len(trials)
-        mark = "best" if best is not None and best.key == trial.key else "ok" if not trial.reason else trial.reached
-        self.say(
-            f"  {self.count:4d}  {format_duration(trial.seconds):>8s}  {mark:8s}  {trial.name}   {self.said(trial)}"
-        )
+        self._clock(trial)
+        if not self._headed:
+            self._headed = True
+            self.say(_prefix("", "left", "") + "candidate")
+        prefix = _prefix(str(len(trials)), self.left(), _mark(trial, best))
+        for line in _filled(prefix, self.told(trial), self.console.width):
+            self.say(line)
 
     def note(self, text: str) -> None:
         """A remark."""
@@ -68,20 +74,41 @@ class View:
         """One line of narration."""
         self.console.print(printable(text.rstrip()))
 
-    def said(self, trial: Trial) -> str:
-        """What was found, or why it ended."""
-        if trial.reason:
-            return trial.reason
-        return ", ".join(part for part in self.numbers(trial) if part)
+    def _clock(self, trial: Trial) -> None:
+        """A search that goes on where it was began earlier: its trials know the time."""
+        if trial.elapsed:
+            self.began = time.monotonic() - trial.elapsed
 
-    def numbers(self, trial: Trial) -> list[str]:
-        """The two sides of the trade-off and the size."""
+    def left(self) -> str:
+        """The time left."""
+        seconds = round(self.seconds - (time.monotonic() - self.began))
+        return format_duration(seconds) if seconds > 0 else "0 s"
+
+    def told(self, trial: Trial) -> list[str]:
+        """All there is to say about a trial: its name, what was found, and why it was chosen."""
+        return [trial.name, *self.found(trial), tune_facts.reason(trial.why, trial.forecast)]
+
+    def found(self, trial: Trial) -> list[str]:
+        """The goal and the distance to each limit, both with what was expected; or why the trial ended."""
+        assert self.judge is not None
+        bounds = tuple(map(bound, self.judge.limits))
+        margins = self.judge.margins(trial)
+        distances = tune_facts.distances(bounds, margins, trial.forecast)
+        if ended := tune_facts.ends(trial, distances):
+            return [ended]
+        told = {bounds[one.limit].metric for one in margins} - {self.judge.goal.metric}
+        return [*self.numbers(trial, told, trial.forecast), *(one.text for one in distances)]
+
+    def numbers(self, trial: Trial, told: Collection[str] = (), forecast: Forecast | None = None) -> list[str]:
+        """The two sides of the trade-off and the size, without those that their limits have `told` already."""
         assert self.judge is not None
         assert self.axes is not None
         report = self.judge.report(trial)
-        found = [_number(report, axis) for axis in self.axes]
-        size = words.value(trial.size.file, "size") if trial.size else ""
-        return [*found, *([size] if self.axes[0].metric != "size.file" else [])]
+        guesses = {self.judge.goal: forecast.goal} if forecast else {}
+        found = [_number(report, axis, guesses.get(axis)) for axis in self.axes if axis.metric not in told]
+        if trial.size and "size.file" not in {*told, self.axes[0].metric}:
+            found.append(words.value(trial.size.file, "size"))
+        return [number for number in found if number]
 
 
 class LiveView(View):
@@ -107,6 +134,7 @@ class LiveView(View):
         self._now = name
 
     def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
+        self._clock(trial)
         self._trials, self._best = list(trials), best
 
     def note(self, text: str) -> None:
@@ -115,19 +143,20 @@ class LiveView(View):
     def _picture(self) -> Group:
         if self.judge is None:
             return Group(Text(f"  {self._now} …"))
-        left = max(0.0, self.seconds - (time.monotonic() - self.began))
-        lines = [
-            Text(f"  {len(self._trials)} trials, {format_duration(round(left))} left    now: {printable(self._now)}")
-        ]
+        lines = [Text(f"  {len(self._trials)} trials, {self.left()} left    now: {printable(self._now)}")]
         if self._best is not None:
-            lines.append(Text(f"  best: {printable(self._best.name)}   {self.said(self._best)}", style="bold"))
+            lines += self._lines("  best: ", [self._best.name, *self.found(self._best)], "bold")
         rows = [[trial.name, *self.numbers(trial)] for trial in _front(self.judge, self.axes, self._trials)[:_ROWS]]
         parts: list[Text | object] = [*lines]
         if rows:
             parts += [Text("  front"), plain_table([("", "left"), *[("", "right")] * (len(rows[0]) - 1)], rows)]
-        newest = [f"  {trial.name}: {self.said(trial)}" for trial in self._trials[-_NEWEST:]]
-        parts += [Text("  newest"), *(Text(printable(line), style="dim") for line in newest)]
+        parts += [Text("  newest")]
+        for trial in self._trials[-_NEWEST:]:
+            parts += self._lines(f"  {_mark(trial, self._best):8s}  ", self.told(trial), "dim")
         return Group(*parts)  # type: ignore[arg-type]
+
+    def _lines(self, prefix: str, parts: Sequence[str], style: str) -> list[Text]:
+        return [Text(printable(line), style=style) for line in _filled(prefix, parts, self.console.width)]
 
 
 def make_view() -> View:
@@ -144,16 +173,50 @@ def _front(judge: Judge, axes: tuple[Objective, Objective] | None, trials: Seque
     return [usable[i][1] for i in front.pareto([pair for pair, _ in usable])]  # type: ignore[misc]
 
 
-def _number(report: Report, axis: Objective) -> str:
+def _mark(trial: Trial, best: Trial | None) -> str:
+    if best is not None and best.key == trial.key:
+        return "best"
+    return trial.reached if trial.reason else "ok"
+
+
+def _prefix(number: str, left: str, mark: str) -> str:
+    return f"  {number:>4s}  {left:>8s}  {mark:8s}  "
+
+
+def _filled(prefix: str, parts: Sequence[str], width: int) -> list[str]:
+    """The parts behind the prefix, and below each other where a line is full; only what is longer is broken."""
+    room = max(width - len(prefix), 20)
+    rows: list[list[str]] = [[]]
+    for piece in (piece for part in parts for piece in textwrap.wrap(part, room, break_on_hyphens=False)):
+        if rows[-1] and len(_GAP.join([*rows[-1], piece])) > room:
+            rows.append([])
+        rows[-1].append(piece)
+    return [(" " * len(prefix) if index else prefix) + _GAP.join(row) for index, row in enumerate(rows)]
+
+
+def _number(report: Report, axis: Objective, expected: Band | None = None) -> str:
     found = facts.find(report, axis.metric, **axis.scope)
     if not found:
         return ""
     fact = found[0]
+    guess = tune_facts.expectation(_expected(fact, expected))
     if axis.metric == "latency.median" and fact.ratio is not None:
-        return f"{words.times(1 / fact.ratio.value)} as fast"
+        return f"{words.times(1 / fact.ratio.value)} as fast{guess}"
     if fact.kind == "share" and fact.difference is not None:
-        return f"{words.value(fact.value.value, fact.kind)} ({words.points(fact.difference.value)})"
-    return words.value(fact.value.value, fact.kind, fact.unit)
+        return f"{words.value(fact.value.value, fact.kind)} ({words.points(fact.difference.value)}){guess}"
+    return words.value(fact.value.value, fact.kind, fact.unit) + guess
+
+
+def _expected(fact: Fact, expected: Band | None) -> str:
+    """The forecast of a goal, which counts times as ratios and lower as better, as the fact is told."""
+    if expected is None or not expected.value:
+        return ""
+    if fact.metric == "latency.median" and fact.ratio is not None:
+        return words.times(1 / expected.value)
+    number = -expected.value if fact.about.better == "higher" else expected.value
+    if fact.about.varies and fact.ratio is not None:
+        number *= fact.value.value / fact.ratio.value
+    return words.value(number, fact.kind, fact.unit)
 
 
 def show_search(report: Report, console: Console) -> None:
@@ -184,3 +247,9 @@ def show_search(report: Report, console: Console) -> None:
         ("", "left"),
     ]
     console.print(plain_table(names, cells))
+    if listed := tune_facts.nearest(tuned):
+        console.print()
+        console.print("nothing holds all limits:")
+        for one in listed:
+            for line in _filled("  ", [one.text], console.width):
+                console.print(line)

@@ -262,7 +262,6 @@ class _Tuning:
     def _about(self) -> About:
         return About(
             search=self.search,
-            strategy=self.section.strategy,
             seed=self.job.spec.seed,
             space=dict(self.space.dimensions),
             dropped=self.space.dropped,

@@ -18,11 +18,14 @@ from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
 from lepton_cli.recipe.load import LoadedRecipe, from_dict
+from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, headline, render, store
+from lepton_cli.report.facts import Fact
 from lepton_cli.report.model import (
     Axes,
     Axis,
+    Bound,
     FileFacts,
     Narrowed,
     Report,
@@ -44,7 +47,6 @@ class About:
     """What a search is; the fields are those of the report's section `tune`."""
 
     search: str
-    strategy: str
     seed: int
     space: dict[str, tuple[Value, ...]]
     dropped: tuple[str, ...]
@@ -183,7 +185,7 @@ class Publisher:
         return place_text(self.job.recipe.source.place((*self.limits_at.split("."), index)))
 
     def summary(self, chosen: Trial, trials: Sequence[Trial], ended: str) -> Tune:
-        """The front, every trial in short, what mattered, and the records that `--from` reads."""
+        """The front, every trial in short, and the records that `--from` reads."""
         cost, quality = self.axes
         rows = [self._row(trial) for trial in trials]
         drawn = [
@@ -194,22 +196,36 @@ class Publisher:
         for position in front.pareto([pair for _, pair in drawn]):
             index = drawn[position][0]
             rows[index] = rows[index].model_copy(update={"front": True})
-        points = [(row.point, row.cost) for row in rows if row.cost is not None and row.point]
         return Tune(
             **dataclasses.asdict(self.about),
             goal=Narrowed(**self.judge.goal.model_dump()),
             limits=tuple(f"{g.metric} {g.comparison} {g.limit}" for g in self.judge.limits),
-            axes=Axes(cost=_axis(cost), quality=_axis(quality)),
+            bounds=tuple(self._placed(gate, (chosen, *trials)) for gate in self.judge.limits),
+            axes=Axes(cost=axis(cost), quality=axis(quality)),
             best=chosen.key,
             met=self.judge.feasible(chosen),
             ended=ended,
             trials=tuple(rows),
-            importance={name: round(share, 4) for name, share in front.importance(points).items()},
             records=tuple(trial for trial in trials if trial.begun),
         )
 
+    def _placed(self, gate: Gate, trials: Sequence[Trial]) -> Bound:
+        """The limit, and where it lies on the axis of its metric: by what the first trial that tells has measured."""
+        plain = bound(gate)
+        if gate.level != "error" or gate.against != "original":
+            return plain
+        for name, shown in zip(("cost", "quality"), self.axes, strict=True):
+            if gate.metric != shown.metric:
+                continue
+            for trial in trials:
+                # What was measured on a part of the samples has another original.
+                found = facts.find(self.judge.report(trial), shown.metric, **shown.scope) if _full(trial) else ()
+                if found and gate.scope.items() <= found[0].scope.items():
+                    at = _on_axis(gate, found[0])
+                    return plain if at is None else plain.model_copy(update={"axis": name, "at": at})
+        return plain
+
     def _row(self, trial: Trial) -> TrialRow:
-        full = trial.reached in ("accuracy", "latency")
         return TrialRow(
             key=trial.key,
             name=trial.name,
@@ -220,10 +236,13 @@ class Publisher:
             reason=trial.reason,
             feasible=self.judge.feasible(trial),
             cost=self.judge.value(trial, self.axes[0]),
-            quality=self.judge.value(trial, self.axes[1]) if full else None,
+            quality=self.judge.value(trial, self.axes[1]) if _full(trial) else None,
             file=trial.size.file if trial.size else None,
             seconds=round(trial.seconds, 2),
             front=False,
+            why=trial.why,
+            forecast=trial.forecast,
+            margins=self.judge.margins(trial),
         )
 
     def _write(self, report: Report) -> Report:
@@ -238,13 +257,45 @@ def _measured(metric: str, report: Report) -> bool:
     return bool(facts.find(report, metric)) or facts.skipped(report, metric) is not None
 
 
-def _axis(objective: Objective) -> Axis:
+def _full(trial: Trial) -> bool:
+    """Whether its quality was measured on all samples."""
+    return trial.reached in ("accuracy", "latency")
+
+
+def axis(objective: Objective) -> Axis:
+    """The side of the front that shows the objective."""
     metric = metrics.of(objective.metric)
     return Axis(
         **objective.model_dump(include={"metric", *metrics.SCOPE}),
         higher_is_better=metric.better == "higher",
         kind="ratio" if metric.varies else metric.kind,
     )
+
+
+def bound(gate: Gate) -> Bound:
+    """The limit as a report holds it, not placed on an axis."""
+    scope = gate.model_dump(include={"metric", *metrics.SCOPE})
+    return Bound.model_validate({**scope, "comparison": gate.comparison, "limit": float(gate.limit)})
+
+
+def _on_axis(gate: Gate, fact: Fact) -> float | None:
+    """The limit as the axis counts: lower is better, times as ratios to the original."""
+    limit, sign = float(gate.limit), -1.0 if fact.about.better == "higher" else 1.0
+    original = None if fact.difference is None else fact.value.value - fact.difference.value
+    if fact.about.varies and fact.ratio is not None and fact.ratio.value:
+        original = fact.value.value / fact.ratio.value
+    match gate.comparison:
+        case "max" | "min":
+            value: float | None = limit
+        case "max_ratio" | "min_ratio":
+            value = None if original is None else limit * original
+        case "max_drop":
+            value = None if original is None else original - limit
+        case _:
+            value = None if original is None else original + limit
+    if value is None or (fact.about.varies and not original):
+        return None
+    return sign * (value / original if fact.about.varies and original else value)
 
 
 def _yaml(recipe: LoadedRecipe) -> str:

@@ -163,11 +163,14 @@ def _search(report: Report) -> str:
     if tuned is None:
         return ""
     cost, quality = (text(tune_facts.label(axis)) for axis in (tuned.axes.cost, tuned.axes.quality))
-    lines = [f"| candidate | {cost} | {quality} | file |", "|---|---:|---:|---:|"]
-    for trial in tune_facts.trials(tuned):
-        if trial.kind == "front":
-            name = f"**{text(trial.name)}**" if trial.best else text(trial.name)
-            lines.append(f"| {name} | {trial.cost} | {trial.quality} | {trial.file} |")
+    on_front = [trial for trial in tune_facts.trials(tuned) if trial.kind == "front"]
+    lines = [f"| candidate | {cost} | {quality} | file | limits |", "|---|---:|---:|---:|---|"] if on_front else []
+    for trial in on_front:
+        name = f"**{text(trial.name)}**" if trial.best else text(trial.name)
+        margins = "<br>".join(text(one.text) for one in trial.margins)
+        lines.append(f"| {name} | {trial.cost} | {trial.quality} | {trial.file} | {margins} |")
+    if nearest := tune_facts.nearest(tuned):
+        lines += ["", "Nothing holds all limits:", "", *(f"- {text(one.text, 600)}" for one in nearest)]
     title = f"Search: {words.plural(len(tuned.trials), 'trial')}, the front within the limits"
     return _folded(title, "\n".join(lines))
 

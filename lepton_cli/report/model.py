@@ -200,6 +200,19 @@ class Axes(ReportPart):
     quality: Axis
 
 
+class Bound(Narrowed):
+    """A limit of a search, at its position in `limits`.
+
+    `limit`: what a drop, an increase, a ratio or the value itself is compared with. `at`: where it lies on the axis
+    that shows its metric, as the axis counts; `None` where none does.
+    """
+
+    comparison: Literal["max", "min", "max_ratio", "min_ratio", "max_drop", "max_increase"]
+    limit: float
+    axis: Literal["", "cost", "quality"] = ""
+    at: float | None = None
+
+
 class Margin(ReportPart):
     """A limit and what a trial has of the number that it bounds.
 
@@ -245,12 +258,11 @@ class TrialRow(ReportPart):
 
 
 class Tune(ReportPart):
-    """A search: its space, every trial in short, what mattered, and the records that `--from` reads."""
+    """A search: its space, every trial in short, and the records that `--from` reads."""
 
     format: int = 1
     #: Hash of what trials have to have in common to be compared: model, data, measurements, seed.
     search: str
-    strategy: str
     seed: int
     #: Values tried by dimension; `dropped` says what was left out of it and why.
     space: dict[str, tuple[Value, ...]]
@@ -260,6 +272,7 @@ class Tune(ReportPart):
     overhead: float | None = None
     goal: Narrowed
     limits: tuple[str, ...]
+    bounds: tuple[Bound, ...] = ()
     axes: Axes
     #: Key of the trial whose model was written, and whether it holds the limits.
     best: str
@@ -267,7 +280,6 @@ class Tune(ReportPart):
     ended: str = ""
     nearest: tuple[Nearest, ...] = ()
     trials: tuple[TrialRow, ...]
-    importance: dict[str, float] = {}
     records: tuple[Trial, ...] = ()
 
 

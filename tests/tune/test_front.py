@@ -1,4 +1,4 @@
-"""Fronts, their area, and what mattered."""
+"""Fronts and their area."""
 
 from __future__ import annotations
 
@@ -29,12 +29,3 @@ def test_the_area_never_shrinks_with_a_point_more(points: list[tuple[float, floa
 
 def test_area_of_known_points() -> None:
     assert hypervolume([(1, 2), (2, 1), (3, 3), (5, 0)], (4, 4)) == pytest.approx(3 * 2 + 2 * 1)
-
-
-def test_importance_names_what_explains_the_result() -> None:
-    trials = [({"keep": keep, "noise": index % 2}, keep * 10.0) for index, keep in enumerate([1, 1, 2, 2, 3, 3, 4, 4])]
-    shares = front.importance(trials)
-    assert next(iter(shares)) == "keep"
-    assert shares["keep"] == pytest.approx(1)
-    assert shares["noise"] < 0.1
-    assert front.importance(trials[:2]) == {}
