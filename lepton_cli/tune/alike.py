@@ -18,7 +18,7 @@ from lepton_cli.report import words
 ORIGINAL = "original"
 
 
-class Rows:
+class SameRows:
     """Whether all rows are the same."""
 
     def __init__(self, *, same: bool = True) -> None:
@@ -58,7 +58,7 @@ class Alike:
         #: Whether each sample counts as right or wrong, and the metric is the share of the right ones.
         self.counts = False
         self._specs, self._names = specs, names
-        self._labels, self._answers = Rows(same=metric.source == "accuracy"), Rows()
+        self._labels, self._answers = SameRows(same=metric.source == "accuracy"), SameRows()
         self._label = ""
         self._classes = False
         self._decide: Callable[[Array], Array] | None = None
@@ -88,7 +88,7 @@ class Alike:
             self._answers.add(output, results.count)
         elif output.size == results.count and self._classes and np.issubdtype(output.dtype, np.floating):
             self._scores.append(output.reshape(-1))
-            scores, self._answers = np.concatenate(self._scores), Rows()
+            scores, self._answers = np.concatenate(self._scores), SameRows()
             self._answers.add(self._decide(scores), len(scores))
         else:
             self._answers.add(self._decide(output), results.count)
