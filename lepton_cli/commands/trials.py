@@ -104,6 +104,8 @@ class Laboratory:
             point=dict(candidate.point),
             steps=tuple(candidate.plain_steps()),
             reached="failed",
+            why=candidate.why,
+            forecast=candidate.forecast,
         )
         try:
             with self.quiet.working():
@@ -117,7 +119,7 @@ class Laboratory:
                 raise full from error
             reason = error.message + (f": {error.cause}" if error.cause else "")
             begun = error.code != "train.no-time"
-            return trial.model_copy(update={"reached": "failed", "reason": reason, "begun": begun})
+            return trial.model_copy(update={"reached": "failed", "reason": reason, "code": error.code, "begun": begun})
         return trial
 
     def _structure(self, trial: Trial, built: Built) -> Trial:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
+
+import onnx_ir as ir
 
 from lepton_cli import cache, metrics
 from lepton_cli.commands import measuring, workspace
@@ -31,9 +34,11 @@ from lepton_cli.tune.candidate import Candidate, beginning, read_steps
 from lepton_cli.tune.contradictions import check_contradictions
 from lepton_cli.tune.evaluation import Evaluation
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
+from lepton_cli.tune.known import Known
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.readings import named
-from lepton_cli.tune.search import Propose, Search
+from lepton_cli.tune.search import Search
+from lepton_cli.tune.yardsticks import COUNTED, yardsticks
 
 #: Candidates that race for the first place at the end; the others stand in where the winner breaks a limit.
 FINALISTS = 3
@@ -130,7 +135,7 @@ class _Tuning:
     def _open_store(self) -> Store:
         if self.section.storage is None:
             return Journal(self.folder, self.search)
-        from lepton_cli.tune.optuna import SharedStore
+        from lepton_cli.tune.shared import SharedStore
 
         return SharedStore(self.section.storage, self.search, self.job.recipe.base)
 
@@ -149,27 +154,41 @@ class _Tuning:
             self._axes(original),
         )
         bench = self._bench(original)
-        search = Search(self.space, bench, self._start(), self.job.spec.seed, self.publisher.axes)
         self.watch.start(self.judge, self.publisher.axes, bench.seconds, bench.most)
         try:
-            self._run_search(search)
+            search = Search(self.space, bench, self._known(), yardsticks(self.judge, original), self._start())
+            self._check_floors(search, original)
+            search.run()
             return self._finish(bench, search.ended)
         except KeyboardInterrupt:
             return self._interrupted(bench)
 
-    def _run_search(self, search: Search) -> None:
-        strategy = self.section.strategy
-        if strategy == "random":
-            search.sampled()
-        elif strategy == "optuna":
-            search.sampled(self._optuna(required=True))
-        else:
-            search.structured(self._optuna(required=False))
+    def _known(self) -> Known:
+        """What can be told of candidates before they are tried."""
+        lab, job = self.lab, self.job
+        cleaned = (*self.space.first, *read_steps([{"step": "simplify"}]))
 
-    def _optuna(self, *, required: bool) -> Propose | None:
-        from lepton_cli.tune import optuna
+        def begun() -> ir.Model:
+            return lab.build(Candidate("cleaned up", cleaned), "cleaned").model
 
-        return optuna.proposer(self.space, self.judge, self.job.spec.seed, required=required)
+        return Known(
+            functools.cache(begun),
+            self.space,
+            lab.context,
+            self.judge.original,
+            timed=self.judge.needs("latency"),
+            macs=job.macs,
+            alone=lab.quiet.measuring,
+        )
+
+    def _check_floors(self, search: Search, original: Trial) -> None:
+        """Raise RecipeError for a limit that not even the least widths hold."""
+        metric = {figure: name for name, figure in COUNTED.items()}
+        size = self.judge.original
+        whole = {"bytes": size.file, "parameters": size.parameters, "macs": size.macs}
+        floors = {metric[name]: share * (whole[name] or 0) for name, share in search.floors().items()}
+        if floors:
+            check_contradictions(self.limits, self.judge, original, floors, at=tuple(self.limits_at.split(".")))
 
     def _original(self) -> Trial:
         """The original, measured once a search; everything the limits and the goal name must be in it."""
@@ -231,6 +250,7 @@ class _Tuning:
             max(float(budget.time) - last, 0.5 * float(budget.time)),
             budget.trials,
             self.environment.cpu,
+            usual=2 * original.seconds,
             finished=self._finished,
             beginning=lambda candidate: self.watch.begin(candidate.name),
         )

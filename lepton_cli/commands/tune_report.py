@@ -205,6 +205,7 @@ class Publisher:
             best=chosen.key,
             met=self.judge.feasible(chosen),
             ended=ended,
+            nearest=self.judge.nearest_by_limit(trials),
             trials=tuple(rows),
             records=tuple(trial for trial in trials if trial.begun),
         )

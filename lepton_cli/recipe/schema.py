@@ -172,9 +172,6 @@ class TuneSection(Strict):
     )
     space: Space = Space()
     budget: TuneBudget = TuneBudget()
-    strategy: Literal["structured", "random", "optuna"] = Field(
-        default="structured", description="`optuna` (extra `tune`) samples from the start; else it only fills the rest"
-    )
     storage: str | None = Field(
         default=None, description="Shared by several machines: an Optuna journal file or database URL (extra `tune`)"
     )

@@ -55,17 +55,15 @@ class Space(Strict):
     """What is tried; a part left out follows from the model, the data and the goal. Every part is a list."""
 
     keep: tuple[Percent, ...] | None = Field(
-        default=None, description="Pruning: what remains of the original; `100 %` is not pruned"
+        default=None,
+        description="Pruning: what remains of what `prune_by` counts; default: what limits and goal ask for",
     )
     prune_by: tuple[Literal["macs", "params", "size", "latency"], ...] | None = Field(
-        default=None, description="What `keep` is a share of"
-    )
-    keep_params: tuple[Percent, ...] | None = Field(
-        default=None, description="Parameters that remain besides, where `keep` is a share of something else"
+        default=None, description="What pruning saves; default: what the goal counts"
     )
     importance: tuple[Literal["l1", "l2", "zscore", "bn_scale", "activation", "hessian"], ...] | None = None
     round_to: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, description="Widths of pruned layers are multiples of this"
+        default=None, description="Widths of pruned layers are multiples of this; default: of the machine's blocks, 1"
     )
     precision: tuple[Precision, ...] | None = Field(
         default=None,

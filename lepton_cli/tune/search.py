@@ -77,6 +77,26 @@ class Search:
         except Spent:
             self.ended = self.ended or "the budget is spent"
 
+    def floors(self) -> dict[str, float]:
+        """The least that any candidate can have of what limits count (`bytes`, `parameters`, `macs`), as shares of the
+        original's; of those alone that no unpruned precision holds, as the tables of pruning take long."""
+        points = [self.space.point({"precision": precision}) for precision in self.space.dimensions["precision"]]
+        whole = [Proposal(point) for point in points if not self.known.draft(Proposal(point))]
+        found: dict[str, float] = {}
+        for one in self.bounds:
+            name = one.counted
+            least = (
+                min((getattr(self.known.figures(proposal), name) for proposal in whole), default=0.0) if name else 0.0
+            )
+            if least > one.bound and self.space.prunes:
+                pruned = (self.space.point(proposal.point, pruned=True) for proposal in whole)
+                least = min(
+                    (floor for point in pruned if (floor := self.known.floor(point, name)) is not None), default=least
+                )
+            if least > one.bound:
+                found[name] = least
+        return found
+
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
         while self.stage < STAGES:
