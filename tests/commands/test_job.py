@@ -189,3 +189,11 @@ def test_sorted_labels_are_not_taken_for_equal_ones() -> None:
         prepare(MLP, recipe, arrays={"evaluation": Arrays({"pixels": rows[:16]}, labels[:16])})
     assert found.value.code == "measure.undefined"
     assert found.value.option == ("evaluate", "accuracy")
+
+
+def test_numbers_that_are_no_classes_are_found_at_the_labels() -> None:
+    rows = np.random.default_rng(0).random((20, 64), np.float32)
+    recipe = from_dict({"version": 1, "steps": [{"step": "simplify"}], "evaluate": {"accuracy": {"metric": "top1"}}})
+    with pytest.raises(DataError, match="no classes") as found:
+        prepare(MLP, recipe, arrays={"evaluation": Arrays({"pixels": rows}, rows[:, 0])})
+    assert found.value.option == ("data", "evaluation", "labels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,11 +157,11 @@ def test_single_scores_are_read_as_a_whole() -> None:
 
 
 def test_as_many_guesses_as_classes() -> None:
-    top5 = AccuracySpec(metric="topk", k=5)
-    error = refused(scores(MIXED), MIXED, gate("accuracy.top5", min="10 %"), specs=[top5])
-    assert error.message.endswith(": of 4 classes any model names the right one")
-    wide = scores(MIXED, 6)
-    assert not check(wide, MIXED, gate("accuracy.top5", min="10 %"), specs=[top5])
+    limit, top5 = gate("accuracy.top5", min="10 %"), [AccuracySpec(metric="topk", k=5)]
+    for width in (4, 5):
+        error = refused(scores(MIXED, width), MIXED, limit, specs=top5)
+        assert error.message.endswith(f": of {width} classes any model names the right one")
+    assert not check(scores(MIXED, 6), MIXED, limit, specs=top5)
 
 
 def test_of_several_outputs_one_that_tells_is_enough() -> None:
@@ -221,12 +222,31 @@ def test_a_limit_of_one_sample_is_told_but_not_well() -> None:
 
 
 def test_few_errors_of_the_original_bound_what_can_be_gained() -> None:
-    """Nothing is wrong in 4,000 samples, so hardly anything can become right, and what is lost is known better."""
-    limit = gate("accuracy.top1", max_drop="0.4 pp")
-    right, many = MIXED * 20, [0, *MIXED[1:]] * 20
-    half = [(label + (index % 2)) % 4 for index, label in enumerate(many)]
-    assert not check(scores(right), right, limit)
-    assert len(check(scores(half), right, limit)) == 1
+    """Where none of 800 answers is wrong, at most 0.48 % of all can become right, and no more in return be lost."""
+    right = MIXED * 4
+    half = [(label + index % 2) % 4 for index, label in enumerate(right)]
+    z2 = 1.959963984540054**2
+    gained = z2 / (800 + z2)  # Wilson's upper end for none of 800
+    enough = math.ceil(z2 * ((0.005 + 2 * gained) / 0.005**2 - 1))
+    limit = gate("accuracy.top1", max_drop="0.5 pp")
+    (warning,) = check(scores(right), right, limit)
+    assert warning.endswith(f"; {enough:,} samples would tell")
+    assert enough < 3070
+    (warning,) = check(scores(half), right, limit)
+    assert warning.endswith("; 3,070 samples would tell")
+
+
+def test_as_many_are_lost_as_the_limit_allows() -> None:
+    """5 points are more than the 2 % that are assumed: 1.96² (1 / 0.05 - 1)."""
+    (warning,) = check(scores(MIXED[:40]), MIXED[:40], gate("accuracy.top1", max_drop="5 pp"))
+    assert warning.endswith("; 73 samples would tell")
+
+
+def test_a_share_of_what_is_right_now() -> None:
+    """1 % of one half is half a point."""
+    half = [(label + index % 2) % 4 for index, label in enumerate(MIXED)]
+    (warning,) = check(scores(half), MIXED, gate("accuracy.top1", min_ratio="99 %"))
+    assert warning.endswith("; 3,070 samples would tell")
 
 
 @pytest.mark.parametrize(

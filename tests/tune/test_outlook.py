@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -95,6 +96,48 @@ def test_what_is_expected_of_any_network() -> None:
     assert expected.low[0] == pytest.approx(0.01 / math.exp(1.5 * 1.96), rel=0.2)
     assert 0.01 * math.exp(1.5 * 1.5) < expected.high[0] < 0.01 * math.exp(1.5 * 2.2)
     assert expected.below(0.01)[1] > 0.6
+
+
+def test_nothing_said_is_the_original() -> None:
+    original = Features("float")
+    assert Outlook(PLAIN, []).expect([original]).high == pytest.approx([0], abs=1e-4)
+    assert Outlook(Ratio(), []).expect([original]).below(1.0) == pytest.approx([0.5])
+    assert Outlook(Ratio(memory_share), []).expect([original]).below(1.0) == pytest.approx([0.5])
+    trained = dataclasses.replace(ONE, healing=(0.0,))
+    assert Outlook(trained, []).expect([dataclasses.replace(original, loss=0.05)]).mean == pytest.approx([0.02])
+
+
+def test_the_laws_of_all_networks() -> None:
+    """The powers by their mean at a tenfold loss, what training leaves by its mean, offsets by the chance to be small:
+    of the scale apart, which is one here."""
+    drop = Drop(0.01, scales=(1.0,))
+    found = Outlook(drop, []).expect([pruned(0.5), pruned(0.05, trained=1), pruned(0, "int8")])
+    powers = [10**power for power in (0.75, 1, 1.25, 1.5, 2)]
+    assert found.mean[:2] == pytest.approx([0.01 * sum(powers) / 5, 0.01 * (0.15 + 0.3 + 0.5 + 0.75 + 1) / 5], rel=0.01)
+    chance = NormalDist().cdf
+    small = 0.7 * chance(1 / 0.3) + 0.25 * chance(1 / 3) + 0.05 * chance(1 / 30)
+    assert found.below(0.01)[2] == pytest.approx(small, abs=0.003)
+    assert found.below(0.1)[2] == pytest.approx(0.7 + 0.25 * chance(10 / 3) + 0.05 * chance(1 / 3), abs=0.003)
+    half = -math.log(2)
+    small = 0.8 * chance(half / math.hypot(0.3, 0.1)) + 0.2 * chance(half / math.hypot(1, 0.1))
+    assert Outlook(Ratio(), []).expect([Features("int8")]).below(0.5) == pytest.approx([small], abs=1e-6)
+
+
+def test_unlikely_hypotheses_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred say as much as all."""
+    some = Outlook(PLAIN, _some()).expect([pruned(0.05, "int8")])
+    monkeypatch.setattr(outlook, "_LEFT_OUT", 0.0)
+    all_ = Outlook(PLAIN, _some()).expect([pruned(0.05, "int8")])
+    assert len(some.weights) < len(all_.weights) / 3
+    assert some.weights.sum() == pytest.approx(1)
+    assert some.mean == pytest.approx(all_.mean, rel=0.02)
+    assert some.below(0.02) == pytest.approx(all_.below(0.02), abs=0.005)
+
+
+def test_many_exact_results_of_the_same() -> None:
+    """Rows that are equal, of drops without bound."""
+    found = Outlook(Drop(0.01), [Observation(pruned(1e9), 0.9, 0.0)] * 40).expect([pruned(1e9)])
+    assert found.mean == pytest.approx([0.9], rel=1e-3)
 
 
 def test_the_whole_grid_against_one_inverse_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +368,12 @@ def test_a_precision_that_the_tables_do_not_know_is_learnt() -> None:
     found = Outlook(Ratio(), seen).expect([Features("int8", time=1.0), Features("int8", time=0.5), Features("float")])
     assert found.mean[:2] == pytest.approx([0.25, 0.125], rel=0.05)
     assert found.mean[2] == pytest.approx(1, abs=0.25)
+    # Another choice: how large offsets of int8 are is what was left, beside one usual offset.
+    size, surprise = (0.3**2 + math.log(0.25) ** 2) / 2, math.log(0.25)
+    variance = size + 0.1**2 + 0.012**2 + 1e-6
+    mean, left = 0.9 * (size + 0.01) / variance * surprise, size + 0.01 - (0.9 * (size + 0.01)) ** 2 / variance
+    told = expect(Ratio(), seen, Features("int8", options=(("guard", 0.01),)))
+    assert told == pytest.approx((mean, math.sqrt(left)), rel=1e-6)
 
 
 def test_half_of_the_memory_follows_the_file() -> None:
