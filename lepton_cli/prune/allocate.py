@@ -117,7 +117,7 @@ def choose(tables: Sequence[Table], limits: Limits, scope: str, *, quick: bool =
         return _uniform(tables, limits, 1.0)
     found = _Best(tables, limits, 1.0)
     for blend in limits.blends():
-        widths = _priced(tables, blend, 1.0, halvings=16) if quick else best(tables, blend, 1.0)
+        widths = _priced(tables, blend, 1.0, halvings=12) if quick else best(tables, blend, 1.0)
         if quick or limits(widths) > 1:
             many = len(tables) > MANY
             widths = _priced(tables, limits, 1.0, halvings=10) if many else _fit(tables, limits, 1.0, widths)

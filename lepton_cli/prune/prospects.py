@@ -86,9 +86,15 @@ class Prospects:
         return cost(allocate.fastest(self.tables, cost))
 
     def choose(self, parts: Parts) -> Prospect | None:
-        """What loses least and costs no more than each budget; `None` where nothing does."""
+        """What loses least and costs no more than each budget; `None` where nothing does.
+
+        What loses least under one of them and holds the others loses least under all: mostly one alone binds.
+        """
         limits = allocate.Limits(parts)
-        widths = allocate.choose(self.tables, limits, "global", quick=True)
+        alone = (allocate.choose(self.tables, allocate.Limits([part]), "global", quick=True) for part in parts)
+        widths = next((found for found in alone if limits(found) <= 1), None)
+        if widths is None:
+            widths = allocate.choose(self.tables, limits, "global", quick=True)
         return self.prospect(widths) if limits(widths) <= 1 else None
 
     def prospect(self, widths: Widths) -> Prospect:

@@ -54,30 +54,45 @@ class Times:
     def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
         """Time at every level of one column, the others as in `widths`."""
         left, rest = self._all(widths, group)
-        found = np.empty(len(levels))
-        for place, level in enumerate(levels):
-            factor, remainder = self._one(group, int(level))
-            found[place] = self.full - float(np.sum(self.nodes * (1 - left * factor))) - rest - remainder
-        return found
+        return self.full - float(np.sum(self.nodes * (1 - left))) - rest - self._saved(group, levels, left)
 
     def _all(self, widths: Widths, but: int = -1) -> tuple[NDArray[np.float64], float]:
         """What all columns but one leave of every node's time, and what they save beyond."""
         left, rest = np.ones(len(self.nodes)), 0.0
         for column, width in enumerate(widths):
             if column != but and width != self.saved[column][0][-1]:
-                factor, remainder = self._one(column, int(width))
-                left *= factor
+                where, share, remainder = self._one(column, int(width))
+                left[where] *= 1 - share
                 rest += remainder
         return left, rest
 
-    def _one(self, column: int, width: int) -> tuple[NDArray[np.float64], float]:
-        """What a column at this width leaves of every node's time, and what it saves beyond those nodes."""
-        widths, saved = self.saved[column]
-        gain = float(np.interp(width, widths, saved))
+    def _one(self, column: int, width: int) -> tuple[NDArray[np.bool_], float, float]:
+        """The nodes that a column at this width makes faster, by which share, and what it saves beyond them."""
+        gain = np.interp(width, *self.saved[column])
         where = self.gone[column] if width == 0 else self.touches[:, column]
-        own = float(self.nodes[where].sum())
-        share = 1.0 if width == 0 else min(gain / own, 1.0) if own > 0 else 0.0
-        return np.where(where, 1 - share, 1.0), gain - share * own
+        share, remainder = _split(np.array([gain]), float(self.nodes[where].sum()), width == 0)
+        return where, float(share[0]), float(remainder[0])
+
+    def _saved(self, column: int, levels: Widths, left: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What a column saves at each level of the time that the others leave."""
+        gains = np.interp(levels, *self.saved[column])
+        found = np.empty(len(levels))
+        for zero in (False, True):
+            these = (levels == 0) == zero
+            if these.any():
+                where = self.gone[column] if zero else self.touches[:, column]
+                share, remainder = _split(gains[these], float(self.nodes[where].sum()), zero)
+                found[these] = share * float(np.sum(self.nodes[where] * left[where])) + remainder
+        return found
+
+
+def _split(gains: NDArray[np.float64], own: float, dropped: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Savings as a share of the nodes' own time, at most all of it, and what is beyond."""
+    if dropped:
+        share = np.ones(len(gains))
+    else:
+        share = np.minimum(gains / own, 1.0) if own > 0 else np.zeros(len(gains))
+    return share, gains - share * own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ _GUESSED = {
 #: Shares below this are nothing.
 _LEAST = 1e-4
 #: Seconds that a draft is timed, and that tables of times may take.
-_GLANCE, _TABLES = 1.0, 6.0
+_GLANCE, _TABLES = 0.5, 6.0
 
 
 @dataclasses.dataclass(frozen=True)
