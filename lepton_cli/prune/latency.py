@@ -133,7 +133,7 @@ def _decide(
     shown = batch.sized(context.check.fixed_batch or context.batch)
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
     target = options.target.latency
-    cost = _times(columns, [table.levels for table in offered], watch, options, context)
+    cost = _times(columns, watch, options, context)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     if target is None:
@@ -209,26 +209,26 @@ def _stored(columns: depth.Columns, result: Met) -> dict[str, Any]:
     }
 
 
-def _times(
-    columns: depth.Columns,
-    levels: Sequence[Widths],
-    watch: stopwatch.Stopwatch,
-    options: PruneChannels,
-    context: Context,
-) -> times.Times:
-    """What every width costs on this machine; measured once for all targets, more coarsely where time is none."""
+def _times(columns: depth.Columns, watch: stopwatch.Stopwatch, options: PruneChannels, context: Context) -> times.Times:
+    """What every width costs on this machine; measured once for all levels, and longer where time is a target."""
     seconds = times.SECONDS * (ASIDE if options.target.latency is None else 1)
-    trials = times.trials(columns, levels, watch.once, seconds)
     key = cache.key(
-        **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds
+        **_timed_on(options, context),
+        model=io.fingerprint(columns.plan.model),
+        groups=[group.name for group in columns.plan.groups],
+        branches=[[column, branch.add] for column, branch in columns.branches.items()],
+        chosen=[times.MODELS, times.POINTS, times.LOWEST, times.PATIENCE],
     )
-    stored = context.cache.get("times", key, "ratios", "errors")
-    if stored is None:
+    stored = context.cache.get("times", key, "trials", "ratios", "errors", "seconds")
+    if stored is None or stored["seconds"] < seconds:
+        trials = times.trials(columns, watch.once, seconds)
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
             ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
-        stored = {"ratios": ratios, "errors": errors}
+        kept = [[trial.members, trial.width] for trial in trials]
+        stored = {"trials": kept, "ratios": ratios, "errors": errors, "seconds": seconds}
         context.cache.put("times", key, stored)
-    return times.fitted(columns, trials, stored["ratios"], stored["errors"])
+    measured = [times.Timed(tuple(members), width) for members, width in stored["trials"]]
+    return times.fitted(columns, measured, stored["ratios"], stored["errors"])
 
 
 def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:
