@@ -132,7 +132,7 @@ def _decide(
     watch = Stopwatch(context.original, shown, context.provider, context.threads, context.workdir, quantize)
     target = options.target.latency
     seconds = times.SECONDS * (ASIDE if target is None else 1)
-    cost = times_of(columns, [table.levels for table in offer], watch, options, context, seconds)
+    cost = times_of(columns, watch, options, context, seconds)
     rest = [(columns.priced(price), budget) for price, budget in others]
     orders = [rank.order for rank in rankings]
     if target is None:
@@ -217,25 +217,26 @@ def offered(
 
 
 def times_of(
-    columns: depth.Columns,
-    levels: Sequence[Widths],
-    watch: stopwatch.Stopwatch,
-    options: PruneChannels,
-    context: Context,
-    seconds: float,
+    columns: depth.Columns, watch: stopwatch.Stopwatch, options: PruneChannels, context: Context, seconds: float
 ) -> times.Times:
-    """What every width costs on this machine, measured in about so many seconds, once for all targets."""
-    trials = times.trials(columns, levels, watch.once, seconds)
+    """What every width costs on this machine: measured in about so many seconds, once for all levels and targets."""
     key = cache.key(
-        **_timed_on(options, context), model=io.fingerprint(columns.plan.model), trials=trials, seconds=seconds
+        **_timed_on(options, context),
+        model=io.fingerprint(columns.plan.model),
+        groups=[group.name for group in columns.plan.groups],
+        branches=[[column, branch.add] for column, branch in columns.branches.items()],
+        chosen=[times.MODELS, times.POINTS, times.LOWEST, times.PATIENCE],
     )
-    stored = context.cache.get("times", key, "ratios", "errors")
-    if stored is None:
+    stored = context.cache.get("times", key, "trials", "ratios", "errors", "seconds")
+    if stored is None or stored["seconds"] < seconds:
+        trials = times.trials(columns, watch.once, seconds)
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
             ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
-        stored = {"ratios": ratios, "errors": errors}
+        kept = [[trial.members, trial.width] for trial in trials]
+        stored = {"trials": kept, "ratios": ratios, "errors": errors, "seconds": seconds}
         context.cache.put("times", key, stored)
-    return times.fitted(columns, trials, stored["ratios"], stored["errors"])
+    measured = [times.Timed(tuple(members), width) for members, width in stored["trials"]]
+    return times.fitted(columns, measured, stored["ratios"], stored["errors"])
 
 
 def _timed_on(options: PruneChannels, context: Context) -> dict[str, object]:

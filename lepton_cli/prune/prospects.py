@@ -79,7 +79,7 @@ class Prospects:
         watch = stopwatch.Stopwatch(
             context.original, shown, context.provider, context.threads, context.workdir, quantize
         )
-        return latency.times_of(self.columns, [table.levels for table in self.tables], watch, options, context, seconds)
+        return latency.times_of(self.columns, watch, options, context, seconds)
 
     def least(self, cost: Price) -> float:
         """What the cheapest widths cost."""

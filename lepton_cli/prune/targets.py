@@ -13,9 +13,8 @@ from lepton_cli.coupling.links import Group
 from lepton_cli.errors import StepError
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import fold, shapes
-from lepton_cli.machine import machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, latency
+from lepton_cli.prune import allocate, latency, times
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import CostModel, Widths
@@ -118,10 +117,7 @@ def levels(group: Group, options: PruneChannels) -> Widths:
     least = max(1, int(np.ceil(float(options.min_width) * group.channels)))
     multiple = options.round_to
     if multiple is None:
-        block = machine().vector_block if options.timed else 1
-        each = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
-        narrow = group.channels * each < 2 * block
-        multiple = max(1, (block // 2 if narrow else block) // each)
+        multiple = times.block(group) if options.timed else 1
     return allocate.levels(group.channels, least, multiple)
 
 

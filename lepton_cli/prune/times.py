@@ -7,6 +7,7 @@ once. Savings of different groups add up, except where they meet in the same nod
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import Group, Port
 from lepton_cli.graph import cost as node_cost
+from lepton_cli.machine import machine
 from lepton_cli.prune import cost as cost_model
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.depth import Columns
@@ -22,8 +24,8 @@ from lepton_cli.prune.stopwatch import LEAST, Stopwatch
 
 #: Models that are timed at most, as far as every kind of layer gets one.
 MODELS = 72
-#: Widths of one kind that are timed at most; between them time is interpolated.
-POINTS = 6
+#: Widths of one kind that are timed at most, down to this share of the channels; between them time is interpolated.
+POINTS, LOWEST = 6, 0.01
 #: Seconds of timing, about; of slow models fewer are timed, so that it takes at most some times as long.
 SECONDS, PATIENCE = 60.0, 3
 #: How far multiply-accumulates may mislead about time, relatively: what a noisy measurement is weighed against.
@@ -103,12 +105,12 @@ class Timed:
     width: int
 
 
-def trials(columns: Columns, levels: Sequence[Widths], run: float = 0.0, seconds: float = SECONDS) -> list[Timed]:
-    """What to time so that every kind of layer is known. `levels`: a column's widths, widest first.
+def trials(columns: Columns, run: float = 0.0, seconds: float = SECONDS) -> list[Timed]:
+    """What to time so that every kind of layer is known at all widths, whichever will be offered.
 
     `run`: seconds that one run of the model takes; `seconds`: of all timing, about.
     """
-    kinds = _kinds(columns, levels)
+    kinds = _kinds(columns)
     most = min(MODELS, int(PATIENCE * seconds / (2 * LEAST * run))) if run > 0 else MODELS
     points = max(1, min(POINTS, most // max(len(kinds), 1)))
     found = []
@@ -184,14 +186,31 @@ def _expected(
     ]
 
 
-def _kinds(columns: Columns, levels: Sequence[Widths]) -> list[tuple[tuple[int, ...], Widths]]:
+def block(group: Group) -> int:
+    """Channels of the group that fill a vector block of the machine, or half of one where the layer is narrow."""
+    whole = machine().vector_block
+    each: int = max(group.slices[(port.weight, port.axis)].shape[1] for port in group.producers)
+    narrow = group.channels * each < 2 * whole
+    return max(1, (whole // 2 if narrow else whole) // each)
+
+
+def _narrower(group: Group) -> Widths:
+    """Widths below the full one, widest first: in between time is a matter of whole blocks."""
+    step, least = block(group), math.ceil(LOWEST * group.channels)
+    widths = {least, *range(step, group.channels, step)}
+    return np.array(sorted((width for width in widths if least <= width < group.channels), reverse=True), np.int64)
+
+
+def _kinds(columns: Columns) -> list[tuple[tuple[int, ...], Widths]]:
     """Columns alike that share no node, with the widths below the full one (0 apart from the others)."""
     alike = _signatures(columns)
     nodes = {key: _nodes_of(columns, *key) for key in alike}
     found: dict[object, tuple[list[int], Widths]] = {}
-    for column, choice in enumerate(levels):
-        for zero in (False, True):
-            widths = choice[1:][(choice[1:] == 0) == zero]
+    groups = columns.plan.groups
+    for column in range(columns.count):
+        offered = [(False, _narrower(groups[column]))] if column < len(groups) else []
+        offered += [(True, np.zeros(1, np.int64))] if column in columns.branches else []
+        for zero, widths in offered:
             if not len(widths):
                 continue
             members, _ = found.setdefault((alike[column, zero], zero), ([], widths))

@@ -17,7 +17,7 @@ from lepton_cli.graph import cost, edit, shapes
 from lepton_cli.graph.edit import set_weight
 from lepton_cli.machine import Machine
 from lepton_cli.model import io
-from lepton_cli.prune import allocate, analysis, channels, latency, ranking, targets
+from lepton_cli.prune import allocate, analysis, channels, latency, ranking, targets, times
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network, zeroed
 from tests.prune.context import context, images, outputs, redundant, relative_error
@@ -366,7 +366,7 @@ def test_widths_fill_vector_blocks_for_latency_and_half_blocks_in_narrow_layers(
     width: int, block: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Machine("a processor", "x86", ("avx512f",) if block == 16 else (), 2)
-    monkeypatch.setattr(targets, "machine", lambda: here)
+    monkeypatch.setattr(times, "machine", lambda: here)
     n = Network()
     x = n.conv(n.input("x", "batch", 3, 8, 8), 3, width)
     model = n.model(n.conv(n.node("Relu", x), width, 4))
@@ -445,7 +445,7 @@ def test_a_target_that_whole_blocks_do_not_reach_is_reached_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups of 8 and 12 channels keep 4 each in halves of a block of 8, and 1 in channels."""
-    monkeypatch.setattr(targets, "machine", lambda: Machine("a processor", "x86", (), 2))
+    monkeypatch.setattr(times, "machine", lambda: Machine("a processor", "x86", (), 2))
     model = redundant()
     given = context(model, tmp_path, images(16))
     options = {"timed_as": "int8", "recover": [], "target": {"params": "15 %"}}

@@ -364,6 +364,34 @@ def test_what_was_decided_is_not_decided_again(
     assert 0.001 < unreachable.ratio < 0.1
 
 
+def test_layers_are_timed_once_for_all_levels_and_longer_where_time_is_a_target(
+    tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
+    here = context(redundant(), tmp_path, images(16), cache=tmp_path)
+    fast, small = params(target={"latency": "60 %"}), params(target={"macs": "60 %"}, round_to=3)
+    columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
+
+    def table(of: depth.Columns, options: PruneChannels, once: float = 0.01) -> tuple[list[float], times.Times]:
+        watch = Counted(found.model, {})
+        watch.once = once
+        cost = latency._times(of, watch, options, here)  # type: ignore[arg-type]
+        return watch.seconds, cost
+
+    assert table(columns, small)[0] == pytest.approx([times.SECONDS / 10])
+    seconds, first = table(columns, fast)
+    assert seconds == [times.SECONDS], "a tenth of the time is too little"
+    for options in (fast, small):
+        seconds, again = table(columns, options, once=60.0)
+        assert seconds == [], "what was measured counts, not what would be now"
+        for (one, saved), (two, also) in zip(first.saved, again.saved, strict=True):
+            assert (one.tolist(), saved.tolist()) == (two.tolist(), also.tolist())
+    assert table(depth.columns(found, []), fast)[0] == [times.SECONDS]
+    fewer = dataclasses.replace(found, groups=found.groups[1:])
+    assert table(depth.columns(fewer, []), fast)[0] == [times.SECONDS]
+    assert len(list(tmp_path.glob("times-*.npz"))) == 3
+
+
 def test_models_are_timed_as_they_will_run(
     tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_cli.coupling import branches
+from lepton_cli.coupling.links import Group, Port
 from lepton_cli.graph import cost as node_cost
 from lepton_cli.graph import shapes
+from lepton_cli.machine import machine
 from lepton_cli.prune import analysis, depth, times
 from lepton_cli.prune.spec import PruneChannels
 from tests.coupling.networks import Network
@@ -36,13 +38,19 @@ class Clock:
         return found, np.full(len(found), self.noise)
 
 
+@pytest.fixture
+def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose vector blocks hold one channel."""
+    monkeypatch.setattr(times, "block", lambda group: 1)
+
+
 def measured(model: ir.Model) -> tuple[depth.Columns, times.Times, Clock, list[NDArray[np.int64]]]:
     found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
     levels = [np.arange(group.channels, 1, -2) for group in found.groups]
     levels = [np.append(level, 0) if k in columns.branches else level for k, level in enumerate(levels)]
     clock = Clock(found.model)
-    trials = times.trials(columns, levels)
+    trials = times.trials(columns)
     ratios, errors = times.measure(columns, trials, clock, lambda: None, 7.0)  # type: ignore[arg-type]
     return columns, times.fitted(columns, trials, ratios, errors), clock, levels
 
@@ -73,16 +81,13 @@ def test_neighbours_that_share_a_node() -> None:
     assert cost(widths) == pytest.approx(clock.count(columns.cut(widths, orders)) / clock.whole, rel=0.02)
 
 
-def test_layers_alike_are_timed_once() -> None:
+def test_layers_alike_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "block", lambda group: 4)
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
-    levels = [
-        np.array([group.channels, 4, 0] if k in columns.branches else [group.channels, 4])
-        for k, group in enumerate(found.groups)
-    ]
-    trials = times.trials(columns, levels)
+    trials = times.trials(columns)
     inner = [trial for trial in trials if set(trial.members) <= columns.branches.keys()]
-    assert [(len(trial.members), trial.width) for trial in inner] == [(2, 4), (2, 0)]
+    assert [(len(trial.members), trial.width) for trial in inner] == [(2, 8), (2, 4), (2, 1), (2, 0)]
 
 
 def test_noise_is_weighed_against_the_work_saved() -> None:
@@ -167,21 +172,17 @@ class Straight:
         return self.first * np.array([self.share(model) for model in models]), np.full(len(models), self.error)
 
 
-def straight(
-    first: float = 1.0, error: float = 0.0
-) -> tuple[depth.Columns, list[times.Timed], Straight, times.Times, list[NDArray[np.int64]]]:
+def straight(first: float = 1.0, error: float = 0.0) -> tuple[depth.Columns, list[times.Timed], Straight, times.Times]:
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, branches.find(found.model, found.coupling.facts))
-    levels = [np.append(np.arange(group.channels, 1, -2), 0) for group in found.groups]
-    levels[0] = levels[0][:-1]
     clock = Straight(found.model, first, error)
-    trials = times.trials(columns, levels)
+    trials = times.trials(columns)
     ratios, errors = times.measure(columns, trials, clock, lambda: None, 7.0)  # type: ignore[arg-type]
-    return columns, trials, clock, times.fitted(columns, trials, ratios, errors), levels
+    return columns, trials, clock, times.fitted(columns, trials, ratios, errors)
 
 
 def test_each_trial_narrows_its_columns_and_nothing_else() -> None:
-    columns, trials, clock, _, _ = straight()
+    columns, trials, clock, _ = straight()
     assert clock.seconds == 7.0
     assert clock.asked[0] == clock.full
     names = [{port.node for port in group.producers} for group in columns.plan.groups]
@@ -197,11 +198,11 @@ def test_each_trial_narrows_its_columns_and_nothing_else() -> None:
 @pytest.mark.parametrize("first", [1.0, 0.8])
 def test_without_noise_one_column_alone_is_recovered_exactly(first: float) -> None:
     """Also of the two branches alike, that were timed together, and between the widths that were timed."""
-    columns, _, clock, cost, _ = straight(first)
+    columns, _, clock, cost = straight(first)
     orders = [np.arange(group.channels) for group in columns.plan.groups]
     assert cost(columns.full) == pytest.approx(first)
     for column, size in enumerate(columns.full):
-        for width in ([] if column == 0 else [0]) + list(range(3, size + 1)):
+        for width in ([] if column == 0 else [0]) + list(range(1, size + 1)):
             widths = columns.full
             widths[column] = width
             assert cost(widths) == pytest.approx(first * clock.share(columns.cut(widths, orders))), (column, width)
@@ -209,7 +210,7 @@ def test_without_noise_one_column_alone_is_recovered_exactly(first: float) -> No
 
 def test_noisy_ratios_are_weighed_with_the_multiply_accumulates_saved() -> None:
     """For a member of a trial both the saving and its error, of the trial's and the first ratio, are divided."""
-    columns, trials, clock, cost, _ = straight(0.8, 0.03)
+    columns, trials, clock, cost = straight(0.8, 0.03)
     orders = [np.arange(group.channels) for group in columns.plan.groups]
     macs = Clock(columns.plan.model)
     found = {}
@@ -229,7 +230,7 @@ def test_noisy_ratios_are_weighed_with_the_multiply_accumulates_saved() -> None:
 
 
 def test_nodes_of_a_branch_take_what_dropping_it_saves() -> None:
-    columns, _, _, cost, _ = straight()
+    columns, _, _, cost = straight()
     assert len(columns.branches) == 2
     for column in columns.branches:
         assert cost.nodes[cost.gone[column]].sum() == pytest.approx(cost.saved[column][1][0]) == 0.2
@@ -239,7 +240,8 @@ def test_nodes_of_a_branch_take_what_dropping_it_saves() -> None:
     np.testing.assert_allclose(cost.nodes[others], share[others])
 
 
-def test_layers_alike_that_meet_in_a_node_are_not_timed_together() -> None:
+def test_layers_alike_that_meet_in_a_node_are_not_timed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "block", lambda group: 8)
     n = Network()
     x = n.input("x", "batch", 3, 8, 8)
     for before, after in ((3, 16), (16, 16), (16, 16), (16, 16), (16, 16), (16, 4)):
@@ -248,61 +250,99 @@ def test_layers_alike_that_meet_in_a_node_are_not_timed_together() -> None:
         n.model(n.node("GlobalAveragePool", x)), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)}
     )
     columns = depth.columns(found, ())
-    trials = times.trials(columns, [np.array([16, 8])] * 5)
-    assert [trial.members for trial in trials] == [(0,), (1, 3), (4,)]
-    ratios = np.array([1.0, 0.9, 0.8, 0.95])
-    cost = times.fitted(columns, trials, ratios, np.zeros(4))
-    assert [gains[0] for _, gains in cost.saved] == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.05])
+    trials = times.trials(columns)
+    assert [trial.members for trial in trials] == [(0,)] * 2 + [(1, 3)] * 2 + [(4,)] * 2
+    assert [trial.width for trial in trials] == [8, 1] * 3
+    ratios = np.array([1.0, 0.9, 0.85, 0.8, 0.7, 0.95, 0.9])
+    cost = times.fitted(columns, trials, ratios, np.zeros(7))
+    assert [widths.tolist() for widths, _ in cost.saved] == [[1, 8, 16]] * 5
+    assert [gains[1] for _, gains in cost.saved] == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.05])
+    assert [gains[0] for _, gains in cost.saved] == pytest.approx([0.15, 0.15, 0.15, 0.15, 0.1])
     assert [touched.sum() for touched in cost.touches.T] == [2] * 5
 
 
 @pytest.mark.parametrize(
     ("models", "run", "wanted"),
     [
-        (72, 0.0, [1, 3, 5, 7, 9, 11]),
-        (10, 0.0, [1, 3, 6, 9, 11]),
-        (9, 0.0, [1, 4, 8, 11]),
-        (72, 1.0, [1, 3, 5, 7, 9, 11]),
-        (72, 2.9, [1, 6, 11]),
-        (72, 3.1, [1, 11]),
-        (4, 2.9, [1, 11]),
+        (72, 0.0, [1, 5, 8, 12, 15, 19]),
+        (10, 0.0, [1, 5, 10, 15, 19]),
+        (9, 0.0, [1, 7, 13, 19]),
+        (72, 1.0, [1, 5, 8, 12, 15, 19]),
+        (72, 2.9, [1, 10, 19]),
+        (72, 3.1, [1, 19]),
+        (4, 2.9, [1, 19]),
         (72, 1000.0, [1]),
     ],
 )
-def test_widths_to_time_are_spread_over_the_levels(
-    models: int, run: float, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+def test_widths_to_time_are_spread_over_the_channels(
+    models: int, run: float, wanted: list[int], monkeypatch: pytest.MonkeyPatch, any_width: None
 ) -> None:
     """Two kinds share the models. In three minutes a model of 2.9 seconds goes 6 times through its 10 visits."""
     monkeypatch.setattr(times, "SECONDS", 60.0)
     monkeypatch.setattr(times, "MODELS", models)
-    found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
-    trials = times.trials(depth.columns(found, ()), [np.array([20, *range(11, 0, -1)])] * 3, run)
+    n = Network()
+    x = n.input("x", "batch", 3, 8, 8)
+    for before, after in ((3, 20), (20, 20), (20, 4)):
+        x = n.node("Relu", n.conv(x, before, after))
+    found = analysis.analysed(
+        n.model(n.node("GlobalAveragePool", x)), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)}
+    )
+    trials = times.trials(depth.columns(found, ()), run)
     assert [(trial.members, trial.width) for trial in trials] == [
-        (members, width) for members in ((0,), (1, 2)) for width in wanted[::-1]
+        (members, width) for members in ((0,), (1,)) for width in wanted[::-1]
     ]
 
 
-def test_fewer_seconds_time_fewer_models() -> None:
+@pytest.mark.parametrize(
+    ("vector", "channels", "each", "wanted"),
+    [
+        (16, 40, 1, [32, 16, 1]),
+        (16, 32, 1, [16, 1]),
+        (16, 31, 1, [24, 16, 8, 1]),
+        (16, 16, 1, [8, 1]),
+        (16, 8, 1, [1]),
+        (16, 1, 1, []),
+        (8, 16, 1, [8, 1]),
+        (16, 12, 8, [10, 8, 6, 4, 2, 1]),
+        (16, 3, 8, [2, 1]),
+        (16, 4, 64, [3, 2, 1]),
+        (16, 400, 1, [*range(384, 0, -16), 4]),
+        (16, 1601, 1, [*range(1600, 16, -16), 17]),
+    ],
+)
+def test_widths_worth_timing_fill_vector_blocks(
+    vector: int, channels: int, each: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a block where there are not two, and the least hundredth. `each`: features of a channel, as in heads."""
+    monkeypatch.setattr(
+        times, "machine", lambda: dataclasses.replace(machine(), instructions=("avx512f",) if vector == 16 else ())
+    )
+    port = Port("node", "weight", 0, "output", "value", 1)
+    slices = {("weight", 0): np.arange(channels * each).reshape(channels, each)}
+    group = Group("group", np.arange(channels), slices, (port,), ())
+    assert times._narrower(group).tolist() == wanted
+
+
+def test_fewer_seconds_time_fewer_models(any_width: None) -> None:
     """A model of a second takes 10 visits: in 20 seconds (three times as many at most) six models are timed."""
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
-    columns, levels = depth.columns(found, ()), [np.array([20, *range(11, 0, -1)])] * 3
-    assert len(times.trials(columns, levels, 1.0, 20.0)) == 6
-    assert len(times.trials(columns, levels, 1.0)) == 12
+    columns = depth.columns(found, ())
+    assert len(times.trials(columns, 1.0, 20.0)) == 6
+    assert len(times.trials(columns, 1.0)) == 12
 
 
-def test_at_most_72_models_are_timed() -> None:
+@pytest.mark.parametrize(("count", "wanted"), [(25, 2), (24, 3), (12, 6), (11, 6)])
+def test_at_most_72_models_are_timed(count: int, wanted: int, any_width: None) -> None:
     """Of 25 kinds each gets two widths: three would be 75."""
     n = Network()
-    x = n.input("x", "batch", 2)
-    for k in range(25):
-        x = n.node("Relu", n.node("Gemm", x, n.weight(k + 2, k + 3), n.weight(k + 3)))
-    model = n.model(n.node("Gemm", x, n.weight(27, 2), n.weight(2)))
-    found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 2)})
+    x = n.input("x", "batch", 8)
+    for k in range(count):
+        x = n.node("Relu", n.node("Gemm", x, n.weight(k + 8, k + 9), n.weight(k + 9)))
+    model = n.model(n.node("Gemm", x, n.weight(count + 8, 2), n.weight(2)))
+    found = analysis.analysed(model, PruneChannels(step="prune.channels"), {"x": (2, 8)})
     columns = depth.columns(found, ())
-    assert columns.count == 25
-    for count, wanted in ((25, 2), (24, 3), (12, 6), (11, 6)):
-        levels = [np.arange(9, 0, -1)] * count + [np.array([9])] * (25 - count)
-        assert len(times.trials(columns, levels)) == count * wanted
+    assert columns.count == count
+    assert len(times.trials(columns)) == count * wanted
 
 
 @pytest.mark.parametrize(("most", "run"), [(1, 0.0), (times.MODELS, 60.0)])
@@ -310,22 +350,21 @@ def test_few_trials_measure_the_narrowest_width(most: int, run: float, monkeypat
     monkeypatch.setattr(times, "MODELS", most)
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, ())
-    trials = times.trials(columns, [np.array([group.channels, 6, 4, 2]) for group in found.groups], run)
-    assert {trial.width for trial in trials} == {2}
+    assert {trial.width for trial in times.trials(columns, run)} == {1}
 
 
-def test_branches_without_a_group_are_timed_by_dropping_them() -> None:
+def test_branches_without_a_group_are_timed_by_dropping_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """One group is left of the plan; two branches alike have columns of their own and share no node: one trial."""
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
+    monkeypatch.setattr(times, "block", lambda group: 4)
     first = dataclasses.replace(found, groups=found.groups[:1])
     columns = depth.columns(first, branches.find(found.model, found.coupling.facts))
     assert columns.full.tolist() == [8, 1, 1]
-    levels = [np.array([8, 4]), np.array([1, 0]), np.array([1, 0])]
-    trials = times.trials(columns, levels)
-    assert trials == [times.Timed((0,), 4), times.Timed((1, 2), 0)]
-    cost = times.fitted(columns, trials, np.array([1.0, 0.75, 0.4]), np.zeros(3))
+    trials = times.trials(columns)
+    assert trials == [times.Timed((0,), 4), times.Timed((0,), 1), times.Timed((1, 2), 0)]
+    cost = times.fitted(columns, trials, np.array([1.0, 0.75, 0.7, 0.4]), np.zeros(4))
     assert [(widths.tolist(), gains.tolist()) for widths, gains in cost.saved] == [
-        ([4, 8], pytest.approx([0.25, 0.0])),
+        ([1, 4, 8], pytest.approx([0.3, 0.25, 0.0])),
         ([0, 1], pytest.approx([0.3, 0.0])),
         ([0, 1], pytest.approx([0.3, 0.0])),
     ]
@@ -334,12 +373,11 @@ def test_branches_without_a_group_are_timed_by_dropping_them() -> None:
     assert not cost.touches[:, 1:].any()
 
 
-def test_one_kind_alone_gets_all_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_kind_alone_gets_all_the_models(monkeypatch: pytest.MonkeyPatch, any_width: None) -> None:
     monkeypatch.setattr(times, "MODELS", 4)
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
-    columns = depth.columns(found, ())
-    levels = [np.array([8, *range(7, 0, -1)])] + [np.array([group.channels]) for group in found.groups[1:]]
-    assert [trial.width for trial in times.trials(columns, levels)] == [7, 5, 3, 1]
+    columns = depth.columns(dataclasses.replace(found, groups=found.groups[:1]), ())
+    assert [trial.width for trial in times.trials(columns)] == [7, 5, 3, 1]
 
 
 def test_a_branch_that_multiplies_nothing_takes_no_time_from_its_nodes() -> None:
