@@ -310,7 +310,7 @@ class Foresight:
         return self._times[key]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scaled:
     """A price in another unit."""
 
