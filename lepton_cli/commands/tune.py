@@ -34,7 +34,7 @@ from lepton_cli.tune.candidate import Candidate, beginning, read_steps
 from lepton_cli.tune.contradictions import check_contradictions
 from lepton_cli.tune.evaluation import Evaluation
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
-from lepton_cli.tune.known import Known
+from lepton_cli.tune.known import Foresight
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.readings import named
 from lepton_cli.tune.search import Search
@@ -163,7 +163,7 @@ class _Tuning:
         except KeyboardInterrupt:
             return self._interrupted(bench)
 
-    def _known(self) -> Known:
+    def _known(self) -> Foresight:
         """What can be told of candidates before they are tried."""
         lab, job = self.lab, self.job
         cleaned = (*self.space.first, *read_steps([{"step": "simplify"}]))
@@ -171,7 +171,7 @@ class _Tuning:
         def begun() -> ir.Model:
             return lab.build(Candidate("cleaned up", cleaned), "cleaned").model
 
-        return Known(
+        return Foresight(
             functools.cache(begun),
             self.space,
             lab.context,

@@ -84,7 +84,7 @@ class Proposal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Bounds:
     """What widths may cost: upper bounds as shares of the original's; infinite where nothing bounds."""
 
     bytes: float = np.inf
@@ -112,12 +112,12 @@ class Knowledge(Protocol):
         """Least share of a price that pruning can leave; `None` where no channel can go."""
         ...
 
-    def widths(self, point: Point, budget: Budget) -> Prospect | None:
+    def widths(self, point: Point, budget: Bounds) -> Prospect | None:
         """What loses least within a budget; `None` where nothing holds it, or all channels do."""
         ...
 
 
-class Known:
+class Foresight:
     """Of one model on one machine."""
 
     def __init__(
@@ -228,7 +228,7 @@ class Known:
         found = self._tables(point)
         return None if found is None else self.off(point, price) * found.least(self._price(point, price))
 
-    def widths(self, point: Point, budget: Budget) -> Prospect | None:
+    def widths(self, point: Point, budget: Bounds) -> Prospect | None:
         """What loses least within a budget; `None` where nothing holds it, or all channels do."""
         found = self._tables(point)
         asked = dataclasses.asdict(budget)
@@ -283,13 +283,13 @@ class Known:
         figures = self._drafts[whole.key]
         if name == "bytes":
             stored = found.stored(self._written[whole.key])
-            return Share(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
+            return Scaled(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
         if name == "time":
             times = self._timing_tables(point)
-            return Share(times, figures.time / max(times(tables.full(found)), 1e-9))
+            return Scaled(times, figures.time / max(times(tables.full(found)), 1e-9))
         goal = found.parameters if name == "parameters" else found.macs
         share = figures.parameters if name == "parameters" else figures.macs
-        return Share(found.price(goal.price), share / max(goal.price(_full_groups(found)), 1e-9))
+        return Scaled(found.price(goal.price), share / max(goal.price(_full_groups(found)), 1e-9))
 
     def _timing_tables(self, point: Point) -> Price:
         """Times in the precision whose kernels the candidate runs; where drafts have none, multiply-accumulates."""
@@ -305,7 +305,7 @@ class Known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Scaled:
     """A price in another unit."""
 
     price: Price

@@ -19,7 +19,7 @@ from lepton_cli.tune import moves
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate, Point
 from lepton_cli.tune.forecasts import Forecasts, Prediction
-from lepton_cli.tune.known import Budget, Figures, Knowledge, Proposal
+from lepton_cli.tune.known import Bounds, Figures, Knowledge, Proposal
 from lepton_cli.tune.space import SearchSpace
 from lepton_cli.tune.yardsticks import Yardstick
 
@@ -40,7 +40,7 @@ STAGES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
+class Rated:
     """A proposal, what is expected of it, and how much that is worth."""
 
     proposal: Proposal
@@ -66,6 +66,8 @@ class Search:
         self.stage = 0
         #: Why the search ended, in words.
         self.ended = ""
+        #: The chance of the most promising candidate that is left to hold the limits.
+        self._left = 0.0
         self._levels: dict[tuple[object, ...], list[float]] = {}
 
     def run(self) -> None:
@@ -75,7 +77,7 @@ class Search:
             while (candidate := self._next()) is not None:
                 self.bench.run([candidate])
         except Spent:
-            self.ended = self.ended or "the budget is spent"
+            self.ended = f"the budget is spent{self._chance()}"
 
     def floors(self) -> dict[str, float]:
         """The least that any candidate can have of what limits count (`bytes`, `parameters`, `macs`), as shares of the
@@ -115,12 +117,17 @@ class Search:
         return None
 
     def _reason(self) -> str:
-        best = self.judge.best(self.bench.trials())
-        if best is not None:
-            return f"no candidate is expected to be better by {100 * GAIN:g} %"
-        return "nothing that is known is expected to hold all limits"
+        if self._best() is not None:
+            return f"no candidate that is left is expected to be better by {100 * GAIN:g} %"
+        return f"nothing that is left is expected to hold all limits{self._chance()}"
 
-    def _promising(self, one: Ranked) -> bool:
+    def _chance(self) -> str:
+        """Of what is left, where nothing holds the limits yet."""
+        if self._best() is not None or not self.forecasts.bounds:
+            return ""
+        return f"; the most promising that is left has a chance of {100 * self._left:.0f} %"
+
+    def _promising(self, one: Rated) -> bool:
         if self._best() is None:
             return one.prediction.chance >= CHANCE and one.score > 0
         return one.prediction.chance * one.prediction.gain >= GAIN
@@ -130,16 +137,19 @@ class Search:
         best = self.judge.best(self.bench.trials())
         return None if best is None else self.forecasts.found(best, self.goal)
 
-    def _ranked(self) -> list[Ranked]:
+    def _ranked(self) -> list[Rated]:
         """Everything that could be tried, the most promising first; levels are halved around the best."""
         trials = self.bench.trials()
         self.forecasts.learn(trials)
+        for parent in moves.parents(self.judge, trials):
+            self._halved(parent.proposal)
         while True:
             ranked = self._scored(self._pool(trials), trials)
             if not ranked or not self._halved(ranked[0].proposal):
+                self._left = ranked[0].prediction.chance if ranked else 0.0
                 return ranked
 
-    def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Ranked]:
+    def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Rated]:
         tried = {trial.key for trial in trials}
         left = []
         for proposal in pool:
@@ -152,7 +162,7 @@ class Search:
             # Until something holds, that it will is worth more than what it gains.
             certain = prediction.chance ** (1 if best is not None else 2)
             cost = math.sqrt(max(self.bench.expected(proposal.point), 1e-3))
-            found.append(Ranked(proposal, prediction, certain * prediction.gain / cost))
+            found.append(Rated(proposal, prediction, certain * prediction.gain / cost))
         return sorted(found, key=lambda one: -one.score)
 
     def _figured(self, pool: Sequence[Proposal]) -> list[tuple[Proposal, Figures]]:
@@ -188,15 +198,15 @@ class Search:
                     yield Proposal(point, prospect)
 
     def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
-        """Precisions that may be best when pruned, with every training; later other rankings and widths, of those that
-        came near, then of all."""
+        """Precisions that may be best when pruned, in all kinds of widths and with every training; later other rankings,
+        which take long: of those that came near, then of all."""
         dimensions = self.space.dimensions
         found = []
         for place, precision in enumerate(self._branches()):
             near = any(parent.proposal.point["precision"] == precision for parent in parents)
             wide = self.stage >= 2 or (self.stage == 1 and near)
             for importance in dimensions["importance"][: None if wide else 1]:
-                for multiple in dimensions["round_to"][: None if wide else 1]:
+                for multiple in dimensions["round_to"]:
                     for epochs in dimensions["distill"][: None if wide or not place else 1]:
                         chosen: dict[str, Value] = {"precision": precision, "importance": importance}
                         chosen |= {"round_to": multiple, "distill": epochs}
@@ -224,7 +234,7 @@ class Search:
 
     def _levels_of(self, point: Point) -> list[float]:
         """Costs that widths are chosen for, as shares of the original's; infinite: what the limits alone ask for."""
-        key = tuple(sorted(point.items(), key=repr))
+        key = tuple(point[name] for name in ("precision", "importance", "round_to", "distill"))
         if key not in self._levels:
             self._levels[key] = sorted(self._first_levels(point), reverse=True)
         return self._levels[key]
@@ -242,7 +252,7 @@ class Search:
             return [share * limit for share in WITHIN if share * limit > floor]
         return [math.inf, *(share * unpruned for share in LEVELS if share * unpruned > floor)]
 
-    def _budget(self, point: Point, level: float) -> Budget:
+    def _budget(self, point: Point, level: float) -> Bounds:
         """What limits allow that can be told before a trial, and the level."""
         most: dict[str, float] = {}
         for one in self.bounds:
@@ -251,33 +261,21 @@ class Search:
                 bound = one.bound / (1.0 if one.counted else self.forecasts.slower(point, one))
                 most[name] = min(most.get(name, math.inf), bound)
         most[self._steer] = min(most.get(self._steer, math.inf), level)
-        return Budget(**most)
+        return Bounds(**most)
 
     def _halved(self, proposal: Proposal) -> bool:
-        """Add the levels between this proposal's and the next ones, where they are far apart."""
+        """Add the levels half-way between what this proposal costs and the next ones, where they are far apart."""
         if proposal.prospect is None or self.space.keep is not None:
             return False
         levels = self._levels_of(proposal.point)
-        at = next(
-            (
-                place
-                for place, level in enumerate(levels)
-                if (found := self.known.widths(proposal.point, self._budget(proposal.point, level))) is not None
-                and found.key == proposal.prospect.key
-            ),
-            None,
-        )
-        if at is None:
-            return False
-        new = {
-            round(math.sqrt(high * low), 4)
-            for high, low in zip(levels[max(at - 1, 0) : at + 1], levels[max(at - 1, 0) + 1 : at + 2], strict=False)
-            if math.isfinite(high) and high > low * APART
-        } - set(levels)
+        here = getattr(self.known.figures(proposal), self._steer)
+        above = [level for level in levels if here * APART < level < math.inf]
+        below = [level for level in levels if level * APART < here]
+        new = {round(math.sqrt(here * level), 4) for level in (*above[-1:], *below[:1])} - set(levels)
         levels[:] = sorted({*levels, *new}, reverse=True)
         return bool(new)
 
-    def _candidate(self, ranked: Ranked) -> Candidate:
+    def _candidate(self, ranked: Rated) -> Candidate:
         """With what was expected of it, and where it lies, which trials are remembered by."""
         proposal, prediction = ranked.proposal, ranked.prediction
         made = self.space.candidate(proposal.point, proposal.prospect, origin=proposal.origin or self._origin)

@@ -375,7 +375,8 @@ def test_layers_are_timed_once_for_all_levels_and_longer_where_time_is_a_target(
     def table(of: depth.Columns, options: PruneChannels, once: float = 0.01) -> tuple[list[float], times.Times]:
         watch = Counted(found.model, {})
         watch.once = once
-        cost = latency._times(of, watch, options, here)  # type: ignore[arg-type]
+        seconds = times.SECONDS * (latency.ASIDE if options.target.latency is None else 1)
+        cost = latency.times_of(of, watch, options, here, seconds)  # type: ignore[arg-type]
         return watch.seconds, cost
 
     assert table(columns, small)[0] == pytest.approx([times.SECONDS / 10])
