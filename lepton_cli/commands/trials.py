@@ -254,15 +254,16 @@ class Laboratory:
 
 def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[Path, ...]:
     """Write a model as `compress` does: the same metadata, so the same size."""
-    return io.save(
-        model,
-        path,
-        metadata={
-            "lepton.version": __version__,
-            "lepton.recipe_sha256": recipe_sha256,
-            workspace.PROVENANCE: job.loaded.sha256,
-        },
-    )
+    return io.save(model, path, metadata=signature(job, recipe_sha256))
+
+
+def signature(job: Job, recipe_sha256: str = 64 * "0") -> dict[str, str]:
+    """The metadata of what is written; as long for one recipe as for another."""
+    return {
+        "lepton.version": __version__,
+        "lepton.recipe_sha256": recipe_sha256,
+        workspace.PROVENANCE: job.loaded.sha256,
+    }
 
 
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:

@@ -14,7 +14,7 @@ from lepton_cli import cache, metrics
 from lepton_cli.commands import measuring, workspace
 from lepton_cli.commands.job import Job, prepare
 from lepton_cli.commands.run import Arguments, Run
-from lepton_cli.commands.trials import Built, Laboratory
+from lepton_cli.commands.trials import Built, Laboratory, signature
 from lepton_cli.commands.tune_report import RECIPE, About, Publisher
 from lepton_cli.commands.tune_traits import check_space, traits
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
@@ -169,7 +169,7 @@ class _Tuning:
         cleaned = (*self.space.first, *read_steps([{"step": "simplify"}]))
 
         def begun() -> ir.Model:
-            return lab.build(Candidate("cleaned up", cleaned), "cleaned").model
+            return io.stamped(lab.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(job))
 
         return Foresight(
             functools.cache(begun),

@@ -102,14 +102,15 @@ class Search:
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
         while self.stage < STAGES:
-            for _ in range(DRAFTS):
+            made = 0
+            while made < DRAFTS:
                 ranked = self._ranked()
                 if not ranked or not self._promising(ranked[0]):
                     break
                 first = ranked[0]
                 if first.prediction.figures.drafted:
                     return self._candidate(first)
-                self.known.draft(first.proposal)
+                made += not self.known.draft(first.proposal)  # one that cannot be made is in no pool any more
             else:
                 return self._candidate(ranked[0])
             self.stage += 1
