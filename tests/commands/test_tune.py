@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,30 @@ def _folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A finished search in a folder of its own, and what it said."""
+
+    folder: Path
+    result: Tuned
+
+
+@pytest.fixture(name="made", scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("made")
+    builders.data(folder / "data.npz", builders.network(folder / "net.onnx"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEPTON_CACHE", str(folder / "cache"))
+        return Found(folder, run(folder))
+
+
+@pytest.fixture(name="found")
+def _found(made: Found, tmp_path: Path) -> Found:
+    """To be changed."""
+    shutil.copytree(made.folder, tmp_path / "copy")
+    return dataclasses.replace(made, folder=tmp_path / "copy")
+
+
 def run(
     folder: Path, section: str = SMALL, *, watch: Lines | None = None, output: str = "out", **options: Any
 ) -> Tuned:
@@ -67,8 +93,8 @@ def search(result: Tuned) -> Tune:
     return found
 
 
-def test_the_best_is_complete_on_disk(folder: Path) -> None:
-    result = run(folder)
+def test_the_best_is_complete_on_disk(made: Found) -> None:
+    result, folder = made.result, made.folder
     out = folder / "out"
     assert result.report.status == "ok"
     assert result.report.complete
@@ -87,9 +113,9 @@ def test_the_best_is_complete_on_disk(folder: Path) -> None:
     assert chosen.file == min(row.file for row in rows if row.feasible)
 
 
-def test_sizes_are_known_to_the_byte_before_anything_is_made(folder: Path) -> None:
+def test_sizes_are_known_to_the_byte_before_anything_is_made(made: Found) -> None:
     """Of what was drafted, with all that is written beside the graph."""
-    for trial in search(run(folder)).records:
+    for trial in search(made.result).records:
         assert trial.forecast is not None
         assert trial.forecast.goal is not None
         assert trial.size is not None
@@ -106,29 +132,29 @@ def test_memory_is_limited_by_the_originals(folder: Path) -> None:
     assert "%" in axis_value(search(result).trials[0].cost, search(result).axes.cost)
 
 
-def test_the_recipe_of_the_best_makes_the_same_model(folder: Path) -> None:
-    run(folder)
-    recipe = load_recipe(folder / "out" / "recipe.best.yaml")
+def test_the_recipe_of_the_best_makes_the_same_model(made: Found, tmp_path: Path) -> None:
+    out = made.folder / "out"
+    recipe = load_recipe(out / "recipe.best.yaml")
     assert recipe.recipe.gates
-    again = compress(folder / "net.onnx", recipe, folder / "again", Silent())
+    again = compress(made.folder / "net.onnx", recipe, tmp_path, Silent())
     assert again.report.status == "ok"
-    assert (folder / "again" / "net.onnx").read_bytes() == (folder / "out" / "net.onnx").read_bytes()
+    assert (tmp_path / "net.onnx").read_bytes() == (out / "net.onnx").read_bytes()
 
 
-def test_the_same_seed_finds_the_same(folder: Path) -> None:
-    first, second = run(folder), run(folder, output="other")
+def test_the_same_seed_finds_the_same(made: Found, folder: Path) -> None:
+    first, second = made.result, run(folder)
     assert [row.key for row in search(first).trials] == [row.key for row in search(second).trials]
     assert search(first).best == search(second).best
 
 
-def test_the_page_shows_every_trial(folder: Path) -> None:
-    page = html(run(folder).report)
+def test_the_page_shows_every_trial(made: Found) -> None:
+    page = html(made.result.report)
     assert 'id="trial-4"' in page
     assert "Trade-offs tried" in page
     assert len(page.encode()) < 300_000
 
 
-def test_an_interrupted_search_leaves_the_best_and_goes_on(folder: Path) -> None:
+def test_an_interrupted_search_leaves_the_best_and_goes_on(made: Found, folder: Path) -> None:
     watch = Lines(interrupt_after=2)
     stopped = run(folder, watch=watch)
     assert stopped.interrupted
@@ -140,8 +166,7 @@ def test_an_interrupted_search_leaves_the_best_and_goes_on(folder: Path) -> None
     done = run(folder, watch=rest)
     assert len(rest.trials) == 2
     assert not {t.key for t in rest.trials} & {t.key for t in watch.trials}
-    whole = run(folder, output="whole")
-    assert search(done).best == search(whole).best
+    assert search(done).best == search(made.result).best
 
 
 def test_interrupted_before_anything_was_measured(folder: Path) -> None:
@@ -149,25 +174,21 @@ def test_interrupted_before_anything_was_measured(folder: Path) -> None:
         run(folder, watch=Lines(interrupt_after=0))
 
 
-def test_a_killed_search_reads_what_is_whole(folder: Path) -> None:
-    run(folder)
-    journal = folder / "out" / ".lepton-tune" / "journal.jsonl"
+def test_a_killed_search_reads_what_is_whole(found: Found) -> None:
+    journal = found.folder / "out" / ".lepton-tune" / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:5]) + lines[5][:40])
     watch = Lines()
-    run(folder, watch=watch)
+    run(found.folder, watch=watch)
     assert len(watch.trials) == 4 - 3  # one of the five lines is the header, one the original
 
 
-def test_tighter_limits_begin_with_the_trials_of_a_report(folder: Path) -> None:
-    run(folder)
+def test_tighter_limits_begin_with_the_trials_of_a_report(made: Found, folder: Path) -> None:
     watch = Lines()
-    tighter = SMALL.replace("10 pp", "4 pp")
-    result = run(folder, tighter, output="tight", watch=watch, earlier=folder / "out" / "report.json")
-    fresh = Lines()
-    run(folder, tighter, output="fresh", watch=fresh)
-    assert len(search(result).trials) > len(watch.trials)
-    assert not {t.key for t in watch.trials} & {row.key for row in search(run(folder)).trials if row.feasible}
+    result = run(folder, SMALL.replace("10 pp", "4 pp"), watch=watch, earlier=made.folder / "out" / "report.json")
+    earlier = {row.key for row in search(made.result).trials}
+    assert {row.key for row in search(result).trials} == earlier | {t.key for t in watch.trials}
+    assert not {t.key for t in watch.trials} & earlier
     assert result.report.status == "ok"
 
 
@@ -189,9 +210,7 @@ def test_no_candidate_meets_the_limits(folder: Path) -> None:
     assert "failed" not in {row.reached for row in search(result).trials}, "what cannot be made is not tried"
 
 
-def test_latency_is_measured_against_the_original(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lepton_cli.tune.known._TABLES", 0.1)
-    monkeypatch.setattr("lepton_cli.tune.known._GLANCE", 0.02)
+def test_latency_is_measured_against_the_original(folder: Path) -> None:
     section = "{minimize: {metric: latency.median, batch: 4}, budget: {time: 60 s, trials: 4}}"
     result = run(folder, section, latency="{time: 60 ms, batch: [1, 4], threads: 1}")
     rows = [row for row in search(result).trials if not row.reason]
@@ -270,23 +289,23 @@ def one_line(error: LeptonError) -> bool:
     return "\n" not in error.message and len(error.message) < 200
 
 
-def test_another_versions_storage(folder: Path) -> None:
+def test_another_versions_storage(found: Found) -> None:
     """The best so far stays as it is."""
-    run(folder)
+    folder = found.folder
     best = stored(folder)
     assert "net.onnx" in best
     journal = folder / "out" / ".lepton-tune" / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([json.dumps({"lepton-tune": "0.0.0"}).encode() + b"\n", *lines[1:]]))
-    with pytest.raises(OutputError, match=r"lepton 0\.0\.0") as found:
+    with pytest.raises(OutputError, match=r"lepton 0\.0\.0") as caught:
         run(folder)
-    assert one_line(found.value)
+    assert one_line(caught.value)
     assert stored(folder) == best
 
 
-def test_a_budget_below_one_trial(folder: Path) -> None:
+def test_a_budget_below_one_trial(found: Found) -> None:
     """Also where there is a best already."""
-    run(folder)
+    folder = found.folder
     best = stored(folder)
     error = error_of(folder, SMALL.replace("60 s", "1 ms"), output="out")
     assert error.code == "tune.budget-too-small"
@@ -296,21 +315,21 @@ def test_a_budget_below_one_trial(folder: Path) -> None:
     assert stored(folder) == best
 
 
-def test_reports_that_cannot_be_taken_over(folder: Path) -> None:
-    run(folder)
+def test_reports_that_cannot_be_taken_over(found: Found) -> None:
+    folder = found.folder
     report = folder / "out" / "report.json"
     other = folder / "other.json"
     document = json.loads(report.read_text())
     document["tune"]["search"] = "another"
     other.write_text(json.dumps(document))
-    with pytest.raises(ReportError) as found:
+    with pytest.raises(ReportError) as caught:
         run(folder, output="b", earlier=other)
-    assert found.value.code == "tune.other-search"
+    assert caught.value.code == "tune.other-search"
     document["tune"] = None
     other.write_text(json.dumps(document))
-    with pytest.raises(ReportError) as found:
+    with pytest.raises(ReportError) as caught:
         run(folder, output="c", earlier=other)
-    assert found.value.code == "tune.not-tuned"
+    assert caught.value.code == "tune.not-tuned"
 
 
 def test_limits_are_the_recipes_gates_where_none_are_given(folder: Path) -> None:
