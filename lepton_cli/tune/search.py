@@ -94,7 +94,11 @@ class Search:
                 min((getattr(self.known.figures(proposal), name) for proposal in whole), default=0.0) if name else 0.0
             )
             if least > one.bound and self.space.prunes:
-                pruned = (self.space.point(proposal.point, pruned=True) for proposal in whole)
+                pruned = [
+                    self.space.point({**proposal.point, "round_to": multiple}, pruned=True)
+                    for proposal in whole
+                    for multiple in self.space.dimensions["round_to"]
+                ]
                 least = min(
                     (floor for point in pruned if (floor := self.known.floor(point, name)) is not None), default=least
                 )

@@ -210,8 +210,16 @@ def test_no_candidate_meets_the_limits(folder: Path) -> None:
     assert "failed" not in {row.reached for row in search(result).trials}, "what cannot be made is not tried"
 
 
+def test_a_limit_that_only_some_kinds_of_widths_hold(folder: Path) -> None:
+    """Multiples of the machine's blocks, which are tried first, leave more than 2 kB."""
+    limits = "[{metric: size.file, max: 900 B}]"
+    result = run(folder, f"{{limits: {limits}, maximize: accuracy.top1, budget: {{time: 60 s, trials: 1}}}}")
+    assert [row.feasible for row in search(result).trials] == [True]
+
+
 def test_latency_is_measured_against_the_original(folder: Path) -> None:
-    section = "{minimize: {metric: latency.median, batch: 4}, budget: {time: 60 s, trials: 4}}"
+    goal = "minimize: {metric: latency.median, batch: 4}, space: {precision: [float, dynamic]}"
+    section = f"{{{goal}, budget: {{time: 60 s, trials: 4}}}}"
     result = run(folder, section, latency="{time: 60 ms, batch: [1, 4], threads: 1}")
     rows = [row for row in search(result).trials if not row.reason]
     assert rows
