@@ -227,7 +227,7 @@ class Laboratory:
         cleaned = (*space.first, *read_steps([{"step": "simplify"}]))
 
         def begun() -> ir.Model:
-            return self.build(Candidate("cleaned up", cleaned), "cleaned").model
+            return io.stamped(self.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(self.job))
 
         return Foresight(
             functools.cache(begun),
@@ -290,15 +290,16 @@ class Laboratory:
 
 def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[Path, ...]:
     """Write a model as `compress` does: the same metadata, so the same size."""
-    return io.save(
-        model,
-        path,
-        metadata={
-            "lepton.version": __version__,
-            "lepton.recipe_sha256": recipe_sha256,
-            workspace.PROVENANCE: job.loaded.sha256,
-        },
-    )
+    return io.save(model, path, metadata=signature(job, recipe_sha256))
+
+
+def signature(job: Job, recipe_sha256: str = 64 * "0") -> dict[str, str]:
+    """The metadata of what is written; as long for one recipe as for another."""
+    return {
+        "lepton.version": __version__,
+        "lepton.recipe_sha256": recipe_sha256,
+        workspace.PROVENANCE: job.loaded.sha256,
+    }
 
 
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:

@@ -18,7 +18,6 @@ from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.prune.stored import Stored, stored
 from lepton_cli.step import Context
 
-
 #: Weights swept of one price, of each of two, and so on.
 STEPS = (16, 10, 5, 3)
 

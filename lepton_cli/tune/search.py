@@ -94,7 +94,11 @@ class Search:
                 min((getattr(self.known.figures(proposal), name) for proposal in whole), default=0.0) if name else 0.0
             )
             if least > one.bound and self.space.prunes:
-                pruned = (self.space.point(proposal.point, pruned=True) for proposal in whole)
+                pruned = [
+                    self.space.point({**proposal.point, "round_to": multiple}, pruned=True)
+                    for proposal in whole
+                    for multiple in self.space.dimensions["round_to"]
+                ]
                 least = min(
                     (floor for point in pruned if (floor := self.known.floor(point, name)) is not None), default=least
                 )
@@ -105,14 +109,15 @@ class Search:
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
         while self.stage < STAGES:
-            for _ in range(DRAFTS):
+            made = 0
+            while made < DRAFTS:
                 ranked = self._ranked()
                 if not ranked or not self._promising(ranked[0]):
                     break
                 first = ranked[0]
                 if first.prediction.figures.drafted:
                     return self._candidate(first)
-                self.known.draft(first.proposal)
+                made += not self.known.draft(first.proposal)  # one that cannot be made is in no pool any more
             else:
                 return self._candidate(ranked[0])
             self.stage += 1
