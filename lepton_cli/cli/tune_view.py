@@ -150,7 +150,9 @@ class LiveView(View):
     def _picture(self) -> Group:
         if self.judge is None:
             return Group(Text(f"  {self._now} …"))
-        lines = [Text(f"  {len(self._trials)} trials, {self.left()} left    now: {printable(self._now)}")]
+        lines = [
+            Text(f"  {words.plural(len(self._trials), 'trial')}, {self.left()} left    now: {printable(self._now)}")
+        ]
         if self._best is not None:
             lines += self._lines("  best: ", [self._best.name, *self.found(self._best)], "bold")
         rows = [[trial.name, *self.numbers(trial)] for trial in _front(self.judge, self.axes, self._trials)[:_ROWS]]
@@ -233,8 +235,10 @@ def show_search(report: Report, console: Console) -> None:
         return
     rows = [row for row in tuned.trials if row.front]
     console.print()
-    count = len(tuned.trials)
-    console.print(f"search: {count} trials, {len(rows)} on the front" + (f"; {tuned.ended}" if tuned.ended else ""))
+    console.print(
+        f"search: {words.plural(len(tuned.trials), 'trial')}, {len(rows)} on the front"
+        + (f"; {tuned.ended}" if tuned.ended else "")
+    )
     cost, quality = tuned.axes.cost, tuned.axes.quality
     cells = [
         [
