@@ -67,7 +67,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterato
         if not parent.missed and not stage:
             continue
         proposal = parent.proposal
-        why = f"`{parent.trial.name}` {'missed by little' if parent.missed else 'is the best'}"
+        what = "a near miss" if parent.missed else "the best"
         for name in _IN_PLACE:
             for value in space.dimensions[name]:
                 if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
@@ -75,7 +75,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterato
                 point = space.point({**proposal.point, name: value}, pruned=proposal.prospect is not None)
                 if point != proposal.point:
                     origin = "near miss" if parent.missed else "around the best"
-                    yield Proposal(point, proposal.prospect, origin, why)
+                    yield Proposal(point, proposal.prospect, origin, f"{what} with another `{name}`")
 
 
 _NUMBERS = ("loss", "time", "bytes", "parameters", "macs")
