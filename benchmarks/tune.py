@@ -227,7 +227,9 @@ def _laboratory(task: Task, seconds: float) -> Iterator[tuple[Laboratory, Bench]
     with work_folder(task.folder) as scratch:
         lab = Laboratory(job, judge, SEARCH, task.folder, scratch, Silent())
         lab.judge = dataclasses.replace(judge, memory=lab.original(()).memory)
-        bench = Bench(Journal(task.folder, SEARCH), lab.judge, SEARCH, lab.measure, seconds, None, here.cpu, _say)
+        bench = Bench(
+            Journal(task.folder, SEARCH), lab.judge, SEARCH, lab.measure, seconds, None, here.cpu, finished=_say
+        )
         lab.until = bench.end
         yield lab, bench
 
@@ -261,7 +263,8 @@ def sampled(sampler: str) -> Callable[[Task], Json]:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _laboratory(task, task.seconds) as (lab, bench):
             job, judge = lab.job, lab.judge
-            space = tune_space.derive(task.section.space, traits(job, judge.limits, judge.goal, ()))
+            sized = any(metrics.of(gate.metric).sized for gate in judge.limits)
+            space = tune_space.derive(task.section.space, traits(job, judge.limits, judge.goal, ()), sized)
             study = optuna.create_study(sampler=_sampler(optuna, sampler, task.seed))
             ended = "the budget is spent"
             with contextlib.suppress(Spent):

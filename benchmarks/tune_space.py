@@ -48,14 +48,14 @@ class Targets:
         return Candidate(", ".join([*words, spaces.describe(point)]), steps, point, origin)
 
 
-def derive(given: Space, traits: spaces.Traits) -> Targets:
-    """The space for a model. Raises RecipeError as that of `tune` does."""
+def derive(given: Space, traits: spaces.Traits, sized: bool) -> Targets:
+    """The space for a model; `sized`: whether a limit bounds its size. Raises RecipeError as that of `tune` does."""
     space = spaces.derive(given, traits)
     if traits.goal == "size" or not (traits.convolutions or traits.transformer):
         counted: tuple[Value, ...] = ("params",)
     else:
         counted = ("latency", "macs") if traits.calibrated else ("macs", "latency")
-    besides = space.prunes and traits.sized and traits.goal == "time"
+    besides = space.prunes and sized and traits.goal == "time"
     own: dict[str, tuple[Value, ...]] = {
         "keep": tuple(ladder()) if space.keep is None else (1, *space.keep),
         "prune_by": given.prune_by or counted,

@@ -289,9 +289,8 @@ def test_samplers_choose_among_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module("tune_space")
     traits = Traits(convolutions=True, products=True, transformer=False, quantized=False, prunable=True,
-                    calibrated=True, labelled=True, provider="cpu", tables=(), block=8, goal="time", max_drop=0.01,
-                    sized=True)  # fmt: skip
-    space = module.derive(Space(), traits)
+                    calibrated=True, labelled=True, provider="cpu", tables=(), goal="time", max_drop=0.01)  # fmt: skip
+    space = module.derive(Space(), traits, True)
     keep = space.dimensions["keep"]
     assert keep[:4] == (1, 0.95, 0.9, 0.86)
     assert keep[-1] == 0.0051  # 0.95 ** 103; a step further is below half a per cent
@@ -310,10 +309,11 @@ def test_samplers_choose_among_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (prune["min_width"], static["step"]) == ("1 %", "quantize.static")
     (prune,) = steps(precision="float", keep=0.51, prune_by="macs", round_to=1)
     assert (prune["target"], prune["timed_as"], prune["round_to"]) == ({"macs": "51 %"}, "float", 1)
-    small = module.derive(Space.model_validate({"keep": ("50 %",)}), dataclasses.replace(traits, goal="size"))
+    small = module.derive(Space.model_validate({"keep": ("50 %",)}), dataclasses.replace(traits, goal="size"), True)
     assert [small.dimensions[name] for name in ("keep", "prune_by", "keep_params")] == [(1, 0.5), ("params",), (1,)]
-    whole = module.derive(Space(), dataclasses.replace(traits, prunable=False))
+    whole = module.derive(Space(), dataclasses.replace(traits, prunable=False), True)
     assert [whole.dimensions[name] for name in ("keep", "keep_params")] == [(1,), (1,)]
+    assert module.derive(Space(), traits, False).dimensions["keep_params"] == (1,)
 
 
 def test_a_search_is_measured_against_recipes_by_hand_and_samplers(
