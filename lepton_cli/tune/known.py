@@ -22,7 +22,7 @@ from lepton_cli.prune.prospects import Prospect, Prospects
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.prune.stopwatch import Stopwatch
 from lepton_cli.prune.times import Times
-from lepton_cli.quantize.draft import coarse, drafter, drafting
+from lepton_cli.quantize.draft import coarse, drafter, drafting, filling
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 from lepton_cli.tune.candidate import Point
@@ -282,8 +282,9 @@ class Foresight:
             raise _not_drafted(point, problem)
         figures = self._drafts[whole.key]
         if name == "bytes":
-            stored = found.stored(self._written[whole.key])
-            return Scaled(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
+            written = self._written[whole.key]
+            stored = found.stored(written, filling(self._space.quantizing(point), written, self._context))
+            return Scaled(stored, figures.bytes / stored(tables.full(found)))
         if name == "time":
             times = self._timing_tables(point)
             return Scaled(times, figures.time / max(times(tables.full(found)), 1e-9))
