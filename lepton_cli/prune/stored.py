@@ -23,8 +23,8 @@ from lepton_cli.quantize import blocks, choose
 from lepton_cli.quantize import stored as in_8_bits
 from lepton_cli.quantize.kernels import Filling
 
-#: Bytes of a tensor in a file besides its elements: its name comes on top.
-_FRAME = 16
+#: Bytes of a tensor in a file besides its elements and name, and of the tag and length of anything.
+_FRAME, _FIELD = 16, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,9 @@ def stored(plan: Analysis, written: ir.Model, filling: Filling | None = None) ->
         follows = _Follows(plan, node, _weights(node))
         for made, reader in _cone(ends.get(name), borders, counted):
             found = parts.setdefault(name, [])
+            found.append(_Part(_length(made)))
             if isinstance(made, ir.Value):
-                found += [follows(made, reader), _Part(_FRAME + len(made.name or ""))]
-            else:
-                found.append(_Part(_length(made)))
+                found.append(follows(made, reader))
     following = [part for some in parts.values() for part in some if part.axes]
     zeros = None if filling is None or not filling.chains else _Zeros.of(plan, filling)
     full = np.array([[group.channels for group in plan.groups]], np.int64)
@@ -181,10 +180,12 @@ def _cone(
                 queue.append(producer)
 
 
-def _length(node: ir.Node) -> float:
-    """Bytes of a node in a file, about: names of what it reads and makes, and a frame around each."""
-    values = (*(v.name or "" for v in node.inputs if v is not None), *(v.name or "" for v in node.outputs))
-    return float(sum(len(text) + 2 for text in (node.name or "", node.op_type, *values)) + _FRAME)
+def _length(made: ir.Node | ir.Value) -> float:
+    """Bytes of a node in a file with what is said about its outputs, or of a tensor besides its elements."""
+    if isinstance(made, ir.Value):
+        return float(_FRAME + len(made.name or ""))
+    said = [ir.serde.serialize_value(value) for value in made.outputs if value.type is not None]
+    return float(sum(_FIELD + proto.ByteSize() for proto in (ir.serde.serialize_node(made), *said)))
 
 
 def _weights(node: ir.Node) -> list[tuple[str, tuple[int, ...], float]]:
