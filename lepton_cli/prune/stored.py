@@ -184,8 +184,8 @@ def _length(made: ir.Node | ir.Value) -> float:
     """Bytes of a node in a file with what is said about its outputs, or of a tensor besides its elements."""
     if isinstance(made, ir.Value):
         return float(_FRAME + len(made.name or ""))
-    said = [ir.serde.serialize_value(value) for value in made.outputs if value.type is not None]
-    return float(sum(_FIELD + proto.ByteSize() for proto in (ir.serde.serialize_node(made), *said)))
+    said = sum(_FIELD + ir.serde.serialize_value(value).ByteSize() for value in made.outputs if value.type is not None)
+    return float(_FIELD + ir.serde.serialize_node(made).ByteSize() + said)
 
 
 def _weights(node: ir.Node) -> list[tuple[str, tuple[int, ...], float]]:
