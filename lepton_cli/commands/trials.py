@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -27,9 +28,11 @@ from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Options
-from lepton_cli.tune.candidate import Candidate, prefix_key
+from lepton_cli.tune.candidate import Candidate, prefix_key, read_steps
 from lepton_cli.tune.journal import Quiet, lock
+from lepton_cli.tune.known import Foresight
 from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.space import SearchSpace
 from lepton_cli.version import __version__
 
 #: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
@@ -203,6 +206,24 @@ class Laboratory:
         built = Built(path, current.model, tuple(records))
         self._last = ((keys[-1], name), built)
         return built
+
+    def foresight(self, space: SearchSpace, note: Callable[[str], None]) -> Foresight:
+        """What can be told of candidates before they are tried; `note` is told what takes long."""
+        cleaned = (*space.first, *read_steps([{"step": "simplify"}]))
+
+        def begun() -> ir.Model:
+            return self.build(Candidate("cleaned up", cleaned), "cleaned").model
+
+        return Foresight(
+            functools.cache(begun),
+            space,
+            self.context,
+            self.judge.original,
+            timed=self.judge.needs("latency"),
+            macs=self.job.macs,
+            alone=self.quiet.measuring,
+            note=note,
+        )
 
     def _reference(self) -> runner.Checked:
         if self._original is None:

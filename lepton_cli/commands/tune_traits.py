@@ -12,7 +12,6 @@ from lepton_cli.errors import LeptonError, RecipeError
 from lepton_cli.graph import facts
 from lepton_cli.graph.feeds import default_feeds
 from lepton_cli.graph.spec import HeadOptions
-from lepton_cli.machine import machine
 from lepton_cli.prune import channels
 from lepton_cli.quantize.spec import QuantizeAware
 from lepton_cli.recipe.schema import Gate
@@ -41,9 +40,7 @@ def traits(job: Job, limits: Sequence[Gate], goal: Objective, first: Sequence[Op
         labelled=job.evaluation is not None and bool(job.evaluation.label_names),
         provider=latency.providers[0].name if latency else "cpu",
         tables=_tables(job.loaded.model),
-        block=machine().vector_block,
         goal="size" if metrics.of(goal.metric).sized else "time",
-        sized=any(metrics.of(gate.metric).sized for gate in limits),
         max_drop=min(drops) if drops else None,
         trainable=_taught(first) and _trainable(job),
     )

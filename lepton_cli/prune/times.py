@@ -89,10 +89,9 @@ class Times:
 
 
 def _split(gains: NDArray[np.float64], own: float, dropped: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Savings as a share of the nodes' own time, at most all of it, and what is beyond."""
-    share = np.full(len(gains), float(dropped))
-    if own > 0 and not dropped:
-        share = np.minimum(gains / own, 1.0)
+    """Savings as a share of the nodes' own time, at most all of it, and what is beyond; all goes with a branch."""
+    part = np.minimum(gains / own, 1.0) if own > 0 else np.zeros(len(gains))
+    share = np.ones(len(gains)) if dropped else part
     return share, gains - share * own
 
 

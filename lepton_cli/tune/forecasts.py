@@ -34,7 +34,6 @@ class Prediction:
     figures: Figures
     chance: float
     gain: float
-    forecast: Forecast
 
 
 class Forecasts:
@@ -85,42 +84,47 @@ class Forecasts:
         """What is expected of each. `best`: the goal so far."""
         if not proposals:
             return []
-        features = [
-            _features({**one.point, **self.written(one, figures)}, pruned=one.prospect) for one, figures in proposals
-        ]
         figures = [found for _, found in proposals]
+        features = [self._placed(*one) for one in proposals]
         chances = np.ones(len(proposals))
-        bands: dict[Yardstick, list[Band]] = {}
         for one in self.bounds:
-            chance, bands[one] = self._held(one, features, figures)
-            chances *= chance
-        gains, bands[self.goal] = self._gained(features, figures, best)
-        found = []
-        for place, figure in enumerate(figures):
-            limits: list[Band | None] = [None] * len(self.judge.limits)
-            for one in self.bounds:
-                if one.index is not None:
-                    limits[one.index] = one.shown(bands[one][place], comparison(self.judge, one))
-            goal = self.goal.shown(bands[self.goal][place], None)
-            forecast = Forecast(chance=round(float(chances[place]), 4), goal=goal, limits=tuple(limits))
-            found.append(Prediction(figure, float(chances[place]), float(gains[place]), forecast))
-        return found
+            chances *= self._held(one, features, figures)
+        gains = self._gained(features, figures, best)
+        zipped = zip(figures, chances, gains, strict=True)
+        return [Prediction(found, float(chance), float(gain)) for found, chance, gain in zipped]
 
-    def _held(
-        self, one: Yardstick, features: Sequence[Features], figures: Sequence[Figures]
-    ) -> tuple[NDArray[np.float64], list[Band]]:
-        """The chance that each holds a limit, and what is expected of it."""
+    def forecast(self, proposal: Proposal, prediction: Prediction) -> Forecast:
+        """The same for a report, with what is expected of every limit."""
+        limits: list[Band | None] = [None] * len(self.judge.limits)
+        for one in self.bounds:
+            if one.index is not None:
+                limits[one.index] = one.shown(
+                    self._band(one, proposal, prediction.figures), comparison(self.judge, one)
+                )
+        goal = self.goal.shown(self._band(self.goal, proposal, prediction.figures), None)
+        return Forecast(chance=round(prediction.chance, 4), goal=goal, limits=tuple(limits))
+
+    def _band(self, one: Yardstick, proposal: Proposal, figures: Figures) -> Band:
         if one.counted:
-            values, errors = _counted(one, figures)
-            chance = np.array([_below(one.bound, value, error) for value, error in zip(values, errors, strict=True)])
-            return chance, _bands(values, values - 1.96 * errors, values + 1.96 * errors)
-        expected = self._outlooks[one].expect(features)
-        return expected.below(one.bound), _bands(expected.mean, expected.low, expected.high)
+            (value,), (error,) = _counted(one, [figures])
+            return Band(value=value, low=value - 1.96 * error, high=value + 1.96 * error)
+        expected = self._outlooks[one].expect([self._placed(proposal, figures)])
+        return Band(value=float(expected.mean[0]), low=float(expected.low[0]), high=float(expected.high[0]))
+
+    def _placed(self, proposal: Proposal, figures: Figures) -> Features:
+        return _features({**proposal.point, **self.written(proposal, figures)}, pruned=proposal.prospect is not None)
+
+    def _held(self, one: Yardstick, features: Sequence[Features], figures: Sequence[Figures]) -> NDArray[np.float64]:
+        """The chance that each holds a limit."""
+        if one.counted:
+            pairs = zip(*_counted(one, figures), strict=True)
+            return np.array([_below(one.bound, value, error) for value, error in pairs])
+        return self._outlooks[one].expect(features).below(one.bound)
 
     def _gained(
         self, features: Sequence[Features], figures: Sequence[Figures], best: float | None
-    ) -> tuple[NDArray[np.float64], list[Band]]:
-        """How much better than the best each is expected to be, as a share of it."""
+    ) -> NDArray[np.float64]:
+        """How much better than the best each is expected to be, as a share of it; of a quality in units that matter."""
         goal = self.goal
         if goal.about.quality:
             unit = getattr(goal.quantity, "unit", 1.0)
@@ -128,20 +132,17 @@ class Forecasts:
         else:
             reference = scale = 1.0 if best is None else best
         if goal.counted:
-            values, errors = _counted(goal, figures)
-            gains = np.maximum(reference - values, 0.0)
-            return gains / scale, _bands(values, values - 1.96 * errors, values + 1.96 * errors)
-        expected = self._outlooks[goal].expect(features)
-        return expected.gain(reference) / scale, _bands(expected.mean, expected.low, expected.high)
+            return np.asarray(np.maximum(reference - _counted(goal, figures)[0], 0.0) / scale)
+        return self._outlooks[goal].expect(features).gain(reference) / scale
 
 
-def _features(point: Point, pruned: object = True) -> Features:
+def _features(point: Point, *, pruned: bool = True) -> Features:
     def number(name: str, otherwise: float) -> float:
         value = point.get(name)
         return float(value) if isinstance(value, (int, float)) else otherwise
 
     loss = number("loss", 0.0)
-    unpruned = not loss or pruned is None
+    unpruned = not loss or not pruned
     options = tuple(
         (name, point.get(name)) for name in _OPTIONS if not (unpruned and name in ("importance", "round_to"))
     )
@@ -165,7 +166,3 @@ def _below(bound: float, value: float, error: float) -> float:
     if error <= 0:
         return float(value <= bound * (1 + 1e-9))
     return 0.5 * math.erfc((value - bound) / error / math.sqrt(2))
-
-
-def _bands(middle: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> list[Band]:
-    return [Band(value=float(a), low=float(b), high=float(c)) for a, b, c in zip(middle, low, high, strict=True)]

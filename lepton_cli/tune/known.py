@@ -26,7 +26,7 @@ from lepton_cli.quantize.draft import coarse, drafter, drafting, filling
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 from lepton_cli.tune.candidate import Point
-from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace
+from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace, describe
 
 #: Bytes and time of unpruned precisions as shares of float's, before one is drafted: guesses that decide what is
 #: drafted first, and nothing else.
@@ -130,11 +130,12 @@ class Foresight:
         timed: bool,
         macs: Callable[[ir.Model], Mapping[str, int]],
         alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`model`: what candidates begin with, cleaned up. `timed`: whether limits or goal look at times. `alone`: held
-        while something is timed."""
+        while something is timed. `note`: told of what takes long."""
         self._model, self._space, self._context, self._original = model, space, context, original
-        self._timed, self._macs, self._alone = timed, macs, alone
+        self._timed, self._macs, self._alone, self._note = timed, macs, alone, note
         self._prospects: dict[tuple[object, ...], Prospects | None] = {}
         self._drafts: dict[tuple[object, ...], Figures] = {}
         self._failed: dict[tuple[object, ...], str] = {}
@@ -173,6 +174,8 @@ class Foresight:
         """Make its draft, so that its figures are exact; returns why it cannot be made."""
         if proposal.key in self._drafts or proposal.key in self._failed:
             return self._failed.get(proposal.key, "")
+        if proposal.prospect is None:
+            self._note(f"counting{' and timing' * self._timed} a draft: {describe(proposal.point)}")
         try:
             found = self._drafts[proposal.key] = self._counted(proposal)
             if proposal.prospect is not None:
@@ -245,6 +248,8 @@ class Foresight:
         key = self._ranked(point)
         if key not in self._prospects:
             options = self._pruning(point)
+            if not any(known[0] == key[0] for known in self._prospects):
+                self._note(f"ranking channels ({point['importance']}) and measuring what narrower layers lose")
             try:
                 self._prospects[key] = tables.prospects(self._model(), options, self._context)
             except LeptonError:  # a model that cannot be analysed is not pruned
@@ -300,6 +305,7 @@ class Foresight:
         key = (*self._ranked(point), kernels)
         if key not in self._times:
             options = self._pruning(point).model_copy(update={"timed_as": kernels})
+            self._note(f"timing narrower layers in {kernels}")
             with self._alone():
                 self._times[key] = found.times(options, drafter(kernels, self._context), _TABLES)
         return self._times[key]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lepton_cli.report.trial import Trial, Value
@@ -35,6 +36,8 @@ WITHIN = (1.0, 0.97, 0.93, 0.88)
 DRAFTS = 8
 #: Expected gain, as a share of the best, and chance of holding the limits, below which nothing is expected.
 GAIN, CHANCE = 0.003, 0.02
+#: Trainings of a length that did not fit into the time, after which none of that length is tried.
+REFUSED = 2
 #: How far the search is widened: the promising, all around what is best or missed by little, everything.
 STAGES = 3
 
@@ -151,8 +154,12 @@ class Search:
 
     def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Rated]:
         tried = {trial.key for trial in trials}
+        # What the time did not allow twice is not asked for again.
+        refused = Counter(trial.point.get("distill") for trial in trials if not trial.begun)
         left = []
         for proposal in pool:
+            if refused[proposal.point["distill"]] >= REFUSED and proposal.point["distill"] is not None:
+                continue
             candidate = self.space.candidate(proposal.point, proposal.prospect)
             if candidate.key(self.bench.search) not in tried and self.bench.fits(candidate):
                 left.append(proposal)
@@ -198,8 +205,8 @@ class Search:
                     yield Proposal(point, prospect)
 
     def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
-        """Precisions that may be best when pruned, in all kinds of widths and with every training; later other rankings,
-        which take long: of those that came near, then of all."""
+        """Precisions that may be best when pruned, in all kinds of widths and with every training; later with other
+        rankings, which take long: of those that came near, then of all."""
         dimensions = self.space.dimensions
         found = []
         for place, precision in enumerate(self._branches()):
@@ -281,7 +288,9 @@ class Search:
         made = self.space.candidate(proposal.point, proposal.prospect, origin=proposal.origin or self._origin)
         where = self.forecasts.written(proposal, prediction.figures)
         why = proposal.why or self._why(prediction)
-        return dataclasses.replace(made, point={**proposal.point, **where}, why=why, forecast=prediction.forecast)
+        return dataclasses.replace(
+            made, point={**proposal.point, **where}, why=why, forecast=self.forecasts.forecast(proposal, prediction)
+        )
 
     @property
     def _origin(self) -> str:

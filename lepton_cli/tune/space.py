@@ -60,14 +60,10 @@ class Traits:
     provider: str
     #: Nodes that look up large float tables (embeddings).
     tables: tuple[str, ...]
-    #: Channels that the processor computes at once.
-    block: int
     #: `size` when the goal is a size, else `time`.
     goal: str
     #: Largest loss of accuracy the limits allow, as a share.
     max_drop: float | None
-    #: Whether limits bound the size, whatever the goal is.
-    sized: bool = False
     #: Whether there is what training needs.
     trainable: bool = False
 

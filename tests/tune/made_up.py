@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lepton_cli.prune.prospects import Prospect
 from lepton_cli.prune.spec import PruneChannels
@@ -101,16 +102,21 @@ class MadeUp:
 
     def widths(self, point: Point, bounds: Bounds) -> Prospect | None:
         step = 40 if point["round_to"] is None else 1
-        for width in range(CHANNELS - step, int(LEAST * CHANNELS) - 1, -step):
-            kept = width / CHANNELS
-            most = dataclasses.asdict(bounds)
-            off = {name: self.network.off if self._corrected(point) else 1.0 for name in most}
-            if all(self._price(point, name, kept) * off[name] <= bound for name, bound in most.items()):
-                loss = self.network.loss(kept, point["importance"])
-                found = Prospect({"g": width}, (), loss, kept, kept)
-                whole = {name: self._price(point, name, 1.0) for name in most}
-                return None if all(whole[name] <= bound for name, bound in most.items()) else found
-        return None
+        most = dataclasses.asdict(bounds)
+        off = self.network.off if self._corrected(point) else 1.0
+
+        def holds(width: int) -> bool:
+            return all(self._price(point, name, width / CHANNELS) * off <= bound for name, bound in most.items())
+
+        if all(self._price(point, name, 1.0) <= bound for name, bound in most.items()):
+            return None
+        offered = range(int(LEAST * CHANNELS) // step * step + step, CHANNELS, step)
+        # Costs rise with the width: the first that is too dear ends what holds.
+        at = bisect.bisect_left(offered, True, key=lambda width: not holds(width))
+        if at == 0:
+            return None
+        kept = offered[at - 1] / CHANNELS
+        return Prospect({"g": offered[at - 1]}, (), self.network.loss(kept, point["importance"]), kept, kept)
 
     def _corrected(self, point: Point) -> bool:
         return any(key[0] == point["precision"] and key[-1] is not None for key in self.drafts)
@@ -153,20 +159,28 @@ def search(
     return Search(space, bench, MadeUp(network), yardsticks(judge, original))
 
 
-def optimum(judge: Judge, space: SearchSpace, network: Network) -> float:
-    """The best goal that any widths and choices reach within the limits."""
+def optimum(
+    space: SearchSpace,
+    network: Network,
+    holds: Callable[[float, float, float], bool],
+    goal: Callable[[float, float, float], float],
+) -> float:
+    """The best goal of any widths and choices that hold the limits; both of (drop, bytes, time)."""
     values = []
-    for precision in space.dimensions["precision"]:
-        for calibration in space.dimensions["calibration"] if precision == "int8" else (None,):
-            for multiple in space.dimensions["round_to"]:
-                for width in np.arange(int(LEAST * CHANNELS), CHANNELS + 1):
-                    if multiple is None and width % 40:
-                        continue
-                    chosen = {"precision": precision, "calibration": calibration, "round_to": multiple}
-                    point = space.point(chosen, pruned=True)
-                    pruned = Prospect({"g": int(width)}, (), 0.1, 1.0, 1.0) if width < CHANNELS else None
-                    made = measured(space.candidate(point, pruned), judge, network)
-                    value = judge.value(made)
-                    if judge.feasible(made) and value is not None:
-                        values.append(value)
+    for precision, calibration, multiple in itertools.product(
+        space.dimensions["precision"], space.dimensions["calibration"], space.dimensions["round_to"]
+    ):
+        point = space.point({"precision": precision, "calibration": calibration, "round_to": multiple}, pruned=True)
+        for width in range(int(LEAST * CHANNELS), CHANNELS + 1):
+            if multiple is None and width % 40:
+                continue
+            kept = width / CHANNELS
+            off = network.off if width < CHANNELS else 1.0
+            figures = (
+                network.drop(kept, point),
+                network.bytes(kept, precision) * off,
+                network.time(kept, precision, multiple) * off,
+            )
+            if holds(*figures):
+                values.append(goal(*figures))
     return min(values)

@@ -1,0 +1,304 @@
+"""The search on a made-up network: pruning costs accuracy, int8 a little too, both save time and bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.recipe.tuning import Space
+from lepton_cli.report.trial import Trial
+from lepton_cli.tune.candidate import read_steps
+from lepton_cli.tune.known import Proposal
+from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.search import Search
+from lepton_cli.tune.space import SearchSpace, Traits, derive
+from tests.tune import made_up
+from tests.tune.builders import gate, judge, size
+from tests.tune.made_up import Network, optimum, search
+
+CNN = Traits(
+    convolutions=True,
+    products=False,
+    transformer=False,
+    quantized=False,
+    prunable=True,
+    calibrated=True,
+    labelled=True,
+    provider="cpu",
+    tables=(),
+    goal="time",
+    max_drop=0.01,
+)
+POINT = gate("accuracy.top1", max_drop="1 pp")
+QUARTER = gate("size.file", max_ratio=0.25)
+
+
+@pytest.fixture(name="space", scope="module")
+def _space() -> SearchSpace:
+    return derive(Space(), CNN)
+
+
+def limits(*gates: object, goal: str = "latency.median") -> Judge:
+    return dataclasses.replace(judge(*gates, goal=goal), original=size(10**6))  # type: ignore[arg-type]
+
+
+def fastest(space: SearchSpace, net: Network, drop: float = 0.01, share: float = 9.0) -> float:
+    """The least time of any candidate that loses no more and is no larger."""
+    return optimum(space, net, lambda d, b, t: d <= drop and b <= share, lambda d, b, t: t)
+
+
+def ran(one: Search) -> list[Trial]:
+    one.run()
+    return one.bench.trials()
+
+
+def held(one: Judge, trials: list[Trial]) -> list[int]:
+    """Numbers of the trials that hold all limits, from 1."""
+    return [number for number, trial in enumerate(trials, 1) if one.feasible(trial)]
+
+
+@pytest.mark.parametrize("worse", [1.0, 1.02, 1.05, 1.5, 2.0])
+def test_the_best_is_found_in_few_trials(tmp_path: Path, space: SearchSpace, worse: float) -> None:
+    """int8 alone misses the size; from 1.02 on, what misses the accuracy by a hair is the first that holds the size."""
+    one, net = limits(POINT, QUARTER), Network(worse=worse)
+    trials = ran(search(tmp_path, one, space, net))
+    best = one.best(trials)
+    assert best is not None
+    assert one.value(best) == pytest.approx(fastest(space, net, share=0.25), rel=0.03)
+    assert held(one, trials)[0] <= 4
+    assert len(trials) <= 20
+
+
+@pytest.mark.parametrize("off", [0.85, 0.95, 1.05, 1.15])
+def test_drafts_correct_the_tables(tmp_path: Path, space: SearchSpace, off: float) -> None:
+    """Files are larger and slower than tables say, or smaller: still nothing too large is tried."""
+    one, net = limits(gate("accuracy.top1", max_drop="2 pp"), QUARTER), Network(off=off)
+    trials = ran(search(tmp_path, one, space, net))
+    best = one.best(trials)
+    assert best is not None
+    assert one.value(best) == pytest.approx(fastest(space, net, 0.02, 0.25), rel=0.03)
+    assert all(trial.size is not None and trial.size.file <= 250_000 for trial in trials)
+
+
+def test_nothing_is_tried_twice_or_known_to_miss(tmp_path: Path, space: SearchSpace) -> None:
+    one = limits(POINT, QUARTER)
+    trials = ran(search(tmp_path, one, space, Network()))
+    assert len({trial.key for trial in trials}) == len(trials)
+    assert not [breach for trial in trials for breach in one.breaches(trial) if breach.sized]
+
+
+@pytest.mark.parametrize("worse", [4.0, 10.0])
+def test_limits_that_cannot_hold_together_end_the_search_with_the_chance(
+    tmp_path: Path, space: SearchSpace, worse: float
+) -> None:
+    one, net = limits(POINT, QUARTER), Network(worse=worse)
+    with pytest.raises(ValueError, match="empty"):
+        fastest(space, net, share=0.25)
+    unfinished = search(tmp_path, one, space, net)
+    trials = ran(unfinished)
+    assert len(trials) <= 10
+    assert "nothing that is left is expected to hold all limits" in unfinished.ended
+    assert unfinished.ended.endswith(("0 %", "1 %", "2 %"))
+
+
+def test_the_mildest_is_tried_first_where_nothing_is_known(tmp_path: Path, space: SearchSpace) -> None:
+    """Without a limit on size: int8 as it is, or little pruned."""
+    one = limits(POINT)
+    first = ran(search(tmp_path, one, space, Network(), most=1))[0]
+    assert first.point["precision"] == "int8"
+    assert one.feasible(first)
+    assert "chance to hold the limits" in first.why
+
+
+def test_every_trial_says_what_was_expected(tmp_path: Path, space: SearchSpace) -> None:
+    one = limits(POINT, QUARTER)
+    trials = ran(search(tmp_path, one, space, Network()))
+    for trial in trials:
+        assert trial.why
+        assert trial.forecast is not None
+        assert 0 < trial.forecast.chance <= 1
+        assert len(trial.forecast.limits) == 2
+    inside = [
+        trial.forecast.limits[0].low <= -trial.accuracy.changes[0].difference <= trial.forecast.limits[0].high
+        for trial in trials
+        if trial.forecast and trial.forecast.limits[0] and trial.accuracy
+    ]
+    assert sum(inside) >= 0.8 * len(inside)
+
+
+def test_a_near_miss_is_mended(tmp_path: Path, space: SearchSpace) -> None:
+    """At this size every width loses too much, but for other ranges: found by working on what missed by little."""
+    net = Network()
+    kept = (0.25 - 0.01) / 0.265
+    point = space.point({"precision": "int8", "calibration": "percentile"}, pruned=True)
+    allowed = 100 * net.drop(kept, point) + 0.02
+    one = limits(gate("accuracy.top1", max_drop=f"{allowed:.3f} pp"), QUARTER)
+    trials = ran(search(tmp_path, one, space, net))
+    best = one.best(trials)
+    assert best is not None
+    assert best.point["calibration"] == "percentile"
+    assert {trial.point["calibration"] for trial in trials} > {"percentile"}
+    assert best.origin == "near miss"
+
+
+def test_training_is_tried_where_it_pays(tmp_path: Path) -> None:
+    space = derive(Space(), dataclasses.replace(CNN, trainable=True))
+    one, net = limits(POINT), Network()
+    best = one.best(ran(search(tmp_path, one, space, net)))
+    assert best is not None
+    assert best.point["distill"]
+    plain = one.best(ran(search(tmp_path / "b", one, derive(Space(), CNN), net)))
+    assert plain is not None
+    assert (one.value(best) or 1) < 0.85 * (one.value(plain) or 0)
+
+
+def test_what_trains_too_long_is_left_out_and_others_are_tried(tmp_path: Path) -> None:
+    space = derive(Space(), dataclasses.replace(CNN, trainable=True))
+    one, net = limits(POINT), Network()
+    unfinished = search(tmp_path, one, space, net)
+
+    def measure(candidate: object) -> Trial:
+        made = made_up.measured(candidate, one, net)  # type: ignore[arg-type]
+        if made.point.get("distill"):
+            return made.model_copy(update={"reached": "failed", "reason": "takes too long", "begun": False})
+        return made
+
+    unfinished.bench.measure = measure
+    trials = ran(unfinished)
+    best = one.best(trials)
+    assert best is not None
+    assert not best.point["distill"]
+    assert len([trial for trial in trials if not trial.begun]) < len(trials) / 2
+
+
+def test_a_goal_of_quality_stays_at_the_limits(tmp_path: Path, space: SearchSpace) -> None:
+    one = limits(gate("size.file", max_ratio=0.2), gate("latency.median", max_ratio=0.4), goal="accuracy.top1")
+    net = Network()
+    best = one.best(ran(search(tmp_path, one, space, net)))
+    assert best is not None
+    least = optimum(space, net, lambda d, b, t: b <= 0.2 and t <= 0.4, lambda d, b, t: d)
+    assert one.value(best) == pytest.approx(least - 0.9, abs=0.002)
+
+
+def test_a_goal_of_size_holds_the_limit_on_time(tmp_path: Path) -> None:
+    space = derive(Space(precision=("int8", "float")), dataclasses.replace(CNN, goal="size"))
+    one, net = limits(POINT, gate("latency.median", max_ratio=0.4), goal="size.file"), Network()
+    best = one.best(ran(search(tmp_path, one, space, net)))
+    assert best is not None
+    least = optimum(space, net, lambda d, b, t: d <= 0.01 and t <= 0.4, lambda d, b, t: b)
+    assert one.value(best) == pytest.approx(1e6 * least, rel=0.03)
+
+
+@pytest.mark.parametrize("most", [3, 6])
+def test_a_search_that_runs_again_repeats_nothing_and_goes_on(tmp_path: Path, space: SearchSpace, most: int) -> None:
+    one, net = limits(POINT, QUARTER), Network()
+    first = search(tmp_path, one, space, net, most=most)
+    assert len(ran(first)) == most
+    assert first.ended == "the budget is spent"
+    again = search(tmp_path, one, space, net, most=most)
+    again.bench.measure = lambda candidate: pytest.fail("measured again")
+    assert len(ran(again)) == most
+    whole = ran(search(tmp_path / "whole", one, space, net))
+    longer = ran(search(tmp_path, one, space, net))
+    assert [trial.name for trial in longer] == [trial.name for trial in whole]
+
+
+def test_a_budget_that_ends_before_anything_holds_says_the_chance(tmp_path: Path, space: SearchSpace) -> None:
+    unfinished = search(tmp_path, limits(POINT, QUARTER), space, Network(worse=3.0), most=2)
+    ran(unfinished)
+    assert unfinished.ended.startswith("the budget is spent; the most promising that is left has a chance of ")
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path: Path, space: SearchSpace) -> None:
+    unfinished = search(tmp_path, limits(POINT, QUARTER), space, Network(), seconds=5.0)
+    assert ran(unfinished) == []
+    assert unfinished.ended
+
+
+def test_shares_that_are_given_are_the_only_ones(tmp_path: Path) -> None:
+    space = derive(Space.model_validate({"keep": ["100 %", "80 %", "60 %"], "prune_by": ["params"]}), CNN)
+    one = limits(POINT)
+    trials = ran(search(tmp_path, one, space, Network()))
+    widths = {
+        step.widths["g"]
+        for trial in trials
+        for step in read_steps(trial.steps)
+        if isinstance(step, PruneChannels) and step.widths
+    }
+    assert widths <= {800, 600}
+    assert widths
+
+
+def test_nothing_is_pruned_where_nothing_can(tmp_path: Path) -> None:
+    space = derive(Space(), dataclasses.replace(CNN, prunable=False))
+    trials = ran(search(tmp_path, limits(POINT), space, Network()))
+    assert not [step for trial in trials for step in trial.steps if step["step"] == "prune.channels"]
+    assert [trial for trial in trials if trial.point["precision"] == "int8"]
+
+
+def test_the_recipes_own_steps_come_first(tmp_path: Path, space: SearchSpace) -> None:
+    one = limits(POINT)
+    unfinished = search(tmp_path, one, space, Network(), most=3)
+    own = space.candidate(space.point({"precision": "float"}), made_up.Prospect({"g": 900}, (), 0.01, 0.9, 0.9))
+    unfinished.start = [dataclasses.replace(own, name="recipe", point={**own.point, "precision": "float"})]
+    assert ran(unfinished)[0].name == "recipe"
+
+
+def test_floors_are_those_of_the_least_widths_where_nothing_unpruned_holds(tmp_path: Path, space: SearchSpace) -> None:
+    small = search(tmp_path, limits(POINT, gate("size.file", max_ratio=0.02)), space, Network())
+    assert small.floors() == pytest.approx({"bytes": 0.265 * made_up.LEAST + 0.01})
+    for share in (0.25, 0.5):
+        possible = search(tmp_path / f"{share}", limits(POINT, gate("size.file", max_ratio=share)), space, Network())
+        assert possible.floors() == {}
+
+
+def test_a_draft_that_fails_costs_no_trial(tmp_path: Path, space: SearchSpace) -> None:
+    one = limits(POINT)
+    unfinished = search(tmp_path, one, space, Network())
+
+    class Broken(made_up.MadeUp):
+        def draft(self, proposal: Proposal) -> str:
+            return "no" if proposal.point["precision"] == "int8" else super().draft(proposal)
+
+        def draft_failed(self, proposal: Proposal) -> bool:
+            return proposal.point["precision"] == "int8"
+
+    unfinished.known = Broken(Network())
+    assert {trial.point["precision"] for trial in ran(unfinished)} == {"float"}
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    worse=st.floats(0.3, 3.0),
+    off=st.floats(0.9, 1.1),
+    bits=st.floats(0.26, 0.4),
+    speed=st.floats(0.3, 0.9),
+    lost=st.floats(0.0, 0.006),
+)
+def test_other_networks(
+    tmp_path_factory: pytest.TempPathFactory,
+    space: SearchSpace,
+    worse: float,
+    off: float,
+    bits: float,
+    speed: float,
+    lost: float,
+) -> None:
+    """Limits that hold somewhere, and not by a hair, are held; what is found is near the best there is."""
+    net = Network(worse=worse, off=off)
+    net = dataclasses.replace(
+        net, bits={"float": 1.0, "int8": bits}, speed={"float": 1.0, "int8": speed}, lost={"float": 0.0, "int8": lost}
+    )
+    one = limits(POINT, QUARTER)
+    best = one.best(ran(search(tmp_path_factory.mktemp("s"), one, space, net, most=25)))
+    try:
+        fastest(space, net, 0.0085, 0.25)
+    except ValueError:
+        return
+    assert best is not None
+    assert (one.value(best) or 9) <= 1.06 * fastest(space, net, share=0.25)
