@@ -9,13 +9,15 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph import clean
 from lepton_cli.prune import allocate, depth, latency, ranking, stopwatch, targets, times
 from lepton_cli.prune.allocate import Price, Table
 from lepton_cli.prune.analysis import Analysis, analysed, feeds
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.latency import Parts, Quantize
 from lepton_cli.prune.spec import PruneChannels
-from lepton_cli.prune.stored import Stored, stored
+from lepton_cli.prune.stored import stored
+from lepton_cli.quantize.kernels import Filling
 from lepton_cli.step import Context
 
 #: Weights swept of one price, of each of two, and so on.
@@ -71,9 +73,10 @@ class Prospects:
         """A cost of the plan's groups as one of the columns."""
         return self.columns.priced(cost)
 
-    def stored(self, written: ir.Model) -> Stored:
-        """Bytes of a file, where the unpruned model becomes `written`."""
-        return stored(self.plan, written)
+    def stored(self, written: ir.Model, filling: Filling) -> Price:
+        """Bytes of a file by the columns' widths, where the unpruned model becomes `written`."""
+        found = stored(self.plan, written, filling)
+        return self.columns.priced(found, found.of)
 
     def times(self, options: PruneChannels, quantize: Quantize | None, seconds: float) -> times.Times:
         """Time by widths as a share of the original's, both behind `quantize`; measured in about so many seconds, once
@@ -131,7 +134,10 @@ class Prospects:
     def cut(self, prospect: Prospect) -> ir.Model:
         """A model with these widths and branches, of whichever channels, without repair: it is as small and as fast."""
         orders = [np.arange(group.channels) for group in self.plan.groups]
-        return self.columns.cut(self.widths(prospect), orders)
+        model = self.columns.cut(self.widths(prospect), orders)
+        clean.remove_unused(model)  # as `apply` does
+        clean.tie_tables(model)
+        return model
 
 
 def prospects(model: ir.Model, options: PruneChannels, context: Context) -> Prospects | None:

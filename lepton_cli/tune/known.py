@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from lepton_cli.prune.prospects import Prospect, Prospects
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.prune.stopwatch import Stopwatch
 from lepton_cli.prune.times import Times
-from lepton_cli.quantize.draft import coarse, drafter, drafting
+from lepton_cli.quantize.draft import coarse, drafter, drafting, filling
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 from lepton_cli.tune.candidate import Point
@@ -195,8 +196,10 @@ class Foresight:
         found = size.measure(None, made, macs=self._macs(made), compress=False)
         if proposal.prospect is None:
             self._written[proposal.key] = made
-        with self._alone():
-            time = self._timing(made) if self._timed else 1.0
+        time = 1.0
+        if self._timed:
+            with self._alone():
+                time = self._timing(made)
         whole = self._original
         return Figures(
             bytes=found.file / whole.file,
@@ -238,10 +241,10 @@ class Foresight:
         """What loses least within a budget; `None` where nothing holds it, or all channels do."""
         found = self._tables(point)
         asked = dataclasses.asdict(budget)
-        bounds = {name: round(bound / self.off(point, name), 4) for name, bound in asked.items() if bound < np.inf}
+        bounds = {name: _floored(bound / self.off(point, name)) for name, bound in asked.items() if bound < np.inf}
         key = (*self._family(point), *sorted(bounds.items()))
         if found is not None and bounds and key not in self._chosen:
-            parts = [(self._price(point, name), max(bound, _LEAST)) for name, bound in bounds.items()]
+            parts = [(self._price(point, name), bound) for name, bound in bounds.items()]
             full = tables.full(found)
             enough = all(price(full) <= bound for price, bound in parts)
             self._chosen[key] = None if enough else found.choose(parts)
@@ -290,8 +293,9 @@ class Foresight:
             raise _not_drafted(point, problem)
         figures = self._drafts[whole.key]
         if name == "bytes":
-            stored = found.stored(self._written[whole.key])
-            return Scaled(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
+            written = self._written[whole.key]
+            stored = found.stored(written, filling(self._space.quantizing(point), written, self._context))
+            return Scaled(stored, figures.bytes / stored(tables.full(found)))
         if name == "time":
             times = self._timing_tables(point)
             return Scaled(times, figures.time / max(times(tables.full(found)), 1e-9))
@@ -325,6 +329,13 @@ class Scaled:
 
     def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
         return np.asarray(self.factor * self.price.table(widths, group, levels))
+
+
+def _floored(share: float) -> float:
+    """Four digits of it: bounds that hardly differ are one."""
+    share = max(share, _LEAST)
+    unit = 10.0 ** (math.floor(math.log10(share)) - 3)
+    return math.floor(share / unit + 1e-6) * unit
 
 
 def _full_groups(found: Prospects) -> Widths:
