@@ -206,7 +206,8 @@ def test_the_floor_is_what_nothing_can_be_below(precision: str, case: Case) -> N
     smallest = Proposal(point, case.found.prospect(narrowest))
     assert case.known.floor(point, "bytes") == pytest.approx(case.file(smallest) / length(case.model), rel=0.02)
     cut = case.found.cut(case.found.prospect(narrowest))
-    assert case.known.floor(point, "macs") == pytest.approx(sum(macs(cut).values()) / sum(macs(case.model).values()))
+    work = sum(macs(cut).values()) / sum(macs(case.model).values())
+    assert case.known.floor(point, "macs") == pytest.approx(work, rel=0.01)
 
 
 @pytest.mark.parametrize("heavier", [1.25, 0.8])
