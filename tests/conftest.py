@@ -52,6 +52,8 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing of layers is short in tests: they do not look at its results."""
     monkeypatch.setattr("lepton_cli.prune.stopwatch.LIMIT", 0.1)
     monkeypatch.setattr("lepton_cli.prune.times.SECONDS", 0.2)
+    monkeypatch.setattr("lepton_cli.tune.known._TABLES", 0.2)
+    monkeypatch.setattr("lepton_cli.tune.known._GLANCE", 0.05)
 
 
 @pytest.fixture

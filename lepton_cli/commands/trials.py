@@ -41,6 +41,8 @@ KEEP_SECONDS, KEEP_BYTES = 1.0, 4_000_000_000
 PROXY_SAMPLES = 400
 #: Trials are timed more coarsely than the result.
 TRIAL_SECONDS, TRIAL_PRECISION = 3.0, 0.03
+#: Times that a surprising time is measured again; the middle one counts.
+AGAIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +168,27 @@ class Laboratory:
         return memory.measure(path, self.job.feeds(1), threads=self.job.threads)
 
     def _timed(self, trial: Trial, path: Path) -> Trial:
-        """Interleaved with the original, while no other process of the search works."""
+        """Interleaved with the original, while no other process of the search works; what surprises is timed again."""
         if self.spec is None:
             return trial
-        table = self.race({"compressed": path}, self.spec)
+        found = self._seen(trial, self.race({"compressed": path}, self.spec))
+        if self._surprising(found):
+            again = [self._seen(trial, self.race({"compressed": path}, self.spec)) for _ in range(AGAIN)]
+            found = sorted((found, *again), key=lambda one: self.judge.value(one) or 0.0)[len(again) // 2]
+        return found
+
+    def _seen(self, trial: Trial, table: LatencyTable) -> Trial:
         costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else None
         return self._judged(
             trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": costs})
         )
+
+    def _surprising(self, trial: Trial) -> bool:
+        """Whether a goal that is a time lies outside what was expected: other work on the machine does that, and one
+        such figure would end a search that nothing can better."""
+        band, value = trial.forecast.goal if trial.forecast else None, self.judge.value(trial)
+        timed = metrics.of(self.judge.goal.metric).source == "latency"
+        return timed and band is not None and value is not None and not band.low <= value <= band.high
 
     def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
         """Several models interleaved with the original."""
@@ -212,7 +227,7 @@ class Laboratory:
         cleaned = (*space.first, *read_steps([{"step": "simplify"}]))
 
         def begun() -> ir.Model:
-            return self.build(Candidate("cleaned up", cleaned), "cleaned").model
+            return io.stamped(self.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(self.job))
 
         return Foresight(
             functools.cache(begun),
@@ -275,15 +290,16 @@ class Laboratory:
 
 def save(model: ir.Model, path: Path, job: Job, *, recipe_sha256: str) -> tuple[Path, ...]:
     """Write a model as `compress` does: the same metadata, so the same size."""
-    return io.save(
-        model,
-        path,
-        metadata={
-            "lepton.version": __version__,
-            "lepton.recipe_sha256": recipe_sha256,
-            workspace.PROVENANCE: job.loaded.sha256,
-        },
-    )
+    return io.save(model, path, metadata=signature(job, recipe_sha256))
+
+
+def signature(job: Job, recipe_sha256: str = 64 * "0") -> dict[str, str]:
+    """The metadata of what is written; as long for one recipe as for another."""
+    return {
+        "lepton.version": __version__,
+        "lepton.recipe_sha256": recipe_sha256,
+        workspace.PROVENANCE: job.loaded.sha256,
+    }
 
 
 def _trial_spec(job: Job, judge: Judge) -> LatencySpec | None:

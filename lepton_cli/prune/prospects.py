@@ -20,6 +20,9 @@ from lepton_cli.prune.stored import stored
 from lepton_cli.quantize.kernels import Filling
 from lepton_cli.step import Context
 
+#: Weights swept of one price, of each of two, and so on.
+STEPS = (16, 10, 5, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Prospect:
@@ -53,6 +56,8 @@ class Prospects:
     def __init__(self, plan: Analysis, columns: depth.Columns, tables: Sequence[Table], context: Context) -> None:
         """`tables`: by column, with a dropped branch as width 0."""
         self.plan, self.columns, self.tables, self._context = plan, columns, tables, context
+        #: By the identity of the prices, which a sweep keeps alive.
+        self._sweeps: dict[tuple[int, ...], allocate.Sweep] = {}
 
     @cached_property
     def macs(self) -> targets.Goal:
@@ -89,16 +94,15 @@ class Prospects:
         return cost(allocate.fastest(self.tables, cost))
 
     def choose(self, parts: Parts) -> Prospect | None:
-        """What loses least and costs no more than each budget; `None` where nothing does.
-
-        What loses least under one of them and holds the others loses least under all: mostly one alone binds.
-        """
-        limits = allocate.Limits(parts)
-        alone = (allocate.choose(self.tables, allocate.Limits([part]), "global", quick=True) for part in parts)
-        widths = next((found for found in alone if limits(found) <= 1), None)
-        if widths is None:
-            widths = allocate.choose(self.tables, limits, "global", quick=True)
-        return self.prospect(widths) if limits(widths) <= 1 else None
+        """What loses least and costs no more than each budget; `None` where nothing does. Many budgets of the same
+        prices cost little more than one."""
+        prices = [price for price, _ in parts]
+        key = tuple(map(id, prices))
+        if key not in self._sweeps:
+            steps = STEPS[min(len(prices), len(STEPS)) - 1]
+            self._sweeps[key] = allocate.Sweep(self.tables, prices, steps)
+        widths = self._sweeps[key].within([budget for _, budget in parts])
+        return None if widths is None else self.prospect(widths)
 
     def prospect(self, widths: Widths) -> Prospect:
         """These widths of all columns."""

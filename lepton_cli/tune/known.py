@@ -218,7 +218,10 @@ class Foresight:
             model = known.cut(proposal.prospect)
         for step in self._space.quantizing(proposal.point):
             rough = coarse(step)
-            model = STEPS[rough.step].apply(model, rough, drafting(rough, self._context)).model
+            found = STEPS[rough.step].apply(model, rough, drafting(rough, self._context))
+            if not found.changed and not rough.if_possible:
+                raise _not_drafted(proposal.point, f"`{rough.step}` changes nothing")
+            model = found.model
         return model
 
     def _timing(self, model: ir.Model) -> float:
@@ -314,7 +317,7 @@ class Foresight:
         return self._times[key]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scaled:
     """A price in another unit."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 from lepton_cli.prune.prospects import Prospect
@@ -23,10 +24,11 @@ _IN_PLACE = ("calibration", "guard", "distill", "fuse")
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
-    """A trial that is the best, or missed a limit by little (`missed`: on quality)."""
+    """A trial that is the best, or missed limits by little (`missed`: one on quality)."""
 
     trial: Trial
     proposal: Proposal
+    best: bool
     missed: bool
 
 
@@ -35,16 +37,17 @@ def parents(judge: Judge, trials: Sequence[Trial]) -> list[Parent]:
     best = judge.best(trials)
     found = [] if best is None else [(0.0, best, False)]
     for trial in trials:
-        margins = judge.margins(trial)
-        short = [margin for margin in margins if margin.room < 0]
-        if not short or trial.reached == "failed":
+        breaches = judge.breaches(trial)
+        if not breaches or math.isinf(breaches[0].excess) or trial.reached == "failed":
             continue
+        short = [margin for margin in judge.margins(trial) if margin.room < 0]
         if all(-margin.room <= max(NEAR, ERRORS * margin.error) for margin in short):
-            quality = any(breach.quality for breach in judge.breaches(trial))
-            found.append((sum(-margin.room for margin in short), trial, quality))
+            found.append((sum(-margin.room for margin in short), trial, any(breach.quality for breach in breaches)))
     ordered = sorted(found, key=lambda one: (one[0], one[1].name))
     return [
-        Parent(trial, proposal, missed) for _, trial, missed in ordered if (proposal := remembered(trial)) is not None
+        Parent(trial, proposal, trial is best, missed)
+        for _, trial, missed in ordered
+        if (proposal := remembered(trial)) is not None
     ][:PARENTS]
 
 
@@ -67,15 +70,15 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterato
         if not parent.missed and not stage:
             continue
         proposal = parent.proposal
-        why = f"`{parent.trial.name}` {'missed by little' if parent.missed else 'is the best'}"
+        what = "the best" if parent.best else "a near miss"
         for name in _IN_PLACE:
             for value in space.dimensions[name]:
                 if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
                     continue
                 point = space.point({**proposal.point, name: value}, pruned=proposal.prospect is not None)
                 if point != proposal.point:
-                    origin = "near miss" if parent.missed else "around the best"
-                    yield Proposal(point, proposal.prospect, origin, why)
+                    origin = "around the best" if parent.best else "near miss"
+                    yield Proposal(point, proposal.prospect, origin, f"{what} with another `{name}`")
 
 
 _NUMBERS = ("loss", "time", "bytes", "parameters", "macs")

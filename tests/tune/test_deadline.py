@@ -1,4 +1,4 @@
-"""A trial ends with its time, whatever it is doing, and one that cannot be finished is not begun."""
+"""Work ends with its time, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from lepton_cli.recipe.tuning import Space
-from lepton_cli.report.trial import Trial
-from lepton_cli.tune.bench import Bench, Spent
-from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.deadline import OutOfTime, deadline
-from lepton_cli.tune.journal import Journal
-from lepton_cli.tune.space import derive
-from tests.tune.builders import judge, trial
-from tests.tune.test_space import CNN
 
 
 def _work_for_ever() -> None:
@@ -147,29 +138,3 @@ def test_one_deadline_inside_another() -> None:
     with pytest.raises(OutOfTime), deadline(0.05), deadline(60):
         _work_for_ever()
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-
-
-def _bench(folder: Path, seconds: float) -> Bench:
-    def slow(candidate: Candidate) -> Trial:
-        time.sleep(30)
-        raise AssertionError
-
-    return Bench(Journal(folder, "s"), judge(), "s", slow, seconds, None, "cpu")
-
-
-def test_a_trial_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    space, bench = derive(Space(), CNN), _bench(tmp_path, 0.1)
-    with pytest.raises(Spent):
-        bench.run([space.candidate(space.point(), "grid")])
-    assert bench.trials() == []
-
-
-def test_a_trial_that_will_take_too_long_is_not_begun(tmp_path: Path) -> None:
-    space, bench = derive(Space(), CNN), _bench(tmp_path, 60)
-    point = space.point()
-    bench.store.add(trial("before", point=dict(point), seconds=100.0))
-    begun: list[Candidate] = []
-    bench.beginning = begun.append
-    with pytest.raises(Spent):
-        bench.run([space.candidate({**point, "calibration": "minmax"}, "grid")])
-    assert not begun

@@ -1,4 +1,4 @@
-"""Optuna is optional: asked for and missing it is named; where it is, it proposes points and shares trials."""
+"""Trials in an Optuna storage: what is missing is named; machines and processes share trials and claims."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from pathlib import Path
 import pytest
 
 from lepton_cli.errors import MissingExtraError, OutputError
-from lepton_cli.recipe.tuning import Space
-from lepton_cli.tune import optuna as shared
-from lepton_cli.tune.bench import Bench
-from lepton_cli.tune.search import Search
-from lepton_cli.tune.space import derive
+from lepton_cli.tune import shared
 from tests.conftest import ROOT
-from tests.tune.builders import judge, trial
-from tests.tune.test_search import LIMIT, measured
-from tests.tune.test_space import CNN
+from tests.tune.builders import trial
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs the extra `tune`")
 
@@ -40,38 +34,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return real(name, globals, locals, fromlist or (), level)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr(shared, "_installed", lambda: False)
-    space = derive(Space(), CNN)
-    assert shared.proposer(space, judge(LIMIT), 0, required=False) is None
-    for ask in (
-        lambda: shared.proposer(space, judge(LIMIT), 0, required=True),
-        lambda: shared.SharedStore("study.log", "s", tmp_path),
-    ):
-        with pytest.raises(MissingExtraError) as found:
-            ask()
-        assert "lepton-cli[tune]" in (found.value.hint or "")
-
-
-@needs_optuna
-def test_optuna_proposes_points_of_the_space(tmp_path: Path) -> None:
-    one, space = judge(LIMIT), derive(Space(), CNN)
-    store = shared.SharedStore("study.log", "s", tmp_path)
-    found = Bench(store, one, "s", lambda candidate: measured(candidate, one), 1000.0, 40, "cpu")
-    Search(space, found, [], 0).sampled(shared.proposer(space, one, 0, required=True))
-    assert len(found.trials()) == 40
-    assert one.best(found.trials()) is not None
-
-
-@needs_optuna
-def test_optuna_is_told_of_its_own_space_alone() -> None:
-    one = judge(LIMIT)
-    other, space = (derive(Space.model_validate({"keep": keep}), CNN) for keep in (("50 %",), ("60 %",)))
-    propose = shared.proposer(space, one, 0, required=True)
-    assert propose is not None
-    before = measured(other.candidate(other.point(), ""), one).model_copy(update={"key": "before"})
-    point = propose([before])
-    assert point is not None
-    assert point["keep"] == 0.6
+    with pytest.raises(MissingExtraError) as found:
+        shared.SharedStore("study.log", "s", tmp_path)
+    assert "lepton-cli[tune]" in (found.value.hint or "")
 
 
 @needs_optuna
@@ -87,6 +52,38 @@ def test_machines_share_trials_and_claims(tmp_path: Path) -> None:
 
 
 @needs_optuna
+def test_trials_are_of_one_search_and_come_oldest_first(tmp_path: Path) -> None:
+    first, other = (shared.SharedStore("study.log", search, tmp_path) for search in ("s", "t"))
+    for name in ("b", "a"):
+        first.add(trial(name))
+    with first.claim("k"), other.claim("k") as mine:
+        assert mine
+    assert [one.name for one in first.trials()] == ["b", "a"]
+    assert other.trials() == []
+
+
+@needs_optuna
+def test_what_a_lost_machine_held_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (shared.SharedStore("study.log", "s", tmp_path) for _ in range(2))
+    with first.claim("k"):
+        with second.claim("k") as early:
+            assert not early
+        monkeypatch.setattr(shared.SharedStore, "STALE", 0.0)
+        with second.claim("k") as late:
+            assert late
+
+
+@needs_optuna
+def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for storage in ("folder", "nosuch://x"):
+        with pytest.raises(OutputError) as found:
+            shared.SharedStore(storage, "s", tmp_path)
+        assert found.value.code == "tune.storage"
+        assert found.value.cause
+
+
+@needs_optuna
 @pytest.mark.parametrize("storage", ["study.log", "sqlite:///{folder}/study.db"])
 def test_a_storage_of_another_version_is_refused(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = storage.format(folder=tmp_path)
@@ -99,22 +96,10 @@ def test_a_storage_of_another_version_is_refused(storage: str, tmp_path: Path, m
     assert "0.0.9" in found.value.message
 
 
-@needs_optuna
-def test_optuna_does_not_repeat_itself(tmp_path: Path) -> None:
-    one, space = judge(LIMIT), derive(Space(), CNN)
-    propose, again = (shared.proposer(space, one, 3, required=True) for _ in range(2))
-    assert propose is not None
-    assert again is not None
-    trials = [trial("a", point=dict(space.point()))]
-    points = [propose(trials) for _ in range(6)]
-    assert len({repr(point) for point in points}) > 3
-    assert [again(trials) for _ in range(6)] == points
-
-
 _PROCESS = """
 import sys
 from pathlib import Path
-from lepton_cli.tune.optuna import SharedStore
+from lepton_cli.tune.shared import SharedStore
 from tests.tune.builders import trial
 store, done = SharedStore(sys.argv[1], "s", Path(sys.argv[2])), 0
 for number in range(3):
