@@ -218,7 +218,7 @@ class _Follows:
             if len(full) == 2 and "block_size" in reader.attributes and value in reader.inputs:
                 return _Part(size, axes, full, self._in_blocks(outputs, full, each, reader, value))
             if count == prod(full) and count > 1:
-                return _Part(size, axes, full, self._alike(each, reader, size < each * count))
+                return _Part(size, axes, full, self._alike(each, reader, size == count < each * count))
             if outputs is not None and count == full[outputs] and count > 1:
                 return _Part(size, [axes[outputs]], (full[outputs],))
             if len(shape) == len(full) == 4 and all(map(ge, shape, full)):  # blocks of channels are filled
@@ -227,11 +227,11 @@ class _Follows:
                 return _Part(size, axes, full)
         return _Part(size)
 
-    def _alike(self, each: float, reader: ir.Node, smaller: bool) -> Form | None:
+    def _alike(self, each: float, reader: ir.Node, codes: bool) -> Form | None:
         """Element for element; what is too small for codes stays as it is."""
-        if smaller and reader.op_type == "Cast":
+        if codes and reader.op_type == "Cast":
             return Form(elements=int(in_8_bits.LEAST_BYTES / each), bytes=each)
-        if smaller and self.node.op_type in ("MatMul", "Gemm"):
+        if codes and self.node.op_type in ("MatMul", "Gemm"):
             return Form(side=choose.LEAST_SIDE, bytes=each)
         return None
 

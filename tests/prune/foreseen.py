@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,35 @@ def convolutions() -> ir.Model:
     return n.model(n.node("Gemm", pooled, n.weight(10, 32), n.weight(10), transB=1))
 
 
-def residual() -> ir.Model:
-    """Three blocks of two convolutions around a stream of 32 channels, input `x` [batch, 3, 8, 8]."""
+def unfilled() -> ir.Model:
+    """Three convolutions, of which the first lacks four channels of a block, input `x` [batch, 3, 8, 8]."""
+    n = Network()
+    x = n.input("x", "batch", 3, 8, 8)
+    for before, after in ((3, 60), (60, 64), (64, 32)):
+        x = n.node("Relu", n.conv(x, before, after))
+    return n.model(n.node("GlobalAveragePool", x))
+
+
+def nested() -> ir.Model:
+    """A block of two convolutions, both inside and behind one of two, input `x` [batch, 3, 8, 8]."""
     n = Network()
     x = n.node("Relu", n.conv(n.input("x", "batch", 3, 8, 8), 3, 32))
-    for inner in (32, 48, 32):
-        x = n.node("Relu", n.node("Add", x, n.conv(n.node("Relu", n.conv(x, 32, inner)), inner, 32)))
+    y = n.conv(x, 32, 48)
+    y = n.node("Add", y, n.conv(n.node("Relu", n.conv(y, 48, 40)), 40, 48))
+    x = n.node("Relu", n.node("Add", x, n.conv(y, 48, 32)))
+    pooled = n.node("Flatten", n.node("GlobalAveragePool", x))
+    return n.model(n.node("Gemm", pooled, n.weight(10, 32), n.weight(10), transB=1))
+
+
+def residual() -> ir.Model:
+    """Three blocks of two or three convolutions around a stream of 32 channels, input `x` [batch, 3, 8, 8]."""
+    n = Network()
+    x = n.node("Relu", n.conv(n.input("x", "batch", 3, 8, 8), 3, 32))
+    for inner in ((32,), (48, 32), (32,)):
+        y = x
+        for before, after in itertools.pairwise((32, *inner)):
+            y = n.node("Relu", n.conv(y, before, after))
+        x = n.node("Relu", n.node("Add", x, n.conv(y, inner[-1], 32)))
     pooled = n.node("Flatten", n.node("GlobalAveragePool", x))
     return n.model(n.node("Gemm", pooled, n.weight(10, 32), n.weight(10), transB=1))
 
@@ -78,6 +102,8 @@ def transformer() -> ir.Model:
 NETWORKS: dict[str, tuple[Callable[[], ir.Model], Callable[[], Arrays]]] = {
     "convolutions": (convolutions, images),
     "residual": (residual, images),
+    "unfilled": (unfilled, images),
+    "nested": (nested, images),
     "mlp": (mlp, rows),
     "transformer": (
         transformer,

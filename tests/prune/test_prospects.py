@@ -32,7 +32,7 @@ def work(model: ir.Model) -> int:
     return sum(node_cost.macs(model, shapes.concrete(model, size)).values())
 
 
-@pytest.mark.parametrize("name", ["convolutions", "residual", "mlp", "transformer"])
+@pytest.mark.parametrize("name", ["convolutions", "residual", "nested", "mlp", "transformer"])
 def test_figures_are_those_of_the_model_that_is_cut(name: str, tmp_path: Path) -> None:
     found, around = looked_at(name, tmp_path)
     random = np.random.default_rng(2)

@@ -141,7 +141,8 @@ def test_a_draft_is_counted_to_the_byte(precision: str, case: Case) -> None:
 @pytest.mark.parametrize("precision", ["float", "int8"])
 def test_figures_of_widths_are_told_without_a_draft(precision: str, case: Case) -> None:
     point = case.point(precision=precision)
-    prospect = case.found.prospect(np.array([table.levels[len(table.levels) // 3] for table in case.found.tables]))
+    # Three channels less than blocks hold: in int8 zeros fill some, a twentieth of the file.
+    prospect = case.found.prospect(np.array([table.levels[3] for table in case.found.tables]))
     proposal = Proposal(point, prospect)
     told = case.known.figures(proposal)
     assert (told.told, told.drafted) == (True, False)
@@ -206,7 +207,8 @@ def test_the_floor_is_what_nothing_can_be_below(precision: str, case: Case) -> N
     smallest = Proposal(point, case.found.prospect(narrowest))
     assert case.known.floor(point, "bytes") == pytest.approx(case.file(smallest) / length(case.model), rel=0.02)
     cut = case.found.cut(case.found.prospect(narrowest))
-    assert case.known.floor(point, "macs") == pytest.approx(sum(macs(cut).values()) / sum(macs(case.model).values()))
+    work = sum(macs(cut).values()) / sum(macs(case.model).values())
+    assert case.known.floor(point, "macs") == pytest.approx(work, rel=0.01)
 
 
 @pytest.mark.parametrize("heavier", [1.25, 0.8])
@@ -338,3 +340,10 @@ def test_drafts_are_timed_where_times_count(tmp_path: Path, monkeypatch: pytest.
     assert case.asked["alone"] == 3
     case.known.widths(case.point(precision="float"), Bounds(time=0.7))
     assert asked == [("int8", False), ("float", True)]
+
+
+def test_bounds_are_never_rounded_up() -> None:
+    cases = {0.123456: 0.1234, 0.00359999: 0.003599, 0.25: 0.25, 0.29: 0.29, 0.3: 0.3, 1.0: 1.0, 2.34567: 2.345}
+    for share, wanted in cases.items():
+        assert known._floored(share) == pytest.approx(wanted, rel=1e-9)
+    assert known._floored(0.0) == known._floored(-1.0) == pytest.approx(1e-4)
