@@ -141,7 +141,7 @@ def _decide(
             return columns.cut(widths, orders)
 
         return _stored(
-            columns, _thrifty(offer, cost, rest, options, cut, watch, _judge(columns, orders, options, context))
+            columns, _thrifty(offer, cost, rest, options, cut, watch, whole_losses(columns, orders, options, context))
         )
     with context.progress.stage("measuring latency", TRIES) as stage:
 
@@ -177,20 +177,30 @@ def _thrifty(
     return Met(offered[best], (), ratios[best], cost(offered[best]))
 
 
-def _judge(
-    columns: depth.Columns, orders: Sequence[NDArray[np.int64]], options: PruneChannels, context: Context
+def whole_losses(
+    columns: depth.Columns,
+    orders: Sequence[NDArray[np.int64]],
+    options: PruneChannels,
+    context: Context,
+    count: int | None = None,
 ) -> WholeLosses | None:
-    """What measures losses of whole models; tables add up what single layers lose."""
+    """What measures losses of whole models; tables add up what single layers lose. `None` without data.
+
+    `count`: models in all, which decides how many samples each is measured on; default: those of every call.
+    """
     source = ranking.source_of(context)
     if source is None:
         return None
+    prepared: dict[int, sensitivity.Unpruned] = {}
 
     def judge(offered: Sequence[Widths]) -> list[float]:
-        trial = _trial(columns.plan, source, len(offered))
+        share = count or len(offered)
+        if share not in prepared:
+            prepared[share] = _trial(columns.plan, source, share)
         with context.progress.stage("comparing whole models", len(offered)) as stage:
             found = []
             for widths in offered:
-                found.append(columns.loss(widths, orders, trial, options.repairs != ()))
+                found.append(columns.loss(widths, orders, prepared[share], options.repairs != ()))
                 stage.advance()
         return found
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli.graph import clean
 from lepton_cli.prune import allocate, depth, latency, ranking, stopwatch, targets, times
@@ -20,6 +21,8 @@ from lepton_cli.prune.stored import stored
 from lepton_cli.quantize.kernels import Filling
 from lepton_cli.step import Context
 
+#: Whole models whose losses are measured, about: the more, the fewer samples for each.
+MEASURED = 40
 #: Weights swept of one price, of each of two, and so on.
 STEPS = (16, 10, 5, 3)
 
@@ -53,9 +56,18 @@ class Prospect:
 class Prospects:
     """Tables of one prepared model under one ranking and one rule for widths."""
 
-    def __init__(self, plan: Analysis, columns: depth.Columns, tables: Sequence[Table], context: Context) -> None:
-        """`tables`: by column, with a dropped branch as width 0."""
+    def __init__(
+        self,
+        plan: Analysis,
+        columns: depth.Columns,
+        tables: Sequence[Table],
+        orders: Sequence[NDArray[np.int64]],
+        options: PruneChannels,
+        context: Context,
+    ) -> None:
+        """`tables`: by column, with a dropped branch as width 0. `orders`: channels of every group, first to go first."""
         self.plan, self.columns, self.tables, self._context = plan, columns, tables, context
+        self._orders, self._options = orders, options
         #: By the identity of the prices, which a sweep keeps alive.
         self._sweeps: dict[tuple[int, ...], allocate.Sweep] = {}
 
@@ -131,6 +143,15 @@ class Prospects:
                 widths[column] = 0
         return widths
 
+    @cached_property
+    def _whole(self) -> latency.WholeLosses | None:
+        return latency.whole_losses(self.columns, self._orders, self._options, self._context, MEASURED)
+
+    def loss(self, prospect: Prospect) -> float:
+        """What these widths lose together, measured on the outputs of a model that is cut and quickly repaired: tables
+        add up what layers lose alone. Without data to measure on: what the tables say."""
+        return prospect.loss if self._whole is None else self._whole([self.widths(prospect)])[0]
+
     def cut(self, prospect: Prospect) -> ir.Model:
         """A model with these widths and branches, of whichever channels, without repair: it is as small and as fast."""
         orders = [np.arange(group.channels) for group in self.plan.groups]
@@ -150,9 +171,9 @@ def prospects(model: ir.Model, options: PruneChannels, context: Context) -> Pros
     if not plan.groups:
         return None
     levels = [targets.levels(group, options) for group in plan.groups]
-    _, tables = ranking.ranked_groups(plan, options, context, levels, [])
+    rankings, tables = ranking.ranked_groups(plan, options, context, levels, [])
     columns, offered = latency.offered(plan, options, context, tables)
-    return Prospects(plan, columns, offered, context)
+    return Prospects(plan, columns, offered, [ranked.order for ranked in rankings], options, context)
 
 
 def full(found: Prospects) -> Widths:

@@ -43,6 +43,8 @@ _GUESSED = {
 }
 #: Shares below this are nothing.
 _LEAST = 1e-4
+#: A loss below this is none.
+_NO_LOSS = 1e-6
 #: Seconds that a draft is timed, and that tables of times may take.
 _GLANCE, _TABLES = 0.5, 6.0
 
@@ -58,6 +60,8 @@ class Figures:
     parameters: float = 1.0
     macs: float = 1.0
     time: float = 1.0
+    #: Of quality, by pruning: squared output error as a share of the variance.
+    loss: float = 0.0
     told: bool = False
     drafted: bool = False
 
@@ -71,11 +75,6 @@ class Proposal:
     #: Which part of the search it comes from, and why; empty: by its outlook alone.
     origin: str = ""
     why: str = ""
-
-    @property
-    def loss(self) -> float:
-        """What pruning loses by the tables."""
-        return 0.0 if self.prospect is None else self.prospect.loss
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -142,24 +141,37 @@ class Foresight:
         self._failed: dict[tuple[object, ...], str] = {}
         self._written: dict[tuple[object, ...], ir.Model] = {}
         self._prices: dict[tuple[object, ...], Price] = {}
-        self._times: dict[tuple[object, ...], Times] = {}
+        self._times: dict[Kernels, Times] = {}
         self._chosen: dict[tuple[object, ...], Prospect | None] = {}
+        self._losses: dict[tuple[object, ...], float] = {}
         #: How far the last draft of pruned widths was from what tables said, as a factor.
         self._off: dict[tuple[object, ...], float] = {}
         self._watch: Stopwatch | None = None
 
     def figures(self, proposal: Proposal) -> Figures:
         """By tables, or of its draft where there is one."""
+        point, prospect = proposal.point, proposal.prospect
         found = self._drafts.get(proposal.key)
         if found is not None:
-            return found
-        point, prospect = proposal.point, proposal.prospect
+            return found if prospect is None else self._with_loss(found, proposal, prospect)
         if prospect is None:
             share, time = _GUESSED[str(point["precision"])]
             return Figures(bytes=share, time=time)
         names = ("bytes", "parameters", "macs", *(("time",) if self._timed else ()))
         told = {name: self.off(point, name) * self._told(point, name, prospect) for name in names}
+        told["loss"] = self._loss(proposal, prospect)
         return dataclasses.replace(Figures(bytes=told["bytes"], told=True), **told)  # type: ignore[arg-type]
+
+    def _with_loss(self, figures: Figures, proposal: Proposal, prospect: Prospect) -> Figures:
+        """Two rankings make models of the same size that lose differently."""
+        measured = (proposal.point["importance"], prospect.key) in self._losses
+        return dataclasses.replace(figures, loss=self._loss(proposal, prospect), drafted=measured)
+
+    def _loss(self, proposal: Proposal, prospect: Prospect) -> float:
+        """Measured where it was, else what tables say and as far off as the last of its kind: branches that go together
+        with channels lose more than either alone."""
+        told = self._off.get(_kind(proposal.point, prospect), 1.0) * prospect.loss
+        return self._losses.get((proposal.point["importance"], prospect.key), told)
 
     def _told(self, point: Point, name: str, prospect: Prospect) -> float:
         """What tables say of widths."""
@@ -173,25 +185,39 @@ class Foresight:
 
     def draft(self, proposal: Proposal) -> str:
         """Make its draft, so that its figures are exact; returns why it cannot be made."""
-        if proposal.key in self._drafts or proposal.key in self._failed:
-            return self._failed.get(proposal.key, "")
-        if proposal.prospect is None:
-            self._note(f"counting{' and timing' * self._timed} a draft: {describe(proposal.point)}")
+        if proposal.key in self._failed:
+            return self._failed[proposal.key]
         try:
-            found = self._drafts[proposal.key] = self._counted(proposal)
-            if proposal.prospect is not None:
-                for name in ("bytes", "parameters", "macs", *(("time",) if self._timed else ())):
-                    told = self._told(proposal.point, name, proposal.prospect)
-                    self._off[(*self._family(proposal.point), name)] = getattr(found, name) / told
+            if proposal.key not in self._drafts:
+                self._drafts[proposal.key] = self._counted(proposal)
+                self._correct(proposal, self._drafts[proposal.key])
+            self._measure_loss(proposal)
         except LeptonError as error:
             self._failed[proposal.key] = error.message + (f": {error.cause}" if error.cause else "")
         return self._failed.get(proposal.key, "")
+
+    def _correct(self, proposal: Proposal, found: Figures) -> None:
+        """Remember how far tables were off."""
+        point, prospect = proposal.point, proposal.prospect
+        if prospect is not None:
+            for name in ("bytes", "parameters", "macs", *(("time",) if self._timed else ())):
+                self._off[(*self._family(point), name)] = getattr(found, name) / self._told(point, name, prospect)
+
+    def _measure_loss(self, proposal: Proposal) -> None:
+        point, prospect = proposal.point, proposal.prospect
+        if prospect is not None and (key := (point["importance"], prospect.key)) not in self._losses:
+            found = self._tables(point)
+            assert found is not None
+            self._losses[key] = max(found.loss(prospect), _NO_LOSS)
+            self._off[_kind(point, prospect)] = self._losses[key] / max(prospect.loss, _NO_LOSS)
 
     def draft_failed(self, proposal: Proposal) -> bool:
         """Whether its draft was tried, and cannot be made."""
         return proposal.key in self._failed
 
     def _counted(self, proposal: Proposal) -> Figures:
+        if proposal.prospect is None:
+            self._note(f"counting{' and timing' * self._timed} a draft: {describe(proposal.point)}")
         made = self._made(proposal)
         found = size.measure(None, made, macs=self._macs(made), compress=False)
         if proposal.prospect is None:
@@ -308,13 +334,12 @@ class Foresight:
         found = self._tables(point)
         assert found is not None
         kernels: Kernels = KERNELS.get(str(point["precision"]), "float")
-        key = (*self._ranked(point), kernels)
-        if key not in self._times:
+        if kernels not in self._times:  # the same for all rankings and widths
             options = self._pruning(point).model_copy(update={"timed_as": kernels})
             self._note(f"timing narrower layers in {kernels}")
             with self._alone():
-                self._times[key] = found.times(options, drafter(kernels, self._context), _TABLES)
-        return self._times[key]
+                self._times[kernels] = found.times(options, drafter(kernels, self._context), _TABLES)
+        return self._times[kernels]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -336,6 +361,11 @@ def _floored(share: float) -> float:
     share = max(share, _LEAST)
     unit = 10.0 ** (math.floor(math.log10(share)) - 3)
     return math.floor(share / unit + 1e-6) * unit
+
+
+def _kind(point: Point, prospect: Prospect) -> tuple[object, ...]:
+    """Of widths whose tables are off alike."""
+    return "loss", point["importance"], bool(prospect.dropped)
 
 
 def _full_groups(found: Prospects) -> Widths:

@@ -37,7 +37,7 @@ WITHIN = (1.0, 0.97, 0.93, 0.88)
 #: Drafts made at most before a trial.
 DRAFTS = 8
 #: Expected gain, as a share of the best, and chance of holding the limits, below which nothing is expected.
-GAIN, CHANCE = 0.003, 0.02
+GAIN, CHANCE = 0.003, 0.03
 #: Trainings of a length that did not fit into the time, after which none of that length is tried.
 REFUSED = 2
 #: How far the search is widened: the promising, all around what is best or missed by little, everything.
@@ -148,9 +148,9 @@ class Search:
         return f"; the most promising that is left has a chance of {100 * self._left:.0f} %"
 
     def _promising(self, one: Rated) -> bool:
-        if self._best() is None:
-            return one.prediction.chance >= CHANCE and one.score > 0
-        return one.prediction.chance * one.prediction.gain >= GAIN
+        if one.prediction.chance < CHANCE:
+            return False
+        return one.score > 0 if self._best() is None else one.prediction.chance * one.prediction.gain >= GAIN
 
     def _best(self) -> float | None:
         """The goal of the best trial, in the unit of its yardstick."""
@@ -185,6 +185,7 @@ class Search:
         for proposal, prediction in zip(left, self.forecasts.predict(self._figured(left), best), strict=True):
             # Until something holds, that it will is worth more than what it gains.
             certain = prediction.chance ** (1 if best is not None else 2)
+            certain = 0.0 if prediction.chance < CHANCE else certain  # no lottery
             cost = math.sqrt(max(self.bench.expected(proposal.point), 1e-3))
             found.append(Rated(proposal, prediction, certain * prediction.gain / cost))
         return sorted(found, key=lambda one: -one.score)

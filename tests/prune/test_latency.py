@@ -532,7 +532,7 @@ def test_losses_of_whole_models_decide_between_what_is_close() -> None:
 def test_without_data_no_loss_is_measured(tmp_path: Path) -> None:
     found = analysis.analysed(redundant(), params(), {"x": (2, 3, 8, 8)})
     here = context(redundant(), tmp_path, check=images(4))
-    assert latency._judge(depth.columns(found, []), [], params(), here) is None
+    assert latency.whole_losses(depth.columns(found, []), [], params(), here) is None
 
 
 def test_losses_of_whole_models_are_those_of_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +546,7 @@ def test_losses_of_whole_models_are_those_of_their_columns(tmp_path: Path, monke
     given = depth.columns(found, []), [np.arange(3)]
     here = context(redundant(), tmp_path, images(16))
     for options, expected in ((params(), [15.0, 13.0]), (params(recover=[]), [5.0, 3.0])):
-        judge = latency._judge(*given, options, here)
+        judge = latency.whole_losses(*given, options, here)
         assert judge is not None
         assert judge([np.array([4]), np.array([2])]) == expected
 

@@ -81,6 +81,7 @@ class MadeUp:
             parameters=kept,
             macs=kept,
             time=net.time(kept, precision, point["round_to"]) * factor,
+            loss=0.0 if proposal.prospect is None else proposal.prospect.loss,
             told=pruned,
         )
 
