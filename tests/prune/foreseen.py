@@ -129,7 +129,8 @@ def looked_at(name: str, folder: Path) -> tuple[Prospects, Context]:
         levels = np.append(levels, 0) if column in columns.branches else levels
         steps = random.exponential(1, len(levels) - 1) / channels
         tables.append(Table(levels, np.concatenate([[0.0], np.cumsum(steps)])))
-    return Prospects(plan, columns, tables, given), given
+    orders = [np.arange(group.channels) for group in plan.groups]
+    return Prospects(plan, columns, tables, orders, PruneChannels(), given), given
 
 
 def steps(precision: str) -> tuple[Options, ...]:

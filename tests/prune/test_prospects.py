@@ -106,7 +106,7 @@ def few(found: Prospects, levels: int = 6) -> Prospects:
     for table in found.tables:
         places = np.unique(np.linspace(0, len(table.levels) - 1, levels).round().astype(int))
         tables.append(allocate.Table(table.levels[places], table.loss[places]))
-    return Prospects(found.plan, found.columns, tables, found._context)
+    return Prospects(found.plan, found.columns, tables, found._orders, found._options, found._context)
 
 
 @pytest.mark.parametrize("bounds", [(0.5, 9.0), (9.0, 0.4), (0.5, 0.45), (0.2, 0.3)])
