@@ -76,7 +76,6 @@ def constants(model: ir.Model) -> int:
         ("convolutions", "float"),
         ("convolutions", "fp16"),
         ("convolutions", "weights8"),
-        ("transformer", "dynamic"),
         ("transformer", "weights4"),
         ("transformer", "zeros"),
     ],

@@ -92,6 +92,8 @@ def _case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, timed: bool = False, prunable: bool = True) -> Case:
     found, given = looked_at("residual", folder)
     model, asked = found.plan.model, Counter[str]()
+    places = [np.unique(np.append(np.arange(0, len(one.levels), 3), len(one.levels) - 1)) for one in found.tables]
+    found.tables = [Table(one.levels[at], one.loss[at]) for one, at in zip(found.tables, places, strict=True)]
 
     def take() -> ir.Model:
         asked["model"] += 1
@@ -142,7 +144,7 @@ def test_a_draft_is_counted_to_the_byte(precision: str, case: Case) -> None:
 def test_figures_of_widths_are_told_without_a_draft(precision: str, case: Case) -> None:
     point = case.point(precision=precision)
     # Three channels less than blocks hold: in int8 zeros fill some, a twentieth of the file.
-    prospect = case.found.prospect(np.array([table.levels[3] for table in case.found.tables]))
+    prospect = case.found.prospect(np.array([table.levels[1] for table in case.found.tables]))
     proposal = Proposal(point, prospect)
     told = case.known.figures(proposal)
     assert (told.told, told.drafted) == (True, False)
@@ -182,7 +184,7 @@ def test_widths_hold_every_bound(precision: str, case: Case) -> None:
             case.file(Proposal(point, prospect)) / length(case.model) / bounds.bytes,
             weights(cut) / weights(case.model) / bounds.parameters,
         )
-        assert loosest > 0.93  # and no more goes than must
+        assert loosest > 0.8  # and no more goes than must
 
 
 def test_no_widths_where_all_channels_hold_or_none_do(case: Case) -> None:
@@ -218,7 +220,7 @@ def test_tables_are_corrected_by_the_last_draft(heavier: float, case: Case, monk
     bounds = Bounds(bytes=0.6)
     first = case.known.widths(point, bounds)
     assert first is not None
-    other = Proposal(point, case.found.prospect(np.array([table.levels[2] for table in case.found.tables])))
+    other = Proposal(point, case.found.prospect(np.array([table.levels[1] for table in case.found.tables])))
     told, floor = case.known.figures(Proposal(point, first)).bytes, case.known.floor(point, "bytes")
     before = case.known.figures(other).bytes
     assert case.known.off(point, "bytes") == 1.0
@@ -241,7 +243,7 @@ def test_tables_are_corrected_by_the_last_draft(heavier: float, case: Case, monk
     second = case.known.widths(point, bounds)
     assert second is not None
     assert heavier * case.file(Proposal(point, second)) <= 1.01 * bounds.bytes * length(case.model)
-    assert heavier * case.file(Proposal(point, second)) >= 0.93 * bounds.bytes * length(case.model)
+    assert heavier * case.file(Proposal(point, second)) >= 0.8 * bounds.bytes * length(case.model)
     assert (second.parameters < first.parameters) == (heavier > 1)
 
 
