@@ -7,9 +7,9 @@
     PYTHONPATH=. python benchmarks/tune.py table  FOLDER...
 
 `run` is the command line, as a user has it. `hand` is the ten recipes of each problem (`tune_problems.py`), `random`
-Optuna's samplers over the space of `tune` (gp needs scipy and torch). Both measure and judge a candidate as a trial of
-`tune` does, and have what is best measured in full by `compress`; samplers get the whole time for trials, recipes by
-hand as long as they take. mlp, cnn and vit need no assets.
+Optuna's samplers over the space in `tune_space.py` (gp needs scipy and torch). Both measure and judge a candidate as a
+trial of `tune` does, and have what is best measured in full by `compress`; samplers get the whole time for trials,
+recipes by hand as long as they take. mlp, cnn and vit need no assets.
 
 Every run begins with an empty cache, and is a file ARM-PROBLEM-SEED.json in FOLDER; those that are there are not run
 again, one that was stopped begins anew. `table` (`tune_table.py`) draws from them what the search is worth.
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import tune_space
 import tune_table
 from tune_problems import PROBLEMS, TEN, Problem
 
@@ -49,8 +50,7 @@ from lepton_cli.recipe.schema import Gate, TuneSection
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, store
 from lepton_cli.report.model import Report
-from lepton_cli.report.trial import Trial
-from lepton_cli.tune import space as spaces
+from lepton_cli.report.trial import Band, Trial
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate
 from lepton_cli.tune.journal import Journal, work_folder
@@ -135,7 +135,27 @@ class Scribe:
             "spare": min((*above, EQUAL)) if whole and above else None,
             # What tells models apart: two trials with the same of it made the same model.
             "made": [trial.size.file, trial.size.macs, *_answers(trial)] if trial.size else None,
+            "code": trial.code,
+            "why": trial.why,
+            "chance": trial.forecast.chance if trial.forecast else None,
+            "foretold": [list(one) for one in self._foretold(trial)],
         }
+
+    def _foretold(self, trial: Trial) -> Iterator[tuple[str, float, float, float]]:
+        """Of goal and limits what they are measured by, what was found, and the ends that it was expected between."""
+        if trial.forecast is None:
+            return
+        goal, value, report = self.judge.goal, self.judge.value(trial), self.judge.report(trial)
+        if trial.forecast.goal is not None and value is not None and trial.complete:
+            fact = facts.find(report, goal.metric, **goal.scope)[0]
+            seen = fact.ratio if fact.about.varies and fact.ratio else fact.value
+            found = Band(value=value, low=value - (seen.high - seen.low) / 2, high=value + (seen.high - seen.low) / 2)
+            yield fact.about.source, *between(trial.forecast.goal, found)
+        margins = self.judge.margins(trial)
+        for index, (gate, band) in enumerate(zip(self.judge.limits, trial.forecast.limits, strict=False)):
+            of_it = [margin.found for margin in margins if margin.limit == index]
+            if band is not None and len(of_it) == 1:
+                yield metrics.of(gate.metric).source, *between(band, of_it[0])
 
     def result(self, report: Report) -> Json | None:
         """The row of what was measured in full; held where no gate of the report failed."""
@@ -154,6 +174,14 @@ class Scribe:
         )
         verdicts = {gate.metric: gate.verdict for gate in report.gates}
         return {**self.row(trial), "held": report.status == "ok", "verdicts": verdicts}
+
+
+def between(expected: Band, found: Band) -> tuple[float, float, float]:
+    """What was found, and the ends between which it should be in 95 of 100 cases: `expected` is of the true value, and
+    the squares of independent errors add."""
+    error = (found.high - found.low) / 2
+    below = math.hypot(expected.value - expected.low, error)
+    return found.value, expected.value - below, expected.value + math.hypot(expected.high - expected.value, error)
 
 
 def _answers(trial: Trial) -> list[float]:
@@ -199,7 +227,9 @@ def _laboratory(task: Task, seconds: float) -> Iterator[tuple[Laboratory, Bench]
     with work_folder(task.folder) as scratch:
         lab = Laboratory(job, judge, SEARCH, task.folder, scratch, Silent())
         lab.judge = dataclasses.replace(judge, memory=lab.original(()).memory)
-        bench = Bench(Journal(task.folder, SEARCH), lab.judge, SEARCH, lab.measure, seconds, None, here.cpu, _say)
+        bench = Bench(
+            Journal(task.folder, SEARCH), lab.judge, SEARCH, lab.measure, seconds, None, here.cpu, finished=_say
+        )
         lab.until = bench.end
         yield lab, bench
 
@@ -225,7 +255,7 @@ def _word(option: tuple[str, Any]) -> str:
 
 
 def sampled(sampler: str) -> Callable[[Task], Json]:
-    """The space of `tune` in the hands of one of Optuna's samplers, which is told of limits by its own constraints."""
+    """A space of targets in the hands of one of Optuna's samplers, which is told of limits by its own constraints."""
 
     def run(task: Task) -> Json:
         import optuna
@@ -233,7 +263,8 @@ def sampled(sampler: str) -> Callable[[Task], Json]:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _laboratory(task, task.seconds) as (lab, bench):
             job, judge = lab.job, lab.judge
-            space = spaces.derive(task.section.space, traits(job, judge.limits, judge.goal, ()))
+            sized = any(metrics.of(gate.metric).sized for gate in judge.limits)
+            space = tune_space.derive(task.section.space, traits(job, judge.limits, judge.goal, ()), sized)
             study = optuna.create_study(sampler=_sampler(optuna, sampler, task.seed))
             ended = "the budget is spent"
             with contextlib.suppress(Spent):
@@ -258,19 +289,19 @@ def _sampler(optuna: Any, name: str, seed: int) -> Any:
             return optuna.samplers.GPSampler(seed=seed, constraints_func=excess)
 
 
-def _sample(optuna: Any, study: Any, space: spaces.SearchSpace, bench: Bench, origin: str) -> None:
+def _sample(optuna: Any, study: Any, space: tune_space.Targets, bench: Bench, origin: str) -> None:
     """Until the bench is spent, or every new point is a known one. What has no goal is told as the original's."""
     kinds = optuna.distributions
     choices = {
         name: kinds.IntDistribution(0, len(values) - 1)
-        if name in spaces.LADDERS
+        if name in tune_space.LADDERS
         else kinds.CategoricalDistribution(range(len(values)))
         for name, values in space.dimensions.items()
     }
     idle = 0
     while idle < IDLE:
         asked = study.ask(choices)
-        point = space.point(**{name: space.dimensions[name][asked.params[name]] for name in choices})
+        point = space.point({name: space.dimensions[name][asked.params[name]] for name in choices})
         before = len(bench.trials())
         (trial,) = bench.run([space.candidate(point, origin)])
         idle = idle + 1 if len(bench.trials()) == before else 0

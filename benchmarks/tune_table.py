@@ -161,6 +161,23 @@ def _totals(searches: Sequence[Json], runs: Sequence[Json], best: dict[str, floa
         _total("larger area than every sampler", larger, "27 of 30"),
         _total(f"at most {OUTSIDE:.0%} of the time outside trials", [share <= OUTSIDE for share in shares], "all"),
         f"- trials spent on what is known: {waste} of {sum(len(run['trials']) for run in searches)} (wanted: 0)",
+        *_forecasts([row for run in searches for row in run["trials"]]),
+    ]
+
+
+def _forecasts(trials: Sequence[Json]) -> list[str]:
+    """Whether as much came as expected as should: within the ends 95 of 100, and limits held as often as was said."""
+    inside: dict[str, list[bool]] = {}
+    for source, found, low, high in (one for row in trials for one in row["foretold"]):
+        inside.setdefault(source, []).append(low <= found <= high)
+    squares = [(row["chance"] - row["held"]) ** 2 for row in trials if row["chance"] is not None and row["begun"]]
+    if not squares:
+        return []
+    by_source = ", ".join(f"{source} {sum(some)} of {len(some)}" for source, some in sorted(inside.items()))
+    score = sum(squares) / len(squares)
+    return [
+        f"- found within the 95% expected: {by_source or '-'}",
+        f"- Brier score of the chance to hold the limits: {score:.3f} over {len(squares)} trials (always 50%: 0.250)",
     ]
 
 

@@ -23,7 +23,10 @@ from lepton_cli.data.preprocess import apply
 from lepton_cli.data.spec import Preprocess
 from lepton_cli.measure.results import Fidelity
 from lepton_cli.model import io
+from lepton_cli.recipe.tuning import Space
+from lepton_cli.report.trial import Band, Forecast
 from lepton_cli.step import Context
+from lepton_cli.tune.space import Traits
 from tests.hostile.models import mlp
 from tests.prune.context import images, redundant
 from tests.tune import builders
@@ -139,6 +142,7 @@ OTHER = itertools.count()
 def row(**fields: Any) -> dict[str, Any]:
     """A trial as `benchmarks/tune.py` writes it down: limits held, half the cost, half a point above the floor."""
     plain = {"reached": "latency", "begun": True, "held": True, "breaches": [], "made": next(OTHER)}
+    plain |= {"chance": None, "foretold": []}
     return {**plain, "cost": 0.5, "spare": 0.005, "seconds": 1.0, "elapsed": 1.0, **fields}
 
 
@@ -207,6 +211,21 @@ def test_the_table_counts_what_the_searches_are_held_to() -> None:
         assert line in totals
     assert "| p | 0 | tune | 1.0, 1.5 | 56 | yes | 0.5 | 0.0% | 2 | 2 | 25.0% | 0, 0, 0 |" in tune_table.table(runs)
     assert "| p | 2 | tune | 1.0, 1.5 | 59 | no | (0.1) | - | 1 | - |" in tune_table.table(runs)
+    assert "Brier" not in totals  # nothing was foretold
+
+
+def test_the_table_says_whether_forecasts_came_true() -> None:
+    time, drop = ["latency", 0.5, 0.4, 0.6], ["accuracy", 0.02, -0.01, 0.01]
+    trials = [
+        row(chance=0.9, foretold=[time, drop]),
+        row(chance=0.2, held=False, foretold=[["latency", 0.39, 0.4, 0.6]]),
+        row(chance=0.9, held=False, begun=False),  # no time was left: nothing was found
+        row(),
+    ]
+    runs = [run("tune", 0.5, *trials), run("random", 0.5, row(chance=0.0, foretold=[time]))]
+    totals = tune_table.table(runs)
+    assert "found within the 95% expected: accuracy 0 of 1, latency 1 of 2" in totals
+    assert "chance to hold the limits: 0.025 over 2 trials" in totals  # (0.1^2 + 0.2^2) / 2
 
 
 def test_a_trial_is_written_down_beside_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +259,61 @@ def test_a_trial_is_written_down_beside_its_limits(monkeypatch: pytest.MonkeyPat
                          max_abs_error=error, n=9)  # fmt: skip
         seen = builders.accuracy().model_copy(update={"fidelity": (close,)})
         assert bench.Scribe(task, one).row(builders.trial(accuracy=seen))["spare"] == pytest.approx(spare)
+
+
+def test_what_was_foretold_is_written_down_beside_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of 3 and 4 make ends that are 5 away; times are found to 1 % and the drop to a point."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = importlib.import_module("tune")
+    at = bench.between(Band(value=0, low=-3, high=8), Band(value=2, low=-2, high=6))
+    assert at == pytest.approx((2, -5, math.hypot(8, 4)))
+    one = builders.judge(builders.gate("size.file", max_ratio=0.4), builders.gate("accuracy.top1", max_drop="1 pp"))
+    expected = Forecast(
+        chance=0.3,
+        goal=Band(value=0.25, low=0.25, high=0.25),
+        limits=(None, Band(value=0.006, low=0.006, high=0.016)),
+    )
+    trial = builders.trial(accuracy=builders.accuracy(0.004), latency=builders.latency(0.3), forecast=expected)
+    found = bench.Scribe(bench.Task(bench.PROBLEMS["cnn"](Path()), 0, 1.0, Path()), one).row(trial)
+    goal, drop = found["foretold"]
+    assert found["chance"] == 0.3
+    assert goal == ["latency", *(pytest.approx(number) for number in (0.3, 0.25 - 0.003, 0.25 + 0.003))]
+    assert drop[0] == "accuracy"
+    assert drop[1:] == pytest.approx([0.004, 0.006 - 0.01, 0.006 + 0.01 * math.sqrt(2)])
+    unfinished = trial.model_copy(update={"reason": "accuracy"})  # what its time will be is not known
+    row = bench.Scribe(bench.Task(bench.PROBLEMS["cnn"](Path()), 0, 1.0, Path()), one).row(unfinished)
+    assert [source for source, *_ in row["foretold"]] == ["accuracy"]
+
+
+def test_samplers_choose_among_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("tune_space")
+    traits = Traits(convolutions=True, products=True, transformer=False, quantized=False, prunable=True,
+                    calibrated=True, labelled=True, provider="cpu", tables=(), goal="time", max_drop=0.01)  # fmt: skip
+    space = module.derive(Space(), traits, True)
+    keep = space.dimensions["keep"]
+    assert keep[:4] == (1, 0.95, 0.9, 0.86)
+    assert keep[-1] == 0.0051  # 0.95 ** 103; a step further is below half a per cent
+    assert space.dimensions["keep_params"] == tuple(share for share in keep if share >= 0.05)
+    assert space.dimensions["prune_by"] == ("latency", "macs")
+    first = {name: values[0] for name, values in space.dimensions.items()}
+
+    def steps(**chosen: Any) -> list[dict[str, Any]]:
+        plain: list[dict[str, Any]] = space.candidate(space.point({**first, **chosen}), "gp").plain_steps()
+        return plain[1:]
+
+    assert space.point({**first, "importance": "activation", "prune_by": "macs"}) == space.point(first)
+    assert steps(precision="float") == []
+    (prune, static) = steps(precision="int8", keep=0.6, keep_params=0.1)
+    assert (prune["target"], prune["timed_as"]) == ({"latency": "60 %", "params": "10 %"}, "int8")
+    assert (prune["min_width"], static["step"]) == ("1 %", "quantize.static")
+    (prune,) = steps(precision="float", keep=0.51, prune_by="macs", round_to=1)
+    assert (prune["target"], prune["timed_as"], prune["round_to"]) == ({"macs": "51 %"}, "float", 1)
+    small = module.derive(Space.model_validate({"keep": ("50 %",)}), dataclasses.replace(traits, goal="size"), True)
+    assert [small.dimensions[name] for name in ("keep", "prune_by", "keep_params")] == [(1, 0.5), ("params",), (1,)]
+    whole = module.derive(Space(), dataclasses.replace(traits, prunable=False), True)
+    assert [whole.dimensions[name] for name in ("keep", "keep_params")] == [(1,), (1,)]
+    assert module.derive(Space(), traits, False).dimensions["keep_params"] == (1,)
 
 
 def test_a_search_is_measured_against_recipes_by_hand_and_samplers(

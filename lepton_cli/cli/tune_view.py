@@ -26,6 +26,8 @@ from lepton_cli.units import format_duration
 
 #: Rows of the front and of the newest trials in the live view.
 _ROWS, _NEWEST = 8, 3
+#: What is done between trials.
+_CHOOSING = "choosing what to try"
 #: Between the parts of a line.
 _GAP = "   "
 
@@ -130,12 +132,17 @@ class LiveView(View):
     ) -> None:
         self._live.stop()
 
+    def start(self, judge: Judge, axes: tuple[Objective, Objective], seconds: float, trials: int | None) -> None:
+        super().start(judge, axes, seconds, trials)
+        self._now = _CHOOSING
+
     def begin(self, name: str) -> None:
         self._now = name
 
     def end(self, trial: Trial, trials: Sequence[Trial], best: Trial | None) -> None:
         self._clock(trial)
         self._trials, self._best = list(trials), best
+        self._now = _CHOOSING
 
     def note(self, text: str) -> None:
         self._now = text
@@ -143,14 +150,16 @@ class LiveView(View):
     def _picture(self) -> Group:
         if self.judge is None:
             return Group(Text(f"  {self._now} …"))
-        lines = [Text(f"  {len(self._trials)} trials, {self.left()} left    now: {printable(self._now)}")]
+        lines = [
+            Text(f"  {words.plural(len(self._trials), 'trial')}, {self.left()} left    now: {printable(self._now)}")
+        ]
         if self._best is not None:
             lines += self._lines("  best: ", [self._best.name, *self.found(self._best)], "bold")
         rows = [[trial.name, *self.numbers(trial)] for trial in _front(self.judge, self.axes, self._trials)[:_ROWS]]
         parts: list[Text | object] = [*lines]
         if rows:
             parts += [Text("  front"), plain_table([("", "left"), *[("", "right")] * (len(rows[0]) - 1)], rows)]
-        parts += [Text("  newest")]
+        parts += [Text("  newest")] if self._trials else []
         for trial in self._trials[-_NEWEST:]:
             parts += self._lines(f"  {_mark(trial, self._best):8s}  ", self.told(trial), "dim")
         return Group(*parts)  # type: ignore[arg-type]
@@ -226,8 +235,10 @@ def show_search(report: Report, console: Console) -> None:
         return
     rows = [row for row in tuned.trials if row.front]
     console.print()
-    count = len(tuned.trials)
-    console.print(f"search: {count} trials, {len(rows)} on the front" + (f"; {tuned.ended}" if tuned.ended else ""))
+    console.print(
+        f"search: {words.plural(len(tuned.trials), 'trial')}, {len(rows)} on the front"
+        + (f"; {tuned.ended}" if tuned.ended else "")
+    )
     cost, quality = tuned.axes.cost, tuned.axes.quality
     cells = [
         [

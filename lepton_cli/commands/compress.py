@@ -31,7 +31,7 @@ from lepton_cli.errors import (
 )
 from lepton_cli.model import io
 from lepton_cli.progress import Progress
-from lepton_cli.recipe.load import LoadedRecipe
+from lepton_cli.recipe.load import LoadedRecipe, write
 from lepton_cli.report import baseline as baselines
 from lepton_cli.report import render, store
 from lepton_cli.report.model import Report, StepRecord
@@ -270,7 +270,7 @@ class _Compression:
 
 def _dump(resolved: dict[str, Any]) -> str:
     header = "# The recipe as it was run: every option, defaults included.\n"
-    return header + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    return header + write(resolved)
 
 
 def _rebase(resolved: dict[str, Any], base: Path, output: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -27,9 +28,11 @@ from lepton_cli.report.model import STEP_RECORDS, StepRecord
 from lepton_cli.report.trial import Trial, slim_accuracy, slim_latency, slim_size
 from lepton_cli.runtime import Session
 from lepton_cli.step import Context, Options
-from lepton_cli.tune.candidate import Candidate, prefix_key
+from lepton_cli.tune.candidate import Candidate, prefix_key, read_steps
 from lepton_cli.tune.journal import Quiet, lock
+from lepton_cli.tune.known import Foresight
 from lepton_cli.tune.limits import Judge
+from lepton_cli.tune.space import SearchSpace
 from lepton_cli.version import __version__
 
 #: Steps that took longer than this since the last kept model are kept for other candidates, up to so many bytes.
@@ -38,6 +41,8 @@ KEEP_SECONDS, KEEP_BYTES = 1.0, 4_000_000_000
 PROXY_SAMPLES = 400
 #: Trials are timed more coarsely than the result.
 TRIAL_SECONDS, TRIAL_PRECISION = 3.0, 0.03
+#: Times that a surprising time is measured again; the middle one counts.
+AGAIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +168,27 @@ class Laboratory:
         return memory.measure(path, self.job.feeds(1), threads=self.job.threads)
 
     def _timed(self, trial: Trial, path: Path) -> Trial:
-        """Interleaved with the original, while no other process of the search works."""
+        """Interleaved with the original, while no other process of the search works; what surprises is timed again."""
         if self.spec is None:
             return trial
-        table = self.race({"compressed": path}, self.spec)
+        found = self._seen(trial, self.race({"compressed": path}, self.spec))
+        if self._surprising(found):
+            again = [self._seen(trial, self.race({"compressed": path}, self.spec)) for _ in range(AGAIN)]
+            found = sorted((found, *again), key=lambda one: self.judge.value(one) or 0.0)[len(again) // 2]
+        return found
+
+    def _seen(self, trial: Trial, table: LatencyTable) -> Trial:
         costs = cost.cost(table, self.job.spec.evaluate.cost) if self.job.spec.evaluate.cost else None
         return self._judged(
             trial.model_copy(update={"reached": "latency", "latency": slim_latency(table), "cost": costs})
         )
+
+    def _surprising(self, trial: Trial) -> bool:
+        """Whether a goal that is a time lies outside what was expected: other work on the machine does that, and one
+        such figure would end a search that nothing can better."""
+        band, value = trial.forecast.goal if trial.forecast else None, self.judge.value(trial)
+        timed = metrics.of(self.judge.goal.metric).source == "latency"
+        return timed and band is not None and value is not None and not band.low <= value <= band.high
 
     def race(self, paths: dict[str, Path], spec: LatencySpec) -> LatencyTable:
         """Several models interleaved with the original."""
@@ -203,6 +221,24 @@ class Laboratory:
         built = Built(path, current.model, tuple(records))
         self._last = ((keys[-1], name), built)
         return built
+
+    def foresight(self, space: SearchSpace, note: Callable[[str], None]) -> Foresight:
+        """What can be told of candidates before they are tried; `note` is told what takes long."""
+        cleaned = (*space.first, *read_steps([{"step": "simplify"}]))
+
+        def begun() -> ir.Model:
+            return io.stamped(self.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(self.job))
+
+        return Foresight(
+            functools.cache(begun),
+            space,
+            self.context,
+            self.judge.original,
+            timed=self.judge.needs("latency"),
+            macs=self.job.macs,
+            alone=self.quiet.measuring,
+            note=note,
+        )
 
     def _reference(self) -> runner.Checked:
         if self._original is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
-
-import onnx_ir as ir
 
 from lepton_cli import cache, metrics
 from lepton_cli.commands import measuring, workspace
 from lepton_cli.commands.job import Job, prepare
 from lepton_cli.commands.run import Arguments, Run
-from lepton_cli.commands.trials import Built, Laboratory, signature
+from lepton_cli.commands.trials import Built, Laboratory
 from lepton_cli.commands.tune_report import RECIPE, About, Publisher
 from lepton_cli.commands.tune_traits import check_space, traits
 from lepton_cli.errors import LeptonError, RecipeError, ReportError, StepError
@@ -34,7 +31,6 @@ from lepton_cli.tune.candidate import Candidate, beginning, read_steps
 from lepton_cli.tune.contradictions import check_contradictions
 from lepton_cli.tune.evaluation import Evaluation
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
-from lepton_cli.tune.known import Foresight
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.readings import named
 from lepton_cli.tune.search import Search
@@ -156,30 +152,18 @@ class _Tuning:
         bench = self._bench(original)
         self.watch.start(self.judge, self.publisher.axes, bench.seconds, bench.most)
         try:
-            search = Search(self.space, bench, self._known(), yardsticks(self.judge, original), self._start())
+            search = Search(
+                self.space,
+                bench,
+                self.lab.foresight(self.space, self.watch.note),
+                yardsticks(self.judge, original),
+                self._start(),
+            )
             self._check_floors(search, original)
             search.run()
             return self._finish(bench, search.ended)
         except KeyboardInterrupt:
             return self._interrupted(bench)
-
-    def _known(self) -> Foresight:
-        """What can be told of candidates before they are tried."""
-        lab, job = self.lab, self.job
-        cleaned = (*self.space.first, *read_steps([{"step": "simplify"}]))
-
-        def begun() -> ir.Model:
-            return io.stamped(lab.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(job))
-
-        return Foresight(
-            functools.cache(begun),
-            self.space,
-            lab.context,
-            self.judge.original,
-            timed=self.judge.needs("latency"),
-            macs=job.macs,
-            alone=lab.quiet.measuring,
-        )
 
     def _check_floors(self, search: Search, original: Trial) -> None:
         """Raise RecipeError for a limit that not even the least widths hold."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import JsonValue
 
 from lepton_cli import gates, metrics
@@ -17,7 +16,7 @@ from lepton_cli.commands.assemble import INTERRUPTED, recipe_facts
 from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
-from lepton_cli.recipe.load import LoadedRecipe, from_dict
+from lepton_cli.recipe.load import LoadedRecipe, from_dict, write
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report import facts, headline, render, store
@@ -303,4 +302,4 @@ def _yaml(recipe: LoadedRecipe) -> str:
     """The recipe with what differs from the defaults."""
     plain = recipe.recipe.model_dump(mode="json", exclude_defaults=True)
     plain = {"version": 1, "name": recipe.name, **{k: v for k, v in plain.items() if k not in ("version", "name")}}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    return write(plain)

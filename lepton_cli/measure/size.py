@@ -44,8 +44,8 @@ def measure(
         with scratch.folder() as folder:
             payload = io.payload(model, folder)
             if isinstance(payload, bytes):
-                return _size([len(payload)], _gzip([payload]), model, macs)
-            return _on_disk(payload, ir.load(payload), macs)
+                return _size([len(payload)], _gzip([payload]) if compress else 0, model, macs)
+            return _on_disk(payload, ir.load(payload), macs, compress)
     if isinstance(path, bytes):
         return _size([len(path)], _gzip([path]) if compress else 0, model, macs)
     return _on_disk(path, model, macs, compress)

@@ -19,6 +19,9 @@ BINS = 2_000
 MANY = 200
 #: Weights tried for each of several costs, from none to all.
 BLENDS = 5
+#: Weights of a sweep lie between 2 to minus this power and 2 to half of it; so many widths of it on either side of the
+#: budgets are fitted to them.
+SPAN, STARTS = 24, 2
 
 
 class Price(Protocol):
@@ -107,22 +110,64 @@ def fastest(tables: Sequence[Table], cost: Price) -> Widths:
     return widths
 
 
-def choose(tables: Sequence[Table], limits: Limits, scope: str, *, quick: bool = False) -> Widths:
+def choose(tables: Sequence[Table], limits: Limits, scope: str) -> Widths:
     """Widths of least summed loss that hold all limits; with the scope `layer` the same share of channels everywhere.
 
-    Where no widths hold them all, some of the nearest. `quick`: without the knapsack, which finds a few per cent less
-    loss at best and takes three times as long.
+    Where no widths hold them all, some of the nearest.
     """
     if scope == "layer":
         return _uniform(tables, limits, 1.0)
     found = _Best(tables, limits, 1.0)
     for blend in limits.blends():
-        widths = _priced(tables, blend, 1.0, halvings=12) if quick else best(tables, blend, 1.0)
-        if quick or limits(widths) > 1:
+        widths = best(tables, blend, 1.0)
+        if limits(widths) > 1:
             many = len(tables) > MANY
             widths = _priced(tables, limits, 1.0, halvings=10) if many else _fit(tables, limits, 1.0, widths)
         found.offer(widths)
     return widths if found.widths is None else found.widths
+
+
+class Sweep:
+    """Widths for many budgets of the same prices: those that minimise loss + weight x cost, summed over the prices, for
+    weights of each that spread its cost evenly. What loses least lies between them (Everett, Generalized Lagrange
+    multiplier method for solving problems of optimum allocation of resources, 1963)."""
+
+    def __init__(self, tables: Sequence[Table], prices: Sequence[Price], steps: int) -> None:
+        """`steps`: weights of each price, besides none."""
+        self.tables, self.prices = tables, prices
+        full = np.array([table.levels[0] for table in tables], np.int64)
+        self._found: dict[bytes, Widths] = {full.tobytes(): full}
+        parts = [(price, max(price(full), 1e-12)) for price in prices]
+        weights = [[0.0, *self._spread(part, steps)] for part in parts]
+        for chosen in itertools.product(*weights) if len(parts) > 1 else ():
+            self._add(_weighed(tables, Blend(parts, chosen), 1.0))
+        self._widths = list(self._found.values())
+        self._losses = np.array([total(tables, widths) for widths in self._widths])
+        self._costs = np.array([[price(widths) for price in prices] for widths in self._widths])
+
+    def _add(self, widths: Widths) -> Widths:
+        return self._found.setdefault(widths.tobytes(), widths)
+
+    def _spread(self, part: tuple[Price, float], steps: int) -> list[float]:
+        """Weights at which the cost falls in even steps, of those tried from nothing to the least widths."""
+        tried = 2.0 ** np.arange(-SPAN, SPAN / 2, 0.5)
+        costs = np.array([part[0](self._add(_weighed(self.tables, Blend([part], [w]), 1.0))) for w in tried])
+        wanted = np.linspace(costs[0], costs[-1], steps + 1)[1:]
+        return sorted({float(tried[int(np.argmin(np.abs(costs - cost)))]) for cost in wanted})
+
+    def within(self, budgets: Sequence[float]) -> Widths | None:
+        """What loses least and holds all budgets: the nearest of the sweep, made narrower until they hold, and wider
+        while they do; `None`: nothing holds them."""
+        shares = np.max(self._costs / np.maximum(budgets, 1e-12), axis=1)
+        held, missed = np.flatnonzero(shares <= 1), np.flatnonzero(shares > 1)
+        starts = [
+            *held[np.argsort(self._losses[held], kind="stable")][:STARTS],
+            *missed[np.argsort(shares[missed], kind="stable")][:STARTS],
+        ]
+        limits = Limits(list(zip(self.prices, budgets, strict=True)))
+        fitted = [_fit(self.tables, limits, 1.0, self._widths[start]) for start in starts]
+        fitting = [widths for widths in fitted if limits(widths) <= 1]
+        return min(fitting, key=lambda widths: total(self.tables, widths), default=None)
 
 
 def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
@@ -174,22 +219,24 @@ class _Best:
 def _priced(tables: Sequence[Table], cost: Price, budget: float, halvings: int = 40) -> Widths:
     """Widths that minimise loss + price x cost, group by group, at the price where the budget just holds."""
 
-    def at(price: float) -> Widths:
-        widths = np.array([table.levels[0] for table in tables], np.int64)
-        for _ in range(4):
-            before = widths.copy()
-            for g, table in enumerate(tables):
-                widths[g] = table.levels[int(np.argmin(table.loss + price * cost.table(widths, g, table.levels)))]
-            if np.array_equal(before, widths):
-                break
-        return widths
-
     low, high = -30.0, 15.0
     unit = 1 / max(cost(np.array([table.levels[0] for table in tables], np.int64)), 1e-9)
     for _ in range(halvings):
         middle = (low + high) / 2
-        low, high = (low, middle) if cost(at(2.0**middle * unit)) <= budget else (middle, high)
-    return at(2.0**high * unit)
+        low, high = (low, middle) if cost(_weighed(tables, cost, 2.0**middle * unit)) <= budget else (middle, high)
+    return _weighed(tables, cost, 2.0**high * unit)
+
+
+def _weighed(tables: Sequence[Table], cost: Price, price: float) -> Widths:
+    """Widths that minimise loss + price x cost, group by group until nothing changes."""
+    widths = np.array([table.levels[0] for table in tables], np.int64)
+    for _ in range(4):
+        before = widths.copy()
+        for g, table in enumerate(tables):
+            widths[g] = table.levels[int(np.argmin(table.loss + price * cost.table(widths, g, table.levels)))]
+        if np.array_equal(before, widths):
+            break
+    return widths
 
 
 def _relative(costs: Losses) -> Losses:

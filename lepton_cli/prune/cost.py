@@ -16,6 +16,38 @@ Widths = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """How a tensor of a file is stored that does not take the same bytes for each of its elements."""
+
+    #: Length that each axis is filled up to a multiple of; empty: none is.
+    multiples: tuple[int, ...] = ()
+    #: With a shorter axis, or fewer elements in all, every element takes `bytes` instead.
+    side: int = 0
+    elements: int = 0
+    bytes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """The same of all terms of a cost, over the axes that groups touch: [terms, axes], the others [terms]."""
+
+    multiples: NDArray[np.float64]
+    sides: NDArray[np.float64]
+    #: Product of the axes below which a term is small, and its factor then.
+    products: NDArray[np.float64]
+    small: NDArray[np.float64]
+
+    def __call__(
+        self, factor: NDArray[np.float64], lengths: NDArray[np.float64], rows: NDArray[np.int64] | slice
+    ) -> NDArray[np.float64]:
+        """Cost of some terms, [..., rows], at these lengths, [..., rows, axes]."""
+        product = np.prod(lengths, axis=-1)
+        small = (product < self.products[rows]) | (lengths < self.sides[rows]).any(axis=-1)
+        filled = np.ceil(lengths / self.multiples[rows] - 1e-9) * self.multiples[rows]
+        return np.asarray(np.where(small, self.small[rows] * product, factor[rows] * np.prod(filled, axis=-1)))
+
+
+@dataclasses.dataclass(frozen=True)
 class CostModel:
     """`base` plus a sum of terms, each a constant times a product of axis lengths that are linear in the widths.
 
@@ -30,14 +62,22 @@ class CostModel:
     place: NDArray[np.int64]
     group: NDArray[np.int64]
     share: NDArray[np.float64]
+    #: How terms are stored that are no plain products.
+    forms: Forms | None = None
 
     def __call__(self, widths: Widths) -> float:
         """Cost of these widths."""
-        return self.base + float(np.sum(self.factor * np.prod(self._lengths(widths), axis=1)))
+        return self.base + float(np.sum(self._terms(self._lengths(widths))))
 
     def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
         """Cost at every level of one group, the others as in `widths`."""
         return self._vary(self._lengths(widths), self(widths), widths, group, levels)
+
+    def terms(self, trials: Widths) -> NDArray[np.float64]:
+        """Every term that groups touch, of several sets of widths: [trials, groups] -> [trials, terms]."""
+        lengths = np.repeat(self.fixed.reshape(-1, 1), len(trials), axis=1)
+        np.add.at(lengths, self.place, self.share[:, None] * trials[:, self.group].T)
+        return self._terms(lengths.T.reshape(len(trials), *self.fixed.shape))
 
     def without(self, widths: Widths) -> NDArray[np.float64]:
         """Cost without each of the groups, the others as in `widths`."""
@@ -58,8 +98,14 @@ class CostModel:
         here = lengths[uses]
         varied = np.repeat(here[None], len(levels), axis=0)
         varied[:, row, axes] += (levels - widths[group])[:, None] * self.share[own]
-        change = np.prod(varied, axis=2) - np.prod(here, axis=1)
-        return np.asarray(full + change @ self.factor[uses])
+        return np.asarray(full + np.sum(self._terms(varied, uses) - self._terms(here, uses), axis=1))
+
+    def _terms(
+        self, lengths: NDArray[np.float64], rows: NDArray[np.int64] | slice = slice(None)
+    ) -> NDArray[np.float64]:
+        if self.forms is None:
+            return np.asarray(self.factor[rows] * np.prod(lengths, axis=-1))
+        return self.forms(self.factor, lengths, rows)
 
 
 def macs(model: ir.Model, coupling: Coupling, groups: Sequence[Group]) -> CostModel:
@@ -128,33 +174,53 @@ def build(
     base: float,
     coupling: Coupling,
     groups: Sequence[Group],
+    forms: Sequence[Form | None] = (),
 ) -> CostModel:
-    """Terms that no group touches become part of the base."""
+    """Terms that no group touches become part of the base. `forms`: of each term, `None` for a plain product."""
     owner = {int(label): index for index, group in enumerate(groups) for label in group.atoms}
     makeup: dict[TensorAxis, dict[int, int] | None] = {}
-    rows: list[tuple[float, list[tuple[float, Mapping[int, float]]]]] = []
-    for total, axes, shape in terms:
-        touched: list[tuple[float, Mapping[int, float]]] = []
-        for axis, size in zip(axes, shape, strict=True):
+    rows: list[tuple[float, list[_Touched], Form | None, float]] = []
+    for (total, axes, shape), form in zip(terms, forms or [None] * len(terms), strict=True):
+        touched: list[_Touched] = []
+        others = 1.0
+        for number, (axis, size) in enumerate(zip(axes, shape, strict=True)):
             if axis not in makeup:
                 makeup[axis] = _makeup(coupling, axis, owner)
             counts = makeup[axis]
             if counts:
+                multiple = form.multiples[number] if form is not None and form.multiples else 1
                 per = {g: count / groups[g].channels for g, count in counts.items()}
-                touched.append((float(size - sum(counts.values())), per))
-                total /= size
+                touched.append(_Touched(float(size - sum(counts.values())), per, multiple))
+                total /= -(-size // multiple) * multiple
+            else:
+                others *= size
         if touched:
-            rows.append((total, touched))
+            rows.append((total, touched, form, others))
         else:
             base += total
-    width = max((len(touched) for _, touched in rows), default=1)
+    width = max((len(touched) for _, touched, _, _ in rows), default=1)
     fixed = np.ones((len(rows), width))
+    stored = Forms(np.ones((len(rows), width)), np.zeros((len(rows), width)), np.zeros(len(rows)), np.zeros(len(rows)))
     entries: list[tuple[int, int, float]] = []
-    for r, (_, touched) in enumerate(rows):
-        for a, (rest, row_weights) in enumerate(touched):
-            fixed[r, a] = rest
-            entries += [(g, r * width + a, count) for g, count in row_weights.items()]
-    return sparse(base, np.array([total for total, _ in rows]), fixed, entries)
+    for r, (_, touched, form, others) in enumerate(rows):
+        for a, along in enumerate(touched):
+            fixed[r, a] = along.rest
+            stored.multiples[r, a] = along.multiple
+            stored.sides[r, a] = form.side if form is not None else 0
+            entries += [(g, r * width + a, count) for g, count in along.shares.items()]
+        if form is not None:
+            stored.products[r], stored.small[r] = form.elements / others, form.bytes * others
+    made = sparse(base, np.array([total for total, *_ in rows]), fixed, entries)
+    return dataclasses.replace(made, forms=stored) if any(form is not None for _, _, form, _ in rows) else made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Touched:
+    """An axis that groups touch: positions of none, positions for each channel by group, what it is filled up to."""
+
+    rest: float
+    shares: Mapping[int, float]
+    multiple: int
 
 
 def sparse(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -51,9 +51,24 @@ class Columns:
         groups = [group.channels for group in self.plan.groups]
         return np.array([*groups, *[1] * (self.count - len(groups))], np.int64)
 
-    def priced(self, price: Price) -> Price:
-        """A cost of the plan's groups as one of columns; what only a column of its own stands for counts as staying."""
-        return _Groups(price, len(self.plan.groups))
+    def priced(self, price: Price, of: Callable[[Collection[str]], Price] | None = None) -> Price:
+        """A cost of the plan's groups as one of columns. With a branch go its groups; `of` prices what is left of
+        its nodes, which else counts as staying."""
+        inside = {column: self._inside(branch) for column, branch in self.branches.items()}
+        parts = {column: of((*branch.nodes, branch.add)) for column, branch in self.branches.items()} if of else {}
+        around = {
+            column: [other for other, outer in self.branches.items() if set(branch.nodes) < set(outer.nodes)]
+            for column, branch in self.branches.items()
+        }
+        return _Groups(price, len(self.plan.groups), inside, parts, around)
+
+    def _inside(self, branch: Branch) -> list[int]:
+        """Groups that live in a branch alone."""
+        return [
+            number
+            for number, group in enumerate(self.plan.groups)
+            if {port.node for port in (*group.producers, *group.consumers)} <= set(branch.nodes)
+        ]
 
     def dropped(self, widths: Widths) -> list[Branch]:
         """Branches that these widths drop."""
@@ -105,18 +120,43 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class _Groups:
-    """A cost that looks at the first columns only."""
+    """A cost of groups, of what is left without the branches that go."""
 
     price: Price
     count: int
+    #: By column of a branch: the groups inside, the price of its nodes, and the columns of branches that it is part of.
+    inside: Mapping[int, Sequence[int]]
+    parts: Mapping[int, Price]
+    around: Mapping[int, Sequence[int]]
 
     def __call__(self, widths: Widths) -> float:
-        return self.price(widths[: self.count])
+        left, gone = self._left(widths)
+        return self.price(left) - sum(part(left) for part in gone)
 
     def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
-        if group < self.count:
-            return self.price.table(widths[: self.count], group, levels)
-        return np.full(len(levels), self(widths))
+        """With the branch of this column the cost is a line of its own."""
+        stays = widths.copy()
+        stays[group] = max(levels)
+        left, gone = self._left(stays)
+        if group < self.count and left[group]:
+            found = self.price.table(left, group, levels) - sum(part.table(left, group, levels) for part in gone)
+        else:
+            found = np.full(len(levels), self.price(left) - sum(part(left) for part in gone))
+        if group in self.inside and 0 in levels:
+            stays[group] = 0
+            found = np.where(levels == 0, self(stays), found)
+        return np.asarray(found)
+
+    def _left(self, widths: Widths) -> tuple[Widths, list[Price]]:
+        """Widths without groups of branches that go, and prices of these branches."""
+        left, gone = widths[: self.count], []
+        for column, groups in self.inside.items():
+            if widths[column] == 0:
+                left = left.copy()
+                left[groups] = 0
+                if column in self.parts and all(widths[outer] for outer in self.around[column]):
+                    gone.append(self.parts[column])
+        return left, gone
 
 
 def columns(plan: Analysis, found: Iterable[Branch]) -> Columns:

@@ -9,14 +9,19 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from lepton_cli.graph import clean
 from lepton_cli.prune import allocate, depth, latency, ranking, stopwatch, targets, times
 from lepton_cli.prune.allocate import Price, Table
 from lepton_cli.prune.analysis import Analysis, analysed, feeds
 from lepton_cli.prune.cost import Widths
 from lepton_cli.prune.latency import Parts, Quantize
 from lepton_cli.prune.spec import PruneChannels
-from lepton_cli.prune.stored import Stored, stored
+from lepton_cli.prune.stored import stored
+from lepton_cli.quantize.kernels import Filling
 from lepton_cli.step import Context
+
+#: Weights swept of one price, of each of two, and so on.
+STEPS = (16, 10, 5, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Prospects:
     def __init__(self, plan: Analysis, columns: depth.Columns, tables: Sequence[Table], context: Context) -> None:
         """`tables`: by column, with a dropped branch as width 0."""
         self.plan, self.columns, self.tables, self._context = plan, columns, tables, context
+        #: By the identity of the prices, which a sweep keeps alive.
+        self._sweeps: dict[tuple[int, ...], allocate.Sweep] = {}
 
     @cached_property
     def macs(self) -> targets.Goal:
@@ -66,9 +73,10 @@ class Prospects:
         """A cost of the plan's groups as one of the columns."""
         return self.columns.priced(cost)
 
-    def stored(self, written: ir.Model) -> Stored:
-        """Bytes of a file, where the unpruned model becomes `written`."""
-        return stored(self.plan, written)
+    def stored(self, written: ir.Model, filling: Filling) -> Price:
+        """Bytes of a file by the columns' widths, where the unpruned model becomes `written`."""
+        found = stored(self.plan, written, filling)
+        return self.columns.priced(found, found.of)
 
     def times(self, options: PruneChannels, quantize: Quantize | None, seconds: float) -> times.Times:
         """Time by widths as a share of the original's, both behind `quantize`; measured in about so many seconds, once
@@ -86,16 +94,15 @@ class Prospects:
         return cost(allocate.fastest(self.tables, cost))
 
     def choose(self, parts: Parts) -> Prospect | None:
-        """What loses least and costs no more than each budget; `None` where nothing does.
-
-        What loses least under one of them and holds the others loses least under all: mostly one alone binds.
-        """
-        limits = allocate.Limits(parts)
-        alone = (allocate.choose(self.tables, allocate.Limits([part]), "global", quick=True) for part in parts)
-        widths = next((found for found in alone if limits(found) <= 1), None)
-        if widths is None:
-            widths = allocate.choose(self.tables, limits, "global", quick=True)
-        return self.prospect(widths) if limits(widths) <= 1 else None
+        """What loses least and costs no more than each budget; `None` where nothing does. Many budgets of the same
+        prices cost little more than one."""
+        prices = [price for price, _ in parts]
+        key = tuple(map(id, prices))
+        if key not in self._sweeps:
+            steps = STEPS[min(len(prices), len(STEPS)) - 1]
+            self._sweeps[key] = allocate.Sweep(self.tables, prices, steps)
+        widths = self._sweeps[key].within([budget for _, budget in parts])
+        return None if widths is None else self.prospect(widths)
 
     def prospect(self, widths: Widths) -> Prospect:
         """These widths of all columns."""
@@ -127,7 +134,10 @@ class Prospects:
     def cut(self, prospect: Prospect) -> ir.Model:
         """A model with these widths and branches, of whichever channels, without repair: it is as small and as fast."""
         orders = [np.arange(group.channels) for group in self.plan.groups]
-        return self.columns.cut(self.widths(prospect), orders)
+        model = self.columns.cut(self.widths(prospect), orders)
+        clean.remove_unused(model)  # as `apply` does
+        clean.tie_tables(model)
+        return model
 
 
 def prospects(model: ir.Model, options: PruneChannels, context: Context) -> Prospects | None:

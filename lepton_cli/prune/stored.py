@@ -8,36 +8,67 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
+from operator import ge
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lepton_cli.coupling.links import TensorAxis
 from lepton_cli.model import io
 from lepton_cli.prune.analysis import Analysis
-from lepton_cli.prune.cost import CostModel, Widths, build
+from lepton_cli.prune.cost import CostModel, Form, Widths, build
+from lepton_cli.quantize import blocks, choose
+from lepton_cli.quantize import stored as in_8_bits
+from lepton_cli.quantize.kernels import Filling
 
-#: Bytes of a tensor in a file besides its elements: its name comes on top.
-_FRAME = 16
+#: Bytes of a tensor in a file besides its elements and name, and of the tag and length of anything.
+_FRAME, _FIELD = 16, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Something of a file: its bytes, and the weights' axes that they follow; none where they stay."""
+
+    bytes: float
+    axes: list[TensorAxis] = dataclasses.field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    form: Form | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Bytes by widths of the plan's groups, and what goes with a whole node."""
+    """Bytes of a file by widths of the plan's groups, and of the nodes of the plan."""
 
+    plan: Analysis
     price: CostModel
-    #: Bytes of every node of the plan with all its channels: its constants and what the file says about it.
-    nodes: Mapping[str, float]
+    parts: Mapping[str, Sequence[_Part]]
+    zeros: _Zeros | None = None
 
-    def __call__(self, widths: Widths, gone: Collection[str] = ()) -> float:
-        """Bytes at these widths, which are full inside branches that go; `gone`: the nodes of such branches."""
-        return self.price(widths) - sum(self.nodes.get(node, 0.0) for node in gone)
+    def __call__(self, widths: Widths) -> float:
+        """Bytes at these widths."""
+        added = 0.0 if self.zeros is None else float(self.zeros(np.asarray(widths)[None])[0])
+        return self.price(widths) + added
+
+    def table(self, widths: Widths, group: int, levels: Widths) -> NDArray[np.float64]:
+        """Bytes at every level of one group, the others as in `widths`."""
+        found = self.price.table(widths, group, levels)
+        if self.zeros is not None:
+            rows = np.repeat(np.asarray(widths)[None], len(levels), axis=0)
+            rows[:, group] = levels
+            found = found + self.zeros(rows)
+        return np.asarray(found)
+
+    def of(self, nodes: Collection[str]) -> CostModel:
+        """Bytes of these nodes: their constants, and what the file says about each."""
+        return _priced([part for node in nodes for part in self.parts.get(node, ())], 0.0, self.plan)
 
 
-def stored(plan: Analysis, written: ir.Model) -> Stored:
-    """`written`: the file that the unpruned model becomes, in the precision of a candidate."""
-    size = float(len(io.to_bytes(written)))
-    terms: list[tuple[float, list[TensorAxis], tuple[int, ...]]] = []
-    nodes: dict[str, float] = {}
+def stored(plan: Analysis, written: ir.Model, filling: Filling | None = None) -> Stored:
+    """`written`: the file that the unpruned model becomes, in the precision of a candidate. `filling`: where its
+    channels would be filled up to blocks."""
+    parts: dict[str, list[_Part]] = {}
     counted: set[str] = set()
     ends = _ends(plan, written)
     borders = {value.name for node in plan.model.graph for value in node.outputs} | {
@@ -45,17 +76,73 @@ def stored(plan: Analysis, written: ir.Model) -> Stored:
     }
     for node in plan.model.graph:
         name = node.name or ""
-        weights = _weights(node)
-        for made in _cone(ends.get(name), borders, counted):
-            nodes[name] = nodes.get(name, 0.0) + (_FRAME if isinstance(made, ir.Value) else _length(made))
+        follows = _Follows(plan, node, _weights(node))
+        for made, reader in _cone(ends.get(name), borders, counted):
+            found = parts.setdefault(name, [])
+            found.append(_Part(_length(made)))
             if isinstance(made, ir.Value):
-                tensor = made.const_value
-                assert tensor is not None
-                nodes[name] += float(tensor.nbytes) + len(made.name or "")
-                if (axes := _axes(tuple(map(int, tensor.shape.numpy())), name, weights, plan)) is not None:
-                    terms.append((float(tensor.nbytes), *axes))
-    rest = size - sum(total for total, _, _ in terms)
-    return Stored(build(terms, rest, plan.coupling, plan.groups), nodes)
+                found.append(follows(made, reader))
+    following = [part for some in parts.values() for part in some if part.axes]
+    zeros = None if filling is None or not filling.chains else _Zeros.of(plan, filling)
+    full = np.array([[group.channels for group in plan.groups]], np.int64)
+    present = 0.0 if zeros is None else float(zeros(full)[0])
+    rest = float(len(io.to_bytes(written))) - present - sum(part.bytes for part in following)
+    return Stored(plan, _priced(following, rest, plan), parts, zeros)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Zeros:
+    """Bytes that fill blocks of channels, by widths."""
+
+    filling: Filling
+    #: Bytes of all convolutions' weights.
+    codes: CostModel
+    #: Channels of every chain [chains], elements of each of its weights [parts], and the chain that these belong to.
+    channels: CostModel
+    parts: CostModel
+    chain: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, plan: Analysis, filling: Filling) -> _Zeros:
+        """Chains whose channels may go."""
+        weights = {node.name or "": found[0][:2] for node in plan.model.graph if (found := _weights(node))}
+
+        def model(places: Sequence[tuple[str, Sequence[int]]]) -> CostModel:
+            terms = []
+            for node, axes in places:
+                name, full = weights[node]
+                shape = tuple(full[axis] for axis in axes)
+                terms.append((float(prod(shape)), [(name, axis) for axis in axes], shape))
+            return build(terms, 0.0, plan.coupling, plan.groups)
+
+        kept = [
+            chain
+            for chain in filling.chains
+            if all(node in weights for node, _ in chain) and len(model([(chain[0][0], [chain[0][1]])]).factor)
+        ]
+        convs = [node.name or "" for node in plan.model.graph if node.op_type == "Conv" and node.name in weights]
+        codes = model([(node, range(len(weights[node][1]))) for node in convs])
+        others = filling.codes - codes(np.array([group.channels for group in plan.groups], np.int64))
+        return cls(
+            filling,
+            dataclasses.replace(codes, base=codes.base + others),
+            model([(chain[0][0], [chain[0][1]]) for chain in kept]),
+            model([(node, range(len(weights[node][1]))) for chain in kept for node, _ in chain]),
+            np.array([number for number, chain in enumerate(kept) for _ in chain], np.int64),
+        )
+
+    def __call__(self, trials: Widths) -> NDArray[np.float64]:
+        """Of several sets of widths, [trials, groups]."""
+        channels, parts = self.channels.terms(trials), self.parts.terms(trials)
+        owned = np.zeros((channels.shape[1], parts.shape[1]))
+        owned[self.chain, np.arange(len(self.chain))] = 1
+        codes = self.codes.base + self.codes.terms(trials).sum(axis=1)
+        return self.filling.added(channels, parts @ owned.T / np.maximum(channels, 1), codes)
+
+
+def _priced(parts: Sequence[_Part], base: float, plan: Analysis) -> CostModel:
+    terms = [(part.bytes, part.axes, part.shape) for part in parts]
+    return build(terms, base, plan.coupling, plan.groups, [part.form for part in parts])
 
 
 def _ends(plan: Analysis, written: ir.Model) -> dict[str, ir.Node]:
@@ -70,74 +157,102 @@ def _ends(plan: Analysis, written: ir.Model) -> dict[str, ir.Node]:
     return found
 
 
-def _cone(end: ir.Node | None, borders: Collection[str | None], counted: set[str]) -> Iterator[ir.Node | ir.Value]:
-    """A node of the file, what computes its inputs up to the plan's values, and all constants on the way; each once."""
+def _cone(
+    end: ir.Node | None, borders: Collection[str | None], counted: set[str]
+) -> Iterator[tuple[ir.Node | ir.Value, ir.Node]]:
+    """A node of the file, what computes its inputs up to the plan's values, and all constants on the way with their
+    readers; each once."""
     queue = [] if end is None else [end]
     while queue:
         node = queue.pop()
         if (key := f"node {node.name}") in counted:
             continue
         counted.add(key)
-        yield node
+        yield node, node
         for value in node.inputs:
             if value is None:
                 continue
             if value.const_value is not None and value.is_initializer():
                 if value.name not in counted:
                     counted.add(value.name or "")
-                    yield value
+                    yield value, node
             elif (producer := value.producer()) is not None and value.name not in borders:
                 queue.append(producer)
 
 
-def _length(node: ir.Node) -> float:
-    """Bytes of a node in a file, about: names of what it reads and makes, and a frame around each."""
-    values = (*(v.name or "" for v in node.inputs if v is not None), *(v.name or "" for v in node.outputs))
-    return float(sum(len(text) + 2 for text in (node.name or "", node.op_type, *values)) + _FRAME)
+def _length(made: ir.Node | ir.Value) -> float:
+    """Bytes of a node in a file with what is said about its outputs, or of a tensor besides its elements."""
+    if isinstance(made, ir.Value):
+        return float(_FRAME + len(made.name or ""))
+    said = sum(_FIELD + ir.serde.serialize_value(value).ByteSize() for value in made.outputs if value.type is not None)
+    return float(_FIELD + ir.serde.serialize_node(made).ByteSize() + said)
 
 
-def _weights(node: ir.Node) -> list[tuple[str, tuple[int, ...]]]:
-    """Weights that a node of the plan reads, with their shapes, the largest first."""
-    found = [
-        (value.name or "", tuple(map(int, value.const_value.shape.numpy())))
-        for value in node.inputs
-        if value is not None and value.is_initializer() and value.const_value is not None
-    ]
-    return sorted(found, key=lambda one: -_count(one[1]))
+def _weights(node: ir.Node) -> list[tuple[str, tuple[int, ...], float]]:
+    """Weights that a node of the plan reads, with their shapes and bytes of an element, the largest first."""
+    found = []
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and value.const_value is not None and value.const_value.size:
+            tensor = value.const_value
+            found.append((value.name or "", tuple(map(int, tensor.shape.numpy())), tensor.nbytes / tensor.size))
+    return sorted(found, key=lambda one: -prod(one[1]))
 
 
-def _axes(
-    shape: tuple[int, ...], node: str, weights: Sequence[tuple[str, tuple[int, ...]]], plan: Analysis
-) -> tuple[list[TensorAxis], tuple[int, ...]] | None:
-    """The axes of the plan's weights that a constant of the file is counted along; `None` for what stays.
+@dataclasses.dataclass(frozen=True)
+class _Follows:
+    """Which axes of the weights of a plan's node the constants of the file follow, and how they are stored."""
 
-    As many elements as a weight: all of its axes. As many as it has outputs: that axis. Blocks of several codes, or a
-    scale for each block: as many as there are elements.
-    """
-    count = _count(shape)
-    for name, full in weights:
-        if count == _count(full) and count > 1:
-            return [(name, axis) for axis in range(len(full))], full
-    for name, full in weights:
-        axis = _outputs(plan, node, name)
-        if axis is not None and count == full[axis] and count > 1:
-            return [(name, axis)], (full[axis],)
-        if len(full) > 1 and count > max(full):
-            return [(name, axis) for axis in range(len(full))], full
-    return None
+    plan: Analysis
+    node: ir.Node
+    weights: Sequence[tuple[str, tuple[int, ...], float]]
 
+    def __call__(self, value: ir.Value, reader: ir.Node) -> _Part:
+        """Blocks: all axes of the weight. As many elements as it has: the same. As many as it has outputs: that axis.
+        Others that are many: codes packed in some way."""
+        tensor = value.const_value
+        assert tensor is not None
+        size, count = float(tensor.nbytes), int(tensor.size)
+        shape = tuple(map(int, tensor.shape.numpy()))
+        for name, full, each in self.weights:
+            axes, outputs = [(name, axis) for axis in range(len(full))], self._outputs(name)
+            if len(full) == 2 and "block_size" in reader.attributes and value in reader.inputs:
+                return _Part(size, axes, full, self._in_blocks(outputs, full, each, reader, value))
+            if count == prod(full) and count > 1:
+                return _Part(size, axes, full, self._alike(each, reader, size == count < each * count))
+            if outputs is not None and count == full[outputs] and count > 1:
+                return _Part(size, [axes[outputs]], (full[outputs],))
+            if len(shape) == len(full) == 4 and all(map(ge, shape, full)):  # blocks of channels are filled
+                return _Part(size / count * prod(full), axes, full)
+            if len(full) > 1 and count > max(full):
+                return _Part(size, axes, full)
+        return _Part(size)
 
-def _outputs(plan: Analysis, node: str, weight: str) -> int | None:
-    """The axis of a weight along which the node's outputs lie."""
-    for group in (*plan.groups, *plan.frozen):
-        for port in group.producers:
-            if port.node == node and port.weight == weight:
-                return port.axis
-    return None
+    def _alike(self, each: float, reader: ir.Node, codes: bool) -> Form | None:
+        """Element for element; what is too small for codes stays as it is."""
+        if codes and reader.op_type == "Cast":
+            return Form(elements=int(in_8_bits.LEAST_BYTES / each), bytes=each)
+        if codes and self.node.op_type in ("MatMul", "Gemm"):
+            return Form(side=choose.LEAST_SIDE, bytes=each)
+        return None
 
+    def _in_blocks(
+        self, outputs: int | None, full: tuple[int, ...], each: float, reader: ir.Node, value: ir.Value
+    ) -> Form:
+        """Codes, scales or zero points of blocks along the inputs, all of which a small weight does without."""
+        bits, block = reader.attributes.get_int("bits", 4), reader.attributes.get_int("block_size", 1)
+        codes = value is reader.inputs[1 if reader.op_type == "MatMulNBits" else 0]
+        tensor = value.const_value
+        assert tensor is not None
+        zeros = not codes and tensor.dtype == ir.DataType.UINT8
+        along = 1 if self.node.op_type == "Gather" or outputs is None else 1 - outputs
+        filled = block * 8 // bits if zeros else block
+        multiples = tuple(filled if axis == along else 1 for axis in range(len(full)))
+        return Form(multiples, elements=blocks.LEAST_SIZE, bytes=(each if bits == 4 else 1.0) if codes else 0.0)
 
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+    def _outputs(self, weight: str) -> int | None:
+        """The axis of a weight along which the node's outputs lie."""
+        for group in (*self.plan.groups, *self.plan.frozen):
+            for port in group.producers:
+                if port.node == self.node.name and port.weight == weight:
+                    return port.axis
+        return None

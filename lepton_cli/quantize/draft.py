@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lepton_cli.cache import Cache
 from lepton_cli.data.dataset import First
 from lepton_cli.progress import Silent
-from lepton_cli.quantize import dynamic, fp16, static
+from lepton_cli.quantize import dynamic, fp16, kernels, static, targets
 from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic
 from lepton_cli.step import Context, Options
 
@@ -67,3 +67,13 @@ def coarse(options: _Step) -> _Step:
     if isinstance(options, QuantizeStatic):
         return options.model_copy(update=_COARSE)
     return options.model_copy(update={"repair": False}) if isinstance(options, ConvertFp16) else options
+
+
+def filling(steps: Sequence[Options], written: ir.Model, context: Context) -> kernels.Filling:
+    """Where the steps that made `written` would fill blocks of a narrower model."""
+    found = [
+        kernels.filling(written, targets.resolve(step.target, context.provider))
+        for step in steps
+        if isinstance(step, QuantizeStatic) and step.prefer != "size"
+    ]
+    return found[0] if found else kernels.Filling()

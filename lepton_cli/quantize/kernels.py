@@ -43,7 +43,7 @@ def fit(model: ir.Model, target: Target, *, larger: bool = True) -> ir.Model:
 
     `larger`: zeros may be added to the weights.
     """
-    if target.name in ("x86-vnni", "x86") and model.graph.opset_imports.get("", 1) >= LEAST_OPSET:
+    if _suits(model, target):
         editor = Editor(model)
         rows_as_channels(editor)
         if larger:
@@ -130,18 +130,52 @@ def rows_as_channels(editor: Editor) -> None:
 
 def fill_blocks(editor: Editor) -> None:
     """Fill the last block of channels between convolutions with zeros, in place, the cheapest first."""
-    convs = {node: found for node in editor.model.graph if (found := _conv(node)) is not None}
+    convs = _convs(editor.model)
     room = MOST_ADDED * sum(found.codes.nbytes for found in convs.values())
     for chain in sorted(_chains(convs), key=lambda one: one.added):
         room -= chain.added
         if room < 0:
             break
+        if not chain.more:
+            continue
         for conv, axis in chain.parts:
             _widen(editor, conv, axis, chain.more)
         for value in chain.values:
             value.shape = None
         for layer in chain.layers:
             layer.node.attributes["group"] = ir.AttrInt64("group", layer.groups + chain.more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """Where `fit` fills blocks of channels: chains of convolutions, by name, with the axes of their weights."""
+
+    chains: tuple[tuple[tuple[str, int], ...], ...] = ()
+    #: Bytes of the weights of all convolutions.
+    codes: int = 0
+
+    def added(
+        self, channels: NDArray[np.float64], each: NDArray[np.float64], codes: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Bytes of zeros, [...], where chains have so many channels and bytes for each channel, [..., chains], and all
+        convolutions so many bytes, [...]."""
+        zeros = np.sort((-channels % BLOCK) * each, axis=-1)
+        return np.asarray(np.sum(zeros * (np.cumsum(zeros, axis=-1) <= MOST_ADDED * codes[..., None]), axis=-1))
+
+
+def filling(model: ir.Model, target: Target) -> Filling:
+    """The chains of a quantized model, whether their channels fill blocks or not."""
+    convs = _convs(model) if _suits(model, target) else {}
+    chains = tuple(tuple((conv.node.name or "", axis) for conv, axis in chain.parts) for chain in _chains(convs))
+    return Filling(chains, sum(conv.codes.nbytes for conv in convs.values()))
+
+
+def _suits(model: ir.Model, target: Target) -> bool:
+    return target.name in ("x86-vnni", "x86") and model.graph.opset_imports.get("", 1) >= LEAST_OPSET
+
+
+def _convs(model: ir.Model) -> dict[ir.Node, _Conv]:
+    return {node: found for node in model.graph if (found := _conv(node)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +204,7 @@ class _Chain:
 def _chains(convs: Mapping[ir.Node, _Conv]) -> Iterator[_Chain]:
     for maker in convs.values():
         channels = len(maker.codes)
-        if maker.groups != 1 or channels % BLOCK == 0:
+        if maker.groups != 1:
             continue
         layers: list[_Conv] = []
         behind = _read_by(maker.node.outputs[0])

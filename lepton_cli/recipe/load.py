@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,8 @@ from lepton_cli.recipe.source import SourceMap
 from lepton_cli.recipe.yaml import MAX_BYTES, MAX_DEPTH, Node, decode, read
 
 _T = TypeVar("_T", Recipe, Budget)
+#: Letters of a line that is written.
+_LINE = 110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,7 @@ class _Loaded(Generic[_T]):
 
     def resolved_yaml(self) -> str:
         """`resolved()` as a file that reads back as an equal value."""
-        return yaml.dump(
-            self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-        )
+        return write(self.resolved())
 
     @property
     def sha256(self) -> str:
@@ -190,6 +190,28 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        if node.flow_style and _long(child for pair in node.value for child in pair):
+            node.flow_style = False
+        return node
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        node = super().represent_sequence(tag, sequence, flow_style)
+        if node.flow_style and _long(node.value):
+            node.flow_style = False
+        return node
+
+
+def _long(nodes: Iterable[yaml.Node]) -> bool:
+    """Whether these are too much for one line, with what stands between them."""
+    return sum(len(node.value) + 2 for node in nodes) > _LINE
+
+
+def write(plain: Any) -> str:
+    """YAML that reads back as an equal value; what is in plain values stands on one line where it fits."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_LINE, default_flow_style=None)
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:

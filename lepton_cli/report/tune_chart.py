@@ -7,9 +7,9 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-import yaml
 from markupsafe import Markup
 
+from lepton_cli.recipe.load import write
 from lepton_cli.report import charts, tune_facts, words
 from lepton_cli.report.charts import Bar
 from lepton_cli.report.model import Report, Tune
@@ -81,8 +81,7 @@ def section(report: Report) -> SearchSection | None:
 
 
 def _row(trial: TrialWords) -> ListedTrial:
-    recipe = yaml.safe_dump({"steps": list(trial.steps)}, sort_keys=False, default_flow_style=None, width=90)
-    return ListedTrial(trial, _anchor(trial.number), recipe)
+    return ListedTrial(trial, _anchor(trial.number), write({"steps": list(trial.steps)}))
 
 
 def _anchor(number: int) -> str:
@@ -113,7 +112,7 @@ def _front(trials: Sequence[TrialWords], tuned: Tune) -> Markup:
         Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM),
         _text_at("100%", _HEIGHT - 8, "end", cost + (", log scale" if across.log else "") + " →"),
         _text_at("0", 12, "start", f"↑ {quality}"),
-        *_ticks(trials, tuned, across, upwards),
+        *_ticks(trials, tuned, across, upwards, places),
         *_limits(tuned, across, upwards, places),
     ]
     body += _stairs(sorted(place for trial, place in zip(trials, places, strict=True) if trial.kind == "front"))
@@ -170,7 +169,9 @@ def _places(tuned: Tune, axis: str) -> list[float]:
     return [one.at for one in tuned.bounds if one.axis == axis and one.at is not None and math.isfinite(one.at)]
 
 
-def _ticks(trials: Sequence[TrialWords], tuned: Tune, across: Scale, upwards: Scale) -> Iterable[Markup]:
+def _ticks(
+    trials: Sequence[TrialWords], tuned: Tune, across: Scale, upwards: Scale, points: Sequence[tuple[float, float]]
+) -> Iterable[Markup]:
     """The least and the most of each axis, where no other words stand."""
     by_cost = sorted(trials, key=lambda trial: trial.x or 0.0)
     columns = [across.at(at) for at in _places(tuned, "cost")]
@@ -187,7 +188,7 @@ def _ticks(trials: Sequence[TrialWords], tuned: Tune, across: Scale, upwards: Sc
             rows.append(place)
             cut = (trial.y or 0.0) < upwards.low
             least = f"{tune_facts.axis_value(-upwards.low, tuned.axes.quality)} and less"
-            yield _text_at("100%", place - 9, "end", least if cut else trial.quality)
+            yield _aside(place - 9, least if cut else trial.quality, points)
 
 
 def _limits(tuned: Tune, across: Scale, upwards: Scale, points: Sequence[tuple[float, float]]) -> Iterable[Markup]:
@@ -205,9 +206,18 @@ def _limits(tuned: Tune, across: Scale, upwards: Scale, points: Sequence[tuple[f
         elif bound.axis == "quality":
             y = upwards.at(-bound.at)
             yield line.format("0", "100%", f"{y:.1f}", f"{y:.1f}", said)
-            full = any(x > 82 and abs(top - y + 9) < 16 for x, top in points) or any(abs(y - top) < 14 for top in rows)
-            yield _text_at("0" if full else "100%", y - 5, "start" if full else "end", short)
+            yield _aside(y - 5, short, points, rows)
             rows.append(y)
+
+
+def _aside(y: float, said: str, points: Sequence[tuple[float, float]], rows: Sequence[float] = ()) -> Markup:
+    """At the right; at the left where points (with their numbers) or limits in `rows` stand at the right alone."""
+
+    def near(left: float, right: float) -> bool:
+        return any(left <= x <= right and -14 < top - y < 20 for x, top in points)
+
+    full = near(82, 100) or any(abs(y + 5 - top) < 14 for top in rows)
+    return _text_at("0", y, "start", said) if full and not near(0, 12) else _text_at("100%", y, "end", said)
 
 
 def _text_at(x: str, y: float, anchor: str, said: str) -> Markup:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -22,11 +23,11 @@ from lepton_cli.prune.prospects import Prospect, Prospects
 from lepton_cli.prune.spec import PruneChannels
 from lepton_cli.prune.stopwatch import Stopwatch
 from lepton_cli.prune.times import Times
-from lepton_cli.quantize.draft import coarse, drafter, drafting
+from lepton_cli.quantize.draft import coarse, drafter, drafting, filling
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 from lepton_cli.tune.candidate import Point
-from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace
+from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace, describe
 
 #: Bytes and time of unpruned precisions as shares of float's, before one is drafted: guesses that decide what is
 #: drafted first, and nothing else.
@@ -130,11 +131,12 @@ class Foresight:
         timed: bool,
         macs: Callable[[ir.Model], Mapping[str, int]],
         alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`model`: what candidates begin with, cleaned up. `timed`: whether limits or goal look at times. `alone`: held
-        while something is timed."""
+        while something is timed. `note`: told of what takes long."""
         self._model, self._space, self._context, self._original = model, space, context, original
-        self._timed, self._macs, self._alone = timed, macs, alone
+        self._timed, self._macs, self._alone, self._note = timed, macs, alone, note
         self._prospects: dict[tuple[object, ...], Prospects | None] = {}
         self._drafts: dict[tuple[object, ...], Figures] = {}
         self._failed: dict[tuple[object, ...], str] = {}
@@ -173,6 +175,8 @@ class Foresight:
         """Make its draft, so that its figures are exact; returns why it cannot be made."""
         if proposal.key in self._drafts or proposal.key in self._failed:
             return self._failed.get(proposal.key, "")
+        if proposal.prospect is None:
+            self._note(f"counting{' and timing' * self._timed} a draft: {describe(proposal.point)}")
         try:
             found = self._drafts[proposal.key] = self._counted(proposal)
             if proposal.prospect is not None:
@@ -192,8 +196,10 @@ class Foresight:
         found = size.measure(None, made, macs=self._macs(made), compress=False)
         if proposal.prospect is None:
             self._written[proposal.key] = made
-        with self._alone():
-            time = self._timing(made) if self._timed else 1.0
+        time = 1.0
+        if self._timed:
+            with self._alone():
+                time = self._timing(made)
         whole = self._original
         return Figures(
             bytes=found.file / whole.file,
@@ -235,10 +241,10 @@ class Foresight:
         """What loses least within a budget; `None` where nothing holds it, or all channels do."""
         found = self._tables(point)
         asked = dataclasses.asdict(budget)
-        bounds = {name: round(bound / self.off(point, name), 4) for name, bound in asked.items() if bound < np.inf}
+        bounds = {name: _floored(bound / self.off(point, name)) for name, bound in asked.items() if bound < np.inf}
         key = (*self._family(point), *sorted(bounds.items()))
         if found is not None and bounds and key not in self._chosen:
-            parts = [(self._price(point, name), max(bound, _LEAST)) for name, bound in bounds.items()]
+            parts = [(self._price(point, name), bound) for name, bound in bounds.items()]
             full = tables.full(found)
             enough = all(price(full) <= bound for price, bound in parts)
             self._chosen[key] = None if enough else found.choose(parts)
@@ -248,6 +254,8 @@ class Foresight:
         key = self._ranked(point)
         if key not in self._prospects:
             options = self._pruning(point)
+            if not any(known[0] == key[0] for known in self._prospects):
+                self._note(f"ranking channels ({point['importance']}) and measuring what narrower layers lose")
             try:
                 self._prospects[key] = tables.prospects(self._model(), options, self._context)
             except LeptonError:  # a model that cannot be analysed is not pruned
@@ -285,8 +293,9 @@ class Foresight:
             raise _not_drafted(point, problem)
         figures = self._drafts[whole.key]
         if name == "bytes":
-            stored = found.stored(self._written[whole.key])
-            return Scaled(found.price(stored.price), figures.bytes / stored.price(_full_groups(found)))
+            written = self._written[whole.key]
+            stored = found.stored(written, filling(self._space.quantizing(point), written, self._context))
+            return Scaled(stored, figures.bytes / stored(tables.full(found)))
         if name == "time":
             times = self._timing_tables(point)
             return Scaled(times, figures.time / max(times(tables.full(found)), 1e-9))
@@ -302,12 +311,13 @@ class Foresight:
         key = (*self._ranked(point), kernels)
         if key not in self._times:
             options = self._pruning(point).model_copy(update={"timed_as": kernels})
+            self._note(f"timing narrower layers in {kernels}")
             with self._alone():
                 self._times[key] = found.times(options, drafter(kernels, self._context), _TABLES)
         return self._times[key]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scaled:
     """A price in another unit."""
 
@@ -319,6 +329,13 @@ class Scaled:
 
     def table(self, widths: Widths, group: int, levels: Widths) -> np.ndarray:
         return np.asarray(self.factor * self.price.table(widths, group, levels))
+
+
+def _floored(share: float) -> float:
+    """Four digits of it: bounds that hardly differ are one."""
+    share = max(share, _LEAST)
+    unit = 10.0 ** (math.floor(math.log10(share)) - 3)
+    return math.floor(share / unit + 1e-6) * unit
 
 
 def _full_groups(found: Prospects) -> Widths:

@@ -70,7 +70,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterato
         if not parent.missed and not stage:
             continue
         proposal = parent.proposal
-        why = f"`{parent.trial.name}` {'is the best' if parent.best else 'missed by little'}"
+        what = "the best" if parent.best else "a near miss"
         for name in _IN_PLACE:
             for value in space.dimensions[name]:
                 if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
@@ -78,7 +78,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterato
                 point = space.point({**proposal.point, name: value}, pruned=proposal.prospect is not None)
                 if point != proposal.point:
                     origin = "around the best" if parent.best else "near miss"
-                    yield Proposal(point, proposal.prospect, origin, why)
+                    yield Proposal(point, proposal.prospect, origin, f"{what} with another `{name}`")
 
 
 _NUMBERS = ("loss", "time", "bytes", "parameters", "macs")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from lepton_cli.report.trial import Trial, Value
 from lepton_cli.tune import moves
 from lepton_cli.tune.bench import Bench, Spent
 from lepton_cli.tune.candidate import Candidate, Point
+from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.forecasts import Forecasts, Prediction
 from lepton_cli.tune.known import Bounds, Figures, Knowledge, Proposal
 from lepton_cli.tune.space import SearchSpace
@@ -71,16 +73,23 @@ class Search:
         self.ended = ""
         #: The chance of the most promising candidate that is left to hold the limits.
         self._left = 0.0
+        #: Whether widths are looked at: their tables take long, so that something that needs none is tried before.
+        self._prunes = False
         self._levels: dict[tuple[object, ...], list[float]] = {}
 
     def run(self) -> None:
         """Until the budget ends, or nothing more is expected."""
         try:
             self.bench.run(self.start)
-            while (candidate := self._next()) is not None:
+            while (candidate := self._chosen()) is not None:
                 self.bench.run([candidate])
-        except Spent:
+        except (Spent, OutOfTime):
             self.ended = f"the budget is spent{self._chance()}"
+
+    def _chosen(self) -> Candidate | None:
+        """What is next; tables that take longer than is left are given up."""
+        with deadline(self.bench.end - time.monotonic()):
+            return self._next()
 
     def floors(self) -> dict[str, float]:
         """The least that any candidate can have of what limits count (`bytes`, `parameters`, `macs`), as shares of the
@@ -108,6 +117,8 @@ class Search:
 
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
+        if any(trial.steps for trial in self.bench.trials()):
+            self._prunes = self.space.prunes
         while self.stage < STAGES:
             made = 0
             while made < DRAFTS:
@@ -120,7 +131,8 @@ class Search:
                 made += not self.known.draft(first.proposal)  # one that cannot be made is in no pool any more
             else:
                 return self._candidate(ranked[0])
-            self.stage += 1
+            self.stage += self._prunes == self.space.prunes
+            self._prunes = self.space.prunes
         self.ended = self._reason()
         return None
 
@@ -201,7 +213,7 @@ class Search:
 
     def _pruned(self, parents: Sequence[moves.Parent]) -> Iterator[Proposal]:
         """Along what pruning steers by: for every family widths of several costs, which hold what can be counted."""
-        if not self.space.prunes:
+        if not self._prunes:
             return
         for point in self._families(parents):
             for level in self._levels_of(point):
@@ -302,10 +314,9 @@ class Search:
         return ("outlook", "widened", "everything")[min(self.stage, STAGES - 1)]
 
     def _why(self, prediction: Prediction) -> str:
-        chance = f"{100 * prediction.chance:.0f} % chance to hold the limits"
         if self._best() is None:
-            return chance
-        return f"{chance}, expected to gain {100 * prediction.chance * prediction.gain:.1f} %"
+            return "the most promising"
+        return f"expected to gain {100 * prediction.chance * prediction.gain:.1f} %"
 
 
 def saved(one: Yardstick) -> str:

@@ -113,8 +113,8 @@ def test_the_live_view_draws_front_and_best() -> None:
     judge = builders.judge(builders.gate("accuracy.top1", max_drop="0.5 pp"))
     view.start(judge, (Objective(metric="latency.median"), Objective(metric="accuracy.top1")), 60.0, None)
     trials = [builders.trial("fast"), builders.trial("bad", reached="proxy", reason="too wrong", latency=None)]
-    view.begin("next one")
     view.end(trials[1], trials, trials[0])
+    view.begin("next one")
     console.print(view._picture())
     text = console.export_text()
     for words in ("2 trials", "best: fast", "2.00x as fast", "too wrong", "now: next one"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -386,3 +387,45 @@ def test_a_branch_that_multiplies_nothing_takes_no_time_from_its_nodes() -> None
     assert times._balanced(nodes, gone, saved).tolist() == [0.5, 0.0]
     saved = [(np.array([0, 1]), np.array([-0.2, 0.0]))]
     assert times._balanced(nodes, {0: np.array([True, False])}, saved).tolist() == [0.5, 0.0]
+
+
+def by_hand(cost: times.Times, widths: Sequence[int]) -> float:
+    """One column and one node after the other."""
+    left = [1.0] * len(cost.nodes)
+    beyond = 0.0
+    for column, width in enumerate(widths):
+        known_widths, gains = cost.saved[column]
+        for (low, at_low), (high, at_high) in itertools.pairwise(zip(known_widths, gains, strict=True)):
+            if low <= width <= high:
+                gain = at_low + (at_high - at_low) * (width - low) / (high - low)
+        mine = [bool(w) for w in (cost.gone[column] if width == 0 else cost.touches[:, column])]
+        own = sum(time for time, touched in zip(cost.nodes, mine, strict=True) if touched)
+        share = 1.0 if width == 0 else 0.0 if own == 0 else min(1.0, gain / own)
+        for node, touched in enumerate(mine):
+            left[node] *= 1 - share if touched else 1.0
+        beyond += gain - share * own
+    return cost.full - sum(time * (1 - rest) for time, rest in zip(cost.nodes, left, strict=True)) - beyond
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tables_are_what_a_plain_loop_finds(seed: int) -> None:
+    """Of random nodes and columns: also slower where narrower, saving more than there is, touching nothing, dropped."""
+    random = np.random.default_rng(seed)
+    nodes, columns = 9, 6
+    touches = random.random((nodes, columns)) < 0.3
+    touches[:, 4] = False
+    gone = {column: random.random(nodes) < 0.4 for column in (1, 3)}
+    gone[1] |= touches[:, 1]
+    saved = []
+    for column in range(columns):
+        widths = np.unique([0 if column in gone else 1, *random.integers(2, 30, 4), 32])
+        gains = np.append(random.normal(0.05, 0.1, len(widths) - 1), 0.0)
+        saved.append((widths, gains))
+    cost = times.Times(1.1, random.dirichlet(np.ones(nodes)), touches, gone, saved)
+    for _ in range(20):
+        widths = np.array([random.choice([w[0], w[-1], random.integers(w[0], w[-1] + 1)]) for w, _ in saved])
+        assert cost(widths) == pytest.approx(by_hand(cost, widths.tolist()), abs=1e-12)
+        for column, (known_widths, _) in enumerate(saved):
+            levels = np.arange(known_widths[-1], known_widths[0] - 1, -1)
+            wanted = [by_hand(cost, [*widths[:column], level, *widths[column + 1 :]]) for level in levels]
+            np.testing.assert_allclose(cost.table(widths, column, levels), wanted, rtol=0, atol=1e-12)

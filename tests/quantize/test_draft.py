@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from lepton_cli.data.memory import Arrays
 from lepton_cli.probe import rewrites
 from lepton_cli.progress import Silent
 from lepton_cli.quantize import cpu, dynamic, fp16, static
-from lepton_cli.quantize.draft import drafter
-from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic
+from lepton_cli.quantize.draft import coarse, drafter, drafting
+from lepton_cli.quantize.spec import ConvertFp16, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from lepton_cli.step import Outcome
 from tests.coupling.networks import Network
 from tests.prune.context import context
@@ -134,3 +135,48 @@ def test_a_draft_is_drawn_as_the_real_one_and_nothing_of_it_is_run(
     if precision != "fp16":  # masks decide how long a softmax takes
         floats = [v.const_value for v in draft.graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
         assert min(float(one.numpy().min()) for one in floats if one is not None) >= cpu.SOFT
+
+
+def test_steps_that_are_drafted_keep_what_decides_about_kernels_and_bytes() -> None:
+    given = QuantizeStatic(
+        prefer="size", activations="int16", exclude=("head",), target="arm", calibration="percentile",
+        accuracy_guard={"max_drop": "1 pp"},
+    )  # fmt: skip
+    rough = coarse(given)
+    changed = {name for name in QuantizeStatic.model_fields if getattr(rough, name) != getattr(given, name)}
+    quick = {
+        "calibration",
+        "equalise",
+        "bias_correction",
+        "rounding",
+        "speed_guard",
+        "fidelity_guard",
+        "accuracy_guard",
+    }
+    assert changed <= quick
+    assert (rough.calibration, rough.accuracy_guard, rough.speed_guard) == ("minmax", None, False)
+    assert coarse(ConvertFp16()) == ConvertFp16(repair=False)
+    for same in (QuantizeDynamic(), QuantizeWeights(bits=4, symmetric=False)):
+        assert coarse(same) is same
+
+
+def test_a_draft_may_look_at_few_samples_and_at_nothing_else(tmp_path: Path) -> None:
+    net = Network()
+    model = net.model(net.linear(net.input("x", "N", 64), 64, 64))
+    data = Arrays({"x": np.arange(32 * 64, dtype=np.float32).reshape(32, 64)})
+    given = dataclasses.replace(
+        context(model, tmp_path, data, cache=tmp_path), evaluation=data, score=lambda *_: pytest.fail("judged")
+    )
+    static_, dynamic_ = drafting(QuantizeStatic(), given), drafting(QuantizeDynamic(), given)
+    for one in (static_, dynamic_):
+        assert (one.evaluation, one.score, one.draft, one.cache) == (None, None, True, Cache(None))
+        (batch,) = one.check.batches(8)
+        np.testing.assert_array_equal(batch.feeds["x"], data_of(data)[:4])
+        same = {"workdir", "provider", "threads", "seed", "batch", "original"}
+        assert all(getattr(one, name) == getattr(given, name) for name in same)
+    assert static_.calibration is static_.check
+    assert dynamic_.calibration is None
+
+
+def data_of(data: Arrays) -> np.ndarray:
+    return np.concatenate([batch.feeds["x"] for batch in data.batches()])

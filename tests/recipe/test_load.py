@@ -10,7 +10,9 @@ import pytest
 
 from lepton_cli import units
 from lepton_cli.errors import ExitCode, RecipeError
+from lepton_cli.recipe import load as loading
 from lepton_cli.recipe.load import from_dict, load_budget, load_recipe
+from lepton_cli.recipe.yaml import read
 
 BUDGET = "version: 1\ngates:\n  - {metric: size.file, max: 1 MB}\n"
 
@@ -84,6 +86,15 @@ def test_budgets(write):
     assert loaded.budget.gates[0].limit == 1_000_000
     assert str(loaded.source.place(("gates", 0, "max"))) == f"{path}:3:30"
     assert load_budget(write(text=loaded.resolved_yaml())).budget == loaded.budget
+
+
+def test_what_is_too_long_for_a_line_is_written_below_each_other():
+    many = {f"/stages/stages.{index}/conv/Conv": index for index in range(9)}
+    text = loading.write({"few": {"a": 1, "b": [2, 3]}, "short": {"a": 1}, "widths": many, "names": list(many)})
+    assert "short: {a: 1}" in text.splitlines()
+    assert "  /stages/stages.8/conv/Conv: 8" in text.splitlines()
+    assert "- /stages/stages.8/conv/Conv" in text.splitlines()
+    assert read(text, "text").plain()["widths"] == many
 
 
 def test_a_recipe_is_not_a_budget_and_the_other_way_round(write):

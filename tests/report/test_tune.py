@@ -240,6 +240,18 @@ def test_limits_close_to_each_other_are_both_readable() -> None:
     assert said == {"end": "max_drop 1 pp", "start": "min 88.9 %"}
 
 
+def test_a_quality_is_told_where_no_point_stands() -> None:
+    """The dearest trial is the least accurate: its number would cover the accuracy at the right."""
+
+    def anchor(*rows: TrialRow) -> str:
+        html = page(*rows, bounds=(), limits=())
+        return {said: side for side, said in re.findall(r'text-anchor="(\w+)">([\d.]+ %)<', html)}["89.00 %"]
+
+    assert anchor(row(1, 0.8, 0.89), row(2, 0.1, 0.90)) == "start"
+    assert anchor(row(1, 0.8, 0.90), row(2, 0.1, 0.89)) == "end"
+    assert anchor(row(1, 0.8, 0.89), row(2, 0.051, 0.89), row(3, 0.05, 0.90)) == "end"  # at both sides
+
+
 def test_costs_that_double_lie_equally_far_apart() -> None:
     at = dots(page(row(1, 0.1, 0.9), row(2, 0.2, 0.9), row(3, 0.4, 0.8), bounds=()))
     assert at[2][0] - at[1][0] == pytest.approx(at[3][0] - at[2][0], abs=0.02)

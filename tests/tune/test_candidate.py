@@ -6,6 +6,7 @@ import pytest
 
 import lepton_cli as lepton
 from lepton_cli.errors import RecipeError
+from lepton_cli.prune.prospects import Prospect
 from lepton_cli.recipe.tuning import Space
 from lepton_cli.step import Options
 from lepton_cli.tune.candidate import beginning
@@ -40,7 +41,8 @@ def test_a_head_behind_what_compresses() -> None:
 
 def test_every_candidate_begins_alike() -> None:
     plain, taught = derive(Space(), CNN), derive(Space(), CNN, (CLEAN, HEAD, TUNED))
-    point = plain.point(keep=0.5)
-    alone, behind = plain.candidate(point, ""), taught.candidate(point, "")
+    point = plain.point({"precision": "int8"}, pruned=True)
+    half = Prospect({"g": 4}, (), 0.1, 0.5, 0.5)
+    alone, behind = plain.candidate(point, half), taught.candidate(point, half)
     assert behind.steps == (CLEAN, HEAD, TUNED, *alone.steps)
     assert behind.key("s") != alone.key("s")

@@ -12,8 +12,8 @@ import pytest
 
 from lepton_cli.prune.prospects import Prospect
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.report.trial import Trial, Value
-from lepton_cli.tune.forecasts import PLACED, Forecasts, Prediction, _features
+from lepton_cli.report.trial import Forecast, Trial, Value
+from lepton_cli.tune.forecasts import PLACED, Forecasts, _features
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.known import Figures, Proposal
 from lepton_cli.tune.outlook import Features, Observation, Outlook
@@ -51,11 +51,19 @@ def forecasts(*limits: Gate, goal: str = "latency.median", trials: tuple[Trial, 
     return found
 
 
-def predicted(
-    found: Forecasts, figures: Figures = DRAFTED, best: float | None = None, loss: float = 0.05
-) -> Prediction:
-    (one,) = found.predict([(pruned(loss), figures)], best)
-    return one
+@dataclasses.dataclass(frozen=True)
+class Foretold:
+    """A prediction with its forecast."""
+
+    chance: float
+    gain: float
+    forecast: Forecast
+
+
+def predicted(found: Forecasts, figures: Figures = DRAFTED, best: float | None = None, loss: float = 0.05) -> Foretold:
+    proposal = pruned(loss)
+    (one,) = found.predict([(proposal, figures)], best)
+    return Foretold(one.chance, one.gain, found.forecast(proposal, one))
 
 
 def made(found: Forecasts, name: str, proposal: Proposal, figures: Figures = DRAFTED, **fields: Any) -> Trial:

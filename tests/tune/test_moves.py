@@ -198,7 +198,7 @@ def test_what_missed_quality_is_mended_at_once(space: SearchSpace) -> None:
     for stage in (0, 1, 2):
         assert changed(space, one, stage) == expected
     (first, *_) = variants(space, [one], 0)
-    assert (first.origin, first.why) == ("near miss", "`a` missed by little")
+    assert (first.origin, first.why) == ("near miss", "a near miss with another `calibration`")
 
 
 def test_the_best_is_varied_when_the_search_widens(space: SearchSpace) -> None:
@@ -209,7 +209,7 @@ def test_the_best_is_varied_when_the_search_widens(space: SearchSpace) -> None:
         ("calibration", "percentile"), ("calibration", "minmax"), ("distill", 5), ("fuse", True)
     ]  # fmt: skip
     (first, *_) = variants(space, [one], 1)
-    assert (first.origin, first.why) == ("around the best", "`a` is the best")
+    assert (first.origin, first.why) == ("around the best", "the best with another `calibration`")
 
 
 def test_a_guard_may_be_left_out_of_the_best(space: SearchSpace) -> None:
@@ -235,4 +235,4 @@ def test_what_missed_a_size_is_not_called_the_best(space: SearchSpace) -> None:
     (found,) = parents(judge(DROP, SMALL), [large])
     assert list(variants(space, [found], 0)) == []
     first = next(iter(variants(space, [found], 1)))
-    assert (first.origin, first.why) == ("near miss", "`large` missed by little")
+    assert (first.origin, first.why) == ("near miss", "a near miss with another `calibration`")

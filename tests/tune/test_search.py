@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_cli.prune.spec import PruneChannels
+from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Space
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import read_steps
@@ -112,7 +114,22 @@ def test_the_mildest_is_tried_first_where_nothing_is_known(tmp_path: Path, space
     first = ran(search(tmp_path, one, space, Network(), most=1))[0]
     assert first.point["precision"] == "int8"
     assert one.feasible(first)
-    assert "chance to hold the limits" in first.why
+    assert first.why == "the most promising"
+
+
+@pytest.mark.parametrize("limit", [POINT, QUARTER])
+def test_tables_that_outlast_the_budget_cost_no_more(
+    tmp_path: Path, space: SearchSpace, limit: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs none is tried before; where nothing of that can hold the limits, the tables are still waited for."""
+    monkeypatch.setattr(made_up.MadeUp, "floor", lambda *asked: time.sleep(60))
+    unfinished = search(tmp_path, limits(limit), space, Network(), seconds=0.5)
+    unfinished.bench.usual = 0.01
+    started = time.monotonic()
+    trials = ran(unfinished)
+    assert 0.5 < time.monotonic() - started < 10
+    assert [trial.name for trial in trials] == (["int8"] if limit is POINT else [])
+    assert unfinished.ended.startswith("the budget is spent")
 
 
 def test_every_trial_says_what_was_expected(tmp_path: Path, space: SearchSpace) -> None:

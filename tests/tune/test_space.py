@@ -29,7 +29,6 @@ CNN = Traits(
     labelled=True,
     provider="cpu",
     tables=(),
-    block=16,
     goal="time",
     max_drop=0.005,
 )
