@@ -216,7 +216,7 @@ def _headed(folder: Path) -> Callable[..., Tuned]:
     """The network gets a second output, whether its samples have a positive sum, and is searched with it."""
     with np.load(folder / "data.npz") as file:
         x, labels = file["x"], file["labels"]
-    rows = np.random.default_rng(7).normal(size=(1500, builders.FEATURES)).astype(np.float32)
+    rows = np.random.default_rng(7).normal(size=(600, builders.FEATURES)).astype(np.float32)
     np.savez(folder / "train.npz", x=rows, sign=(rows.sum(axis=1) > 0).astype(np.int64))
     np.savez(folder / "test.npz", x=x, labels=labels, sign=(x.sum(axis=1) > 0).astype(np.int64))
 
