@@ -133,7 +133,6 @@ steps:
   - {step: finetune, budget: {epochs: 12}, precision: float32, batch: 32}
 tune:
   minimize: size.file
-  strategy: random
   budget: {trials: 4}
   space:
     keep: ["50 %"]

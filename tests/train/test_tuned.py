@@ -24,7 +24,9 @@ from lepton_cli.train.course import Course
 from tests.commands.test_tune import Lines
 from tests.tune import builders
 
-#: Pruned to a half and trained for two epochs, or not; in two precisions behind it. 6 points, 5 of them other steps.
+#: What has to be pruned, and may become better by training.
+GOAL = {"limits": [{"metric": "parameters", "max_ratio": 0.6}], "maximize": "accuracy.top1"}
+#: Pruned to a half and trained for two epochs, or not; in two precisions behind it.
 SPACE = {
     "keep": ["100 %", "50 %"],
     "precision": ["float", "weights8"],
@@ -69,7 +71,7 @@ def run(
     **space: Sequence[Any] | None,
 ) -> Tuned:
     searched = {name: values for name, values in {**SPACE, **space}.items() if values is not None}
-    section = {"minimize": "size.file", "strategy": "random", "budget": {"trials": trials}, "space": searched}
+    section = {**GOAL, "budget": {"trials": trials}, "space": searched}
     path = builders.recipe(folder / "tune.yaml", json.dumps(section), steps=steps)
     if training:
         path.write_text(path.read_text().replace("  evaluation:", f"  training: {training}\n  evaluation:", 1))
@@ -86,7 +88,7 @@ def test_candidates_that_begin_alike_train_once(folder: Path, trained: list[str]
     found = search(result)
     distilled = [row for row in found.trials if any(step["step"] == "distill" for step in row.steps)]
     assert {row.point["precision"] for row in distilled} == {"float", "weights8"}
-    assert len(found.trials) == 6
+    assert len(found.trials) == 4
     assert trained == ["distill"], "one training for both, for the race and for the result"
     assert not {"no step of the recipe trains: `data.training` is not used"} & set(result.report.warnings)
 
@@ -148,7 +150,7 @@ def test_a_training_that_does_not_fit_is_left_out_and_the_others_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Course, "_measured", lambda self, task: (False, 1e4))
         found = search(run(folder))
-    late = [row for row in found.trials if row.point["distill"] and row.point["keep"] != 1]
+    late = [row for row in found.trials if row.point["distill"]]
     assert [row.reached for row in late] == ["failed"] * 2
     assert all(row.reason.startswith("training takes about ") and " are left" in row.reason for row in late)
     assert all(row.reached == "accuracy" for row in found.trials if row not in late)
@@ -202,7 +204,6 @@ evaluate:
 tune:
   limits: [{metric: accuracy.top1, output: sign, min: 80 %}, {metric: accuracy.top1, output: y, max_drop: 20 pp}]
   minimize: size.file
-  strategy: random
   space: {keep: [100 %, 90 %], precision: [float, weights8], prune_by: [params], importance: [l2], round_to: [1]SPACE}
 """
 
@@ -215,7 +216,7 @@ def _headed(folder: Path) -> Callable[..., Tuned]:
     """The network gets a second output, whether its samples have a positive sum, and is searched with it."""
     with np.load(folder / "data.npz") as file:
         x, labels = file["x"], file["labels"]
-    rows = np.random.default_rng(7).normal(size=(1500, builders.FEATURES)).astype(np.float32)
+    rows = np.random.default_rng(7).normal(size=(600, builders.FEATURES)).astype(np.float32)
     np.savez(folder / "train.npz", x=rows, sign=(rows.sum(axis=1) > 0).astype(np.int64))
     np.savez(folder / "test.npz", x=x, labels=labels, sign=(x.sum(axis=1) > 0).astype(np.int64))
 
@@ -230,7 +231,8 @@ def _headed(folder: Path) -> Callable[..., Tuned]:
 def test_every_candidate_has_the_heads_of_the_recipe(headed: Callable[..., Tuned], trained: list[str]) -> None:
     result = headed(space=", distill: [none]")
     rows = search(result).trials
-    assert {row.point["keep"] for row in rows if row.point} == {1, 0.9}
+    assert [row.name for row in rows if not row.point] == ["recipe"]
+    assert len(rows) > 1
     begun = [[step["step"] for step in row.steps][:3] for row in rows]
     assert begun == [["simplify", "head.add", "finetune"]] * len(rows)
     assert trained == ["finetune"], "once for all"
@@ -245,8 +247,8 @@ def test_every_candidate_has_the_heads_of_the_recipe(headed: Callable[..., Tuned
 
 
 def test_candidates_keep_what_was_taught(headed: Callable[..., Tuned], trained: list[str]) -> None:
-    result = headed(space=", distill: [none, 2]")
-    assert "distill" in trained
+    result = headed(space=", distill: [2]")
+    assert trained == ["finetune", "distill"]
     kept = [row for row in search(result).trials if any(step["step"] == "distill" for step in row.steps)]
     assert kept
     assert all(row.reached != "failed" for row in kept), [row.reason for row in kept]

@@ -60,10 +60,19 @@ class Foretold:
     forecast: Forecast
 
 
-def predicted(found: Forecasts, figures: Figures = DRAFTED, best: float | None = None, loss: float = 0.05) -> Foretold:
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """A prediction, and the same for a report."""
+
+    chance: float
+    gain: float
+    forecast: Forecast
+
+
+def predicted(found: Forecasts, figures: Figures = DRAFTED, best: float | None = None, loss: float = 0.05) -> Told:
     proposal = pruned(loss)
     (one,) = found.predict([(proposal, figures)], best)
-    return Foretold(one.chance, one.gain, found.forecast(proposal, one))
+    return Told(one.chance, one.gain, found.forecast(proposal, one))
 
 
 def made(found: Forecasts, name: str, proposal: Proposal, figures: Figures = DRAFTED, **fields: Any) -> Trial:
@@ -263,7 +272,7 @@ def test_a_trial_lies_where_it_was_foretold(proposal: Proposal, tmp_path: Path) 
     journal.add(trial("a", point=point))
     (again,) = Journal(tmp_path, "s").trials()
     features = _features(again.point)
-    assert features == _features(point, pruned=proposal.prospect)
+    assert features == _features(point, pruned=proposal.prospect is not None)
     assert features.loss == pytest.approx(proposal.loss, rel=1e-4)
     assert (features.time, features.bytes) == (0.33333, 0.25123)
     assert features.precision == proposal.point["precision"]
