@@ -33,7 +33,7 @@ POINT: dict[str, Value] = {
     "calibration": None,
 }
 #: A candidate as it was drafted, and what is known of one before.
-DRAFTED = Figures(bytes=0.25, parameters=0.5, macs=0.45, time=0.4, told=True, drafted=True)
+DRAFTED = Figures(bytes=0.25, parameters=0.5, macs=0.45, time=0.4, loss=0.05, told=True, drafted=True)
 
 
 def told(**figures: Any) -> Figures:
@@ -52,15 +52,6 @@ def forecasts(*limits: Gate, goal: str = "latency.median", trials: tuple[Trial, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Foretold:
-    """A prediction with its forecast."""
-
-    chance: float
-    gain: float
-    forecast: Forecast
-
-
-@dataclasses.dataclass(frozen=True)
 class Told:
     """A prediction, and the same for a report."""
 
@@ -70,14 +61,16 @@ class Told:
 
 
 def predicted(found: Forecasts, figures: Figures = DRAFTED, best: float | None = None, loss: float = 0.05) -> Told:
-    proposal = pruned(loss)
+    proposal, figures = pruned(loss), dataclasses.replace(figures, loss=loss)
     (one,) = found.predict([(proposal, figures)], best)
     return Told(one.chance, one.gain, found.forecast(proposal, one))
 
 
 def made(found: Forecasts, name: str, proposal: Proposal, figures: Figures = DRAFTED, **fields: Any) -> Trial:
     """A trial of a proposal, as the search leaves it."""
-    return trial(name, point={**proposal.point, **found.written(proposal, figures)}, **fields)
+    loss = proposal.prospect.loss if proposal.prospect else 0.0
+    where = found.written(proposal, dataclasses.replace(figures, loss=loss))
+    return trial(name, point={**proposal.point, **where}, **fields)
 
 
 def test_what_is_counted_holds_or_does_not() -> None:
@@ -266,14 +259,15 @@ def test_what_a_trial_has() -> None:
 def test_a_trial_lies_where_it_was_foretold(proposal: Proposal, tmp_path: Path) -> None:
     """Written to the journal and read again it has the same features, so that it says most of its own place."""
     found = forecasts(DROP)
-    figures = Figures(bytes=0.251234567, parameters=0.5, macs=0.45, time=1 / 3, drafted=True)
+    loss = proposal.prospect.loss if proposal.prospect else 0.0
+    figures = Figures(bytes=0.251234567, parameters=0.5, macs=0.45, time=1 / 3, loss=loss, drafted=True)
     point = {**proposal.point, **found.written(proposal, figures)}
     journal = Journal(tmp_path, "s")
     journal.add(trial("a", point=point))
     (again,) = Journal(tmp_path, "s").trials()
     features = _features(again.point)
     assert features == _features(point, pruned=proposal.prospect is not None)
-    assert features.loss == pytest.approx(proposal.loss, rel=1e-4)
+    assert features.loss == pytest.approx(loss, rel=1e-4)
     assert (features.time, features.bytes) == (0.33333, 0.25123)
     assert features.precision == proposal.point["precision"]
     kept = dict(features.options)

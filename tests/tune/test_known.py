@@ -300,7 +300,11 @@ def test_nothing_is_computed_twice(case: Case) -> None:
     for calibration in (None, "minmax"):
         case.known.draft(Proposal(case.point(precision="int8", calibration=calibration), prospect))
     assert case.asked["model"] == 4
-    assert case.known.figures(Proposal(case.point(precision="int8", importance="activation"), prospect)).drafted
+    other = Proposal(case.point(precision="int8", importance="activation"), prospect)
+    assert not case.known.figures(other).drafted, "other channels lose another part"
+    assert case.known.draft(other) == ""
+    assert case.known.figures(other).drafted
+    assert case.asked["model"] == 4
     assert case.asked["timed"] == case.asked["alone"] == 0
 
 
