@@ -30,7 +30,7 @@ from lepton_cli.tune.yardsticks import Yardstick
 BRANCHES, CLOSE = 2, 1.6
 #: Shares of the unpruned cost that widths are chosen for at first; between the best and its neighbours they are halved
 #: until they are so close.
-LEVELS = (0.9, 0.72, 0.5, 0.3, 0.15)
+LEVELS = (0.9, 0.72, 0.5, 0.3, 0.15, 0.07, 0.03, 0.01)
 APART = 1.03
 #: Where the goal is a quality: shares of the limit on cost.
 WITHIN = (1.0, 0.97, 0.93, 0.88)
