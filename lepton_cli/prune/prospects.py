@@ -65,11 +65,16 @@ class Prospects:
         options: PruneChannels,
         context: Context,
     ) -> None:
-        """`tables`: by column, with a dropped branch as width 0. `orders`: channels of every group, first to go first."""
+        """`tables`: by column, with a dropped branch as width 0. `orders`: channels of groups, first to go first."""
         self.plan, self.columns, self.tables, self._context = plan, columns, tables, context
         self._orders, self._options = orders, options
         #: By the identity of the prices, which a sweep keeps alive.
         self._sweeps: dict[tuple[int, ...], allocate.Sweep] = {}
+
+    def without_branches(self) -> Prospects:
+        """The same, where no branch goes as a whole."""
+        tables = [Table(one.levels[one.levels > 0], one.loss[one.levels > 0]) for one in self.tables]
+        return Prospects(self.plan, self.columns, tables, self._orders, self._options, self._context)
 
     @cached_property
     def macs(self) -> targets.Goal:

@@ -20,7 +20,7 @@ from lepton_cli.tune.yardsticks import Yardstick, comparison
 #: What a point holds besides choices: where the candidate lies by tables or its draft.
 PLACED = ("loss", "time", "bytes", "parameters", "macs")
 #: Choices that may change what a candidate measures, besides precision and training.
-_OPTIONS = ("fuse", "importance", "round_to", "guard", "calibration")
+_OPTIONS = ("fuse", "importance", "round_to", "branches", "guard", "calibration")
 #: Standard errors of figures, relatively: of widths by tables, of a precision before its draft.
 _BY_TABLES, _GUESSED = 0.02, 0.3
 #: Losses of quality are compared with this many times what matters, where nothing is known yet.
@@ -144,7 +144,9 @@ def _features(point: Point, *, pruned: bool = True) -> Features:
     loss = number("loss", 0.0)
     unpruned = not loss or not pruned
     options = tuple(
-        (name, point.get(name)) for name in _OPTIONS if not (unpruned and name in ("importance", "round_to"))
+        (name, point.get(name))
+        for name in _OPTIONS
+        if not (unpruned and name in ("importance", "round_to", "branches"))
     )
     return Features(
         precision=str(point["precision"]),

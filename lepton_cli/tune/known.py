@@ -279,14 +279,19 @@ class Foresight:
     def _tables(self, point: Point) -> Prospects | None:
         key = self._ranked(point)
         if key not in self._prospects:
-            options = self._pruning(point)
-            if not any(known[0] == key[0] for known in self._prospects):
-                self._note(f"ranking channels ({point['importance']}) and measuring what narrower layers lose")
-            try:
-                self._prospects[key] = tables.prospects(self._model(), options, self._context)
-            except LeptonError:  # a model that cannot be analysed is not pruned
-                self._prospects[key] = None
+            self._prospects[key] = self._looked_at(point)
         return self._prospects[key]
+
+    def _looked_at(self, point: Point) -> Prospects | None:
+        if not point["branches"]:
+            whole = self._tables({**point, "branches": True})
+            return None if whole is None else whole.without_branches()
+        if not any(known[0] == point["importance"] for known in self._prospects):
+            self._note(f"ranking channels ({point['importance']}) and measuring what narrower layers lose")
+        try:
+            return tables.prospects(self._model(), self._pruning(point), self._context)
+        except LeptonError:  # a model that cannot be analysed is not pruned
+            return None
 
     def _pruning(self, point: Point) -> PruneChannels:
         """Options that tables of this ranking and these widths follow from."""
@@ -296,7 +301,7 @@ class Foresight:
         return PruneChannels.model_validate(given)
 
     def _ranked(self, point: Point) -> tuple[object, ...]:
-        return point["importance"], point["round_to"]
+        return point["importance"], point["round_to"], point["branches"]
 
     def _family(self, point: Point) -> tuple[object, ...]:
         return *self._ranked(point), point["precision"], point["fuse"]

@@ -20,6 +20,8 @@ NEAR, ERRORS = 0.3, 1.5
 PARENTS = 3
 #: Choices that leave widths as they are.
 _IN_PLACE = ("calibration", "guard", "distill", "fuse")
+#: Of these, what changes size and time.
+_FORMS = ("fuse",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +66,15 @@ def remembered(trial: Trial) -> Proposal | None:
     return Proposal(choices, Prospect(widths=pruned.widths, dropped=dropped, **numbers))
 
 
-def variants(space: SearchSpace, found: Sequence[Parent], stage: int) -> Iterator[Proposal]:
-    """The same widths with one choice changed: of what missed by little at once, of the best when the search widens."""
+def variants(space: SearchSpace, found: Sequence[Parent], stage: int, quality: bool) -> Iterator[Proposal]:
+    """The same widths with one choice changed: of what missed by little at once; of the best when the search widens,
+    and then only what can better it. `quality`: whether that is the goal."""
     for parent in found:
         if not parent.missed and not stage:
             continue
         proposal = parent.proposal
         what = "the best" if parent.best else "a near miss"
-        for name in _IN_PLACE:
+        for name in _IN_PLACE if parent.missed or quality else _FORMS:
             for value in space.dimensions[name]:
                 if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
                     continue

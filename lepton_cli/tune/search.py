@@ -11,6 +11,7 @@ Every choice follows from the trials: a search that is run again reads them from
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections import Counter
@@ -86,6 +87,10 @@ class Search:
         except (Spent, OutOfTime):
             self.ended = f"the budget is spent{self._chance()}"
 
+    def _trials(self) -> list[Trial]:
+        """Without the original, which holds what it is compared with."""
+        return [trial for trial in self.bench.trials() if trial.steps]
+
     def _chosen(self) -> Candidate | None:
         """What is next; tables that take longer than is left are given up."""
         with deadline(self.bench.end - time.monotonic()):
@@ -117,7 +122,7 @@ class Search:
 
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
-        if any(trial.steps for trial in self.bench.trials()):
+        if any(trial.steps for trial in self._trials()):
             self._prunes = self.space.prunes
         while self.stage < STAGES:
             made = 0
@@ -154,12 +159,12 @@ class Search:
 
     def _best(self) -> float | None:
         """The goal of the best trial, in the unit of its yardstick."""
-        best = self.judge.best(self.bench.trials())
+        best = self.judge.best(self._trials())
         return None if best is None else self.forecasts.found(best, self.goal)
 
     def _ranked(self) -> list[Rated]:
         """Everything that could be tried, the most promising first; levels are halved around the best."""
-        trials = self.bench.trials()
+        trials = self._trials()
         self.forecasts.learn(trials)
         for parent in moves.parents(self.judge, trials):
             self._halved(parent.proposal)
@@ -197,7 +202,11 @@ class Search:
         """Proposals of this stage, each once."""
         found: dict[tuple[object, ...], Proposal] = {}
         parents = moves.parents(self.judge, trials)
-        for proposal in (*self._unpruned(), *self._pruned(parents), *moves.variants(self.space, parents, self.stage)):
+        for proposal in (
+            *self._unpruned(),
+            *self._pruned(parents),
+            *moves.variants(self.space, parents, self.stage, self.goal.about.quality),
+        ):
             key = (*sorted(proposal.point.items(), key=repr), proposal.prospect and proposal.prospect.key)
             if not self.known.draft_failed(proposal):
                 found.setdefault(key, proposal)
@@ -231,11 +240,12 @@ class Search:
             near = any(parent.proposal.point["precision"] == precision for parent in parents)
             wide = self.stage >= 2 or (self.stage == 1 and near)
             for importance in dimensions["importance"][: None if wide else 1]:
-                for multiple in dimensions["round_to"]:
-                    for epochs in dimensions["distill"][: None if wide or not place else 1]:
-                        chosen: dict[str, Value] = {"precision": precision, "importance": importance}
-                        chosen |= {"round_to": multiple, "distill": epochs}
-                        found.append(self.space.point(chosen, pruned=True))
+                trainings = dimensions["distill"][: None if wide or not place else 1]
+                names = ("precision", "importance", "round_to", "branches", "distill")
+                for chosen in itertools.product(
+                    [precision], [importance], dimensions["round_to"], dimensions["branches"], trainings
+                ):
+                    found.append(self.space.point(dict(zip(names, chosen, strict=True)), pruned=True))
         return found
 
     def _branches(self) -> list[Value]:
@@ -259,7 +269,7 @@ class Search:
 
     def _levels_of(self, point: Point) -> list[float]:
         """Costs that widths are chosen for, as shares of the original's; infinite: what the limits alone ask for."""
-        key = tuple(point[name] for name in ("precision", "importance", "round_to", "distill"))
+        key = tuple(point[name] for name in ("precision", "importance", "round_to", "branches", "distill"))
         if key not in self._levels:
             self._levels[key] = sorted(self._first_levels(point), reverse=True)
         return self._levels[key]
@@ -317,6 +327,8 @@ class Search:
     def _why(self, prediction: Prediction) -> str:
         if self._best() is None:
             return "the most promising"
+        if self.goal.about.quality:
+            return "expected to be better"
         return f"expected to gain {100 * prediction.chance * prediction.gain:.1f} %"
 
 
@@ -326,7 +338,9 @@ def saved(one: Yardstick) -> str:
         return one.counted
     if one.about.quality:
         return ""
-    return "time" if one.about.source in ("latency", "energy") else "bytes"
+    if one.about.source in ("latency", "energy"):
+        return "time"
+    return "" if one.metric == "nodes" else "bytes"
 
 
 def _unpruned(point: Point) -> dict[str, Value]:

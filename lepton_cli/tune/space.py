@@ -20,7 +20,7 @@ from lepton_cli.train.spec import Distill
 from lepton_cli.tune.candidate import Candidate, Point, read_steps
 
 #: Choices that mean nothing unless another one has a certain value.
-_PRUNING = ("importance", "round_to", "distill")
+_PRUNING = ("importance", "round_to", "branches", "distill")
 _CALIBRATED = ("calibration", "guard")
 #: Precisions that are calibrated.
 _INTEGER = ("int8", "w4a8")
@@ -129,6 +129,8 @@ def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> Sea
         "fuse": given.fuse or _fusions(traits),
         "importance": given.importance or (("hessian", "activation") if traits.calibrated else ("l2", "l1")),
         "round_to": given.round_to or _multiples(traits, precision),
+        # Whether residual branches may go as a whole: what tables say of them is the least sure.
+        "branches": (True, False) if traits.calibrated else (False,),
         "distill": epochs or ((None, Distill().budget.epochs) if traits.trainable else (None,)),
         "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
         "calibration": ranges or (None, "percentile", "minmax"),

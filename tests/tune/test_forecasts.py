@@ -28,6 +28,7 @@ POINT: dict[str, Value] = {
     "fuse": False,
     "importance": "hessian",
     "round_to": None,
+    "branches": True,
     "distill": None,
     "guard": None,
     "calibration": None,
@@ -131,7 +132,9 @@ def test_what_a_law_foretells_is_what_the_outlook_says() -> None:
     seen = made(plain, "seen", pruned(0.03), accuracy=accuracy(0.008, half=0.004), latency=latency(0.35))
     found = forecasts(DROP, SLOW, trials=(seen,))
     one = predicted(found)
-    options = tuple((name, POINT[name]) for name in ("fuse", "importance", "round_to", "guard", "calibration"))
+    options = tuple(
+        (name, POINT[name]) for name in ("fuse", "importance", "round_to", "branches", "guard", "calibration")
+    )
     there, here = (Features("int8", loss, 0.4, 0.25, 0.0, options) for loss in (0.03, 0.05))
     drop, slow = found.bounds
     lost = Outlook(drop.quantity, [Observation(there, 0.008, 0.004 / 1.96)]).expect([here])
