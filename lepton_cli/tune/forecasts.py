@@ -77,7 +77,8 @@ class Forecasts:
         """Where a candidate lies, as its point holds it."""
         macs = figures.macs if proposal.prospect is None else proposal.prospect.macs
         parameters = figures.parameters if proposal.prospect is None else proposal.prospect.parameters
-        numbers = (figures.loss, figures.time, figures.bytes, parameters, macs)
+        loss = 0.0 if proposal.prospect is None else figures.loss
+        numbers = (loss, figures.time, figures.bytes, parameters, macs)
         return {name: float(f"{number:.5g}") for name, number in zip(PLACED, numbers, strict=True)}
 
     def predict(self, proposals: Sequence[tuple[Proposal, Figures]], best: float | None) -> list[Prediction]:

@@ -21,7 +21,7 @@ PARENTS = 3
 #: Choices that leave widths as they are.
 _IN_PLACE = ("calibration", "guard", "distill", "fuse")
 #: Of these, what changes size and time.
-_FORMS = ("fuse",)
+_FORMS = ("guard", "fuse")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,17 +235,15 @@ class Search:
         """Precisions that may be best when pruned, in all kinds of widths and with every training; later with other
         rankings, which take long: of those that came near, then of all."""
         dimensions = self.space.dimensions
-        found = []
+        names = ("precision", "importance", "round_to", "branches", "distill")
+        found: list[Point] = []
         for place, precision in enumerate(self._branches()):
             near = any(parent.proposal.point["precision"] == precision for parent in parents)
             wide = self.stage >= 2 or (self.stage == 1 and near)
-            for importance in dimensions["importance"][: None if wide else 1]:
-                trainings = dimensions["distill"][: None if wide or not place else 1]
-                names = ("precision", "importance", "round_to", "branches", "distill")
-                for chosen in itertools.product(
-                    [precision], [importance], dimensions["round_to"], dimensions["branches"], trainings
-                ):
-                    found.append(self.space.point(dict(zip(names, chosen, strict=True)), pruned=True))
+            rankings = dimensions["importance"][: None if wide else 1]
+            trainings = dimensions["distill"][: None if wide or not place else 1]
+            kinds = itertools.product([precision], rankings, dimensions["round_to"], dimensions["branches"], trainings)
+            found += [self.space.point(dict(zip(names, kind, strict=True)), pruned=True) for kind in kinds]
         return found
 
     def _branches(self) -> list[Value]:

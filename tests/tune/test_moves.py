@@ -169,10 +169,10 @@ def test_steps_in_front_of_all_candidates_are_not_remembered_as_theirs() -> None
     assert space.candidate(found.point, found.prospect).steps == candidate.steps
 
 
-def changed(space: SearchSpace, parent: Parent, stage: int) -> list[tuple[str, Value]]:
+def changed(space: SearchSpace, parent: Parent, stage: int, *, quality: bool = False) -> list[tuple[str, Value]]:
     """The choices that differ from the parent's, one in each variant; its widths are the parent's."""
     found = []
-    for variant in variants(space, [parent], stage):
+    for variant in variants(space, [parent], stage, quality):
         assert variant.prospect == parent.proposal.prospect
         assert space.point(variant.point, pruned=variant.prospect is not None) == variant.point
         ((name, value),) = [(n, v) for n, v in variant.point.items() if v != parent.proposal.point[n]]
@@ -197,18 +197,19 @@ def test_what_missed_quality_is_mended_at_once(space: SearchSpace) -> None:
     ]
     for stage in (0, 1, 2):
         assert changed(space, one, stage) == expected
-    (first, *_) = variants(space, [one], 0)
+    (first, *_) = variants(space, [one], 0, False)
     assert (first.origin, first.why) == ("near miss", "a near miss with another `calibration`")
 
 
 def test_the_best_is_varied_when_the_search_widens(space: SearchSpace) -> None:
-    """But for the guard, which gives speed back for quality that is not missing."""
+    """Only by what can better it, and never by the guard, which gives speed back for quality that is not missing."""
     one = parent(space, missed=False, precision="int8")
-    assert changed(space, one, 0) == []
-    assert changed(space, one, 1) == [
+    assert changed(space, one, 0, quality=True) == []
+    assert changed(space, one, 1) == [("fuse", True)]
+    assert changed(space, one, 1, quality=True) == [
         ("calibration", "percentile"), ("calibration", "minmax"), ("distill", 5), ("fuse", True)
     ]  # fmt: skip
-    (first, *_) = variants(space, [one], 1)
+    (first, *_) = variants(space, [one], 1, True)
     assert (first.origin, first.why) == ("around the best", "the best with another `calibration`")
 
 
@@ -233,6 +234,6 @@ def test_what_missed_a_size_is_not_called_the_best(space: SearchSpace) -> None:
     """It is varied when the search widens, and said for what it is."""
     large = named(space, "large", size=size(410))
     (found,) = parents(judge(DROP, SMALL), [large])
-    assert list(variants(space, [found], 0)) == []
-    first = next(iter(variants(space, [found], 1)))
+    assert list(variants(space, [found], 0, False)) == []
+    first = next(iter(variants(space, [found], 1, True)))
     assert (first.origin, first.why) == ("near miss", "a near miss with another `calibration`")

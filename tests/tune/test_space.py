@@ -67,6 +67,7 @@ def test_other_choices_follow_too() -> None:
         "fuse": (False,),
         "importance": ("hessian", "activation"),
         "round_to": (None, 1),
+        "branches": (True, False),
         "distill": (None,),
         "guard": (None, 0.005),
         "calibration": (None, "percentile", "minmax"),
@@ -110,6 +111,7 @@ def test_what_is_given_is_what_is_searched() -> None:
         "fuse": (False, True),
         "importance": ("l1",),
         "round_to": (8, 4),
+        "branches": (True, False),
         "distill": (None, 0.5, 3),
         "guard": (0.01, None),
         "calibration": ("mse", None),
@@ -214,8 +216,8 @@ def test_other_points_are_other_steps() -> None:
         distinct = {repr(point): point for point in points}
         prospect = PROSPECT if pruned else None
         keys = {WHOLE.candidate(point, prospect).key("s") for point in distinct.values()}
-        # `round_to` is a rule that widths were chosen by: with the same widths it is no other candidate.
-        rounded = len(WHOLE.dimensions["round_to"]) if pruned else 1
+        # Rules that widths are chosen by: with the same widths they make no other candidate.
+        rounded = len(WHOLE.dimensions["round_to"]) * len(WHOLE.dimensions["branches"]) if pruned else 1
         assert len(keys) * rounded == len(distinct)
 
 
