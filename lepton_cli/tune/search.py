@@ -27,6 +27,8 @@ from lepton_cli.tune.known import Bounds, Figures, Knowledge, Proposal
 from lepton_cli.tune.space import SearchSpace
 from lepton_cli.tune.yardsticks import Yardstick
 
+#: Choices that widths follow from, besides what they cost.
+FAMILY = ("precision", "importance", "round_to", "branches", "distill")
 #: Precisions that are pruned at first, of those whose unpruned goal is at most so many times the best one's.
 BRANCHES, CLOSE = 2, 1.6
 #: Shares of the unpruned cost that widths are chosen for at first; between the best and its neighbours they are halved
@@ -171,7 +173,7 @@ class Search:
         while True:
             ranked = self._scored(self._pool(trials), trials)
             if not ranked or not self._halved(ranked[0].proposal):
-                self._left = ranked[0].prediction.chance if ranked else 0.0
+                self._left = max((one.prediction.chance for one in ranked), default=0.0)
                 return ranked
 
     def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Rated]:
@@ -225,9 +227,9 @@ class Search:
         """Along what pruning steers by: for every family widths of several costs, which hold what can be counted."""
         if not self._prunes:
             return
-        for point in self._families(parents):
-            for level in self._levels_of(point):
-                prospect = self.known.widths(point, self._budget(point, level))
+        for point, steer in itertools.product(self._families(parents), self._steers):
+            for level in self._levels_of(point, steer):
+                prospect = self.known.widths(point, self._budget(point, steer, level))
                 if prospect is not None:
                     yield Proposal(point, prospect)
 
@@ -235,78 +237,76 @@ class Search:
         """Precisions that may be best when pruned, in all kinds of widths and with every training; later with other
         rankings, which take long: of those that came near, then of all."""
         dimensions = self.space.dimensions
-        names = ("precision", "importance", "round_to", "branches", "distill")
         found: list[Point] = []
-        for place, precision in enumerate(self._branches()):
+        for place, precision in enumerate(self._precisions()):
             near = any(parent.proposal.point["precision"] == precision for parent in parents)
             wide = self.stage >= 2 or (self.stage == 1 and near)
             rankings = dimensions["importance"][: None if wide else 1]
             trainings = dimensions["distill"][: None if wide or not place else 1]
             kinds = itertools.product([precision], rankings, dimensions["round_to"], dimensions["branches"], trainings)
-            found += [self.space.point(dict(zip(names, kind, strict=True)), pruned=True) for kind in kinds]
+            found += [self.space.point(dict(zip(FAMILY, kind, strict=True)), pruned=True) for kind in kinds]
         return found
 
-    def _branches(self) -> list[Value]:
+    def _precisions(self) -> list[Value]:
         """Precisions to prune, the best unpruned goal first: a few at first, later all."""
         costs = []
         for precision in self.space.dimensions["precision"]:
             proposal = Proposal(self.space.point({"precision": precision}))
             if not self.known.draft(proposal):
-                costs.append((getattr(self.known.figures(proposal), self._steer), precision))
+                costs.append((getattr(self.known.figures(proposal), self._steers[0]), precision))
         costs.sort(key=lambda pair: pair[0])
         most = None if self.stage >= 2 else BRANCHES
         return [precision for cost, precision in costs if self.stage >= 2 or cost <= CLOSE * costs[0][0]][:most]
 
     @property
-    def _steer(self) -> str:
+    def _steers(self) -> tuple[str, ...]:
         """What widths are chosen to save: what the goal counts, or the limit that a quality stands against."""
-        if self.space.steers:
-            return self.space.steers[0]
-        looked_at = [self.goal, *self.bounds]
-        return next((found for one in looked_at if (found := saved(one))), "macs")
+        found = (saved(one) for one in (self.goal, *self.bounds))
+        return self.space.steers or (next(filter(None, found), "macs"),)
 
-    def _levels_of(self, point: Point) -> list[float]:
+    def _levels_of(self, point: Point, steer: str) -> list[float]:
         """Costs that widths are chosen for, as shares of the original's; infinite: what the limits alone ask for."""
-        key = tuple(point[name] for name in ("precision", "importance", "round_to", "branches", "distill"))
+        key = (steer, *(point[name] for name in FAMILY))
         if key not in self._levels:
-            self._levels[key] = sorted(self._first_levels(point), reverse=True)
+            self._levels[key] = sorted(self._first_levels(point, steer), reverse=True)
         return self._levels[key]
 
-    def _first_levels(self, point: Point) -> list[float]:
-        name = self._steer
-        unpruned = getattr(self.known.figures(Proposal(self.space.point(_unpruned(point)))), name)
+    def _first_levels(self, point: Point, steer: str) -> list[float]:
+        unpruned = getattr(self.known.figures(Proposal(self.space.point(_unpruned(point)))), steer)
         if self.space.keep is not None:
             return [share * unpruned for share in self.space.keep]
-        floor = self.known.floor(point, name)
+        floor = self.known.floor(point, steer)
         if floor is None:
             return []
-        limit = min((one.bound for one in self.bounds if saved(one) == name), default=math.inf)
+        limit = min((one.bound for one in self.bounds if saved(one) == steer), default=math.inf)
         if self.goal.about.quality and limit < unpruned:
             return [share * limit for share in WITHIN if share * limit > floor]
         return [math.inf, *(share * unpruned for share in LEVELS if share * unpruned > floor)]
 
-    def _budget(self, point: Point, level: float) -> Bounds:
+    def _budget(self, point: Point, steer: str, level: float) -> Bounds:
         """What limits allow that can be told before a trial, and the level."""
-        most: dict[str, float] = {}
+        most = {steer: level}
         for one in self.bounds:
             name = saved(one)
-            if one.counted or (name == "time" and self._steer != "time"):
+            if one.counted or (name == "time" and steer != "time"):
                 bound = one.bound / (1.0 if one.counted else self.forecasts.slower(point, one))
                 most[name] = min(most.get(name, math.inf), bound)
-        most[self._steer] = min(most.get(self._steer, math.inf), level)
         return Bounds(**most)
 
     def _halved(self, proposal: Proposal) -> bool:
         """Add the levels half-way between what this proposal costs and the next ones, where they are far apart."""
         if proposal.prospect is None or self.space.keep is not None:
             return False
-        levels = self._levels_of(proposal.point)
-        here = getattr(self.known.figures(proposal), self._steer)
-        above = [level for level in levels if here * APART < level < math.inf]
-        below = [level for level in levels if level * APART < here]
-        new = {round(math.sqrt(here * level), 4) for level in (*above[-1:], *below[:1])} - set(levels)
-        levels[:] = sorted({*levels, *new}, reverse=True)
-        return bool(new)
+        added = 0
+        for steer in self._steers:
+            levels = self._levels_of(proposal.point, steer)
+            here = getattr(self.known.figures(proposal), steer)
+            above = [level for level in levels if here * APART < level < math.inf]
+            below = [level for level in levels if level * APART < here]
+            new = {round(math.sqrt(here * level), 4) for level in (*above[-1:], *below[:1])} - set(levels)
+            levels[:] = sorted({*levels, *new}, reverse=True)
+            added += len(new)
+        return added > 0
 
     def _candidate(self, ranked: Rated) -> Candidate:
         """With what was expected of it, and where it lies, which trials are remembered by."""
