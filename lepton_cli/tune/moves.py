@@ -18,6 +18,8 @@ from lepton_cli.tune.space import SearchSpace
 NEAR, ERRORS = 0.3, 1.5
 #: Trials that are worked on at a time.
 PARENTS = 3
+#: Ways of making widths that miss a limit all the same, after which no more are tried.
+VARIED = 2
 #: Choices that leave widths as they are.
 _IN_PLACE = ("calibration", "guard", "distill", "fuse")
 #: Of these, what changes size and time.
@@ -32,6 +34,8 @@ class Parent:
     proposal: Proposal
     best: bool
     missed: bool
+    #: Trials of the same widths, made in other ways.
+    varied: int = 0
 
 
 def parents(judge: Judge, trials: Sequence[Trial]) -> list[Parent]:
@@ -47,10 +51,16 @@ def parents(judge: Judge, trials: Sequence[Trial]) -> list[Parent]:
             found.append((sum(-margin.room for margin in short), trial, any(breach.quality for breach in breaches)))
     ordered = sorted(found, key=lambda one: (one[0], one[1].name))
     return [
-        Parent(trial, proposal, trial is best, missed)
+        Parent(trial, proposal, trial is best, missed, sum(_widths(one) == _widths(trial) for one in trials) - 1)
         for _, trial, missed in ordered
         if (proposal := remembered(trial)) is not None
     ][:PARENTS]
+
+
+def _widths(trial: Trial) -> tuple[object, ...]:
+    """What a trial's step of pruning leaves, and of which precision it is."""
+    pruned = next((step for step in trial.steps if step["step"] == "prune.channels"), {})
+    return trial.point.get("precision"), pruned.get("widths"), pruned.get("drop_branches")
 
 
 def remembered(trial: Trial) -> Proposal | None:
@@ -70,7 +80,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int, quality: b
     """The same widths with one choice changed: of what missed by little at once; of the best when the search widens,
     and then only what can better it. `quality`: whether that is the goal."""
     for parent in found:
-        if not parent.missed and not stage:
+        if (not parent.missed and not stage) or (parent.missed and parent.varied >= VARIED):
             continue
         proposal = parent.proposal
         what = "the best" if parent.best else "a near miss"

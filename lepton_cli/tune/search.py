@@ -210,9 +210,19 @@ class Search:
             *moves.variants(self.space, parents, self.stage, self.goal.about.quality),
         ):
             key = (*sorted(proposal.point.items(), key=repr), proposal.prospect and proposal.prospect.key)
-            if not self.known.draft_failed(proposal):
+            if not self.known.draft_failed(proposal) and self._differs(proposal.point["fuse"]):
                 found.setdefault(key, proposal)
         return list(found.values())
+
+    def _differs(self, fuse: Value) -> bool:
+        """Whether fusing makes another model: where there is nothing to fuse it is the same by another name."""
+        first = self.space.dimensions["fuse"][0]
+        if fuse == first:
+            return True
+        both = [Proposal(self.space.point({"fuse": one})) for one in (first, fuse)]
+        if any(self.known.draft(one) for one in both):
+            return True
+        return self.known.figures(both[0]).bytes != self.known.figures(both[1]).bytes
 
     def _unpruned(self) -> Iterator[Proposal]:
         """Every precision, of the first form, later of all."""

@@ -23,6 +23,7 @@ DROP, SMALL = gate("accuracy.top1", max_drop="2 pp"), gate("size.file", max="400
 FAST = gate("latency.median", max_ratio=0.5)
 WHERE = {"loss": 0.05, "time": 0.4, "bytes": 0.25, "parameters": 0.5, "macs": 0.45}
 PROSPECT = Prospect({"g": 8, "h": 3}, (), loss=0.05, parameters=0.5, macs=0.45)
+OTHER = Prospect({"g": 7, "h": 3}, (), loss=0.05, parameters=0.5, macs=0.45)
 
 
 @pytest.fixture(name="space", scope="module")
@@ -237,3 +238,20 @@ def test_what_missed_a_size_is_not_called_the_best(space: SearchSpace) -> None:
     assert list(variants(space, [found], 0, False)) == []
     first = next(iter(variants(space, [found], 1, True)))
     assert (first.origin, first.why) == ("near miss", "a near miss with another `calibration`")
+
+
+def test_widths_that_miss_in_several_ways_are_left(space: SearchSpace) -> None:
+    """Calibration and guard turn a hair's breadth, and no more."""
+    one = judge(gate("accuracy.top1", max_drop="1 pp"))
+    tried: list[Trial] = []
+    for number, name in enumerate((None, "percentile", "minmax")):
+        point = space.point({"precision": "int8", "calibration": name}, pruned=True)
+        candidate = space.candidate(point, PROSPECT)
+        tried.append(made(candidate, key=f"{number}", accuracy=accuracy(0.011 + number / 1e4)))
+        (first, *_) = parents(one, tried)
+        assert first.varied == number
+        assert bool(list(variants(space, [first], 0, False))) == (number < 2)
+    other = space.candidate(space.point({"precision": "int8"}, pruned=True), OTHER)
+    (first, *_) = parents(one, [made(other, key="other", accuracy=accuracy(0.0105)), *tried])
+    assert first.varied == 0
+    assert list(variants(space, [first], 0, False))

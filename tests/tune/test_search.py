@@ -15,7 +15,7 @@ from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Space
 from lepton_cli.report.trial import Trial
 from lepton_cli.tune.candidate import read_steps
-from lepton_cli.tune.known import Proposal
+from lepton_cli.tune.known import Figures, Proposal
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import Search
 from lepton_cli.tune.space import SearchSpace, Traits, derive
@@ -253,6 +253,22 @@ def test_shares_that_are_given_are_the_only_ones(tmp_path: Path) -> None:
     }
     assert widths <= {800, 600}
     assert widths
+
+
+@pytest.mark.parametrize("fused", [1.0, 0.8])
+def test_what_fuses_nothing_is_no_other_candidate(tmp_path: Path, fused: float) -> None:
+    """`fused`: bytes of what fusing makes, as a share."""
+    space = derive(Space(precision=("int8", "float"), fuse=(False, True)), CNN)
+    unfinished = search(tmp_path, limits(POINT), space, Network())
+
+    class Fusing(made_up.MadeUp):
+        def figures(self, proposal: Proposal) -> Figures:
+            found = super().figures(proposal)
+            return dataclasses.replace(found, bytes=found.bytes * (fused if proposal.point["fuse"] else 1.0))
+
+    unfinished.known = Fusing(Network())
+    tried = {trial.point["fuse"] for trial in ran(unfinished)}
+    assert tried == ({False} if fused == 1 else {False, True})
 
 
 def test_nothing_is_pruned_where_nothing_can(tmp_path: Path) -> None:
