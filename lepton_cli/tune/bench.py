@@ -125,6 +125,11 @@ class Bench:
         if self.elapsed >= self.seconds or (self.most is not None and count > self.most):
             raise Spent
 
+    def taken(self, candidate: Candidate) -> bool:
+        """Whether another process is measuring it."""
+        with self.store.claim(candidate.key(self.search)) as mine:
+            return not mine
+
     def expected(self, point: Point) -> float:
         """Seconds that such a trial takes, as far as others tell."""
         known = [trial for trial in self.store.trials() if trial.point and trial.reached != "failed"]

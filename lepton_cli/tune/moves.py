@@ -18,8 +18,8 @@ from lepton_cli.tune.space import SearchSpace
 NEAR, ERRORS = 0.3, 1.5
 #: Trials that are worked on at a time.
 PARENTS = 3
-#: Ways of making widths that miss a limit all the same, after which no more are tried.
-VARIED = 2
+#: Ways of making widths that miss a limit all the same, after which no more are tried, one choice away from the first.
+VARIED, MENDED = 3, "near miss"
 #: Choices that leave widths as they are.
 _IN_PLACE = ("calibration", "guard", "distill", "fuse")
 #: Of these, what changes size and time.
@@ -80,7 +80,8 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int, quality: b
     """The same widths with one choice changed: of what missed by little at once; of the best when the search widens,
     and then only what can better it. `quality`: whether that is the goal."""
     for parent in found:
-        if (not parent.missed and not stage) or (parent.missed and parent.varied >= VARIED):
+        mended = parent.missed and (parent.varied >= VARIED or parent.trial.origin == MENDED)
+        if mended or (not parent.missed and not stage):
             continue
         proposal = parent.proposal
         what = "the best" if parent.best else "a near miss"
@@ -90,7 +91,7 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int, quality: b
                     continue
                 point = space.point({**proposal.point, name: value}, pruned=proposal.prospect is not None)
                 if point != proposal.point:
-                    origin = "around the best" if parent.best else "near miss"
+                    origin = "around the best" if parent.best else MENDED
                     yield Proposal(point, proposal.prospect, origin, f"{what} with another `{name}`")
 
 

@@ -74,6 +74,9 @@ class Search:
         self.stage = 0
         #: Why the search ended, in words.
         self.ended = ""
+        #: What other processes are measuring, by key, and the stage at which it was left to them.
+        self._elsewhere: dict[str, Candidate] = {}
+        self._hidden = STAGES
         #: The chance of the most promising candidate that is left to hold the limits.
         self._left = 0.0
         #: Whether widths are looked at: their tables take long, so that something that needs none is tried before.
@@ -84,8 +87,15 @@ class Search:
         """Until the budget ends, or nothing more is expected."""
         try:
             self.bench.run(self.start)
-            while (candidate := self._chosen()) is not None:
-                self.bench.run([candidate])
+            while (candidate := self._chosen()) is not None or self._elsewhere:
+                if candidate is not None and self.bench.taken(candidate):
+                    self._hidden = min(self._hidden, self.stage)
+                    self._elsewhere[candidate.key(self.bench.search)] = candidate
+                    continue
+                # Where nothing else is left, what others measure is waited for: it may change what is promising.
+                self.bench.run([candidate] if candidate is not None else list(self._elsewhere.values())[:1])
+                self._elsewhere.clear()
+                self.stage, self._hidden = min(self.stage, self._hidden), STAGES
         except (Spent, OutOfTime):
             self.ended = f"the budget is spent{self._chance()}"
 
@@ -177,7 +187,7 @@ class Search:
                 return ranked
 
     def _scored(self, pool: Sequence[Proposal], trials: Sequence[Trial]) -> list[Rated]:
-        tried = {trial.key for trial in trials}
+        tried = {trial.key for trial in trials} | self._elsewhere.keys()
         # What the time did not allow twice is not asked for again.
         refused = Counter(trial.point.get("distill") for trial in trials if not trial.begun)
         left = []

@@ -241,16 +241,18 @@ def test_what_missed_a_size_is_not_called_the_best(space: SearchSpace) -> None:
 
 
 def test_widths_that_miss_in_several_ways_are_left(space: SearchSpace) -> None:
-    """Calibration and guard turn a hair's breadth, and no more."""
+    """Calibration and guard turn a hair's breadth, and no more; what was varied is not varied again."""
     one = judge(gate("accuracy.top1", max_drop="1 pp"))
     tried: list[Trial] = []
-    for number, name in enumerate((None, "percentile", "minmax")):
+    for number, name in enumerate((None, "percentile", "minmax", "entropy")):
         point = space.point({"precision": "int8", "calibration": name}, pruned=True)
-        candidate = space.candidate(point, PROSPECT)
-        tried.append(made(candidate, key=f"{number}", accuracy=accuracy(0.011 + number / 1e4)))
-        (first, *_) = parents(one, tried)
-        assert first.varied == number
-        assert bool(list(variants(space, [first], 0, False))) == (number < 2)
+        candidate = space.candidate(point, PROSPECT, "near miss" if number else "outlook")
+        fields = {"origin": candidate.origin, "accuracy": accuracy(0.011 + number / 1e4)}
+        tried.append(made(candidate, key=f"{number}", **fields))
+        found = parents(one, tried)
+        assert found[0].varied == number
+        assert bool(list(variants(space, found[:1], 0, False))) == (number < 3)
+        assert list(variants(space, found[1:], 0, False)) == []
     other = space.candidate(space.point({"precision": "int8"}, pruned=True), OTHER)
     (first, *_) = parents(one, [made(other, key="other", accuracy=accuracy(0.0105)), *tried])
     assert first.varied == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -339,3 +341,43 @@ def test_other_networks(
         return
     assert best is not None
     assert (one.value(best) or 9) <= 1.06 * fastest(space, net, share=0.25)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_another_process_measures_is_left_to_it(tmp_path: Path, alone: bool) -> None:
+    """The next best is tried meanwhile, and what the other found counts. `alone`: nothing else is left, so that it is
+    waited for."""
+    given_ = {"precision": ["int8"], **({"keep": ["90 %"], "round_to": [1]} if alone else {})}
+    space = derive(Space.model_validate(given_), CNN)
+    one, net = limits(POINT, QUARTER), Network()
+    (other,) = ran(search(tmp_path, one, space, net, most=1))
+    unfinished = search(tmp_path / "shared", one, space, net)
+    store, claim = unfinished.bench.store, unfinished.bench.store.claim
+    asked = []
+
+    @contextlib.contextmanager
+    def claimed(key: str) -> Iterator[bool]:
+        known = [trial.key for trial in store.trials()]
+        if key != other.key or key in known:
+            with claim(key) as mine:
+                yield mine
+            return
+        asked.append(len(known))
+        if alone and len(asked) > 2:
+            store.add(other)
+        yield False
+
+    def finished(trial: Trial) -> None:
+        if not alone and len(store.trials()) == 3:
+            store.add(other)
+
+    unfinished.bench.store.claim = claimed  # type: ignore[method-assign]
+    unfinished.bench.finished = finished
+    trials = ran(unfinished)
+    assert asked[0] == 0
+    assert [trial.key for trial in trials].count(other.key) == 1
+    assert trials[0].key != other.key
+    best, whole = one.best(trials), one.best(ran(search(tmp_path / "whole", one, space, net)))
+    assert best is not None
+    assert whole is not None
+    assert one.value(best) == pytest.approx(one.value(whole), rel=0.03)
