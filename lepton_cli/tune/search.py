@@ -150,6 +150,8 @@ class Search:
                 return self._candidate(ranked[0])
             self.stage += self._prunes == self.space.prunes
             self._prunes = self.space.prunes
+        if not self._trials() and (ranked := self._ranked()):  # what a limit costs is worth one trial
+            return self._candidate(max(ranked, key=lambda one: one.prediction.chance))
         self.ended = self._reason()
         return None
 
@@ -203,9 +205,15 @@ class Search:
             # Until something holds, that it will is worth more than what it gains.
             certain = prediction.chance ** (1 if best is not None else 2)
             certain = 0.0 if prediction.chance < CHANCE else certain  # no lottery
-            cost = math.sqrt(max(self.bench.expected(proposal.point), 1e-3))
-            found.append(Rated(proposal, prediction, certain * prediction.gain / cost))
+            found.append(Rated(proposal, prediction, certain * prediction.gain / self._effort(proposal.point)))
         return sorted(found, key=lambda one: -one.score)
+
+    def _effort(self, point: Point) -> float:
+        """What a trial costs beside others: training alone makes so much of a difference that the choice may depend on
+        how busy the machine is."""
+        if not point["distill"]:
+            return 1.0
+        return math.sqrt(max(self.bench.expected(point) / self.bench.usual, 1.0))
 
     def _figured(self, pool: Sequence[Proposal]) -> list[tuple[Proposal, Figures]]:
         return [(proposal, self.known.figures(proposal)) for proposal in pool]

@@ -316,12 +316,14 @@ def test_small_savings_are_weighed_too() -> None:
 
 @given(small, st.floats(0.1, 0.95), st.floats(0.1, 0.95), st.integers(0, 999))
 @settings(max_examples=25)
-def test_quick_choices_hold_all_limits_near_the_best(channels: list[int], one: float, two: float, seed: int) -> None:
-    """What the shares between the two costs miss are few levels, and the limits hold where any widths hold them."""
+def test_a_sweep_holds_all_budgets_near_the_best(channels: list[int], one: float, two: float, seed: int) -> None:
+    """What its weights miss between two costs are few levels, and budgets hold where any widths hold them."""
     tables, cost, other = drawn(channels, seed), chain(channels), separate(drawn(channels, seed), seed)
     full, narrow = np.array(channels), np.ones(len(channels), np.int64)
-    limits = Limits([(cost, max(one * cost(full), cost(narrow))), (other, max(two * other(full), other(narrow)))])
-    found = allocate.choose(tables, limits, "global", quick=True)
+    budgets = [max(one * cost(full), cost(narrow)), max(two * other(full), other(narrow))]
+    limits = Limits(list(zip((cost, other), budgets, strict=True)))
+    found = allocate.Sweep(tables, (cost, other), 6).within(budgets)
+    assert found is not None
     assert limits(found) <= 1
     least = min(loss(tables, w) for w in everything(tables) if limits(w) <= 1)
     assert least <= loss(tables, found) + 1e-9
@@ -329,23 +331,30 @@ def test_quick_choices_hold_all_limits_near_the_best(channels: list[int], one: f
     assert loss(tables, found) <= least + widest
 
 
-def test_quick_choices_lose_little_more_than_thorough_ones() -> None:
+def test_a_sweep_loses_little_more_than_the_knapsack() -> None:
     quick = thorough = 0.0
     for seed in range(8):
         channels = [16, 12, 8, 16]
         tables, cost = drawn(channels, seed), chain(channels)
-        limits = Limits([(cost, 0.4 * cost(np.array(channels)))])
-        found = [allocate.choose(tables, limits, "global", quick=one) for one in (True, False)]
-        assert all(limits(widths) <= 1 for widths in found)
-        quick, thorough = quick + loss(tables, found[0]), thorough + loss(tables, found[1])
-    assert thorough <= quick <= 1.1 * thorough
+        sweep = allocate.Sweep(tables, (cost,), 16)
+        for share in (0.3, 0.4, 0.6):  # one sweep serves them all
+            budget = share * cost(np.array(channels))
+            best = allocate.choose(tables, Limits([(cost, budget)]), "global")
+            found = sweep.within([budget])
+            assert found is not None
+            assert cost(found) <= budget
+            assert cost(best) <= budget
+            quick, thorough = quick + loss(tables, found), thorough + loss(tables, best)
+    assert quick <= 1.1 * thorough
 
 
-def test_quick_choices_leave_what_fits_and_give_the_narrowest_where_nothing_does() -> None:
+def test_a_sweep_leaves_what_fits_and_finds_nothing_where_nothing_does() -> None:
     tables, cost = drawn([6, 5, 6], 1), chain([6, 5, 6])
     full, narrow = np.array([6, 5, 6]), np.ones(3, np.int64)
-    assert allocate.choose(tables, Limits([(cost, cost(full))]), "global", quick=True).tolist() == [6, 5, 6]
-    too_little = Limits([(cost, 0.9 * cost(narrow))])
-    assert allocate.choose(tables, too_little, "global", quick=True).tolist() == [1, 1, 1]
-    exactly = Limits([(cost, cost(narrow))])
-    assert exactly(allocate.choose(tables, exactly, "global", quick=True)) <= 1
+    sweep = allocate.Sweep(tables, (cost,), 8)
+    whole, least = sweep.within([cost(full)]), sweep.within([cost(narrow)])
+    assert whole is not None
+    assert whole.tolist() == [6, 5, 6]
+    assert least is not None
+    assert least.tolist() == [1, 1, 1]
+    assert sweep.within([0.9 * cost(narrow)]) is None
