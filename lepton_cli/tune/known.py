@@ -41,6 +41,8 @@ _GUESSED = {
     "weights4": (0.2, 0.9),
     "w4a8": (0.18, 0.5),
 }
+#: Channels that a layer keeps at least.
+_NARROWEST = "1 %"
 #: Shares below this are nothing.
 _LEAST = 1e-4
 #: A loss below this is none.
@@ -296,6 +298,7 @@ class Foresight:
     def _pruning(self, point: Point) -> PruneChannels:
         """Options that tables of this ranking and these widths follow from."""
         given: dict[str, object] = {"importance": point["importance"], "round_to": point["round_to"]}
+        given["min_width"] = _NARROWEST  # what so narrow a layer loses is in its table
         if point["round_to"] is None:
             given["timed_as"] = "int8"  # the machine's vector blocks
         return PruneChannels.model_validate(given)
