@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from lepton_cli.errors import LeptonError
+from lepton_cli.errors import LeptonError, StepError
 from lepton_cli.measure import size
 from lepton_cli.measure.results import Size
 from lepton_cli.prune import prospects as tables
@@ -381,6 +381,4 @@ def _full_groups(found: Prospects) -> Widths:
 
 
 def _not_drafted(point: Point, problem: str) -> LeptonError:
-    from lepton_cli.errors import StepError
-
     return StepError("tune.not-drafted", f"`{point['precision']}` cannot be made of this model", cause=problem)

@@ -19,7 +19,7 @@ from lepton_cli.report.trial import Band, Trial
 from lepton_cli.tune.contradictions import bound_of
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.outlook import Drop, Features, Quantity, Ratio, memory_share, time_share
-from lepton_cli.tune.readings import UPPER, binding
+from lepton_cli.tune.readings import binding
 
 #: Deviations from the middle to either end of a 95 % interval.
 _Z = 1.96
@@ -140,6 +140,3 @@ def _of_goal(goal: Objective, report: Report) -> Yardstick:
 def comparison(judge: Judge, one: Yardstick) -> str | None:
     """What the limit looks at; `None` for the goal."""
     return None if one.index is None else judge.limits[one.index].comparison
-
-
-__all__ = ["UPPER", "Yardstick", "comparison", "yardsticks"]

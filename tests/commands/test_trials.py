@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lepton_cli.commands import trials
-from lepton_cli.measure.spec import EvaluateSpec
+from lepton_cli.commands.trials import Laboratory
+from lepton_cli.measure.spec import EvaluateSpec, LatencySpec
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
+from lepton_cli.report.trial import Band, Forecast
+from tests.tune import builders
 
 LATENCY = {"providers": ["cpu", {"name": "cuda", "optional": True}], "batch": [1, 8], "threads": [2, 1]}
 
@@ -52,3 +56,20 @@ def test_the_usable_cores_stay_the_default() -> None:
 def test_nothing_is_timed_where_nothing_needs_it() -> None:
     assert timed({"metric": "size.file"}, needed=False) is None
     assert timed(MEDIAN, latency=False) is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "counts", "asked"),
+    [((0.5,), 0.5, 1), ((0.1, 0.5, 0.52), 0.5, 3), ((0.9, 0.1, 0.6), 0.6, 3)],
+)
+def test_a_time_that_surprises_is_measured_again(ratios: tuple[float, ...], counts: float, asked: int) -> None:
+    """Expected were 40 to 60 %; of three measurements the middle one counts."""
+    lab = Laboratory.__new__(Laboratory)
+    lab.judge, lab.spec = builders.judge(), LatencySpec()
+    lab.job = SimpleNamespace(spec=SimpleNamespace(evaluate=SimpleNamespace(cost=None)))  # type: ignore[assignment]
+    left = list(ratios)
+    lab.race = lambda paths, spec: builders.latency(left.pop(0))  # type: ignore[method-assign]
+    foretold = Forecast(chance=1.0, goal=Band(value=0.5, low=0.4, high=0.6))
+    found = lab._timed(builders.trial(forecast=foretold, latency=None), Path("made.onnx"))
+    assert lab.judge.value(found) == counts
+    assert len(ratios) - len(left) == asked

@@ -353,3 +353,17 @@ def test_bounds_are_never_rounded_up() -> None:
     for share, wanted in cases.items():
         assert known._floored(share) == pytest.approx(wanted, rel=1e-9)
     assert known._floored(0.0) == known._floored(-1.0) == pytest.approx(1e-4)
+
+
+def test_losses_of_drafts_correct_those_of_tables_of_their_kind(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured three times as much as the table says: so is the next foretold, where a branch goes in both or none."""
+    point = case.point(precision="int8")
+    first, second = (case.known.widths(point, Bounds(bytes=share)) for share in (0.2, 0.15))
+    assert first is not None
+    assert second is not None
+    monkeypatch.setattr(Prospects, "loss", lambda self, prospect: 3 * prospect.loss)
+    assert case.known.figures(Proposal(point, second)).loss == pytest.approx(second.loss)
+    assert case.known.draft(Proposal(point, first)) == ""
+    assert case.known.figures(Proposal(point, first)).loss == pytest.approx(3 * first.loss)
+    expected = (3 if bool(first.dropped) == bool(second.dropped) else 1) * second.loss
+    assert case.known.figures(Proposal(point, second)).loss == pytest.approx(expected)

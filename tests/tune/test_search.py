@@ -20,24 +20,12 @@ from lepton_cli.tune.candidate import read_steps
 from lepton_cli.tune.known import Figures, Proposal
 from lepton_cli.tune.limits import Judge
 from lepton_cli.tune.search import Search
-from lepton_cli.tune.space import SearchSpace, Traits, derive
-from tests.tune import made_up
+from lepton_cli.tune.space import SearchSpace, derive
+from tests.tune import made_up, test_space
 from tests.tune.builders import gate, judge, size
 from tests.tune.made_up import Network, optimum, search
 
-CNN = Traits(
-    convolutions=True,
-    products=False,
-    transformer=False,
-    quantized=False,
-    prunable=True,
-    calibrated=True,
-    labelled=True,
-    provider="cpu",
-    tables=(),
-    goal="time",
-    max_drop=0.01,
-)
+CNN = dataclasses.replace(test_space.CNN, products=False, max_drop=0.01)
 POINT = gate("accuracy.top1", max_drop="1 pp")
 QUARTER = gate("size.file", max_ratio=0.25)
 
