@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ BLENDS = 5
 #: Weights of a sweep lie between 2 to minus this power and 2 to half of it; so many widths of it on either side of the
 #: budgets are fitted to them.
 SPAN, STARTS = 24, 2
+#: Weights are no closer than by two to this power.
+FINEST = 0.25
 
 
 class Price(Protocol):
@@ -44,7 +47,11 @@ class Limits:
 
     def __call__(self, widths: Widths) -> float:
         """Largest share of a budget that is used."""
-        return max(price(widths) / budget for price, budget in self.parts)
+        return max(self.shares(widths))
+
+    def shares(self, widths: Widths) -> list[float]:
+        """Of every budget."""
+        return [price(widths) / budget for price, budget in self.parts]
 
     def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
         """The same at every level of one group, the others as in `widths`."""
@@ -122,7 +129,7 @@ def choose(tables: Sequence[Table], limits: Limits, scope: str) -> Widths:
         widths = best(tables, blend, 1.0)
         if limits(widths) > 1:
             many = len(tables) > MANY
-            widths = _priced(tables, limits, 1.0, halvings=10) if many else _fit(tables, limits, 1.0, widths)
+            widths = _priced(tables, limits, 1.0, halvings=10) if many else _fit(tables, limits, widths)
         found.offer(widths)
     return widths if found.widths is None else found.widths
 
@@ -140,7 +147,7 @@ class Sweep:
         parts = [(price, max(price(full), 1e-12)) for price in prices]
         weights = [[0.0, *self._spread(part, steps)] for part in parts]
         for chosen in itertools.product(*weights) if len(parts) > 1 else ():
-            self._add(_weighed(tables, Blend(parts, chosen), 1.0))
+            full = self._add(_weighed(tables, Blend(parts, chosen), 1.0, full if chosen[-1] else None))
         self._widths = list(self._found.values())
         self._losses = np.array([total(tables, widths) for widths in self._widths])
         self._costs = np.array([[price(widths) for price in prices] for widths in self._widths])
@@ -150,10 +157,24 @@ class Sweep:
 
     def _spread(self, part: tuple[Price, float], steps: int) -> list[float]:
         """Weights at which the cost falls in even steps, of those tried from nothing to the least widths."""
-        tried = 2.0 ** np.arange(-SPAN, SPAN / 2, 0.5)
-        costs = np.array([part[0](self._add(_weighed(self.tables, Blend([part], [w]), 1.0))) for w in tried])
-        wanted = np.linspace(costs[0], costs[-1], steps + 1)[1:]
-        return sorted({float(tried[int(np.argmin(np.abs(costs - cost)))]) for cost in wanted})
+
+        def at(power: float) -> float:
+            return part[0](self._add(_weighed(self.tables, Blend([part], [2.0**power]), 1.0)))
+
+        costs = {power: at(power) for power in np.arange(-SPAN, SPAN / 2 + 1, FINEST * 2**4).tolist()}
+        step = abs(costs[-SPAN] - costs[SPAN / 2]) / steps
+        while True:
+            powers = sorted(costs)
+            between = [
+                (low + high) / 2
+                for low, high in itertools.pairwise(powers)
+                if high - low > FINEST and abs(costs[low] - costs[high]) > step
+            ]
+            if not between:
+                break
+            costs.update((power, at(power)) for power in between)
+        wanted = np.linspace(costs[-SPAN], costs[SPAN / 2], steps + 1)[1:]
+        return sorted({2.0 ** min(powers, key=lambda power: abs(costs[power] - cost)) for cost in wanted})
 
     def within(self, budgets: Sequence[float]) -> Widths | None:
         """What loses least and holds all budgets: the nearest of the sweep, made narrower until they hold, and wider
@@ -165,7 +186,7 @@ class Sweep:
             *missed[np.argsort(shares[missed], kind="stable")][:STARTS],
         ]
         limits = Limits(list(zip(self.prices, budgets, strict=True)))
-        fitted = [_fit(self.tables, limits, 1.0, self._widths[start]) for start in starts]
+        fitted = [_fit(self.tables, limits, self._widths[start]) for start in starts]
         fitting = [widths for widths in fitted if limits(widths) <= 1]
         return min(fitting, key=lambda widths: total(self.tables, widths), default=None)
 
@@ -177,14 +198,14 @@ def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
     knapsack is solved again until nothing improves. Beyond `MANY` groups a price alone decides: the rest takes time
     that grows with the square of their number and more.
     """
-    found = _Best(tables, cost, budget)
+    found, limits = _Best(tables, cost, budget), Limits([(cost, budget)])
     widths = found.offer(_uniform(tables, cost, budget))
     if len(tables) > MANY:
         widths = found.offer(_priced(tables, cost, budget, halvings=10))
         return widths if found.widths is None else found.widths
     # Offered as they are too: widening a group that would better go as a whole loses more.
     for start in (widths, found.offer(_priced(tables, cost, budget))):
-        widths = found.offer(_fit(tables, cost, budget, start))
+        widths = found.offer(_fit(tables, limits, start))
     widths = found.offer(fastest(tables, cost)) if found.widths is None else found.widths
     goal = budget
     for _ in range(12):
@@ -195,7 +216,7 @@ def best(tables: Sequence[Table], cost: Price, budget: float) -> Widths:
         chosen = _knapsack([table.loss for table in tables], costs, goal - least)
         proposal = np.array([table.levels[c] for table, c in zip(tables, chosen, strict=True)], np.int64)
         spent = cost(found.offer(proposal))
-        widths = found.offer(_fit(tables, cost, budget, proposal))
+        widths = found.offer(_fit(tables, limits, proposal))
         goal *= 1 + 0.7 * (budget - spent) / max(spent, 1e-9)
     return widths if found.widths is None else found.widths
 
@@ -227,9 +248,9 @@ def _priced(tables: Sequence[Table], cost: Price, budget: float, halvings: int =
     return _weighed(tables, cost, 2.0**high * unit)
 
 
-def _weighed(tables: Sequence[Table], cost: Price, price: float) -> Widths:
-    """Widths that minimise loss + price x cost, group by group until nothing changes."""
-    widths = np.array([table.levels[0] for table in tables], np.int64)
+def _weighed(tables: Sequence[Table], cost: Price, price: float, start: Widths | None = None) -> Widths:
+    """Widths that minimise loss + price x cost, group by group until nothing changes; from the full ones by default."""
+    widths = np.array([table.levels[0] for table in tables], np.int64) if start is None else start.copy()
     for _ in range(4):
         before = widths.copy()
         for g, table in enumerate(tables):
@@ -274,47 +295,65 @@ def _knapsack(losses: Sequence[Losses], costs: Sequence[Losses], budget: float) 
     return chosen[::-1]
 
 
-def _fit(tables: Sequence[Table], cost: Price, budget: float, start: Widths) -> Widths:
-    """Narrow the cheapest group step by step until the budget holds, then widen again what still fits."""
+def _fit(tables: Sequence[Table], limits: Limits, start: Widths) -> Widths:
+    """Narrow the cheapest group step by step until the limits hold, then widen again what still fits."""
     place = np.array([np.flatnonzero(t.levels == w)[0] for t, w in zip(tables, start, strict=True)])
-    widths = start.copy()
-    while cost(widths) > budget:
-        moved = _step(tables, cost, widths, place, +1, lambda now, after, spent: (after - now) / max(spent, 1e-30))
-        if not moved:
-            break
-    while _step(tables, cost, widths, place, -1, lambda now, after, spent: (after - now) / max(-spent, 1e-30), budget):
-        pass
-    return widths
+    _walk(tables, limits, place, +1)
+    _walk(tables, limits, place, -1)
+    return np.array([table.levels[at] for table, at in zip(tables, place, strict=True)], np.int64)
 
 
-def _step(
-    tables: Sequence[Table],
-    cost: Price,
-    widths: Widths,
-    place: NDArray[np.int64],
-    direction: int,
-    score: Callable[[float, float, float], float],
-    budget: float | None = None,
-) -> bool:
-    """Move the one group by one level that scores least; with a budget only where it still holds. In place."""
-    now, best_score, best_group = cost(widths), np.inf, -1
-    for g, table in enumerate(tables):
-        to = place[g] + direction
+def _walk(tables: Sequence[Table], limits: Limits, place: NDArray[np.int64], direction: int) -> None:
+    """Move one group by one level (`place`, in place) at a time, which loses least for what it saves: narrower (+1)
+    until the limits hold, or wider (-1) while they do.
+
+    What a step is worth falls as others are made, so that of those known only the best is looked at again (Minoux,
+    Accelerated greedy algorithms for maximizing submodular set functions, 1978).
+    """
+    narrower, made = direction > 0, 0
+    widths = np.array([table.levels[at] for table, at in zip(tables, place, strict=True)], np.int64)
+
+    def used() -> tuple[float, bool]:
+        """What a step should save or spend little of, and whether the limits hold."""
+        shares = limits.shares(widths)
+        return sum(max(share - 1, 0.0) for share in shares) if narrower else sum(shares), max(shares) <= 1
+
+    now, held = used()
+
+    def worth(group: int) -> float | None:
+        """What the next step of a group loses for each unit; `None`: it cannot be made."""
+        to, table = place[group] + direction, tables[group]
         if not 0 <= to < len(table.levels):
-            continue
-        trial = widths.copy()
-        trial[g] = table.levels[to]
-        after = cost(trial)
-        if (budget is not None and after > budget) or (budget is None and after >= now):
-            continue
-        value = score(float(table.loss[place[g]]), float(table.loss[to]), now - after)
-        if value < best_score:
-            best_score, best_group = value, g
-    if best_group < 0:
-        return False
-    place[best_group] += direction
-    widths[best_group] = tables[best_group].levels[place[best_group]]
-    return True
+            return None
+        before, widths[group] = widths[group], table.levels[to]
+        after, holds = used()
+        widths[group] = before
+        changed = direction * (now - after)
+        if not narrower and not holds:
+            return None
+        if narrower and changed <= 0:
+            return np.inf
+        return float(table.loss[to] - table.loss[place[group]]) / max(changed, 1e-30)
+
+    def add(group: int) -> None:
+        value = worth(group)
+        if value is not None:
+            heapq.heappush(queue, (value, group, made))
+
+    queue: list[tuple[float, int, int]] = []
+    for group in range(len(tables)) if held != narrower else ():
+        add(group)
+    while queue:
+        value, group, seen = heapq.heappop(queue)
+        if seen == made:
+            if value == np.inf:
+                break
+            place[group] += direction
+            widths[group] = tables[group].levels[place[group]]
+            (now, held), made = used(), made + 1
+            if narrower and held:
+                break
+        add(group)
 
 
 def _uniform(tables: Sequence[Table], cost: Price, budget: float) -> Widths:

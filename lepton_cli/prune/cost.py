@@ -46,6 +46,11 @@ class Forms:
         filled = np.ceil(lengths / self.multiples[rows] - 1e-9) * self.multiples[rows]
         return np.asarray(np.where(small, self.small[rows] * product, factor[rows] * np.prod(filled, axis=-1)))
 
+    @classmethod
+    def none(cls, terms: int, axes: int) -> Forms:
+        """Plain products all."""
+        return cls(np.ones((terms, axes)), np.zeros((terms, axes)), np.zeros(terms), np.zeros(terms))
+
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
@@ -64,6 +69,9 @@ class CostModel:
     share: NDArray[np.float64]
     #: How terms are stored that are no plain products.
     forms: Forms | None = None
+    _known: dict[int, tuple[slice, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, widths: Widths) -> float:
         """Cost of these widths."""
@@ -75,9 +83,10 @@ class CostModel:
 
     def terms(self, trials: Widths) -> NDArray[np.float64]:
         """Every term that groups touch, of several sets of widths: [trials, groups] -> [trials, terms]."""
-        lengths = np.repeat(self.fixed.reshape(-1, 1), len(trials), axis=1)
-        np.add.at(lengths, self.place, self.share[:, None] * trials[:, self.group].T)
-        return self._terms(lengths.T.reshape(len(trials), *self.fixed.shape))
+        size = self.fixed.size
+        places = self.place + size * np.arange(len(trials))[:, None]
+        counts = np.bincount(places.ravel(), (self.share * trials[:, self.group]).ravel(), size * len(trials))
+        return self._terms(self.fixed + counts.reshape(len(trials), *self.fixed.shape))
 
     def without(self, widths: Widths) -> NDArray[np.float64]:
         """Cost without each of the groups, the others as in `widths`."""
@@ -92,13 +101,19 @@ class CostModel:
         self, lengths: NDArray[np.float64], full: float, widths: Widths, group: int, levels: Widths
     ) -> NDArray[np.float64]:
         """Only the terms that the group is part of are computed again."""
-        own = slice(*np.searchsorted(self.group, (group, group + 1)))
-        rows, axes = np.divmod(self.place[own], self.fixed.shape[1])
-        uses, row = np.unique(rows, return_inverse=True)
+        own, axes, uses, row = self._terms_of(group)
         here = lengths[uses]
         varied = np.repeat(here[None], len(levels), axis=0)
         varied[:, row, axes] += (levels - widths[group])[:, None] * self.share[own]
         return np.asarray(full + np.sum(self._terms(varied, uses) - self._terms(here, uses), axis=1))
+
+    def _terms_of(self, group: int) -> tuple[slice, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where a group's positions are, their axes, the terms that it is part of, and the term of each position."""
+        if group not in self._known:
+            own = slice(*np.searchsorted(self.group, (group, group + 1)))
+            rows, axes = np.divmod(self.place[own], self.fixed.shape[1])
+            self._known[group] = (own, axes, *np.unique(rows, return_inverse=True))
+        return self._known[group]
 
     def _terms(
         self, lengths: NDArray[np.float64], rows: NDArray[np.int64] | slice = slice(None)
@@ -200,7 +215,7 @@ def build(
             base += total
     width = max((len(touched) for _, touched, _, _ in rows), default=1)
     fixed = np.ones((len(rows), width))
-    stored = Forms(np.ones((len(rows), width)), np.zeros((len(rows), width)), np.zeros(len(rows)), np.zeros(len(rows)))
+    stored = Forms.none(len(rows), width)
     entries: list[tuple[int, int, float]] = []
     for r, (_, touched, form, others) in enumerate(rows):
         for a, along in enumerate(touched):
@@ -212,6 +227,40 @@ def build(
             stored.products[r], stored.small[r] = form.elements / others, form.bytes * others
     made = sparse(base, np.array([total for total, *_ in rows]), fixed, entries)
     return dataclasses.replace(made, forms=stored) if any(form is not None for _, _, form, _ in rows) else made
+
+
+def total(models: Sequence[CostModel]) -> CostModel:
+    """What several costs of the same groups add up to, as one."""
+    width = max(model.fixed.shape[1] for model in models)
+    first = np.cumsum([0, *(len(model.factor) for model in models[:-1])])
+    forms = [model.forms or Forms.none(*model.fixed.shape) for model in models]
+
+    def all_axes(arrays: Iterable[NDArray[np.float64]], filled: float) -> NDArray[np.float64]:
+        wide = [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=filled) for a in arrays]
+        return np.concatenate(wide)
+
+    def place(model: CostModel, row: int) -> NDArray[np.int64]:
+        rows, axes = np.divmod(model.place, model.fixed.shape[1])
+        return np.asarray((row + rows) * width + axes)
+
+    group = np.concatenate([model.group for model in models])
+    order = np.argsort(group, kind="stable")
+    return CostModel(
+        sum(model.base for model in models),
+        np.concatenate([model.factor for model in models]),
+        all_axes((model.fixed for model in models), 1.0),
+        np.concatenate([place(model, row) for model, row in zip(models, first, strict=True)])[order],
+        group[order],
+        np.concatenate([model.share for model in models])[order],
+        Forms(
+            all_axes((form.multiples for form in forms), 1.0),
+            all_axes((form.sides for form in forms), 0.0),
+            np.concatenate([form.products for form in forms]),
+            np.concatenate([form.small for form in forms]),
+        )
+        if any(model.forms is not None for model in models)
+        else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lepton_cli.probe.sequential import SequentialPass
 from lepton_cli.prune import recover, sensitivity
 from lepton_cli.prune.allocate import Losses, Price
 from lepton_cli.prune.analysis import Analysis
-from lepton_cli.prune.cost import Widths
+from lepton_cli.prune.cost import CostModel, Widths, total
 from lepton_cli.runtime import Values
 
 #: Samples, and rows of a batch, that the layers around a dropped branch are refitted with before its loss is measured.
@@ -51,7 +51,7 @@ class Columns:
         groups = [group.channels for group in self.plan.groups]
         return np.array([*groups, *[1] * (self.count - len(groups))], np.int64)
 
-    def priced(self, price: Price, of: Callable[[Collection[str]], Price] | None = None) -> Price:
+    def priced(self, price: Price, of: Callable[[Collection[str]], CostModel] | None = None) -> Price:
         """A cost of the plan's groups as one of columns. With a branch go its groups; `of` prices what is left of
         its nodes, which else counts as staying."""
         inside = {column: self._inside(branch) for column, branch in self.branches.items()}
@@ -126,12 +126,16 @@ class _Groups:
     count: int
     #: By column of a branch: the groups inside, the price of its nodes, and the columns of branches that it is part of.
     inside: Mapping[int, Sequence[int]]
-    parts: Mapping[int, Price]
+    parts: Mapping[int, CostModel]
     around: Mapping[int, Sequence[int]]
+    #: The price of all nodes that go, by the columns of their branches.
+    _known: dict[tuple[int, ...], CostModel] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, widths: Widths) -> float:
         left, gone = self._left(widths)
-        return self.price(left) - sum(part(left) for part in gone)
+        return self.price(left) - (gone(left) if gone else 0.0)
 
     def table(self, widths: Widths, group: int, levels: Widths) -> Losses:
         """With the branch of this column the cost is a line of its own."""
@@ -139,24 +143,27 @@ class _Groups:
         stays[group] = max(levels)
         left, gone = self._left(stays)
         if group < self.count and left[group]:
-            found = self.price.table(left, group, levels) - sum(part.table(left, group, levels) for part in gone)
+            found = self.price.table(left, group, levels) - (gone.table(left, group, levels) if gone else 0.0)
         else:
-            found = np.full(len(levels), self.price(left) - sum(part(left) for part in gone))
+            found = np.full(len(levels), self.price(left) - (gone(left) if gone else 0.0))
         if group in self.inside and 0 in levels:
             stays[group] = 0
             found = np.where(levels == 0, self(stays), found)
         return np.asarray(found)
 
-    def _left(self, widths: Widths) -> tuple[Widths, list[Price]]:
-        """Widths without groups of branches that go, and prices of these branches."""
-        left, gone = widths[: self.count], []
-        for column, groups in self.inside.items():
-            if widths[column] == 0:
-                left = left.copy()
-                left[groups] = 0
-                if column in self.parts and all(widths[outer] for outer in self.around[column]):
-                    gone.append(self.parts[column])
-        return left, gone
+    def _left(self, widths: Widths) -> tuple[Widths, CostModel | None]:
+        """Widths without groups of branches that go, and the price of these branches."""
+        dropped = [column for column in self.inside if widths[column] == 0]
+        left = widths[: self.count]
+        if not dropped:
+            return left, None
+        left = left.copy()
+        for column in dropped:
+            left[self.inside[column]] = 0
+        gone = (*(c for c in dropped if c in self.parts and all(widths[outer] for outer in self.around[c])),)
+        if gone and gone not in self._known:
+            self._known[gone] = total([self.parts[column] for column in gone])
+        return left, self._known.get(gone)
 
 
 def columns(plan: Analysis, found: Iterable[Branch]) -> Columns:

@@ -47,6 +47,10 @@ class Times:
     gone: Mapping[int, NDArray[np.bool_]]
     #: By column: widths, rising, and the time saved at each with everything else at full width.
     saved: Sequence[tuple[Widths, Saved]]
+    #: What `_one` found, by column and width: the same few are asked for again and again.
+    _known: dict[tuple[int, int], tuple[NDArray[np.int64], float, float]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, widths: Widths) -> float:
         """Predicted share of the original's time."""
@@ -68,12 +72,16 @@ class Times:
                 rest += remainder
         return left, rest
 
-    def _one(self, column: int, width: int) -> tuple[NDArray[np.bool_], float, float]:
+    def _one(self, column: int, width: int) -> tuple[NDArray[np.int64], float, float]:
         """The nodes that a column at this width makes faster, by which share, and what it saves beyond them."""
-        gain = np.interp(width, *self.saved[column])
-        where = self.gone[column] if width == 0 else self.touches[:, column]
-        share, remainder = _split(np.array([gain]), float(self.nodes[where].sum()), width == 0)
-        return where, float(share[0]), float(remainder[0])
+        found = self._known.get((column, width))
+        if found is None:
+            gain = np.interp(width, *self.saved[column])
+            where = self.gone[column] if width == 0 else self.touches[:, column]
+            share, remainder = _split(np.array([gain]), float(self.nodes[where].sum()), width == 0)
+            found = np.flatnonzero(where), float(share[0]), float(remainder[0])
+            self._known[column, width] = found
+        return found
 
     def _saved(self, column: int, levels: Widths, left: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a column saves at each level of the time that the others leave."""

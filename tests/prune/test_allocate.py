@@ -303,15 +303,18 @@ def test_the_unit_of_a_cost_does_not_matter(many: int, unit: float, monkeypatch:
         budget = 0.5 * cost(np.array(channels))
         found = allocate.best(tables, cost, budget)
         assert allocate.best(tables, Scaled(cost, unit), unit * budget).tolist() == found.tolist()
-        steps = allocate._fit(tables, cost, budget, np.array(channels))
-        assert allocate._fit(tables, Scaled(cost, unit), unit * budget, np.array(channels)).tolist() == steps.tolist()
+        steps = allocate._fit(tables, Limits([(cost, budget)]), np.array(channels))
+        scaled = allocate._fit(tables, Limits([(Scaled(cost, unit), unit * budget)]), np.array(channels))
+        assert scaled.tolist() == steps.tolist()
 
 
 def test_small_savings_are_weighed_too() -> None:
-    """The first group loses 10 for each unit saved, the second 2.5, though the first step loses less."""
+    """The first group loses 10 for each unit saved, the second 4 of those needed, though the first step loses less; where
+    its saving is enough, it goes."""
     tables = [Table(np.array([2, 1]), np.array([0.0, 1.0])), Table(np.array([2, 1]), np.array([0.0, 2.0]))]
     cost = Sum(tables, [np.array([1.0, 0.9]), np.array([1.0, 0.2])])
-    assert allocate._fit(tables, cost, 1.9, np.array([2, 2])).tolist() == [2, 1]
+    for budget, wanted in ((1.5, [2, 1]), (1.9, [1, 2])):
+        assert allocate._fit(tables, Limits([(cost, budget)]), np.array([2, 2])).tolist() == wanted
 
 
 @given(small, st.floats(0.1, 0.95), st.floats(0.1, 0.95), st.integers(0, 999))
