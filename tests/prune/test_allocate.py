@@ -309,8 +309,8 @@ def test_the_unit_of_a_cost_does_not_matter(many: int, unit: float, monkeypatch:
 
 
 def test_small_savings_are_weighed_too() -> None:
-    """The first group loses 10 for each unit saved, the second 4 of those needed, though the first step loses less; where
-    its saving is enough, it goes."""
+    """The first group loses 10 for each unit saved, the second 4 of those needed, though the first step loses less;
+    where its saving is enough, it goes."""
     tables = [Table(np.array([2, 1]), np.array([0.0, 1.0])), Table(np.array([2, 1]), np.array([0.0, 2.0]))]
     cost = Sum(tables, [np.array([1.0, 0.9]), np.array([1.0, 0.2])])
     for budget, wanted in ((1.5, [2, 1]), (1.9, [1, 2])):
