@@ -128,7 +128,8 @@ class Laboratory:
         return trial
 
     def _structure(self, trial: Trial, built: Built) -> Trial:
-        found = size.measure(built.path, built.model, macs=self.job.macs(built.model))
+        compress = "size.gzip" in self.judge.named  # seconds for every 30 MB
+        found = size.measure(built.path, built.model, macs=self.job.macs(built.model), compress=compress)
         return trial.model_copy(update={"reached": "size", "size": slim_size(found)})
 
     def _quality(self, trial: Trial, built: Built) -> Trial:

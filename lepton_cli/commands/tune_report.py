@@ -16,6 +16,7 @@ from lepton_cli.commands.assemble import INTERRUPTED, recipe_facts
 from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
+from lepton_cli.measure import size
 from lepton_cli.recipe.load import LoadedRecipe, from_dict, write
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
@@ -81,20 +82,20 @@ class Publisher:
     def provisional(self, trial: Trial, built: Built, trials: Sequence[Trial], *, interrupted: bool = False) -> Report:
         """The report of the best so far, from its trial; writes model, recipe and reports."""
         sha256 = self._save(trial, built)
-        size = self.job.loaded
+        loaded = self.job.loaded
         original = Variant(
             name="original",
-            file=FileFacts(path=str(size.path), sha256=size.sha256, name=size.model.graph.name or ""),
+            file=FileFacts(path=str(loaded.path), sha256=loaded.sha256, name=loaded.model.graph.name or ""),
             size=self.judge.original,
             memory=self.judge.memory,
         )
-        made = FileFacts(path=str(self.path), sha256=sha256, name=size.model.graph.name or "")
-        assert trial.size is not None
+        made = FileFacts(path=str(self.path), sha256=sha256, name=loaded.model.graph.name or "")
+        found = size.measure(self.path, built.model, macs=self.job.macs(built.model))
         report = self._report(
             trial,
             trials,
             steps=built.records,
-            variants=(original, Variant(name="compressed", file=made, size=trial.size, memory=trial.memory)),
+            variants=(original, Variant(name="compressed", file=made, size=found, memory=trial.memory)),
             accuracy=trial.accuracy,
             latency=trial.latency,
             cost=trial.cost,

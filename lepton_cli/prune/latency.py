@@ -239,7 +239,7 @@ def times_of(
     )
     stored = context.cache.get("times", key, "trials", "ratios", "errors", "seconds")
     if stored is None or stored["seconds"] < seconds:
-        trials = times.trials(columns, watch.once, seconds)
+        trials = times.trials(columns, watch.once, seconds, watch.made)
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
             ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
         kept = [[trial.members, trial.width] for trial in trials]

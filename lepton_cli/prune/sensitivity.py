@@ -36,6 +36,8 @@ class Unpruned:
     outputs: Outputs
     ways: Ways
     source: recover.Calibration
+    #: Multiply-accumulates of one sample; 0: not known.
+    macs: float = 0.0
 
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over their parts."""
@@ -48,7 +50,7 @@ def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, tr
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
     feeds = recover.judging(model, source, count)
     outputs = activations.outputs(model, feeds, source.workdir, source.threads)
-    return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), source)
+    return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), source, macs)
 
 
 def curve(

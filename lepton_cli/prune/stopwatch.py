@@ -42,8 +42,10 @@ class Stopwatch:
     ) -> None:
         self._quantize, self._clock = quantize, clock
         self._feeds, self._provider, self._threads, self._workdir = feeds, provider, threads, workdir
+        begun = clock()
         self._reference = self._call(reference)
-        #: Seconds that one run of the reference takes.
+        #: Seconds that the reference took to be made, and that one run of it takes.
+        self.made = (clock() - begun) / 1e9
         self.once = warm_up(self._reference, clock).seconds
 
     def _call(self, model: ir.Model) -> Call:

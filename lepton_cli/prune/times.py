@@ -111,13 +111,15 @@ class Timed:
     width: int
 
 
-def trials(columns: Columns, run: float = 0.0, seconds: float = SECONDS) -> list[Timed]:
+def trials(columns: Columns, run: float = 0.0, seconds: float = SECONDS, made: float = 0.0) -> list[Timed]:
     """What to time so that every kind of layer is known at all widths, whichever will be offered.
 
-    `run`: seconds that one run of the model takes; `seconds`: of all timing, about.
+    `run`, `made`: seconds that one run of the model takes, and that it takes to be made; `seconds`: of all of it,
+    about.
     """
     kinds = _kinds(columns)
-    most = min(MODELS, int(PATIENCE * seconds / (2 * LEAST * run))) if run > 0 else MODELS
+    each = 2 * LEAST * run + made
+    most = min(MODELS, int(PATIENCE * seconds / each)) if each > 0 else MODELS
     points = max(1, min(POINTS, most // max(len(kinds), 1)))
     found = []
     for members, choice in kinds:

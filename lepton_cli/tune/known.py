@@ -48,7 +48,7 @@ _LEAST = 1e-4
 #: A loss below this is none.
 _NO_LOSS = 1e-6
 #: Seconds that a draft is timed, and that tables of times may take.
-_GLANCE, _TABLES = 0.5, 6.0
+_GLANCE, _TABLES = 0.5, 8.0
 
 
 @dataclasses.dataclass(frozen=True)

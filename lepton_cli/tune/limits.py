@@ -146,8 +146,12 @@ class Judge:
 
     def needs(self, source: metrics.Measurement) -> bool:
         """Whether limits or goal cannot be judged without that measurement."""
-        named = (self.goal.metric, *(gate.metric for gate in self.limits))
-        return any(metrics.of(metric).source == source for metric in named)
+        return any(metrics.of(metric).source == source for metric in self.named)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What limits and goal name."""
+        return self.goal.metric, *(gate.metric for gate in self.limits)
 
 
 def _measured(trial: Trial) -> bool:

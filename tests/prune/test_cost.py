@@ -150,3 +150,23 @@ def test_terms_are_products_of_lengths() -> None:
     assert price(np.array([2, 3])) == 7 + 2 * 7 * 12 + 5 * 7
     assert price.table(np.array([2, 3]), 0, np.array([4, 0])).tolist() == [7 + 2 * 13 * 12 + 5 * 9, 7 + 2 * 12 + 5 * 5]
     assert price.without(np.array([2, 3])).tolist() == [7 + 2 * 12 + 5 * 5, 7 + 5 * 4]
+
+
+def test_several_costs_are_one() -> None:
+    """7 + 2 (1 + 3 a) (4 b), 5 + 3 a, and 1 + 10 a where a is filled up to 4 or stays below 3, as 2 a."""
+    product = cost.sparse(7.0, np.array([2.0]), np.array([[1.0, 0.0]]), [(1, 1, 4.0), (0, 0, 3.0)])
+    line = cost.sparse(5.0, np.array([3.0]), np.array([[0.0]]), [(0, 0, 1.0)])
+    forms = cost.Forms(np.array([[4.0]]), np.array([[3.0]]), np.zeros(1), np.array([2.0]))
+    filled = cost.CostModel(1.0, np.array([10.0]), np.zeros((1, 1)), *map(np.array, ([0], [0], [1.0])), forms)
+
+    def wanted(a: int, b: int) -> float:
+        return 7 + 2 * (1 + 3 * a) * (4 * b) + 5 + 3 * a + 1 + (2 * a if a < 3 else 10 * 4 * -(-a // 4))
+
+    for order in ((product, line, filled), (filled, product, line), (line, filled, product)):
+        whole = cost.total(order)
+        assert [whole(np.array([a, b])) for a in range(6) for b in (1, 3)] == [
+            wanted(a, b) for a in range(6) for b in (1, 3)
+        ]
+        assert whole.table(np.array([2, 3]), 0, np.arange(6)).tolist() == [wanted(a, 3) for a in range(6)]
+        assert whole.table(np.array([2, 3]), 1, np.arange(6)).tolist() == [wanted(2, b) for b in range(6)]
+    assert cost.total([product, line]).forms is None

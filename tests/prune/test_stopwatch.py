@@ -60,6 +60,15 @@ def test_a_ratio_is_the_candidates_time_over_the_references(
     assert errors == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
+def test_what_a_model_takes_to_be_made_is_known(clock: FakeClock, tmp_path: Path) -> None:
+    def slowly(given: ir.Model) -> ir.Model:
+        clock.now += 3_000_000_000
+        return given
+
+    timed = watch(tmp_path, clock, 0.5, slowly)
+    assert (timed.made, timed.once) == (3.0, 0.5)
+
+
 def test_the_error_is_that_of_the_interval(clock: FakeClock, tmp_path: Path) -> None:
     """A candidate that wobbles has an error, one that does not has none; both come out right."""
     timed, random = watch(tmp_path, clock, 0.001), np.random.default_rng(0)
