@@ -33,7 +33,7 @@ FAMILY = ("precision", "importance", "round_to", "branches", "distill")
 BRANCHES, CLOSE = 2, 1.6
 #: Shares of the unpruned cost that widths are chosen for at first; between the best and its neighbours they are halved
 #: until they are so close.
-LEVELS = (0.9, 0.72, 0.5, 0.3, 0.15, 0.07, 0.03, 0.01)
+LEVELS = (0.96, 0.9, 0.72, 0.5, 0.3, 0.15, 0.07, 0.03, 0.01)
 APART = 1.03
 #: Where the goal is a quality: shares of the limit on cost.
 WITHIN = (1.0, 0.97, 0.93, 0.88)
@@ -180,11 +180,13 @@ class Search:
         """Everything that could be tried, the most promising first; levels are halved around the best."""
         trials = self._trials()
         self.forecasts.learn(trials)
-        for parent in moves.parents(self.judge, trials):
-            self._halved(parent.proposal)
+        parents = moves.parents(self.judge, trials)
+        for parent in parents:
+            for point in self._pruned_like(parent, parents):
+                self._halved(dataclasses.replace(parent.proposal, point=point))
         while True:
             ranked = self._scored(self._pool(trials), trials)
-            if not ranked or not self._halved(ranked[0].proposal):
+            if not ranked or ranked[0].proposal.prospect is None or not self._halved(ranked[0].proposal):
                 self._left = max((one.prediction.chance for one in ranked), default=0.0)
                 return ranked
 
@@ -300,7 +302,7 @@ class Search:
         return self._levels[key]
 
     def _first_levels(self, point: Point, steer: str) -> list[float]:
-        unpruned = getattr(self.known.figures(Proposal(self.space.point(_unpruned(point)))), steer)
+        unpruned = self._whole(point, steer)
         if self.space.keep is not None:
             return [share * unpruned for share in self.space.keep]
         floor = self.known.floor(point, steer)
@@ -310,6 +312,11 @@ class Search:
         if self.goal.about.quality and limit < unpruned:
             return [share * limit for share in WITHIN if share * limit > floor]
         return [math.inf, *(share * unpruned for share in LEVELS if share * unpruned > floor)]
+
+    def _whole(self, point: Point, steer: str) -> float:
+        """What the unpruned model of a precision costs, as a share of the original's."""
+        unpruned = self.space.point({"precision": point["precision"], "fuse": point["fuse"]})
+        return float(getattr(self.known.figures(Proposal(unpruned)), steer))
 
     def _budget(self, point: Point, steer: str, level: float) -> Bounds:
         """What limits allow that can be told before a trial, and the level."""
@@ -321,17 +328,27 @@ class Search:
                 most[name] = min(most.get(name, math.inf), bound)
         return Bounds(**most)
 
+    def _pruned_like(self, parent: moves.Parent, parents: Sequence[moves.Parent]) -> list[Point]:
+        """Choices under which widths near a parent's are looked for: its own, or all of its precision where it is not
+        pruned."""
+        point = parent.proposal.point
+        if parent.proposal.prospect is not None:
+            return [point]
+        families = self._families(parents) if self._prunes else []
+        return [one for one in families if all(one[name] == point[name] for name in ("precision", "fuse", "distill"))]
+
     def _halved(self, proposal: Proposal) -> bool:
         """Add the levels half-way between what this proposal costs and the next ones, where they are far apart."""
-        if proposal.prospect is None or self.space.keep is not None:
+        if not self._prunes or self.space.keep is not None:
             return False
         added = 0
         for steer in self._steers:
             levels = self._levels_of(proposal.point, steer)
             here = getattr(self.known.figures(proposal), steer)
-            above = [level for level in levels if here * APART < level < math.inf]
+            whole = math.inf if self.goal.about.quality else self._whole(proposal.point, steer)
+            above = [level for level in (whole, *levels) if here * APART < level < math.inf]
             below = [level for level in levels if level * APART < here]
-            new = {round(math.sqrt(here * level), 4) for level in (*above[-1:], *below[:1])} - set(levels)
+            new = {round(math.sqrt(here * level), 4) for level in (*above[-1:], *below[:1])} - {*levels}
             levels[:] = sorted({*levels, *new}, reverse=True)
             added += len(new)
         return added > 0
@@ -368,6 +385,3 @@ def saved(one: Yardstick) -> str:
         return "time"
     return "" if one.metric == "nodes" else "bytes"
 
-
-def _unpruned(point: Point) -> dict[str, Value]:
-    return {"precision": point["precision"], "fuse": point["fuse"]}

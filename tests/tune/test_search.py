@@ -66,6 +66,19 @@ def test_the_best_is_found_in_few_trials(tmp_path: Path, space: SearchSpace, wor
     assert len(trials) <= 20
 
 
+@pytest.mark.parametrize("worse", [5.0, 8.0])
+def test_a_little_is_pruned_where_more_loses_too_much(tmp_path: Path, space: SearchSpace, worse: float) -> None:
+    """What holds the limit lies within a tenth of int8 alone."""
+    one, net = limits(POINT), Network(worse=worse)
+    trials = ran(search(tmp_path, one, space, net))
+    best, unpruned = one.best(trials), net.time(1.0, "int8")
+    assert best is not None
+    assert fastest(space, net) > 0.9 * unpruned
+    assert one.value(best) == pytest.approx(fastest(space, net), rel=0.015)
+    assert best.size is not None
+    assert best.size.file < 1e6 * net.bytes(0.99, "int8")
+
+
 @pytest.mark.parametrize("off", [0.85, 0.95, 1.05, 1.15])
 def test_drafts_correct_the_tables(tmp_path: Path, space: SearchSpace, off: float) -> None:
     """Files are larger and slower than tables say, or smaller: still nothing too large is tried."""
