@@ -23,6 +23,9 @@ PLACED = ("loss", "time", "bytes", "parameters", "macs")
 _OPTIONS = ("fuse", "importance", "round_to", "branches", "guard", "calibration")
 #: Standard errors of figures, relatively: of widths by tables, of a precision before its draft.
 _BY_TABLES, _GUESSED = 0.02, 0.3
+#: How far what is counted on a draft may be from what trials found; beyond it, the standard error of what they correct
+#: it to, as a share of the correction.
+_EXACT, _DOUBT = 0.01, 0.3
 #: Losses of quality are compared with this many times what matters, where nothing is known yet.
 _MANY = 5.0
 
@@ -59,14 +62,18 @@ class Forecasts:
                 read = one.read(self.judge.report(trial))
                 if read is not None and math.isfinite(read[0]):
                     seen.append(Observation(features, *read))
-                    if features.time > 0 and not one.about.quality:
-                        self._ratios.setdefault((features.precision, one), []).append(read[0] / features.time)
+                    foretold = features.bytes if one.counted == "bytes" else features.time
+                    varies = one.counted in ("", "bytes") and not one.about.quality
+                    if foretold > 0 and varies:
+                        self._ratios.setdefault((features.precision, one), []).append(read[0] / foretold)
             if not one.counted:
                 self._outlooks[one] = Outlook(one.quantity, seen)
 
-    def slower(self, point: Point, one: Yardstick) -> float:
-        """How much more than its draft a candidate of that precision takes, by the trials."""
-        return statistics.median(self._ratios.get((point["precision"], one), [1.0]))
+    def off(self, precision: Value, one: Yardstick) -> float:
+        """How much more than its draft a candidate of that precision takes, by the trials: a guard leaves layers in
+        float, which a draft does not know."""
+        found = statistics.median(self._ratios.get((precision, one), [1.0]))
+        return 1.0 if one.counted and abs(found - 1) < _EXACT else found
 
     def found(self, trial: Trial, one: Yardstick) -> float | None:
         """What a trial has of a yardstick."""
@@ -107,18 +114,30 @@ class Forecasts:
 
     def _band(self, one: Yardstick, proposal: Proposal, figures: Figures) -> Band:
         if one.counted:
-            (value,), (error,) = _counted(one, [figures])
+            (value,), (error,) = self._counted(one, [self._placed(proposal, figures)], [figures])
             return Band(value=value, low=value - 1.96 * error, high=value + 1.96 * error)
         expected = self._outlooks[one].expect([self._placed(proposal, figures)])
-        return Band(value=float(expected.mean[0]), low=float(expected.low[0]), high=float(expected.high[0]))
+        value, low = float(expected.mean[0]), float(expected.low[0])
+        if one.about.kind == "decibel":  # an error is not below zero
+            value, low = value + float(expected.gain(0.0)[0]), max(low, 0.0)
+        return Band(value=value, low=low, high=float(expected.high[0]))
 
     def _placed(self, proposal: Proposal, figures: Figures) -> Features:
         return _features({**proposal.point, **self.written(proposal, figures)}, pruned=proposal.prospect is not None)
 
+    def _counted(
+        self, one: Yardstick, features: Sequence[Features], figures: Sequence[Figures]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What follows from the graph, and its standard error: exact of a draft that trials have not contradicted."""
+        off = np.array([self.off(place.precision, one) for place in features])
+        values = off * [getattr(found, one.counted) for found in figures]
+        doubt = [0.0 if found.drafted else _BY_TABLES if found.told else _GUESSED for found in figures]
+        return values, values * np.hypot(doubt, _DOUBT * np.log(off))
+
     def _held(self, one: Yardstick, features: Sequence[Features], figures: Sequence[Figures]) -> NDArray[np.float64]:
         """The chance that each holds a limit."""
         if one.counted:
-            pairs = zip(*_counted(one, figures), strict=True)
+            pairs = zip(*self._counted(one, features, figures), strict=True)
             return np.array([_below(one.bound, value, error) for value, error in pairs])
         return self._outlooks[one].expect(features).below(one.bound)
 
@@ -133,7 +152,7 @@ class Forecasts:
         else:
             reference = scale = 1.0 if best is None else best
         if goal.counted:
-            return np.asarray(np.maximum(reference - _counted(goal, figures)[0], 0.0) / scale)
+            return np.asarray(np.maximum(reference - self._counted(goal, features, figures)[0], 0.0) / scale)
         return self._outlooks[goal].expect(features).gain(reference) / scale
 
 
@@ -157,12 +176,6 @@ def _features(point: Point, *, pruned: bool = True) -> Features:
         trained=0.0 if unpruned else number("distill", 0.0),
         options=options,
     )
-
-
-def _counted(one: Yardstick, figures: Sequence[Figures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    values = np.array([getattr(found, one.counted) for found in figures])
-    doubt = [0.0 if found.drafted else _BY_TABLES if found.told else _GUESSED for found in figures]
-    return values, values * np.array(doubt)
 
 
 def _below(bound: float, value: float, error: float) -> float:

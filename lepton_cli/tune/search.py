@@ -324,7 +324,7 @@ class Search:
         for one in self.bounds:
             name = saved(one)
             if one.counted or (name == "time" and steer != "time"):
-                bound = one.bound / (1.0 if one.counted else self.forecasts.slower(point, one))
+                bound = one.bound / self.forecasts.off(point["precision"], one)
                 most[name] = min(most.get(name, math.inf), bound)
         return Bounds(**most)
 
@@ -384,4 +384,3 @@ def saved(one: Yardstick) -> str:
     if one.about.source in ("latency", "energy"):
         return "time"
     return "" if one.metric == "nodes" else "bytes"
-

@@ -17,7 +17,7 @@ from lepton_cli.tune.forecasts import PLACED, Forecasts, _features
 from lepton_cli.tune.journal import Journal
 from lepton_cli.tune.known import Figures, Proposal
 from lepton_cli.tune.outlook import Features, Observation, Outlook
-from lepton_cli.tune.yardsticks import yardsticks
+from lepton_cli.tune.yardsticks import Yardstick, yardsticks
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
 
 NORMAL = statistics.NormalDist()
@@ -232,15 +232,48 @@ def test_what_is_new_is_learnt() -> None:
 
 
 def test_how_much_slower_than_its_draft() -> None:
-    """The median over trials of the precision; times alone."""
-    found = forecasts(DROP, SLOW)
-    drop, slow = found.bounds
+    """The median over trials of the precision; times and bytes alone."""
+    found = forecasts(DROP, SLOW, FEW)
+    drop, slow, few = found.bounds
     ratios = {"a": 0.6, "b": 0.5, "c": 0.42}
-    seen = [made(found, name, pruned(), latency=latency(ratio)) for name, ratio in ratios.items()]
+    seen = [made(found, name, pruned(), latency=latency(ratio), size=size(990)) for name, ratio in ratios.items()]
     found.learn(seen)
-    assert found.slower(POINT, slow) == pytest.approx(0.5 / 0.4)
-    assert found.slower({**POINT, "precision": "float"}, slow) == 1
-    assert found.slower(POINT, drop) == 1
+    assert found.off("int8", slow) == pytest.approx(0.5 / 0.4)
+    assert found.off("float", slow) == 1
+    assert found.off("int8", drop) == found.off("int8", few) == 1
+
+
+def test_files_larger_than_their_drafts_correct_the_next() -> None:
+    """250 of 1000 bytes were drafted: 252 are what was said, 320 are not; then 280 are expected to become 358."""
+    small, many = (forecasts(gate("size.file", max="340 B")) for _ in range(2))
+    for found, became in ((small, 252), (many, 320)):
+        found.learn([made(found, "a", pruned(), size=size(became))])
+    assert small.off("int8", small.bounds[0]) == 1
+    assert predicted(small, dataclasses.replace(DRAFTED, bytes=0.3)).chance == 1
+    assert many.off("int8", many.bounds[0]) == pytest.approx(1.28)
+    after = predicted(many, dataclasses.replace(DRAFTED, bytes=0.28))
+    (band,) = after.forecast.limits
+    assert band is not None
+    assert band.value == pytest.approx(0.28 * 1.28 * 1000)
+    doubt = 0.3 * math.log(1.28)
+    assert band.high == pytest.approx(0.28 * 1.28 * (1 + 1.96 * doubt) * 1000)
+    assert after.chance == pytest.approx(NORMAL.cdf((0.34 - 0.3584) / (0.3584 * doubt)), rel=1e-6)
+    assert predicted(many, dataclasses.replace(DRAFTED, bytes=0.2)).chance > 0.85
+
+
+def test_an_error_is_expected_to_be_one() -> None:
+    """What int8 alone loses is not known: around 0, of which an error has the upper half."""
+    known, one = forecasts(), Yardstick("fidelity.sqnr", (), 0, 180.0, 0.1)
+    found = Forecasts(judge(gate("fidelity.sqnr", min="20 dB")), [one], known.goal)
+    found.learn([])
+    proposal = Proposal(POINT)
+    (seen,) = found.predict([(proposal, DRAFTED)], None)
+    (band,) = found.forecast(proposal, seen).limits
+    assert band is not None
+    sizes, weights = (0.3, 3.0, 30.0), (0.7, 0.25, 0.05)  # of the limit's error, a tenth
+    error = sum(weight * size * one.bound for size, weight in zip(sizes, weights, strict=True)) / math.sqrt(2 * math.pi)
+    assert band.value == pytest.approx(-20 * math.log10(error), abs=0.6)  # rare hypotheses are left out
+    assert band.low < 20 < band.value < band.high
 
 
 def test_what_a_trial_has() -> None:
