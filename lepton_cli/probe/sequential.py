@@ -1,7 +1,7 @@
 """Walking through a model once while its layers are changed one after another.
 
-Running the whole model up to every layer would cost a pass over the data for each. A walk keeps, batch by batch on
-disk, the values that cross the current position, and continues from there: one pass in all.
+Running the whole model up to every layer would cost a pass over the data for each. A walk keeps, batch by batch, the
+values that cross the current position, many of them on disk, and continues from there: one pass in all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lepton_cli.model import io
 from lepton_cli.probe.activations import GIVEN, piece
 from lepton_cli.runtime import Values
 
-#: Bytes kept on disk at most; where more would cross, the walk goes on from an earlier position.
-DISK = 3_000_000_000
+#: Bytes kept in memory and on disk at most; where more would cross, the walk goes on from an earlier position.
+MEMORY, DISK = 128_000_000, 3_000_000_000
 
 
 class SequentialPass:
@@ -33,47 +33,55 @@ class SequentialPass:
         self._workdir = workdir
         self._folder = Path(tempfile.mkdtemp(dir=workdir))
         self._threads = threads
-        self._files: list[Path] = []
+        #: By batch: the values that cross the position, or where they are.
+        self._stored: list[Values | Path] = []
         self._kept: dict[str, np.ndarray] = {}
         self._generation = 0
 
     def visit(self, model: ir.Model, node: str, needed: Sequence[str]) -> Iterator[Values]:
         """The needed values of every batch; moves the position to `node` when all have been taken."""
         frontier = crossing(model, node)
-        known = set(self._kept) if self._files else {value.name or "" for value in model.graph.inputs}
+        known = set(self._kept) if self._stored else {value.name or "" for value in model.graph.inputs}
         asked = [name for name in dict.fromkeys((*needed, *frontier)) if name not in known]
         session = None
         if asked:
             part = piece(model, self._kept, asked)
             session = runtime.Session(io.payload(part, self._workdir), threads=self._threads, spin=False)
-        files: list[Path] = []
-        advance = True
+        stored: list[Values | Path] = []
+        size = 0
         self._generation += 1
-        for number, values in enumerate(self._load() if self._files else self._batches()):
+        for number, values in enumerate(self._load() if self._stored else self._batches()):
             found = dict(values)
             if session is not None:
                 feeds = {info.name: values[info.name.removesuffix(GIVEN)] for info in session.inputs}
                 found.update(session.run(feeds, asked))
             chosen = {name: found[name] for name in frontier}
             if number == 0:
-                advance = sum(array.nbytes for array in chosen.values()) * self._expected <= DISK
+                size = sum(array.nbytes for array in chosen.values()) * self._expected
                 kept = chosen
-            if advance:
-                files.append(self._folder / f"{self._generation}-{number}.npz")
-                np.savez(files[-1], **{f"v{k}": array for k, array in enumerate(chosen.values())})  # type: ignore[arg-type]
+            if size <= MEMORY:
+                stored.append(chosen)
+            elif size <= DISK:
+                file = self._folder / f"{self._generation}-{number}.npz"
+                np.savez(file, **{f"v{k}": array for k, array in enumerate(chosen.values())})  # type: ignore[arg-type]
+                stored.append(file)
             yield {name: found[name] for name in needed}
-        if advance and files:
-            for file in self._files:
-                file.unlink(missing_ok=True)
-            self._files, self._kept = files, kept
+        if stored:
+            for one in self._stored:
+                if isinstance(one, Path):
+                    one.unlink(missing_ok=True)
+            self._stored, self._kept = stored, kept
 
     def close(self) -> None:
         """Remove what is kept on disk."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _load(self) -> Iterator[Values]:
-        for file in self._files:
-            with np.load(file, allow_pickle=False) as stored:
+        for one in self._stored:
+            if isinstance(one, dict):
+                yield one
+                continue
+            with np.load(one, allow_pickle=False) as stored:
                 yield {name: stored[f"v{k}"] for k, name in enumerate(self._kept)}
 
 

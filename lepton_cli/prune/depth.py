@@ -24,9 +24,8 @@ from lepton_cli.prune.analysis import Analysis
 from lepton_cli.prune.cost import CostModel, Widths, total
 from lepton_cli.runtime import Values
 
-#: Samples, at most and at least, and rows of a batch, that the layers around a dropped branch are refitted with before
-#: its loss is measured.
-SAMPLES, FEWEST, ROWS = 128, 32, 2_048
+#: Samples, at most, and rows of a batch, that layers are refitted with before a loss is measured.
+SAMPLES, ROWS = 128, 2_048
 #: Layers refitted on trial: the one that leads to the sum, and the first behind it.
 NEAR = 4
 #: Relative ridge of that fit.
@@ -189,20 +188,16 @@ def columns(plan: Analysis, found: Iterable[Branch]) -> Columns:
 def losses(
     plan: Analysis,
     found: Sequence[Branch],
-    source: recover.Calibration,
     trial: sensitivity.Unpruned,
     done: Callable[[], object] = lambda: None,
 ) -> list[float]:
     """Error on the outputs after dropping each branch alone, the layers around it refitted."""
     measured = []
     none = np.zeros(0, np.int64)
-    # Of each branch both models run through, as far as its layers.
-    few = int(sensitivity.EFFORT / max(2 * len(found) * trial.macs, 1.0))
-    source = dataclasses.replace(source, samples=min(source.samples, max(few, FEWEST)))
     for branch in found:
         model, stand_ins = branches.drop(plan.model, [branch])
         near = recover.after_the_cut(model, plan.coupling, none, plan.model, stand_ins)[:NEAR]
-        refit(plan, model, near, none, source)
+        refit(plan, model, near, none, trial.source)
         measured.append(trial.error(model))
         done()
     return measured

@@ -239,7 +239,7 @@ def times_of(
     )
     stored = context.cache.get("times", key, "trials", "ratios", "errors", "seconds")
     if stored is None or stored["seconds"] < seconds:
-        trials = times.trials(columns, watch.once, seconds, watch.made)
+        trials = times.trials(columns, watch.once, seconds, watch.setup)
         with context.progress.stage("timing layers", len(trials) + 1) as stage:
             ratios, errors = times.measure(columns, trials, watch, stage.advance, seconds)
         kept = [[trial.members, trial.width] for trial in trials]
@@ -278,7 +278,7 @@ def _losses(plan: Analysis, found: Sequence[Branch], context: Context) -> list[f
         return list(stored["losses"])
     trial = _trial(plan, source, len(found))
     with context.progress.stage("trying without branches", len(found)) as stage:
-        losses = depth.losses(plan, found, source, trial, stage.advance)
+        losses = depth.losses(plan, found, trial, stage.advance)
     context.cache.put("branches", key, {"losses": losses})
     return losses
 

@@ -23,7 +23,7 @@ from lepton_cli.runtime import Values
 LEVELS = (0.25, 0.5, 0.8)
 #: Multiply-accumulates that all trials together may take (about 20 s on two cores). A count and not a time: the
 #: same model and data must give the same result on a busy machine.
-EFFORT = 4e11
+EFFORT, FITTED = 4e11, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,8 @@ class Unpruned:
     feeds: Sequence[Values]
     outputs: Outputs
     ways: Ways
+    #: What layers are refitted with before a loss is measured.
     source: recover.Calibration
-    #: Multiply-accumulates of one sample; 0: not known.
-    macs: float = 0.0
 
     def error(self, model: ir.Model) -> float:
         """Squared output error as a share of the outputs' variance, averaged over their parts."""
@@ -46,11 +45,14 @@ class Unpruned:
 
 
 def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, trials: int, macs: float) -> Unpruned:
-    """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample."""
+    """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample. Refitting runs
+    through two models, with at least `FITTED` samples."""
     count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
+    fitted = int(min(max(EFFORT / max(2 * trials * macs, 1.0), FITTED), source.samples))
     feeds = recover.judging(model, source, count)
     outputs = activations.outputs(model, feeds, source.workdir, source.threads)
-    return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), source, macs)
+    few = dataclasses.replace(source, samples=fitted)
+    return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), few)
 
 
 def curve(

@@ -44,8 +44,8 @@ class Stopwatch:
         self._feeds, self._provider, self._threads, self._workdir = feeds, provider, threads, workdir
         begun = clock()
         self._reference = self._call(reference)
-        #: Seconds that the reference took to be made, and that one run of it takes.
-        self.made = (clock() - begun) / 1e9
+        #: Seconds until the reference could run, and that one run of it takes.
+        self.setup = (clock() - begun) / 1e9
         self.once = warm_up(self._reference, clock).seconds
 
     def _call(self, model: ir.Model) -> Call:

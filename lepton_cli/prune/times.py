@@ -111,14 +111,14 @@ class Timed:
     width: int
 
 
-def trials(columns: Columns, run: float = 0.0, seconds: float = SECONDS, made: float = 0.0) -> list[Timed]:
+def trials(columns: Columns, run: float = 0.0, seconds: float = SECONDS, setup: float = 0.0) -> list[Timed]:
     """What to time so that every kind of layer is known at all widths, whichever will be offered.
 
-    `run`, `made`: seconds that one run of the model takes, and that it takes to be made; `seconds`: of all of it,
+    `run`, `setup`: seconds that one run of the model takes, and that it takes to be made; `seconds`: of all of it,
     about.
     """
     kinds = _kinds(columns)
-    each = 2 * LEAST * run + made
+    each = 2 * LEAST * run + setup
     most = min(MODELS, int(PATIENCE * seconds / each)) if each > 0 else MODELS
     points = max(1, min(POINTS, most // max(len(kinds), 1)))
     found = []

@@ -79,6 +79,12 @@ class Space(Strict):
     distill: tuple[Literal["none"] | Annotated[float, Field(gt=0, le=100_000)], ...] | None = Field(
         default=None, description="Epochs of `distill` behind pruning; default: none, and with training data 5"
     )
+    prefer: tuple[Literal["balance", "speed", "size"], ...] | None = Field(
+        default=None, description="What may leave layers of `int8` in float; default: `balance`, then what the goal is"
+    )
+    block_size: tuple[Literal[16, 32, 64, 128, 256], ...] | None = Field(
+        default=None, description="Weights of one scale in `weights4` and `mixed`; default: 32, for a size up to 256"
+    )
     fuse: tuple[bool, ...] | None = Field(default=None, description="Transformers: fuse attention and LayerNorm")
 
 

@@ -20,7 +20,7 @@ from lepton_cli.tune.yardsticks import Yardstick, comparison
 #: What a point holds besides choices: where the candidate lies by tables or its draft.
 PLACED = ("loss", "time", "bytes", "parameters", "macs")
 #: Choices that may change what a candidate measures, besides precision and training.
-_OPTIONS = ("fuse", "importance", "round_to", "branches", "guard", "calibration")
+_OPTIONS = ("fuse", "importance", "round_to", "branches", "guard", "calibration", "prefer", "block_size")
 #: Standard errors of figures, relatively: of widths by tables, of a precision before its draft.
 _BY_TABLES, _GUESSED = 0.02, 0.3
 #: How far what is counted on a draft may be from what trials found; beyond it, the standard error of what they correct

@@ -27,7 +27,7 @@ from lepton_cli.quantize.draft import coarse, drafter, drafting, filling
 from lepton_cli.step import Context
 from lepton_cli.steps import STEPS
 from lepton_cli.tune.candidate import Point
-from lepton_cli.tune.space import KERNELS, Kernels, SearchSpace, describe
+from lepton_cli.tune.space import FORM, KERNELS, Kernels, SearchSpace, describe
 
 #: Bytes and time of unpruned precisions as shares of float's, before one is drafted: guesses that decide what is
 #: drafted first, and nothing else.
@@ -82,7 +82,7 @@ class Proposal:
     def key(self) -> tuple[object, ...]:
         """Equal for proposals that make the same file: a draft knows no ranking, no ranges and no training."""
         widths = None if self.prospect is None else self.prospect.key
-        return self.point["precision"], self.point["fuse"], widths
+        return *(self.point[name] for name in FORM), widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,10 +307,10 @@ class Foresight:
         return point["importance"], point["round_to"], point["branches"]
 
     def _family(self, point: Point) -> tuple[object, ...]:
-        return *self._ranked(point), point["precision"], point["fuse"]
+        return *self._ranked(point), *(point[name] for name in FORM)
 
     def _unpruned(self, point: Point) -> Proposal:
-        return Proposal(self._space.point({"precision": point["precision"], "fuse": point["fuse"]}))
+        return Proposal(self._space.point({name: point[name] for name in FORM}))
 
     def _price(self, point: Point, name: str) -> Price:
         """A share of the original's as a function of the columns' widths."""

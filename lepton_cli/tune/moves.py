@@ -21,9 +21,9 @@ PARENTS = 3
 #: Ways of making widths that miss a limit all the same, after which no more are tried, one choice away from the first.
 VARIED, MENDED = 3, "near miss"
 #: Choices that leave widths as they are.
-_IN_PLACE = ("calibration", "guard", "distill", "fuse")
-#: Of these, what changes size and time.
-_FORMS = ("guard", "fuse")
+_IN_PLACE = ("calibration", "guard", "distill", "fuse", "block_size")
+#: Of these, what changes size and time, and what drafts know to the byte.
+_FORMS, _KNOWN = ("guard", "fuse", "prefer", "block_size"), ("block_size",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +81,12 @@ def variants(space: SearchSpace, found: Sequence[Parent], stage: int, quality: b
     and then only what can better it. `quality`: whether that is the goal."""
     for parent in found:
         mended = parent.missed and (parent.varied >= VARIED or parent.trial.origin == MENDED)
-        if mended or (not parent.missed and not stage):
+        if mended:
             continue
         proposal = parent.proposal
         what = "the best" if parent.best else "a near miss"
-        for name in _IN_PLACE if parent.missed or quality else _FORMS:
+        widened = _IN_PLACE if parent.missed or quality else _FORMS
+        for name in widened if stage or parent.missed else _KNOWN:
             for value in space.dimensions[name]:
                 if value == proposal.point[name] or (name == "guard" and value is not None and not parent.missed):
                     continue

@@ -24,7 +24,7 @@ from lepton_cli.tune.candidate import Candidate, Point
 from lepton_cli.tune.deadline import OutOfTime, deadline
 from lepton_cli.tune.forecasts import Forecasts, Prediction
 from lepton_cli.tune.known import Bounds, Figures, Knowledge, Proposal
-from lepton_cli.tune.space import SearchSpace
+from lepton_cli.tune.space import FORM, SearchSpace
 from lepton_cli.tune.yardsticks import Yardstick
 
 #: Choices that widths follow from, besides what they cost.
@@ -110,27 +110,31 @@ class Search:
 
     def floors(self) -> dict[str, float]:
         """The least that any candidate can have of what limits count (`bytes`, `parameters`, `macs`), as shares of the
-        original's; of those alone that no unpruned precision holds, as the tables of pruning take long."""
-        points = [self.space.point({"precision": precision}) for precision in self.space.dimensions["precision"]]
-        whole = [Proposal(point) for point in points if not self.known.draft(Proposal(point))]
-        found: dict[str, float] = {}
-        for one in self.bounds:
-            name = one.counted
-            least = (
-                min((getattr(self.known.figures(proposal), name) for proposal in whole), default=0.0) if name else 0.0
-            )
-            if least > one.bound and self.space.prunes:
-                pruned = [
-                    self.space.point({**proposal.point, "round_to": multiple}, pruned=True)
-                    for proposal in whole
-                    for multiple in self.space.dimensions["round_to"]
-                ]
-                least = min(
-                    (floor for point in pruned if (floor := self.known.floor(point, name)) is not None), default=least
-                )
-            if least > one.bound:
-                found[name] = least
-        return found
+        original's, where that is more than they allow."""
+        tightest = {one.counted: one for one in sorted(self.bounds, key=lambda one: -one.bound) if one.counted}
+        least = {name: self._least(one) for name, one in tightest.items()}
+        return {name: share for name, share in least.items() if share > tightest[name].bound}
+
+    def _least(self, one: Yardstick) -> float:
+        """Of unpruned forms as soon as one holds the limit; else with pruning, whose tables take long."""
+        whole, least = list[Proposal](), math.inf
+        kinds = itertools.product(*(self.space.dimensions[name] for name in ("precision", "block_size")))
+        for precision, block in dict.fromkeys(kinds):
+            proposal = Proposal(self.space.point({"precision": precision, "block_size": block}))
+            if self.known.draft(proposal):
+                continue
+            whole.append(proposal)
+            least = min(least, float(getattr(self.known.figures(proposal), one.counted)))
+            if least <= one.bound:
+                return least
+        pruned = [
+            self.space.point({**proposal.point, "round_to": multiple}, pruned=True)
+            for proposal in whole
+            for multiple in self.space.dimensions["round_to"]
+            if self.space.prunes
+        ]
+        floors = (self.known.floor(point, one.counted) for point in pruned)
+        return min((floor for floor in floors if floor is not None), default=least if whole else 0.0)
 
     def _next(self) -> Candidate | None:
         """The most promising candidate, drafted; `None` when nothing is expected any more."""
@@ -247,11 +251,9 @@ class Search:
     def _unpruned(self) -> Iterator[Proposal]:
         """Every precision, of the first form, later of all."""
         forms = self.space.dimensions["fuse"][: None if self.stage else 1]
-        for precision in self.space.dimensions["precision"]:
-            for fuse in forms:
-                proposal = Proposal(self.space.point({"precision": precision, "fuse": fuse}))
-                if precision != "float" or fuse:
-                    yield proposal
+        for precision, fuse in itertools.product(self.space.dimensions["precision"], forms):
+            if precision != "float" or fuse:
+                yield Proposal(self.space.point({"precision": precision, "fuse": fuse}))
 
     def _pruned(self, parents: Sequence[moves.Parent]) -> Iterator[Proposal]:
         """Along what pruning steers by: for every family widths of several costs, which hold what can be counted."""
@@ -314,8 +316,8 @@ class Search:
         return [math.inf, *(share * unpruned for share in LEVELS if share * unpruned > floor)]
 
     def _whole(self, point: Point, steer: str) -> float:
-        """What the unpruned model of a precision costs, as a share of the original's."""
-        unpruned = self.space.point({"precision": point["precision"], "fuse": point["fuse"]})
+        """What the unpruned model of a form costs, as a share of the original's."""
+        unpruned = self.space.point({name: point[name] for name in FORM})
         return float(getattr(self.known.figures(Proposal(unpruned)), steer))
 
     def _budget(self, point: Point, steer: str, level: float) -> Bounds:
@@ -335,7 +337,7 @@ class Search:
         if parent.proposal.prospect is not None:
             return [point]
         families = self._families(parents) if self._prunes else []
-        return [one for one in families if all(one[name] == point[name] for name in ("precision", "fuse", "distill"))]
+        return [one for one in families if all(one[name] == point[name] for name in (*FORM, "distill"))]
 
     def _halved(self, proposal: Proposal) -> bool:
         """Add the levels half-way between what this proposal costs and the next ones, where they are far apart."""

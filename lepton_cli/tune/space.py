@@ -21,9 +21,11 @@ from lepton_cli.tune.candidate import Candidate, Point, read_steps
 
 #: Choices that mean nothing unless another one has a certain value.
 _PRUNING = ("importance", "round_to", "branches", "distill")
-_CALIBRATED = ("calibration", "guard")
-#: Precisions that are calibrated.
-_INTEGER = ("int8", "w4a8")
+_CALIBRATED = ("calibration", "guard", "prefer")
+#: What kernels and bytes of a file follow from, besides its widths.
+FORM = ("precision", "fuse", "block_size", "prefer")
+#: Precisions that are calibrated, and those with weights in blocks.
+_INTEGER, _BLOCKED = ("int8", "w4a8"), ("weights4", "mixed")
 #: Precisions whose kernels pruning can time its models in.
 Kernels = Literal["float", "int8", "dynamic", "fp16"]
 KERNELS: dict[str, Kernels] = {
@@ -94,6 +96,7 @@ class SearchSpace:
         full = {name: chosen.get(name, values[0]) for name, values in self.dimensions.items()}
         idle: tuple[str, ...] = _CALIBRATED if full["precision"] not in _INTEGER else ()
         idle += () if pruned else _PRUNING
+        idle += () if full["precision"] in _BLOCKED else ("block_size",)
         return {name: self.dimensions[name][0] if name in idle else value for name, value in full.items()}
 
     def candidate(self, point: Point, prospect: Prospect | None = None, origin: str = "") -> Candidate:
@@ -134,6 +137,9 @@ def derive(given: Space, traits: Traits, first: tuple[Options, ...] = ()) -> Sea
         "distill": epochs or ((None, Distill().budget.epochs) if traits.trainable else (None,)),
         "guard": guards or ((None, traits.max_drop) if traits.max_drop and traits.labelled else (None,)),
         "calibration": ranges or (None, "percentile", "minmax"),
+        "prefer": given.prefer or ("balance", "size" if traits.goal == "size" else "speed"),
+        # A scale for every 32 weights is a fifth of their bytes.
+        "block_size": given.block_size or ((_BLOCK, 64, 128, 256) if traits.goal == "size" else (_BLOCK,)),
     }
     space = SearchSpace(
         {name: tuple(dict.fromkeys(values)) for name, values in dimensions.items()},
@@ -232,6 +238,8 @@ def _quantizing(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]
     match point["precision"]:
         case "int8" | "w4a8":
             static: dict[str, Any] = {"step": "quantize.static", "calibration": point["calibration"]}
+            if point["prefer"] != "balance":
+                static["prefer"] = point["prefer"]
             if point["guard"] is not None:
                 static["accuracy_guard"] = {"max_drop": units.write_points(float(point["guard"]))}
             yield static
@@ -240,12 +248,19 @@ def _quantizing(point: Point, tables: Sequence[str]) -> Iterator[dict[str, Any]]
         case "dynamic":
             yield {"step": "quantize.dynamic"}
         case "mixed":
-            yield {"step": "quantize.weights", "bits": 4, "include": [glob.escape(name) for name in tables]}
+            yield {**_in_blocks(point), "include": [glob.escape(name) for name in tables]}
             yield {"step": "quantize.dynamic"}
-        case "weights8" | "weights4":
-            yield {"step": "quantize.weights", "bits": 8 if point["precision"] == "weights8" else 4}
+        case "weights8":
+            yield {"step": "quantize.weights", "bits": 8}
+        case "weights4":
+            yield _in_blocks(point)
         case "fp16":
             yield {"step": "convert.fp16"}
+
+
+def _in_blocks(point: Point) -> dict[str, Any]:
+    step: dict[str, Any] = {"step": "quantize.weights", "bits": 4}
+    return step if point["block_size"] == _BLOCK else {**step, "block_size": point["block_size"]}
 
 
 def describe(point: Point, prospect: Prospect | None = None) -> str:
@@ -264,5 +279,9 @@ def describe(point: Point, prospect: Prospect | None = None) -> str:
     options = [] if point["calibration"] is None else [str(point["calibration"])]
     if point["guard"] is not None:
         options.append(f"guard {units.write_points(float(point['guard']))}")
+    if point["prefer"] != "balance" and precision in _INTEGER:
+        options.append(f"for {point['prefer']}")
+    if point["block_size"] != _BLOCK and precision in _BLOCKED:
+        options.append(f"blocks of {point['block_size']}")
     words.append(WORDS.get(precision, precision) + (f" ({', '.join(options)})" if options else ""))
     return ", ".join(words)

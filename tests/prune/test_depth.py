@@ -56,9 +56,9 @@ def test_refitting_near_a_dropped_branch_helps(tmp_path: Path) -> None:
     trial = sensitivity.prepare(found.model, found.coupling, source, 2, 1e5)
     dropped = branches.find(found.model, found.coupling.facts)
     raw = [trial.error(branches.drop(found.model, [branch])[0]) for branch in dropped]
-    refitted = depth.losses(found, dropped, source, trial)
+    refitted = depth.losses(found, dropped, trial)
     assert all(after < before for before, after in zip(raw, refitted, strict=True))
-    assert refitted == depth.losses(found, dropped, source, trial)
+    assert refitted == depth.losses(found, dropped, trial)
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +171,7 @@ def test_losses_are_the_errors_after_at_most_four_fits(tmp_path: Path, monkeypat
     monkeypatch.setattr(depth, "refit", lambda plan, model, near, *rest: refits.append(len(near)))
     monkeypatch.setattr(depth, "NEAR", 3)
     dropped = branches.find(found.model, found.coupling.facts)
-    losses = depth.losses(found, dropped, source, trial, lambda: done.append(1))
+    losses = depth.losses(found, dropped, trial, lambda: done.append(1))
     assert losses == [trial.error(branches.drop(found.model, [branch])[0]) for branch in dropped]
     assert refits == [3, 2]
     assert done == [1, 1]

@@ -269,7 +269,7 @@ class Counted:
     """Takes multiply-accumulates, of the analysed model's shares, for time."""
 
     made: list[Counted] = []
-    once = 0.01
+    once, setup = 0.01, 0.0
 
     def __init__(self, reference: ir.Model, feeds: Values, *settings: object) -> None:
         self.whole = self.count(reference)

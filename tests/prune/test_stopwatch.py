@@ -66,7 +66,7 @@ def test_what_a_model_takes_to_be_made_is_known(clock: FakeClock, tmp_path: Path
         return given
 
     timed = watch(tmp_path, clock, 0.5, slowly)
-    assert (timed.made, timed.once) == (3.0, 0.5)
+    assert (timed.setup, timed.once) == (3.0, 0.5)
 
 
 def test_the_error_is_that_of_the_interval(clock: FakeClock, tmp_path: Path) -> None:

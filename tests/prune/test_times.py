@@ -329,7 +329,7 @@ def test_fewer_seconds_time_fewer_models(any_width: None) -> None:
     found = analysis.analysed(redundant(), PruneChannels(step="prune.channels"), {"x": (2, 3, 8, 8)})
     columns = depth.columns(found, ())
     assert len(times.trials(columns, 1.0, 20.0)) == 6
-    assert len(times.trials(columns, 0.5, 20.0, made=5.0)) == 6
+    assert len(times.trials(columns, 0.5, 20.0, setup=5.0)) == 6
     assert len(times.trials(columns, 1.0)) == 12
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lepton_cli.tune.known import Proposal
 from lepton_cli.tune.moves import Parent, parents, remembered, variants
 from lepton_cli.tune.space import SearchSpace, derive
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
-from tests.tune.test_space import CNN, TRAINED
+from tests.tune.test_space import CNN, TEXT, TRAINED
 
 DROP, SMALL = gate("accuracy.top1", max_drop="2 pp"), gate("size.file", max="400 B")
 FAST = gate("latency.median", max_ratio=0.5)
@@ -206,12 +207,19 @@ def test_the_best_is_varied_when_the_search_widens(space: SearchSpace) -> None:
     """Only by what can better it, and never by the guard, which gives speed back for quality that is not missing."""
     one = parent(space, missed=False, precision="int8")
     assert changed(space, one, 0, quality=True) == []
-    assert changed(space, one, 1) == [("fuse", True)]
+    assert changed(space, one, 1) == [("fuse", True), ("prefer", "speed")]
     assert changed(space, one, 1, quality=True) == [
         ("calibration", "percentile"), ("calibration", "minmax"), ("distill", 5), ("fuse", True)
     ]  # fmt: skip
     (first, *_) = variants(space, [one], 1, True)
     assert (first.origin, first.why) == ("around the best", "the best with another `calibration`")
+
+
+def test_other_blocks_of_the_best_are_known_to_the_byte_and_need_no_widening() -> None:
+    space = derive(Space(block_size=(32, 128, 256)), dataclasses.replace(TEXT, goal="size"))
+    one = parent(space, missed=False, precision="weights4", block_size=128)
+    assert changed(space, one, 0) == [("block_size", 32), ("block_size", 256)]
+    assert changed(space, parent(space, missed=False, precision="dynamic"), 0) == []
 
 
 def test_a_guard_may_be_left_out_of_the_best(space: SearchSpace) -> None:

@@ -295,6 +295,16 @@ def test_floors_are_those_of_the_least_widths_where_nothing_unpruned_holds(tmp_p
     for share in (0.25, 0.5):
         possible = search(tmp_path / f"{share}", limits(POINT, gate("size.file", max_ratio=share)), space, Network())
         assert possible.floors() == {}
+    both = search(tmp_path / "both", limits(*(gate("size.file", max_ratio=r) for r in (0.02, 0.9))), space, Network())
+    assert both.floors() == small.floors()
+
+
+def test_nothing_is_drafted_for_floors_that_one_precision_shows_to_be_none(tmp_path: Path, space: SearchSpace) -> None:
+    for name, one, drafts in (("size", limits(gate("size.file", max_ratio=0.5)), 1), ("none", limits(POINT), 0)):
+        possible = search(tmp_path / name, one, space, Network())
+        assert possible.floors() == {}
+        assert isinstance(possible.known, made_up.MadeUp)
+        assert len(possible.known.drafts) == drafts
 
 
 def test_a_draft_that_fails_costs_no_trial(tmp_path: Path, space: SearchSpace) -> None:

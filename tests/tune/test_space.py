@@ -71,7 +71,11 @@ def test_other_choices_follow_too() -> None:
         "distill": (None,),
         "guard": (None, 0.005),
         "calibration": (None, "percentile", "minmax"),
+        "prefer": ("balance", "speed"),
+        "block_size": (32,),
     }
+    small = derive(Space(), dataclasses.replace(TEXT, goal="size")).dimensions
+    assert (small["prefer"], small["block_size"]) == (("balance", "size"), (32, 64, 128, 256))
     assert (cnn.prunes, cnn.keep, cnn.steers, cnn.dropped) == (True, None, (), ())
     assert derive(Space(), TEXT).dimensions["fuse"] == (True, False)
     assert derive(Space(), dataclasses.replace(TEXT, goal="size")).dimensions["fuse"] == (False, True)
@@ -103,6 +107,8 @@ def test_what_is_given_is_what_is_searched() -> None:
             "guard": ("1 pp", "none"),
             "distill": ("none", 0.5, 3),
             "fuse": (False, True),
+            "prefer": ("size", "balance"),
+            "block_size": (128, 16),
         }
     )
     space = derive(given_, CNN)
@@ -115,6 +121,8 @@ def test_what_is_given_is_what_is_searched() -> None:
         "distill": (None, 0.5, 3),
         "guard": (0.01, None),
         "calibration": ("mse", None),
+        "prefer": ("size", "balance"),
+        "block_size": (128, 16),
     }
     assert space.keep == (0.8, 0.5), "most first; everything is no pruning"
     assert space.steers == ("time", "parameters", "bytes", "macs")
@@ -290,6 +298,20 @@ def test_options_of_int8() -> None:
     point = made.point({"precision": "int8", "guard": 0.005, "calibration": "percentile"})
     assert made.candidate(point).name == "int8 (percentile, guard 0.5 pp)"
     assert [step["step"] for step in plain(space, precision="int8")] == ["simplify", "quantize.static"]
+    (_, fast) = plain(space, precision="int8", prefer="speed")
+    assert fast["prefer"] == "speed"
+    assert made.candidate(made.point({"precision": "int8", "prefer": "speed"})).name == "int8 (for speed)"
+    assert made.point({"precision": "float", "prefer": "speed"})["prefer"] == "balance"
+
+
+@pytest.mark.parametrize("precision", ["weights4", "mixed"])
+def test_blocks_of_four_bits(precision: str) -> None:
+    traits = dataclasses.replace(TEXT, goal="size", tables=("words",))
+    space = derive(Space(), traits)
+    candidate = space.candidate(space.point({"precision": precision, "block_size": 128}))
+    assert [step.block_size for step in candidate.steps if isinstance(step, QuantizeWeights)] == [128]
+    assert candidate.name.endswith("(blocks of 128)")
+    assert space.point({"precision": "dynamic", "block_size": 128})["block_size"] == 32
 
 
 def test_what_was_pruned_is_distilled_in_front_of_what_quantizes() -> None:
