@@ -228,13 +228,14 @@ class Laboratory:
         cleaned = (*space.first, *read_steps([{"step": "simplify"}]))
 
         def begun() -> ir.Model:
-            return io.stamped(self.build(Candidate("cleaned up", cleaned), "cleaned").model, signature(self.job))
+            return self.build(Candidate("cleaned up", cleaned), "cleaned").model
 
         return Foresight(
             functools.cache(begun),
             space,
             self.context,
             self.judge.original,
+            metadata=signature(self.job),
             timed=self.judge.needs("latency"),
             macs=self.job.macs,
             alone=self.quiet.measuring,

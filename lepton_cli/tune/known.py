@@ -16,6 +16,7 @@ import onnx_ir as ir
 from lepton_cli.errors import LeptonError, StepError
 from lepton_cli.measure import size
 from lepton_cli.measure.results import Size
+from lepton_cli.model import io
 from lepton_cli.prune import prospects as tables
 from lepton_cli.prune.allocate import Price
 from lepton_cli.prune.cost import Widths
@@ -129,14 +130,16 @@ class Foresight:
         context: Context,
         original: Size,
         *,
+        metadata: Mapping[str, str],
         timed: bool,
         macs: Callable[[ir.Model], Mapping[str, int]],
         alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`model`: what candidates begin with, cleaned up. `timed`: whether limits or goal look at times. `alone`: held
-        while something is timed. `note`: told of what takes long."""
+        """`model`: what candidates begin with, cleaned up. `metadata`: what written models carry. `timed`: whether
+        limits or goal look at times. `alone`: held while something is timed. `note`: told of what takes long."""
         self._model, self._space, self._context, self._original = model, space, context, original
+        self._metadata = metadata
         self._timed, self._macs, self._alone, self._note = timed, macs, alone, note
         self._prospects: dict[tuple[object, ...], Prospects | None] = {}
         self._drafts: dict[tuple[object, ...], Figures] = {}
@@ -250,7 +253,7 @@ class Foresight:
             if not found.changed and not rough.if_possible:
                 raise _not_drafted(proposal.point, f"`{rough.step}` changes nothing")
             model = found.model
-        return model
+        return io.stamped(model, self._metadata)
 
     def _timing(self, model: ir.Model) -> float:
         if self._watch is None:

@@ -123,6 +123,13 @@ def test_sizes_are_known_to_the_byte_before_anything_is_made(made: Found) -> Non
         assert trial.point["macs"] == pytest.approx((trial.size.macs or 0) / 2048, rel=1e-4)
 
 
+def test_channels_are_ranked_once(made: Found) -> None:
+    """For the tables before a trial and for the trials' own steps alike."""
+    pruned = [trial.point["importance"] for trial in search(made.result).records if "keep" in trial.name]
+    assert pruned
+    assert len(list((made.folder / "cache").glob("ranking-*"))) == len(set(pruned))
+
+
 def test_memory_is_limited_by_the_originals(folder: Path) -> None:
     section = "{limits: [{metric: memory.peak, max_ratio: 3}], minimize: memory.peak, budget: {time: 60 s, trials: 2}}"
     result = run(folder, section, memory="true")

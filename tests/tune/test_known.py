@@ -123,7 +123,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, timed: bool = False, 
     monkeypatch.setattr(known, "Stopwatch", Own)
     space = derive(Space(precision=("int8", "float", "fp16", "dynamic")), TRAITS)
     whole = size.measure(None, given.original, macs=macs(given.original), compress=False)
-    one = Foresight(take, space, given, whole, timed=timed, macs=macs, alone=alone)
+    one = Foresight(take, space, given, whole, metadata={}, timed=timed, macs=macs, alone=alone)
     return Case(one, space, found, model, asked, lambda model, precision: written(model, precision, given))
 
 
