@@ -3,7 +3,8 @@
 Widths are chosen by the pruner's tables under what limits allow, so a candidate costs little to propose. What it will
 measure is foretold from these tables and the trials so far (`outlook.py`); the most promising is drafted, which counts
 and times it, and tried when it still is the most promising. Where the outlook expects nothing more, the search widens:
-first around what is best or missed a limit by little, then to everything the space holds; then it ends, and says why.
+first around what is best or missed a limit by little, then to other rankings of it, whose tables take long, then to
+everything the space holds; then it ends, and says why.
 
 Every choice follows from the trials: a search that is run again reads them from the journal and goes on where it ended.
 """
@@ -43,8 +44,8 @@ DRAFTS = 8
 GAIN, CHANCE = 0.003, 0.03
 #: Trainings of a length that did not fit into the time, after which none of that length is tried.
 REFUSED = 2
-#: How far the search is widened: the promising, all around what is best or missed by little, everything.
-STAGES = 3
+#: How far the search is widened.
+PROMISING, AROUND, RANKINGS, ALL, STAGES = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Search:
         self.space, self.bench, self.judge, self.known, self.start = space, bench, bench.judge, known, start
         self.forecasts = Forecasts(bench.judge, *sticks)
         self.bounds, self.goal = sticks
-        self.stage = 0
+        self.stage = PROMISING
         #: Why the search ended, in words.
         self.ended = ""
         #: What other processes are measuring, by key, and the stage at which it was left to them.
@@ -267,12 +268,12 @@ class Search:
 
     def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
         """Precisions that may be best when pruned, in all kinds of widths and with every training; later with other
-        rankings, which take long: of those that came near, then of all."""
+        rankings: of those that came near, then of all."""
         dimensions = self.space.dimensions
         found: list[Point] = []
         for place, precision in enumerate(self._precisions()):
             near = any(parent.proposal.point["precision"] == precision for parent in parents)
-            wide = self.stage >= 2 or (self.stage == 1 and near)
+            wide = self.stage >= ALL or (self.stage == RANKINGS and near)
             rankings = dimensions["importance"][: None if wide else 1]
             trainings = dimensions["distill"][: None if wide or not place else 1]
             kinds = itertools.product([precision], rankings, dimensions["round_to"], dimensions["branches"], trainings)
@@ -287,8 +288,8 @@ class Search:
             if not self.known.draft(proposal):
                 costs.append((getattr(self.known.figures(proposal), self._steers[0]), precision))
         costs.sort(key=lambda pair: pair[0])
-        most = None if self.stage >= 2 else BRANCHES
-        return [precision for cost, precision in costs if self.stage >= 2 or cost <= CLOSE * costs[0][0]][:most]
+        most = None if self.stage >= ALL else BRANCHES
+        return [precision for cost, precision in costs if self.stage >= ALL or cost <= CLOSE * costs[0][0]][:most]
 
     @property
     def _steers(self) -> tuple[str, ...]:
@@ -367,7 +368,7 @@ class Search:
 
     @property
     def _origin(self) -> str:
-        return ("outlook", "widened", "everything")[min(self.stage, STAGES - 1)]
+        return ("outlook", "widened", "widened", "everything")[min(self.stage, ALL)]
 
     def _why(self, prediction: Prediction) -> str:
         if self._best() is None:
