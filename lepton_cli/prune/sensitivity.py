@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ LEVELS = (0.25, 0.5, 0.8)
 #: Multiply-accumulates that all trials together may take (about 20 s on two cores). A count and not a time: the
 #: same model and data must give the same result on a busy machine.
 EFFORT, FITTED = 4e11, 32
+#: Numbers in a sample's outputs from which a few samples tell as much as many rows of scores.
+LARGE = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +48,21 @@ class Unpruned:
 
 
 def prepare(model: ir.Model, coupling: Coupling, source: recover.Calibration, trials: int, macs: float) -> Unpruned:
-    """As many samples (16 to 256) as the effort for all trials allows; `macs` is the cost of one sample. Refitting runs
-    through two models, with at least `FITTED` samples."""
-    count = int(min(max(EFFORT / max(trials * macs, 1.0), 16), 256, source.samples))
+    """As many samples (16 to 256, of large outputs 4) as the effort for all trials allows; `macs` is the cost of one
+    sample. Refitting runs through two models, with at least `FITTED` samples."""
+    least = 4 if _values(model, coupling) >= LARGE else 16
+    count = int(min(max(EFFORT / max(trials * macs, 1.0), least), 256, source.samples))
     fitted = int(min(max(EFFORT / max(2 * trials * macs, 1.0), FITTED), source.samples))
     feeds = recover.judging(model, source, count)
     outputs = activations.outputs(model, feeds, source.workdir, source.threads)
     few = dataclasses.replace(source, samples=fitted)
     return Unpruned(model, coupling, feeds, outputs, parts.segments(comparable(model)), few)
+
+
+def _values(model: ir.Model, coupling: Coupling) -> int:
+    """Numbers that a sample's outputs have, as far as their shapes are known."""
+    shapes = (coupling.facts.shapes.get(value.name or "", ()) for value in model.graph.outputs)
+    return sum(math.prod(shape[1:]) for shape in shapes if len(shape) > 1)
 
 
 def curve(

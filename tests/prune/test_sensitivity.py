@@ -264,3 +264,29 @@ def test_the_effort_decides_how_many_samples_are_tried(
     (output,) = trial.outputs.values()
     np.testing.assert_allclose(output, np.concatenate(held) @ n.weights["w0"], rtol=1e-5, atol=1e-6)
     assert trial.error(model) == 0
+
+
+@pytest.mark.parametrize(("large", "batches", "fitted"), [(4, 2, 32), (3, 1, 32)])
+def test_of_large_outputs_few_samples_are_enough(
+    large: int, batches: int, fitted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three numbers a sample; of 64 samples in batches of 8, every fourth is held out."""
+    monkeypatch.setattr(sensitivity, "EFFORT", 1.0)
+    monkeypatch.setattr(sensitivity, "LARGE", large)
+    n = Network()
+    model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 3))))
+    source = recover.Calibration(Arrays({"x": np.zeros((64, 2), np.float32)}), tmp_path, 1, 0, 64)
+    trial = sensitivity.prepare(model, found, source, 5, 100.0)
+    assert len(trial.feeds) == batches
+    assert trial.source.samples == fitted
+
+
+@pytest.mark.parametrize(("effort", "fitted"), [(1.0, 32), (100_000.0, 100), (1e9, 500)])
+def test_as_many_samples_are_refitted_with_as_two_models_may_take(
+    effort: float, fitted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "EFFORT", effort)
+    n = Network()
+    model, found = analysed(n.model(n.node("MatMul", n.input("x", "batch", 2), n.weight(2, 3))))
+    source = recover.Calibration(Arrays({"x": np.zeros((500, 2), np.float32)}), tmp_path, 1, 0, 500)
+    assert sensitivity.prepare(model, found, source, 5, 100.0).source.samples == fitted
