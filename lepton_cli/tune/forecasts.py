@@ -80,6 +80,14 @@ class Forecasts:
         read = one.read(self.judge.report(trial))
         return None if read is None else read[0]
 
+    def settled(self, trial: Trial, one: Yardstick) -> float | None:
+        """The same, of a time together with all that is known: one that a busy machine made look short is no mark that
+        others have to beat."""
+        value = self.found(trial, one)
+        if value is None or one not in self._outlooks or not one.about.varies or "loss" not in trial.point:
+            return value
+        return max(value, float(self._outlooks[one].expect([_features(trial.point)]).mean[0]))
+
     def written(self, proposal: Proposal, figures: Figures) -> dict[str, Value]:
         """Where a candidate lies, as its point holds it."""
         macs = figures.macs if proposal.prospect is None else proposal.prospect.macs

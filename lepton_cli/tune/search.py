@@ -179,7 +179,7 @@ class Search:
     def _best(self) -> float | None:
         """The goal of the best trial, in the unit of its yardstick."""
         best = self.judge.best(self._trials())
-        return None if best is None else self.forecasts.found(best, self.goal)
+        return None if best is None else self.forecasts.settled(best, self.goal)
 
     def _ranked(self) -> list[Rated]:
         """Everything that could be tried, the most promising first; levels are halved around the best."""

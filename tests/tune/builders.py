@@ -44,14 +44,16 @@ def accuracy(drop: float = 0.0, *, n: int = 1000, half: float = 0.01) -> Accurac
     return Accuracy(values={"original": (value(0.9),), "compressed": (value(0.9 - drop),)}, changes=(change,))
 
 
-def latency(ratio: float, *, batch: int = 1) -> LatencyTable:
+def latency(ratio: float, *, batch: int = 1, half: float = 0.01) -> LatencyTable:
+    """`half`: of the ratio's interval, as a share of it."""
+
     def row(variant: str, median: float) -> Latency:
         low, high = median * 0.99, median * 1.01
         return Latency(variant=variant, provider="cpu", batch=batch, threads=1, median=median, low=low, high=high,
                        n=100, throughput=batch / median)  # fmt: skip
 
     change = LatencyChange(provider="cpu", batch=batch, threads=1, original=1e-3, compressed=1e-3 * ratio,
-                           ratio=ratio, low=ratio * 0.99, high=ratio * 1.01, pairs=100)  # fmt: skip
+                           ratio=ratio, low=ratio * (1 - half), high=ratio * (1 + half), pairs=100)  # fmt: skip
     return LatencyTable(results=(row("original", 1e-3), row("compressed", 1e-3 * ratio)), changes=(change,))
 
 
