@@ -374,6 +374,7 @@ def _not_measured(asked: Gate | Objective, path: tuple[str | int, ...], report: 
     return RecipeError(
         "tune.not-measured",
         f"{named(asked.metric, asked.scope)} cannot be measured with this model and recipe",
+        cause=None if others else facts.absent(report, asked.metric) or None,
         hint=f"it is measured for: {others}" if others else f"measured: {', '.join(facts.names(report))}",
         option=path,
     )

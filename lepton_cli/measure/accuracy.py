@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lepton_cli import interrupt
 from lepton_cli.data.dataset import Array, Dataset
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
-from lepton_cli.measure import fidelity, hooks, metrics, stream
+from lepton_cli.measure import fidelity, hooks, metrics, rows, stream
 from lepton_cli.measure.arms import InputNames, NewOutputs, Payload
 from lepton_cli.measure.classes import Predictions
-from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue
+from lepton_cli.measure.results import Accuracy, Confusion, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.probe.parts import Segments
@@ -120,8 +121,8 @@ class _Run:
         self.tracks: list[Track] = []
         self.fidelity: dict[tuple[str, str], fidelity.Tracker] = {}
         self.predictions: Predictions | None = None
-        #: The metric whose classes `predictions` follows; `None` without labels.
-        self._classes: Track | None = None
+        #: By output with labels: the metric whose classes are followed. `predictions` is the first of them.
+        self._classified: dict[str, tuple[Track, Predictions]] = {}
         self._started = False
         self._count = 0
 
@@ -140,13 +141,14 @@ class _Run:
             tracker.add(reference[output], results.outputs[arm][output], results.count)
         if self.predictions is not None and not results.labels:
             # Rows that are no samples (the detections of all pictures) are no classes either.
-            rows = [results.outputs[arm][self.predictions.output] for arm in self.arms]
-            if any(not array.ndim or len(array) != results.count for array in rows):
+            found = [results.outputs[arm][self.predictions.output] for arm in self.arms]
+            if any(not array.ndim or len(array) != results.count for array in found):
                 self.predictions = None
-        if self.predictions is not None:
-            output = self.predictions.output
-            labels = self._classes.class_labels(results.labels, reference) if self._classes else None
-            self.predictions.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
+            else:
+                self.predictions.add(dict(zip(self.arms, found, strict=True)), None)
+        for output, (track, classes) in self._classified.items():
+            labels = track.class_labels(results.labels, reference)
+            classes.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
 
     def _tracks(self, arm: str) -> list[Track]:
         """What is measured of an arm: of new outputs where it has them."""
@@ -170,9 +172,10 @@ class _Run:
                 continue
             own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)
-            if self.predictions is None and own.ndim == 1 and track.output not in self.made:
-                self.predictions = Predictions(track.output, tuple(self.dataset.class_names.get(track.label, ())))
-                self._classes = track
+            if own.ndim == 1 and track.output not in {*self.made, *self._classified}:
+                names = tuple(self.dataset.class_names.get(track.label, ()))
+                self._classified[track.output] = track, Predictions(track.output, names)
+        self.predictions = next((classes for _, classes in self._classified.values()), None)
         if self.predictions is None and not labels:
             scores = next(
                 (name for name, one in deciders.items() if name not in self.made and _one_each(outputs[name], one)),
@@ -215,13 +218,11 @@ class _Run:
         warnings += [f"new output `{name}`: nothing to compare with" for name in self.made]
         flips: tuple[Flip, ...] = ()
         flips_total = 0
-        classes: tuple[ClassChange, ...] = ()
         confusions: tuple[Confusion, ...] = ()
         if self.predictions is not None:
             warnings += self.predictions.suspicions(reference)
             if len(self.arms) > 1:
                 flips, flips_total = self.predictions.flips(reference, self.arms[1])
-                classes = self.predictions.changes(reference, self.arms[1])
                 confusions = self.predictions.confusions(reference, self.arms[1])
         values = {arm: tuple(track.result(arm, self.seed) for track in self._tracks(arm)) for arm in self.arms}
         shared = self._tracks(reference)
@@ -229,16 +230,24 @@ class _Run:
         if len({track.output for track in shared}) > 1 or len({track.spec.weight for track in shared}) > 1:
             values = {arm: (*found, self._score(arm)) for arm, found in values.items()}
             changes += tuple(self._score_change(arm) for arm in self.arms[1:])
-        return Accuracy(
+        found = Accuracy(
             values=values,
             changes=changes,
             fidelity=tuple(tracker.result() for tracker in self.fidelity.values()),
-            classes=classes,
             confusions=confusions,
             flips=flips,
             flips_total=flips_total,
-            warnings=tuple(warnings),
+            **self._by_class(),
         )
+        return found.model_copy(update={"warnings": (*warnings, *rows.warnings(found))})
+
+    def _by_class(self) -> dict[str, Any]:
+        """Changes by class of every output that names classes, judged together, as parts of an `Accuracy`."""
+        if len(self.arms) < 2:
+            return {}
+        counted = {output: found.counts(*self.arms[:2]) for output, (_, found) in self._classified.items()}
+        classes, spread = rows.judged(counted)
+        return {"classes": classes, "spread": spread}
 
     def _weighted(self, arm: str) -> float:
         return weighted(self._tracks(self.arms[0]), arm)

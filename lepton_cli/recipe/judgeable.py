@@ -85,6 +85,8 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
         len({spec.output for spec in evaluate.accuracy}) > 1 or len({spec.weight for spec in evaluate.accuracy}) > 1
     )
     names += ["accuracy.score"] if several else []
+    if metric.by_class and any(spec.metric in metrics.CLASSIFYING for spec in evaluate.accuracy):
+        return None
     if metric.source == "accuracy" and names and gate.metric not in names:
         return "metric", f"accuracy is measured as {', '.join(names)} only", "add the metric to `evaluate.accuracy`"
     return None
