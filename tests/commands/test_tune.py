@@ -249,6 +249,7 @@ def error_of(folder: Path, section: str, **options: Any) -> LeptonError:
         ("{minimize: size.file, limits: [{metric: accuracy.f1, min: 50 %}]}", "recipe.gate-not-measured"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, max_drop: 0.5 pp}]}", "tune.too-few-samples"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, output: z, min: 1 %}]}", "tune.not-measured"),
+        ("{minimize: size.file, limits: [{metric: accuracy.worst_class, max_drop: 1 pp}]}", "tune.too-few-samples"),
         ("{minimize: size.file, limits: [{metric: agreement, max_drop: 5 pp}]}", "tune.no-reference"),
         ("{minimize: size.file, limits: [{metric: size.file, max_ratio: 0.5, against: baseline}]}", "tune.no-baseline"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, min_ratio: 1.1}]}", "tune.limit-impossible"),

@@ -66,6 +66,56 @@ def test_flips_and_classes() -> None:
     assert found.fidelity[0].agreement == 0.5
 
 
+def test_a_class_that_pays_is_told() -> None:
+    """All of class 0 and 1 change places."""
+    found = accuracy.evaluate(
+        {"original": SAME, "compressed": SWAPPED},
+        data(n=160, wrong=0, class_names={"labels": ("cat", "dog", "owl", "bee")}),
+    )
+    cat, _, owl, _ = found.classes
+    assert (cat.output, cat.lost, cat.won) == ("y", 40, 0)
+    assert cat.p == pytest.approx(2 / 2**40)
+    assert cat.p_adjusted == pytest.approx(8 / 2**40)
+    assert (owl.lost, owl.won, owl.p, owl.low) == (0, 0, 1, pytest.approx(-owl.high if owl.high else 0))
+    assert [one.label for one in found.payers] == ["cat", "dog"]
+    (spread,) = found.spread
+    assert (spread.output, spread.change, spread.judged) == ("y", -0.5, 4)
+    # All of half of the samples.
+    assert spread.evenness == 2
+    (warning,) = found.warnings
+    assert "the whole (-50.00 pp): class cat -100.0 pp (40 answers lost, 0 won, n = 40), class dog -100.0 pp" in warning
+
+
+def test_every_output_with_classes_is_looked_at() -> None:
+    """Two outputs with labels of their own: of the second all of a class are lost."""
+    both = "g (float[N, 4] x) => (float[N, 4] first, float[N, 4] second) { first = Identity (x) second = %s }"
+    same, worse = both % "Identity (x)", both % "MatMul (x, w)"
+    swap = np.eye(4, dtype=np.float32)[[1, 0, 2, 3]]
+    made = data(n=160, wrong=0)
+    labels = {"first": made.labels["labels"], "second": made.labels["labels"]}
+    found = accuracy.evaluate(
+        {"original": builders.model(same), "compressed": builders.model(worse, w=swap)},
+        Arrays(made.feeds, labels),
+        [AccuracySpec(metric="top1", output=name) for name in labels],
+    )
+    assert [(one.output, one.n, one.lost) for one in found.classes] == [
+        *(("first", 40, 0) for _ in range(4)),
+        *(("second", 40, lost) for lost in (40, 40, 0, 0)),
+    ]
+    assert [spread.output for spread in found.spread] == ["first", "second"]
+    # The smallest of eight.
+    assert found.classes[4].p_adjusted == pytest.approx(8 * 2 / 2**40)
+    (warning,) = found.warnings
+    assert warning.startswith("some classes of `second` pay more than the whole")
+    # Flips are those of the first.
+    assert found.flips_total == 0
+
+
+def test_one_model_alone_has_no_changes_by_class() -> None:
+    found = accuracy.evaluate({"original": SAME}, data(n=160))
+    assert found.classes == found.spread == ()
+
+
 def test_at_most_fifty_flips_are_kept() -> None:
     found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, data(n=240, wrong=0))
     assert (len(found.flips), found.flips_total) == (50, 120)
