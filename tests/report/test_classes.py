@@ -88,7 +88,7 @@ def test_the_worst_come_first_and_those_of_a_few_samples_behind() -> None:
     assert [one.label for one in classes.ranked(report)] == ["lost", "same", "won", "few", "fewer"]
     assert classes.summary(report) == (
         "Change in percentage points with its 95 % interval, losses to the left. 2 of 3 classes changed by more than "
-        "chance (McNemar's exact test, Holm's correction); the others are grey; 2 with fewer than 30 samples are "
+        "chance (McNemar's exact test, Holm's correction); 2 with fewer than 30 samples are "
         "counted, not judged."
     )
 
