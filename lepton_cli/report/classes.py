@@ -56,8 +56,7 @@ def summary(report: Report) -> str:
     clear = sum(one.significant for one in large)
     return (
         f"Change in percentage points with its 95 % interval, losses to the left. {clear} of {len(large):,} classes "
-        "changed by more than chance (McNemar's exact test, Holm's correction)"
-        + (f"; {counted}." if few else ".")
+        "changed by more than chance (McNemar's exact test, Holm's correction)" + (f"; {counted}." if few else ".")
     )
 
 
