@@ -161,7 +161,7 @@ def _within(value: float, limit: float, upper: bool) -> bool:
 
 def _observed_words(comparison: str, observed: BoundedValue, fact: Fact) -> str:
     counted = f"n = {fact.n:,}" if fact.n and fact.kind in ("share", "coefficient", "number") else ""
-    told = ", ".join(filter(None, (fact.row and f"class {words.printable(fact.row, 60)}", counted)))
+    told = ", ".join(filter(None, (words.printable(fact.row, 60), counted)))
     sample = f" ({told})" if told else ""
     if comparison.endswith("_ratio"):
         text = f"{words.significant(observed.value)}{_interval(observed)}"

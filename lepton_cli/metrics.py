@@ -48,7 +48,7 @@ class Metric:
     scope: tuple[str, ...] = ()
     #: What of single layers adds up to it.
     layers: Literal["", "bytes", "parameters", "macs"] = ""
-    #: Of the worst of several classes: chance alone makes one of them look bad.
+    #: Of the worst of several classes or groups: chance alone makes one of them look bad.
     by_class: bool = False
 
     @property
@@ -65,6 +65,11 @@ class Metric:
     def varies(self) -> bool:
         """Whether it differs from run to run and from machine to machine."""
         return self.source in ("latency", "memory", "energy")
+
+    @property
+    def row(self) -> str:
+        """What it is the worst of, where it is that: `class`, `group`."""
+        return ("group" if self.short == "worst_group" else "class") if self.by_class else ""
 
     @property
     def by_interval(self) -> bool:
@@ -131,6 +136,14 @@ METRICS: dict[str, Metric] = {
             "higher",
             "worst class",
             "Accuracy of the class that lost most, of those with 30 samples or more",
+            by_class=True,
+        ),
+        _accuracy(
+            "accuracy.worst_group",
+            "share",
+            "higher",
+            "worst group",
+            "Accuracy of the group of `data.evaluation.groups` that lost most, of those with 30 samples or more",
             by_class=True,
         ),
         _accuracy(

@@ -113,6 +113,26 @@ def test_the_worst_class_is_judged_by_its_whole_interval(one: Gate, outcome: str
         assert verdict.observed.endswith("] (class cat, n = 500)")
 
 
+def test_the_worst_group_of_each_column_is_judged() -> None:
+    whole = builders.accuracy(lost=[6] * 9 + [86])
+    group = whole.spread[0].model_copy(
+        update={"column": "site", "worst": whole.classes[-1].model_copy(update={"column": "site", "label": "north"})}
+    )
+    other = builders.accuracy().spread[0].model_copy(update={"column": "age"})
+    report = builders.report(accuracy=whole.model_copy(update={"spread": (*whole.spread, group, other)}))
+    first, second = gates.judge([gate("accuracy.worst_group", max_drop="10 pp")], report)
+    assert (first.verdict, first.scope) == ("fail", {"group": "site"})
+    assert first.observed.endswith("(site north, n = 500)")
+    assert (second.verdict, second.scope) == ("pass", {"group": "age"})
+    (open_one, _) = gates.judge([gate("accuracy.worst_group", max_drop="16 pp")], report)
+    assert open_one.hint.endswith("more samples of every group")
+    (alone,) = gates.judge([gate("accuracy.worst_class", max_drop="10 pp")], report)
+    assert alone.scope == {}
+    with pytest.raises(ReportError) as caught:
+        gates.judge([gate("accuracy.worst_group", max_drop="1 pp")], builders.report(accuracy=whole))
+    assert caught.value.cause == "the evaluation data has no `groups`"
+
+
 def test_a_class_that_looks_bad_by_chance_fails_no_gate() -> None:
     """Of ten classes one lost 2 points net; it might as well have lost none."""
     report = builders.report(accuracy=builders.accuracy(lost=[6] * 9 + [16]))

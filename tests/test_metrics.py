@@ -66,7 +66,8 @@ def _accuracy() -> Accuracy:
     )
     both = {"original": values, "compressed": values}
     whole = builders.accuracy()
-    return Accuracy(values=both, changes=changes, fidelity=whole.fidelity, spread=whole.spread)
+    spread = (*whole.spread, whole.spread[0].model_copy(update={"column": "site"}))
+    return Accuracy(values=both, changes=changes, fidelity=whole.fidelity, spread=spread)
 
 
 def _report() -> Report:

@@ -111,6 +111,7 @@ class _Tuning:
         self.search = cache.key(
             model=job.loaded.sha256,
             evaluation=evaluation.fingerprint if evaluation else None,
+            groups=tuple(evaluation.groups) if evaluation else (),
             calibration=calibration.fingerprint if calibration else None,
             training=job.training.fingerprint if job.training else None,
             teachers=job.teachers(),

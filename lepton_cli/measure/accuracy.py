@@ -11,6 +11,7 @@ import numpy as np
 
 from lepton_cli import interrupt
 from lepton_cli.data.dataset import Array, Dataset
+from lepton_cli.data.groups import Groups
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
 from lepton_cli.measure import fidelity, hooks, metrics, rows, stream
 from lepton_cli.measure.arms import InputNames, NewOutputs, Payload
@@ -39,6 +40,7 @@ def evaluate(
     ways: Mapping[str, Sequence[Segments]] | None = None,
     searched: Mapping[str, Sequence[str]] | None = None,
     new: NewOutputs | None = None,
+    groups: Mapping[str, Groups] | None = None,
 ) -> Accuracy:
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
@@ -46,11 +48,12 @@ def evaluate(
     alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
     outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
     in their place (`probe.comparable`); `new`: by arm, outputs that steps made, with which nothing of the original is
-    compared, and whose metrics are those of the arms that have them. Raises RecipeError for an output or label name
+    compared, and whose metrics are those of the arms that have them; `groups`: of the data set's samples, by column.
+    Raises RecipeError for an output or label name
     that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and Interrupted with the
     accuracy on the samples until then.
     """
-    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new)
+    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new, groups)
     try:
         for results in stream.run(
             arms,
@@ -107,7 +110,9 @@ class _Run:
         ways: Mapping[str, Sequence[Segments]] | None = None,
         searched: Mapping[str, Sequence[str]] | None = None,
         new: NewOutputs | None = None,
+        groups: Mapping[str, Groups] | None = None,
     ) -> None:
+        self.groups = groups or {}
         self.arms, self.ways, self.searched = list(arms), ways or {}, searched or {}
         self.new = {arm: tuple((new or {}).get(arm, ())) for arm in self.arms}
         #: Outputs that some arm has of its own.
@@ -242,10 +247,15 @@ class _Run:
         return found.model_copy(update={"warnings": (*warnings, *rows.warnings(found))})
 
     def _by_class(self) -> dict[str, Any]:
-        """Changes by class of every output that names classes, judged together, as parts of an `Accuracy`."""
+        """Changes by class and group in every output of classes, judged together, as parts of an `Accuracy`."""
         if len(self.arms) < 2:
             return {}
-        counted = {output: found.counts(*self.arms[:2]) for output, (_, found) in self._classified.items()}
+        first, second = self.arms[:2]
+        counted = {}
+        for output, (_, found) in self._classified.items():
+            counted[output, ""] = found.counts(first, second)
+            for column, groups in self.groups.items():
+                counted[output, column] = found.counts(first, second, groups)
         classes, spread = rows.judged(counted)
         return {"classes": classes, "spread": spread}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.data.groups import Groups
 from lepton_cli.measure.metrics import predictions
 from lepton_cli.measure.results import Confusion, Flip
 from lepton_cli.measure.rows import Counts, count
@@ -77,15 +78,17 @@ class Predictions:
         )
         return flips, len(changed)
 
-    def counts(self, reference: str, other: str) -> tuple[Counts, ...]:
-        """Of each true class how many samples either model gets right; empty without labels."""
+    def counts(self, reference: str, other: str, groups: Groups | None = None) -> tuple[Counts, ...]:
+        """Of each true class, or of each group, how many samples either model gets right; empty without labels."""
         labels = self.labels
         if labels is None:
             return ()
-        known, found = count(self.of(reference)[0] == labels, self.of(other)[0] == labels, labels)
+        which = labels if groups is None else groups.codes[: len(labels)]
+        known, found = count(self.of(reference)[0] == labels, self.of(other)[0] == labels, which)
+        names = [self.name(number) if groups is None else groups.names[number] for number in known]
         return tuple(
-            Counts(self.name(number), int(both), int(lost), int(won), int(neither))
-            for number, (both, lost, won, neither) in zip(known, found, strict=True)
+            Counts(name, int(both), int(lost), int(won), int(neither))
+            for name, (both, lost, won, neither) in zip(names, found, strict=True)
         )
 
     def confusions(self, reference: str, other: str) -> tuple[Confusion, ...]:

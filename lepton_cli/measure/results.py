@@ -84,7 +84,7 @@ CLEARLY_WORSE = 0.02
 
 
 class ClassChange(Strict):
-    """Accuracy of one class before and after, on the same samples.
+    """Accuracy of one class, or of one group of samples, before and after, on the same samples.
 
     Too few samples are counted and not judged: no interval, no p.
     """
@@ -94,6 +94,8 @@ class ClassChange(Strict):
     original: float
     compressed: float
     output: str = ""
+    #: Of a group: the column that has this value. Empty: of a class.
+    column: str = ""
     #: Right before and wrong after, and the other way round; `None` in reports of earlier versions.
     lost: int | None = None
     won: int | None = None
@@ -103,6 +105,11 @@ class ClassChange(Strict):
     #: McNemar's exact test, and the same by Holm's method among all classes that are judged.
     p: float | None = None
     p_adjusted: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called: `class 3`, `region north`."""
+        return f"{self.column or 'class'} {self.label}"
 
     @property
     def change(self) -> float:
@@ -116,9 +123,13 @@ class ClassChange(Strict):
 
 
 class LossSpread(Strict):
-    """How what one classification lost is spread over its classes, of which those with enough samples are judged."""
+    """How what one classification lost is spread over its classes, of which those with enough samples are judged.
+
+    Or over the groups that one column makes.
+    """
 
     output: str
+    column: str = ""
     #: Compressed minus original, all samples together.
     change: float
     classes: int
@@ -139,7 +150,8 @@ class LossSpread(Strict):
 
     def pays(self, one: ClassChange) -> bool:
         """Whether a class lost clearly more than the whole, and not by chance."""
-        return one.output == self.output and one.significant and one.change - self.change <= -CLEARLY_WORSE
+        own = (one.output, one.column) == (self.output, self.column)
+        return own and one.significant and one.change - self.change <= -CLEARLY_WORSE
 
 
 class Flip(Strict):

@@ -60,22 +60,21 @@ def count(
     return known, np.bincount(which * 4 + kind, minlength=4 * len(known)).reshape(-1, 4)
 
 
-def judged(counted: Mapping[str, Sequence[Counts]]) -> tuple[tuple[ClassChange, ...], tuple[LossSpread, ...]]:
-    """Every class of every output, and how each output's loss is spread.
+def judged(
+    counted: Mapping[tuple[str, str], Sequence[Counts]],
+) -> tuple[tuple[ClassChange, ...], tuple[LossSpread, ...]]:
+    """Every class of every output, and how each output's loss is spread; so for groups, by output and column.
 
     All classes that a report shows are judged together: chance has as many tries.
     """
     p = {one: statistics.mcnemar(one.lost, one.won) for part in counted.values() for one in part if one.judged}
     adjusted = dict(zip(p, statistics.holm(list(p.values())), strict=True))
-    parts = {
-        output: [_change(output, one, p.get(one), adjusted.get(one)) for one in part]
-        for output, part in counted.items()
-    }
-    spread = tuple(_spread(output, list(zip(counted[output], part, strict=True))) for output, part in parts.items())
+    parts = {key: [_change(*key, one, p.get(one), adjusted.get(one)) for one in part] for key, part in counted.items()}
+    spread = tuple(_spread(*key, list(zip(counted[key], part, strict=True))) for key, part in parts.items())
     return tuple(one for part in parts.values() for one in part), spread
 
 
-def _change(output: str, one: Counts, p: float | None, adjusted: float | None) -> ClassChange:
+def _change(output: str, column: str, one: Counts, p: float | None, adjusted: float | None) -> ClassChange:
     found = one.difference() if one.judged else None
     return ClassChange(
         label=one.label,
@@ -83,6 +82,7 @@ def _change(output: str, one: Counts, p: float | None, adjusted: float | None) -
         original=(one.both + one.lost) / one.n,
         compressed=(one.both + one.won) / one.n,
         output=output,
+        column=column,
         lost=one.lost,
         won=one.won,
         low=found.low if found else None,
@@ -92,8 +92,8 @@ def _change(output: str, one: Counts, p: float | None, adjusted: float | None) -
     )
 
 
-def _spread(output: str, part: Sequence[tuple[Counts, ClassChange]]) -> LossSpread:
-    """Of one output.
+def _spread(output: str, column: str, part: Sequence[tuple[Counts, ClassChange]]) -> LossSpread:
+    """Of one output, by class or by the groups of a column.
 
     Every judged class has an interval that holds with all others; the largest loss lies between the largest of their
     lower ends and the largest of their upper ends.
@@ -101,6 +101,7 @@ def _spread(output: str, part: Sequence[tuple[Counts, ClassChange]]) -> LossSpre
     large = [(one, change) for one, change in part if one.judged]
     found = LossSpread(
         output=output,
+        column=column,
         change=sum(one.won - one.lost for one, _ in part) / sum(one.n for one, _ in part),
         classes=len(part),
         judged=len(large),
@@ -147,17 +148,18 @@ def warnings(accuracy: Accuracy) -> list[str]:
     """Of each output the classes that pay for it, in words."""
     said = []
     for one in accuracy.spread:
-        paying = [row for row in accuracy.payers if row.output == one.output]
+        paying = [row for row in accuracy.payers if one.pays(row)]
         if not paying:
             continue
         named = ", ".join(
-            f"class {row.label} {100 * row.change:+.1f} pp ({row.lost} answers lost, {row.won} won, n = {row.n:,})"
+            f"{row.title} {100 * row.change:+.1f} pp ({row.lost} answers lost, {row.won} won, n = {row.n:,})"
             for row in paying[:_NAMED]
         )
         more = f" and {len(paying) - _NAMED} more" if len(paying) > _NAMED else ""
-        where = f" of `{one.output}`" if len(accuracy.spread) > 1 else ""
+        where = f" of `{one.output}`" if len({spread.output for spread in accuracy.spread}) > 1 else ""
+        kind = "groups" if one.column else "classes"
         said.append(
-            f"some classes{where} pay more than the whole ({100 * one.change:+.2f} pp): {named}{more}; "
-            f"this is no chance (McNemar's test, Holm's correction for {one.judged} classes)"
+            f"some {kind}{where} pay more than the whole ({100 * one.change:+.2f} pp): {named}{more}; "
+            f"this is no chance (McNemar's test, Holm's correction for all that were judged)"
         )
     return said

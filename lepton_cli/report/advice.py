@@ -14,7 +14,7 @@ def hint(metric: str, outcome: str, report: Report, scope: Mapping[str, str | in
     """One line of advice for a gate that failed or stayed open; empty where there is none."""
     about = metrics.of(metric)
     if outcome == "inconclusive" and about.by_class:
-        return "widen the limit, or evaluate on more samples of every class"
+        return f"widen the limit, or evaluate on more samples of every {about.row}"
     if outcome == "inconclusive":
         return "widen the limit, or measure longer: --set evaluate.latency.time=60s"
     if about.layers:

@@ -1,4 +1,4 @@
-"""Classes side by side in words: who lost most first, and what may be chance."""
+"""Classes and groups side by side in words: who lost most first, and what may be chance."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def judged(one: ClassChange) -> bool:
 
 def name(report: Report, one: ClassChange) -> str:
     """What it is called; with its output where several have classes."""
-    several = len(report.accuracy.spread) > 1 if report.accuracy else False
-    return f"{one.label} of {one.output}" if several else one.label
+    several = len({spread.output for spread in report.accuracy.spread}) > 1 if report.accuracy else False
+    called = one.title if one.column else one.label
+    return f"{called} of {one.output}" if several else called
 
 
 def cells(report: Report, one: ClassChange) -> tuple[str, ...]:
@@ -50,14 +51,20 @@ def summary(report: Report) -> str:
     rows = ranked(report)
     large = [one for one in rows if judged(one)]
     few = len(rows) - len(large)
+    noun = "classes and groups" if any(one.column for one in rows) else "classes"
     counted = f"{few:,} with fewer than {ENOUGH} samples {'is' if few == 1 else 'are'} counted, not judged"
     if not large:
-        return f"None of the {len(rows):,} classes has {ENOUGH} samples: they are counted, not judged."
+        return f"None of the {len(rows):,} {noun} has {ENOUGH} samples: they are counted, not judged."
     clear = sum(one.significant for one in large)
     return (
-        f"Change in percentage points with its 95 % interval, losses to the left. {clear} of {len(large):,} classes "
+        f"Change in percentage points with its 95 % interval, losses to the left. {clear} of {len(large):,} {noun} "
         "changed by more than chance (McNemar's exact test, Holm's correction)" + (f"; {counted}." if few else ".")
     )
+
+
+def title(rows: list[ClassChange]) -> str:
+    """What the rows are."""
+    return "Accuracy by class and group" if any(one.column for one in rows) else "Accuracy by class"
 
 
 def scale(rows: list[ClassChange]) -> float:

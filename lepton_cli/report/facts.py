@@ -62,7 +62,7 @@ class Fact:
     scope: dict[str, str | int] = dataclasses.field(default_factory=dict)
     n: int | None = None
     unit: str = ""
-    #: The class that it is about.
+    #: The class or group that it is about.
     row: str = ""
 
     @property
@@ -176,34 +176,40 @@ def _accuracy(report: Report) -> Iterator[Fact]:
 
 
 def _by_class(spread: LossSpread) -> Iterator[Fact]:
-    """Where a class has enough samples. The original has lost nothing, which is even."""
-    worst, scope = spread.worst, {"output": spread.output}
+    """Where a class or group has enough samples. The original has lost nothing, which is even."""
+    worst, scope = spread.worst, {"output": spread.output} | ({"group": spread.column} if spread.column else {})
     if worst is None or spread.evenness is None:
         return
     change = _range(worst.change, spread.low, spread.high)
     yield Fact(
-        "accuracy.worst_class",
+        "accuracy.worst_group" if spread.column else "accuracy.worst_class",
         _range(worst.compressed, spread.compressed_low, spread.compressed_high),
         reference=BoundedValue.exact(worst.original),
         difference=change,
         ratio=BoundedValue(*(1 + _divide(bound, worst.original) for bound in (change.value, change.low, change.high))),
         scope=dict(scope),
         n=worst.n,
-        row=worst.label,
+        row=worst.title,
     )
+    if spread.column:
+        return
     evenness = _range(spread.evenness, spread.evenness_low, spread.evenness_high)
     yield Fact("accuracy.evenness", evenness, scope=dict(scope)).compared_with(BoundedValue.exact(1.0))
 
 
 def absent(report: Report, metric: str) -> str:
     """Why a report that could hold a metric does not; empty where nothing is known of it."""
-    spreads = report.accuracy.spread if report.accuracy else ()
-    if not metrics.of(metric).by_class:
+    kind = metrics.of(metric).row
+    if not kind:
         return ""
+    every = report.accuracy.spread if report.accuracy else ()
+    spreads = [spread for spread in every if bool(spread.column) == (kind == "group")]
+    if not spreads and every:
+        return "the evaluation data has no `groups`"
     if not spreads:
         return "it takes an original, and labels that are classes"
     largest = max(spread.largest for spread in spreads)
-    return f"no class has {ENOUGH} samples (the largest has {largest})"
+    return f"no {kind} has {ENOUGH} samples (the largest has {largest})"
 
 
 def _paired(fact: Fact, change: MetricChange) -> Fact:

@@ -219,8 +219,8 @@ def _classes(report: Report) -> Figure | None:
     ranked = classes.ranked(report)
     if not ranked:
         return None
-    title, text = "Accuracy by class", classes.summary(report)
-    drawn = [
+    title, text = classes.title(ranked), classes.summary(report)
+    large = [
         Swing(
             classes.name(report, one),
             f"{words.points(one.change, 1)}, {one.lost} lost, {one.won} won",
@@ -231,7 +231,9 @@ def _classes(report: Report) -> Figure | None:
         )
         for one in ranked
         if one.low is not None and one.high is not None
-    ][:DRAWN]
+    ]
+    drawn = large[:DRAWN]
+    text += f" The {DRAWN} that lost most are drawn." if len(large) > DRAWN else ""
     chart = charts.diverging(title, text, drawn, classes.scale(ranked[: len(drawn)]))
     rows = [classes.cells(report, one) for one in ranked]
     return _figure("classes", title, text, chart, classes.HEADER, rows, _CHANGED if drawn else ())

@@ -186,9 +186,9 @@ def _payers(report: Report) -> tuple[ClassChange, ...]:
 
 def _paying(report: Report) -> list[str]:
     """The class that lost most, where it lost clearly more than the whole and not by chance."""
-    several = len(report.accuracy.spread) > 1 if report.accuracy else False
+    several = len({one.output for one in report.accuracy.spread}) > 1 if report.accuracy else False
     return [
-        f"class {words.printable(one.label, 40)}{f' of {one.output}' if several else ''} {words.points(one.change, 1)}"
+        f"{words.printable(one.title, 40)}{f' of {one.output}' if several else ''} {words.points(one.change, 1)}"
         for one in _payers(report)[:1]
     ]
 

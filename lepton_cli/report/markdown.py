@@ -156,7 +156,7 @@ def _classes(report: Report) -> str:
         return ""
     shown = tuple(classes.cells(report, one) for one in rows[:_CLASSES_SHOWN])
     listed = _listed(classes.HEADER, shown, len(rows) - len(shown))
-    return _folded("Accuracy by class", "\n".join([text(classes.summary(report), 600), *listed]))
+    return _folded(classes.title(rows), "\n".join([text(classes.summary(report), 600), *listed]))
 
 
 def _section(section: Section) -> str:

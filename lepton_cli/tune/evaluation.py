@@ -87,7 +87,8 @@ def _few(gate: Gate, fact: Fact, option: Option) -> str:
         return ""
     share = _discordant(allowed, fact)
     enough = max(math.ceil(1 / allowed - 1e-9), statistics.samples_to_tell(allowed, share))
-    limit, each = f"`{gate.metric}: {gate.comparison} {gate.limit}`", " of each class" if fact.about.by_class else ""
+    limit = f"`{gate.metric}: {gate.comparison} {gate.limit}`"
+    each = f" of each {fact.about.row}" if fact.about.by_class else ""
     if 1 / samples > allowed * (1 + 1e-9):
         step = words.points(1 / samples, sign=False)
         raise RecipeError(

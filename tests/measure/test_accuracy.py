@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_cli.data.groups import Groups
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, MeasurementError, RecipeError
 from lepton_cli.measure import accuracy
@@ -109,6 +110,28 @@ def test_every_output_with_classes_is_looked_at() -> None:
     assert warning.startswith("some classes of `second` pay more than the whole")
     # Flips are those of the first.
     assert found.flips_total == 0
+
+
+def test_groups_are_told_beside_the_classes() -> None:
+    """Class 0 and 1 change places: all of site north are of these classes, and two thirds of site south are not."""
+    made = data(n=160, wrong=0)
+    site = np.where(np.isin(made.labels["labels"], (0, 1)) & (np.arange(160) < 120), 1, 2)
+    groups = {"site": Groups(site, ("east", "north", "south"))}
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, made, groups=groups)
+    north, south = found.classes[4:]
+    assert (north.title, north.column, north.output, north.n, north.lost) == ("site north", "site", "y", 60, 60)
+    assert (south.title, south.n, south.lost) == ("site south", 100, 20)
+    # Four classes and two groups, of which the largest loss has the least p.
+    assert north.p_adjusted == pytest.approx(6 * 2 / 2**60)
+    classes, sites = found.spread
+    assert (classes.column, sites.column) == ("", "site")
+    assert sites.change == classes.change == -0.5
+    assert sites.worst == north
+    assert [one.title for one in found.payers] == ["class 0", "class 1", "site north"]
+    assert len(found.warnings) == 2
+    assert found.warnings[1].startswith("some groups pay more than the whole (-50.00 pp): site north -100.0 pp")
+    part = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, made, groups=groups, limit=64)
+    assert sum(one.n for one in part.classes if one.column) == 64
 
 
 def test_one_model_alone_has_no_changes_by_class() -> None:

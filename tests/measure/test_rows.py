@@ -16,7 +16,7 @@ CLASSES, SAMPLES = 10, 5000
 
 
 def one(*counted: Counts) -> tuple[tuple[ClassChange, ...], LossSpread]:
-    classes, (spread,) = judged({"y": counted})
+    classes, (spread,) = judged({("y", ""): counted})
     return classes, spread
 
 
@@ -63,7 +63,8 @@ def test_nothing_is_said_where_no_class_is_large() -> None:
 def test_all_outputs_are_judged_together() -> None:
     """Two outputs with two classes each are four tries; each has a spread of its own."""
     part = (Counts("a", 90, 8, 0, 2), Counts("b", 90, 5, 5, 0))
-    classes, spreads = judged({"first": part, "second": tuple(Counts(*vars(row).values()) for row in part)})
+    again = tuple(Counts(*vars(row).values()) for row in part)
+    classes, spreads = judged({("first", ""): part, ("second", ""): again})
     assert [row.output for row in classes] == ["first", "first", "second", "second"]
     assert [row.p_adjusted for row in classes] == pytest.approx([4 * 2 / 256, 1, 4 * 2 / 256, 1])
     assert [spread.output for spread in spreads] == ["first", "second"]

@@ -65,6 +65,7 @@ def test_gates_that_are_measured(load, gate):
             "accuracy.worst_class",
             "as accuracy.mae only",
         ),
+        ([with_gate("metric: accuracy.worst_group, max_drop: 3 pp")], "accuracy.worst_group", "has no groups"),
     ],
 )
 def test_gates_that_can_never_be_judged(load, changes, underlined, said):

@@ -205,7 +205,7 @@ def accuracy(
     difference = compressed - original
     classes, spread = rows.judged(
         {
-            "logits": [
+            ("logits", ""): [
                 Counts(label, 450 - gone, gone, 6, 44)
                 for label, gone in zip(CLASSES, lost or range(3, 23, 2), strict=True)
             ]

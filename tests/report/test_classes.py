@@ -10,6 +10,7 @@ from lepton_cli.measure import rows
 from lepton_cli.measure.results import Accuracy, ClassChange
 from lepton_cli.measure.rows import Counts
 from lepton_cli.report import classes, figures, html, markdown
+from lepton_cli.report.headline import headline
 from lepton_cli.report.model import Report
 from tests.report import builders
 
@@ -17,7 +18,7 @@ LOST = [6, 6, 6, 86, 6, 60, 6, 6, 6, 0]
 
 
 def of(*counted: Counts) -> Report:
-    found, spread = rows.judged({"logits": counted})
+    found, spread = rows.judged({("logits", ""): counted})
     return builders.report(accuracy=Accuracy(classes=found, spread=spread))
 
 
@@ -52,6 +53,14 @@ def test_bars_are_drawn_from_the_middle_of_one_scale() -> None:
     # Dog lost for certain, truck won six of six by chance in 32 and ten classes, the others are equal.
     assert [style for style, *_ in bars(report)] == ["worse", "worse", *["chance"] * 8]
     assert bars(report)[-1][1:3] == pytest.approx((50, 3))
+
+
+def test_of_many_classes_the_worst_are_drawn() -> None:
+    report = of(*(Counts(f"c{label}", 400 - label, label, 0, 0) for label in range(30)))
+    (figure,) = (one for one in figures.figures(report) if one.key == "classes")
+    assert len(bars(report)) == 24
+    assert figure.text.endswith("The 24 that lost most are drawn.")
+    assert [row[0] for row in figure.rows] == [f"c{label}" for label in range(29, -1, -1)]
 
 
 def test_small_changes_are_drawn_small() -> None:
@@ -120,9 +129,23 @@ def test_reports_of_earlier_versions_hold_no_counts() -> None:
 
 def test_outputs_are_told_where_several_have_classes() -> None:
     counted = (Counts("a", 100, 0, 0, 0),)
-    found, spread = rows.judged({"first": counted, "second": (Counts("a", 100, 0, 0, 0),)})
+    found, spread = rows.judged({("first", ""): counted, ("second", ""): (Counts("a", 100, 0, 0, 0),)})
     report = builders.report(accuracy=Accuracy(classes=found, spread=spread))
     assert [classes.name(report, one) for one in classes.ranked(report)] == ["a of first", "a of second"]
+
+
+def test_groups_are_told_by_their_column() -> None:
+    counted = {
+        ("y", ""): (Counts("a", 100, 0, 0, 0),),
+        ("y", "site"): (Counts("north", 450, 50, 0, 0), Counts("south", 500, 0, 0, 0)),
+    }
+    found, spread = rows.judged(counted)
+    report = builders.report(accuracy=Accuracy(classes=found, spread=spread))
+    assert [classes.name(report, one) for one in classes.ranked(report)] == ["site north", "a", "site south"]
+    assert "site north -10.0 pp" in headline(report)
+    assert "1 of 3 classes and groups changed by more than chance" in classes.summary(report)
+    assert "<summary>Accuracy by class and group</summary>" in markdown.render(report)
+    assert "Accuracy by class and group</h2>" in html.render(report)
 
 
 def test_markdown_lists_the_worst_twenty() -> None:

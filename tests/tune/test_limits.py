@@ -38,7 +38,7 @@ def test_some_samples_reject_only_what_the_whole_interval_rejects() -> None:
 def by_class(lost: int, n: int) -> Accuracy:
     """Ten classes of `n` samples that were right, of which one lost so many."""
     counted = [Counts(str(label), n - gone, gone, 0, 0) for label, gone in enumerate([lost, *[0] * 9])]
-    classes, spread = rows.judged({"y": counted})
+    classes, spread = rows.judged({("y", ""): counted})
     return Accuracy(classes=classes, spread=spread)
 
 

@@ -46,7 +46,7 @@ def fidelity(decibel: float | None, agreement: float = 1.0) -> Accuracy:
 def by_class(lost: int, other: int) -> Accuracy:
     """Two classes of 200, of which 180 and 160 were right, and so many of them are lost."""
     counted = (Counts("a", 180 - lost, lost, 0, 20), Counts("b", 160 - other, other, 0, 40))
-    classes, spread = rows.judged({"y": counted})
+    classes, spread = rows.judged({("y", ""): counted})
     return Accuracy(classes=classes, spread=spread)
 
 
