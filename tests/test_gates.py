@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from lepton_cli import gates
 from lepton_cli.errors import ReportError
-from lepton_cli.measure.results import Fidelity, FidelityPart, Latency, LatencyTable, LossSpread, MetricValue, Skipped
+from lepton_cli.measure import rows
+from lepton_cli.measure.results import (
+    Accuracy,
+    Fidelity,
+    FidelityPart,
+    Latency,
+    LatencyTable,
+    LossSpread,
+    MetricValue,
+    Skipped,
+)
+from lepton_cli.measure.rows import Counts
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts
 from lepton_cli.report.model import FileFacts, Report, Verdict
@@ -131,6 +142,15 @@ def test_the_worst_group_of_each_column_is_judged() -> None:
     with pytest.raises(ReportError) as caught:
         gates.judge([gate("accuracy.worst_group", max_drop="1 pp")], builders.report(accuracy=whole))
     assert caught.value.cause == "the evaluation data has no `groups`"
+
+
+def test_a_class_that_was_never_right_has_lost_nothing() -> None:
+    classes, spread = rows.judged({("logits", ""): (Counts("none", 0, 0, 0, 50),)})
+    report = builders.report(accuracy=Accuracy(classes=classes, spread=spread))
+    (fact,) = facts.find(report, "accuracy.worst_class")
+    assert fact.ratio is not None
+    assert (fact.ratio.value, fact.ratio.low) == (1, 1)
+    assert judge(gate("accuracy.worst_class", min_ratio="95 %"), report).verdict == "pass"
 
 
 def test_a_class_that_looks_bad_by_chance_fails_no_gate() -> None:

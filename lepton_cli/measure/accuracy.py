@@ -49,9 +49,8 @@ def evaluate(
     outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
     in their place (`probe.comparable`); `new`: by arm, outputs that steps made, with which nothing of the original is
     compared, and whose metrics are those of the arms that have them; `groups`: of the data set's samples, by column.
-    Raises RecipeError for an output or label name
-    that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and Interrupted with the
-    accuracy on the samples until then.
+    Raises RecipeError for an output or label name that does not exist, DataError for labels that do not fit,
+    MeasurementError for NaN, and Interrupted with the accuracy on the samples until then.
     """
     run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new, groups)
     try:

@@ -186,7 +186,12 @@ def _by_class(spread: LossSpread) -> Iterator[Fact]:
         _range(worst.compressed, spread.compressed_low, spread.compressed_high),
         reference=BoundedValue.exact(worst.original),
         difference=change,
-        ratio=BoundedValue(*(1 + _divide(bound, worst.original) for bound in (change.value, change.low, change.high))),
+        ratio=BoundedValue(
+            *(
+                _divide(max(0.0, worst.original + bound), worst.original)
+                for bound in (change.value, change.low, change.high)
+            )
+        ),
         scope=dict(scope),
         n=worst.n,
         row=worst.title,

@@ -137,7 +137,8 @@ def yardsticks(judge: Judge, original: Trial) -> tuple[list[Yardstick], Yardstic
 
 def _of_goal(goal: Objective, report: Report) -> Yardstick:
     fact = facts.find(report, goal.metric, **goal.scope)[0]
-    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value)
+    level = fact.about.by_class
+    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value, paired=not level)
 
 
 def comparison(judge: Judge, one: Yardstick) -> str | None:

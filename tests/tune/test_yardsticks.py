@@ -337,3 +337,12 @@ def test_a_level_of_the_worst_class_is_read_without_the_original() -> None:
     assert read is not None
     assert read[0] == pytest.approx(0, abs=1e-12)
     assert not judged.breaches(measured("accuracy.worst_class"))
+    # As a goal it is a level too: what the judge compares trials by.
+    judged = judge(goal="accuracy.worst_class")
+    _, goal = yardsticks(judged, given_original("accuracy.worst_class"))
+    worse = trial(accuracy=by_class(30, 5))
+    read = goal.read(judged.report(worse))
+    assert read is not None
+    shown = goal.shown(Band(value=read[0], low=read[0], high=read[0]), comparison(judged, goal))
+    assert shown.value == pytest.approx(-0.75)
+    assert judged.value(worse) == pytest.approx(-0.75)
