@@ -3,7 +3,8 @@
 How a limit is judged depends on what kind of number was measured.
 
 * Timed metrics (latency, throughput) differ from run to run, so their interval decides: `pass` when all of it is
-  within the limit, `fail` when all of it is beyond, otherwise `inconclusive`.
+  within the limit, `fail` when all of it is beyond, otherwise `inconclusive`. So does that of the worst of several
+  classes: which one is the worst is a matter of chance, and its value is worse than what it stands for.
 * Everything else is decided by its value. Size and structure are exact. Accuracy and agreement are too, for the
   samples they were measured on: a model gives the same answers every time, so the value does not wobble, and a
   whole-interval rule would leave nearly every limit on a small evaluation set undecided. Their interval says how far
@@ -109,7 +110,7 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
             hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
         )
     upper = comparison in ("max", "max_ratio", "max_drop", "max_increase")
-    outcome = _decide(observed, limit, upper, by_interval=fact.about.varies)
+    outcome = _decide(observed, limit, upper, by_interval=fact.about.by_interval)
     return Verdict(
         metric=gate.metric,
         scope=_scope(gate, fact, report),
@@ -159,7 +160,9 @@ def _within(value: float, limit: float, upper: bool) -> bool:
 
 
 def _observed_words(comparison: str, observed: BoundedValue, fact: Fact) -> str:
-    sample = f" (n = {fact.n:,})" if fact.n and fact.kind in ("share", "coefficient", "number") else ""
+    counted = f"n = {fact.n:,}" if fact.n and fact.kind in ("share", "coefficient", "number") else ""
+    told = ", ".join(filter(None, (words.printable(fact.row, 60), counted)))
+    sample = f" ({told})" if told else ""
     if comparison.endswith("_ratio"):
         text = f"{words.significant(observed.value)}{_interval(observed)}"
         return f"{text} ({words.exact(fact.value.value, fact.kind, fact.unit)})"
@@ -201,7 +204,7 @@ def _reason(outcome: GateOutcome, observed: BoundedValue, limit: float, upper: b
     if outcome == "inconclusive":
         return "the limit lies inside the 95 % interval: neither passed nor failed"
     crosses = _within(observed.low, limit, upper) != _within(observed.high, limit, upper)
-    if fact.about.varies or not crosses:
+    if fact.about.by_interval or not crosses:
         return ""
     if outcome == "pass":
         return "within on these samples; the 95 % interval reaches beyond the limit: more samples would tell"
@@ -237,15 +240,17 @@ def _strict(verdict: Verdict) -> Verdict:
 
 def _missing(gate: Gate, report: Report, where: str) -> ReportError:
     scope = ", ".join(f"{key} {value}" for key, value in gate.scope.items())
-    same = facts.find(report, gate.metric)
+    same, why = facts.find(report, gate.metric), ""
     if same:
         described = ("/".join(str(value) for value in fact.scope.values()) or "once" for fact in same)
         hint = f"`{gate.metric}` was measured for: {', '.join(dict.fromkeys(described))}"
     else:
         hint = f"measured: {', '.join(facts.names(report)) or 'nothing'}"
+        why = facts.absent(report, gate.metric)
     return ReportError(
         "gate.metric-missing",
         f"the gate on `{gate.metric}`{f' ({scope})' if scope else ''} has nothing to judge: it was not measured",
+        cause=why or None,
         where=where or None,
         hint=hint,
     )

@@ -48,6 +48,8 @@ class Metric:
     scope: tuple[str, ...] = ()
     #: What of single layers adds up to it.
     layers: Literal["", "bytes", "parameters", "macs"] = ""
+    #: Of the worst of several classes or groups: chance alone makes one of them look bad.
+    by_class: bool = False
 
     @property
     def short(self) -> str:
@@ -63,6 +65,16 @@ class Metric:
     def varies(self) -> bool:
         """Whether it differs from run to run and from machine to machine."""
         return self.source in ("latency", "memory", "energy")
+
+    @property
+    def row(self) -> str:
+        """What it is the worst of, where it is that: `class`, `group`."""
+        return ("group" if self.short == "worst_group" else "class") if self.by_class else ""
+
+    @property
+    def by_interval(self) -> bool:
+        """Whether a gate looks at the whole interval and not at the value."""
+        return self.varies or self.by_class
 
     @property
     def quality(self) -> bool:
@@ -118,6 +130,30 @@ METRICS: dict[str, Metric] = {
             "All metrics of several outputs, weighted, as one number",
             scope=(),
         ),
+        _accuracy(
+            "accuracy.worst_class",
+            "share",
+            "higher",
+            "worst class",
+            "Accuracy of the class that lost most, of those with 30 samples or more",
+            by_class=True,
+        ),
+        _accuracy(
+            "accuracy.worst_group",
+            "share",
+            "higher",
+            "worst group",
+            "Accuracy of the group of `data.evaluation.groups` that lost most, of those with 30 samples or more",
+            by_class=True,
+        ),
+        _accuracy(
+            "accuracy.evenness",
+            "number",
+            "lower",
+            "evenness",
+            "Share of its answers that the worst class lost, over the share that all lost: 1 where all lose alike",
+            by_class=True,
+        ),
         _accuracy("accuracy.python", "coefficient", "higher", "python", "The recipe's own metric function"),
         _agreement(
             "agreement", "share", "higher", "agreement", "Share of samples answered as the original answers them"
@@ -140,12 +176,14 @@ METRICS: dict[str, Metric] = {
 SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
 TOP_K = re.compile(r"^accuracy\.top([1-9][0-9]{0,5})$")
 _TOP_5, _SCORE = METRICS["accuracy.top5"], METRICS["accuracy.score"]
-#: What `evaluate: accuracy:` can measure, by the word it has there: top-k takes its k, the score follows from the rest.
+#: What `evaluate: accuracy:` can measure, by the word it has there: top-k takes its k, the rest follows from these.
 MEASURABLE: dict[str, Metric] = {
     "topk" if metric is _TOP_5 else metric.short: metric
     for metric in METRICS.values()
-    if metric.source == "accuracy" and metric is not _SCORE
+    if metric.source == "accuracy" and metric is not _SCORE and not metric.by_class
 }
+#: Those of classes, from which what is said by class follows.
+CLASSIFYING = ("top1", "topk", "f1")
 
 
 def find(name: str) -> Metric | None:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from lepton_cli import gates
 from lepton_cli.errors import ReportError
-from lepton_cli.measure.results import Fidelity, FidelityPart, Latency, LatencyTable, MetricValue, Skipped
+from lepton_cli.measure import rows
+from lepton_cli.measure.results import (
+    Accuracy,
+    Fidelity,
+    FidelityPart,
+    Latency,
+    LatencyTable,
+    LossSpread,
+    MetricValue,
+    Skipped,
+)
+from lepton_cli.measure.rows import Counts
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts
 from lepton_cli.report.model import FileFacts, Report, Verdict
@@ -77,6 +88,103 @@ def test_latency_is_judged_by_its_whole_interval(report: Report, limit: dict[str
     if outcome == "inconclusive":
         assert "measure longer" in verdict.hint
         assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("one", "outcome"),
+    [
+        # Class cat lost 86 and won 6 of 500, the others lost and won 6.
+        (gate("accuracy.worst_class", max_drop="10 pp"), "fail"),
+        (gate("accuracy.worst_class", max_drop="15 pp"), "inconclusive"),
+        (gate("accuracy.worst_class", max_drop="17 pp"), "inconclusive"),
+        (gate("accuracy.worst_class", max_drop="25 pp"), "pass"),
+        (gate("accuracy.worst_class", min="60 %"), "pass"),
+        (gate("accuracy.worst_class", min="73 %"), "inconclusive"),
+        (gate("accuracy.worst_class", min="85 %"), "fail"),
+        (gate("accuracy.worst_class", min_ratio="70 %"), "pass"),
+        (gate("accuracy.worst_class", min_ratio="83 %"), "inconclusive"),
+        (gate("accuracy.worst_class", min_ratio="95 %"), "fail"),
+        # 86 of 140 in one of ten classes.
+        (gate("accuracy.evenness", max=4), "fail"),
+        (gate("accuracy.evenness", max=6), "inconclusive"),
+        (gate("accuracy.evenness", max=8), "pass"),
+        (gate("accuracy.evenness", max_increase=3), "fail"),
+    ],
+)
+def test_the_worst_class_is_judged_by_its_whole_interval(one: Gate, outcome: str) -> None:
+    report = builders.report(accuracy=builders.accuracy(lost=[6, 6, 6, 86, 6, 6, 6, 6, 6, 6]))
+    verdict = judge(one, report)
+    assert verdict.verdict == outcome
+    assert verdict.scope == {}
+    if outcome == "inconclusive":
+        assert "every class" in verdict.hint
+        assert "interval" in verdict.reason
+    if one.metric == "accuracy.worst_class" and one.comparison == "max_drop":
+        assert verdict.observed.startswith("16.00 pp [")
+        assert verdict.observed.endswith("] (class cat, n = 500)")
+
+
+def test_the_worst_group_of_each_column_is_judged() -> None:
+    whole = builders.accuracy(lost=[6] * 9 + [86])
+    group = whole.spread[0].model_copy(
+        update={"column": "site", "worst": whole.classes[-1].model_copy(update={"column": "site", "label": "north"})}
+    )
+    other = builders.accuracy().spread[0].model_copy(update={"column": "age"})
+    report = builders.report(accuracy=whole.model_copy(update={"spread": (*whole.spread, group, other)}))
+    first, second = gates.judge([gate("accuracy.worst_group", max_drop="10 pp")], report)
+    assert (first.verdict, first.scope) == ("fail", {"group": "site"})
+    assert first.observed.endswith("(site north, n = 500)")
+    assert (second.verdict, second.scope) == ("pass", {"group": "age"})
+    (open_one, _) = gates.judge([gate("accuracy.worst_group", max_drop="16 pp")], report)
+    assert open_one.hint.endswith("more samples of every group")
+    (alone,) = gates.judge([gate("accuracy.worst_class", max_drop="10 pp")], report)
+    assert alone.scope == {}
+    with pytest.raises(ReportError) as caught:
+        gates.judge([gate("accuracy.worst_group", max_drop="1 pp")], builders.report(accuracy=whole))
+    assert caught.value.cause == "the evaluation data has no `groups`"
+
+
+def test_a_class_that_was_never_right_has_lost_nothing() -> None:
+    classes, spread = rows.judged({("logits", ""): (Counts("none", 0, 0, 0, 50),)})
+    report = builders.report(accuracy=Accuracy(classes=classes, spread=spread))
+    (fact,) = facts.find(report, "accuracy.worst_class")
+    assert fact.ratio is not None
+    assert (fact.ratio.value, fact.ratio.low) == (1, 1)
+    assert judge(gate("accuracy.worst_class", min_ratio="95 %"), report).verdict == "pass"
+
+
+def test_a_class_that_looks_bad_by_chance_fails_no_gate() -> None:
+    """Of ten classes one lost 2 points net; it might as well have lost none."""
+    report = builders.report(accuracy=builders.accuracy(lost=[6] * 9 + [16]))
+    verdict = judge(gate("accuracy.worst_class", max_drop="1 pp"), report)
+    assert (verdict.verdict, verdict.observed[:7]) == ("inconclusive", "2.00 pp")
+
+
+@pytest.mark.parametrize(
+    ("spread", "why"),
+    [
+        (
+            (LossSpread(output="y", change=-0.1, classes=100, judged=0, largest=29),),
+            "no class has 30 samples (the largest has 29)",
+        ),
+        ((), "an original, and labels that are classes"),
+    ],
+)
+def test_a_gate_on_classes_that_were_not_judged_says_why(spread: tuple[LossSpread, ...], why: str) -> None:
+    report = builders.report(accuracy=builders.accuracy().model_copy(update={"spread": spread}))
+    for metric in ("accuracy.worst_class", "accuracy.evenness"):
+        with pytest.raises(ReportError) as caught:
+            gates.judge([gate(metric, max=1)], report)
+        assert caught.value.code == "gate.metric-missing"
+        assert caught.value.cause is not None
+        assert why in caught.value.cause
+
+
+def test_a_gate_on_the_classes_of_an_output_without_any_names_those_that_have(report: Report) -> None:
+    with pytest.raises(ReportError) as caught:
+        gates.judge([gate("accuracy.worst_class", max_drop="1 pp", output="box")], report)
+    assert caught.value.cause is None
+    assert caught.value.hint == "`accuracy.worst_class` was measured for: logits"
 
 
 def test_absolute_latency_and_throughput(report: Report) -> None:

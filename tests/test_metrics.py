@@ -18,7 +18,8 @@ from lepton_cli.schema import json_schema
 from tests.conftest import ROOT
 from tests.report import builders
 
-ACCURACIES = [metric for metric in METRICS.values() if metric.source == "accuracy"]
+#: Those that are measured as they are; what is said by class follows from them.
+ACCURACIES = [metric for metric in METRICS.values() if metric.source == "accuracy" and not metric.by_class]
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -64,7 +65,9 @@ def _accuracy() -> Accuracy:
         for name in names
     )
     both = {"original": values, "compressed": values}
-    return Accuracy(values=both, changes=changes, fidelity=builders.accuracy().fidelity)
+    whole = builders.accuracy()
+    spread = (*whole.spread, whole.spread[0].model_copy(update={"column": "site"}))
+    return Accuracy(values=both, changes=changes, fidelity=whole.fidelity, spread=spread)
 
 
 def _report() -> Report:
@@ -99,6 +102,9 @@ def test_directions_and_labels_of_reports_come_from_the_table() -> None:
 def test_every_accuracy_has_a_formula_and_the_other_way_round() -> None:
     assert set(FORMULAS) == {metric.name for metric in ACCURACIES} - {"accuracy.score"}
     assert list(FORMULAS) == [metric.name for metric in MEASURABLE.values()]
+    assert list(metrics.CLASSIFYING) == [
+        word for word in MEASURABLE if formula(AccuracySpec(metric=word)).takes_classes
+    ]
 
 
 @pytest.mark.parametrize("word", MEASURABLE)

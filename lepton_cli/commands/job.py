@@ -68,7 +68,7 @@ class Job:
     loaded: io.LoadedModel
     recipe: LoadedRecipe
     calibration: Dataset | None
-    evaluation: Dataset | None
+    evaluation: SourceDataset | None
     #: Real samples where there are any, else random ones; none where those do not fit.
     check: Dataset
     threads: int

@@ -127,6 +127,7 @@ def _accuracy(
             ways=parts.segments(own.model if own else next(iter(models.values())).model),
             searched=dict.fromkeys(own.found, own.searched) if own else None,
             new=new,
+            groups=job.evaluation.groups if job.evaluation else None,
         )
 
 

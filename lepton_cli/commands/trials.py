@@ -159,6 +159,7 @@ class Laboratory:
             limit=limit,
             ways=self.ways,
             new=self.new,
+            groups=job.evaluation.groups if job.evaluation else None,
         )
         return slim_accuracy(found)
 

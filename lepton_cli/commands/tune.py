@@ -32,7 +32,7 @@ from lepton_cli.tune.contradictions import check_contradictions
 from lepton_cli.tune.evaluation import Evaluation
 from lepton_cli.tune.journal import Journal, Store, lock, work_folder
 from lepton_cli.tune.limits import Judge
-from lepton_cli.tune.readings import named
+from lepton_cli.tune.readings import named, stands
 from lepton_cli.tune.search import Search
 from lepton_cli.tune.yardsticks import COUNTED, yardsticks
 
@@ -111,6 +111,7 @@ class _Tuning:
         self.search = cache.key(
             model=job.loaded.sha256,
             evaluation=evaluation.fingerprint if evaluation else None,
+            groups=tuple(evaluation.groups) if evaluation else (),
             calibration=calibration.fingerprint if calibration else None,
             training=job.training.fingerprint if job.training else None,
             teachers=job.teachers(),
@@ -313,7 +314,7 @@ class _Tuning:
                         new=self.lab.new,
                     )
                 report = self.publisher.judged(trial, trials, built.records, measured, ended)
-                if all(gate.verdict in ("pass", "skipped") or gate.level == "warn" for gate in report.gates):
+                if all(map(stands, report.gates)):
                     return Tuned(self.publisher.final(trial, built, trials, measured, ended), self.publisher.files())
                 if fallback is None or (report.status, fallback[0].status) == ("ok", "gate_failed"):
                     fallback = (report, trial, built, measured)
@@ -374,6 +375,7 @@ def _not_measured(asked: Gate | Objective, path: tuple[str | int, ...], report: 
     return RecipeError(
         "tune.not-measured",
         f"{named(asked.metric, asked.scope)} cannot be measured with this model and recipe",
+        cause=None if others else facts.absent(report, asked.metric) or None,
         hint=f"it is measured for: {others}" if others else f"measured: {', '.join(facts.names(report))}",
         option=path,
     )

@@ -33,7 +33,7 @@ class ArraySource:
             if key not in members:
                 raise _unknown(key, members, path, "labels")
         self._labels = {label: members[key] for label, key in labels.items()}
-        chosen = _choose(spec, inputs, members, set(labels.values()), path)
+        chosen = _choose(spec, inputs, members, {*labels.values(), *spec.groups}, path)
         found = {name: members[key] for name, key in chosen.items()}
         single = {info.name for info in inputs if batching.single(info)}
         once = {name for name, m in found.items() if not m.shape or (name in single and math.prod(m.shape) == 1)}

@@ -37,6 +37,7 @@ def open_dataset(
         check.names(spec, inputs)
         source = _source(path, spec, inputs, name, base, allow_code)
         dataset = SourceDataset(source, spec, inputs, name=name, path=spec.path, statistics=statistics)
+        dataset.read_groups(path)
     except LeptonError as error:
         if isinstance(error, DataError) and error.option[:1] != ("data",):
             error.option = ("data", name, *error.option)

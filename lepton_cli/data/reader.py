@@ -7,13 +7,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from lepton_cli.data import batching, check, preprocess
+from lepton_cli.data import batching, check, groups, preprocess
 from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.data.fit import Statistics, fit
+from lepton_cli.data.groups import Groups
 from lepton_cli.data.preprocess import Fitted, Raw
 from lepton_cli.data.source import Chunk, Source, unreadable
 from lepton_cli.data.spec import DataSpec, Preprocess
@@ -68,8 +70,15 @@ class SourceDataset:
         self._part = indices is not None
         self._indices = self._select() if indices is None else indices
         self.count = len(self._indices)
+        #: Of every sample the value of each column that tells groups apart.
+        self.groups: Mapping[str, Groups] = {}
         self._held: Chunk | None = None
         self._tried_to_hold = False
+
+    def read_groups(self, path: Path) -> None:
+        """Read the columns that tell groups apart from the data's file. Raises DataError."""
+        if self._spec.groups:
+            self.groups = groups.read(path, self._spec, self._indices)
 
     def _select(self) -> Sequence[int]:
         """Positions of the samples used: behind `skip`, within `first`, `samples` of them spread evenly."""
@@ -291,7 +300,7 @@ class SourceDataset:
             digest.update(self._source.digest(self._indices).encode())
         if self._part:
             digest.update(np.asarray(self._indices, np.int64).tobytes())
-        settings = self._spec.model_dump(mode="json", exclude={"path", "batch"})
+        settings = self._spec.model_dump(mode="json", exclude={"path", "batch", "groups"})
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(repr([(info.name, info.dtype) for info in self._inputs]).encode())
         for name, fitted in sorted(self.statistics.items()):

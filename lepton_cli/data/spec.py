@@ -115,6 +115,13 @@ class DataSpec(Strict):
         default={}, description="Preprocessing of single inputs, instead of `preprocess`"
     )
     loader: str | None = Field(default=None, description="`file.py:function` yielding batches (needs --allow-code)")
+    groups: Annotated[
+        tuple[str, ...],
+        BeforeValidator(
+            lambda value: (value,) if isinstance(value, str) else value,
+            json_schema_input_type=str | tuple[str, ...],
+        ),
+    ] = Field(default=(), description="Of evaluation data: columns or arrays whose values are told apart in the report")
 
 
 def _range(low_high: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -271,9 +278,15 @@ class TrainingSpec(DataSpec):
     )
 
 
+def _no_groups(spec: DataSpec | None) -> DataSpec | None:
+    if spec is not None and spec.groups:
+        raise ValueError("`groups` belong to the evaluation data: they tell accuracy apart")
+    return spec
+
+
 class DataSection(Strict):
     """Calibration data needs no labels; evaluation data is what accuracy is measured on; training data trains."""
 
-    calibration: DataSpec | None = None
+    calibration: Annotated[DataSpec | None, AfterValidator(_no_groups)] = None
     evaluation: DataSpec | None = None
-    training: TrainingSpec | None = None
+    training: Annotated[TrainingSpec | None, AfterValidator(_no_groups)] = None

@@ -38,7 +38,7 @@ class TableSource:
         for column in labels.values():
             _require(column, columns, path, "labels")
         self._labels = labels
-        self._inputs = _choose(spec, inputs, columns, set(labels.values()), path)
+        self._inputs = _choose(spec, inputs, columns, {*labels.values(), *spec.groups}, path)
         self._text = {info.name for info in inputs if info.dtype == "str"}
         self._wide = {info.name for info in inputs if info.shape is not None and len(info.shape) == 2}
         specs = {info.name: spec.preprocess_inputs.get(info.name, spec.preprocess) for info in inputs}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lepton_cli import interrupt
 from lepton_cli.data.dataset import Array, Dataset
+from lepton_cli.data.groups import Groups
 from lepton_cli.errors import DataError, Interrupted, LeptonError, RecipeError
-from lepton_cli.measure import fidelity, hooks, metrics, stream
+from lepton_cli.measure import fidelity, hooks, metrics, rows, stream
 from lepton_cli.measure.arms import InputNames, NewOutputs, Payload
 from lepton_cli.measure.classes import Predictions
-from lepton_cli.measure.results import Accuracy, ClassChange, Confusion, Flip, MetricChange, MetricValue
+from lepton_cli.measure.results import Accuracy, Confusion, Flip, MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.track import Track
 from lepton_cli.probe.parts import Segments
@@ -38,6 +40,7 @@ def evaluate(
     ways: Mapping[str, Sequence[Segments]] | None = None,
     searched: Mapping[str, Sequence[str]] | None = None,
     new: NewOutputs | None = None,
+    groups: Mapping[str, Groups] | None = None,
 ) -> Accuracy:
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
@@ -45,11 +48,11 @@ def evaluate(
     alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
     outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
     in their place (`probe.comparable`); `new`: by arm, outputs that steps made, with which nothing of the original is
-    compared, and whose metrics are those of the arms that have them. Raises RecipeError for an output or label name
-    that does not exist, DataError for labels that do not fit, MeasurementError for NaN, and Interrupted with the
-    accuracy on the samples until then.
+    compared, and whose metrics are those of the arms that have them; `groups`: of the data set's samples, by column.
+    Raises RecipeError for an output or label name that does not exist, DataError for labels that do not fit,
+    MeasurementError for NaN, and Interrupted with the accuracy on the samples until then.
     """
-    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new)
+    run = _Run(arms, dataset, specs, allow_code, base, seed, ways, searched, new, groups)
     try:
         for results in stream.run(
             arms,
@@ -106,7 +109,9 @@ class _Run:
         ways: Mapping[str, Sequence[Segments]] | None = None,
         searched: Mapping[str, Sequence[str]] | None = None,
         new: NewOutputs | None = None,
+        groups: Mapping[str, Groups] | None = None,
     ) -> None:
+        self.groups = groups or {}
         self.arms, self.ways, self.searched = list(arms), ways or {}, searched or {}
         self.new = {arm: tuple((new or {}).get(arm, ())) for arm in self.arms}
         #: Outputs that some arm has of its own.
@@ -120,8 +125,8 @@ class _Run:
         self.tracks: list[Track] = []
         self.fidelity: dict[tuple[str, str], fidelity.Tracker] = {}
         self.predictions: Predictions | None = None
-        #: The metric whose classes `predictions` follows; `None` without labels.
-        self._classes: Track | None = None
+        #: By output with labels: the metric whose classes are followed. `predictions` is the first of them.
+        self._classified: dict[str, tuple[Track, Predictions]] = {}
         self._started = False
         self._count = 0
 
@@ -140,13 +145,14 @@ class _Run:
             tracker.add(reference[output], results.outputs[arm][output], results.count)
         if self.predictions is not None and not results.labels:
             # Rows that are no samples (the detections of all pictures) are no classes either.
-            rows = [results.outputs[arm][self.predictions.output] for arm in self.arms]
-            if any(not array.ndim or len(array) != results.count for array in rows):
+            found = [results.outputs[arm][self.predictions.output] for arm in self.arms]
+            if any(not array.ndim or len(array) != results.count for array in found):
                 self.predictions = None
-        if self.predictions is not None:
-            output = self.predictions.output
-            labels = self._classes.class_labels(results.labels, reference) if self._classes else None
-            self.predictions.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
+            else:
+                self.predictions.add(dict(zip(self.arms, found, strict=True)), None)
+        for output, (track, classes) in self._classified.items():
+            labels = track.class_labels(results.labels, reference)
+            classes.add({arm: results.outputs[arm][output] for arm in self.arms}, labels)
 
     def _tracks(self, arm: str) -> list[Track]:
         """What is measured of an arm: of new outputs where it has them."""
@@ -170,9 +176,10 @@ class _Run:
                 continue
             own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)
-            if self.predictions is None and own.ndim == 1 and track.output not in self.made:
-                self.predictions = Predictions(track.output, tuple(self.dataset.class_names.get(track.label, ())))
-                self._classes = track
+            if own.ndim == 1 and track.output not in {*self.made, *self._classified}:
+                names = tuple(self.dataset.class_names.get(track.label, ()))
+                self._classified[track.output] = track, Predictions(track.output, names)
+        self.predictions = next((classes for _, classes in self._classified.values()), None)
         if self.predictions is None and not labels:
             scores = next(
                 (name for name, one in deciders.items() if name not in self.made and _one_each(outputs[name], one)),
@@ -215,13 +222,11 @@ class _Run:
         warnings += [f"new output `{name}`: nothing to compare with" for name in self.made]
         flips: tuple[Flip, ...] = ()
         flips_total = 0
-        classes: tuple[ClassChange, ...] = ()
         confusions: tuple[Confusion, ...] = ()
         if self.predictions is not None:
             warnings += self.predictions.suspicions(reference)
             if len(self.arms) > 1:
                 flips, flips_total = self.predictions.flips(reference, self.arms[1])
-                classes = self.predictions.changes(reference, self.arms[1])
                 confusions = self.predictions.confusions(reference, self.arms[1])
         values = {arm: tuple(track.result(arm, self.seed) for track in self._tracks(arm)) for arm in self.arms}
         shared = self._tracks(reference)
@@ -229,16 +234,29 @@ class _Run:
         if len({track.output for track in shared}) > 1 or len({track.spec.weight for track in shared}) > 1:
             values = {arm: (*found, self._score(arm)) for arm, found in values.items()}
             changes += tuple(self._score_change(arm) for arm in self.arms[1:])
-        return Accuracy(
+        found = Accuracy(
             values=values,
             changes=changes,
             fidelity=tuple(tracker.result() for tracker in self.fidelity.values()),
-            classes=classes,
             confusions=confusions,
             flips=flips,
             flips_total=flips_total,
-            warnings=tuple(warnings),
+            **self._by_class(),
         )
+        return found.model_copy(update={"warnings": (*warnings, *rows.warnings(found))})
+
+    def _by_class(self) -> dict[str, Any]:
+        """Changes by class and group in every output of classes, judged together, as parts of an `Accuracy`."""
+        if len(self.arms) < 2:
+            return {}
+        first, second = self.arms[:2]
+        counted = {}
+        for output, (_, found) in self._classified.items():
+            counted[output, ""] = found.counts(first, second)
+            for column, groups in self.groups.items():
+                counted[output, column] = found.counts(first, second, groups)
+        classes, spread = rows.judged(counted)
+        return {"classes": classes, "spread": spread}
 
     def _weighted(self, arm: str) -> float:
         return weighted(self._tracks(self.arms[0]), arm)

@@ -1,4 +1,4 @@
-"""What models predict, class by class: changes per class, flipped samples, and signs of a wrong preprocessing."""
+"""What models predict, class by class: who is right, flipped samples, and signs of a wrong preprocessing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_cli.data.groups import Groups
 from lepton_cli.measure.metrics import predictions
-from lepton_cli.measure.results import ClassChange, Confusion, Flip
+from lepton_cli.measure.results import Confusion, Flip
+from lepton_cli.measure.rows import Counts, count
 
 FLIPS_KEPT = 50
 _CONFUSIONS_KEPT = 50
@@ -76,20 +78,17 @@ class Predictions:
         )
         return flips, len(changed)
 
-    def changes(self, reference: str, other: str) -> tuple[ClassChange, ...]:
-        """Accuracy per true class before and after; empty without labels."""
+    def counts(self, reference: str, other: str, groups: Groups | None = None) -> tuple[Counts, ...]:
+        """Of each true class, or of each group, how many samples either model gets right; empty without labels."""
         labels = self.labels
         if labels is None:
             return ()
-        before, after = self.of(reference)[0] == labels, self.of(other)[0] == labels
+        which = labels if groups is None else groups.codes[: len(labels)]
+        known, found = count(self.of(reference)[0] == labels, self.of(other)[0] == labels, which)
+        names = [self.name(number) if groups is None else groups.names[number] for number in known]
         return tuple(
-            ClassChange(
-                label=self.name(label),
-                n=int((labels == label).sum()),
-                original=float(before[labels == label].mean()),
-                compressed=float(after[labels == label].mean()),
-            )
-            for label in np.unique(labels)
+            Counts(name, int(both), int(lost), int(won), int(neither))
+            for name, (both, lost, won, neither) in zip(names, found, strict=True)
         )
 
     def confusions(self, reference: str, other: str) -> tuple[Confusion, ...]:

@@ -75,13 +75,83 @@ class MetricChange(Strict):
     variant: str = "compressed"
 
 
+#: Classes of fewer samples are counted and not judged.
+ENOUGH = 30
+#: Adjusted p-values up to this are no chance.
+SIGNIFICANT = 0.05
+#: Points that a class has to lose beyond the whole before it is said first.
+CLEARLY_WORSE = 0.02
+
+
 class ClassChange(Strict):
-    """Accuracy of one class before and after."""
+    """Accuracy of one class, or of one group of samples, before and after, on the same samples.
+
+    Too few samples are counted and not judged: no interval, no p.
+    """
 
     label: str
     n: int
     original: float
     compressed: float
+    output: str = ""
+    #: Of a group: the column that has this value. Empty: of a class.
+    column: str = ""
+    #: Right before and wrong after, and the other way round; `None` in reports of earlier versions.
+    lost: int | None = None
+    won: int | None = None
+    #: Of the change.
+    low: float | None = None
+    high: float | None = None
+    #: McNemar's exact test, and the same by Holm's method among all classes that are judged.
+    p: float | None = None
+    p_adjusted: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called: `class 3`, `region north`."""
+        return f"{self.column or 'class'} {self.label}"
+
+    @property
+    def change(self) -> float:
+        """Compressed minus original."""
+        return self.compressed - self.original
+
+    @property
+    def significant(self) -> bool:
+        """Whether it changed by more than chance makes one of so many classes change."""
+        return self.p_adjusted is not None and self.p_adjusted <= SIGNIFICANT
+
+
+class LossSpread(Strict):
+    """How what one classification lost is spread over its classes, of which those with enough samples are judged.
+
+    Or over the groups that one column makes.
+    """
+
+    output: str
+    column: str = ""
+    #: Compressed minus original, all samples together.
+    change: float
+    classes: int
+    judged: int
+    #: Samples of the largest class.
+    largest: int
+    #: The judged class that lost most, and an interval of the change of whichever really lost most.
+    worst: ClassChange | None = None
+    low: float | None = None
+    high: float | None = None
+    #: Of the worst class's accuracy after.
+    compressed_low: float | None = None
+    compressed_high: float | None = None
+    #: Share of its samples that the class with most of them lost, over the share that all lost; 1: all lose alike.
+    evenness: float | None = None
+    evenness_low: float | None = None
+    evenness_high: float | None = None
+
+    def pays(self, one: ClassChange) -> bool:
+        """Whether a class lost clearly more than the whole, and not by chance."""
+        own = (one.output, one.column) == (self.output, self.column)
+        return own and one.significant and one.change - self.change <= -CLEARLY_WORSE
 
 
 class Flip(Strict):
@@ -140,12 +210,20 @@ class Accuracy(Strict):
     values: dict[str, tuple[MetricValue, ...]] = {}
     changes: tuple[MetricChange, ...] = ()
     fidelity: tuple[Fidelity, ...] = ()
+    #: Of every output that names classes, and how the loss spreads over them.
     classes: tuple[ClassChange, ...] = ()
+    spread: tuple[LossSpread, ...] = ()
     #: Pairs of true and wrongly predicted class, the most changed first, 50 at most.
     confusions: tuple[Confusion, ...] = ()
     flips: tuple[Flip, ...] = ()
     flips_total: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def payers(self) -> tuple[ClassChange, ...]:
+        """Classes that pay for the whole, the one that lost most first."""
+        found = [one for spread in self.spread for one in self.classes if spread.pays(one)]
+        return tuple(sorted(found, key=lambda one: one.change))
 
 
 class Setting(Strict):

@@ -6,7 +6,8 @@ All intervals are two-sided with 95 % confidence unless said otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def wilson(successes: float, n: int, z: float = Z) -> Interval:
     return Interval(max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
-def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Estimate:
+def paired_difference(both: int, only_first: int, only_second: int, neither: int, z: float = Z) -> Estimate:
     """Difference of two proportions on the same samples, second minus first.
 
     Newcombe's method 10: Wilson intervals of both proportions, combined with their continuity-corrected correlation
@@ -41,8 +42,8 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
         return Estimate(0.0, -1.0, 1.0)
     first, second = (both + only_first) / n, (both + only_second) / n
     difference = second - first
-    low_first, high_first = wilson(both + only_first, n)
-    low_second, high_second = wilson(both + only_second, n)
+    low_first, high_first = wilson(both + only_first, n, z)
+    low_second, high_second = wilson(both + only_second, n, z)
     correlation = _phi(both, only_first, only_second, neither)
 
     def combine(a: float, b: float) -> float:
@@ -51,6 +52,39 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     below = combine(second - low_second, high_first - first)
     above = combine(high_second - second, first - low_first)
     return Estimate(difference, max(-1.0, difference - below), min(1.0, difference + above))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided p of McNemar's exact test: how often chance alone parts `lost` + `won` samples so unequally, or more.
+
+    Twice the binomial tail up to the smaller of the two, at most 1 (Q. McNemar, Psychometrika 12, 1947, p. 153).
+    """
+    n, fewer = lost + won, min(lost, won)
+    term = math.exp(math.lgamma(n + 1) - math.lgamma(fewer + 1) - math.lgamma(n - fewer + 1) - n * math.log(2))
+    tail = 0.0
+    for count in range(fewer, -1, -1):
+        tail += term
+        term *= count / (n - count + 1)
+        if term < tail * 1e-17:
+            break
+    return min(1.0, 2 * tail)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in their order: one that is up to 5 % is so by chance in 5 % of all families.
+
+    The k-th least of m times m - k + 1, and none below a lesser one (S. Holm, Scand. J. Statistics 6, 1979, p. 65).
+    """
+    adjusted, largest = [1.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def simultaneous(count: int) -> float:
+    """The quantile with which `count` intervals hold all at once with 95 % confidence (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / max(1, count))
 
 
 def paired_half_width(difference: float, discordant: float, n: int) -> float:

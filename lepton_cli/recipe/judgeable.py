@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lepton_cli import metrics
+from lepton_cli.data.spec import DataSpec
 from lepton_cli.errors import RecipeError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.scalars import printable
-from lepton_cli.recipe.schema import Gate
+from lepton_cli.recipe.schema import Gate, Recipe
 from lepton_cli.recipe.source import Path, SourceMap
 
 _GATES: Path = ("gates",)
@@ -34,10 +35,10 @@ def check_repeated(gates: tuple[Gate, ...], source: SourceMap, at: Path = _GATES
         seen[key] = index
 
 
-def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap, at: Path = _GATES) -> None:
+def check_measured(gates: tuple[Gate, ...], recipe: Recipe, source: SourceMap, at: Path = _GATES) -> None:
     """A gate on what `evaluate:` leaves out could never fail, so it is an error now. Raises RecipeError."""
     for index, gate in enumerate(gates):
-        if found := _unmeasured(gate, evaluate):
+        if found := _unmeasured(gate, recipe.evaluate, recipe.data.evaluation):
             key, reason, hint = found
             path = (*at, index, key)
             raise RecipeError(
@@ -49,7 +50,7 @@ def check_measured(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: Sour
             )
 
 
-def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | None:
+def _unmeasured(gate: Gate, evaluate: EvaluateSpec, data: DataSpec | None) -> tuple[str, str, str] | None:
     """The key at fault, why nothing answers the gate, and what to write; `None` when something does."""
     latency, metric = evaluate.latency, metrics.of(gate.metric)
     if metric.source == "latency":
@@ -85,6 +86,10 @@ def _unmeasured(gate: Gate, evaluate: EvaluateSpec) -> tuple[str, str, str] | No
         len({spec.output for spec in evaluate.accuracy}) > 1 or len({spec.weight for spec in evaluate.accuracy}) > 1
     )
     names += ["accuracy.score"] if several else []
+    if metric.name == "accuracy.worst_group" and data is not None and not data.groups:
+        return "metric", "the evaluation data has no groups", "add `groups: [column]` to `data.evaluation`"
+    if metric.by_class and any(spec.metric in metrics.CLASSIFYING for spec in evaluate.accuracy):
+        return None
     if metric.source == "accuracy" and names and gate.metric not in names:
         return "metric", f"accuracy is measured as {', '.join(names)} only", "add the metric to `evaluate.accuracy`"
     return None

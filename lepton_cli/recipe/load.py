@@ -169,11 +169,11 @@ def _check(value: Recipe | Budget, source: SourceMap) -> None:
     """What types cannot say: gates that repeat each other or that nothing answers, steps in a wrong order."""
     check_repeated(value.gates, source)
     if isinstance(value, Recipe):
-        check_measured(value.gates, value.evaluate, source)
+        check_measured(value.gates, value, source)
         check_order(value.steps, source)
         if value.tune is not None:
             check_repeated(value.tune.limits, source, ("tune", "limits"))
-            check_measured(value.tune.limits, value.evaluate, source, ("tune", "limits"))
+            check_measured(value.tune.limits, value, source, ("tune", "limits"))
 
 
 def _tuples(value: Any, depth: int = 0) -> Any:

@@ -13,6 +13,8 @@ from lepton_cli.report.model import Report
 def hint(metric: str, outcome: str, report: Report, scope: Mapping[str, str | int]) -> str:
     """One line of advice for a gate that failed or stayed open; empty where there is none."""
     about = metrics.of(metric)
+    if outcome == "inconclusive" and about.by_class:
+        return f"widen the limit, or evaluate on more samples of every {about.row}"
     if outcome == "inconclusive":
         return "widen the limit, or measure longer: --set evaluate.latency.time=60s"
     if about.layers:

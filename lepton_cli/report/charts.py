@@ -56,25 +56,44 @@ def _bar_row(top: int, row: Bar, largest: float) -> Iterable[Markup]:
         )
 
 
-def diverging(title: str, description: str, rows: Sequence[tuple[str, str, float]]) -> Markup:
-    """Bars to the left (losses) and right (gains) of a middle line; rows are (name, value, amount)."""
-    largest = max((abs(amount) for _, _, amount in rows), default=0.0) or 1.0
+@dataclasses.dataclass(frozen=True)
+class Swing:
+    """One line of a chart of changes: a bar from zero to `amount`, and the interval around its end."""
+
+    name: str
+    value: str
+    style: str
+    amount: float
+    low: float
+    high: float
+
+
+def diverging(title: str, description: str, rows: Sequence[Swing], scale: float) -> Markup:
+    """Bars to the left (losses) and right (gains) of a middle line, all from `-scale` to `scale`, in shares of 1."""
     drawings: list[Markup] = []
     for numbered, part in _chunks(title, rows):
-        body = [line for i, row in enumerate(part) for line in _diverging_row(i * _ROW, row, largest)]
-        axis = Markup('<line class="axis" x1="50%" x2="50%" y1="18" y2="{}"/>').format(_ROW * len(part) - 6)
-        drawings.append(svg(numbered, description, _ROW * len(part), [*body, axis]))
+        body = [line for i, row in enumerate(part) for line in _diverging_row(i * _ROW, row, scale)]
+        bottom = _ROW * len(part)
+        body.append(Markup('<line class="axis" x1="50%" x2="50%" y1="18" y2="{}"/>').format(bottom - 6))
+        for at, anchor, share in ((0, "start", -scale), (50, "middle", 0.0), (100, "end", scale)):
+            label = Markup('<text class="tick" x="{}%" y="{}" text-anchor="{}">{}</text>')
+            body.append(label.format(at, bottom + 8, anchor, f"{100 * share:+.0f} pp" if share else "0"))
+        drawings.append(svg(numbered, description, bottom + 14, body))
     return joined(drawings)
 
 
-def _diverging_row(top: int, row: tuple[str, str, float], largest: float) -> Iterable[Markup]:
-    name, value, amount = row
-    width = 50 * abs(amount) / largest
-    left = 50 - width if amount < 0 else 50
-    yield _labels(top, name, value)
+def _diverging_row(top: int, row: Swing, scale: float) -> Iterable[Markup]:
+    def at(amount: float) -> float:
+        return 50 + 50 * min(1.0, max(-1.0, amount / scale))
+
+    left, right = sorted((50.0, at(row.amount)))
+    yield _labels(top, row.name, row.value)
     yield Markup('<rect class="track" x="0" y="{}" width="100%" height="10" rx="2"/>').format(top + 20)
     yield Markup('<rect class="{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="10" rx="2"/>').format(
-        "worse" if amount < 0 else "after", left, top + 20, width
+        row.style, left, top + 20, right - left
+    )
+    yield Markup('<line class="range" x1="{0:.2f}%" x2="{1:.2f}%" y1="{2}" y2="{2}"/>').format(
+        at(row.low), at(row.high), top + 25
     )
 
 

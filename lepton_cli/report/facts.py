@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from lepton_cli import metrics
-from lepton_cli.measure.results import Latency, MetricChange, Setting, Skipped
+from lepton_cli.measure.results import ENOUGH, Latency, LossSpread, MetricChange, Setting, Skipped
 from lepton_cli.metrics import Kind, Metric
 from lepton_cli.report.model import Report
 
@@ -62,6 +62,8 @@ class Fact:
     scope: dict[str, str | int] = dataclasses.field(default_factory=dict)
     n: int | None = None
     unit: str = ""
+    #: The class or group that it is about.
+    row: str = ""
 
     @property
     def about(self) -> Metric:
@@ -169,6 +171,50 @@ def _accuracy(report: Report) -> Iterator[Fact]:
             yield Fact("fidelity.sqnr", BoundedValue.exact(decibel), scope=scope, n=close.n)
         for part in close.parts:
             yield Fact("fidelity.sqnr", BoundedValue.exact(part.sqnr_db), scope=scope | {"part": part.where}, n=close.n)
+    for spread in accuracy.spread:
+        yield from _by_class(spread)
+
+
+def _by_class(spread: LossSpread) -> Iterator[Fact]:
+    """Where a class or group has enough samples. The original has lost nothing, which is even."""
+    worst, scope = spread.worst, {"output": spread.output} | ({"group": spread.column} if spread.column else {})
+    if worst is None or spread.evenness is None:
+        return
+    change = _range(worst.change, spread.low, spread.high)
+    yield Fact(
+        "accuracy.worst_group" if spread.column else "accuracy.worst_class",
+        _range(worst.compressed, spread.compressed_low, spread.compressed_high),
+        reference=BoundedValue.exact(worst.original),
+        difference=change,
+        ratio=BoundedValue(
+            *(
+                _divide(max(0.0, worst.original + bound), worst.original)
+                for bound in (change.value, change.low, change.high)
+            )
+        ),
+        scope=dict(scope),
+        n=worst.n,
+        row=worst.title,
+    )
+    if spread.column:
+        return
+    evenness = _range(spread.evenness, spread.evenness_low, spread.evenness_high)
+    yield Fact("accuracy.evenness", evenness, scope=dict(scope)).compared_with(BoundedValue.exact(1.0))
+
+
+def absent(report: Report, metric: str) -> str:
+    """Why a report that could hold a metric does not; empty where nothing is known of it."""
+    kind = metrics.of(metric).row
+    if not kind:
+        return ""
+    every = report.accuracy.spread if report.accuracy else ()
+    spreads = [spread for spread in every if bool(spread.column) == (kind == "group")]
+    if not spreads and every:
+        return "the evaluation data has no `groups`"
+    if not spreads:
+        return "it takes an original, and labels that are classes"
+    largest = max(spread.largest for spread in spreads)
+    return f"no {kind} has {ENOUGH} samples (the largest has {largest})"
 
 
 def _paired(fact: Fact, change: MetricChange) -> Fact:

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from lepton_cli import metrics
 from lepton_cli.measure.results import Layer
 from lepton_cli.prune.details import PruneChannelsDetails
-from lepton_cli.report import charts, words
-from lepton_cli.report.charts import Bar
+from lepton_cli.report import charts, classes, words
+from lepton_cli.report.charts import Bar, Swing
 from lepton_cli.report.model import Report
 from lepton_cli.train.details import TrainingDetails
 
@@ -216,30 +216,27 @@ def _trainings(report: Report) -> Iterator[Figure]:
 
 
 def _classes(report: Report) -> Figure | None:
-    classes = report.accuracy.classes if report.accuracy else ()
-    if not classes:
+    ranked = classes.ranked(report)
+    if not ranked:
         return None
-    title = "Accuracy by class"
-    changed = [one for one in classes if one.compressed != one.original]
-    ranked = sorted(changed, key=lambda one: abs(one.compressed - one.original), reverse=True)[:DRAWN]
-    drawn = [
-        (one.label, words.points(one.compressed - one.original), one.compressed - one.original)
-        for one in sorted(ranked, key=lambda one: one.compressed - one.original)
-    ]
-    text = (
-        f"Change in percentage points, losses to the left; {len(changed)} of {len(classes)} classes changed."
-        if changed
-        else f"None of the {len(classes)} classes changed."
-    )
-    cells = [
-        (
-            one.label,
-            f"{one.n:,}",
-            words.value(one.original, "share"),
-            words.value(one.compressed, "share"),
-            words.points(one.compressed - one.original),
+    title, text = classes.title(ranked), classes.summary(report)
+    large = [
+        Swing(
+            classes.name(report, one),
+            f"{words.points(one.change, 1)}, {one.lost} lost, {one.won} won",
+            ("worse" if one.change < 0 else "after") if one.significant else "chance",
+            one.change,
+            one.low,
+            one.high,
         )
-        for one in classes
+        for one in ranked
+        if one.low is not None and one.high is not None
     ]
-    header = ("class", "n", "original", "compressed", "change")
-    return _figure("classes", title, text, charts.diverging(title, text, drawn), header, cells)
+    drawn = large[:DRAWN]
+    text += f" The {DRAWN} that lost most are drawn." if len(large) > DRAWN else ""
+    chart = charts.diverging(title, text, drawn, classes.scale(ranked[: len(drawn)]))
+    rows = [classes.cells(report, one) for one in ranked]
+    return _figure("classes", title, text, chart, classes.HEADER, rows, _CHANGED if drawn else ())
+
+
+_CHANGED = (("worse", "lost"), ("after", "won"), ("chance", "no more than chance"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lepton_cli.measure.results import ClassChange
 from lepton_cli.quantize.details import QuantizeStaticDetails
 from lepton_cli.report import bought, facts, words
 from lepton_cli.report.model import Report, Verdict
@@ -69,7 +70,6 @@ def _gates(gates: tuple[Verdict, ...]) -> str:
 def _bad(report: Report) -> list[str]:
     """Slower, larger, less accurate: whatever got worse, said first."""
     size = _size(report)
-    losses = [text for fact, loss in _losses(report) if loss >= NOTABLE_LOSS and (text := _loss(fact))]
     return [
         *(f"{step.step} LEFT THE MODEL AS IT WAS ({step.left_because})" for step in report.steps if step.left_because),
         *filter(None, [bought.said(report)]),
@@ -78,7 +78,8 @@ def _bad(report: Report) -> list[str]:
         *_poor_parts(report),
         *_slower(report),
         *([size] if size.endswith("LARGER") else []),
-        *losses,
+        *(text for fact, loss in _losses(report) if _leads(report, fact, loss) and (text := _loss(fact))),
+        *_paying(report),
     ]
 
 
@@ -86,7 +87,7 @@ def _good(report: Report) -> list[str]:
     size = _size(report)
     speeds = [_not_slower(report, fact) for fact in facts.find(report, "latency.median")]
     told = [speed for speed in speeds if speed][:1]
-    small = [text for fact, loss in _losses(report) if loss < NOTABLE_LOSS and (text := _loss(fact))]
+    small = [text for fact, loss in _losses(report) if not _leads(report, fact, loss) and (text := _loss(fact))]
     return [*([size] if size and not size.endswith("LARGER") else []), *told, *small]
 
 
@@ -173,11 +174,30 @@ def _size(report: Report) -> str:
     return f"{_short(1 / ratio.value)} smaller" if ratio.value < 1 / NOTABLE_GROWTH else "same size"
 
 
+def _leads(report: Report, fact: facts.Fact, loss: float) -> bool:
+    """Whether a loss is said first: it is large, or some classes pay for it and are compared with it."""
+    compared = fact.kind == "share" and fact.scope.get("output") in {one.output for one in _payers(report)}
+    return loss >= NOTABLE_LOSS or compared
+
+
+def _payers(report: Report) -> tuple[ClassChange, ...]:
+    return report.accuracy.payers if report.accuracy else ()
+
+
+def _paying(report: Report) -> list[str]:
+    """The class that lost most, where it lost clearly more than the whole and not by chance."""
+    several = len({one.output for one in report.accuracy.spread}) > 1 if report.accuracy else False
+    return [
+        f"{words.printable(one.title, 40)}{f' of {one.output}' if several else ''} {words.points(one.change, 1)}"
+        for one in _payers(report)[:1]
+    ]
+
+
 def _losses(report: Report) -> list[tuple[facts.Fact, float]]:
     """Accuracy metrics with what they lost, as a share of 1 (relative to the original for unbounded metrics)."""
     listed: list[tuple[facts.Fact, float]] = []
     for fact in facts.facts(report):
-        if fact.about.source != "accuracy" or fact.difference is None or fact.reference is None:
+        if fact.about.source != "accuracy" or fact.about.by_class or fact.difference is None or fact.reference is None:
             continue
         loss = -fact.difference.value if fact.about.better == "higher" else fact.difference.value
         scale = 1.0 if fact.kind in ("share", "coefficient") else abs(fact.reference.value) or 1.0

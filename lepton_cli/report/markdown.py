@@ -6,13 +6,14 @@ import html
 import re
 from collections.abc import Iterator
 
-from lepton_cli.report import sections, table, tune_facts, words
+from lepton_cli.report import classes, sections, table, tune_facts, words
 from lepton_cli.report.model import Report, StepRecord, Verdict
 from lepton_cli.report.sections import Section
 
 #: GitHub cuts comments at 65,536 characters; this leaves room for what a bot adds.
 LARGEST = 60_000
 _NODES_SHOWN = 40
+_CLASSES_SHOWN = 20
 _SPECIAL = re.compile(r"([\\`*_<>|\[\]~&$])")
 WORDS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "skipped": "skipped"}
 
@@ -33,6 +34,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _table(report)
     yield _gates(report.gates)
     yield _warnings(report)
+    yield _classes(report)
     yield from map(_section, sections.sections(report, _NODES_SHOWN))
     yield _search(report)
     for step in report.steps:
@@ -147,14 +149,29 @@ def _warnings(report: Report) -> str:
     return "\n".join(f"- warning: {text(warning, 600)}" for warning in listed) + "\n" if listed else ""
 
 
+def _classes(report: Report) -> str:
+    """The classes that lost most; all are in report.html."""
+    rows = classes.ranked(report)
+    if not rows:
+        return ""
+    shown = tuple(classes.cells(report, one) for one in rows[:_CLASSES_SHOWN])
+    listed = _listed(classes.HEADER, shown, len(rows) - len(shown))
+    return _folded(classes.title(rows), "\n".join([text(classes.summary(report), 600), *listed]))
+
+
 def _section(section: Section) -> str:
     lines = ["| | |", "|---|---|"] if section.facts else []
     lines += [f"| {text(label)} | {text(said, 2000)} |" for label, said in section.facts]
-    if section.rows:
-        lines += ["", f"| {' | '.join(section.header)} |", "|---" * len(section.header) + "|"]
-        lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in section.rows]
-    lines += [f"\nand {section.more} more in report.json"] if section.more else []
-    return _folded(section.title, "\n".join(lines))
+    return _folded(section.title, "\n".join([*lines, *_listed(section.header, section.rows, section.more)]))
+
+
+def _listed(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...], more: int) -> list[str]:
+    """The lines of a table, names first, and how many of its rows are left out."""
+    lines = []
+    if rows:
+        lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        lines += [f"| {code(row[0])} | {' | '.join(text(cell) for cell in row[1:])} |" for row in rows]
+    return [*lines, *([f"\nand {more} more in report.json"] if more else [])]
 
 
 def _search(report: Report) -> str:

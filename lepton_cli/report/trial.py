@@ -83,8 +83,10 @@ def slim_size(size: Size) -> Size:
 
 
 def slim_accuracy(accuracy: Accuracy) -> Accuracy:
-    """Values, changes and fidelity alone."""
-    return Accuracy(values=accuracy.values, changes=accuracy.changes, fidelity=accuracy.fidelity)
+    """Values, changes, fidelity and how the loss is spread alone."""
+    return Accuracy(
+        values=accuracy.values, changes=accuracy.changes, fidelity=accuracy.fidelity, spread=accuracy.spread
+    )
 
 
 def slim_latency(table: LatencyTable) -> LatencyTable:

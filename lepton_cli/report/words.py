@@ -51,9 +51,9 @@ def exact(amount: float, kind: Kind, unit: str = "") -> str:
     return f"{amount:,.0f} {UNITS[kind]}" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
 
 
-def points(difference: float, *, sign: bool = True) -> str:
+def points(difference: float, digits: int = 2, *, sign: bool = True) -> str:
     """A difference of shares in percentage points: -0.0036 -> `-0.36 pp`."""
-    return f"{round(100 * difference, 2) + 0.0:{'+' if sign else ''}.2f} pp"
+    return f"{round(100 * difference, digits) + 0.0:{'+' if sign else ''}.{digits}f} pp"
 
 
 def percent(change: float, *, sign: bool = True) -> str:

@@ -11,7 +11,7 @@ from lepton_cli.measure import metrics
 from lepton_cli.measure.accuracy import default_specs, label_name
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.stream import Results
-from lepton_cli.metrics import Metric
+from lepton_cli.metrics import CLASSIFYING, Metric
 from lepton_cli.report import words
 
 #: The arm of the results that is looked at.
@@ -102,7 +102,12 @@ class Alike:
         ]
         judged = self.metric.source == "accuracy"
         if judged:
-            specs = [spec for spec in specs if spec.about.name == self.metric.name]
+            by_class = self.metric.by_class
+            specs = [
+                spec
+                for spec in specs
+                if (spec.metric in CLASSIFYING if by_class else spec.about.name == self.metric.name)
+            ]
         spec = next((spec for spec in specs if metrics.formula(spec).takes_classes), specs[0] if specs else None)
         # The score of several metrics and functions of the recipe's own may mean anything.
         self._labels.same = judged and spec is not None
@@ -117,8 +122,8 @@ class Alike:
         if own is not None or self.metric.name == "agreement":
             self._decide = metrics.decider(output, own, self.output)
         if judged and spec is not None and own is not None:
-            self.counts = metrics.formula(spec).proportion and own.ndim == 1
-            if spec.metric == "topk" and np.issubdtype(output.dtype, np.floating):
+            self.counts = (metrics.formula(spec).proportion or self.metric.by_class) and own.ndim == 1
+            if spec.metric == "topk" and not self.metric.by_class and np.issubdtype(output.dtype, np.floating):
                 classes = metrics.class_scores(output, own).shape[-1]
                 self._guessed = classes if classes <= spec.k else 0
         elif self._decide is not None:

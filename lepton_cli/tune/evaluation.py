@@ -88,20 +88,21 @@ def _few(gate: Gate, fact: Fact, option: Option) -> str:
     share = _discordant(allowed, fact)
     enough = max(math.ceil(1 / allowed - 1e-9), statistics.samples_to_tell(allowed, share))
     limit = f"`{gate.metric}: {gate.comparison} {gate.limit}`"
+    each = f" of each {fact.about.row}" if fact.about.by_class else ""
     if 1 / samples > allowed * (1 + 1e-9):
         step = words.points(1 / samples, sign=False)
         raise RecipeError(
             "tune.too-few-samples",
-            f"{words.plural(samples, 'sample')} cannot tell {limit}: one more that is wrong is {step}",
-            hint=f"evaluate on {enough:,} samples or more: what is lost is then known to within the limit",
+            f"{words.plural(samples, 'sample')}{each} cannot tell {limit}: one more that is wrong is {step}",
+            hint=f"evaluate on {enough:,} samples{each} or more: what is lost is then known to within the limit",
             option=option,
         )
     if samples >= enough:
         return ""
     width = words.points(statistics.paired_half_width(allowed, share, samples), sign=False)
     return (
-        f"{limit}: with {samples:,} samples what is lost is known to about {width} (95 %), no closer than the limit; "
-        f"{enough:,} samples would tell"
+        f"{limit}: with {samples:,} samples{each} what is lost is known to about {width} (95 %), no closer than the "
+        f"limit; {enough:,} samples{each} would tell"
     )
 
 

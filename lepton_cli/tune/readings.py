@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from lepton_cli import gates
+from lepton_cli import gates, metrics
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.report import facts, words
 from lepton_cli.report.facts import BoundedValue, Fact
-from lepton_cli.report.model import Margin, Report
+from lepton_cli.report.model import Margin, Report, Verdict
 from lepton_cli.report.trial import Band
 
 #: Comparisons that bound from above.
@@ -114,6 +114,16 @@ def read(report: Report, limits: Sequence[Gate]) -> tuple[Reading, ...]:
             if observed is not None:
                 found.append(Reading(index, gate, fact, observed))
     return tuple(found)
+
+
+def stands(verdict: Verdict) -> bool:
+    """Whether the verdict on a finalist leaves it where its trial put it.
+
+    An open one is a second look at a time that was within. Of classes it is the same look as before, and the value was
+    within.
+    """
+    same = verdict.verdict == "inconclusive" and metrics.of(verdict.metric).by_class
+    return same or verdict.verdict in ("pass", "skipped") or verdict.level == "warn"
 
 
 def clause(gate: Gate) -> str:

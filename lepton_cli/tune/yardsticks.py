@@ -40,6 +40,8 @@ class Yardstick:
     original: float
     #: What a limit allows at most, in this yardstick's unit.
     bound: float = math.inf
+    #: Whether it is read beside the original. A level of the worst class is not: another class may be the worst there.
+    paired: bool = True
 
     @property
     def about(self) -> metrics.Metric:
@@ -57,7 +59,7 @@ class Yardstick:
             error = [10 ** (-one / 20) for one in (value.value, value.high, value.low)]
             return BoundedValue(*error)
         if about.quality:
-            paired = fact.difference if fact is not None else None
+            paired = fact.difference if fact is not None and self.paired else None
             less = value.minus(BoundedValue.exact(self.original)) if paired is None else paired
             return less if about.better == "lower" else BoundedValue(-less.value, -less.high, -less.low)
         paired = fact.ratio if fact is not None else None
@@ -127,14 +129,16 @@ def yardsticks(judge: Judge, original: Trial) -> tuple[list[Yardstick], Yardstic
             upper, most = bound_of(gate, fact.value.value)
             if upper != (fact.about.better == "lower"):
                 continue  # a least size is for the judge
-            one = Yardstick(gate.metric, tuple(fact.scope.items()), index, fact.value.value)
+            level = fact.about.by_class and gate.comparison in ("min", "max")
+            one = Yardstick(gate.metric, tuple(fact.scope.items()), index, fact.value.value, paired=not level)
             found.append(dataclasses.replace(one, bound=one.of(BoundedValue.exact(most)).value))
     return found, _of_goal(judge.goal, report)
 
 
 def _of_goal(goal: Objective, report: Report) -> Yardstick:
     fact = facts.find(report, goal.metric, **goal.scope)[0]
-    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value)
+    level = fact.about.by_class
+    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value, paired=not level)
 
 
 def comparison(judge: Judge, one: Yardstick) -> str | None:

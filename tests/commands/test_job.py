@@ -47,6 +47,36 @@ def test_training_data_reach_the_steps(tmp_path: Path) -> None:
     assert found.runs
 
 
+def test_groups_are_read_and_what_is_wrong_with_them_is_said_at_their_line(tmp_path: Path) -> None:
+    x = np.zeros((4, 64), np.float32)
+    stored = {"x": x, "labels": np.arange(4), "age": np.array([20.0, 30, np.nan, 20]), "site": np.array(list("abab"))}
+    np.savez(tmp_path / "data.npz", **stored)
+    text = """version: 1
+data:
+  evaluation:
+    path: data.npz
+    inputs: {pixels: x}
+    labels: labels
+    groups:
+      - site
+      - %s
+steps: [{step: simplify}]
+"""
+    path = tmp_path / "recipe.yaml"
+    for wrong, said in (("age", "no value of `age`"), ("sit", "no array `sit`")):
+        path.write_text(text % wrong)
+        with pytest.raises(DataError, match=said) as caught:
+            prepare(MLP, load_recipe(path))
+        assert str(caught.value.where).endswith("recipe.yaml:9:9")
+    path.write_text(text.replace("- %s", ""))
+    found = prepare(MLP, load_recipe(path)).evaluation
+    assert found is not None
+    assert found.groups["site"].codes.tolist() == [0, 1, 0, 1]
+    path.write_text(text.replace("evaluation", "calibration") % "site")
+    with pytest.raises(RecipeError, match="belong to the evaluation data"):
+        load_recipe(path)
+
+
 def test_without_a_hold_out_models_are_checked_on_made_up_samples() -> None:
     found = job({"training": {**TRAIN, "holdout": "0 %"}})
     assert found.training is not None

@@ -139,6 +139,28 @@ def test_memory_is_limited_by_the_originals(folder: Path) -> None:
     assert "%" in axis_value(search(result).trials[0].cost, search(result).axes.cost)
 
 
+def test_a_limit_on_the_worst_class_is_held_by_the_best(folder: Path) -> None:
+    """About thirty samples of each class: the gate stays open, and the value decides."""
+    section = (
+        "{limits: [{metric: accuracy.worst_class, max_drop: 7 pp}], minimize: size.file, "
+        "budget: {time: 60 s, trials: 1}}"
+    )
+    result = run(folder, section)
+    assert [gate.verdict for gate in result.report.gates] == ["inconclusive"]
+    rows = search(result).trials
+    chosen = next(row for row in rows if row.key == search(result).best)
+    assert chosen.file == min(row.file for row in rows if row.feasible)
+    assert result.report.accuracy is not None
+    (spread,) = result.report.accuracy.spread
+    assert spread.worst is not None
+    assert spread.worst.n >= 30
+    assert spread.worst.change >= -0.07
+    for trial in search(result).records:
+        assert trial.accuracy is not None
+        assert trial.accuracy.spread
+        assert not trial.accuracy.classes
+
+
 def test_the_recipe_of_the_best_makes_the_same_model(made: Found, tmp_path: Path) -> None:
     out = made.folder / "out"
     recipe = load_recipe(out / "recipe.best.yaml")
@@ -256,6 +278,7 @@ def error_of(folder: Path, section: str, **options: Any) -> LeptonError:
         ("{minimize: size.file, limits: [{metric: accuracy.f1, min: 50 %}]}", "recipe.gate-not-measured"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, max_drop: 0.5 pp}]}", "tune.too-few-samples"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, output: z, min: 1 %}]}", "tune.not-measured"),
+        ("{minimize: size.file, limits: [{metric: accuracy.worst_class, max_drop: 1 pp}]}", "tune.too-few-samples"),
         ("{minimize: size.file, limits: [{metric: agreement, max_drop: 5 pp}]}", "tune.no-reference"),
         ("{minimize: size.file, limits: [{metric: size.file, max_ratio: 0.5, against: baseline}]}", "tune.no-baseline"),
         ("{minimize: size.file, limits: [{metric: accuracy.top1, min_ratio: 1.1}]}", "tune.limit-impossible"),

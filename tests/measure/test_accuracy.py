@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_cli.data.groups import Groups
 from lepton_cli.data.memory import Arrays
 from lepton_cli.errors import DataError, MeasurementError, RecipeError
 from lepton_cli.measure import accuracy
@@ -64,6 +65,78 @@ def test_flips_and_classes() -> None:
         ("bee", 15, 1.0, 1.0),
     ]
     assert found.fidelity[0].agreement == 0.5
+
+
+def test_a_class_that_pays_is_told() -> None:
+    """All of class 0 and 1 change places."""
+    found = accuracy.evaluate(
+        {"original": SAME, "compressed": SWAPPED},
+        data(n=160, wrong=0, class_names={"labels": ("cat", "dog", "owl", "bee")}),
+    )
+    cat, _, owl, _ = found.classes
+    assert (cat.output, cat.lost, cat.won) == ("y", 40, 0)
+    assert cat.p == pytest.approx(2 / 2**40)
+    assert cat.p_adjusted == pytest.approx(8 / 2**40)
+    assert (owl.lost, owl.won, owl.p, owl.low) == (0, 0, 1, pytest.approx(-owl.high if owl.high else 0))
+    assert [one.label for one in found.payers] == ["cat", "dog"]
+    (spread,) = found.spread
+    assert (spread.output, spread.change, spread.judged) == ("y", -0.5, 4)
+    # All of half of the samples.
+    assert spread.evenness == 2
+    (warning,) = found.warnings
+    assert "the whole (-50.00 pp): class cat -100.0 pp (40 answers lost, 0 won, n = 40), class dog -100.0 pp" in warning
+
+
+def test_every_output_with_classes_is_looked_at() -> None:
+    """Two outputs with labels of their own: of the second all of a class are lost."""
+    both = "g (float[N, 4] x) => (float[N, 4] first, float[N, 4] second) { first = Identity (x) second = %s }"
+    same, worse = both % "Identity (x)", both % "MatMul (x, w)"
+    swap = np.eye(4, dtype=np.float32)[[1, 0, 2, 3]]
+    made = data(n=160, wrong=0)
+    labels = {"first": made.labels["labels"], "second": made.labels["labels"]}
+    found = accuracy.evaluate(
+        {"original": builders.model(same), "compressed": builders.model(worse, w=swap)},
+        Arrays(made.feeds, labels),
+        [AccuracySpec(metric="top1", output=name) for name in labels],
+    )
+    assert [(one.output, one.n, one.lost) for one in found.classes] == [
+        *(("first", 40, 0) for _ in range(4)),
+        *(("second", 40, lost) for lost in (40, 40, 0, 0)),
+    ]
+    assert [spread.output for spread in found.spread] == ["first", "second"]
+    # The smallest of eight.
+    assert found.classes[4].p_adjusted == pytest.approx(8 * 2 / 2**40)
+    (warning,) = found.warnings
+    assert warning.startswith("some classes of `second` pay more than the whole")
+    # Flips are those of the first.
+    assert found.flips_total == 0
+
+
+def test_groups_are_told_beside_the_classes() -> None:
+    """Class 0 and 1 change places: all of site north are of these classes, and two thirds of site south are not."""
+    made = data(n=160, wrong=0)
+    site = np.where(np.isin(made.labels["labels"], (0, 1)) & (np.arange(160) < 120), 1, 2)
+    groups = {"site": Groups(site, ("east", "north", "south"))}
+    found = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, made, groups=groups)
+    north, south = found.classes[4:]
+    assert (north.title, north.column, north.output, north.n, north.lost) == ("site north", "site", "y", 60, 60)
+    assert (south.title, south.n, south.lost) == ("site south", 100, 20)
+    # Four classes and two groups, of which the largest loss has the least p.
+    assert north.p_adjusted == pytest.approx(6 * 2 / 2**60)
+    classes, sites = found.spread
+    assert (classes.column, sites.column) == ("", "site")
+    assert sites.change == classes.change == -0.5
+    assert sites.worst == north
+    assert [one.title for one in found.payers] == ["class 0", "class 1", "site north"]
+    assert len(found.warnings) == 2
+    assert found.warnings[1].startswith("some groups pay more than the whole (-50.00 pp): site north -100.0 pp")
+    part = accuracy.evaluate({"original": SAME, "compressed": SWAPPED}, made, groups=groups, limit=64)
+    assert sum(one.n for one in part.classes if one.column) == 64
+
+
+def test_one_model_alone_has_no_changes_by_class() -> None:
+    found = accuracy.evaluate({"original": SAME}, data(n=160))
+    assert found.classes == found.spread == ()
 
 
 def test_at_most_fifty_flips_are_kept() -> None:

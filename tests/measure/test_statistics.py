@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -53,6 +54,66 @@ def test_wilson_holds_the_proportion(case: tuple[int, int]) -> None:
 def test_paired_difference_matches_newcombe(table: tuple[int, int, int, int], low: float, high: float) -> None:
     estimate = statistics.paired_difference(*table)
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.0002)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"),
+    [
+        (0, 0, 1),
+        (1, 0, 1),
+        (3, 3, 1),
+        (5, 0, Fraction(2, 32)),
+        (0, 10, Fraction(2, 1024)),
+        # 1 + 8 of 256, on both sides.
+        (7, 1, Fraction(18, 256)),
+        (2, 10, Fraction(2 * (1 + 12 + 66), 4096)),
+    ],
+)
+def test_mcnemar_by_hand(lost: int, won: int, p: Fraction) -> None:
+    assert statistics.mcnemar(lost, won) == pytest.approx(float(p), rel=1e-12)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_the_whole_binomial_tail(lost: int, won: int) -> None:
+    """Counted in whole numbers: all ways to part so many samples that are as unequal, or more."""
+    n, gap = lost + won, abs(lost - won)
+    ways = sum(math.comb(n, count) for count in range(n + 1) if abs(n - 2 * count) >= gap)
+    assert statistics.mcnemar(lost, won) == pytest.approx(float(Fraction(ways, 2**n)), rel=1e-9)
+
+
+def test_mcnemar_takes_many_samples() -> None:
+    # Far beyond what a float holds, and near one half of a million.
+    assert statistics.mcnemar(5000, 10) == 0
+    assert statistics.mcnemar(500_000, 499_000) == pytest.approx(math.erfc(999 / math.sqrt(2 * 999_000)), rel=1e-3)
+
+
+def test_holm_by_hand() -> None:
+    # In order 0.01, 0.02, 0.03, 0.4: times 4, 3, 2, 1, and none below one before it.
+    assert statistics.holm([0.03, 0.01, 0.4, 0.02]) == pytest.approx([0.06, 0.04, 0.4, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1, 1]
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 1000])
+def test_simultaneous_intervals_share_five_per_cent(count: int) -> None:
+    outside = math.erfc(statistics.simultaneous(count) / math.sqrt(2))
+    assert count * outside == pytest.approx(0.05, rel=1e-9)
+
+
+def test_a_wider_quantile_is_a_wider_interval_of_the_same_difference() -> None:
+    usual, wide = (statistics.paired_difference(20, 12, 2, 16, z) for z in (1.959964, 2.807034))
+    # Newcombe's table again; and by its formulas with z = 2.807: Wilson's ends of 32 and 22 of 50, joined by phi.
+    assert (usual.low, usual.high) == pytest.approx((-0.3292, -0.0562), abs=0.0002)
+    low = [(p + z2 / 100 - math.sqrt(z2 * (p * (1 - p) + z2 / 200) / 50)) / (1 + z2 / 50) for p, z2 in ENDS]
+    high = [(p + z2 / 100 + math.sqrt(z2 * (p * (1 - p) + z2 / 200) / 50)) / (1 + z2 / 50) for p, z2 in ENDS]
+    phi = (20 * 16 - 12 * 2 - 25) / math.sqrt(32 * 18 * 22 * 28)
+    below, above = (0.44 - low[1], high[0] - 0.64), (high[1] - 0.44, 0.64 - low[0])
+    ends = [math.sqrt(a * a - 2 * phi * a * b + b * b) for a, b in (below, above)]
+    assert (wide.low, wide.high) == pytest.approx((-0.2 - ends[0], -0.2 + ends[1]), abs=1e-9)
+
+
+#: Proportions of the table above, and the square of the wider quantile.
+ENDS = ((0.64, 2.807034**2), (0.44, 2.807034**2))
 
 
 @given(counts, counts, counts, counts)

@@ -31,6 +31,8 @@ def test_identical_gates_are_an_error(load):
         "metric: throughput, min: 5",
         "metric: agreement, min: 90 %",
         "metric: memory.peak, max: 1 GB",
+        "metric: accuracy.worst_class, max_drop: 3 pp",
+        "metric: accuracy.evenness, max: 2",
     ],
 )
 def test_gates_that_are_measured(load, gate):
@@ -55,6 +57,15 @@ def test_gates_that_are_measured(load, gate):
             "accuracy.top1",
             "as accuracy.top3, accuracy.f1 only",
         ),
+        (
+            [
+                ("{metric: top1}", "[{metric: mae}]"),
+                with_gate("metric: accuracy.worst_class, max_drop: 3 pp"),
+            ],
+            "accuracy.worst_class",
+            "as accuracy.mae only",
+        ),
+        ([with_gate("metric: accuracy.worst_group, max_drop: 3 pp")], "accuracy.worst_group", "has no groups"),
     ],
 )
 def test_gates_that_can_never_be_judged(load, changes, underlined, said):

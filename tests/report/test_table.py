@@ -116,6 +116,23 @@ def test_the_worst_comes_first() -> None:
     assert headline(builders.report(variants=larger)).startswith("1.2x LARGER")
 
 
+def test_a_class_that_pays_is_said_with_the_whole() -> None:
+    """The worst one, beside what it is compared with; a loss of the whole that is small is said first then too."""
+    lost = [6, 6, 6, 86, 6, 60, 6, 6, 6, 6]
+    told = headline(builders.report(accuracy=builders.accuracy(0.918, 0.8648, lost=lost)))
+    assert told == "-5.32 pp top-1, class cat -16.0 pp, 6.3x smaller, 2.5x faster (cpu, batch 1)"
+    told = headline(builders.report(accuracy=builders.accuracy(0.918, 0.915, lost=lost)))
+    assert told.startswith("-0.30 pp top-1, class cat -16.0 pp, 6.3x smaller")
+    # 1.8 points of one class are less than two beyond the whole, 4 of another no more than chance.
+    for fewer in ([6] * 9 + [20], [16] * 9 + [26]):
+        told = headline(builders.report(accuracy=builders.accuracy(0.918, 0.915, lost=fewer)))
+        assert "class" not in told
+    both = builders.accuracy(0.918, 0.8648, lost=lost)
+    spread = (*both.spread, both.spread[0].model_copy(update={"output": "other"}))
+    told = headline(builders.report(accuracy=both.model_copy(update={"spread": spread})))
+    assert told.startswith("-5.32 pp top-1, class cat of logits -16.0 pp, ")
+
+
 def test_a_failed_gate_opens_the_line() -> None:
     gates = (builders.verdict(outcome="fail", excess="over by 10,345 bytes"), builders.verdict("macs"))
     text = headline(builders.report(gates=gates, status="gate_failed"))

@@ -209,6 +209,24 @@ def test_a_limit_within_one_sample(limit: Gate, count: int, step: str, enough: i
     assert f" {enough:,} samples" in error.hint
 
 
+def test_a_limit_on_the_worst_class_needs_samples_of_each() -> None:
+    """Fifty of every class: one of them is two points, one of all 200 half a point."""
+    error = refused(scores(MIXED), MIXED, gate("accuracy.worst_class", max_drop="1 pp"))
+    assert error.code == "tune.too-few-samples"
+    assert error.message.startswith("50 samples of each class cannot tell `accuracy.worst_class: max_drop 1 pp`")
+    assert error.message.endswith("one more that is wrong is 2.00 pp")
+    assert error.hint is not None
+    assert "765 samples of each class" in error.hint
+    (warning,) = check(scores(MIXED), MIXED, gate("accuracy.worst_class", max_drop="2 pp"))
+    assert "with 50 samples of each class" in warning
+    # F1 has classes, and a metric with as many guesses as classes says nothing of its own.
+    specs = [AccuracySpec(metric="f1"), AccuracySpec(metric="topk", k=4)]
+    for spec in specs:
+        (warning,) = check(scores(MIXED), MIXED, gate("accuracy.worst_class", max_drop="2 pp"), specs=[spec])
+        assert "with 50 samples of each class" in warning
+    assert "labels are 3" in refused(scores(EQUAL), EQUAL, gate("accuracy.worst_class", max_drop="2 pp")).message
+
+
 def test_a_limit_of_one_sample_is_told_but_not_well() -> None:
     """With 200 samples half a point is one of them."""
     limit = gate("accuracy.top1", max_drop="0.5 pp")

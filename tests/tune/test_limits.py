@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from lepton_cli.measure.results import Memory
+from lepton_cli.measure import rows
+from lepton_cli.measure.results import Accuracy, Memory
+from lepton_cli.measure.rows import Counts
 from lepton_cli.recipe.tuning import Objective
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
 
@@ -31,6 +33,26 @@ def test_some_samples_reject_only_what_the_whole_interval_rejects() -> None:
     assert not one.breaches(trial(accuracy=accuracy(0.012, half=0.01), **proxy))
     assert one.breaches(trial(accuracy=accuracy(0.02, half=0.01), **proxy))
     assert one.breaches(trial(accuracy=accuracy(0.012, half=0.01)))
+
+
+def by_class(lost: int, n: int) -> Accuracy:
+    """Ten classes of `n` samples that were right, of which one lost so many."""
+    counted = [Counts(str(label), n - gone, gone, 0, 0) for label, gone in enumerate([lost, *[0] * 9])]
+    classes, spread = rows.judged({("y", ""): counted})
+    return Accuracy(classes=classes, spread=spread)
+
+
+def test_some_samples_reject_a_worst_class_only_where_it_is_certain() -> None:
+    one = judge(gate("accuracy.worst_class", max_drop="5 pp"))
+    proxy = {"reached": "proxy"}
+    # 10 points of 40 samples may be none of all; of 400 they are 6 at least, with ten classes as well.
+    assert not one.breaches(trial(accuracy=by_class(4, 40), **proxy))
+    assert one.breaches(trial(accuracy=by_class(40, 400), **proxy))
+    assert one.breaches(trial(accuracy=by_class(4, 40)))
+    assert not one.breaches(trial(accuracy=by_class(20, 400)))
+    # Of some samples no class may have enough: nothing is known then.
+    assert not one.breaches(trial(accuracy=by_class(20, 20), **proxy))
+    assert not one.margins(trial(accuracy=by_class(20, 20), **proxy))
 
 
 def test_times_break_a_limit_by_more_than_a_trial_can_tell() -> None:

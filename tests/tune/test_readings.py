@@ -9,7 +9,8 @@ import pytest
 
 from lepton_cli.measure.results import Accuracy, Fidelity, MetricChange
 from lepton_cli.recipe.schema import Gate
-from lepton_cli.report.model import Margin
+from lepton_cli.report.model import Margin, Verdict
+from lepton_cli.tune.readings import stands
 from tests.tune.builders import accuracy, gate, judge, latency, size, trial
 
 
@@ -102,3 +103,22 @@ def test_room_and_excess_are_two_sides() -> None:
     assert one.breaches(measured)[0].excess == pytest.approx(0.25)
     assert [m.room for m in one.margins(measured)] == pytest.approx([-0.25, -0.25])
     assert one.breaches(measured)[1].excess == pytest.approx((0.5 * 0.99 - 0.4) / 0.4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict", "level", "expected"),
+    [
+        ("accuracy.top1", "pass", "error", True),
+        ("accuracy.top1", "fail", "error", False),
+        ("accuracy.top1", "fail", "warn", True),
+        ("latency.median", "skipped", "error", True),
+        ("latency.median", "inconclusive", "error", False),
+        # What is measured again on the same samples is no other.
+        ("accuracy.worst_class", "inconclusive", "error", True),
+        ("accuracy.evenness", "inconclusive", "error", True),
+        ("accuracy.worst_class", "fail", "error", False),
+    ],
+)
+def test_what_leaves_a_finalist_in_its_place(metric: str, verdict: Any, level: Any, expected: bool) -> None:
+    said = Verdict(metric=metric, limit="max 1", observed="2", level=level, verdict=verdict)
+    assert stands(said) == expected

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton_cli import metrics
+from lepton_cli.measure import rows, statistics
 from lepton_cli.measure.results import Accuracy, Fidelity, Memory, MetricChange, MetricValue
+from lepton_cli.measure.rows import Counts
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report.facts import BoundedValue
@@ -41,12 +43,27 @@ def fidelity(decibel: float | None, agreement: float = 1.0) -> Accuracy:
     return Accuracy(fidelity=(one,))
 
 
+def by_class(lost: int, other: int) -> Accuracy:
+    """Two classes of 200, of which 180 and 160 were right, and so many of them are lost."""
+    counted = (Counts("a", 180 - lost, lost, 0, 20), Counts("b", 160 - other, other, 0, 40))
+    classes, spread = rows.judged({("y", ""): counted})
+    return Accuracy(classes=classes, spread=spread)
+
+
+def ends(lost: int, z: float = 2.241403) -> tuple[float, float]:
+    """Of two intervals at once; the other class lost less for certain."""
+    found = statistics.paired_difference(180 - lost, lost, 0, 20, z)
+    return -found.high, -found.low
+
+
 #: An original of 1000 bytes, parameters / 4, 1 ms, 1000 samples a second, 90 %; others are named.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "accuracy.top1": ({"accuracy": accuracy()}, {"accuracy": accuracy(0.005, half=0.02)}),
     "accuracy.mae": ({"accuracy": error(0, 0, 0)}, {"accuracy": error(0.3, 0.1, 0.4)}),
     "agreement": ({"accuracy": fidelity(None)}, {"accuracy": fidelity(40.0, 0.95)}),
     "fidelity.sqnr": ({"accuracy": fidelity(None)}, {"accuracy": fidelity(40.0)}),
+    "accuracy.worst_class": ({"accuracy": by_class(0, 0)}, {"accuracy": by_class(20, 5)}),
+    "accuracy.evenness": ({"accuracy": by_class(0, 0)}, {"accuracy": by_class(20, 5)}),
     "latency.median": ({}, {"latency": latency(0.5)}),
     "throughput": ({}, {"latency": latency(0.5)}),
     "size.file": ({}, {"size": size(500)}),
@@ -73,6 +90,8 @@ def bound(limit: Gate) -> tuple[Yardstick, Judge]:
     return found, one
 
 
+#: Wilson's interval of 20 of 25, of two at once.
+EVEN = statistics.wilson(20, 25, 2.241403)
 #: A limit; what it allows, what a trial has of it, and the ends of its interval, better when lower; then the same of
 #: the trial as the limit looks at it.
 CASES: list[tuple[Gate, float, tuple[float, float, float], tuple[float, float, float]]] = [
@@ -86,6 +105,10 @@ CASES: list[tuple[Gate, float, tuple[float, float, float], tuple[float, float, f
     (gate("accuracy.mae", max_increase=0.5), 0.5, (0.3, 0.1, 0.4), (0.3, 0.1, 0.4)),
     # 95 % of the answers; the original agrees with itself.
     (gate("agreement", min="90 %"), 0.1, (0.05, 0.04, 0.07), (0.95, 0.93, 0.96)),
+    # Class a lost 10 points, with an interval for both; the lowest of the original's is b with 80 %.
+    (gate("accuracy.worst_class", max_drop="4 pp"), 0.04, (0.1, *ends(20)), (0.1, *ends(20))),
+    # 20 of 25 lost in one of two equal classes. The original lost nothing: 1.
+    (gate("accuracy.evenness", max=1.5), 0.5, (0.6, 2 * EVEN[0] - 1, 2 * EVEN[1] - 1), (1.6, 2 * EVEN[0], 2 * EVEN[1])),
     # 20 dB are a tenth of the signal.
     (gate("fidelity.sqnr", min="20 dB"), 0.1, (0.01, 0.01, 0.01), (40, 40, 40)),
     # Half of 1 ms, within 1 %.
@@ -303,3 +326,23 @@ def test_ratios_follow_the_tables(metric: str, share: float) -> None:
     found = Yardstick(metric, (), 0, 1.0).quantity
     assert isinstance(found, Ratio)
     assert found.share(Features("int8", time=0.25, bytes=0.6)) == pytest.approx(share)
+
+
+def test_a_level_of_the_worst_class_is_read_without_the_original() -> None:
+    """Class a fell from 90 to 80 % and is the worst; the original's lowest is b with 80 %: no level was lost."""
+    one, judged = bound(gate("accuracy.worst_class", min="75 %"))
+    assert one.original == pytest.approx(0.8)
+    assert one.bound == pytest.approx(0.05)
+    read = one.read(judged.report(measured("accuracy.worst_class")))
+    assert read is not None
+    assert read[0] == pytest.approx(0, abs=1e-12)
+    assert not judged.breaches(measured("accuracy.worst_class"))
+    # As a goal it is a level too: what the judge compares trials by.
+    judged = judge(goal="accuracy.worst_class")
+    _, goal = yardsticks(judged, given_original("accuracy.worst_class"))
+    worse = trial(accuracy=by_class(30, 5))
+    read = goal.read(judged.report(worse))
+    assert read is not None
+    shown = goal.shown(Band(value=read[0], low=read[0], high=read[0]), comparison(judged, goal))
+    assert shown.value == pytest.approx(-0.75)
+    assert judged.value(worse) == pytest.approx(-0.75)
