@@ -138,6 +138,8 @@ METRICS: dict[str, Metric] = {
 
 #: Short forms that people write for the metric they mean.
 SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
+#: The recipe's own function: which way is better, the recipe says.
+OWN = "accuracy.python"
 TOP_K = re.compile(r"^accuracy\.top([1-9][0-9]{0,5})$")
 _TOP_5, _SCORE = METRICS["accuracy.top5"], METRICS["accuracy.score"]
 #: What `evaluate: accuracy:` can measure, by the word it has there: top-k takes its k, the score follows from the rest.
@@ -157,14 +159,18 @@ def find(name: str) -> Metric | None:
     return known
 
 
-def of(name: str) -> Metric:
-    """The metric of that name. One the table does not know (in a report of another version) is a plain accuracy."""
-    return find(name) or _accuracy(name, "number", "higher", name.removeprefix("accuracy."), "")
+def of(name: str, *, lower: bool = False) -> Metric:
+    """The metric of that name. One the table does not know (in a report of another version) is a plain accuracy.
+
+    `lower`: of its values lower is better, which only the recipe knows of its own function.
+    """
+    found = find(name) or _accuracy(name, "number", "higher", name.removeprefix("accuracy."), "")
+    return dataclasses.replace(found, better="lower") if lower and found.better == "higher" else found
 
 
-def accuracy(short: str) -> Metric:
+def accuracy(short: str, *, lower: bool = False) -> Metric:
     """The accuracy that reports and recipes call by the end of its name: `top1`, `rmse`."""
-    return of(f"accuracy.{short}")
+    return of(f"accuracy.{short}", lower=lower)
 
 
 def nearest(name: str) -> str | None:

@@ -103,18 +103,19 @@ def test_every_accuracy_has_a_formula_and_the_other_way_round() -> None:
 
 @pytest.mark.parametrize("word", MEASURABLE)
 def test_formulas_fit_their_row(word: str) -> None:
-    """Errors say what a model's are compared with; only shares are proportions."""
+    """What enters the score of several metrics grows as the model gets better; only shares are proportions."""
     spec = AccuracySpec(metric=word, k=5)
     assert spec.about is MEASURABLE[word]
-    assert (formula(spec).constant is not None) == (spec.about.better == "lower")
-    assert not formula(spec).proportion or spec.about.kind == "share"
+    found = formula(spec)
+    assert (found.share(0.7) > found.share(0.6)) == (found.constant is not None or spec.about.better == "higher")
+    assert not found.proportion or spec.about.kind == "share"
 
 
 def test_recipes_accept_what_can_be_measured() -> None:
     listed = json_schema("recipe")["$defs"]["AccuracySpec"]["properties"]["metric"]["enum"]
     assert listed == list(MEASURABLE)
-    page = (ROOT / "docs/recipes.md").read_text()
-    assert not [word for word in MEASURABLE if word not in page]
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert not [word for word in MEASURABLE if f"`{word}`" not in page]
 
 
 def test_top_k_exists_for_every_k() -> None:

@@ -135,7 +135,7 @@ class _Run:
             self._started = True
         for arm in self.arms:
             for track in self._tracks(arm):
-                track.add(arm, results.outputs[arm], results.labels, results.count)
+                track.add(arm, results)
         for (arm, output), tracker in self.fidelity.items():
             tracker.add(reference[output], results.outputs[arm][output], results.count)
         if self.predictions is not None and not results.labels:

@@ -36,6 +36,8 @@ class Formula:
     takes_classes: bool = False
     #: Of errors: the constant answer with the least, made from all labels. A model's error is a share of that one's.
     constant: Callable[[Array], Any] | None = None
+    #: Of everything else: the value as a share of 1, higher is better.
+    share: Callable[[float], float] = float
 
 
 def class_labels(labels: Array, output: Array) -> Array:
@@ -316,8 +318,10 @@ FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
     "accuracy.r2": lambda spec: Formula(_regression_sums, _r2),
     "accuracy.cosine": lambda spec: Formula(lambda output, labels: cosine(output, labels)[:, None], _mean),
     "accuracy.spearman": lambda spec: Formula(_pairs, _spearman),
-    # The recipe's function gives what is kept.
-    "accuracy.python": lambda spec: Formula(lambda output, labels: output, _mean),
+    # The recipe's function gives what is kept; what its values are a share of nobody knows.
+    "accuracy.python": lambda spec: Formula(
+        lambda output, labels: output, _mean, share=float if spec.better == "higher" else lambda value: -value
+    ),
 }
 
 

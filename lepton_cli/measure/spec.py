@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lepton_cli import metrics, units
 from lepton_cli.values import Duration, Percent, Strict
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 else:
     #: The words of the table, so that schema and error messages list them.
     Measurable = Literal[tuple(metrics.MEASURABLE)]
+
+
+#: Options that are an error with any other metric, where they would change nothing and seem to.
+_ONLY_FOR = {"better": ("python",)}
 
 
 class AccuracySpec(Strict):
@@ -26,11 +30,23 @@ class AccuracySpec(Strict):
     labels: str | None = Field(default=None, description="Label array or column for this output")
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
     function: str | None = Field(default=None, description="For `python`: `file.py:function` (needs --allow-code)")
+    better: Literal["higher", "lower"] = Field(
+        default="higher", description="For `python`: which of the function's values are better"
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> AccuracySpec:
+        for option, takers in _ONLY_FOR.items():
+            if getattr(self, option) != type(self).model_fields[option].default and self.metric not in takers:
+                listed = ", ".join(f"`{metric}`" for metric in takers)
+                raise ValueError(f"`{option}` is for {listed}, and `{self.metric}` takes none")
+        return self
 
     @property
     def about(self) -> metrics.Metric:
-        """The metric's row in the table; `topk` with its own k."""
-        return metrics.accuracy(f"top{self.k}" if self.metric == "topk" else self.metric)
+        """The metric's row in the table; `topk` with its own k, the recipe's own function with its direction."""
+        short = f"top{self.k}" if self.metric == "topk" else self.metric
+        return metrics.accuracy(short, lower=self.better == "lower")
 
 
 class ProviderSpec(Strict):
@@ -106,3 +122,8 @@ class EvaluateSpec(Strict):
         default="auto", description="Joules per inference (RAPL, NVML); `auto`: where this machine lets us read them"
     )
     cost: CostSpec | None = None
+
+    def directions(self, metric: str, output: str | None = None) -> set[str]:
+        """Which way is better for a metric (of an output): as the recipe says of its own function, else the table's."""
+        own = [spec.about for spec in self.accuracy if output is None or spec.output in (None, output)]
+        return {about.better for about in own if about.name == metric} or {metrics.of(metric).better}

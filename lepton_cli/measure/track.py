@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lepton_cli.data.dataset import Array
+from lepton_cli.data.dataset import Array, Batch
 from lepton_cli.errors import DataError, MeasurementError
 from lepton_cli.measure import metrics, statistics
 from lepton_cli.measure.hooks import Hook
 from lepton_cli.measure.results import MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.measure.stream import Results
 
 
 class Track:
@@ -24,17 +26,18 @@ class Track:
         self.about, self.formula = spec.about, metrics.formula(spec)
         self._columns: dict[str, list[metrics.KeptColumns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
-        self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}
+        self._everything: dict[str, list[Results]] = {}
         self._labels: list[Array] = []
         self._done: dict[str, metrics.KeptColumns] = {}
         self._numbers: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, arm: str, outputs: Mapping[str, Array], labels: Mapping[str, Array], count: int) -> None:
+    def add(self, arm: str, results: Results) -> None:
         """One batch of one model."""
         if self.hook is not None:
-            self._add_hook(arm, dict(outputs), dict(labels), count)
+            self._add_hook(arm, results, self.hook)
             return
+        outputs, labels, count = results.outputs[arm], results.labels, results.count
         if self.output not in outputs:
             raise MeasurementError("measure.output", f"output `{self.output}` is not a tensor")
         output, own = outputs[self.output], labels[self.label]
@@ -61,17 +64,18 @@ class Track:
         """The labels of this metric as classes of its output."""
         return metrics.class_labels(labels[self.label], outputs[self.output])
 
-    def _add_hook(self, arm: str, outputs: dict[str, Array], labels: dict[str, Array], count: int) -> None:
+    def _add_hook(self, arm: str, results: Results, hook: Hook) -> None:
         """Per-sample values are kept as they come; a function that wants everything at once gets it at the end."""
-        if self.hook is None:
-            return
         if arm not in self._everything:
-            found = self.hook(outputs, labels, count)
+            labels = {**results.labels, **results.texts}
+            found = hook(results.outputs[arm], labels, results.fed.feeds, results.count)
             if isinstance(found, np.ndarray):
                 self._columns.setdefault(arm, []).append(found[:, None])
                 return
-        self._everything.setdefault(arm, []).append((outputs, labels))
-        self._counts[arm] = self._counts.get(arm, 0) + count
+        fed = results.fed if hook.takes_inputs else Batch({}, {}, results.start)
+        kept = dataclasses.replace(results, outputs={arm: results.outputs[arm]}, fed=fed)
+        self._everything.setdefault(arm, []).append(kept)
+        self._counts[arm] = self._counts.get(arm, 0) + results.count
 
     def columns(self, arm: str) -> metrics.KeptColumns | None:
         """Kept values of all samples; `None` for a hook that gives a single number."""
@@ -91,9 +95,11 @@ class Track:
         if columns is not None:
             return float(self.formula.value(columns))
         if arm not in self._numbers:
-            outputs = _joined([outputs for outputs, _ in self._everything[arm]])
-            labels = _joined([labels for _, labels in self._everything[arm]])
-            found = self.hook(outputs, labels, self._counts[arm]) if self.hook is not None else math.nan
+            parts = self._everything[arm]
+            outputs = _joined([part.outputs[arm] for part in parts])
+            labels = _joined([{**part.labels, **part.texts} for part in parts])
+            inputs = {name: _input(parts, name) for name in parts[0].fed.feeds}
+            found = self.hook(outputs, labels, inputs, self._counts[arm]) if self.hook is not None else math.nan
             self._numbers[arm] = float(np.mean(found))
         return self._numbers[arm]
 
@@ -153,7 +159,7 @@ class Track:
         """The value as a share of 1, higher is better: errors as 1 - error / error of the best constant answer."""
         value = self._finite(arm)
         if self.formula.constant is None:
-            return value
+            return self.formula.share(value)
         labels = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in self._labels])
         guess = np.full_like(labels, self.formula.constant(labels))
         spread = float(self.formula.value(self.formula.keep(guess, labels)))
@@ -187,7 +193,25 @@ def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
         if len({array.shape[1:] for array in arrays}) == 1:
             joined[name] = np.concatenate(arrays)
         else:
-            rows = [row for array in arrays for row in array]
-            joined[name] = np.empty(len(rows), dtype=object)
-            joined[name][:] = rows
+            joined[name] = _rows([row for array in arrays for row in array])
     return joined
+
+
+def _input(parts: Sequence[Results], name: str) -> Array:
+    """What all batches were fed as one input: joined where it has its samples, once where all share it, else an array
+    of samples."""
+    arrays, axis = [part.fed.feeds[name] for part in parts], parts[0].fed.axis(name)
+    if axis is None:
+        if all(np.array_equal(array, arrays[0]) for array in arrays):
+            return arrays[0]
+        return _rows([array for part, array in zip(parts, arrays, strict=True) for _ in range(part.count)])
+    if len({array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}) == 1:
+        return np.concatenate(arrays, axis)
+    return _rows([sample for array in arrays for sample in np.moveaxis(array, axis, 0)])
+
+
+def _rows(rows: Sequence[Array]) -> Array:
+    found = np.empty(len(rows), dtype=object)
+    for place, row in enumerate(rows):  # numpy would make one array of rows of equal shapes
+        found[place] = row
+    return found

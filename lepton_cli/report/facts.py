@@ -62,11 +62,13 @@ class Fact:
     scope: dict[str, str | int] = dataclasses.field(default_factory=dict)
     n: int | None = None
     unit: str = ""
+    #: The report says that lower is better, whatever the table does.
+    lower: bool = False
 
     @property
     def about(self) -> Metric:
         """What is known about the metric."""
-        return metrics.of(self.metric)
+        return metrics.of(self.metric, lower=self.lower)
 
     @property
     def kind(self) -> Kind:
@@ -155,6 +157,7 @@ def _accuracy(report: Report) -> Iterator[Fact]:
             _range(entry.value, entry.low, entry.high),
             scope={"output": entry.output},
             n=entry.n,
+            lower=not entry.higher_is_better,
         )
         change = changes.get((entry.metric, entry.output))
         yield fact if change is None else _paired(fact, change)

@@ -384,4 +384,3 @@ def saved(one: Yardstick) -> str:
     if one.about.source in ("latency", "energy"):
         return "time"
     return "" if one.metric == "nodes" else "bytes"
-

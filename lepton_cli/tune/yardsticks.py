@@ -40,10 +40,12 @@ class Yardstick:
     original: float
     #: What a limit allows at most, in this yardstick's unit.
     bound: float = math.inf
+    #: The recipe says that lower is better, whatever the table does.
+    lower: bool = False
 
     @property
     def about(self) -> metrics.Metric:
-        return metrics.of(self.metric)
+        return metrics.of(self.metric, lower=self.lower)
 
     @property
     def counted(self) -> str:
@@ -127,14 +129,14 @@ def yardsticks(judge: Judge, original: Trial) -> tuple[list[Yardstick], Yardstic
             upper, most = bound_of(gate, fact.value.value)
             if upper != (fact.about.better == "lower"):
                 continue  # a least size is for the judge
-            one = Yardstick(gate.metric, tuple(fact.scope.items()), index, fact.value.value)
+            one = Yardstick(gate.metric, tuple(fact.scope.items()), index, fact.value.value, lower=fact.lower)
             found.append(dataclasses.replace(one, bound=one.of(BoundedValue.exact(most)).value))
     return found, _of_goal(judge.goal, report)
 
 
 def _of_goal(goal: Objective, report: Report) -> Yardstick:
     fact = facts.find(report, goal.metric, **goal.scope)[0]
-    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value)
+    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value, lower=fact.lower)
 
 
 def comparison(judge: Judge, one: Yardstick) -> str | None:
