@@ -110,6 +110,9 @@ METRICS: dict[str, Metric] = {
         _accuracy(
             "accuracy.spearman", "coefficient", "higher", "spearman", "Spearman's rank correlation with the labels"
         ),
+        _accuracy("accuracy.miou", "share", "higher", "mIoU", "Intersection over union, mean of the classes"),
+        _accuracy("accuracy.dice", "share", "higher", "Dice", "Dice coefficient, mean of the classes"),
+        _accuracy("accuracy.perplexity", "number", "lower", "perplexity", "Perplexity of the tokens that follow"),
         _accuracy(
             "accuracy.score",
             "coefficient",

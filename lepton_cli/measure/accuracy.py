@@ -157,7 +157,7 @@ class _Run:
         for index, spec in enumerate(self.specs or default_specs(outputs, labels)):
             output = _output_name(spec, index, outputs)
             label = label_name(spec, index, output, tuple(labels))
-            self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
+            self.tracks.append(Track(spec, output, label, self.hooks.get(index), index))
         inner = {name for names in self.searched.values() for name in names}
         deciders = {
             name: None if name in inner else metrics.decider(value, name=name) for name, value in outputs.items()

@@ -17,7 +17,10 @@ else:
 
 
 #: Options that are an error with any other metric, where they would change nothing and seem to.
-_ONLY_FOR = {"better": ("python",)}
+_ONLY_FOR = {
+    "better": ("python",),
+    "ignore_index": ("miou", "dice", "perplexity"),
+}
 
 
 class AccuracySpec(Strict):
@@ -25,7 +28,12 @@ class AccuracySpec(Strict):
 
     metric: Measurable = Field(description="What is computed from outputs and labels")
     k: int = Field(default=5, ge=1, description="For `topk`: how many guesses count")
-    average: Literal["macro", "micro", "binary"] = Field(default="macro", description="For `f1`")
+    average: Literal["macro", "micro", "binary"] = Field(
+        default="macro", description="For `f1`, `miou`, `dice`: mean of the classes, all together, or class 1 alone"
+    )
+    ignore_index: int | None = Field(
+        default=None, description="For `miou`, `dice`, `perplexity`: labels that do not count (-100 never is a token)"
+    )
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Array, Batch
-from lepton_cli.errors import DataError, MeasurementError
+from lepton_cli.errors import DataError, LeptonError, MeasurementError
 from lepton_cli.measure import metrics, statistics
+from lepton_cli.measure.formula import KeptColumns
 from lepton_cli.measure.hooks import Hook
 from lepton_cli.measure.results import MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
@@ -21,14 +23,15 @@ from lepton_cli.measure.stream import Results
 class Track:
     """The kept values of one metric."""
 
-    def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
-        self.spec, self.output, self.label, self.hook = spec, output, label, hook
+    def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None = None, index: int = 0) -> None:
+        """`index`: its position in the recipe."""
+        self.spec, self.output, self.label, self.hook, self._index = spec, output, label, hook, index
         self.about, self.formula = spec.about, metrics.formula(spec)
-        self._columns: dict[str, list[metrics.KeptColumns]] = {}
+        self._columns: dict[str, list[KeptColumns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
         self._everything: dict[str, list[Results]] = {}
         self._labels: list[Array] = []
-        self._done: dict[str, metrics.KeptColumns] = {}
+        self._done: dict[str, KeptColumns] = {}
         self._numbers: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
@@ -56,7 +59,7 @@ class Track:
         elif not np.issubdtype(own.dtype, np.number):
             raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.about.short}` needs")
         kept = self._columns.setdefault(arm, [])
-        kept.append(self.formula.keep(output, own))
+        kept.append(self._keep(output, own))
         if self.formula.constant is not None and len(self._labels) < len(kept):
             self._labels.append(own)
 
@@ -77,17 +80,26 @@ class Track:
         self._everything.setdefault(arm, []).append(kept)
         self._counts[arm] = self._counts.get(arm, 0) + results.count
 
-    def columns(self, arm: str) -> metrics.KeptColumns | None:
+    def columns(self, arm: str) -> KeptColumns | None:
         """Kept values of all samples; `None` for a hook that gives a single number."""
         if arm in self._everything:
             return None
         if arm not in self._done:
             if arm in self._deferred:
                 outputs, labels = (np.concatenate(part) for part in zip(*self._deferred[arm], strict=True))
-                self._done[arm] = self.formula.keep(outputs, labels)
+                self._done[arm] = self._keep(outputs, labels)
             else:
-                self._done[arm] = np.concatenate(self._columns[arm])
+                self._done[arm] = _stacked(self._columns[arm])
         return self._done[arm]
+
+    def _keep(self, output: Array, labels: Array) -> KeptColumns:
+        """An error about an option of the metric names it as the recipe does."""
+        try:
+            return self.formula.keep(output, labels)
+        except LeptonError as error:
+            if error.option and error.option[0] in AccuracySpec.model_fields:
+                error.option = ("evaluate", "accuracy", self._index, *error.option)
+            raise
 
     def value(self, arm: str) -> float:
         """The metric over all samples."""
@@ -112,7 +124,7 @@ class Track:
             if self._is_proportion(columns):
                 low, high = statistics.wilson(float(columns.sum()), len(columns))
             else:
-                low, high = _bootstrap(lambda rows: self.formula.value(columns[rows]), len(columns), seed)
+                low, high = _bootstrap(self._of(columns), len(columns), seed)
         return MetricValue(
             metric=self.about.short,
             output=self.output,
@@ -137,9 +149,8 @@ class Track:
                 _, low, high = statistics.paired_difference(*counts)
                 method = "newcombe"
             else:
-                low, high = _bootstrap(
-                    lambda rows: self.formula.value(after[rows]) - self.formula.value(before[rows]), len(before), seed
-                )
+                first_of, second_of = self._of(before), self._of(after)
+                low, high = _bootstrap(lambda rows: second_of(rows) - first_of(rows), len(before), seed)
                 method = "bootstrap"
         return MetricChange(
             metric=self.about.short,
@@ -155,6 +166,19 @@ class Track:
             variant=arm,
         )
 
+    def _of(self, columns: KeptColumns) -> Callable[[NDArray[np.intp]], Array]:
+        """The value of resamples: from the rows of each, [resamples, samples]."""
+        if not self.formula.additive:
+            return lambda rows: self.formula.value(columns[rows])
+        count = len(columns)
+
+        def value(rows: NDArray[np.intp]) -> Array:
+            places = rows + count * np.arange(len(rows))[:, None]
+            times = np.bincount(places.reshape(-1), minlength=count * len(rows)).reshape(len(rows), count)
+            return self.formula.value((times.astype(np.float64) @ columns)[:, None])
+
+        return value
+
     def score(self, arm: str) -> float:
         """The value as a share of 1, higher is better: errors as 1 - error / error of the best constant answer."""
         value = self._finite(arm)
@@ -165,7 +189,7 @@ class Track:
         spread = float(self.formula.value(self.formula.keep(guess, labels)))
         return 1 - value / spread if spread > 0 else -value
 
-    def _is_proportion(self, columns: metrics.KeptColumns) -> bool:
+    def _is_proportion(self, columns: KeptColumns) -> bool:
         return self.formula.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
 
     def _finite(self, arm: str) -> float:
@@ -174,10 +198,16 @@ class Track:
             raise MeasurementError(
                 "measure.undefined",
                 f"`{self.about.short}` of `{arm}` is not defined on this data",
-                cause="the labels or the outputs are all equal",
+                cause=self.formula.undefined,
                 option=("evaluate", "accuracy"),
             )
         return value
+
+
+def _stacked(parts: Sequence[KeptColumns]) -> KeptColumns:
+    """All rows; of fewer columns than others have, filled up with zeros."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
 
 
 def _bootstrap(statistic: Any, n: int, seed: int) -> tuple[float | None, float | None]:

@@ -9,6 +9,7 @@ import numpy as np
 from lepton_cli.data.dataset import Array
 from lepton_cli.measure import metrics
 from lepton_cli.measure.accuracy import default_specs, label_name
+from lepton_cli.measure.formula import class_scores
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.stream import Results
 from lepton_cli.metrics import Metric
@@ -119,7 +120,7 @@ class Alike:
         if judged and spec is not None and own is not None:
             self.counts = metrics.formula(spec).proportion and own.ndim == 1
             if spec.metric == "topk" and np.issubdtype(output.dtype, np.floating):
-                classes = metrics.class_scores(output, own).shape[-1]
+                classes = class_scores(output, own).shape[-1]
                 self._guessed = classes if classes <= spec.k else 0
         elif self._decide is not None:
             self.counts = self._decide(output).size == count
