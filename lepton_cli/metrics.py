@@ -113,6 +113,26 @@ METRICS: dict[str, Metric] = {
         _accuracy("accuracy.miou", "share", "higher", "mIoU", "Intersection over union, mean of the classes"),
         _accuracy("accuracy.dice", "share", "higher", "Dice", "Dice coefficient, mean of the classes"),
         _accuracy("accuracy.perplexity", "number", "lower", "perplexity", "Perplexity of the tokens that follow"),
+        _accuracy("accuracy.auc", "share", "higher", "AUC", "Area under the ROC curve: pairs of both classes in order"),
+        _accuracy(
+            "accuracy.average_precision",
+            "share",
+            "higher",
+            "average precision",
+            "Precision where samples of class 1 are found, mean of these",
+        ),
+        _accuracy(
+            "accuracy.eer", "share", "lower", "EER", "Equal error rate: misses and false alarms at one threshold"
+        ),
+        _accuracy("accuracy.psnr", "decibel", "higher", "PSNR", "Peak signal-to-noise ratio, mean of the samples"),
+        _accuracy("accuracy.ssim", "coefficient", "higher", "SSIM", "Structural similarity, mean of the samples"),
+        _accuracy(
+            "accuracy.si_sdr",
+            "decibel",
+            "higher",
+            "SI-SDR",
+            "Scale-invariant signal-to-distortion ratio, mean of the samples",
+        ),
         _accuracy(
             "accuracy.score",
             "coefficient",

@@ -10,7 +10,7 @@ import numpy as np
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
-from lepton_cli.measure import language, segmentation
+from lepton_cli.measure import language, ranking, segmentation, signals
 from lepton_cli.measure.formula import (
     Formula,
     KeptColumns,
@@ -246,6 +246,12 @@ FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
     "accuracy.miou": segmentation.miou,
     "accuracy.dice": segmentation.dice,
     "accuracy.perplexity": language.perplexity,
+    "accuracy.auc": ranking.auc,
+    "accuracy.average_precision": ranking.average_precision,
+    "accuracy.eer": ranking.eer,
+    "accuracy.psnr": signals.psnr,
+    "accuracy.ssim": signals.ssim,
+    "accuracy.si_sdr": signals.si_sdr,
     # The recipe's function gives what is kept; what its values are a share of nobody knows.
     "accuracy.python": lambda spec: Formula(
         lambda output, labels: output, mean, share=float if spec.better == "higher" else lambda value: -value

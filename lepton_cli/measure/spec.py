@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lepton_cli import metrics, units
-from lepton_cli.values import Duration, Percent, Strict
+from lepton_cli.values import Duration, Number, Percent, Strict
 
 if TYPE_CHECKING:
     Measurable = str
@@ -20,6 +20,7 @@ else:
 _ONLY_FOR = {
     "better": ("python",),
     "ignore_index": ("miou", "dice", "perplexity"),
+    "peak": ("psnr", "ssim"),
 }
 
 
@@ -33,6 +34,9 @@ class AccuracySpec(Strict):
     )
     ignore_index: int | None = Field(
         default=None, description="For `miou`, `dice`, `perplexity`: labels that do not count (-100 never is a token)"
+    )
+    peak: Annotated[Number, Field(gt=0)] = Field(
+        default=1.0, description="For `psnr`, `ssim`: the range that values can have, 255 for bytes"
     )
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
