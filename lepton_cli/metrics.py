@@ -133,6 +133,9 @@ METRICS: dict[str, Metric] = {
             "SI-SDR",
             "Scale-invariant signal-to-distortion ratio, mean of the samples",
         ),
+        _accuracy("accuracy.cer", "share", "lower", "CER", "Character error rate: edits over the characters there are"),
+        _accuracy("accuracy.wer", "share", "lower", "WER", "Word error rate: edits over the words there are"),
+        _accuracy("accuracy.exact", "share", "higher", "exact match", "Share of samples whose text has no error"),
         _accuracy(
             "accuracy.score",
             "coefficient",

@@ -30,6 +30,8 @@ class Formula:
     proportion: bool = False
     #: Labels are classes.
     takes_classes: bool = False
+    #: Labels are text.
+    takes_text: bool = False
     #: Of errors: the constant answer with the least, made from all labels. A model's error is a share of that one's.
     constant: Callable[[Array], Any] | None = None
     #: Of everything else: the value as a share of 1, higher is better.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
-from lepton_cli.measure import language, ranking, segmentation, signals
+from lepton_cli.measure import language, ranking, segmentation, signals, text
 from lepton_cli.measure.formula import (
     Formula,
     KeptColumns,
@@ -252,6 +253,9 @@ FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
     "accuracy.psnr": signals.psnr,
     "accuracy.ssim": signals.ssim,
     "accuracy.si_sdr": signals.si_sdr,
+    "accuracy.cer": text.cer,
+    "accuracy.wer": text.wer,
+    "accuracy.exact": text.exact,
     # The recipe's function gives what is kept; what its values are a share of nobody knows.
     "accuracy.python": lambda spec: Formula(
         lambda output, labels: output, mean, share=float if spec.better == "higher" else lambda value: -value
@@ -259,6 +263,8 @@ FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
 }
 
 
-def formula(spec: AccuracySpec) -> Formula:
-    """The formula of what a recipe asks for."""
+def formula(spec: AccuracySpec, base: Path = Path()) -> Formula:
+    """The formula of what a recipe asks for. `base`: the folder that files in it are relative to."""
+    if spec.alphabet is not None:
+        spec = spec.model_copy(update={"alphabet": str(base / spec.alphabet)})
     return FORMULAS[MEASURABLE[spec.metric].name](spec)

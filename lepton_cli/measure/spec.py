@@ -21,6 +21,8 @@ _ONLY_FOR = {
     "better": ("python",),
     "ignore_index": ("miou", "dice", "perplexity"),
     "peak": ("psnr", "ssim"),
+    "alphabet": ("cer", "wer", "exact"),
+    "blank": ("cer", "wer", "exact"),
 }
 
 
@@ -38,6 +40,13 @@ class AccuracySpec(Strict):
     peak: Annotated[Number, Field(gt=0)] = Field(
         default=1.0, description="For `psnr`, `ssim`: the range that values can have, 255 for bytes"
     )
+    alphabet: str | None = Field(
+        default=None,
+        description="For `cer`, `wer`, `exact` of token ids or CTC scores: a file with one symbol a line",
+    )
+    blank: int | str | None = Field(
+        default=None, description="With `alphabet`: the class that stands for nothing, or its symbol; of CTC the first"
+    )
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
@@ -52,6 +61,8 @@ class AccuracySpec(Strict):
             if getattr(self, option) != type(self).model_fields[option].default and self.metric not in takers:
                 listed = ", ".join(f"`{metric}`" for metric in takers)
                 raise ValueError(f"`{option}` is for {listed}, and `{self.metric}` takes none")
+        if self.blank is not None and self.alphabet is None:
+            raise ValueError("`blank` goes with `alphabet`")
         return self
 
     @property

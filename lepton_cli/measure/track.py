@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,19 @@ from lepton_cli.measure.stream import Results
 class Track:
     """The kept values of one metric."""
 
-    def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None = None, index: int = 0) -> None:
-        """`index`: its position in the recipe."""
+    def __init__(
+        self,
+        spec: AccuracySpec,
+        output: str,
+        label: str,
+        hook: Hook | None = None,
+        *,
+        index: int = 0,
+        base: Path = Path(),
+    ) -> None:
+        """`index`: its position in the recipe; `base`: the folder that files in it are relative to."""
         self.spec, self.output, self.label, self.hook, self._index = spec, output, label, hook, index
-        self.about, self.formula = spec.about, metrics.formula(spec)
+        self.about, self.formula = spec.about, metrics.formula(spec, base)
         self._columns: dict[str, list[KeptColumns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
         self._everything: dict[str, list[Results]] = {}
@@ -56,6 +66,15 @@ class Track:
                 # One number per sample: whether it is a probability or a logit shows only in all of them.
                 self._deferred.setdefault(arm, []).append((output.reshape(-1), own))
                 return
+        elif self.formula.takes_text:
+            own = results.texts.get(self.label, own)
+            if own.dtype.kind not in "OU":
+                raise DataError(
+                    "data.labels",
+                    f"labels `{self.label}` are numbers, and `{self.about.short}` compares text",
+                    hint="`label_type: text` keeps labels as they are written, also those that look like numbers",
+                    option=("data", "evaluation", "labels"),
+                )
         elif not np.issubdtype(own.dtype, np.number):
             raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.about.short}` needs")
         kept = self._columns.setdefault(arm, [])

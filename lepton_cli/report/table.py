@@ -155,7 +155,7 @@ def _of(output: str, several: bool) -> str:
 def _metric_change(change: MetricChange, several: bool) -> TableRow:
     metric = metrics.accuracy(change.metric, lower=not change.higher_is_better)
     share = metric.kind == "share"
-    difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
+    difference = words.difference(change.difference, metric.kind, 4)
     tone = _tone(change.difference, better=metric.better)
     return TableRow(
         f"accuracy, {metric.label}{_of(change.output, several)}",
