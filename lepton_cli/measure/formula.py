@@ -30,6 +30,8 @@ class Formula:
     proportion: bool = False
     #: Labels are classes.
     takes_classes: bool = False
+    #: Scores count, and not the classes that they decide for.
+    by_scores: bool = False
     #: Labels are text.
     takes_text: bool = False
     #: Of errors: the constant answer with the least, made from all labels. A model's error is a share of that one's.

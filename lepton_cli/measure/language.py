@@ -25,6 +25,7 @@ def perplexity(spec: AccuracySpec) -> Formula:
         partial(_likelihood, ignore=spec.ignore_index),
         _perplexity,
         takes_classes=True,
+        by_scores=True,
         # The geometric mean of the tokens' probabilities.
         share=lambda value: 1 / value,
         additive=True,

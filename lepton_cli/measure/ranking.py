@@ -34,6 +34,7 @@ def _formula(
         lambda output, labels: _scores(output, labels, spec.metric),
         value,
         takes_classes=True,
+        by_scores=True,
         share=share,
         undefined="all labels are of one class, and it takes samples of both",
     )

@@ -115,13 +115,16 @@ class Alike:
         if output is None or self.metric.name == "fidelity.sqnr":
             return
         own = self._own(labels, output) if self._classes else None
-        if own is not None or self.metric.name == "agreement":
+        scored = judged and spec is not None and metrics.formula(spec).by_scores
+        if (own is not None and not scored) or self.metric.name == "agreement":
             self._decide = metrics.decider(output, own, self.output)
         if judged and spec is not None and own is not None:
             self.counts = metrics.formula(spec).proportion and own.ndim == 1
             if spec.metric == "topk" and np.issubdtype(output.dtype, np.floating):
                 classes = class_scores(output, own).shape[-1]
                 self._guessed = classes if classes <= spec.k else 0
+        elif judged and spec is not None and metrics.formula(spec).takes_text:
+            self.counts = metrics.formula(spec).proportion
         elif self._decide is not None:
             self.counts = self._decide(output).size == count
 
