@@ -22,7 +22,10 @@ KeptColumns = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """How a metric is computed. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples."""
+    """How a metric is computed. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples.
+
+    Batches may keep fewer columns than others: the rest is 0.
+    """
 
     keep: Callable[[Array, Array], KeptColumns]
     value: Callable[[KeptColumns], Array]
@@ -38,10 +41,16 @@ class Formula:
     constant: Callable[[Array], Any] | None = None
     #: Of everything else: the value as a share of 1, higher is better.
     share: Callable[[float], float] = float
-    #: `value` follows from the sum of the samples' columns. Batches may keep fewer columns than others: the rest is 0.
-    additive: bool = False
+    #: The values of resamples from how often each counts every sample, [resamples, samples]: much quicker than `value`
+    #: of as many copies of the columns.
+    resampled: Callable[[KeptColumns, KeptColumns], Array] | None = None
     #: Why there may be no value, in words.
     undefined: str = "the labels or the outputs are all equal"
+
+
+def of_sums(value: Callable[[KeptColumns], Array]) -> Callable[[KeptColumns, KeptColumns], Array]:
+    """`Formula.resampled` of a value that follows from the sum of the samples' columns."""
+    return lambda columns, counts: value((counts @ columns)[:, None])
 
 
 def binary_scores(output: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
-from lepton_cli.measure.formula import Formula, KeptColumns, check_range, class_scores, shape_of
+from lepton_cli.measure.formula import Formula, KeptColumns, check_range, class_scores, of_sums, shape_of
 from lepton_cli.measure.spec import AccuracySpec
 
 #: A label that is no token, in the data of most tools that train.
@@ -28,7 +28,7 @@ def perplexity(spec: AccuracySpec) -> Formula:
         by_scores=True,
         # The geometric mean of the tokens' probabilities.
         share=lambda value: 1 / value,
-        additive=True,
+        resampled=of_sums(_perplexity),
         undefined="no label is a token that counts, or one has no likelihood at all",
     )
 

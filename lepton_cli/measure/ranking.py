@@ -11,6 +11,9 @@ from lepton_cli.errors import DataError
 from lepton_cli.measure.formula import Formula, KeptColumns, shape_of
 from lepton_cli.measure.spec import AccuracySpec
 
+#: From how many of either class are found, as the threshold falls, [R, thresholds]: the value of each row.
+_Curve = Callable[[Array, Array], Array]
+
 
 def auc(spec: AccuracySpec) -> Formula:
     """Area under the ROC curve: the share of pairs of both classes whose scores are in order, ties half."""
@@ -27,14 +30,21 @@ def eer(spec: AccuracySpec) -> Formula:
     return _formula(spec, _eer, lambda value: 1 - value)
 
 
-def _formula(
-    spec: AccuracySpec, value: Callable[[KeptColumns], Array], share: Callable[[float], float] = float
-) -> Formula:
+def _formula(spec: AccuracySpec, curve: _Curve, share: Callable[[float], float] = float) -> Formula:
+    def resampled(columns: KeptColumns, counts: KeptColumns) -> Array:
+        return curve(*_found(columns, counts))
+
+    def value(columns: KeptColumns) -> Array:
+        rows = columns.reshape(-1, *columns.shape[-2:])
+        once = np.ones((1, columns.shape[-2]))
+        return np.array([resampled(one, once)[0] for one in rows]).reshape(columns.shape[:-2])
+
     return Formula(
         lambda output, labels: _scores(output, labels, spec.metric),
         value,
         takes_classes=True,
         by_scores=True,
+        resampled=resampled,
         share=share,
         undefined="all labels are of one class, and it takes samples of both",
     )
@@ -67,53 +77,38 @@ def _scores(output: Array, labels: Array, metric: str) -> KeptColumns:
     return np.stack([scores[:, -1] - (scores[:, 0] if size == 2 else 0), labels], axis=1)
 
 
-def _found(columns: KeptColumns) -> tuple[Array, Array, Array]:
-    """From the highest score down, how many of class 1 and of class 0 have been found; and which rank ends a tie.
+def _found(columns: KeptColumns, counts: KeptColumns) -> tuple[Array, Array]:
+    """How many of class 1 and of class 0 score no less than each different score, from the highest down.
 
-    Within equal scores both grow in a straight line, so that the order in which they stand does not matter.
+    `counts`: how often each sample counts, [R, samples]; both results are [R, scores + 1] and begin with 0.
     """
-    scores, labels = columns[..., 0], columns[..., 1]
-    order = np.argsort(-scores, axis=-1, kind="stable")
-    ordered, own = (np.take_along_axis(one, order, axis=-1) for one in (scores, labels))
-    count = scores.shape[-1]
-    place = np.arange(count)
-    ends = np.concatenate([ordered[..., 1:] != ordered[..., :-1], np.ones_like(own[..., :1], dtype=bool)], axis=-1)
-    last = np.minimum.accumulate(np.where(ends, place, count)[..., ::-1], axis=-1)[..., ::-1]
-    before = np.concatenate([np.full_like(last[..., :1], -1), np.where(ends, place, -1)[..., :-1]], axis=-1)
-    before = np.maximum.accumulate(before, axis=-1)
-    total = np.concatenate([np.zeros_like(own[..., :1]), own.cumsum(axis=-1)], axis=-1)
-    start, stop = (np.take_along_axis(total, one + 1, axis=-1) for one in (before, last))
-    right = start + (stop - start) * (place - before) / (last - before)
-    return right, place + 1 - right, stop / (last + 1)
+    order = np.argsort(-columns[:, 0], kind="stable")
+    scores, labels, counts = columns[order, 0], columns[order, 1], counts[:, order]
+    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    right, wrong = (np.cumsum(counts * one, axis=1)[:, ends] for one in (labels, 1 - labels))
+    return np.pad(right, ((0, 0), (1, 0))), np.pad(wrong, ((0, 0), (1, 0)))
 
 
-def _auc(columns: KeptColumns) -> Array:
-    right, wrong, _ = _found(columns)
-    steps = np.diff(wrong, axis=-1, prepend=0.0)
-    earlier = np.concatenate([np.zeros_like(right[..., :1]), right[..., :-1]], axis=-1)
-    area = (steps * (right + earlier) / 2).sum(axis=-1)
-    return _over(area, right[..., -1] * wrong[..., -1])
+def _auc(right: Array, wrong: Array) -> Array:
+    area = (np.diff(wrong) * (right[:, 1:] + right[:, :-1]) / 2).sum(axis=1)
+    return _over(area, right[:, -1] * wrong[:, -1])
 
 
-def _average_precision(columns: KeptColumns) -> Array:
-    right, wrong, precision = _found(columns)
-    both = np.where(wrong[..., -1] > 0, right[..., -1], np.nan)
-    return _over((np.diff(right, axis=-1, prepend=0.0) * precision).sum(axis=-1), both)
+def _average_precision(right: Array, wrong: Array) -> Array:
+    found = np.diff(right)
+    # A score that a resample lacks adds nothing, wherever it stands.
+    precision = right[:, 1:] / np.maximum(right[:, 1:] + wrong[:, 1:], 1)
+    return _over((found * precision).sum(axis=1), np.where(wrong[:, -1] > 0, right[:, -1], np.nan))
 
 
-def _eer(columns: KeptColumns) -> Array:
-    right, wrong, _ = _found(columns)
-    accepted = _over(wrong, wrong[..., -1:])
-    missed = 1 - _over(right, right[..., -1:])
-    # From 1 to -1, and never up: where it passes 0.
-    gap = missed - accepted
-    at = (gap <= 0).argmax(axis=-1)[..., None]
-    after, false = (np.take_along_axis(one, at, axis=-1)[..., 0] for one in (gap, accepted))
-    previous = np.maximum(at - 1, 0)
-    first = at[..., 0] == 0
-    before = np.where(first, 1.0, np.take_along_axis(gap, previous, axis=-1)[..., 0])
-    earlier = np.where(first, 0.0, np.take_along_axis(accepted, previous, axis=-1)[..., 0])
-    return np.asarray(earlier + (false - earlier) * _over(before, before - after))
+def _eer(right: Array, wrong: Array) -> Array:
+    accepted = _over(wrong, wrong[:, -1:])
+    # Misses less false alarms: from 1 down to -1, and never up.
+    gap = 1 - _over(right, right[:, -1:]) - accepted
+    after = np.maximum(1, (gap <= 0).argmax(axis=1))
+    rows = np.arange(len(gap))
+    part = _over(gap[rows, after - 1], gap[rows, after - 1] - gap[rows, after])
+    return np.asarray(accepted[rows, after - 1] + part * (accepted[rows, after] - accepted[rows, after - 1]))
 
 
 def _over(one: Array, other: Array) -> Array:

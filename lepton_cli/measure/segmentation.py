@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from lepton_cli.data.dataset import Array
-from lepton_cli.measure.formula import Formula, KeptColumns, check_range, class_scores
+from lepton_cli.measure.formula import Formula, KeptColumns, check_range, class_scores, of_sums
 from lepton_cli.measure.spec import AccuracySpec
 
 
@@ -22,11 +22,12 @@ def dice(spec: AccuracySpec) -> Formula:
 
 
 def _overlap(spec: AccuracySpec, union: bool) -> Formula:
+    value = partial(_shares, average=spec.average, union=union)
     return Formula(
         partial(_regions, ignore=spec.ignore_index),
-        partial(_shares, average=spec.average, union=union),
+        value,
         takes_classes=True,
-        additive=True,
+        resampled=of_sums(value),
         undefined="no pixel is counted, or class 1 occurs nowhere",
     )
 

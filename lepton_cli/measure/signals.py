@@ -15,6 +15,8 @@ from lepton_cli.measure.spec import AccuracySpec
 _LEAST = 2.0**-48
 #: Of SSIM: the window's width and deviation in pixels, and the constants of its denominators as shares of the peak.
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
+#: Windows that one matrix product takes.
+_BLOCK = 32
 
 
 def psnr(spec: AccuracySpec) -> Formula:
@@ -88,30 +90,38 @@ def _ssim(output: Array, labels: Array, peak: float) -> KeptColumns:
 def _similarity(first: Array, second: Array, peak: float) -> float:
     """Of two pictures `[..., H, W]`."""
     a, b = first.astype(np.float64), second.astype(np.float64)
-    mean_a, mean_b, square_a, square_b, product = (_windows(one) for one in (a, b, a * a, b * b, a * b))
+    mean_a, mean_b, squares, product = map(_windows, (a, b, a * a + b * b, a * b))
     low, high = (_K1 * peak) ** 2, (_K2 * peak) ** 2
-    both = mean_a * mean_b
-    squares = mean_a**2 + mean_b**2
-    above = (2 * both + low) * (2 * (product - both) + high)
-    below = (squares + low) * (square_a + square_b - squares + high)
-    return float((above / below).mean())
+    both, means = mean_a * mean_b, mean_a**2 + mean_b**2
+    return float(((2 * both + low) * (2 * (product - both) + high) / ((means + low) * (squares - means + high))).mean())
 
 
 def _windows(picture: Array) -> Array:
-    """Means weighted by a Gaussian, one for each window that lies inside."""
-    far = np.arange(_WINDOW) - _WINDOW // 2
-    weights = np.exp(-(far**2) / (2 * _SIGMA**2))
-    weights /= weights.sum()
-    for axis in (-2, -1):
-        length = picture.shape[axis] - _WINDOW + 1
-        parts = (weight * _from(picture, axis, start, length) for start, weight in enumerate(weights))
-        picture = sum(parts, np.zeros(()))
-    return picture
+    """Means weighted by a Gaussian, one for each window that lies inside: across, then down."""
+    return _across(_across(picture).swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
-def _from(picture: Array, axis: int, start: int, length: int) -> Array:
-    part = slice(start, start + length)
-    return picture[..., part, :] if axis == -2 else picture[..., part]
+def _across(picture: Array) -> Array:
+    """As matrix products of some columns at a time, which take a third of the time of sums of shifted pictures."""
+    count = picture.shape[-1] - _WINDOW + 1
+    found = np.empty((*picture.shape[:-1], count))
+    for start in range(0, count, _BLOCK):
+        width = min(_BLOCK, count - start)
+        columns = picture[..., start : start + width + _WINDOW - 1]
+        np.matmul(columns, _BAND[: columns.shape[-1], :width], out=found[..., start : start + width])
+    return found
+
+
+def _band() -> Array:
+    """Column n holds the window that begins at row n."""
+    weights = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+    band = np.zeros((_BLOCK + _WINDOW - 1, _BLOCK))
+    for start in range(_BLOCK):
+        band[start : start + _WINDOW, start] = weights / weights.sum()
+    return band
+
+
+_BAND = _band()
 
 
 def _fitting(output: Array, labels: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError, MissingExtraError, RecipeError
-from lepton_cli.measure.formula import Formula, KeptColumns, mean, shape_of
+from lepton_cli.measure.formula import Formula, KeptColumns, mean, of_sums, shape_of
 from lepton_cli.measure.spec import AccuracySpec
 
 
@@ -47,7 +47,7 @@ def _rate(spec: AccuracySpec, units: Callable[[str], Sequence[str]]) -> Formula:
         edits, length = np.moveaxis(columns.sum(axis=-2), -1, 0)
         return np.asarray(edits / length)
 
-    return Formula(keep, value, takes_text=True, additive=True, share=lambda share: 1 - share)
+    return Formula(keep, value, takes_text=True, resampled=of_sums(value), share=lambda share: 1 - share)
 
 
 def _distance(metric: str) -> Callable[[Sequence[str], Sequence[str]], int]:

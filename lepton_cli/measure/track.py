@@ -187,14 +187,14 @@ class Track:
 
     def _of(self, columns: KeptColumns) -> Callable[[NDArray[np.intp]], Array]:
         """The value of resamples: from the rows of each, [resamples, samples]."""
-        if not self.formula.additive:
+        resampled, count = self.formula.resampled, len(columns)
+        if resampled is None:
             return lambda rows: self.formula.value(columns[rows])
-        count = len(columns)
 
         def value(rows: NDArray[np.intp]) -> Array:
             places = rows + count * np.arange(len(rows))[:, None]
             times = np.bincount(places.reshape(-1), minlength=count * len(rows)).reshape(len(rows), count)
-            return self.formula.value((times.astype(np.float64) @ columns)[:, None])
+            return resampled(columns, times.astype(np.float64))
 
         return value
 

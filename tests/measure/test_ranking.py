@@ -113,9 +113,12 @@ def test_resamples_at_once_are_those_one_by_one() -> None:
     rows = generator.integers(0, 15, (20, 15))
     for metric in METRICS:
         one = formula(AccuracySpec(metric=metric))
-        found = one.value(one.keep(scores, labels)[rows])
+        columns = one.keep(scores, labels)
         expected = [ORACLES[metric](scores[row], labels[row]) for row in rows]
-        assert found == pytest.approx(expected)
+        assert one.value(columns[rows]) == pytest.approx(expected)
+        counts = np.array([[(row == sample).sum() for sample in range(15)] for row in rows], float)
+        assert one.resampled is not None
+        assert one.resampled(columns, counts) == pytest.approx(expected)
 
 
 def test_in_a_report_with_interval_and_answers_that_changed() -> None:
