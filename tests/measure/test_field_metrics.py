@@ -11,6 +11,7 @@ import pytest
 from lepton_cli import gates
 from lepton_cli.data.memory import Arrays
 from lepton_cli.measure import accuracy
+from lepton_cli.measure.metrics import formula
 from lepton_cli.measure.results import Accuracy
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.metrics import MEASURABLE
@@ -98,6 +99,20 @@ def measured(request: pytest.FixtureRequest) -> tuple[str, Accuracy, Accuracy]:
 def test_every_metric_of_a_field_is_tried() -> None:
     classes_and_numbers = {"top1", "topk", "f1", "mae", "rmse", "r2", "cosine", "spearman", "python"}
     assert {word for word in MEASURABLE if word not in classes_and_numbers} == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_resamples_at_once_are_those_one_by_one(name: str) -> None:
+    if name in ("cer", "wer"):
+        pytest.importorskip("rapidfuzz", reason="needs the extra `text`")
+    one, task = formula(AccuracySpec(metric=name)), TASKS[name]
+    columns = one.keep(task.bad, np.asarray(task.labels))
+    rows = np.random.default_rng(3).integers(0, SAMPLES, (6, SAMPLES))
+    expected = [float(one.value(columns[row])) for row in rows]
+    assert one.value(columns[rows]) == pytest.approx(expected)
+    if one.resampled is not None:
+        counts = np.array([np.bincount(row, minlength=SAMPLES) for row in rows], float)
+        assert one.resampled(columns, counts) == pytest.approx(expected)
 
 
 def test_worse_is_worse_with_a_paired_interval(measured: tuple[str, Accuracy, Accuracy]) -> None:
