@@ -147,3 +147,21 @@ def test_a_wrong_label_points_to_the_option() -> None:
         accuracy.evaluate({"original": model}, data, specs[1:])
     assert caught.value.option == ("evaluate", "accuracy", 0, "ignore_index")
     assert caught.value.hint == "`ignore_index` leaves pixels out"
+
+
+@pytest.mark.parametrize("metric", ["miou", "dice"])
+def test_agreement_is_that_of_pixels(metric: str) -> None:
+    """One of eight pixels is decided otherwise: of one number a pixel, and of classes."""
+    labels = np.random.default_rng(0).integers(0, 2, (2, 2, 2))
+    first = np.where(labels, 2.0, -3.0).astype(np.float32)[:, None]
+    second = first.copy()
+    second[1, 0, 1, 1] *= -1
+    classes = [(one[:, 0] > 0).astype(np.int64) for one in (first, second)]
+    for kind, before, after in (("float[N, 1, 2, 2]", first, second), ("int64[N, 2, 2]", *classes)):
+        arms = {
+            name: builders.model(f"g ({kind} a, {kind} b) => ({kind} y) {{ y = Identity ({source}) }}")
+            for name, source in (("original", "a"), ("compressed", "b"))
+        }
+        found = accuracy.evaluate(arms, Arrays({"a": before, "b": after}, labels), [AccuracySpec(metric=metric)])
+        assert found.fidelity[0].agreement == pytest.approx(7 / 8)
+        assert found.values["original"][0].value == 1
