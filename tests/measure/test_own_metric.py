@@ -171,6 +171,18 @@ def test_lower_is_better_where_the_recipe_says_so(base: Path) -> None:
         gates.judge([Gate.model_validate({"metric": "accuracy.python", "max_increase": 3})], higher)
 
 
+def test_two_functions_of_one_output_are_judged_apart(base: Path) -> None:
+    """Answers are doubled: the sum of the squares grows by 60, the error by 4."""
+    data = Arrays({"x": ROWS}, np.zeros(7), batch=3)
+    arms = {"original": builders.identity("N, 1"), "compressed": builders.linear(np.array([[2]], np.float32))}
+    specs = [AccuracySpec(metric="python", function=f"own.py:{name}", better="lower") for name in ("two", "error")]
+    report = _report(accuracy.evaluate(arms, data, specs, allow_code=True, base=base))
+    found = facts.find(report, "accuracy.python")
+    assert [fact.difference.value for fact in found if fact.difference] == pytest.approx([60, 4])
+    verdicts = gates.judge([Gate.model_validate({"metric": "accuracy.python", "max_increase": 10})], report)
+    assert [verdict.verdict for verdict in verdicts] == ["fail", "pass"]
+
+
 def test_a_search_counts_an_error_as_one(base: Path) -> None:
     limit = tuning.gate("accuracy.python", max_increase=1)
     judge = tuning.judge(limit, goal="accuracy.python")
