@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # What is installed: the locked versions. `make test LOCK=` takes the newest ones that pyproject.toml allows.
 LOCK ?= requirements.lock
-EXTRAS = cpu,images,tables,dev
+EXTRAS = cpu,images,tables,text,dev
 comma = ,
 # torch for the tests of training, which are skipped without: `make test TORCH=torch==2.13.0` (on Linux several GB from PyPI).
 TORCH ?=

@@ -109,6 +109,14 @@ def _verdict(gate: Gate, fact: Fact, report: Report, where: str) -> Verdict:
             where=where or None,
             hint="use `max` or `min`, or judge the report of `lepton compress` or `lepton compare`",
         )
+    better, right = ("lower", "max_increase") if comparison == "max_drop" else ("higher", "max_drop")
+    if comparison in ("max_drop", "max_increase") and fact.about.better == better:
+        raise ReportError(
+            "gate.direction",
+            f"the gate on `{gate.metric}` limits what gets better: the report says that {better} is better",
+            where=where or None,
+            hint=f"write `{right}`",
+        )
     upper = comparison in ("max", "max_ratio", "max_drop", "max_increase")
     outcome = _decide(observed, limit, upper, by_interval=fact.about.by_interval)
     return Verdict(

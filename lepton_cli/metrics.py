@@ -122,6 +122,32 @@ METRICS: dict[str, Metric] = {
         _accuracy(
             "accuracy.spearman", "coefficient", "higher", "spearman", "Spearman's rank correlation with the labels"
         ),
+        _accuracy("accuracy.miou", "share", "higher", "mIoU", "Intersection over union, mean of the classes"),
+        _accuracy("accuracy.dice", "share", "higher", "Dice", "Dice coefficient, mean of the classes"),
+        _accuracy("accuracy.perplexity", "number", "lower", "perplexity", "Perplexity of the tokens that follow"),
+        _accuracy("accuracy.auc", "share", "higher", "AUC", "Area under the ROC curve: pairs of both classes in order"),
+        _accuracy(
+            "accuracy.average_precision",
+            "share",
+            "higher",
+            "average precision",
+            "Precision where samples of class 1 are found, mean of these",
+        ),
+        _accuracy(
+            "accuracy.eer", "share", "lower", "EER", "Equal error rate: misses and false alarms at one threshold"
+        ),
+        _accuracy("accuracy.psnr", "decibel", "higher", "PSNR", "Peak signal-to-noise ratio, mean of the samples"),
+        _accuracy("accuracy.ssim", "coefficient", "higher", "SSIM", "Structural similarity, mean of the samples"),
+        _accuracy(
+            "accuracy.si_sdr",
+            "decibel",
+            "higher",
+            "SI-SDR",
+            "Scale-invariant signal-to-distortion ratio, mean of the samples",
+        ),
+        _accuracy("accuracy.cer", "share", "lower", "CER", "Character error rate: edits over the characters there are"),
+        _accuracy("accuracy.wer", "share", "lower", "WER", "Word error rate: edits over the words there are"),
+        _accuracy("accuracy.exact", "share", "higher", "exact match", "Share of samples whose text has no error"),
         _accuracy(
             "accuracy.score",
             "coefficient",
@@ -174,6 +200,8 @@ METRICS: dict[str, Metric] = {
 
 #: Short forms that people write for the metric they mean.
 SHORT = {"cost": "cost.per_million", "latency": "latency.median", "size": "size.file", "accuracy": "accuracy.top1"}
+#: The recipe's own function: which way is better, the recipe says.
+OWN = "accuracy.python"
 TOP_K = re.compile(r"^accuracy\.top([1-9][0-9]{0,5})$")
 _TOP_5, _SCORE = METRICS["accuracy.top5"], METRICS["accuracy.score"]
 #: What `evaluate: accuracy:` can measure, by the word it has there: top-k takes its k, the rest follows from these.
@@ -183,7 +211,7 @@ MEASURABLE: dict[str, Metric] = {
     if metric.source == "accuracy" and metric is not _SCORE and not metric.by_class
 }
 #: Those of classes, from which what is said by class follows.
-CLASSIFYING = ("top1", "topk", "f1")
+CLASSIFYING = ("top1", "topk", "f1", "auc", "average_precision", "eer")
 
 
 def find(name: str) -> Metric | None:
@@ -195,14 +223,18 @@ def find(name: str) -> Metric | None:
     return known
 
 
-def of(name: str) -> Metric:
-    """The metric of that name. One the table does not know (in a report of another version) is a plain accuracy."""
-    return find(name) or _accuracy(name, "number", "higher", name.removeprefix("accuracy."), "")
+def of(name: str, *, lower: bool = False) -> Metric:
+    """The metric of that name. One the table does not know (in a report of another version) is a plain accuracy.
+
+    `lower`: of its values lower is better, which only the recipe knows of its own function.
+    """
+    found = find(name) or _accuracy(name, "number", "higher", name.removeprefix("accuracy."), "")
+    return dataclasses.replace(found, better="lower") if lower and found.better == "higher" else found
 
 
-def accuracy(short: str) -> Metric:
+def accuracy(short: str, *, lower: bool = False) -> Metric:
     """The accuracy that reports and recipes call by the end of its name: `top1`, `rmse`."""
-    return of(f"accuracy.{short}")
+    return of(f"accuracy.{short}", lower=lower)
 
 
 def nearest(name: str) -> str | None:

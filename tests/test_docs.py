@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from lepton_cli.data.open import open_dataset
+from lepton_cli.measure.accuracy import evaluate
 from lepton_cli.recipe.load import load_recipe
+from lepton_cli.runtime import Session
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "docs/recipes.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs/recipes.md", ROOT / "docs/metrics.md"]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -54,7 +57,29 @@ def test_recipes_run(name: str, index: int, checkout: Path) -> None:
     if "training:" in text:
         pytest.importorskip("torch", reason="needs the extra `train`")
     command = ["lepton", "compress", f"sample_models/{model}.onnx", "-r", "recipe.yaml", "-o", "out"]
-    _run(" ".join(command) + " --set evaluate.latency.time=500ms", checkout)
+    own = " --allow-code" if "function:" in text else ""
+    _run(
+        " ".join(command) + own + (" --set evaluate.latency.time=500ms" if "latency: false" not in text else ""),
+        checkout,
+    )
+
+
+def test_the_metric_of_ones_own_is_measured(checkout: Path) -> None:
+    """The documentation's example: how far off are the digits that the sample model reads?"""
+    path = checkout / "recipe.yaml"
+    path.write_text(next(text for text in _blocks(_page("metrics.md"), "yaml") if "reading_error" in text))
+    recipe = load_recipe(path).recipe
+    assert recipe.data.evaluation is not None
+    session = Session(checkout / "sample_models/digits_cnn.onnx", threads=1)
+    few = recipe.data.evaluation.model_copy(update={"samples": 60})
+    data = open_dataset(few, session.inputs, name="evaluation", base=checkout)
+    measured = evaluate({"original": session}, data, recipe.evaluate.accuracy, allow_code=True, base=checkout)
+    (found,) = measured.values["original"]
+    (batch,) = data.batches(data.count)
+    scores = session.run(batch.feeds)["logits"]
+    expected = [abs(int(row.argmax()) - int(label)) for row, label in zip(scores, batch.labels["labels"], strict=True)]
+    assert found.value == pytest.approx(sum(expected) / len(expected))
+    assert not found.higher_is_better
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from lepton_cli.commands.job import Job, place_text
 from lepton_cli.commands.run import Run
 from lepton_cli.commands.trials import Built, save
 from lepton_cli.measure import size
+from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.load import LoadedRecipe, from_dict, write
 from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
@@ -201,7 +202,7 @@ class Publisher:
             goal=Narrowed(**self.judge.goal.model_dump()),
             limits=tuple(f"{g.metric} {g.comparison} {g.limit}" for g in self.judge.limits),
             bounds=tuple(self._placed(gate, (chosen, *trials)) for gate in self.judge.limits),
-            axes=Axes(cost=axis(cost), quality=axis(quality)),
+            axes=Axes(cost=axis(cost, self.job.spec.evaluate), quality=axis(quality, self.job.spec.evaluate)),
             best=chosen.key,
             met=self.judge.feasible(chosen),
             ended=ended,
@@ -263,12 +264,12 @@ def _full(trial: Trial) -> bool:
     return trial.reached in ("accuracy", "latency")
 
 
-def axis(objective: Objective) -> Axis:
+def axis(objective: Objective, measured: EvaluateSpec) -> Axis:
     """The side of the front that shows the objective."""
     metric = metrics.of(objective.metric)
     return Axis(
         **objective.model_dump(include={"metric", *metrics.SCOPE}),
-        higher_is_better=metric.better == "higher",
+        higher_is_better="higher" in measured.directions(objective.metric, objective.output),
         kind="ratio" if metric.varies else metric.kind,
     )
 

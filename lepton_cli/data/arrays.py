@@ -49,11 +49,14 @@ class ArraySource:
         self.count = next(iter(lengths.values()))
         self.label_names = tuple(self._labels)
         self._numbered = {
-            label: _numbered(member) for label, member in self._labels.items() if member.dtype.kind in "US"
+            label: _numbered(member, spec.label_type == "text")
+            for label, member in self._labels.items()
+            if member.dtype.kind in "US"
         }
         self.class_names: Mapping[str, tuple[str, ...]] = {
             label: classes for label, (_, classes) in self._numbered.items() if classes
         }
+        self.text_labels = frozenset(self.class_names)
         self.notes: tuple[str, ...] = ()
         self.jumps = all(member.offset is not None for member in used.values())
 
@@ -81,7 +84,7 @@ def _value(member: Member) -> Array:
     return found
 
 
-def _numbered(member: Member) -> tuple[Array, tuple[str, ...]]:
+def _numbered(member: Member, text: bool) -> tuple[Array, tuple[str, ...]]:
     """Class numbers and names of an array of text labels."""
     chunks = member.chunks(range(member.shape[0]), 4096)
     try:
@@ -94,7 +97,7 @@ def _numbered(member: Member) -> tuple[Array, tuple[str, ...]]:
             hint="save them as text: labels.astype(str)",
             option=("labels",),
         ) from error
-    return number_labels(texts, lambda row: f"{member.where}, sample {row}")
+    return number_labels(texts, lambda row: f"{member.where}, sample {row}", text=text)
 
 
 def _choose(

@@ -27,7 +27,7 @@ class Batch:
     @property
     def count(self) -> int:
         """Number of samples; 1 where no input has an axis for them."""
-        axes = {name: axis for name in self.feeds if (axis := self._axis(name)) is not None}
+        axes = {name: axis for name in self.feeds if (axis := self.axis(name)) is not None}
         return max((self.feeds[name].shape[axis] for name, axis in axes.items()), default=1)
 
     def sized(self, count: int) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ class Batch:
         """The feeds with the samples at these positions; what all samples share stays."""
         have, found = self.count, {}
         for name, array in self.feeds.items():
-            axis = self._axis(name)
+            axis = self.axis(name)
             found[name] = array if axis is None or array.shape[axis] != have else array.take(rows, axis)
         return found
 
@@ -59,7 +59,8 @@ class Batch:
         alone = bool(self.axes) and all(axis is None for axis in self.axes.values())
         return {} if alone and count > 1 else self.sized(count)
 
-    def _axis(self, name: str) -> int | None:
+    def axis(self, name: str) -> int | None:
+        """Where an input has its samples; `None` where all share what it holds."""
         return self.axes.get(name, 0 if self.feeds[name].ndim else None)
 
 
@@ -78,6 +79,8 @@ class Dataset(Protocol):
     label_names: tuple[str, ...]
     #: Label name -> class names, for labels stored as text or folders: the position is the label.
     class_names: dict[str, tuple[str, ...]]
+    #: Labels that are stored as text: metrics of text, and the recipe's own, take their class names.
+    text_labels: frozenset[str]
     #: Remarks for the report: samples left out, files without labels.
     notes: tuple[str, ...]
     #: The number of samples every batch has when the model's first dimension is fixed, whatever size is asked for.
@@ -101,6 +104,7 @@ class First:
         self._whole = whole
         self.name, self.path, self.notes, self.fixed_batch = whole.name, whole.path, whole.notes, whole.fixed_batch
         self.label_names, self.class_names = whole.label_names, whole.class_names
+        self.text_labels = whole.text_labels
         self.count = min(whole.count, most)
 
     @property
@@ -128,6 +132,7 @@ class Slice:
         self._whole, self._every, self._rest = whole, every, rest
         self.name, self.path, self.notes, self.fixed_batch = whole.name, whole.path, whole.notes, whole.fixed_batch
         self.label_names, self.class_names = whole.label_names, whole.class_names
+        self.text_labels = whole.text_labels
         self.count = len(self._rows(0, whole.count))
 
     @property

@@ -50,6 +50,7 @@ class ImageSource:
         preprocess = spec.preprocess_inputs.get(self._input, spec.preprocess)
         self._mode = "L" if preprocess.channels == "gray" else "RGB"
         self.class_names: Mapping[str, tuple[str, ...]] = {}
+        self.text_labels: frozenset[str] = frozenset()
         self.notes: tuple[str, ...] = ()
         self.jumps = True
         self._labels: dict[str, Array] = {}
@@ -59,7 +60,7 @@ class ImageSource:
             raise DataError("data.labels", "an image folder has one set of labels", option=("labels",))
         if given:
             label, file = next(iter(given.items()))
-            self._files = self._from_csv(label, _label_file(path, base, file), found)
+            self._files = self._from_csv(label, _label_file(path, base, file), found, spec.label_type == "text")
         else:
             self._files = found
             self._from_folders()
@@ -76,7 +77,7 @@ class ImageSource:
             self._labels = {"labels": np.array([positions[folder] for folder in folders], np.int64)}
             self.class_names = {"labels": tuple(classes)}
 
-    def _from_csv(self, label: str, table: Path, found: Sequence[str]) -> list[str]:
+    def _from_csv(self, label: str, table: Path, found: Sequence[str], text: bool) -> list[str]:
         rows = _read_labels(table)
         known = set(found)
         missing = [file for file, _, _ in rows if file not in known]
@@ -93,10 +94,11 @@ class ImageSource:
             )
         if extra := len(known - {file for file, _, _ in rows}):
             self.notes += (f"{extra} images in {self._path.name} have no label in {table.name} and are left out",)
-        values, classes = number_labels([text for _, text, _ in rows], lambda row: f"{table}:{rows[row][2]}")
+        said = [label for _, label, _ in rows]
+        values, classes = number_labels(said, lambda row: f"{table}:{rows[row][2]}", text=text)
         self._labels = {label: values}
         if classes:
-            self.class_names = {label: classes}
+            self.class_names, self.text_labels = {label: classes}, frozenset((label,))
         return [file for file, _, _ in rows]
 
     def chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:

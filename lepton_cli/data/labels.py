@@ -14,27 +14,34 @@ from lepton_cli.errors import DataError
 MAX_CLASSES = 100_000
 
 
-def number_labels(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[Any], tuple[str, ...]]:
+#: What keeps labels as they are written.
+_AS_TEXT = "`label_type: text` keeps them as they are written"
+
+
+def number_labels(
+    values: Sequence[Any], where: Callable[[int], str], *, text: bool = False
+) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Labels as int64 or float64, and the class names when they were text.
 
-    `where(row)` says where a value stands, for errors. Raises DataError for missing labels and for columns that mix
-    numbers with names.
+    `where(row)` says where a value stands, for errors; `text`: all are text, also those that look like numbers. Raises
+    DataError for missing labels and for columns that mix numbers with names.
     """
+    missing = ("",) if text else ("", "nan")
     for row, value in enumerate(values):
-        if value is None or str(value).strip().lower() in ("", "nan"):
+        if value is None or str(value).strip().lower() in missing:
             raise DataError("data.missing-label", "a sample without a label", where=where(row), option=("labels",))
         if not isinstance(value, (str, int, float)):
             raise DataError("data.labels", f"`{str(value)[:40]}` is not a label", where=where(row), option=("labels",))
     if not values:
         return np.zeros(0, np.int64), ()
-    for kind in (np.int64, np.float64):
+    for kind in () if text else (np.int64, np.float64):
         try:
             return np.array([_number(value, kind) for value in values], kind), ()
         except (ValueError, OverflowError):
             continue
     texts = [str(value) for value in values]
-    if (numbers := sum(_is_number(text) for text in texts)) > len(texts) / 2:
-        others = [row for row, text in enumerate(texts) if not _is_number(text)]
+    if not text and (numbers := sum(map(_is_number, texts))) > len(texts) / 2:
+        others = [row for row, said in enumerate(texts) if not _is_number(said)]
         row = others[0] if others else max(range(len(texts)), key=lambda row: len(texts[row]))
         if not others:
             raise DataError(
@@ -44,13 +51,21 @@ def number_labels(values: Sequence[Any], where: Callable[[int], str]) -> tuple[N
             "data.labels",
             f"label `{texts[row][:40]}` is not a number, {numbers} others are",
             where=where(row),
+            hint=_AS_TEXT,
             option=("labels",),
         )
     classes = sorted(set(texts))
-    if len(classes) > MAX_CLASSES:
-        raise DataError("data.labels", f"{len(classes)} different labels: are these labels?", option=("labels",))
+    if len(classes) > MAX_CLASSES and not text:
+        raise DataError(
+            "data.labels", f"{len(classes)} different labels: are these labels?", hint=_AS_TEXT, option=("labels",)
+        )
     positions = {name: position for position, name in enumerate(classes)}
-    return np.array([positions[text] for text in texts], np.int64), tuple(classes)
+    return np.array([positions[said] for said in texts], np.int64), tuple(classes)
+
+
+def as_text(labels: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
+    """What `number_labels` numbered, as an array of `str`; empty where a number has no name."""
+    return np.array([names[one] if 0 <= one < len(names) else "" for one in labels.tolist()], object)
 
 
 def _number(value: Any, kind: type) -> Any:

@@ -53,6 +53,7 @@ class LoaderSource:
         self._labels = label_map(spec.labels)
         self.label_names = tuple(self._labels)
         self.class_names: Mapping[str, tuple[str, ...]] = {}
+        self.text_labels: frozenset[str] = frozenset()  # labels are what it yields
         self.notes: tuple[str, ...] = ()
         self.jumps = False
         self.count = sum(len(batch) for batch in self._run())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lepton_cli.data.dataset import Array
-from lepton_cli.data.labels import number_labels
+from lepton_cli.data.labels import as_text, number_labels
 from lepton_cli.data.reader import SourceDataset
 from lepton_cli.data.source import Chunk, lengths_differ, nearest
 from lepton_cli.data.spec import DataSpec
@@ -42,13 +42,15 @@ class Arrays(SourceDataset):
         labels: ArrayLike | Mapping[str, ArrayLike] | None = None,
         *,
         class_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        label_type: Literal["auto", "text"] = "auto",
         batch: int = 32,
         name: str = "arrays",
         inputs: Sequence[TensorInfo] | None = None,
     ) -> None:
         """`batch`: samples per batch unless asked otherwise. `inputs`: those of a model, which decide types and a fixed
-        batch; without them the arrays are handed out as they are."""
-        source = _Memory(feeds, _by_label(labels), _by_label(class_names or None), name)
+        batch; without them the arrays are handed out as they are. `label_type`: `text` where labels given as text stay
+        text even if they look like numbers."""
+        source = _Memory(feeds, _by_label(labels), _by_label(class_names or None), name, label_type == "text")
         self.feeds, self.labels = source.feeds, source.labels
         spec = DataSpec(path=PATH, batch=batch)
         super().__init__(source, spec, source.infos() if inputs is None else inputs, name=name, path=PATH)
@@ -68,10 +70,15 @@ class Arrays(SourceDataset):
                     option=("data", name, "inputs"),
                 )
             chosen[info.name] = self.feeds[key]
+        labels = {
+            key: as_text(array, self.class_names[key]) if key in self.text_labels else array
+            for key, array in self.labels.items()
+        }
         made = Arrays(
             chosen,
-            self.labels or None,
+            labels or None,
             class_names=self.class_names,
+            label_type="text",
             batch=self._spec.batch,
             name=name,
             inputs=inputs,
@@ -84,7 +91,12 @@ class _Memory:
     """The arrays as a `Source`."""
 
     def __init__(
-        self, feeds: Mapping[str, ArrayLike], labels: Mapping[str, Any], class_names: Mapping[str, Any], name: str
+        self,
+        feeds: Mapping[str, ArrayLike],
+        labels: Mapping[str, Any],
+        class_names: Mapping[str, Any],
+        name: str,
+        text: bool,
     ) -> None:
         counted = {key: _samples(value, key, name) for key, value in feeds.items() if not _shared(value)}
         many = len(next(iter(counted.values()))) if counted else 0
@@ -100,9 +112,10 @@ class _Memory:
             raise DataError("data.empty", f"`{name}` has no arrays", option=("data", name, "inputs"))
         if len(set(lengths.values())) > 1:
             raise lengths_differ(name, lengths, PATH)
-        numbered = {key: _numbered(array, key) for key, array in given.items()}
+        numbered = {key: _numbered(array, key, text) for key, array in given.items()}
         self.labels = {key: numbers for key, (numbers, _) in numbered.items()}
         names = {key: found for key, (_, found) in numbered.items() if found}
+        self.text_labels = frozenset(names)
         self.class_names: Mapping[str, tuple[str, ...]] = names | {
             key: tuple(map(str, known)) for key, known in class_names.items()
         }
@@ -180,8 +193,9 @@ def _samples(value: ArrayLike, key: str, name: str) -> Array:
     return array
 
 
-def _numbered(array: Array, key: str) -> tuple[Array, tuple[str, ...]]:
+def _numbered(array: Array, key: str, text: bool) -> tuple[Array, tuple[str, ...]]:
     """Labels as numbers, and the class names where they were text."""
     if array.dtype.kind not in "OUS":
         return array, ()
-    return number_labels([str(text) for text in array.reshape(-1).astype(str)], lambda row: f"`{key}`, sample {row}")
+    said = [str(one) for one in array.reshape(-1).astype(str)]
+    return number_labels(said, lambda row: f"`{key}`, sample {row}", text=text)

@@ -58,7 +58,7 @@ class SourceDataset:
         self._inputs = tuple(inputs)
         self._given = statistics
         self._cache: Chunk | None = None
-        self.label_names = source.label_names
+        self.label_names, self.text_labels = source.label_names, source.text_labels
         # Names move with the label numbers: with `label_offset: 1` class 0 is the model's own, without a name.
         self.class_names = {
             label: ("",) * spec.label_offset + names[max(0, -spec.label_offset) :]
@@ -301,6 +301,8 @@ class SourceDataset:
         if self._part:
             digest.update(np.asarray(self._indices, np.int64).tobytes())
         settings = self._spec.model_dump(mode="json", exclude={"path", "batch", "groups"})
+        if settings["label_type"] == "auto":  # as fingerprints were before it could be anything else
+            del settings["label_type"]
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(repr([(info.name, info.dtype) for info in self._inputs]).encode())
         for name, fitted in sorted(self.statistics.items()):

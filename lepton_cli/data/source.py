@@ -33,6 +33,8 @@ class Source(Protocol):
     label_names: tuple[str, ...]
     #: For labels that are text: the sorted names, whose positions are the label numbers.
     class_names: Mapping[str, tuple[str, ...]]
+    #: Labels that are stored as text, which their class names are.
+    text_labels: frozenset[str]
     #: Remarks for the report.
     notes: tuple[str, ...]
     #: Whether any sample can be read without those before it.

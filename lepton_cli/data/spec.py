@@ -98,6 +98,9 @@ class DataSpec(Strict):
     labels: str | dict[str, str] | None = Field(
         default=None, description="Array or column with labels; for image folders: a CSV file, default the folder names"
     )
+    label_type: Literal["auto", "text"] = Field(
+        default="auto", description="`text`: labels are text, also those that look like numbers (`0012`)"
+    )
     samples: int | None = Field(default=None, ge=1, description="Use only so many samples, spread evenly")
     skip: int = Field(default=0, ge=0, description="Leave out so many samples at the start")
     first: int | None = Field(default=None, ge=1, description="Use only the first so many samples (after `skip`)")

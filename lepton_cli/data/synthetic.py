@@ -65,6 +65,7 @@ class SyntheticDataset:
         self._inputs = tuple(inputs)
         self._seed, self._batch, self._shapes = seed, batch, shapes
         self.class_names: dict[str, tuple[str, ...]] = {}
+        self.text_labels: frozenset[str] = frozenset()
         self.statistics: dict[str, Any] = {}
         self._layout = layout(inputs)
         #: The model's own number of samples a batch, if it has one.

@@ -37,7 +37,7 @@ class TableSource:
         labels = label_map(spec.labels)
         for column in labels.values():
             _require(column, columns, path, "labels")
-        self._labels = labels
+        self._labels, self._label_type = labels, spec.label_type
         self._inputs = _choose(spec, inputs, columns, {*labels.values(), *spec.groups}, path)
         self._text = {info.name for info in inputs if info.dtype == "str"}
         self._wide = {info.name for info in inputs if info.shape is not None and len(info.shape) == 2}
@@ -63,9 +63,11 @@ class TableSource:
         def where(row: int) -> str:
             return rows.place(self._path, places[row])
 
-        numbered = {name: number_labels(listed, where) for name, listed in values.items()}
+        text = self._label_type == "text"
+        numbered = {name: number_labels(listed, where, text=text) for name, listed in values.items()}
         self._label_values = {name: labels for name, (labels, _) in numbered.items()}
         self.class_names = {name: classes for name, (_, classes) in numbered.items() if classes}
+        self.text_labels = frozenset(self.class_names)
 
     def chunks(self, indices: Sequence[int], size: int) -> Iterator[Chunk]:
         """See `Source`. Columns of lists of different lengths come as a list of arrays."""

@@ -45,7 +45,7 @@ def evaluate(
     """Run all arms together over the data; the first one is the original that the others are compared with.
 
     Without specs: top-1 where labels look like classes, the root mean squared error for other numbers, agreement
-    alone without labels. `base` is the folder that `function: file.py:name` is relative to; `ways`: how the graph cuts
+    alone without labels. `base`: the folder that functions and alphabets are relative to; `ways`: how the graph cuts
     outputs into parts (`probe.parts`); `searched`: outputs whose size follows from the data -> those that are compared
     in their place (`probe.comparable`); `new`: by arm, outputs that steps made, with which nothing of the original is
     compared, and whose metrics are those of the arms that have them; `groups`: of the data set's samples, by column.
@@ -116,7 +116,7 @@ class _Run:
         self.new = {arm: tuple((new or {}).get(arm, ())) for arm in self.arms}
         #: Outputs that some arm has of its own.
         self.made = dict.fromkeys(name for names in self.new.values() for name in names)
-        self.dataset, self.specs, self.seed = dataset, tuple(specs), seed
+        self.dataset, self.specs, self.seed, self._base = dataset, tuple(specs), seed, base
         self.hooks = {
             index: hooks.load(spec.function, base, allow_code, ("evaluate", "accuracy", index, "function"))
             for index, spec in enumerate(self.specs)
@@ -140,7 +140,7 @@ class _Run:
             self._started = True
         for arm in self.arms:
             for track in self._tracks(arm):
-                track.add(arm, results.outputs[arm], results.labels, results.count)
+                track.add(arm, results)
         for (arm, output), tracker in self.fidelity.items():
             tracker.add(reference[output], results.outputs[arm][output], results.count)
         if self.predictions is not None and not results.labels:
@@ -163,7 +163,7 @@ class _Run:
         for index, spec in enumerate(self.specs or default_specs(outputs, labels)):
             output = _output_name(spec, index, outputs)
             label = label_name(spec, index, output, tuple(labels))
-            self.tracks.append(Track(spec, output, label, self.hooks.get(index)))
+            self.tracks.append(Track(spec, output, label, self.hooks.get(index), index=index, base=self._base))
         inner = {name for names in self.searched.values() for name in names}
         deciders = {
             name: None if name in inner else metrics.decider(value, name=name) for name, value in outputs.items()
@@ -172,7 +172,8 @@ class _Run:
             if track.hook is not None or track.output not in outputs:
                 continue
             if not track.formula.takes_classes:
-                deciders[track.output] = None
+                if not track.formula.takes_text:
+                    deciders[track.output] = None
                 continue
             own = track.class_labels(labels, outputs)
             deciders[track.output] = metrics.decider(outputs[track.output], own)

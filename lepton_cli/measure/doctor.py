@@ -26,6 +26,7 @@ from lepton_cli.progress import Progress, Silent
 _EXTRAS = {
     "images": ("pillow", "image folders"),
     "tables": ("pyarrow", "parquet tables"),
+    "text": ("rapidfuzz", "metrics of text, `cer` and `wer`"),
     "tune": ("optuna", "`storage:` of `lepton tune`, shared by several machines"),
     "train": ("torch", "steps that train, such as `distill`"),
     "tools": ("onnxruntime-tools", "`engine: onnxruntime-tools` of the step `fuse`"),

@@ -1,8 +1,9 @@
-"""A user's own metric: `file.py:function`, called with outputs and labels. Runs only with --allow-code."""
+"""A user's own metric: `file.py:function`, called with outputs, labels and inputs. Runs only with --allow-code."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,19 +15,22 @@ from numpy.typing import NDArray
 from lepton_cli.errors import MeasurementError, RecipeError
 from lepton_cli.runtime import Values
 
-Function = Callable[[Values, Values], Any]
+#: Of outputs, labels and, where it takes them, inputs.
+Function = Callable[..., Any]
 
 
 class Hook:
     """A loaded function. Its result is either one value per sample or one number for everything it was given."""
 
-    def __init__(self, reference: str, function: Function, file: Path) -> None:
+    def __init__(self, reference: str, function: Function, file: Path, *, takes_inputs: bool = False) -> None:
         self.reference, self._function, self._file = reference, function, file
+        self.takes_inputs = takes_inputs
 
-    def __call__(self, outputs: Values, labels: Values, samples: int) -> NDArray[np.float64] | float:
+    def __call__(self, outputs: Values, labels: Values, inputs: Values, samples: int) -> NDArray[np.float64] | float:
         """Per-sample values of shape (samples,), or a number. Raises MeasurementError naming the hook and its line."""
+        given = (dict(outputs), dict(labels), dict(inputs)) if self.takes_inputs else (dict(outputs), dict(labels))
         try:
-            result = np.asarray(self._function(dict(outputs), dict(labels)), dtype=np.float64)
+            result = np.asarray(self._function(*given), dtype=np.float64)
         except Exception as error:
             raise self._failed(f"raised {type(error).__name__}: {error}", _line(error, self._file)) from error
         if not np.isfinite(result).all():
@@ -79,7 +83,35 @@ def load(reference: str | None, base: Path, allow_code: bool, option: Sequence[s
             cause=f"it has {', '.join(known)}" if known else None,
             option=option,
         )
-    return Hook(str(reference), function, file)
+    return Hook(str(reference), function, file, takes_inputs=_takes_inputs(function, f"`{reference}`", option))
+
+
+def _takes_inputs(function: Function, named: str, option: Sequence[str | int]) -> bool:
+    """Whether a function wants the inputs too: where it cannot be called without, or has a parameter of that name.
+
+    Raises RecipeError for one that takes neither two nor three arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some functions written in C
+        return False
+    two, three = (_binds(signature, count) for count in (2, 3))
+    if not (two or three):
+        raise RecipeError(
+            "recipe.hook",
+            f"{named} cannot be called with (outputs, labels, inputs) or (outputs, labels)",
+            cause=f"it is written {function.__name__}{signature}",
+            option=option,
+        )
+    return three and (not two or "inputs" in signature.parameters)
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _line(error: BaseException, file: Path) -> int | None:

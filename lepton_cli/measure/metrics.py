@@ -1,41 +1,30 @@
-"""Accuracy metrics as two functions each: what to keep of a sample, and the value of any set of kept samples.
-
-Nothing but the kept columns stays in memory, and because `value` takes leading axes, the same function serves the
-metric itself, each class, and a thousand bootstrap resamples at once.
-"""
+"""Which formula a metric of a recipe has, those of classes and numbers, and how decisions are read from outputs."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lepton_cli.data.dataset import Array
 from lepton_cli.errors import DataError
+from lepton_cli.measure import language, ranking, segmentation, signals, text
+from lepton_cli.measure.formula import (
+    Formula,
+    KeptColumns,
+    binary_scores,
+    check_range,
+    class_scores,
+    flat,
+    mean,
+    ranks,
+    shape_of,
+)
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.metrics import MEASURABLE
-
-#: Kept columns: shape (..., samples, columns).
-KeptColumns = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Formula:
-    """How a metric is computed. `keep(output, labels)` -> (samples, columns); `value(columns)` reduces the samples."""
-
-    keep: Callable[[Array, Array], KeptColumns]
-    value: Callable[[KeptColumns], Array]
-    #: Every kept value is 0 or 1 and `value` is their mean: intervals of proportions apply.
-    proportion: bool = False
-    #: Labels are classes.
-    takes_classes: bool = False
-    #: Of errors: the constant answer with the least, made from all labels. A model's error is a share of that one's.
-    constant: Callable[[Array], Any] | None = None
 
 
 def class_labels(labels: Array, output: Array) -> Array:
@@ -53,7 +42,8 @@ def class_labels(labels: Array, output: Array) -> Array:
             option=("data", "evaluation", "labels"),
         )
     labels = labels.astype(np.int64)
-    if labels.ndim == 2 and labels.shape == output.shape and labels.shape[1] > 1:
+    scores = np.issubdtype(output.dtype, np.floating)
+    if scores and labels.ndim == 2 and labels.shape == output.shape and labels.shape[1] > 1:
         one_hot = (labels.sum(axis=1) == 1) & (labels.max(axis=1) == 1) & (labels.min(axis=1) == 0)
         if one_hot.all():
             return np.asarray(labels.argmax(axis=1))
@@ -92,8 +82,13 @@ def decider(output: Array, labels: Array | None = None, name: str = "") -> Calla
     numbers per sample that is no vector of unit length, several axes that are named so.
     """
     if labels is not None:
+        several = output.ndim > 1 and output.size != len(output)
+        if several and not np.issubdtype(output.dtype, np.floating):
+            return lambda values: values
         if labels.ndim == 1 or output.ndim < 2 or not np.issubdtype(output.dtype, np.floating):
             return lambda scores: predictions(scores)[0]
+        if output.size == labels.size:
+            return lambda scores: binary_scores(scores)[:, 1] > 0.5
         return _argmax(-1 if output.shape[:-1] == labels.shape else 1)
     if not np.issubdtype(output.dtype, np.floating):
         return lambda values: values
@@ -123,39 +118,9 @@ def _sum_to_one(output: Array, axis: int) -> bool:
     return _probabilities(output) and np.allclose(output.astype(np.float64).sum(axis=axis), 1, atol=1e-2)
 
 
-def binary_scores(output: Array) -> Array:
-    """Two columns of probabilities from one column of probabilities or logits."""
-    flat = output.reshape(-1).astype(np.float64)
-    # Quantized probabilities may end just above 1.
-    if flat.size and (flat.min() < -0.01 or flat.max() > 1.01):
-        flat = 1 / (1 + np.exp(-np.clip(flat, -500, 500)))
-    return np.stack([1 - np.clip(flat, 0, 1), np.clip(flat, 0, 1)], axis=1)
-
-
-def class_scores(output: Array, labels: Array) -> Array:
-    """Scores with the class axis last and the shape of the labels before it.
-
-    Class scores are `labels.shape` plus one axis, second (images: N x C x H x W) or last (tokens: N x S x C).
-    Raises DataError when the shapes do not fit.
-    """
-    if output.size == labels.size:
-        return binary_scores(output).reshape(*labels.shape, 2)
-    if output.ndim > labels.ndim + 1 and labels.ndim == 1:
-        output = output.reshape(len(output), -1)
-    if output.shape[:-1] == labels.shape:
-        return output
-    if output.ndim == labels.ndim + 1 and (output.shape[0], *output.shape[2:]) == labels.shape:
-        return np.moveaxis(output, 1, -1)
-    raise DataError(
-        "data.labels",
-        f"labels of shape {_shape(labels)} do not fit an output of shape {_shape(output)}",
-        hint="name the output with `output:` and the labels with `labels:`",
-    )
-
-
 def cosine(first: Array, second: Array) -> Array:
     """Cosine of each sample of one array with its counterpart; 1 where both are zero."""
-    a, b = _flat(first), _flat(second)
+    a, b = flat(first), flat(second)
     _same_width(a, b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -167,7 +132,7 @@ def _hits(output: Array, labels: Array, k: int) -> KeptColumns:
     if not np.issubdtype(output.dtype, np.floating):
         if k > 1 or output.size != labels.size:
             raise DataError(
-                "data.labels", f"an output of predicted classes with shape {_shape(output)} gives no top-{k} accuracy"
+                "data.labels", f"an output of predicted classes with shape {shape_of(output)} gives no top-{k} accuracy"
             )
         hits = output.reshape(labels.shape) == labels
     else:
@@ -180,24 +145,13 @@ def _hits(output: Array, labels: Array, k: int) -> KeptColumns:
     return np.asarray(hits.reshape(len(labels), -1).mean(axis=1, keepdims=True, dtype=np.float64))
 
 
-def check_range(labels: Array, classes: int) -> None:
-    """Raises DataError for a label that is no class of the output."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise DataError(
-            "data.label-range",
-            f"label {int(wrong[0])} is none of the output's classes 0 to {classes - 1}",
-            cause="labels may count from 1, or belong to another output",
-        )
-
-
 def _classes(output: Array, labels: Array) -> KeptColumns:
     if np.issubdtype(output.dtype, np.floating):
         scores = class_scores(output, labels)
         check_range(labels, scores.shape[-1])
         output = scores.argmax(axis=-1)
     if output.size != len(labels):
-        raise DataError("data.labels", f"f1 wants one prediction per sample, not shape {_shape(output)}")
+        raise DataError("data.labels", f"f1 wants one prediction per sample, not shape {shape_of(output)}")
     return np.stack([output.reshape(-1), labels.reshape(-1)], axis=1).astype(np.float64)
 
 
@@ -225,14 +179,14 @@ def _f1(columns: KeptColumns, average: str) -> Array:
 
 def _errors(output: Array, labels: Array, of: Callable[[Array], Array]) -> KeptColumns:
     """Mean error of each sample."""
-    a, b = _flat(output), _flat(labels)
+    a, b = flat(output), flat(labels)
     _same_width(a, b)
     return np.asarray(of(a - b).mean(axis=1, keepdims=True))
 
 
 def _regression_sums(output: Array, labels: Array) -> KeptColumns:
     """Per sample: squared error, sum of labels, sum of their squares, their number."""
-    a, b = _flat(output), _flat(labels)
+    a, b = flat(output), flat(labels)
     _same_width(a, b)
     width = np.full(len(b), b.shape[1], dtype=np.float64)
     return np.stack([np.square(a - b).sum(axis=1), b.sum(axis=1), np.square(b).sum(axis=1), width], axis=1)
@@ -246,11 +200,11 @@ def _r2(columns: KeptColumns) -> Array:
 
 
 def _pairs(output: Array, labels: Array) -> KeptColumns:
-    a, b = _flat(output), _flat(labels)
+    a, b = flat(output), flat(labels)
     if a.shape != b.shape or a.shape[1] != 1:
         raise DataError(
             "data.labels",
-            f"spearman wants one number per sample and one label, not {_shape(output)} and {_shape(labels)}",
+            f"spearman wants one number per sample and one label, not {shape_of(output)} and {shape_of(labels)}",
             hint="use `metric: cosine` for vectors",
         )
     return np.concatenate([a, b], axis=1)
@@ -258,37 +212,15 @@ def _pairs(output: Array, labels: Array) -> KeptColumns:
 
 def _spearman(columns: KeptColumns) -> Array:
     """Correlation of average ranks."""
-    first, second = _ranks(columns[..., 0]), _ranks(columns[..., 1])
+    first, second = ranks(columns[..., 0]), ranks(columns[..., 1])
     first, second = first - first.mean(axis=-1, keepdims=True), second - second.mean(axis=-1, keepdims=True)
     norms = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(norms > 0, (first * second).sum(axis=-1) / norms, np.nan))
 
 
-def _ranks(values: Array) -> Array:
-    """Ranks along the last axis; equal values share the mean of theirs."""
-    order = np.argsort(values, axis=-1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=-1)
-    position = np.arange(values.shape[-1], dtype=np.float64)
-    new = np.concatenate([np.ones_like(ordered[..., :1], dtype=bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1)
-    first = np.maximum.accumulate(np.where(new, position, 0), axis=-1)
-    ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
-    last = np.minimum.accumulate(np.where(ends, position, np.inf)[..., ::-1], axis=-1)[..., ::-1]
-    ranks = np.empty_like(first)
-    np.put_along_axis(ranks, order, (first + last) / 2, axis=-1)
-    return ranks
-
-
-def _mean(columns: KeptColumns) -> Array:
-    return np.asarray(columns[..., 0].mean(axis=-1))
-
-
 def _root_mean(columns: KeptColumns) -> Array:
-    return np.sqrt(_mean(columns))
-
-
-def _flat(array: Array) -> KeptColumns:
-    return array.reshape(len(array), -1).astype(np.float64)
+    return np.sqrt(mean(columns))
 
 
 def _same_width(a: Array, b: Array) -> None:
@@ -298,12 +230,8 @@ def _same_width(a: Array, b: Array) -> None:
         )
 
 
-def _shape(array: Array) -> str:
-    return " x ".join(map(str, array.shape)) or "one number"
-
-
 def _top(k: int) -> Formula:
-    return Formula(lambda output, labels: _hits(output, labels, k), _mean, proportion=True, takes_classes=True)
+    return Formula(lambda output, labels: _hits(output, labels, k), mean, proportion=True, takes_classes=True)
 
 
 #: By the name of the metric's row in `lepton_cli.metrics`: its formula for what a recipe asks.
@@ -311,16 +239,32 @@ FORMULAS: dict[str, Callable[[AccuracySpec], Formula]] = {
     "accuracy.top1": lambda spec: _top(1),
     "accuracy.top5": lambda spec: _top(spec.k),
     "accuracy.f1": lambda spec: Formula(_classes, lambda columns: _f1(columns, spec.average), takes_classes=True),
-    "accuracy.mae": lambda spec: Formula(partial(_errors, of=np.abs), _mean, constant=np.median),
+    "accuracy.mae": lambda spec: Formula(partial(_errors, of=np.abs), mean, constant=np.median),
     "accuracy.rmse": lambda spec: Formula(partial(_errors, of=np.square), _root_mean, constant=np.mean),
     "accuracy.r2": lambda spec: Formula(_regression_sums, _r2),
-    "accuracy.cosine": lambda spec: Formula(lambda output, labels: cosine(output, labels)[:, None], _mean),
+    "accuracy.cosine": lambda spec: Formula(lambda output, labels: cosine(output, labels)[:, None], mean),
     "accuracy.spearman": lambda spec: Formula(_pairs, _spearman),
-    # The recipe's function gives what is kept.
-    "accuracy.python": lambda spec: Formula(lambda output, labels: output, _mean),
+    "accuracy.miou": segmentation.miou,
+    "accuracy.dice": segmentation.dice,
+    "accuracy.perplexity": language.perplexity,
+    "accuracy.auc": ranking.auc,
+    "accuracy.average_precision": ranking.average_precision,
+    "accuracy.eer": ranking.eer,
+    "accuracy.psnr": signals.psnr,
+    "accuracy.ssim": signals.ssim,
+    "accuracy.si_sdr": signals.si_sdr,
+    "accuracy.cer": text.cer,
+    "accuracy.wer": text.wer,
+    "accuracy.exact": text.exact,
+    # The recipe's function gives what is kept; what its values are a share of nobody knows.
+    "accuracy.python": lambda spec: Formula(
+        lambda output, labels: output, mean, share=float if spec.better == "higher" else lambda value: -value
+    ),
 }
 
 
-def formula(spec: AccuracySpec) -> Formula:
-    """The formula of what a recipe asks for."""
+def formula(spec: AccuracySpec, base: Path = Path()) -> Formula:
+    """The formula of what a recipe asks for. `base`: the folder that files in it are relative to."""
+    if spec.alphabet is not None:
+        spec = spec.model_copy(update={"alphabet": str(base / spec.alphabet)})
     return FORMULAS[MEASURABLE[spec.metric].name](spec)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lepton_cli import metrics, units
-from lepton_cli.values import Duration, Percent, Strict
+from lepton_cli.values import Duration, Number, Percent, Strict
 
 if TYPE_CHECKING:
     Measurable = str
@@ -16,21 +16,60 @@ else:
     Measurable = Literal[tuple(metrics.MEASURABLE)]
 
 
+#: Options that are an error with any other metric, where they would change nothing and seem to.
+_ONLY_FOR = {
+    "better": ("python",),
+    "ignore_index": ("miou", "dice", "perplexity"),
+    "peak": ("psnr", "ssim"),
+    "alphabet": ("cer", "wer", "exact"),
+    "blank": ("cer", "wer", "exact"),
+}
+
+
 class AccuracySpec(Strict):
     """One accuracy metric. Agreement with the original and fidelity are always measured besides."""
 
     metric: Measurable = Field(description="What is computed from outputs and labels")
     k: int = Field(default=5, ge=1, description="For `topk`: how many guesses count")
-    average: Literal["macro", "micro", "binary"] = Field(default="macro", description="For `f1`")
+    average: Literal["macro", "micro", "binary"] = Field(
+        default="macro", description="For `f1`, `miou`, `dice`: mean of the classes, all together, or class 1 alone"
+    )
+    ignore_index: int | None = Field(
+        default=None, description="For `miou`, `dice`, `perplexity`: labels that do not count (-100 never is a token)"
+    )
+    peak: Annotated[Number, Field(gt=0)] = Field(
+        default=1.0, description="For `psnr`, `ssim`: the range that values can have, 255 for bytes"
+    )
+    alphabet: str | None = Field(
+        default=None,
+        description="For `cer`, `wer`, `exact` of token ids or CTC scores: a file with one symbol a line",
+    )
+    blank: int | str | None = Field(
+        default=None, description="With `alphabet`: the class that stands for nothing, or its symbol; of CTC the first"
+    )
     output: str | None = Field(default=None, description="Model output; the first one when left out")
     labels: str | None = Field(default=None, description="Label array or column for this output")
     weight: float = Field(default=1.0, gt=0, description="Weight in the combined score of several metrics")
     function: str | None = Field(default=None, description="For `python`: `file.py:function` (needs --allow-code)")
+    better: Literal["higher", "lower"] = Field(
+        default="higher", description="For `python`: which of the function's values are better"
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> AccuracySpec:
+        for option, takers in _ONLY_FOR.items():
+            if getattr(self, option) != type(self).model_fields[option].default and self.metric not in takers:
+                listed = ", ".join(f"`{metric}`" for metric in takers)
+                raise ValueError(f"`{option}` is for {listed}, and `{self.metric}` takes none")
+        if self.blank is not None and self.alphabet is None:
+            raise ValueError("`blank` goes with `alphabet`")
+        return self
 
     @property
     def about(self) -> metrics.Metric:
-        """The metric's row in the table; `topk` with its own k."""
-        return metrics.accuracy(f"top{self.k}" if self.metric == "topk" else self.metric)
+        """The metric's row in the table; `topk` with its own k, the recipe's own function with its direction."""
+        short = f"top{self.k}" if self.metric == "topk" else self.metric
+        return metrics.accuracy(short, lower=self.better == "lower")
 
 
 class ProviderSpec(Strict):
@@ -106,3 +145,8 @@ class EvaluateSpec(Strict):
         default="auto", description="Joules per inference (RAPL, NVML); `auto`: where this machine lets us read them"
     )
     cost: CostSpec | None = None
+
+    def directions(self, metric: str, output: str | None = None) -> set[str]:
+        """Which way is better for a metric (of an output): as the recipe says of its own function, else the table's."""
+        own = [spec.about for spec in self.accuracy if output is None or spec.output in (None, output)]
+        return {about.better for about in own if about.name == metric} or {metrics.of(metric).better}

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_cli.data.batching import layout
-from lepton_cli.data.dataset import Dataset
+from lepton_cli.data.dataset import Batch, Dataset
+from lepton_cli.data.labels import as_text
 from lepton_cli.errors import LeptonError, MeasurementError
 from lepton_cli.measure.arms import InputNames, NewOutputs, Payload, feeds_for, output_names
 from lepton_cli.progress import Progress, Silent
@@ -25,6 +26,10 @@ class Results:
     labels: dict[str, NDArray[Any]]
     start: int
     count: int
+    #: Those of `labels` that are stored as text, as they are written.
+    texts: dict[str, NDArray[Any]]
+    #: What the models were fed.
+    fed: Batch
 
 
 def run(
@@ -66,7 +71,8 @@ def run(
                     found = {name: value[:count] if len(value) == size else value for name, value in found.items()}
                 _check_numbers(arm, found, batch.start)
                 outputs[arm] = found
-            yield Results(outputs, batch.labels, batch.start, count)
+            texts = {name: as_text(batch.labels[name], dataset.class_names[name]) for name in dataset.text_labels}
+            yield Results(outputs, batch.labels, batch.start, count, texts, batch)
             stage.advance(count)
 
 

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lepton_cli.data.dataset import Array
-from lepton_cli.errors import DataError, MeasurementError
+from lepton_cli.data.dataset import Array, Batch
+from lepton_cli.errors import DataError, LeptonError, MeasurementError
 from lepton_cli.measure import metrics, statistics
+from lepton_cli.measure.formula import KeptColumns
 from lepton_cli.measure.hooks import Hook
 from lepton_cli.measure.results import MetricChange, MetricValue
 from lepton_cli.measure.spec import AccuracySpec
+from lepton_cli.measure.stream import Results
 
 
 class Track:
     """The kept values of one metric."""
 
-    def __init__(self, spec: AccuracySpec, output: str, label: str, hook: Hook | None) -> None:
-        self.spec, self.output, self.label, self.hook = spec, output, label, hook
-        self.about, self.formula = spec.about, metrics.formula(spec)
-        self._columns: dict[str, list[metrics.KeptColumns]] = {}
+    def __init__(
+        self,
+        spec: AccuracySpec,
+        output: str,
+        label: str,
+        hook: Hook | None = None,
+        *,
+        index: int = 0,
+        base: Path = Path(),
+    ) -> None:
+        """`index`: its position in the recipe; `base`: the folder that files in it are relative to."""
+        self.spec, self.output, self.label, self.hook, self._index = spec, output, label, hook, index
+        self.about, self.formula = spec.about, metrics.formula(spec, base)
+        self._columns: dict[str, list[KeptColumns]] = {}
         self._deferred: dict[str, list[tuple[Array, Array]]] = {}
-        self._everything: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = {}
+        self._everything: dict[str, list[Results]] = {}
         self._labels: list[Array] = []
-        self._done: dict[str, metrics.KeptColumns] = {}
+        self._done: dict[str, KeptColumns] = {}
         self._numbers: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, arm: str, outputs: Mapping[str, Array], labels: Mapping[str, Array], count: int) -> None:
+    def add(self, arm: str, results: Results) -> None:
         """One batch of one model."""
         if self.hook is not None:
-            self._add_hook(arm, dict(outputs), dict(labels), count)
+            self._add_hook(arm, results, self.hook)
             return
+        outputs, labels, count = results.outputs[arm], results.labels, results.count
         if self.output not in outputs:
             raise MeasurementError("measure.output", f"output `{self.output}` is not a tensor")
         output, own = outputs[self.output], labels[self.label]
@@ -50,10 +66,19 @@ class Track:
                 # One number per sample: whether it is a probability or a logit shows only in all of them.
                 self._deferred.setdefault(arm, []).append((output.reshape(-1), own))
                 return
+        elif self.formula.takes_text:
+            own = results.texts.get(self.label, own)
+            if own.dtype.kind not in "OU":
+                raise DataError(
+                    "data.labels",
+                    f"labels `{self.label}` are numbers, and `{self.about.short}` compares text",
+                    hint="`label_type: text` keeps labels as they are written, also those that look like numbers",
+                    option=("data", "evaluation", "labels"),
+                )
         elif not np.issubdtype(own.dtype, np.number):
             raise DataError("data.labels", f"labels `{self.label}` are not numbers, which `{self.about.short}` needs")
         kept = self._columns.setdefault(arm, [])
-        kept.append(self.formula.keep(output, own))
+        kept.append(self._keep(output, own))
         if self.formula.constant is not None and len(self._labels) < len(kept):
             self._labels.append(own)
 
@@ -61,29 +86,39 @@ class Track:
         """The labels of this metric as classes of its output."""
         return metrics.class_labels(labels[self.label], outputs[self.output])
 
-    def _add_hook(self, arm: str, outputs: dict[str, Array], labels: dict[str, Array], count: int) -> None:
+    def _add_hook(self, arm: str, results: Results, hook: Hook) -> None:
         """Per-sample values are kept as they come; a function that wants everything at once gets it at the end."""
-        if self.hook is None:
-            return
         if arm not in self._everything:
-            found = self.hook(outputs, labels, count)
+            labels = {**results.labels, **results.texts}
+            found = hook(results.outputs[arm], labels, results.fed.feeds, results.count)
             if isinstance(found, np.ndarray):
                 self._columns.setdefault(arm, []).append(found[:, None])
                 return
-        self._everything.setdefault(arm, []).append((outputs, labels))
-        self._counts[arm] = self._counts.get(arm, 0) + count
+        fed = results.fed if hook.takes_inputs else Batch({}, {}, results.start)
+        kept = dataclasses.replace(results, outputs={arm: results.outputs[arm]}, fed=fed)
+        self._everything.setdefault(arm, []).append(kept)
+        self._counts[arm] = self._counts.get(arm, 0) + results.count
 
-    def columns(self, arm: str) -> metrics.KeptColumns | None:
+    def columns(self, arm: str) -> KeptColumns | None:
         """Kept values of all samples; `None` for a hook that gives a single number."""
         if arm in self._everything:
             return None
         if arm not in self._done:
             if arm in self._deferred:
                 outputs, labels = (np.concatenate(part) for part in zip(*self._deferred[arm], strict=True))
-                self._done[arm] = self.formula.keep(outputs, labels)
+                self._done[arm] = self._keep(outputs, labels)
             else:
-                self._done[arm] = np.concatenate(self._columns[arm])
+                self._done[arm] = _stacked(self._columns[arm])
         return self._done[arm]
+
+    def _keep(self, output: Array, labels: Array) -> KeptColumns:
+        """An error about an option of the metric names it as the recipe does."""
+        try:
+            return self.formula.keep(output, labels)
+        except LeptonError as error:
+            if error.option and error.option[0] in AccuracySpec.model_fields:
+                error.option = ("evaluate", "accuracy", self._index, *error.option)
+            raise
 
     def value(self, arm: str) -> float:
         """The metric over all samples."""
@@ -91,9 +126,11 @@ class Track:
         if columns is not None:
             return float(self.formula.value(columns))
         if arm not in self._numbers:
-            outputs = _joined([outputs for outputs, _ in self._everything[arm]])
-            labels = _joined([labels for _, labels in self._everything[arm]])
-            found = self.hook(outputs, labels, self._counts[arm]) if self.hook is not None else math.nan
+            parts = self._everything[arm]
+            outputs = _joined([part.outputs[arm] for part in parts])
+            labels = _joined([{**part.labels, **part.texts} for part in parts])
+            inputs = {name: _input(parts, name) for name in parts[0].fed.feeds}
+            found = self.hook(outputs, labels, inputs, self._counts[arm]) if self.hook is not None else math.nan
             self._numbers[arm] = float(np.mean(found))
         return self._numbers[arm]
 
@@ -106,7 +143,7 @@ class Track:
             if self._is_proportion(columns):
                 low, high = statistics.wilson(float(columns.sum()), len(columns))
             else:
-                low, high = _bootstrap(lambda rows: self.formula.value(columns[rows]), len(columns), seed)
+                low, high = _bootstrap(self._of(columns), len(columns), seed)
         return MetricValue(
             metric=self.about.short,
             output=self.output,
@@ -131,9 +168,8 @@ class Track:
                 _, low, high = statistics.paired_difference(*counts)
                 method = "newcombe"
             else:
-                low, high = _bootstrap(
-                    lambda rows: self.formula.value(after[rows]) - self.formula.value(before[rows]), len(before), seed
-                )
+                first_of, second_of = self._of(before), self._of(after)
+                low, high = _bootstrap(lambda rows: second_of(rows) - first_of(rows), len(before), seed)
                 method = "bootstrap"
         return MetricChange(
             metric=self.about.short,
@@ -149,17 +185,30 @@ class Track:
             variant=arm,
         )
 
+    def _of(self, columns: KeptColumns) -> Callable[[NDArray[np.intp]], Array]:
+        """The value of resamples: from the rows of each, [resamples, samples]."""
+        resampled, count = self.formula.resampled, len(columns)
+        if resampled is None:
+            return lambda rows: self.formula.value(columns[rows])
+
+        def value(rows: NDArray[np.intp]) -> Array:
+            places = rows + count * np.arange(len(rows))[:, None]
+            times = np.bincount(places.reshape(-1), minlength=count * len(rows)).reshape(len(rows), count)
+            return resampled(columns, times.astype(np.float64))
+
+        return value
+
     def score(self, arm: str) -> float:
         """The value as a share of 1, higher is better: errors as 1 - error / error of the best constant answer."""
         value = self._finite(arm)
         if self.formula.constant is None:
-            return value
+            return self.formula.share(value)
         labels = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in self._labels])
         guess = np.full_like(labels, self.formula.constant(labels))
         spread = float(self.formula.value(self.formula.keep(guess, labels)))
         return 1 - value / spread if spread > 0 else -value
 
-    def _is_proportion(self, columns: metrics.KeptColumns) -> bool:
+    def _is_proportion(self, columns: KeptColumns) -> bool:
         return self.formula.proportion and bool(np.isin(columns, (0.0, 1.0)).all())
 
     def _finite(self, arm: str) -> float:
@@ -168,10 +217,16 @@ class Track:
             raise MeasurementError(
                 "measure.undefined",
                 f"`{self.about.short}` of `{arm}` is not defined on this data",
-                cause="the labels or the outputs are all equal",
+                cause=self.formula.undefined,
                 option=("evaluate", "accuracy"),
             )
         return value
+
+
+def _stacked(parts: Sequence[KeptColumns]) -> KeptColumns:
+    """All rows; of fewer columns than others have, filled up with zeros."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
 
 
 def _bootstrap(statistic: Any, n: int, seed: int) -> tuple[float | None, float | None]:
@@ -187,7 +242,25 @@ def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
         if len({array.shape[1:] for array in arrays}) == 1:
             joined[name] = np.concatenate(arrays)
         else:
-            rows = [row for array in arrays for row in array]
-            joined[name] = np.empty(len(rows), dtype=object)
-            joined[name][:] = rows
+            joined[name] = _rows([row for array in arrays for row in array])
     return joined
+
+
+def _input(parts: Sequence[Results], name: str) -> Array:
+    """What all batches were fed as one input: joined where it has its samples, once where all share it, else an array
+    of samples."""
+    arrays, axis = [part.fed.feeds[name] for part in parts], parts[0].fed.axis(name)
+    if axis is None:
+        if all(np.array_equal(array, arrays[0]) for array in arrays):
+            return arrays[0]
+        return _rows([array for part, array in zip(parts, arrays, strict=True) for _ in range(part.count)])
+    if len({array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}) == 1:
+        return np.concatenate(arrays, axis)
+    return _rows([sample for array in arrays for sample in np.moveaxis(array, axis, 0)])
+
+
+def _rows(rows: Sequence[Array]) -> Array:
+    found = np.empty(len(rows), dtype=object)
+    for place, row in enumerate(rows):  # numpy would make one array of rows of equal shapes
+        found[place] = row
+    return found

@@ -8,7 +8,7 @@ from lepton_cli.errors import RecipeError
 from lepton_cli.machine import usable_threads
 from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.scalars import printable
-from lepton_cli.recipe.schema import Gate, Recipe
+from lepton_cli.recipe.schema import Gate, Recipe, TuneSection
 from lepton_cli.recipe.source import Path, SourceMap
 
 _GATES: Path = ("gates",)
@@ -46,6 +46,41 @@ def check_measured(gates: tuple[Gate, ...], recipe: Recipe, source: SourceMap, a
                 f"the gate on `{gate.metric}` can never be judged: {printable(reason, 200)}",
                 where=source.place(path),
                 hint=hint,
+                option=path,
+            )
+
+
+def check_directions(gates: tuple[Gate, ...], evaluate: EvaluateSpec, source: SourceMap, at: Path = _GATES) -> None:
+    """A drop of what should be low, or an increase of what should be high, would limit what gets better.
+
+    Of most metrics a gate alone tells; this is for the recipe's own functions. Raises RecipeError.
+    """
+    for index, gate in enumerate(gates):
+        found = evaluate.directions(gate.metric, gate.output)
+        for comparison, wrong, right in (("max_drop", "lower", "max_increase"), ("max_increase", "higher", "max_drop")):
+            if gate.comparison == comparison and wrong in found:
+                path = (*at, index, comparison)
+                raise RecipeError(
+                    "recipe.wrong-value",
+                    f"`evaluate` says that {wrong} is better for `{gate.metric}`, so write `{right}`",
+                    where=source.place(path),
+                    hint="name the `output` of the gate" if len(found) > 1 else None,
+                    option=path,
+                )
+
+
+def check_goal(tune: TuneSection, evaluate: EvaluateSpec, source: SourceMap) -> None:
+    """The same of what a search makes small or large. Raises RecipeError."""
+    for key, better in (("minimize", "lower"), ("maximize", "higher")):
+        goal = getattr(tune, key)
+        if goal is not None and evaluate.directions(goal.metric, goal.output) != {better}:
+            other = "maximize" if key == "minimize" else "minimize"
+            path: Path = ("tune", key)
+            raise RecipeError(
+                "recipe.wrong-value",
+                f"`evaluate` does not say that {better} is better for `{goal.metric}`: write `{other}`",
+                where=source.place(path),
+                hint=f"or `better: {better}` at the metric",
                 option=path,
             )
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from lepton_cli.errors import RecipeError
 from lepton_cli.recipe import overrides as settings
 from lepton_cli.recipe.explain import explain
-from lepton_cli.recipe.judgeable import check_measured, check_repeated
+from lepton_cli.recipe.judgeable import check_directions, check_goal, check_measured, check_repeated
 from lepton_cli.recipe.order import check_order
 from lepton_cli.recipe.scalars import is_plain
 from lepton_cli.recipe.schema import Budget, Recipe
@@ -170,10 +170,13 @@ def _check(value: Recipe | Budget, source: SourceMap) -> None:
     check_repeated(value.gates, source)
     if isinstance(value, Recipe):
         check_measured(value.gates, value, source)
+        check_directions(value.gates, value.evaluate, source)
         check_order(value.steps, source)
         if value.tune is not None:
             check_repeated(value.tune.limits, source, ("tune", "limits"))
             check_measured(value.tune.limits, value, source, ("tune", "limits"))
+            check_directions(value.tune.limits, value.evaluate, source, ("tune", "limits"))
+            check_goal(value.tune, value.evaluate, source)
 
 
 def _tuples(value: Any, depth: int = 0) -> Any:

@@ -52,9 +52,10 @@ def _limit(value: object, info: ValidationInfo) -> Limit | None:
     metric = metrics.find(info.data.get("metric", ""))
     if value is None or metric is None:
         return None
+    # Of the recipe's own function `evaluate` says which way is better: see `recipe.judgeable`.
     if info.field_name == "max_drop" and metric.better == "lower":
         raise _wrong_key(f"lower is better for `{metric.name}`, so write `max_increase`")
-    if info.field_name == "max_increase" and metric.better == "higher":
+    if info.field_name == "max_increase" and metric.better == "higher" and metric.name != metrics.OWN:
         raise _wrong_key(f"higher is better for `{metric.name}`, so write `max_drop`")
     return parse_limit(metric, info.field_name or "", value)
 
@@ -181,7 +182,7 @@ class TuneSection(Strict):
         for key, better in (("minimize", "lower"), ("maximize", "higher")):
             goal = getattr(self, key)
             metric = metrics.find(goal.metric) if goal else None
-            if metric is not None and metric.better != better:
+            if metric is not None and metric.better != better and metric.name != metrics.OWN:
                 other = "maximize" if key == "minimize" else "minimize"
                 raise ValueError(f"{metric.better} is better for `{metric.name}`, so write `{other}`")
         return self

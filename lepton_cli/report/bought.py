@@ -93,8 +93,7 @@ def exactness(report: Report, part: Bought) -> str:
 def difference(change: MetricChange) -> str:
     """`-0.10 pp top-1`."""
     metric = metrics.accuracy(change.metric)
-    moved = words.points(change.difference) if metric.kind == "share" else f"{change.difference:+.3g}"
-    return f"{moved} {metric.label}"
+    return f"{words.difference(change.difference, metric.kind)} {metric.label}"
 
 
 def _worst(fidelity: Sequence[Fidelity]) -> float | None:

@@ -64,11 +64,13 @@ class Fact:
     unit: str = ""
     #: The class or group that it is about.
     row: str = ""
+    #: The report says that lower is better, whatever the table does.
+    lower: bool = False
 
     @property
     def about(self) -> Metric:
         """What is known about the metric."""
-        return metrics.of(self.metric)
+        return metrics.of(self.metric, lower=self.lower)
 
     @property
     def kind(self) -> Kind:
@@ -150,16 +152,20 @@ def _accuracy(report: Report) -> Iterator[Fact]:
     if accuracy is None:
         return
     name = report.variants[-1].name if report.variants else next(reversed(accuracy.values), "")
-    changes = {(change.metric, change.output): change for change in accuracy.changes}
+    # Several functions of the recipe's own, or averages of F1, may be of one output: each has its change, in order.
+    changes: dict[tuple[str, str], list[MetricChange]] = {}
+    for change in accuracy.changes:
+        changes.setdefault((change.metric, change.output), []).append(change)
     for entry in accuracy.values.get(name, ()):
         fact = Fact(
             metrics.accuracy(entry.metric).name,
             _range(entry.value, entry.low, entry.high),
             scope={"output": entry.output},
             n=entry.n,
+            lower=not entry.higher_is_better,
         )
-        change = changes.get((entry.metric, entry.output))
-        yield fact if change is None else _paired(fact, change)
+        own = changes.get((entry.metric, entry.output))
+        yield _paired(fact, own.pop(0)) if own else fact
     for close in accuracy.fidelity:
         scope: dict[str, str | int] = {"output": close.output}
         if close.agreement is not None:

@@ -144,7 +144,7 @@ def cards(report: Report) -> list[dict[str, Any]]:
                 made[-1]["left"] = 100 * ratio.value
     for change in (report.accuracy.changes if report.accuracy else ())[:1]:
         metric = metrics.accuracy(change.metric)
-        big = words.points(change.difference) if metric.kind == "share" else f"{change.difference:+.3g}"
+        big = words.difference(change.difference, metric.kind)
         small = f"{words.value(change.original, metric.kind)} → {words.value(change.compressed, metric.kind)}"
         label = f"Accuracy, {metric.label}"
         made.append({"label": label, "big": big, "small": small, "note": f"n = {change.n:,}"})

@@ -142,7 +142,7 @@ def _alone(value: MetricValue, several: bool, original: bool) -> TableRow:
     shown = ""
     if value.low is not None and value.high is not None:
         shown = words.interval(value.low, value.high, "percent" if metric.kind == "share" else "")
-    said = words.value(value.value, metric.kind)
+    said = words.exact(value.value, metric.kind)
     label = f"accuracy, {metric.label}{_of(value.output, several)}"
     pair = (said, "") if original else ("-", said)
     return TableRow(label, f"(n = {value.n:,})", *pair, interval=shown)
@@ -153,15 +153,15 @@ def _of(output: str, several: bool) -> str:
 
 
 def _metric_change(change: MetricChange, several: bool) -> TableRow:
-    metric = metrics.accuracy(change.metric)
+    metric = metrics.accuracy(change.metric, lower=not change.higher_is_better)
     share = metric.kind == "share"
-    difference = words.points(change.difference) if share else f"{change.difference:+.4g}"
+    difference = words.difference(change.difference, metric.kind, 4)
     tone = _tone(change.difference, better=metric.better)
     return TableRow(
         f"accuracy, {metric.label}{_of(change.output, several)}",
         f"(n = {change.n:,})",
-        words.value(change.original, metric.kind),
-        words.value(change.compressed, metric.kind),
+        words.exact(change.original, metric.kind),
+        words.exact(change.compressed, metric.kind),
         difference,
         _bounds(change.low, change.high, "points" if share else ""),
         "" if metric.better == "higher" else "lower is better",

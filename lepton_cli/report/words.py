@@ -48,12 +48,21 @@ def value(amount: float, kind: Kind, unit: str = "") -> str:
 
 def exact(amount: float, kind: Kind, unit: str = "") -> str:
     """An amount that is judged: byte counts in full, because a limit of 200 kB is missed by single bytes."""
+    if kind == "decibel" and math.isfinite(amount):
+        return f"{amount:.2f} {UNITS[kind]}"
     return f"{amount:,.0f} {UNITS[kind]}" if kind == "size" and math.isfinite(amount) else value(amount, kind, unit)
 
 
 def points(difference: float, digits: int = 2, *, sign: bool = True) -> str:
     """A difference of shares in percentage points: -0.0036 -> `-0.36 pp`."""
     return f"{round(100 * difference, digits) + 0.0:{'+' if sign else ''}.{digits}f} pp"
+
+
+def difference(amount: float, kind: Kind, digits: int = 3) -> str:
+    """A difference of a metric, with its sign: `-0.36 pp`, `+0.12 dB`, `-0.0123`."""
+    if kind == "share":
+        return points(amount)
+    return f"{amount:+.{digits}g}" + (f" {UNITS[kind]}" if kind == "decibel" else "")
 
 
 def percent(change: float, *, sign: bool = True) -> str:

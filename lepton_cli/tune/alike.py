@@ -9,6 +9,7 @@ import numpy as np
 from lepton_cli.data.dataset import Array
 from lepton_cli.measure import metrics
 from lepton_cli.measure.accuracy import default_specs, label_name
+from lepton_cli.measure.formula import class_scores
 from lepton_cli.measure.spec import AccuracySpec
 from lepton_cli.measure.stream import Results
 from lepton_cli.metrics import CLASSIFYING, Metric
@@ -119,13 +120,16 @@ class Alike:
         if output is None or self.metric.name == "fidelity.sqnr":
             return
         own = self._own(labels, output) if self._classes else None
-        if own is not None or self.metric.name == "agreement":
+        scored = judged and spec is not None and metrics.formula(spec).by_scores
+        if (own is not None and not scored) or self.metric.name == "agreement":
             self._decide = metrics.decider(output, own, self.output)
         if judged and spec is not None and own is not None:
             self.counts = (metrics.formula(spec).proportion or self.metric.by_class) and own.ndim == 1
             if spec.metric == "topk" and not self.metric.by_class and np.issubdtype(output.dtype, np.floating):
-                classes = metrics.class_scores(output, own).shape[-1]
+                classes = class_scores(output, own).shape[-1]
                 self._guessed = classes if classes <= spec.k else 0
+        elif judged and spec is not None and metrics.formula(spec).takes_text:
+            self.counts = metrics.formula(spec).proportion
         elif self._decide is not None:
             self.counts = self._decide(output).size == count
 

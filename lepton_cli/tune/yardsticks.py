@@ -1,7 +1,7 @@
 """What limits and goal look at, each as one number that is better when lower.
 
-A quality is counted as what it lost: 0 at the original, in the metric's own unit. Decibels of a signal over its error
-are counted as that error, a share of the signal. Everything else is a ratio to the original: 1 at the original.
+A quality is counted as what it lost: 0 at the original, in the metric's own unit. Decibels of the original's answers
+over what differs are counted as that error, a share of them. Everything else is a ratio to the original: 1 there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lepton_cli.tune.readings import binding
 
 #: Deviations from the middle to either end of a 95 % interval.
 _Z = 1.96
-#: A drop that matters where no limit says one: of a share, and of other numbers as a share of the original's.
-_POINT, _PART = 0.01, 0.02
+#: A drop that matters where no limit says one: of a share, in dB, and of other numbers as a share of the original's.
+_POINT, _DECIBEL, _PART = 0.01, 0.1, 0.02
 #: Metrics that follow from a graph by counting.
 COUNTED = {"size.file": "bytes", "parameters": "parameters", "macs": "macs"}
 
@@ -42,10 +42,17 @@ class Yardstick:
     bound: float = math.inf
     #: Whether it is read beside the original. A level of the worst class is not: another class may be the worst there.
     paired: bool = True
+    #: The recipe says that lower is better, whatever the table does.
+    lower: bool = False
 
     @property
     def about(self) -> metrics.Metric:
-        return metrics.of(self.metric)
+        return metrics.of(self.metric, lower=self.lower)
+
+    @property
+    def close(self) -> bool:
+        """Whether it is decibels of the original's answers: infinitely many at the original."""
+        return self.about.kind == "decibel" and self.about.source == "agreement"
 
     @property
     def counted(self) -> str:
@@ -55,7 +62,7 @@ class Yardstick:
     def of(self, value: BoundedValue, fact: Fact | None = None) -> BoundedValue:
         """A value of the metric in this yardstick's unit; `fact`: with what is known of it beside the original."""
         about = self.about
-        if about.kind == "decibel":
+        if self.close:
             error = [10 ** (-one / 20) for one in (value.value, value.high, value.low)]
             return BoundedValue(*error)
         if about.quality:
@@ -82,7 +89,7 @@ class Yardstick:
     def _shown(self, value: float, comparison: str | None) -> float:
         about = self.about
         lower = about.better == "lower"
-        if about.kind == "decibel":
+        if self.close:
             own = -20 * math.log10(max(value, 1e-9))
         elif about.quality:
             own = self.original + (value if lower else -value)
@@ -106,8 +113,10 @@ class Yardstick:
             if 0 < self.bound < math.inf:
                 unit = self.bound
             else:
-                unit = _POINT if about.kind in ("share", "decibel") else max(_PART * abs(self.original), 1e-9)
-            return Drop(unit, most=max(self.original, unit) if about.kind == "share" else math.inf)
+                own = _DECIBEL if about.kind == "decibel" else max(_PART * abs(self.original), 1e-9)
+                unit = _POINT if about.kind == "share" or self.close else own
+            all_of_it = self.original if about.better == "higher" else 1 - self.original
+            return Drop(unit, most=max(all_of_it, unit) if about.kind == "share" else math.inf)
         return Ratio(_SHARES.get(self.metric, time_share))
 
 
@@ -130,15 +139,16 @@ def yardsticks(judge: Judge, original: Trial) -> tuple[list[Yardstick], Yardstic
             if upper != (fact.about.better == "lower"):
                 continue  # a least size is for the judge
             level = fact.about.by_class and gate.comparison in ("min", "max")
-            one = Yardstick(gate.metric, tuple(fact.scope.items()), index, fact.value.value, paired=not level)
+            scope = tuple(fact.scope.items())
+            one = Yardstick(gate.metric, scope, index, fact.value.value, paired=not level, lower=fact.lower)
             found.append(dataclasses.replace(one, bound=one.of(BoundedValue.exact(most)).value))
     return found, _of_goal(judge.goal, report)
 
 
 def _of_goal(goal: Objective, report: Report) -> Yardstick:
     fact = facts.find(report, goal.metric, **goal.scope)[0]
-    level = fact.about.by_class
-    return Yardstick(goal.metric, tuple(fact.scope.items()), None, fact.value.value, paired=not level)
+    level, scope = fact.about.by_class, tuple(fact.scope.items())
+    return Yardstick(goal.metric, scope, None, fact.value.value, paired=not level, lower=fact.lower)
 
 
 def comparison(judge: Judge, one: Yardstick) -> str | None:

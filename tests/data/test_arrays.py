@@ -216,3 +216,20 @@ def test_wrong_names_get_the_nearest_right_one(tmp_path: Path) -> None:
         open_npz(tmp_path / "d.npz")
     with pytest.raises(DataError, match="only tables join columns"):
         open_npz(tmp_path / "d.npz", inputs={"x": ["image", "other"]})
+
+
+def test_labels_that_look_like_numbers_stay_text_where_asked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 2), np.float32), labels=np.array(["007", "7", "007"]))
+    found = [
+        open_dataset(
+            DataSpec(path="d.npz", labels="labels", label_type=kind),
+            [TensorInfo("x", "float32", ("n", 2))],
+            name="evaluation",
+            base=tmp_path,
+        )
+        for kind in ("auto", "text")
+    ]
+    assert [one.text_labels for one in found] == [frozenset(), {"labels"}]
+    assert [next(one.batches()).labels["labels"].tolist() for one in found] == [[7, 7, 7], [0, 1, 0]]
+    assert found[1].class_names == {"labels": ("007", "7")}
+    assert found[0].fingerprint != found[1].fingerprint

@@ -50,6 +50,7 @@ def test_class_folders(classes: Path) -> None:
     dataset = open_folder(classes)
     (batch,) = dataset.batches()
     assert dataset.class_names == {"labels": ("ant", "zebra")}
+    assert dataset.text_labels == frozenset(), "folders are classes"
     assert batch.labels["labels"].tolist() == [0, 0, 1]
     assert batch.feeds["image"].shape == (3, 3, 4, 6)
     assert batch.feeds["image"][:, 0, 0, 0].tolist() == [1, 2, 0]
@@ -60,6 +61,8 @@ def test_labels_from_a_csv_in_its_order(flat: Path) -> None:
     dataset = open_folder(flat, labels="labels.csv")
     (batch,) = dataset.batches()
     assert batch.labels["labels"].tolist() == [7, 5, 6]
+    as_text = open_folder(flat, labels="labels.csv", label_type="text")
+    assert as_text.class_names == {"labels": ("5", "6", "7")}
     assert batch.feeds["image"][:, 0, 0, 0].tolist() == [2, 0, 1]
     assert "1 images in flat have no label" in dataset.notes[0]
 
@@ -69,6 +72,7 @@ def test_names_as_labels_without_header(flat: Path) -> None:
     dataset = open_folder(flat, labels={"animal": "beside.csv"})
     assert next(dataset.batches()).labels["animal"].tolist() == [1, 0]
     assert dataset.class_names == {"animal": ("cat", "dog")}
+    assert dataset.text_labels == {"animal"}
 
 
 def test_a_flat_folder_is_unlabelled(flat: Path) -> None:

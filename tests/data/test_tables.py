@@ -173,3 +173,16 @@ def test_any_bytes_are_a_table_or_an_error(tmp_path: Path, name: str, content: b
             assert len(batch.feeds["x"])
     except DataError:
         pass
+
+
+def test_labels_that_look_like_numbers_stay_text_where_asked(path: Path) -> None:
+    rows = [{"a": 1.0, "b": 2, "code": code} for code in ("0012", "7", "abc", "0012")]
+    spec = {"path": path.name, "inputs": {"x": ("a", "b")}, "labels": "code"}
+    write(path, rows)
+    found = open_dataset(DataSpec(**spec, label_type="text"), [X], name="evaluation", base=path.parent)
+    assert found.text_labels == {"labels"}
+    assert found.class_names == {"labels": ("0012", "7", "abc")}
+    assert next(found.batches()).labels["labels"].tolist() == [0, 1, 2, 0]
+    with pytest.raises(DataError, match="`abc` is not a number") as caught:
+        open_dataset(DataSpec(**spec), [X], name="evaluation", base=path.parent)
+    assert caught.value.hint == "`label_type: text` keeps them as they are written"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from lepton_cli.errors import DataError
 from lepton_cli.measure import metrics
 from lepton_cli.measure.spec import AccuracySpec
-from lepton_cli.metrics import MEASURABLE
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.2, 0.2, 0.6], [0.3, 0.4, 0.3]], np.float32)
 LABELS = np.array([1, 2, 2, 0])
@@ -165,7 +164,7 @@ def test_numbers_by_hand() -> None:
     assert value(np.array([1.0, 2, 3]), np.array([1.0, 3, 2]), metric="spearman") == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("metric", [word for word in MEASURABLE if word != "python"])
+@pytest.mark.parametrize("metric", ["top1", "topk", "f1", "mae", "rmse", "r2", "cosine", "spearman"])
 def test_every_metric_works_on_many_resamples_at_once(metric: str) -> None:
     generator = np.random.default_rng(3)
     built = metrics.formula(AccuracySpec(metric=metric, k=2))

@@ -172,9 +172,17 @@ def test_three_significant_digits(amount: float, text: str) -> None:
     assert words.significant(amount) == text
 
 
+def test_differences_are_in_the_unit_of_the_metric() -> None:
+    found = [words.difference(-0.01234, kind) for kind in ("share", "decibel", "number", "coefficient")]
+    assert found == ["-1.23 pp", "-0.0123 dB", "-0.0123", "-0.0123"]
+    assert words.exact(30.046, "decibel") == "30.05 dB"
+    assert words.exact(float("inf"), "decibel") == "identical"
+
+
 def test_a_loss_that_rounds_to_nothing_has_no_sign_of_its_own() -> None:
     assert words.points(-0.0, sign=False) == "0.00 pp"
     assert words.points(-1e-9) == "+0.00 pp"
+    assert words.difference(-1e-9, "share") == "+0.00 pp"
     assert words.percent(-1e-9, sign=False) == "0.0 %"
 
 

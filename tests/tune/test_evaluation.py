@@ -20,6 +20,7 @@ from lepton_cli.recipe.schema import Gate
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.runtime import Session
 from lepton_cli.tune.evaluation import Evaluation
+from tests.measure import builders
 from tests.tune.builders import gate, judge, latency, trial
 
 TOP1, F1, RMSE = (AccuracySpec(metric=name) for name in ("top1", "f1", "rmse"))
@@ -295,3 +296,27 @@ def test_a_score_of_several_metrics_is_left_alone() -> None:
     answers = {"a": scores(MIXED), "b": scores(MIXED)}
     specs = [AccuracySpec(metric="top1", output=name) for name in ("y_a", "y_b")]
     assert not check(answers, np.array(EQUAL), gate("accuracy.score", min=0.1), specs=specs)
+
+
+def test_scores_that_never_decide_for_class_one_still_tell() -> None:
+    """What is looked for is rare: every decision is 0, and the order of the scores is what counts."""
+    labels = [0, 0, 0, 1] * 50
+    answers = np.random.default_rng(0).random((200, 1)) * 0.3
+    specs = [AccuracySpec(metric="auc")]
+    assert check(answers, labels, gate("accuracy.auc", max_drop="1 pp"), specs=specs) == []
+    same = refused(np.full((200, 1), 0.3), labels, gate("accuracy.auc", max_drop="1 pp"), specs=specs)
+    assert same.code == "tune.metric-constant"
+    assert "the original answers" in same.message
+
+
+def test_few_texts_cannot_tell_a_small_limit() -> None:
+    """One text of 20 that is read otherwise is 5 points."""
+    words = [f"line {number}" for number in range(20)]
+    model = "g (string[N] x) => (string[N] y) { y = Identity (x) }"
+    data = Counted({"x": np.array(words, object)}, words)
+    session = Session(builders.model(model), threads=1)
+    specs = [AccuracySpec(metric="exact")]
+    found = evaluate({"original": session, "compressed": session}, data, specs)
+    with pytest.raises(RecipeError, match="one more that is wrong") as caught:
+        looked_at(data, session, specs, found, gate("accuracy.exact", max_drop="1 pp"))
+    assert caught.value.code == "tune.too-few-samples"
