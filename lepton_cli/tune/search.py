@@ -267,7 +267,7 @@ class Search:
                     yield Proposal(point, prospect)
 
     def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
-        """Precisions that may be best when pruned, in all kinds of widths and with every training; later with other
+        """Precisions that may be best when pruned, with every training; later in all kinds of widths, then with other
         rankings: of those that came near, then of all."""
         dimensions = self.space.dimensions
         found: list[Point] = []
@@ -276,7 +276,8 @@ class Search:
             wide = self.stage >= ALL or (self.stage == RANKINGS and near)
             rankings = dimensions["importance"][: None if wide else 1]
             trainings = dimensions["distill"][: None if wide or not place else 1]
-            kinds = itertools.product([precision], rankings, dimensions["round_to"], dimensions["branches"], trainings)
+            multiples = dimensions["round_to"][: None if self.stage else 1]  # tables of each take seconds
+            kinds = itertools.product([precision], rankings, multiples, dimensions["branches"], trainings)
             found += [self.space.point(dict(zip(FAMILY, kind, strict=True)), pruned=True) for kind in kinds]
         return found
 
