@@ -1,7 +1,7 @@
 """The problems that a search is measured on, and for each the ten recipes that a person would write.
 
-Ten over nine models, with one to three limits on accuracy, fidelity, agreement, size, latency and memory. There is no
-metric of the worst class yet. Two more are run by name only: limits that nothing known holds, and data to train on.
+Ten over nine models, with one to three limits on accuracy, the worst class, fidelity, agreement, size, latency and
+memory. Two more are run by name only: limits that nothing known holds, and data to train on.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _digits(
 
 
 def mlp(assets: Path) -> Problem:
-    """Fastest at batch 64 with at most half a point lost."""
+    """Fastest at batch 64 with at most half a point lost, and four by any digit."""
     by_hand = [
         [INT8],
         [DYNAMIC],
@@ -258,7 +258,8 @@ def mlp(assets: Path) -> Problem:
     ]
     preprocess = {"scale": "1/16", "shape": [64]}
     goal = {"metric": "latency.median", "batch": 64}
-    return _digits("digits_mlp", "pixels", preprocess, [_drop("0.5 pp")], by_hand, minimize=goal, batch=64)
+    limits = [_drop("0.5 pp"), {"metric": "accuracy.worst_class", "max_drop": "4 pp"}]
+    return _digits("digits_mlp", "pixels", preprocess, limits, by_hand, minimize=goal, batch=64)
 
 
 def cnn(assets: Path) -> Problem:
