@@ -268,7 +268,7 @@ class Search:
 
     def _families(self, parents: Sequence[moves.Parent]) -> list[Point]:
         """Precisions that may be best when pruned, with every training; later in all kinds of widths, then with other
-        rankings: of those that came near, then of all."""
+        rankings: of those that came near, then of all. And all other choices as the best has them."""
         dimensions = self.space.dimensions
         found: list[Point] = []
         for place, precision in enumerate(self._precisions()):
@@ -279,7 +279,8 @@ class Search:
             multiples = dimensions["round_to"][: None if self.stage else 1]  # tables of each take seconds
             kinds = itertools.product([precision], rankings, multiples, dimensions["branches"], trainings)
             found += [self.space.point(dict(zip(FAMILY, kind, strict=True)), pruned=True) for kind in kinds]
-        return found
+        own = [self.space.point(parent.proposal.point, pruned=True) for parent in parents if parent.best]
+        return [*found, *(point for point in own if point not in found)]
 
     def _precisions(self) -> list[Value]:
         """Precisions to prune, the best unpruned goal first: a few at first, later all."""
@@ -300,7 +301,7 @@ class Search:
 
     def _levels_of(self, point: Point, steer: str) -> list[float]:
         """Costs that widths are chosen for, as shares of the original's; infinite: what the limits alone ask for."""
-        key = (steer, *(point[name] for name in FAMILY))
+        key = (steer, *(point[name] for name in (*FAMILY, *FORM)))
         if key not in self._levels:
             self._levels[key] = sorted(self._first_levels(point, steer), reverse=True)
         return self._levels[key]

@@ -35,6 +35,8 @@ class Network:
     worse: float = 1.0
     off: float = 1.0
     noise: float = 0.0
+    #: Factor on the time of what prefers speed, which no draft knows.
+    hurried: float = 1.0
     bits: dict[str, float] = dataclasses.field(default_factory=lambda: {"float": 1.0, "int8": 0.265})
     speed: dict[str, float] = dataclasses.field(default_factory=lambda: {"float": 1.0, "int8": 0.45})
     lost: dict[str, float] = dataclasses.field(default_factory=lambda: {"float": 0.0, "int8": 0.002})
@@ -133,10 +135,11 @@ def measured(candidate: Candidate, judge: Judge, network: Network, half: float =
     pruned = next((step for step in candidate.steps if isinstance(step, PruneChannels)), None)
     kept = 1.0 if pruned is None or pruned.widths is None else pruned.widths["g"] / CHANNELS
     off = network.off if pruned is not None else 1.0
+    hurried = network.hurried if point["prefer"] == "speed" else 1.0
     made = trial(
         candidate.name,
         accuracy=accuracy(network.drop(kept, point), half=half),
-        latency=latency(network.time(kept, point["precision"], point["round_to"]) * off),
+        latency=latency(network.time(kept, point["precision"], point["round_to"]) * off * hurried),
         size=size(int(1e6 * network.bytes(kept, point["precision"]) * off)),
         point=point,
         origin=candidate.origin,

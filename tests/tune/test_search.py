@@ -166,6 +166,20 @@ def test_a_near_miss_is_mended(tmp_path: Path, space: SearchSpace) -> None:
     assert best.origin == "near miss"
 
 
+def test_widths_are_looked_for_with_the_choices_of_the_best(tmp_path: Path, space: SearchSpace) -> None:
+    """What is faster for its preference alone may be narrower or wider than what was best without it."""
+    one, net = limits(POINT), Network(hurried=0.8, worse=3.0)
+    unfinished = search(tmp_path, one, space, net)
+    trials = ran(unfinished)
+    best = one.best(trials)
+    assert best is not None
+    assert best.point["prefer"] == "speed"
+    assert one.value(best) == pytest.approx(0.8 * fastest(space, net), rel=0.03)
+    left = [rated.proposal for rated in unfinished._ranked()]
+    kept = [made_up.share(each.prospect) for each in left if each.prospect and each.point["prefer"] == "speed"]
+    assert len({*kept}) > 3, "of several costs, and not those of the best alone"
+
+
 def test_training_is_tried_where_it_pays(tmp_path: Path) -> None:
     space = derive(Space(), dataclasses.replace(CNN, trainable=True))
     one, net = limits(POINT), Network()
