@@ -84,7 +84,7 @@ def _listen() -> list[int]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if _importing(frame):
-            later = threading.Timer(_SOON, _thread.interrupt_main, [number])
+            later = threading.Timer(_SOON, _again, [number])
             later.daemon = True
             later.start()
             return
@@ -95,6 +95,14 @@ def _listen() -> list[int]:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, interrupt)
     return stops
+
+
+def _again(number: int) -> None:
+    """The signal once more, which ends a wait of the main thread where the system can send it there."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -197,6 +197,8 @@ def test_a_signal_that_meets_an_import_waits_for_its_end(
 
     monkeypatch.setattr("lepton_cli.model.io.load", load)
     sys.modules.pop("loaded_slowly", None)
+    started = time.monotonic()
     found = invoke("inspect", pair[0])
     assert (found.exit_code, found.stderr) == (130, "interrupted\n")
     assert signal.loaded  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 50, "and not for that of what follows it"

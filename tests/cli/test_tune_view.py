@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from lepton_cli.cli.tune_view import LiveView, View, show_search
 from lepton_cli.commands.tune_report import About, Publisher
+from lepton_cli.measure.spec import EvaluateSpec
 from lepton_cli.recipe.tuning import Objective
 from lepton_cli.report.model import Nearest, Tune
 from lepton_cli.report.trial import Band, Forecast, Trial
@@ -138,7 +140,8 @@ def test_the_live_view_tells_why() -> None:
 def summary(judge: Judge, *trials: Trial, axes: tuple[Objective, Objective] = (FASTEST, TOP1)) -> Tune:
     about = About(search="s", seed=0, space={}, dropped=())
     nothing: Any = None
-    return Publisher(nothing, judge, nothing, nothing, "tune.limits", about, axes).summary(trials[0], trials, "")
+    job: Any = SimpleNamespace(spec=SimpleNamespace(evaluate=EvaluateSpec()))
+    return Publisher(job, judge, nothing, nothing, "tune.limits", about, axes).summary(trials[0], trials, "")
 
 
 def ending(tuned: Tune) -> list[str]:
