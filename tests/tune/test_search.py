@@ -79,6 +79,19 @@ def test_a_little_is_pruned_where_more_loses_too_much(tmp_path: Path, space: Sea
     assert best.size.file < 1e6 * net.bytes(0.99, "int8")
 
 
+def test_levels_are_halved_towards_the_whole_model_too(tmp_path: Path, space: SearchSpace) -> None:
+    """Half-way, as logarithms, between the widest that was looked for and int8 with all its channels, at 0.45."""
+    one = search(tmp_path, limits(POINT), space, Network())
+    one._prunes = True
+    point = space.point({"precision": "int8", "round_to": 1}, pruned=True)
+    widest = one.known.widths(point, one._budget(point, "time", 0.96 * 0.45))
+    assert widest is not None
+    proposal = Proposal(point, widest)
+    here = one.known.figures(proposal).time
+    assert one._halved(proposal)
+    assert round((here * 0.45) ** 0.5, 4) in one._levels_of(point, "time")
+
+
 @pytest.mark.parametrize("off", [0.85, 0.95, 1.05, 1.15])
 def test_drafts_correct_the_tables(tmp_path: Path, space: SearchSpace, off: float) -> None:
     """Files are larger and slower than tables say, or smaller: still nothing too large is tried."""
